@@ -1,0 +1,179 @@
+"""Sweeps: Hydra's grid of overrides, every job checked before the first one starts, each in a fresh process.
+
+Hydra finds plugins by name in a package ``hydra_plugins``. The last lines make this module known there,
+so that no second top-level folder is needed; Hydra imports it again by that name, hence no work at import.
+"""
+
+import logging
+import os
+import shlex
+import sys
+import types
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from llm.config.schema import TrainSettings
+from llm.config.settings import read_settings
+from llm.config.verbatim import KEYS, unquote
+from llm.data.config import SAFE
+from llm.errors import Refused, Stop
+from llm.experiment.rundir import read_summary
+from llm.experiment.sweep import Job, SweepStopped, run_job
+
+PLUGIN = "hydra_plugins.llm_process"
+HOUSEKEEPING = ("run.sweep", "run.dir")  # overrides that say where, not what
+log = logging.getLogger("llm")
+
+
+class SweepFailed(Stop):
+    """Some jobs did not finish. Each says why in its own folder."""
+
+
+class Grid(BasicSweeper):
+    """Hydra's sweeper over all combinations, which writes nothing before it knows that each can be run."""
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run all combinations of ``arguments`` and return their results."""
+        assert self.hydra_context is not None and self.launcher is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        (batch,) = self.split_arguments(overrides, None)
+        results = self.launcher.launch(batch, initial_job_idx=0)
+        for result in results:
+            _ = result.return_value  # raises what a job failed with
+        return [results]
+
+
+class ProcessLauncher(Launcher):
+    """One job after another, each as the command that would run it alone."""
+
+    def __init__(self, timeout_min: float | None = None) -> None:
+        self.timeout_seconds = None if timeout_min is None else 60 * timeout_min
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what :meth:`launch` needs; called by Hydra once per sweep."""
+        self.loader, self.config = hydra_context.config_loader, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        """Check all jobs, then run them; returns their results in the same order. Called by Hydra once per batch."""
+        from llm.experiment.console import console, jobs_table
+
+        settings = [self.check(list(overrides)) for overrides in job_overrides]
+        sweep = settings[0].run.sweep or f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+        jobs = self.jobs([list(overrides) for overrides in job_overrides], sweep, initial_job_idx)
+        again = "python " + shlex.join(self.command_of_sweep(sweep))
+        done: list[tuple[Job, dict[str, Any]]] = []
+        try:
+            for place, job in enumerate(jobs, 1):
+                console.rule(f"job {place} of {len(jobs)}: {_label(job.overrides)}")
+                done.append((job, run_job(job, self.timeout_seconds)))
+        except SweepStopped as stop:
+            done += _not_started(done, jobs)
+            jobs_table([(_label(job.overrides), found) for job, found in done])
+            console.print(f"stopped by {stop}; to continue: {again}")
+            raise
+        jobs_table([(_label(job.overrides), found) for job, found in done])
+        failed = [job for job, found in done if found["status"] != "finished"]
+        if failed:
+            console.print(f"{len(failed)} of {len(jobs)} jobs did not finish; to run those again: {again}")
+        return [self.result(job, found) for job, found in done]
+
+    def check(self, overrides: list[str]) -> TrainSettings:
+        """The settings of one job; :class:`llm.errors.Refused` names the combination that cannot work."""
+        config = self.loader.load_sweep_config(self.config, overrides)
+        with open_dict(config):
+            del config["hydra"]
+        try:
+            return read_settings(config, TrainSettings)
+        except Refused as refusal:
+            raise Refused(f"the job {_label(overrides)} cannot run, so none was started: {refusal}") from None
+
+    def jobs(self, batch: list[list[str]], sweep: str, first: int) -> list[Job]:
+        """One job for each list of overrides, in a folder named after what differs from job to job."""
+        common = set(batch[0]).intersection(*batch) if len(batch) > 1 else set()
+        names: dict[str, int] = {}
+        jobs = []
+        for number, overrides in enumerate(batch, first):
+            name = _folder_name([o for o in overrides if o not in common], number)
+            names[name] = names.get(name, 0) + 1
+            folder = Path("multirun") / sweep / (name if names[name] == 1 else f"{name}-{names[name]}")
+            own = [*_typed([o for o in overrides if not _is_housekeeping(o)]), f"run.sweep={sweep}", f"run.dir={folder}"]
+            jobs.append(Job(number, [o for o in overrides if o not in common], folder, self.command(own)))
+        return jobs
+
+    def command(self, overrides: list[str]) -> list[str]:
+        """What to run for one job: this script, as a single run."""
+        flags = ["--config-name", str(self.config.hydra.job.config_name)]
+        for source in self.loader.get_search_path().get_path():
+            if source.provider == "command-line":
+                flags += ["--config-dir", source.path.removeprefix("file://")]
+        # Unresolved on purpose: some of Hydra's own overrides only mean something inside a job.
+        of_hydra = OmegaConf.to_container(self.config.hydra.overrides.hydra, resolve=False)
+        assert isinstance(of_hydra, list)
+        kept = [str(o) for o in of_hydra if not str(o).startswith(("hydra.mode", "hydra.sweeper", "hydra/sweeper"))]
+        return [sys.executable, os.path.abspath(sys.argv[0]), *flags, *kept, *overrides, "hydra.mode=RUN"]
+
+    def command_of_sweep(self, sweep: str) -> list[str]:
+        """What the user typed, with the name that makes the same command continue."""
+        typed = [Path(sys.argv[0]).name, *_typed(sys.argv[1:])]
+        return typed if self.config.run.sweep else [*typed, f"run.sweep={sweep}"]
+
+    def result(self, job: Job, found: dict[str, Any]) -> JobReturn:
+        """A job's summary as Hydra, and an optimizing sweeper, wants it."""
+        finished = found["status"] == "finished"
+        result = JobReturn(overrides=job.overrides, working_dir=os.getcwd(), task_name="run_train")
+        result.status = JobStatus.COMPLETED if finished else JobStatus.FAILED
+        result.return_value = (
+            found.get("best_val_loss")
+            if finished
+            else SweepFailed(f"job {_label(job.overrides)} is {found['status']}: {found.get('reason')}")
+        )
+        return result
+
+
+def _is_housekeeping(override: str) -> bool:
+    return override.partition("=")[0] in HOUSEKEEPING
+
+
+def _label(overrides: list[str]) -> str:
+    return " ".join(o for o in overrides if not _is_housekeeping(o)) or "(no overrides)"
+
+
+def _folder_name(overrides: list[str], number: int) -> str:
+    """``model.n_layer-4_optimizer.lr-0.001``: letters, digits and ``. _ -`` only, at most 120 of them."""
+    kept = sorted(o for o in overrides if not _is_housekeeping(o))
+    name = "".join(c if c in SAFE else "-" for c in "_".join(kept)).strip("-.")
+    return name if 0 < len(name) <= 120 else f"job-{number}" if not name else f"{name[:110]}-{number}"
+
+
+def _typed(arguments: list[str]) -> list[str]:
+    """Arguments as a person types them: free text and paths without the quotes that Hydra needs."""
+    pairs = [argument.partition("=") for argument in arguments]
+    return [f"{k}={unquote(v)}" if k in KEYS and v != "null" else f"{k}{e}{v}" for k, e, v in pairs]
+
+
+def _not_started(done: list[tuple[Job, dict[str, Any]]], jobs: list[Job]) -> list[tuple[Job, dict[str, Any]]]:
+    """What is known of the jobs that were not reached when a sweep was stopped."""
+    return [(job, read_summary(job.folder) or {"status": "not started"}) for job in jobs[len(done) :]]
+
+
+def _register() -> None:
+    sys.modules.setdefault("hydra_plugins", types.ModuleType("hydra_plugins")).__dict__.setdefault("__path__", [])
+    sys.modules[PLUGIN] = sys.modules[__name__]
+    for plugin in (Grid, ProcessLauncher):
+        plugin.__module__ = PLUGIN
+        Singleton.__call__(Plugins).register(plugin)
+
+
+_register()

@@ -1,0 +1,177 @@
+"""The shape of every configuration: which keys there are, their types, and which values go together.
+
+The sections are the option classes of the rooms themselves; here they only gain the ``_target_`` that a YAML file
+names. Hydra checks keys and types against them, ``check()`` the rest, before anything is built.
+"""
+
+from dataclasses import dataclass, field
+
+from hydra.core.config_store import ConfigStore
+
+from llm.data.config import SAFE, DataConfig
+from llm.errors import require
+from llm.model.config import GPTConfig
+from llm.training.options import TrainerOptions
+from llm.training.schedule import Schedule
+
+
+@dataclass
+class Model(GPTConfig):
+    """``model/``"""
+
+    _target_: str = "llm.model.gpt.GPT"
+
+
+@dataclass
+class Optimizer:
+    """``optimizer/``"""
+
+    _target_: str = "llm.training.optimizer.adamw"
+    name: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.1
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+
+    def check(self) -> None:
+        """Raise :class:`llm.errors.Refused` naming the first value out of its range."""
+        require(self.lr > 0, f"optimizer.lr={self.lr} must be more than 0")
+        require(self.weight_decay >= 0, f"optimizer.weight_decay={self.weight_decay} must be 0 or more")
+        betas = self.betas
+        right = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
+        require(right, f"optimizer.betas={betas} must be two numbers in [0, 1)")
+
+
+@dataclass
+class ScheduleSection:
+    """``schedule/``"""
+
+    _target_: str = "llm.training.schedule.Cosine"
+    name: str = "cosine"
+    warmup_steps: int | None = None
+    min_lr_ratio: float = 0.1
+    cooldown_fraction: float = 0.2
+
+
+@dataclass
+class PrecisionSection:
+    """``precision/``"""
+
+    name: str = "auto"
+
+
+@dataclass
+class Trainer(TrainerOptions):
+    """``trainer/``"""
+
+    _target_: str = "llm.training.trainer.Trainer"
+
+
+@dataclass
+class LoggerSection:
+    """``logger/``"""
+
+    mode: str = "offline"
+    project: str = "llm"
+    entity: str | None = None
+    name: str | None = None
+    tags: list[str] = field(default_factory=list)
+    notes: str | None = None
+
+    def check(self) -> None:
+        """Raise :class:`llm.errors.Refused` for an unknown mode."""
+        known = ("online", "offline", "disabled")
+        require(self.mode in known, f"logger.mode={self.mode} is unknown: take one of {', '.join(known)}")
+
+
+@dataclass
+class RunSection:
+    """Where a run is written. A sweep gives each job its ``dir`` and its own name as ``sweep``."""
+
+    name: str | None = None  # outputs/<name>; the same command again then continues it
+    dir: str | None = None  # any folder
+    sweep: str | None = None  # multirun/<sweep>
+
+    def check(self) -> None:
+        """Raise :class:`llm.errors.Refused` for a name that is no plain folder name."""
+        for key in ("name", "sweep"):
+            value = getattr(self, key)
+            plain = value is None or (set(value) <= SAFE and value.strip("."))
+            require(plain, f"run.{key}={value} must be letters, digits, . _ or -")
+        require(self.name is None or self.dir is None, "run.name and run.dir are both given: take one")
+
+
+@dataclass
+class TrainSettings:
+    """Everything ``run_train.py`` is told."""
+
+    model: Model = field(default_factory=Model)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    schedule: ScheduleSection = field(default_factory=ScheduleSection)
+    precision: PrecisionSection = field(default_factory=PrecisionSection)
+    trainer: Trainer = field(default_factory=Trainer)
+    logger: LoggerSection = field(default_factory=LoggerSection)
+    run: RunSection = field(default_factory=RunSection)
+    seed: int = 1337
+    init_from: str | None = None
+    resume: str | None = None
+
+    def check(self) -> None:
+        """Raise :class:`llm.errors.Refused` naming the first value, or pair of values, that cannot work."""
+        for section in (self.data, self.optimizer, self.trainer, self.logger, self.run):
+            section.check()
+        self.model.resolve(self.data.declared_vocab_size())
+        known = ("auto", "fp32", "bf16", "fp16")
+        require(self.precision.name in known, f"precision.name={self.precision.name}: take one of {', '.join(known)}")
+        schedule = self.schedule
+        numbers = (schedule.warmup_steps, schedule.min_lr_ratio, schedule.cooldown_fraction)
+        Schedule(schedule.name, *numbers).check(self.trainer.max_steps)
+        require(0 <= self.seed < 2**63, f"seed={self.seed} must be between 0 and 2^63")
+        data, model = self.data.declared_vocab_size(), self.model.vocab_size
+        require(
+            not (data and model) or data <= model,
+            f"model.vocab_size={model} is smaller than data.vocab_size={data}",
+        )
+
+
+@dataclass
+class SampleSettings:
+    """Everything ``run_sample.py`` is told."""
+
+    ckpt: str | None = None
+    prompt: str = ""
+    prompt_file: str | None = None
+    num_samples: int = 1
+    max_new_tokens: int = 500
+    temperature: float = 0.8
+    top_k: int | None = 200
+    top_p: float | None = None
+    seed: int = 1337
+    device: str = "auto"
+    stream: bool = True
+    logprobs: bool = False
+    echo: bool = True
+
+    def check(self) -> None:
+        """Raise :class:`llm.errors.Refused` for what the sampler itself does not check."""
+        require(self.ckpt, "ckpt is missing: give a run folder or a checkpoint, as in ckpt=outputs/<date>/<time>")
+        require(self.num_samples >= 1, f"num_samples={self.num_samples} must be at least 1")
+        require(not (self.prompt and self.prompt_file), "prompt and prompt_file are both given: take one")
+        require(0 <= self.seed < 2**63, f"seed={self.seed} must be between 0 and 2^63")
+
+
+@dataclass
+class PrepareSettings:
+    """Everything ``run_prepare.py`` is told."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def check(self) -> None:
+        """Raise :class:`llm.errors.Refused` naming the first value that cannot work."""
+        self.data.check()
+
+
+SETTINGS = {"train": TrainSettings, "sample": SampleSettings, "prepare": PrepareSettings}
+
+for _command, _schema in SETTINGS.items():  # each primary config starts with its schema: see conf/train.yaml
+    ConfigStore.instance().store(name=f"{_command}_schema", node=_schema)

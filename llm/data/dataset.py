@@ -1,0 +1,186 @@
+"""Token files -> batches. A batch is a pure function of (seed, step), so that a run can be entered anywhere.
+
+Each epoch visits every window of ``block_size + 1`` tokens once, in an order given by a keyed bijection
+instead of a shuffled list: no memory proportional to the data, and nothing to save in a checkpoint.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm.data.prepare import FORMAT_VERSION, SPLITS
+from llm.data.tokenizer import Tokenizer, from_json
+from llm.errors import Refused, require
+
+Batch = tuple[np.ndarray, np.ndarray]  # inputs and targets, both (B, T) int64
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared folder: two memory-mapped splits, their tokenizer, and ``digest``, which names their contents."""
+
+    folder: Path
+    train: np.ndarray
+    val: np.ndarray
+    tokenizer: Tokenizer
+    digest: str
+    bytes_per_token: float  # UTF-8 bytes of validation text per token, for bits per byte
+
+    @classmethod
+    def open(cls, folder: Path) -> "Dataset":
+        """Map the files of ``folder`` and check them against ``meta.json``.
+
+        Raises :class:`llm.errors.Refused` naming the file that does not fit.
+        """
+        meta = _read_meta(folder)
+        tokenizer = from_json(meta["tokenizer"])
+        vocab_size, max_id = meta["vocab_size"], meta["max_id"]
+        require(
+            tokenizer.vocab_size == vocab_size,
+            f"{folder}/meta.json says vocab_size={vocab_size}, its tokenizer has {tokenizer.vocab_size}",
+        )
+        require(
+            max_id < vocab_size,
+            f"{folder} holds token id {max_id}, beyond its vocabulary of {vocab_size}: prepare it again",
+        )
+        identity = json.dumps([meta["sha256"], meta["dtype"], tokenizer.digest()], sort_keys=True)
+        return cls(
+            folder=folder,
+            train=_map(folder, "train", meta),
+            val=_map(folder, "val", meta),
+            tokenizer=tokenizer,
+            digest=hashlib.sha256(identity.encode()).hexdigest(),
+            bytes_per_token=meta["bytes"]["val"] / max(1, meta["tokens"]["val"]),
+        )
+
+    def check(self, block_size: int, vocab_size: int) -> None:
+        """Raise :class:`llm.errors.Refused` unless a model of this shape can be trained on the data."""
+        for split, tokens in (("train", self.train), ("val", self.val)):
+            require(
+                len(tokens) > block_size,
+                f"{self.folder}/{split}.bin has {len(tokens)} tokens, and model.block_size={block_size} "
+                f"needs {block_size + 1}: use more text, or a smaller block_size",
+            )
+        require(
+            self.tokenizer.vocab_size <= vocab_size,
+            f"model.vocab_size={vocab_size} is smaller than the {self.tokenizer.vocab_size} tokens of {self.folder}",
+        )
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    path = folder / "meta.json"
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Refused(f"{folder} is not a prepared dataset: it has no meta.json") from None
+    except (OSError, ValueError) as error:
+        raise Refused(f"{path} cannot be read: {error}") from None
+    version = meta.get("format_version") if isinstance(meta, dict) else None
+    require(version == FORMAT_VERSION, f"{path} has format_version={version}: this version reads {FORMAT_VERSION}")
+    kinds = {"dtype": str, "vocab_size": int, "max_id": int, "tokenizer": dict}
+    for key in ("tokens", "bytes", "sha256"):
+        require(
+            isinstance(meta.get(key), dict) and set(meta[key]) == set(SPLITS), f"{path} has no {key} per split"
+        )
+    for key, kind in kinds.items():
+        require(isinstance(meta.get(key), kind), f"{path} has no usable {key}")
+    require(meta["dtype"] in ("uint16", "uint32"), f"{path} has dtype={meta['dtype']}: uint16 or uint32 expected")
+    return dict(meta)
+
+
+def _map(folder: Path, split: str, meta: dict[str, Any]) -> np.ndarray:
+    path, tokens = folder / f"{split}.bin", meta["tokens"][split]
+    dtype = np.dtype(meta["dtype"]).newbyteorder("<")
+    size = path.stat().st_size if path.is_file() else -1
+    require(
+        size == tokens * dtype.itemsize,
+        f"{path} has {size} bytes, but meta.json says {tokens} tokens of {dtype.itemsize}: prepare it again",
+    )
+    return np.memmap(path, dtype=dtype, mode="r") if tokens else np.zeros(0, dtype)
+
+
+class BatchSampler:
+    """Training batches: ``batch(step)`` for steps 1, 2, 3, ... in any order.
+
+    Window ``i`` of an epoch starts at ``i * block_size`` plus an offset of that epoch's own, so that
+    the windows of two epochs do not begin at the same tokens.
+    """
+
+    def __init__(
+        self, tokens: np.ndarray, block_size: int, batch_size: int, seed: int, overfit_batches: int = 0
+    ) -> None:
+        require(len(tokens) > block_size, f"{len(tokens)} tokens are too few for block_size={block_size}")
+        self.tokens, self.block_size, self.batch_size = tokens, block_size, batch_size
+        self.seed, self.overfit_batches = seed, overfit_batches
+        # One window is kept free for the offset, where the data allows it.
+        self.windows = max(1, (len(tokens) - block_size) // block_size)
+        self.slack = min(block_size - 1, len(tokens) - 1 - self.windows * block_size)
+
+    def positions(self, step: int) -> np.ndarray:
+        """Where the windows of a step start in the tokens: (batch_size,) int64."""
+        index = step - 1 if self.overfit_batches == 0 else (step - 1) % self.overfit_batches
+        sequence = np.arange(index * self.batch_size, (index + 1) * self.batch_size, dtype=np.uint64)
+        epoch, place = sequence // np.uint64(self.windows), sequence % np.uint64(self.windows)
+        key = mix(epoch + mix(np.uint64(self.seed)))
+        offset = mix(key + np.uint64(1)) % np.uint64(self.slack + 1)
+        return (permute(place, self.windows, key) * np.uint64(self.block_size) + offset).astype(np.int64)
+
+    def batch(self, step: int) -> Batch:
+        """Inputs and targets of optimizer step ``step`` (from 1): each (batch_size, block_size) int64."""
+        return _windows(self.tokens, self.positions(step), self.block_size)
+
+
+def evaluation_batches(
+    tokens: np.ndarray, block_size: int, batch_size: int, sequences: int | None
+) -> list[np.ndarray]:
+    """Starting positions, in batches, of a fixed set of windows spread evenly over a split.
+
+    ``sequences`` is how many (None: all that fit without overlap).
+    """
+    available = (len(tokens) - 1) // block_size
+    wanted = available if sequences is None else min(sequences, available)
+    starts = np.arange(wanted) * available // wanted * block_size
+    return [starts[i : i + batch_size] for i in range(0, wanted, batch_size)]
+
+
+def read_windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> Batch:
+    """Inputs and targets, each (len(starts), block_size) int64."""
+    return _windows(tokens, starts, block_size)
+
+
+def _windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> Batch:
+    rows = tokens[starts[:, None] + np.arange(block_size + 1)].astype(np.int64)
+    return rows[:, :-1], rows[:, 1:]
+
+
+def mix(x: np.ndarray | np.uint64) -> Any:
+    """splitmix64's finaliser (Steele et al. 2014): spreads every bit of a uint64 over all others."""
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+def permute(index: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
+    """A bijection of 0 .. size - 1 that depends on ``key``, applied to ``index`` (uint64, element by element).
+
+    A Feistel network over the next even power of two is a bijection whatever its round function is
+    (Luby & Rackoff 1988); results beyond ``size`` are sent through again until they fall inside
+    ("cycle walking", Black & Rogaway 2002), which keeps it one.
+    """
+    half = np.uint64(max(1, (int(size - 1).bit_length() + 1) // 2))
+    mask = np.uint64((1 << int(half)) - 1)
+    result = index.copy()
+    outside = np.ones(index.shape, dtype=bool)
+    with np.errstate(over="ignore"):
+        while outside.any():
+            left, right = result[outside] >> half, result[outside] & mask
+            for turn in range(6):
+                left, right = right, left ^ (mix(right + key[outside] * np.uint64(2 * turn + 3)) & mask)
+            result[outside] = left << half | right
+            outside = result >= size
+    return result

@@ -1,0 +1,262 @@
+"""Text -> ``train.bin``, ``val.bin`` and ``meta.json`` in one folder, written elsewhere first and renamed.
+
+The text is read twice, in pieces: once to check it, count its characters and collect the vocabulary,
+once to tokenize it. Memory does not grow with its size.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm.data.assets import sha256
+from llm.data.config import DataConfig
+from llm.data.corpus import Corpus, read_corpus, source_digest
+from llm.data.tokenizer import Tokenizer, build_tokenizer
+from llm.errors import Refused, require
+
+FORMAT_VERSION = 1
+SPLITS = ("train", "val")
+Progress = Callable[[int, int], None]  # called with (bytes done, bytes in all)
+CHUNK = 1 << 20  # characters tokenized at a time
+
+
+def prepare(config: DataConfig, on_progress: Progress = lambda done, total: None) -> Path:
+    """The folder of the dataset that ``config`` describes, prepared now if it is not there yet.
+
+    Processes that ask for the same folder wait for each other. Raises :class:`llm.errors.Refused` for text
+    that cannot be used, and for a folder that was prepared from something else; nothing is left behind then.
+    """
+    config.check()
+    made_from = _made_from(config)
+    folder = folder_of(config, made_from)
+    if _is_ready(folder, made_from, config.overwrite):
+        return folder
+    created = not folder.parent.exists()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(folder.parent):
+            if not _is_ready(folder, made_from, config.overwrite):  # another process may have done it meanwhile
+                _prepare_into(folder, config, made_from, on_progress)
+    except OSError as error:
+        raise Refused(f"{folder} cannot be written: {error.strerror}") from None
+    finally:
+        if created and folder.parent.exists() and not any(folder.parent.iterdir()):
+            folder.parent.rmdir()
+    return folder
+
+
+def folder_of(config: DataConfig, made_from: dict[str, Any] | None = None) -> Path:
+    """``dir/name``; for text of your own with a digest of the text and of how it is tokenized."""
+    if config.corpus != "text":
+        return Path(config.dir) / config.name
+    digest = sha256(json.dumps(made_from or _made_from(config), sort_keys=True).encode())
+    return Path(config.dir) / f"{config.name}-{digest[:12]}"
+
+
+def _made_from(config: DataConfig) -> dict[str, Any]:
+    """What decides the contents of the folder; saved in ``meta.json`` and compared with it."""
+    return {
+        "corpus": config.corpus,
+        "source_sha256": source_digest(config.corpus, config.path),
+        "tokenizer": config.tokenizer,
+        "val_fraction": config.val_fraction,
+        "allow_special": config.allow_special,
+    }
+
+
+def _is_ready(folder: Path, made_from: dict[str, Any], overwrite: bool) -> bool:
+    if not folder.exists():
+        return False
+    try:
+        saved = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["made_from"]
+    except (OSError, ValueError, KeyError, TypeError):
+        saved = {"meta.json": "missing or damaged"}
+    if saved == made_from:
+        return True
+    if overwrite:
+        return False
+    keys = [key for key in made_from if saved.get(key) != made_from[key]]
+    was = ", ".join(f"{key}={saved[key]}" for key in keys if key in saved) or "no readable meta.json"
+    want = ", ".join(f"{key}={made_from[key]}" for key in keys)
+    raise Refused(
+        f"{folder} was prepared with {was}, but the config says {want}: "
+        "take another data.name, or replace it with data.overwrite=true"
+    )
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold the folder against other processes; the system lets go of it when a process dies."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _prepare_into(folder: Path, config: DataConfig, made_from: dict[str, Any], on_progress: Progress) -> None:
+    for stale in folder.parent.glob(f".{folder.name}.*"):  # of a process that died; the lock keeps others out
+        shutil.rmtree(stale)
+    temporary, replaced = (folder.with_name(f".{folder.name}.{part}") for part in ("new", "old"))
+    temporary.mkdir()
+    try:
+        _write(temporary, config, made_from, on_progress)
+        if folder.exists():
+            folder.rename(replaced)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _write(folder: Path, config: DataConfig, made_from: dict[str, Any], on_progress: Progress) -> None:
+    corpus = read_corpus(config.corpus, config.path)
+    total = 2 * corpus.size()
+    done = 0
+
+    def read(piece: str) -> None:
+        nonlocal done
+        done += len(piece.encode())
+        on_progress(done, total)
+
+    characters, alphabet = _survey(corpus, read)
+    tokenizer = build_tokenizer(config.tokenizer, alphabet)
+    require(
+        config.vocab_size in (None, tokenizer.vocab_size),
+        f"data.vocab_size={config.vocab_size}, but the text has {tokenizer.vocab_size} different characters",
+    )
+    writers = {split: _Writer(folder / f"{split}.bin", tokenizer, config.allow_special) for split in SPLITS}
+    for split, piece in _split(corpus, characters, config.val_fraction, tokenizer):
+        if piece is None:
+            writers[split].end_document()
+        else:
+            writers[split].write(piece)
+            read(piece)
+    for writer in writers.values():
+        writer.close()
+    meta = {
+        "format_version": FORMAT_VERSION,
+        "name": config.name,
+        "dtype": writers["train"].dtype.name,
+        "byte_order": "little",
+        "vocab_size": tokenizer.vocab_size,
+        "max_id": max(writer.max_id for writer in writers.values()),
+        "tokens": {split: writer.tokens for split, writer in writers.items()},
+        "bytes": {split: writer.bytes for split, writer in writers.items()},
+        "sha256": {split: writer.sha256.hexdigest() for split, writer in writers.items()},
+        "source": {"description": corpus.description, "sha256": corpus.sha256},
+        "made_from": made_from,
+        "tokenizer": tokenizer.to_json(),
+    }
+    (folder / "meta.json").write_text(json.dumps(meta, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _survey(corpus: Corpus, read: Callable[[str], None]) -> tuple[int, str]:
+    """Number of characters in all, and the distinct ones in order."""
+    count, seen = 0, {"\n"} if len(corpus.documents) > 1 else set()
+    for document in corpus.documents:
+        for piece in document.pieces():
+            count += len(piece)
+            seen.update(piece)
+            read(piece)
+    require(count, f"{corpus.description} holds no text")
+    return count, "".join(sorted(seen))
+
+
+def _split(
+    corpus: Corpus, characters: int, val_fraction: float | None, tokenizer: Tokenizer
+) -> Iterator[tuple[str, str | None]]:
+    """(split, piece of text) in order, and (split, None) where one of several documents ends.
+
+    By characters, the first ``1 - val_fraction`` of them for training as nanoGPT splits;
+    without a fraction, the documents that are held out.
+    """
+    boundary = int(characters * (1 - val_fraction)) if val_fraction is not None else 0
+    position, several = 0, len(corpus.documents) > 1
+    for document in corpus.documents:
+        split = "val" if document.held_out else "train"
+        for piece in document.pieces():
+            if val_fraction is None:
+                yield split, piece
+                continue
+            left = max(0, boundary - position)
+            position += len(piece)
+            split = "train" if len(piece) <= left else "val"
+            if piece[:left]:
+                yield "train", piece[:left]
+            if piece[left:]:
+                yield "val", piece[left:]
+        if several:
+            yield split, None
+
+
+class _Writer:
+    """Tokenizes text in chunks and appends the ids to one file."""
+
+    def __init__(self, path: Path, tokenizer: Tokenizer, special: bool) -> None:
+        self.file, self.tokenizer, self.special = path.open("wb"), tokenizer, special
+        self.dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+        self.waiting = ""
+        self.tokens = self.bytes = 0
+        self.max_id = 0
+        self.sha256 = hashlib.sha256()
+
+    def write(self, text: str) -> None:
+        self.waiting += text
+        while len(self.waiting) >= CHUNK:
+            cut = safe_cut(self.waiting[:CHUNK])
+            self._encode(self.waiting[:cut])
+            self.waiting = self.waiting[cut:]
+
+    def end_document(self) -> None:
+        """Between documents: the end-of-text id, or a blank line's newline where there is none."""
+        if self.tokenizer.end_of_text is None:
+            self.write("\n")
+        else:
+            self._flush()
+            self._append(np.array([self.tokenizer.end_of_text]))
+
+    def close(self) -> None:
+        self._flush()
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+
+    def _flush(self) -> None:
+        self._encode(self.waiting)
+        self.waiting = ""
+
+    def _encode(self, text: str) -> None:
+        if text:
+            self.bytes += len(text.encode())
+            self._append(self.tokenizer.encode(text, special=self.special))
+
+    def _append(self, ids: np.ndarray) -> None:
+        highest = int(ids.max())
+        # A cast to uint16 would wrap silently.
+        if highest >= self.tokenizer.vocab_size:
+            raise ValueError(f"token id {highest} is beyond the vocabulary of {self.tokenizer.vocab_size}")
+        raw = ids.astype(self.dtype).tobytes()
+        self.file.write(raw)
+        self.sha256.update(raw)
+        self.tokens += len(ids)
+        self.max_id = max(self.max_id, highest)
+
+
+def safe_cut(text: str) -> int:
+    """Where ``text`` can be cut without changing its tokens: before the last space or newline after a non-space.
+
+    GPT-2's pattern never joins a non-space to a following space. Text without one is cut at its end.
+    """
+    match = re.match(r"(?s).*\S(?=[ \n])", text)
+    return match.end() if match else len(text)

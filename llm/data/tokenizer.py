@@ -1,0 +1,159 @@
+"""Text to token ids and back: GPT-2's BPE, characters, bytes.
+
+A tokenizer is saved as plain JSON with everything it needs, in ``meta.json`` and in every checkpoint.
+"""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import tiktoken
+from tiktoken_ext.openai_public import r50k_pat_str  # GPT-2's split pattern; importing it opens no connection
+
+from llm.data import assets
+from llm.data.config import TOKENIZERS
+from llm.errors import Refused
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+class Tokenizer(ABC):
+    """Encodes text as ids below ``vocab_size``; ``end_of_text`` is the id that ends a document, if there is one."""
+
+    kind: str
+    vocab_size: int
+    end_of_text: int | None = None
+
+    @abstractmethod
+    def encode(self, text: str, special: bool = False) -> np.ndarray:
+        """Ids (uint32) of ``text``; with ``special``, each ``<|endoftext|>`` in it becomes one id."""
+
+    @abstractmethod
+    def token_bytes(self, token: int) -> bytes:
+        """The UTF-8 bytes that ``token`` stands for; they may end inside a character."""
+
+    @abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """Plain values from which :func:`from_json` makes an equal tokenizer."""
+
+    def decode(self, tokens: list[int]) -> str:
+        """Text of ``tokens``; bytes that are not UTF-8 become U+FFFD."""
+        return b"".join(map(self.token_bytes, tokens)).decode("utf-8", errors="replace")
+
+    def digest(self) -> str:
+        """sha256 of :meth:`to_json`."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+
+class GPT2Tokenizer(Tokenizer):
+    """GPT-2's byte-level BPE through tiktoken, built from its merges without a download by tiktoken."""
+
+    kind, vocab_size, end_of_text = "gpt2", 50_257, 50_256
+
+    def __init__(self, merges: str | None = None) -> None:
+        self.merges = assets.gpt2_merges().decode("utf-8") if merges is None else merges
+        if assets.sha256(self.merges.encode()) != assets.GPT2_MERGES_SHA256:
+            raise Refused("the saved GPT-2 vocabulary is damaged: its sha256 is not that of vocab.bpe")
+        self.encoding = _gpt2_encoding(self.merges)
+
+    def encode(self, text: str, special: bool = False) -> np.ndarray:
+        allowed = {END_OF_TEXT} if special else set()
+        return self.encoding.encode_to_numpy(text, allowed_special=allowed, disallowed_special=())
+
+    def token_bytes(self, token: int) -> bytes:
+        # Ids beyond the vocabulary exist where a model's is padded; an untrained model may sample one.
+        return self.encoding.decode_single_token_bytes(token) if token < self.vocab_size else b""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "merges": self.merges}
+
+
+@lru_cache(maxsize=1)
+def _gpt2_encoding(merges: str) -> tiktoken.Encoding:
+    # vocab.bpe writes bytes as printable characters: those that are printable stand for themselves,
+    # the other 68 are numbered from U+0100 on. Ranks are the 256 bytes in that order, then the merges.
+    printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
+    others = [b for b in range(256) if b not in printable]
+    byte_of = {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
+    ranks = {bytes([b]): rank for rank, b in enumerate(printable + others)}
+    for line in merges.split("\n")[1:-1]:
+        left, right = line.split()
+        ranks[bytes(byte_of[c] for c in left + right)] = len(ranks)
+    return tiktoken.Encoding(
+        "gpt2",
+        pat_str=r50k_pat_str,
+        mergeable_ranks=ranks,
+        special_tokens={END_OF_TEXT: 50_256},
+        explicit_n_vocab=50_257,
+    )
+
+
+class CharTokenizer(Tokenizer):
+    """One id per character, in code point order. It has no end-of-text id."""
+
+    kind = "char"
+
+    def __init__(self, characters: str) -> None:
+        self.characters = characters
+        self.vocab_size = len(characters)
+        self.codes = np.array([ord(c) for c in characters], dtype=np.uint32)
+        if self.vocab_size == 0 or (np.diff(self.codes.astype(np.int64)) <= 0).any():
+            raise Refused("a character vocabulary must be distinct characters in code point order")
+
+    def encode(self, text: str, special: bool = False) -> np.ndarray:
+        codes = np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype=np.uint32)
+        ids = np.searchsorted(self.codes, codes).astype(np.uint32)
+        wrong = self.codes[np.minimum(ids, self.vocab_size - 1)] != codes
+        if wrong.any():
+            strangers = sorted({chr(code) for code in codes[wrong]})
+            named = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in strangers[:5])
+            more = ", ..." if len(strangers) > 5 else ""
+            raise Refused(f"not in this vocabulary of {self.vocab_size} characters: {named}{more}")
+        return ids
+
+    def token_bytes(self, token: int) -> bytes:
+        return self.characters[token].encode() if token < self.vocab_size else b""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "characters": self.characters}
+
+
+class ByteTokenizer(Tokenizer):
+    """The 256 bytes of UTF-8, and end-of-text as id 256: no text is outside it."""
+
+    kind, vocab_size, end_of_text = "byte", 257, 256
+
+    def encode(self, text: str, special: bool = False) -> np.ndarray:
+        parts = text.split(END_OF_TEXT) if special else [text]
+        ids = [np.frombuffer(part.encode("utf-8"), dtype=np.uint8).astype(np.uint32) for part in parts]
+        end = np.array([self.end_of_text], dtype=np.uint32)
+        return np.concatenate([piece for part in ids for piece in (end, part)][1:])
+
+    def token_bytes(self, token: int) -> bytes:
+        return bytes([token]) if token < 256 else END_OF_TEXT.encode() if token == 256 else b""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind}
+
+
+def from_json(saved: Any) -> Tokenizer:
+    """The tokenizer that :meth:`Tokenizer.to_json` described; :class:`llm.errors.Refused` if it is none."""
+    match saved:
+        case {"kind": "gpt2", "merges": str(merges), **rest} if not rest:
+            return GPT2Tokenizer(merges)
+        case {"kind": "char", "characters": str(characters), **rest} if not rest:
+            return CharTokenizer(characters)
+        case {"kind": "byte", **rest} if not rest:
+            return ByteTokenizer()
+    kind = saved.get("kind") if isinstance(saved, dict) else saved
+    raise Refused(f"unknown tokenizer {str(kind)[:40]!r}: this version knows {', '.join(TOKENIZERS)}")
+
+
+def build_tokenizer(kind: str, characters: str = "") -> Tokenizer:
+    """A tokenizer for new text; ``characters`` are the distinct ones of the text, for ``char`` only."""
+    if kind == "char":
+        return CharTokenizer(characters)
+    return ByteTokenizer() if kind == "byte" else GPT2Tokenizer()

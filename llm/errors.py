@@ -1,0 +1,74 @@
+"""The ways a command can end early: each has an exit status and a status for ``summary.json``.
+
+These are the only exceptions a user should ever see, as one line without a traceback.
+Anything else that escapes is a fault of ours, shown with its traceback and exit status 1.
+"""
+
+import errno
+
+
+class Stop(Exception):
+    """A run that ends early for a known reason. The message is one line: the thing, its value, what to do."""
+
+    exit_status = 1
+    status = "failed"
+
+
+class Refused(Stop):
+    """Bad configuration or input; raised before anything is written."""
+
+    exit_status = 2
+    status = "refused"
+
+
+class Diverged(Stop):
+    """The loss is no longer finite."""
+
+    exit_status = 3
+    status = "diverged"
+
+
+class OutOfMemory(Stop):
+    """The device has no room for the next allocation."""
+
+    exit_status = 4
+    status = "out_of_memory"
+
+
+class DiskError(Stop):
+    """A checkpoint or log could not be written."""
+
+    exit_status = 5
+    status = "disk_error"
+
+
+class Interrupted(Stop):
+    """A signal asked the run to end; its checkpoint is saved and it can be continued."""
+
+    exit_status = 75  # EX_TEMPFAIL of sysexits.h: try again later
+    status = "interrupted"
+
+
+def require(condition: object, message: str) -> None:
+    """Raise :class:`Refused` with ``message`` unless ``condition`` holds."""
+    if not condition:
+        raise Refused(message)
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """``"; did you mean 'n_layer'?"`` for the closest of ``known``, or an empty string."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(word, known, n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def as_stop(error: BaseException) -> Stop | None:
+    """The known reason behind an error of the system or of torch, or None if it is a fault of ours."""
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    # torch.OutOfMemoryError on CUDA; on a CPU its allocator raises a plain RuntimeError.
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate memory" in text:
+        return OutOfMemory(f"out of memory ({text}): try a smaller trainer.micro_batch_size or model.block_size")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
+        return DiskError(f"could not write {error.filename or 'a file'}: {error.strerror}")
+    return None

@@ -1,0 +1,134 @@
+"""What a person sees: a panel before, one line during, a panel after; plain lines where there is no terminal."""
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
+from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+Row = dict[str, float | int | None]
+console = Console(highlight=False, soft_wrap=True)
+log = logging.getLogger("llm")
+
+
+def warn(message: str) -> None:
+    """One line on the screen and in the log."""
+    log.warning(message)
+    console.print(f"warning: {message}", style="yellow", markup=False)
+
+
+def panel(title: str, facts: dict[str, str]) -> None:
+    """A box of names and values, and the same lines in the run's log."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold")
+    grid.add_column(overflow="fold")
+    for name, value in facts.items():
+        grid.add_row(name, Text(value))
+        log.info("%s: %s", name, value)
+    console.print(Panel(grid, title=title, title_align="left", expand=False))
+
+
+class TrainingScreen:
+    """The progress of one run. Entered for the time of the loop."""
+
+    def __init__(self, max_steps: int, start: int = 0) -> None:
+        self.max_steps, self.start = max_steps, start
+        self.live = console.is_terminal
+        columns: Iterable[str | ProgressColumn] = (
+            TextColumn("train"), BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"),
+            TextColumn("eta"), TimeRemainingColumn(compact=True),
+        )  # fmt: skip
+        self.bar = Progress(*columns, console=console, speed_estimate_period=60, disable=not self.live)
+        self.task = self.bar.add_task("train", total=max_steps, completed=start, numbers="")
+
+    def __enter__(self) -> "TrainingScreen":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def tick(self, step: int) -> None:
+        """Move the bar."""
+        self.bar.update(self.task, completed=step)
+
+    def log(self, row: Row) -> None:
+        """Show a row of metrics: in the bar, or as a line of its own."""
+        numbers = describe_row(row)
+        line = f"step {row['step']:>{len(str(self.max_steps))}}/{self.max_steps}  {numbers}"
+        log.info(line)
+        if not self.live:
+            left = self.bar.tasks[0].time_remaining
+            console.print(line if left is None else f"{line}  eta {duration(left)}")
+            return
+        if "train/loss" in row:
+            self.bar.update(self.task, numbers=describe_row({k: v for k, v in row.items() if "val/" not in k}))
+        if "val/loss" in row:
+            values = {key: value for key, value in row.items() if "val/" in key}
+            console.print(f"step {row['step']}  {describe_row(values)}")
+
+    def sample(self, step: int, text: str) -> None:
+        """Show what the model wrote."""
+        log.info("sample at step %d: %s", step, text)
+        console.print(Panel(Text(text.strip("\n")), title=f"sample at step {step}", title_align="left"))
+
+
+def describe_row(row: Row) -> str:
+    """``loss 2.1034  12,345 tok/s  mfu 41.0%  mem 1.2 GiB``, with what the row holds."""
+    shown: dict[str, Callable[[float], str]] = {
+        "train/loss": lambda v: f"loss {v:.4f}",
+        "val/loss": lambda v: f"val loss {v:.4f}",
+        "val/bits_per_byte": lambda v: f"{v:.3f} bits/byte",
+        "lr": lambda v: f"lr {v:.2e}",
+        "tokens_per_second": lambda v: f"{v:,.0f} tok/s",
+        "mfu": lambda v: f"mfu {v:.1%}",
+        "peak_memory_bytes": lambda v: f"mem {gib(v)}",
+    }
+    return "  ".join(form(value) for key, form in shown.items() if (value := row.get(key)) is not None)
+
+
+@contextmanager
+def byte_progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar over bytes with rate and time left; yields what to call with (done, total)."""
+    from rich.progress import DownloadColumn, TransferSpeedColumn
+
+    columns = (TextColumn(title), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), TimeElapsedColumn())  # fmt: skip
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def jobs_table(jobs: list[tuple[str, dict[str, Any]]]) -> None:
+    """All jobs of a sweep, the lowest validation loss first: (overrides, summary) each."""
+    table = Table(title="jobs", title_justify="left")
+    for column in ("overrides", "status", "val loss", "parameters", "tok/s", "memory", "time"):
+        table.add_column(column, overflow="fold", justify="left" if column in ("overrides", "status") else "right")
+    for overrides, found in sorted(jobs, key=lambda job: job[1].get("best_val_loss") or math.inf):
+        values = [
+            f"{found[key]:{form}}" if found.get(key) is not None else "-"
+            for key, form in (("best_val_loss", ".4f"), ("parameters", ","), ("tokens_per_second", ",.0f"))
+        ]
+        memory = gib(found["peak_memory_bytes"]) if found.get("peak_memory_bytes") else "-"
+        seconds = duration(found["wall_seconds"]) if found.get("wall_seconds") else "-"
+        table.add_row(overrides, str(found.get("status")), *values, memory, seconds)
+    console.print(table)
+
+
+def gib(count: float) -> str:
+    """Bytes as MiB or GiB."""
+    return f"{count / 2**20:.0f} MiB" if count < 2**30 else f"{count / 2**30:.2f} GiB"
+
+
+def duration(seconds: float) -> str:
+    """``42s``, ``3m 12s``, ``5h 07m``."""
+    minutes, left = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m {left:02d}s" if minutes else f"{left}s"
+    return f"{minutes // 60}h {minutes % 60:02d}m"

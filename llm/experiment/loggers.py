@@ -1,0 +1,173 @@
+"""Where the numbers of a run go: ``metrics.jsonl``, W&B, and the screen."""
+
+import contextlib
+import html
+import json
+import netrc
+import os
+import secrets
+import string
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from llm.checkpoint.checkpoint import Checkpoint
+from llm.errors import Stop
+from llm.experiment.console import TrainingScreen, warn
+from llm.experiment.rundir import METRICS, SAMPLES
+
+Row = dict[str, float | int | None]
+
+
+class RunLike(Protocol):
+    """The parts of a run that its logger needs."""
+
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def checkpoint(self) -> Checkpoint | None: ...
+
+
+class LoggerOptions(Protocol):
+    """The keys of ``logger/``."""
+
+    mode: str
+    project: str
+    entity: str | None
+    name: str | None
+    tags: list[str]
+    notes: str | None
+
+
+class RunLogger:
+    """Hands every row and sample to the files, to W&B and to the screen."""
+
+    def __init__(self, folder: Path, screen: TrainingScreen, wandb_run: Any | None, run_id: str) -> None:
+        self.folder, self.screen, self.wandb_run, self.run_id = folder, screen, wandb_run, run_id
+        self.metrics = (folder / METRICS).open("a", encoding="utf-8")
+
+    def tick(self, step: int) -> None:
+        """A step is done."""
+        self.screen.tick(step)
+
+    def log(self, row: Row) -> None:
+        """One row of metrics; ``row`` holds ``step`` and ``tokens``."""
+        self.metrics.write(json.dumps(row) + "\n")
+        self.metrics.flush()
+        if self.wandb_run is not None:
+            known = {key: value for key, value in row.items() if value is not None and key != "step"}
+            self.wandb_run.log(known, step=row["step"])
+        self.screen.log(row)
+
+    def sample(self, step: int, prompt: str, text: str) -> None:
+        """Text that the model wrote after ``step``."""
+        record = {"step": step, "prompt": prompt, "text": text}
+        with (self.folder / SAMPLES).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        if self.wandb_run is not None:
+            import wandb
+
+            # Html is a plain media file; a Table would make an artifact with every sample.
+            self.wandb_run.log({"sample": wandb.Html(f"<pre>{html.escape(prompt + text)}</pre>")}, step=step)
+        self.screen.sample(step, text)
+
+    def close(self, exit_code: int) -> None:
+        """End the W&B run, so that the next one of this process does not merge into it."""
+        self.metrics.close()
+        if self.wandb_run is not None:
+            self.wandb_run.finish(exit_code=exit_code)
+
+
+def new_run_id() -> str:
+    """Eight letters and digits, the form of W&B's own ids; an agent of a W&B sweep gives one."""
+    alphabet = string.ascii_lowercase + string.digits
+    return os.environ.get("WANDB_RUN_ID") or "".join(secrets.choice(alphabet) for _ in range(8))
+
+
+@contextlib.contextmanager
+def open_logger(
+    run: RunLike, options: LoggerOptions, config: dict[str, Any], max_steps: int, sweep: Path | None
+) -> Iterator[RunLogger]:
+    """The logger of a run, closed whatever happens; a continued run keeps its W&B id.
+
+    ``config`` is shown in W&B; ``sweep`` is the folder of the sweep that the run belongs to, if it does.
+    """
+    state = run.checkpoint.state if run.checkpoint else {}
+    run_id = state.get("run_id") or new_run_id()
+    screen = TrainingScreen(max_steps, run.checkpoint.step if run.checkpoint else 0)
+    logger = RunLogger(run.folder, screen, start_wandb(run.folder, run_id, config, options, sweep), run_id)
+    exit_code = 1
+    try:
+        yield logger
+        exit_code = 0
+    except Stop as stop:
+        exit_code = stop.exit_status
+        raise
+    finally:
+        logger.close(exit_code)
+
+
+def start_wandb(
+    folder: Path, run_id: str, config: dict[str, Any], options: LoggerOptions, sweep: Path | None
+) -> Any | None:
+    """A W&B run in ``folder/wandb``, or None when ``mode`` is ``disabled``.
+
+    ``online`` without a key or a network becomes ``offline`` with one warning line: logging never ends a run
+    and never asks a question. The name of the sweep's folder groups the runs.
+    """
+    mode = options.mode
+    if mode == "disabled":
+        return None
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    import wandb
+
+    if mode == "online" and not _has_key():
+        warn("W&B has no API key, so this run is logged offline: type `wandb login`, or set logger.mode=offline")
+        mode = "offline"
+    settings = wandb.Settings(
+        console="off",  # progress bars would fill its log with escape codes; the run has its own
+        init_timeout=15,
+        x_transaction_log_flush_interval=2,  # seconds; by default a killed run loses its last 15
+        x_disable_meta=True,  # neither the command line nor the host goes to W&B
+        save_code=False,
+        silent=True,
+    )
+    arguments: dict[str, Any] = {
+        "project": options.project, "entity": options.entity, "name": options.name or folder.name,
+        "tags": options.tags, "notes": options.notes,
+        "group": sweep.name if sweep else None, "job_type": "train", "id": run_id, "resume": "allow",
+        "dir": str(folder), "config": config, "settings": settings,
+    }  # fmt: skip
+    try:
+        run = wandb.init(mode=mode, **arguments)
+    except (wandb.errors.CommError, wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
+        warn(f"W&B cannot be reached, so this run is logged offline: {str(error).splitlines()[0]}")
+        run = wandb.init(mode="offline", **arguments)
+    run.define_metric("tokens")
+    run.define_metric("*", step_metric="tokens")
+    run.define_metric("val/loss", step_metric="tokens", summary="min,last")
+    if sweep is not None and run.settings.sync_dir:
+        _link(sweep / "wandb", Path(run.settings.sync_dir))
+    return run
+
+
+def _link(folder: Path, run: Path) -> None:
+    """Links to all runs of a sweep in one folder: ``wandb leet run`` and ``wandb sync`` take it as it is."""
+    folder.mkdir(exist_ok=True)
+    link = folder / run.name
+    if not link.is_symlink():
+        link.symlink_to(os.path.relpath(run, folder))
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    base = os.environ.get("WANDB_BASE_URL")
+    hosts = [urllib.parse.urlparse(base).hostname] if base else None
+    try:
+        known = netrc.netrc(os.environ.get("NETRC")).hosts
+    except (OSError, netrc.NetrcParseError):
+        return False
+    # Without an address of one's own the key is under W&B's, which has changed over the years.
+    return any(host in known for host in hosts) if hosts else any("wandb" in h or "coreweave" in h for h in known)

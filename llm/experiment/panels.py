@@ -1,0 +1,77 @@
+"""What is shown before the first step and after the last."""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from llm.data.dataset import Dataset
+from llm.experiment.console import console, duration, gib, panel
+from llm.model.device import describe
+from llm.model.gpt import GPT
+from llm.training.options import TrainerOptions
+from llm.training.state import Progress
+
+
+class Started(Protocol):
+    """The parts of a trainer that the first panel tells about."""
+
+    model: GPT
+    options: TrainerOptions
+    progress: Progress
+    device: torch.device
+    peak_flops: float | None
+
+
+def show_start(folder: Path, trainer: Started, dataset: Dataset, precision: str) -> None:
+    """Device, precision and why, size, tokens per step, data, run folder."""
+    options, config = trainer.options, trainer.model.config
+    tokens = options.batch_size * config.block_size
+    cut = options.batch_size // options.micro_batch
+    epochs = options.max_steps * tokens / max(1, len(dataset.train))
+    peak = f", {trainer.peak_flops / 1e12:.2f} TFLOP/s at most" if trainer.peak_flops else ""
+    facts = {
+        "device": describe(trainer.device) + peak,
+        "precision": precision,
+        "model": f"{trainer.model.n_parameters():,} parameters: {config.n_layer} layers, width {config.n_embed}, "
+        f"{config.n_head} heads of {config.head_size}, {config.vocab_size:,} tokens",
+        "step": f"{tokens:,} tokens: {options.batch_size} sequences of {config.block_size}"
+        + (f" in {cut} micro-batches" if cut > 1 else ""),
+        "data": f"{dataset.folder}: {len(dataset.train):,} tokens to train on, "
+        f"{options.max_steps:,} steps are {epochs:.1f} epochs",
+        "run folder": str(folder),
+    }
+    if trainer.progress.step:
+        facts["continues"] = f"after step {trainer.progress.step:,}"
+    panel("training", facts)
+
+
+def show_end(folder: Path, progress: Progress, summary: dict[str, Any]) -> None:
+    """Best loss, throughput, where the time went, where things are, and what to type next."""
+    other = summary["wall_seconds"] - progress.seconds
+    facts = {}
+    if progress.best_val_loss is not None:
+        facts["best val loss"] = (
+            f"{progress.best_val_loss:.4f} at step {progress.best_step:,} ({summary['bits_per_byte']:.3f} bits per byte)"
+        )
+    if progress.train_seconds:
+        facts["throughput"] = f"{summary['tokens_per_second']:,.0f} tokens/s"
+    facts["peak memory"] = gib(summary["peak_memory_bytes"])
+    facts["wall time"] = (
+        f"{duration(summary['wall_seconds'])}: training {duration(progress.train_seconds)}, "
+        f"evaluation {duration(progress.eval_seconds)}, checkpoints {duration(progress.checkpoint_seconds)}, "
+        f"start and end {duration(max(0.0, other))}"
+    )
+    facts["run folder"] = str(folder)
+    if (folder / "wandb").is_dir():
+        facts["W&B"] = f"wandb sync {folder}/wandb/*run-*"
+    if (folder / "checkpoints").is_dir():
+        facts["next"] = f'python run_sample.py ckpt={folder} prompt="..."'
+    panel("finished", facts)
+
+
+def show_already_finished(folder: Path) -> None:
+    """Nothing is left to do."""
+    console.print(
+        f"{folder} is finished already. To train on: python run_train.py resume={folder} trainer.max_steps=MORE"
+    )

@@ -1,0 +1,110 @@
+"""Jobs: lists of overrides, each run as a command in a process of its own. A dead job is a result, not an end."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm.experiment.rundir import read_summary, write_summary
+
+PARENT_PIPE = "LLM_PARENT_PIPE"  # a file descriptor that closes when the process that started a job is gone
+GRACE_SECONDS = 60  # for a job that has been told to stop: one step and one save
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep. ``command`` is what a person would type to run it alone."""
+
+    number: int
+    overrides: list[str]
+    folder: Path
+    command: list[str]
+
+
+class SweepStopped(BaseException):
+    """A signal to the sweep. Its current job has been told to save and stop, and has ended."""
+
+
+def run_job(job: Job, timeout_seconds: float | None = None) -> dict[str, Any]:
+    """Run a job to its end and return its ``summary.json``, written here if the job could not.
+
+    Raises :class:`SweepStopped` when this process is told to stop meanwhile.
+    """
+    before = read_summary(job.folder)
+    start = time.perf_counter()
+    with _stop_signals():
+        code = _wait(job.command, timeout_seconds)
+    found = read_summary(job.folder)
+    if code == 0 and found is not None:
+        return found
+    if found is None or found == before:  # it wrote none: killed, or refused before it had a folder
+        status = {2: "refused", None: "killed"}.get(code, "killed" if code is not None and code < 0 else "failed")
+        job.folder.mkdir(parents=True, exist_ok=True)
+        write_summary(
+            job.folder, status=status, reason=_reason(code, timeout_seconds), wall_seconds=time.perf_counter() - start
+        )
+        found = read_summary(job.folder) or {}
+    return found
+
+
+def _reason(code: int | None, timeout_seconds: float | None) -> str:
+    if code is None:
+        return f"ran longer than {(timeout_seconds or 0) / 60:g} minutes"
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+
+
+def _wait(command: list[str], timeout_seconds: float | None) -> int | None:
+    """Exit status of ``command``, negative for a signal, None for a timeout. Nothing of it lives on."""
+    reading, writing = os.pipe()
+    environment = os.environ | {PARENT_PIPE: str(reading)}
+    # A group of its own: Ctrl-C then reaches only this process, which tells the job once.
+    child = subprocess.Popen(command, process_group=0, pass_fds=[reading], env=environment)
+    os.close(reading)
+    try:
+        return child.wait(timeout_seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    except SweepStopped:
+        child.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(GRACE_SECONDS)
+        raise
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)  # a job still running, or something it left behind
+        child.wait()
+        os.close(writing)
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[None]:
+    def stop(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # once is enough; the job is being waited for
+        raise SweepStopped(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def follow_parent() -> None:
+    """In a job: stop, as if told to, when the sweep that started it dies. Works on Linux and macOS."""
+    descriptor = os.environ.pop(PARENT_PIPE, None)
+    if descriptor is None:
+        return
+    os.set_inheritable(int(descriptor), False)
+
+    def watch() -> None:
+        os.read(int(descriptor), 1)  # nobody writes; it returns when the other end closes
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,44 @@
+"""The one device a process computes on, and what it says about its memory."""
+
+import resource
+import sys
+
+import torch
+
+from llm.errors import Refused, require
+
+
+def select_device(name: str, key: str = "trainer.device") -> torch.device:
+    """``auto`` (cuda, else mps, else cpu), or a device by name, e.g. ``cuda:1``.
+
+    Raises :class:`llm.errors.Refused` for a device that is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    require(kind in ("cuda", "mps", "cpu"), f"{key}={name} is unknown: take auto, cuda, mps or cpu")
+    require(not index or index.isdigit(), f"{key}={name}: the number of the GPU is missing")
+    if kind == "cuda":
+        if not torch.cuda.is_available():
+            raise Refused(f"{key}={name}, but torch {torch.__version__} sees no GPU: take {key}=cpu or auto")
+        count = torch.cuda.device_count()
+        require(int(index or 0) < count, f"{key}={name}, but there are only {count} GPUs, numbered from 0")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise Refused(f"{key}={name}, but torch {torch.__version__} sees no Apple GPU: take {key}=cpu or auto")
+    return torch.device(name)
+
+
+def describe(device: torch.device) -> str:
+    """The device's name, with its memory or its threads."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return f"{properties.name} ({properties.total_memory / 2**30:.1f} GiB)"
+    return f"{device.type} ({torch.get_num_threads()} threads)" if device.type == "cpu" else device.type
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most bytes held at once so far: by tensors on CUDA, elsewhere by the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB on Linux

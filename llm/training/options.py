@@ -1,0 +1,48 @@
+"""How long, in which portions and how closely watched a run trains, as plain values."""
+
+from dataclasses import dataclass
+
+from llm.errors import require
+
+
+@dataclass
+class TrainerOptions:
+    """The settings of :class:`llm.training.trainer.Trainer`. Intervals are in optimizer steps; None is never."""
+
+    max_steps: int = 2000
+    max_minutes: float | None = None
+    batch_size: int = 32  # sequences per optimizer step
+    micro_batch_size: int | None = None  # sequences per forward pass; None: batch_size
+    grad_clip: float = 1.0  # 0: none
+    eval_interval: int = 200
+    eval_batches: int | None = 20  # of batch_size sequences; None: the whole split
+    eval_only: bool = False
+    log_interval: int = 10
+    checkpoint_interval: int | None = 200
+    keep_last: int = 2
+    patience: int | None = None  # evaluations without a better loss before stopping
+    compile: bool = False
+    device: str = "auto"
+    sample_interval: int | None = None
+    overfit_batches: int = 0  # train on the first so many batches only, to see whether the loss goes to zero
+
+    @property
+    def micro_batch(self) -> int:
+        """Sequences per forward pass."""
+        return self.micro_batch_size or self.batch_size
+
+    def check(self) -> None:
+        """Raise :class:`llm.errors.Refused` naming the first value that makes no sense."""
+        at_least_one = ("batch_size", "micro_batch_size", "eval_interval", "eval_batches", "log_interval")
+        at_least_one += ("max_steps", "checkpoint_interval", "keep_last", "patience", "sample_interval")
+        for key in at_least_one:
+            value = getattr(self, key)
+            require(value is None or value >= 1, f"trainer.{key}={value} must be at least 1")
+        for key in ("grad_clip", "overfit_batches"):
+            require(getattr(self, key) >= 0, f"trainer.{key}={getattr(self, key)} must be 0 or more")
+        minutes = self.max_minutes
+        require(minutes is None or minutes > 0, f"trainer.max_minutes={minutes} must be more than 0")
+        require(
+            self.batch_size % self.micro_batch == 0,
+            f"trainer.micro_batch_size={self.micro_batch} does not divide trainer.batch_size={self.batch_size}",
+        )

@@ -1,0 +1,71 @@
+"""Learning rate schedules: pure functions of the step, so that a resumed run needs no scheduler state.
+
+Each is called with the number of an optimizer step (from 1) and of the last one, and returns the share of
+``optimizer.lr`` to use. Past the last step they stay where they ended.
+"""
+
+import math
+from dataclasses import dataclass
+
+from llm.errors import require
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up, then what :meth:`after_warmup` says."""
+
+    name: str
+    warmup_steps: int | None = None  # None: min(100, max_steps // 10)
+    min_lr_ratio: float = 0.0
+    cooldown_fraction: float = 0.2
+
+    def check(self, max_steps: int) -> None:
+        """Raise :class:`llm.errors.Refused` naming the first value that does not fit a run of ``max_steps``."""
+        warmup = self.warmup_steps
+        require(
+            warmup is None or 0 <= warmup < max_steps,
+            f"schedule.warmup_steps={warmup} must be at least 0 and less than trainer.max_steps={max_steps}",
+        )
+        for key in ("min_lr_ratio", "cooldown_fraction"):
+            value = getattr(self, key)
+            require(0 <= value <= 1, f"schedule.{key}={value} must be between 0 and 1")
+
+    def warmup(self, max_steps: int) -> int:
+        """Steps of warm-up in a run of ``max_steps``."""
+        return min(100, max_steps // 10) if self.warmup_steps is None else self.warmup_steps
+
+    def __call__(self, step: int, max_steps: int) -> float:
+        """Share of the full rate at ``step`` (1 .. max_steps)."""
+        warmup = self.warmup(max_steps)
+        if step <= warmup:
+            return step / (warmup + 1)
+        step = min(step, max_steps)
+        return self.min_lr_ratio + (1 - self.min_lr_ratio) * self.after_warmup(step, warmup, max_steps)
+
+    def after_warmup(self, step: int, warmup: int, max_steps: int) -> float:
+        """From 1 (full rate) to 0 (``min_lr_ratio``)."""
+        raise NotImplementedError
+
+
+class Constant(Schedule):
+    """The full rate to the end."""
+
+    def after_warmup(self, step: int, warmup: int, max_steps: int) -> float:
+        return 1.0
+
+
+class Cosine(Schedule):
+    """Half a cosine from full to least (Loshchilov & Hutter 2016, arXiv:1608.03983, without restarts)."""
+
+    def after_warmup(self, step: int, warmup: int, max_steps: int) -> float:
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (max_steps - warmup)))
+
+
+class WSD(Schedule):
+    """Warm-up, stable, decay: full rate, then a straight line down over the last ``cooldown_fraction`` of the
+
+    steps (Hu et al. 2024, arXiv:2404.06395; Hägele et al. 2024, arXiv:2405.18392)."""
+
+    def after_warmup(self, step: int, warmup: int, max_steps: int) -> float:
+        cooldown = min(self.cooldown_fraction * max_steps, max_steps - warmup)
+        return min(1.0, (max_steps - step) / cooldown) if cooldown else 1.0

@@ -1,0 +1,35 @@
+"""Turn text into token files: python run_prepare.py data=shakespeare"""
+
+import hydra
+from omegaconf import DictConfig
+
+from llm.config.cli import command
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="prepare")
+def main(cfg: DictConfig) -> None:
+    """Prepare the dataset, or say that it is there already."""
+    from llm.config.schema import PrepareSettings
+    from llm.config.settings import read_settings
+    from llm.data.dataset import Dataset
+    from llm.data.prepare import prepare
+    from llm.experiment.console import byte_progress, panel
+
+    settings = read_settings(cfg, PrepareSettings)
+    with byte_progress("preparing") as on_progress:
+        dataset = Dataset.open(prepare(settings.data, on_progress))
+    panel(
+        "dataset",
+        {
+            "folder": str(dataset.folder),
+            "tokenizer": f"{dataset.tokenizer.kind}, {dataset.tokenizer.vocab_size:,} tokens",
+            "train": f"{len(dataset.train):,} tokens",
+            "val": f"{len(dataset.val):,} tokens, {dataset.bytes_per_token:.2f} bytes each",
+            "next": f"python run_train.py data={settings.data.name}"
+            + (f" data.path={settings.data.path}" if settings.data.path else ""),
+        },
+    )
+
+
+if __name__ == "__main__":
+    command(main)

@@ -3,10 +3,11 @@
 import hydra
 from omegaconf import DictConfig
 
-from llm.config.cli import command
+from llm.config.cli import command, reported
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="prepare")
+@reported
 def main(cfg: DictConfig) -> None:
     """Prepare the dataset, or say that it is there already."""
     from llm.config.schema import PrepareSettings

@@ -1,12 +1,15 @@
-"""Continue a prompt with a trained model: python run_sample.py ckpt=outputs/<date>/<time> prompt="ROMEO:" """
+"""Continue a prompt with a trained model: python run_sample.py ckpt=outputs/<date>/<time>
+prompt="ROMEO:"
+"""
 
 import hydra
 from omegaconf import DictConfig
 
-from llm.config.cli import command
+from llm.config.cli import command, reported
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="sample")
+@reported
 def main(cfg: DictConfig) -> None:
     """Load a checkpoint and print samples."""
     from llm.config.schema import SampleSettings
@@ -14,17 +17,19 @@ def main(cfg: DictConfig) -> None:
 
     settings = read_settings(cfg, SampleSettings)
 
-    from pathlib import Path
-
     from llm.checkpoint.checkpoint import Checkpoint, find_checkpoint
     from llm.experiment.samples import print_sample, read_prompt
     from llm.model.device import select_device
     from llm.sampling.generate import SamplingOptions
 
-    options = SamplingOptions(settings.max_new_tokens, settings.temperature, settings.top_k, settings.top_p)
+    options = SamplingOptions(
+        settings.max_new_tokens, settings.temperature, settings.top_k, settings.top_p
+    )
     options.check()
-    checkpoint = Checkpoint.open(find_checkpoint(Path(str(settings.ckpt))))
-    prompt = read_prompt(checkpoint.tokenizer, settings.prompt, settings.prompt_file, checkpoint.model.block_size)
+    checkpoint = Checkpoint.open(find_checkpoint("ckpt", str(settings.ckpt)))
+    prompt = read_prompt(
+        checkpoint.tokenizer, settings.prompt, settings.prompt_file, checkpoint.model.block_size
+    )
     model = checkpoint.load_model(select_device(settings.device, key="device"))
     for number in range(settings.num_samples):
         if number:

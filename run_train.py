@@ -1,18 +1,21 @@
 """Train a language model: python run_train.py model=small data=shakespeare
 
-Hydra composes conf/train.yaml with what is typed. Below, in order, that becomes a dataset, a run folder, a network,
-an optimizer and the loop; the loop itself is in llm/training/trainer.py.
+Hydra composes conf/train.yaml with what is typed. Below, in order, that becomes a dataset, a run
+folder, a network, an optimizer and the loop; the loop itself is in llm/training/trainer.py.
 """
 
 import hydra
 from omegaconf import DictConfig
 
-from llm.config.cli import command
+from llm.config.cli import command, reported
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
+@reported
 def main(cfg: DictConfig) -> float | None:
-    """Train as configured; returns the lowest validation loss (nats per token), which a sweep may minimise."""
+    """Train as configured; returns the lowest validation loss (nats per token), which a sweep
+    may minimise.
+    """
     from llm.config.schema import TrainSettings
     from llm.config.settings import read_settings, resolve, to_plain
 
@@ -20,7 +23,12 @@ def main(cfg: DictConfig) -> float | None:
 
     import torch  # this late, so that --help, completion and a mistyped key need not wait for it
 
-    from llm.checkpoint.checkpoint import CheckpointFolder, load_weights, open_checkpoint
+    from llm.checkpoint.checkpoint import (
+        Checkpoint,
+        CheckpointFolder,
+        find_checkpoint,
+        load_weights,
+    )
     from llm.config.build import build
     from llm.config.run import open_run
     from llm.data.dataset import Dataset
@@ -38,19 +46,29 @@ def main(cfg: DictConfig) -> float | None:
     precision, why = resolve_precision(settings.precision.name, device)
     settings = resolve(settings, dataset.tokenizer.vocab_size, precision)
     dataset.check(settings.model.block_size, settings.model.vocab_size or 0)
-    origin = open_checkpoint(settings.init_from) if settings.init_from else None
+    origin = (
+        Checkpoint.open(find_checkpoint("init_from", settings.init_from))
+        if settings.init_from
+        else None
+    )
 
-    run = open_run(settings, dataset.digest)  # the first thing written; all that can be refused was refused above
+    run = open_run(
+        settings, dataset.digest
+    )  # the first thing written; all that can be refused was refused above
     if run.is_finished:
         show_already_finished(run.folder)
         return run.best_val_loss
-    with recording(run.folder, run.identity, remove_if_refused=run.is_new and not settings.run.sweep) as summary:
+    with recording(
+        run.folder, run.identity, remove_if_refused=run.is_new and not settings.run.sweep
+    ) as summary:
         torch.manual_seed(settings.seed)
         model = build(settings.model).to(device)
         if origin is not None:
             load_weights(model, origin.weights(), str(origin.path))
         sweep = run.folder.parent if settings.run.sweep else None
-        with open_logger(run, settings.logger, to_plain(settings), settings.trainer.max_steps, sweep) as logger:
+        with open_logger(
+            run, settings.logger, to_plain(settings), settings.trainer.max_steps, sweep
+        ) as logger:
             trainer = build(
                 settings.trainer,
                 model=model,
@@ -58,7 +76,13 @@ def main(cfg: DictConfig) -> float | None:
                 optimizer=build(settings.optimizer, model=model),
                 schedule=build(settings.schedule),
                 precision=Precision(precision, device),
-                checkpoints=CheckpointFolder(run.folder, settings.trainer.keep_last, model.config, dataset.tokenizer, run.identity),
+                checkpoints=CheckpointFolder(
+                    run.folder,
+                    settings.trainer.keep_last,
+                    model.config,
+                    dataset.tokenizer,
+                    run.identity,
+                ),
                 logger=logger,
                 seed=settings.seed,
             )

@@ -5,10 +5,13 @@ Anything else that escapes is a fault of ours, shown with its traceback and exit
 """
 
 import errno
+from collections.abc import Iterable
 
 
 class Stop(Exception):
-    """A run that ends early for a known reason. The message is one line: the thing, its value, what to do."""
+    """A run that ends early for a known reason. The message is one line: the thing, its value,
+    what to do.
+    """
 
     exit_status = 1
     status = "failed"
@@ -55,20 +58,34 @@ def require(condition: object, message: str) -> None:
         raise Refused(message)
 
 
-def did_you_mean(word: str, known: list[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``"; did you mean 'n_layer'?"`` for the closest of ``known``, or an empty string."""
     from difflib import get_close_matches
 
-    close = get_close_matches(word, known, n=1)
+    close = get_close_matches(word, list(known), n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def as_stop(error: BaseException) -> Stop | None:
-    """The known reason behind an error of the system or of torch, or None if it is a fault of ours."""
+    """The known reason behind an error of the system or of torch, or None if it is a fault of
+    ours.
+    """
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     # torch.OutOfMemoryError on CUDA; on a CPU its allocator raises a plain RuntimeError.
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate memory" in text:
-        return OutOfMemory(f"out of memory ({text}): try a smaller trainer.micro_batch_size or model.block_size")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
+    if (
+        type(error).__name__ == "OutOfMemoryError"
+        or isinstance(error, MemoryError)
+        or "can't allocate memory" in text
+    ):
+        return OutOfMemory(
+            f"out of memory ({text}): try a smaller trainer.micro_batch_size or model.block_size"
+        )
+    if isinstance(error, OSError) and error.errno in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EIO,
+        errno.EROFS,
+    ):
         return DiskError(f"could not write {error.filename or 'a file'}: {error.strerror}")
     return None

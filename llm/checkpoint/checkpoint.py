@@ -1,9 +1,9 @@
 """Checkpoints: folders of tensors (safetensors) and plain values (JSON), each complete in itself.
 
-    checkpoints/step-00000500/checkpoint.json        format, step, model, tokenizer, digests of the files
-                              model.safetensors      the weights
-                              training.safetensors   optimizer and random state, to continue from
-    checkpoints/best-00000400/                       the weights of the lowest validation loss, without the rest
+    checkpoints/step-00000500/checkpoint.json       format, step, model, tokenizer, digests
+                              model.safetensors     the weights
+                              training.safetensors  optimizer and random state, to go on from
+    checkpoints/best-00000400/                      weights of the lowest validation loss only
     checkpoints/last -> step-00000500, checkpoints/best -> best-00000400
 
 A folder is written under another name and renamed, so that one with its final name is whole.
@@ -48,7 +48,9 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: Path) -> "Checkpoint":
-        """Read and check ``path/checkpoint.json``; :class:`llm.errors.Refused` if this is no checkpoint."""
+        """Read and check ``path/checkpoint.json``; :class:`llm.errors.Refused` if this is no
+        checkpoint.
+        """
         try:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -57,8 +59,18 @@ class Checkpoint:
             raise Refused(f"{path / MANIFEST} cannot be read: {error}") from None
         require(isinstance(manifest, dict), f"{path / MANIFEST} is not a JSON object")
         version = manifest.get("format_version")
-        require(version == FORMAT_VERSION, f"{path} has format_version={version}: this version reads {FORMAT_VERSION}")
-        kinds = {"step": int, "model": dict, "tokenizer": dict, "state": dict, "identity": dict, "files": dict}
+        require(
+            version == FORMAT_VERSION,
+            f"{path} has format_version={version}: this version reads {FORMAT_VERSION}",
+        )
+        kinds = {
+            "step": int,
+            "model": dict,
+            "tokenizer": dict,
+            "state": dict,
+            "identity": dict,
+            "files": dict,
+        }
         for key, kind in kinds.items():
             require(isinstance(manifest.get(key), kind), f"{path / MANIFEST} has no usable {key}")
         model = _model_config(manifest["model"], path)
@@ -75,8 +87,13 @@ class Checkpoint:
         return self._read(WEIGHTS)
 
     def training(self) -> dict[str, Tensor]:
-        """The checked tensors to continue from; :class:`llm.errors.Refused` where there are only weights."""
-        require(TRAINING in self.files, f"{self.path} holds weights only, nothing to continue training from")
+        """The checked tensors to continue from; :class:`llm.errors.Refused` where there are only
+        weights.
+        """
+        require(
+            TRAINING in self.files,
+            f"{self.path} holds weights only, nothing to continue training from",
+        )
         return self._read(TRAINING)
 
     def load_model(self, device: torch.device) -> GPT:
@@ -90,14 +107,19 @@ class Checkpoint:
         try:
             raw = (self.path / name).read_bytes()
             digest = hashlib.sha256(raw).hexdigest()
-            require(digest == self.files.get(name), f"{self.path / name} is damaged: its sha256 is not the recorded one")
+            require(
+                digest == self.files.get(name),
+                f"{self.path / name} is damaged: its sha256 is not the recorded one",
+            )
             return safetensors.torch.load(raw)
         except (OSError, safetensors.SafetensorError) as error:
             raise Refused(f"{self.path / name} cannot be read: {error}") from None
 
 
 def load_weights(model: GPT, weights: dict[str, Tensor], where: str) -> None:
-    """Copy ``weights`` into ``model``; :class:`llm.errors.Refused` names the first tensor that does not fit."""
+    """Copy ``weights`` into ``model``; :class:`llm.errors.Refused` names the first tensor that
+    does not fit.
+    """
     own = model.state_dict()
     for name in own:
         require(name in weights, f"{where} has no tensor {name}")
@@ -110,7 +132,9 @@ def load_weights(model: GPT, weights: dict[str, Tensor], where: str) -> None:
 
 def _model_config(saved: Plain, path: Path) -> GPTConfig:
     types = {field.name: field.type for field in fields(GPTConfig)}
-    require(set(saved) == set(types), f"{path / MANIFEST}: model has other keys than {', '.join(types)}")
+    require(
+        set(saved) == set(types), f"{path / MANIFEST}: model has other keys than {', '.join(types)}"
+    )
     for key, value in saved.items():
         allowed = get_args(types[key]) or (types[key],)
         right = type(value) in allowed or (float in allowed and type(value) is int)
@@ -123,13 +147,19 @@ def _model_config(saved: Plain, path: Path) -> GPTConfig:
 class CheckpointFolder:
     """The ``checkpoints/`` in a run's folder: saves, and keeps the newest ``keep_last``."""
 
-    def __init__(self, run: Path, keep_last: int, model: GPTConfig, tokenizer: Tokenizer, identity: Plain) -> None:
+    def __init__(
+        self, run: Path, keep_last: int, model: GPTConfig, tokenizer: Tokenizer, identity: Plain
+    ) -> None:
         self.folder, self.keep_last = run / "checkpoints", keep_last
         self.model, self.tokenizer, self.identity = model, tokenizer, identity
 
-    def save(self, step: int, weights: dict[str, Tensor], training: dict[str, Tensor], state: Plain) -> Path:
+    def save(
+        self, step: int, weights: dict[str, Tensor], training: dict[str, Tensor], state: Plain
+    ) -> Path:
         """Publish ``step-N``, point ``last`` at it, then drop what is too old."""
-        path = self._publish(f"step-{step:08d}", {WEIGHTS: weights, TRAINING: training}, step, state)
+        path = self._publish(
+            f"step-{step:08d}", {WEIGHTS: weights, TRAINING: training}, step, state
+        )
         self._point("last", path.name)
         for old in sorted(self.folder.glob("step-*"))[: -self.keep_last]:
             shutil.rmtree(old)
@@ -144,13 +174,17 @@ class CheckpointFolder:
                 shutil.rmtree(old)
         return path
 
-    def _publish(self, name: str, files: dict[str, dict[str, Tensor]], step: int, state: Plain) -> Path:
+    def _publish(
+        self, name: str, files: dict[str, dict[str, Tensor]], step: int, state: Plain
+    ) -> Path:
         final, temporary = self.folder / name, self.folder / f".{name}.{os.getpid()}"
         try:
             temporary.mkdir(parents=True)
             digests = {}
             for file, tensors in files.items():
-                tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+                tensors = {
+                    key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()
+                }
                 raw = safetensors.torch.save(tensors)
                 digests[file] = hashlib.sha256(raw).hexdigest()
                 _write(temporary / file, raw)
@@ -163,7 +197,9 @@ class CheckpointFolder:
                 "files": digests,
                 "tokenizer": self.tokenizer.to_json(),
             }
-            _write(temporary / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode())
+            _write(
+                temporary / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode()
+            )
             if final.exists():  # saved before, by a run that was then continued from an earlier one
                 shutil.rmtree(final)
             temporary.rename(final)
@@ -181,16 +217,13 @@ class CheckpointFolder:
         os.replace(temporary, self.folder / name)
 
 
-def open_checkpoint(typed: str) -> Checkpoint:
-    """The checkpoint that a user means by ``typed``: see :func:`find_checkpoint`."""
-    return Checkpoint.open(find_checkpoint(Path(typed)))
-
-
-def find_checkpoint(path: Path) -> Path:
-    """A checkpoint's folder from what a user types: that folder, ``checkpoints/``, or a run folder (its best).
+def find_checkpoint(key: str, typed: str) -> Path:
+    """The folder a user means by ``key=typed``: a checkpoint, ``checkpoints/``, or a run folder
+    (its best).
 
     Raises :class:`llm.errors.Refused` saying what is missing, and naming the newest runs there are.
     """
+    path = Path(typed)
     if (path / MANIFEST).is_file():
         return path
     for folder in (path / "checkpoints", path):
@@ -199,8 +232,12 @@ def find_checkpoint(path: Path) -> Path:
                 return folder / name
     what = "does not exist" if not path.exists() else "holds no checkpoint"
     newest = list(_newest_runs())
-    hint = f": the newest runs are {', '.join(newest)}" if newest else ": train one with python run_train.py"
-    raise Refused(f"ckpt={path} {what}{hint}")
+    hint = (
+        f": the newest runs are {', '.join(newest)}"
+        if newest
+        else ": train one with python run_train.py"
+    )
+    raise Refused(f"{key}={typed} {what}{hint}")
 
 
 def newest_checkpoint(run: Path) -> Path | None:

@@ -8,12 +8,18 @@ import hydra.utils
 
 
 def build(section: Any, **runtime: Any) -> Any:
-    """Call the ``_target_`` of a section with its other keys and with ``runtime``: objects that are passed, not configured.
+    """Call the ``_target_`` of a section with its other keys and with ``runtime``: objects that are
+    passed, not configured.
 
-    Hydra's own blocklist is no security boundary, as its maintainers say, so a target must be a class or function that
-    is defined in ``llm``, and no value may hold an interpolation or a target of its own.
+    Hydra's own blocklist is no security boundary, as its maintainers say, so a target must be a
+    class or function that is defined in ``llm``, and no value may hold an interpolation or a target
+    of its own.
     """
-    plain = asdict(section) if is_dataclass(section) and not isinstance(section, type) else dict(section)
+    plain = (
+        asdict(section)
+        if is_dataclass(section) and not isinstance(section, type)
+        else dict(section)
+    )
     check_target(plain["_target_"])
     for key, value in plain.items():
         _check_plain(key, value)

@@ -1,24 +1,43 @@
 """What every ``run_*.py`` shares: arguments in, one line and an exit status out."""
 
+import functools
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from hydra.errors import CompactHydraException
+from hydra.errors import CompactHydraException, MissingConfigException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from llm.config import schema  # noqa: F401  (registers the schemas that conf/*.yaml start with)
-from llm.config import launcher  # noqa: F401  (registers the sweeper and launcher that conf/train.yaml names)
+from llm.config import (
+    launcher,  # noqa: F401  (registers the sweeper and launcher that conf/train.yaml names)
+    schema,  # noqa: F401  (registers the schemas that conf/*.yaml start with)
+)
 from llm.config.settings import saved_groups
 from llm.config.verbatim import quote_arguments, unquote
-from llm.errors import Stop
+from llm.errors import Stop, did_you_mean
 from llm.experiment.sweep import SweepStopped, follow_parent
 
 TRACEBACK = "HYDRA_FULL_ERROR"
+WANTED = "LLM_FULL_ERROR"  # what the user had set it to; also for the jobs of a sweep
+
+
+def reported(main: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """For the function below ``@hydra.main``: report what a user can cause before Hydra adds
+    lines of its own.
+    """
+
+    @functools.wraps(main)
+    def inner(cfg: Any) -> Any:
+        try:
+            return main(cfg)
+        except Stop as stop:
+            _exit(stop, stop.exit_status)
+
+    return inner
 
 
 def command(main: Callable[[], Any]) -> None:
@@ -27,24 +46,27 @@ def command(main: Callable[[], Any]) -> None:
     ``HYDRA_FULL_ERROR=1`` in the environment shows the traceback as well.
     """
     follow_parent()
-    wants_traceback = os.environ.get(TRACEBACK) == "1"
-    os.environ[TRACEBACK] = "1"  # makes Hydra raise what it would otherwise print before it exits with 1
+    os.environ.setdefault(WANTED, os.environ.get(TRACEBACK, ""))
+    os.environ[TRACEBACK] = "1"  # makes Hydra raise what it would print before it exits with 1
     try:
         sys.argv[1:] = _with_saved_groups(quote_arguments(sys.argv[1:]))
         main()
-    except (Stop, CompactHydraException, OmegaConfBaseException) as error:
-        if wants_traceback:
-            traceback.print_exc()
-        print(f"{Path(sys.argv[0]).name}: {one_line(error)}", file=sys.stderr)
-        sys.exit(error.exit_status if isinstance(error, Stop) else 2)
+    except Stop as stop:
+        _exit(stop, stop.exit_status)
+    except (CompactHydraException, OmegaConfBaseException) as error:
+        _exit(error, 2)
     except (KeyboardInterrupt, SweepStopped):
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output, e.g. `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    finally:
-        if not wants_traceback:
-            del os.environ[TRACEBACK]
+
+
+def _exit(error: BaseException, status: int) -> NoReturn:
+    if os.environ.get(WANTED) == "1":
+        traceback.print_exception(error)
+    print(f"{Path(sys.argv[0]).name}: {one_line(error)}", file=sys.stderr)
+    sys.exit(status)
 
 
 def _with_saved_groups(arguments: list[str]) -> list[str]:
@@ -56,28 +78,28 @@ def _with_saved_groups(arguments: list[str]) -> list[str]:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error, and of what caused it where Hydra's own says less."""
+    """What a user needs to know of an error of ours, of Hydra's or of OmegaConf's, in one line."""
     if isinstance(error, Stop):
         return str(error)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    cause = error.__cause__
-    while cause is not None:
-        lines += [line.strip() for line in str(cause).splitlines() if line.strip()]
-        cause = cause.__cause__
-    # OmegaConf repeats the full key and the schema's type below its message, which users need not see.
-    kept = [line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type="))]
-    unique = list(dict.fromkeys(kept))
-    if len(unique) > 1 and unique[0].startswith("Error merging override"):
-        key = unique[0].removeprefix("Error merging override ")
-        unique = [f"{key}: {unique[1]}", *unique[2:]]
-    return "; ".join(unique[:4]) + _suggestion(error)
-
-
-def _suggestion(error: BaseException | None) -> str:
-    while error is not None:
-        if isinstance(error, ConfigAttributeError | ConfigKeyError) and error.key is not None:
-            known = list(error.parent_node.keys()) if error.parent_node is not None else []  # type: ignore[attr-defined]
-            close = get_close_matches(str(error.key), [str(key) for key in known], n=1)
-            return f"; did you mean '{close[0]}'?" if close else ""
-        error = error.__cause__
-    return ""
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        group = group or "option"
+        return (
+            f"{group}={option} is unknown: take one of {', '.join(error.options)}"
+            + did_you_mean(option, error.options)
+        )
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    for link in chain:
+        if isinstance(link, ConfigAttributeError | ConfigKeyError) and link.key is not None:
+            known = [str(key) for key in link.parent_node] if link.parent_node is not None else []
+            place = str(link.full_key).rpartition(".")[0]
+            where = f"{place} has" if place else "there is"
+            hint = did_you_mean(str(link.key), known)
+            return f"{link.full_key} is unknown: {where} no key {link.key}{hint}"
+    # The first line of each link says it; below it OmegaConf repeats the key and the schema's
+    # class.
+    lines = [str(link).strip().splitlines()[0].strip() for link in chain if str(link).strip()]
+    text = ": ".join(dict.fromkeys(lines)).removeprefix("Error merging override ")
+    return re.sub(r" expecting \{.*\}", "", text)

@@ -1,7 +1,9 @@
-"""Sweeps: Hydra's grid of overrides, every job checked before the first one starts, each in a fresh process.
+"""Sweeps: Hydra's grid of overrides, every job checked before the first one starts, each in a fresh
+process.
 
-Hydra finds plugins by name in a package ``hydra_plugins``. The last lines make this module known there,
-so that no second top-level folder is needed; Hydra imports it again by that name, hence no work at import.
+Hydra finds plugins by name in a package ``hydra_plugins``. The last lines make this module known
+there, so that no second top-level folder is needed; Hydra imports it again by that name, hence no
+work at import.
 """
 
 import logging
@@ -14,12 +16,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
-from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -40,18 +41,43 @@ class SweepFailed(Stop):
     """Some jobs did not finish. Each says why in its own folder."""
 
 
-class Grid(BasicSweeper):
-    """Hydra's sweeper over all combinations, which writes nothing before it knows that each can be run."""
+class Grid(Sweeper):
+    """All combinations, as Hydra's own sweeper makes them, but nothing is written before each is
+    known to work.
+    """
+
+    def __init__(
+        self, max_batch_size: int | None = None, params: dict[str, str] | None = None
+    ) -> None:
+        self.max_batch_size, self.params = max_batch_size, params or {}
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Keep what :meth:`sweep` needs; called by Hydra once."""
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Run all combinations of ``arguments`` and return their results."""
-        assert self.hydra_context is not None and self.launcher is not None
+        """Run all combinations of ``arguments``; :class:`SweepFailed` at the end if a job did
+        not finish.
+        """
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+        assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
-        (batch,) = self.split_arguments(overrides, None)
-        results = self.launcher.launch(batch, initial_job_idx=0)
-        for result in results:
-            _ = result.return_value  # raises what a job failed with
+        overrides = parser.parse_overrides(
+            [*(f"{k}={v}" for k, v in self.params.items()), *arguments]
+        )
+        assert self.launcher is not None
+        results: list[JobReturn] = []
+        for batch in BasicSweeper.split_arguments(overrides, self.max_batch_size):
+            results += self.launcher.launch(batch, initial_job_idx=len(results))
+        failed = sum(result.status == JobStatus.FAILED for result in results)
+        if failed:
+            raise SweepFailed(f"{failed} of {len(results)} jobs did not finish")
         return [results]
 
 
@@ -61,12 +87,18 @@ class ProcessLauncher(Launcher):
     def __init__(self, timeout_min: float | None = None) -> None:
         self.timeout_seconds = None if timeout_min is None else 60 * timeout_min
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
         """Keep what :meth:`launch` needs; called by Hydra once per sweep."""
         self.loader, self.config = hydra_context.config_loader, config
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
-        """Check all jobs, then run them; returns their results in the same order. Called by Hydra once per batch."""
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> list[JobReturn]:
+        """Check all jobs, then run them; returns their results in the same order. Called by
+        Hydra once per batch.
+        """
         from llm.experiment.console import console, jobs_table
 
         settings = [self.check(list(overrides)) for overrides in job_overrides]
@@ -84,32 +116,45 @@ class ProcessLauncher(Launcher):
             console.print(f"stopped by {stop}; to continue: {again}")
             raise
         jobs_table([(_label(job.overrides), found) for job, found in done])
-        failed = [job for job, found in done if found["status"] != "finished"]
-        if failed:
-            console.print(f"{len(failed)} of {len(jobs)} jobs did not finish; to run those again: {again}")
+        if any(found["status"] != "finished" for _, found in done):
+            console.print(f"to run what did not finish again: {again}")
         return [self.result(job, found) for job, found in done]
 
     def check(self, overrides: list[str]) -> TrainSettings:
-        """The settings of one job; :class:`llm.errors.Refused` names the combination that cannot work."""
+        """The settings of one job; :class:`llm.errors.Refused` names the combination that cannot
+        work.
+        """
         config = self.loader.load_sweep_config(self.config, overrides)
         with open_dict(config):
             del config["hydra"]
         try:
             return read_settings(config, TrainSettings)
         except Refused as refusal:
-            raise Refused(f"the job {_label(overrides)} cannot run, so none was started: {refusal}") from None
+            raise Refused(
+                f"the job {_label(overrides)} cannot run, so none was started: {refusal}"
+            ) from None
 
     def jobs(self, batch: list[list[str]], sweep: str, first: int) -> list[Job]:
-        """One job for each list of overrides, in a folder named after what differs from job to job."""
+        """One job for each list of overrides, in a folder named after what differs from job to
+        job.
+        """
         common = set(batch[0]).intersection(*batch) if len(batch) > 1 else set()
         names: dict[str, int] = {}
         jobs = []
         for number, overrides in enumerate(batch, first):
             name = _folder_name([o for o in overrides if o not in common], number)
             names[name] = names.get(name, 0) + 1
-            folder = Path("multirun") / sweep / (name if names[name] == 1 else f"{name}-{names[name]}")
-            own = [*_typed([o for o in overrides if not _is_housekeeping(o)]), f"run.sweep={sweep}", f"run.dir={folder}"]
-            jobs.append(Job(number, [o for o in overrides if o not in common], folder, self.command(own)))
+            folder = (
+                Path("multirun") / sweep / (name if names[name] == 1 else f"{name}-{names[name]}")
+            )
+            own = [
+                *_typed([o for o in overrides if not _is_housekeeping(o)]),
+                f"run.sweep={sweep}",
+                f"run.dir={folder}",
+            ]
+            jobs.append(
+                Job(number, [o for o in overrides if o not in common], folder, self.command(own))
+            )
         return jobs
 
     def command(self, overrides: list[str]) -> list[str]:
@@ -121,8 +166,19 @@ class ProcessLauncher(Launcher):
         # Unresolved on purpose: some of Hydra's own overrides only mean something inside a job.
         of_hydra = OmegaConf.to_container(self.config.hydra.overrides.hydra, resolve=False)
         assert isinstance(of_hydra, list)
-        kept = [str(o) for o in of_hydra if not str(o).startswith(("hydra.mode", "hydra.sweeper", "hydra/sweeper"))]
-        return [sys.executable, os.path.abspath(sys.argv[0]), *flags, *kept, *overrides, "hydra.mode=RUN"]
+        kept = [
+            str(o)
+            for o in of_hydra
+            if not str(o).startswith(("hydra.mode", "hydra.sweeper", "hydra/sweeper"))
+        ]
+        return [
+            sys.executable,
+            os.path.abspath(sys.argv[0]),
+            *flags,
+            *kept,
+            *overrides,
+            "hydra.mode=RUN",
+        ]
 
     def command_of_sweep(self, sweep: str) -> list[str]:
         """What the user typed, with the name that makes the same command continue."""
@@ -137,7 +193,9 @@ class ProcessLauncher(Launcher):
         result.return_value = (
             found.get("best_val_loss")
             if finished
-            else SweepFailed(f"job {_label(job.overrides)} is {found['status']}: {found.get('reason')}")
+            else SweepFailed(
+                f"job {_label(job.overrides)} is {found['status']}: {found.get('reason')}"
+            )
         )
         return result
 
@@ -151,10 +209,14 @@ def _label(overrides: list[str]) -> str:
 
 
 def _folder_name(overrides: list[str], number: int) -> str:
-    """``model.n_layer-4_optimizer.lr-0.001``: letters, digits and ``. _ -`` only, at most 120 of them."""
+    """``model.n_layer-4_optimizer.lr-0.001``: letters, digits and ``. _ -`` only, at most 120 of
+    them.
+    """
     kept = sorted(o for o in overrides if not _is_housekeeping(o))
     name = "".join(c if c in SAFE else "-" for c in "_".join(kept)).strip("-.")
-    return name if 0 < len(name) <= 120 else f"job-{number}" if not name else f"{name[:110]}-{number}"
+    return (
+        name if 0 < len(name) <= 120 else f"job-{number}" if not name else f"{name[:110]}-{number}"
+    )
 
 
 def _typed(arguments: list[str]) -> list[str]:
@@ -163,17 +225,23 @@ def _typed(arguments: list[str]) -> list[str]:
     return [f"{k}={unquote(v)}" if k in KEYS and v != "null" else f"{k}{e}{v}" for k, e, v in pairs]
 
 
-def _not_started(done: list[tuple[Job, dict[str, Any]]], jobs: list[Job]) -> list[tuple[Job, dict[str, Any]]]:
+def _not_started(
+    done: list[tuple[Job, dict[str, Any]]], jobs: list[Job]
+) -> list[tuple[Job, dict[str, Any]]]:
     """What is known of the jobs that were not reached when a sweep was stopped."""
-    return [(job, read_summary(job.folder) or {"status": "not started"}) for job in jobs[len(done) :]]
+    return [
+        (job, read_summary(job.folder) or {"status": "not started"}) for job in jobs[len(done) :]
+    ]
 
 
 def _register() -> None:
-    sys.modules.setdefault("hydra_plugins", types.ModuleType("hydra_plugins")).__dict__.setdefault("__path__", [])
+    sys.modules.setdefault("hydra_plugins", types.ModuleType("hydra_plugins")).__dict__.setdefault(
+        "__path__", []
+    )
     sys.modules[PLUGIN] = sys.modules[__name__]
     for plugin in (Grid, ProcessLauncher):
         plugin.__module__ = PLUGIN
-        Singleton.__call__(Plugins).register(plugin)
+        Plugins.instance().register(plugin)
 
 
 _register()

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm.checkpoint.checkpoint import Checkpoint, newest_checkpoint
-from llm.config.settings import config_digest, identity, load_plain, to_plain, to_yaml
 from llm.config.schema import TrainSettings
+from llm.config.settings import config_digest, identity, load_plain, to_plain, to_yaml
 from llm.errors import Refused, require
 from llm.experiment.rundir import CONFIG, cut_metrics, make_folder, new_folder, read_summary
 
@@ -21,15 +21,18 @@ class Run:
     identity: dict[str, str]  # config_digest and data_digest
     checkpoint: Checkpoint | None  # what to continue from
     is_new: bool
-    best_val_loss: float | None  # of a run that is finished already; there is nothing left to do then
+    best_val_loss: (
+        float | None
+    )  # of a run that is finished already; there is nothing left to do then
     is_finished: bool = False
 
 
 def open_run(settings: TrainSettings, data_digest: str) -> Run:
     """The run folder for resolved ``settings``, made now, or found with what it holds.
 
-    A folder that exists is continued if the same thing was trained there. Raises :class:`llm.errors.Refused`
-    naming the keys that differ, and for a folder that cannot be written.
+    A folder that exists is continued if the same thing was trained there. Raises
+    :class:`llm.errors.Refused` naming the keys that differ, and for a folder that cannot be
+    written.
     """
     plain = to_plain(settings)
     digests = {"config_digest": config_digest(plain, data_digest), "data_digest": data_digest}
@@ -38,7 +41,9 @@ def open_run(settings: TrainSettings, data_digest: str) -> Run:
         return _start(new_folder(OUTPUTS), settings, digests)
     folder = Path(named)
     if not (folder / CONFIG).exists():
-        require(not settings.resume, f"resume={settings.resume} is not a run folder: it has no {CONFIG}")
+        require(
+            not settings.resume, f"resume={settings.resume} is not a run folder: it has no {CONFIG}"
+        )
         occupied = folder.is_dir() and any(path.name != "summary.json" for path in folder.iterdir())
         require(not occupied, f"run folder {folder} has other files in it: take another run.name")
         return _start(make_folder(folder), settings, digests)
@@ -61,13 +66,19 @@ def _start(folder: Path, settings: TrainSettings, digests: dict[str, str]) -> Ru
     return Run(folder, digests, None, is_new=True, best_val_loss=None)
 
 
-def _refuse_differences(folder: Path, mine: dict[str, object], data_digest: str, resumed: bool) -> None:
+def _refuse_differences(
+    folder: Path, mine: dict[str, object], data_digest: str, resumed: bool
+) -> None:
     theirs = identity(load_plain(folder), data_digest)
     checkpoint = newest_checkpoint(folder)
     if checkpoint is not None:
         theirs["data_digest"] = Checkpoint.open(checkpoint).identity.get("data_digest")
     allowed = EXTENDABLE if resumed else set()
-    keys = [key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key) and key not in allowed]
+    keys = [
+        key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key) and key not in allowed
+    ]
     if keys:
         listed = ", ".join(f"{key} was {theirs.get(key)}, now {mine.get(key)}" for key in keys[:5])
-        raise Refused(f"{folder} holds another run ({listed}): take another run.name, or the same settings")
+        raise Refused(
+            f"{folder} holds another run ({listed}): take another run.name, or the same settings"
+        )

@@ -1,7 +1,9 @@
-"""The shape of every configuration: which keys there are, their types, and which values go together.
+"""The shape of every configuration: which keys there are, their types, and which values go
+together.
 
-The sections are the option classes of the rooms themselves; here they only gain the ``_target_`` that a YAML file
-names. Hydra checks keys and types against them, ``check()`` the rest, before anything is built.
+The sections are the option classes of the rooms themselves; here they only gain the ``_target_``
+that a YAML file names. Hydra checks keys and types against them, ``check()`` the rest, before
+anything is built.
 """
 
 from dataclasses import dataclass, field
@@ -35,7 +37,9 @@ class Optimizer:
     def check(self) -> None:
         """Raise :class:`llm.errors.Refused` naming the first value out of its range."""
         require(self.lr > 0, f"optimizer.lr={self.lr} must be more than 0")
-        require(self.weight_decay >= 0, f"optimizer.weight_decay={self.weight_decay} must be 0 or more")
+        require(
+            self.weight_decay >= 0, f"optimizer.weight_decay={self.weight_decay} must be 0 or more"
+        )
         betas = self.betas
         right = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
         require(right, f"optimizer.betas={betas} must be two numbers in [0, 1)")
@@ -80,7 +84,10 @@ class LoggerSection:
     def check(self) -> None:
         """Raise :class:`llm.errors.Refused` for an unknown mode."""
         known = ("online", "offline", "disabled")
-        require(self.mode in known, f"logger.mode={self.mode} is unknown: take one of {', '.join(known)}")
+        require(
+            self.mode in known,
+            f"logger.mode={self.mode} is unknown: take one of {', '.join(known)}",
+        )
 
 
 @dataclass
@@ -97,7 +104,9 @@ class RunSection:
             value = getattr(self, key)
             plain = value is None or (set(value) <= SAFE and value.strip("."))
             require(plain, f"run.{key}={value} must be letters, digits, . _ or -")
-        require(self.name is None or self.dir is None, "run.name and run.dir are both given: take one")
+        require(
+            self.name is None or self.dir is None, "run.name and run.dir are both given: take one"
+        )
 
 
 @dataclass
@@ -117,12 +126,17 @@ class TrainSettings:
     resume: str | None = None
 
     def check(self) -> None:
-        """Raise :class:`llm.errors.Refused` naming the first value, or pair of values, that cannot work."""
+        """Raise :class:`llm.errors.Refused` naming the first value, or pair of values, that
+        cannot work.
+        """
         for section in (self.data, self.optimizer, self.trainer, self.logger, self.run):
             section.check()
         self.model.resolve(self.data.declared_vocab_size())
         known = ("auto", "fp32", "bf16", "fp16")
-        require(self.precision.name in known, f"precision.name={self.precision.name}: take one of {', '.join(known)}")
+        require(
+            self.precision.name in known,
+            f"precision.name={self.precision.name}: take one of {', '.join(known)}",
+        )
         schedule = self.schedule
         numbers = (schedule.warmup_steps, schedule.min_lr_ratio, schedule.cooldown_fraction)
         Schedule(schedule.name, *numbers).check(self.trainer.max_steps)
@@ -154,9 +168,15 @@ class SampleSettings:
 
     def check(self) -> None:
         """Raise :class:`llm.errors.Refused` for what the sampler itself does not check."""
-        require(self.ckpt, "ckpt is missing: give a run folder or a checkpoint, as in ckpt=outputs/<date>/<time>")
+        require(
+            self.ckpt,
+            "ckpt is missing: give a run folder or a checkpoint, as in ckpt=outputs/<date>/<time>",
+        )
         require(self.num_samples >= 1, f"num_samples={self.num_samples} must be at least 1")
-        require(not (self.prompt and self.prompt_file), "prompt and prompt_file are both given: take one")
+        require(
+            not (self.prompt and self.prompt_file),
+            "prompt and prompt_file are both given: take one",
+        )
         require(0 <= self.seed < 2**63, f"seed={self.seed} must be between 0 and 2^63")
 
 
@@ -173,5 +193,11 @@ class PrepareSettings:
 
 SETTINGS = {"train": TrainSettings, "sample": SampleSettings, "prepare": PrepareSettings}
 
-for _command, _schema in SETTINGS.items():  # each primary config starts with its schema: see conf/train.yaml
+for (
+    _command,
+    _schema,
+) in SETTINGS.items():  # each primary config starts with its schema: see conf/train.yaml
     ConfigStore.instance().store(name=f"{_command}_schema", node=_schema)
+# Hydra copies its whole store for every group that --help and completion list, which takes them a
+# second. Nobody changes what is in it after this line, so the copies may be the store itself.
+ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]

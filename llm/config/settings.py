@@ -1,8 +1,11 @@
-"""From what Hydra composed to plain, typed, checked values, and from those to ``config.yaml`` and back."""
+"""From what Hydra composed to plain, typed, checked values, and from those to ``config.yaml``
+and back.
+"""
 
+import copy
 import hashlib
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -13,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from llm.config.schema import Model, PrepareSettings, SampleSettings, TrainSettings
 from llm.config.verbatim import guard_all, unguard_all
-from llm.errors import Refused, require
+from llm.errors import Refused, did_you_mean, require
 
 Settings = TypeVar("Settings", TrainSettings, SampleSettings, PrepareSettings)
 Plain = dict[str, Any]
@@ -32,20 +35,37 @@ NAMED_GROUPS = ("optimizer", "schedule")  # their file also decides which class 
 
 
 def read_settings(cfg: DictConfig, kind: type[Settings]) -> Settings:
-    """The typed and checked settings of a composed configuration; of a resumed run, if ``resume`` is given."""
+    """The typed and checked settings of a composed configuration; of a resumed run, if
+    ``resume`` is given.
+    """
     if kind is TrainSettings and cfg.get("resume"):
         cfg = _resumed(cfg)
+    _refuse_additions(cfg, kind)
     settings = cast(Settings, OmegaConf.to_object(cfg))
     unguard_all(settings)
     settings.check()
     return settings
 
 
+def _refuse_additions(cfg: DictConfig, kind: type, prefix: str = "") -> None:
+    """``+key=value`` gets past the schema of Hydra's composition; nothing would read it, so it
+    is a mistake.
+    """
+    known = {field.name: field.type for field in fields(kind)}
+    for key in [str(key) for key in cfg]:
+        require(
+            key in known,
+            f"{prefix}{key} is unknown: no key is called so{did_you_mean(key, known)}",
+        )
+        if is_dataclass(known[key]):
+            _refuse_additions(cfg[key], cast(type, known[key]), f"{prefix}{key}.")
+
+
 def resolve(settings: TrainSettings, vocab_size: int, precision: str) -> TrainSettings:
     """The same settings with what was left open filled in: the numbers that the run really uses.
 
-    ``vocab_size`` is the tokenizer's; BPE's is padded to a multiple of 64, since matrix products are
-    faster for it (nanoGPT, commit 77e7e04).
+    ``vocab_size`` is the tokenizer's; BPE's is padded to a multiple of 64, since matrix products
+    are faster for it (nanoGPT, commit 77e7e04).
     """
     if settings.data.tokenizer == "gpt2":
         vocab_size = -(-vocab_size // 64) * 64
@@ -59,7 +79,9 @@ def resolve(settings: TrainSettings, vocab_size: int, precision: str) -> TrainSe
 
 
 def to_plain(settings: TrainSettings) -> Plain:
-    """What ``config.yaml`` holds: plain values, without the classes that are built (a folder cannot name code)."""
+    """What ``config.yaml`` holds: plain values, without the classes that are built (a folder
+    cannot name code).
+    """
     plain = asdict(settings)
     for section in plain.values():
         if isinstance(section, dict):
@@ -74,13 +96,15 @@ def to_yaml(settings: TrainSettings) -> str:
 
 
 def load_plain(folder: Path) -> Plain:
-    """The contents of ``folder/config.yaml``; :class:`llm.errors.Refused` if this is no run folder."""
+    """The contents of ``folder/config.yaml``; :class:`llm.errors.Refused` if this is no run
+    folder.
+    """
     path = folder / "config.yaml"
     try:
         plain = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         what = "is not a run folder: it has no config.yaml" if folder.exists() else "does not exist"
-        raise Refused(f"{folder} {what}") from None
+        raise Refused(f"resume={folder} {what}") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise Refused(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
     require(isinstance(plain, dict), f"{path} holds no settings")
@@ -98,23 +122,31 @@ def identity(plain: Plain, data_digest: str) -> Plain:
 
 def config_digest(plain: Plain, data_digest: str) -> str:
     """sha256 of :func:`identity`."""
-    return hashlib.sha256(json.dumps(identity(plain, data_digest), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(identity(plain, data_digest), sort_keys=True).encode()
+    ).hexdigest()
 
 
 def saved_groups(folder: Path) -> list[str]:
-    """``optimizer=adamw schedule=cosine``: the choices of a run folder, to compose with before its values are set."""
+    """``optimizer=adamw schedule=cosine``: the choices of a run folder, to compose with before
+    its values are set.
+    """
     plain = load_plain(folder)
     names = {group: (plain.get(group) or {}).get("name") for group in NAMED_GROUPS}
     for group, name in names.items():
         plain_name = isinstance(name, str) and name.replace("_", "").isalnum()
-        require(plain_name, f"{folder}/config.yaml: {group}.name={name!r} is not the name of an option")
+        require(
+            plain_name, f"{folder}/config.yaml: {group}.name={name!r} is not the name of an option"
+        )
     return [f"{group}={name}" for group, name in names.items()]
 
 
 def _resumed(composed: DictConfig) -> DictConfig:
-    """The settings of ``resume``'s folder, under the overrides that were typed on the command line."""
+    """The settings of ``resume``'s folder, under the overrides that were typed on the command
+    line.
+    """
     folder = Path(str(composed.resume))
-    cfg = OmegaConf.masked_copy(composed, list(composed.keys()))
+    cfg = copy.deepcopy(composed)
     try:
         cfg = cast(DictConfig, OmegaConf.merge(cfg, guard_all(load_plain(folder))))
     except OmegaConfBaseException as error:
@@ -122,11 +154,22 @@ def _resumed(composed: DictConfig) -> DictConfig:
     groups = {argument.partition("=")[0] for argument in saved_groups(folder)}
     for override in HydraConfig.get().overrides.task:
         key = str(override).partition("=")[0].lstrip("+~")
-        require(key not in ("experiment", "sweep", "run.name", "run.dir"), f"{key}= has no place beside resume=")
-        if key not in groups or OmegaConf.select(cfg, f"{key}.name") != OmegaConf.select(composed, f"{key}.name"):
+        require(
+            key not in ("experiment", "sweep", "run.name", "run.dir"),
+            f"{key}= has no place beside resume=",
+        )
+        if key not in groups or OmegaConf.select(cfg, f"{key}.name") != OmegaConf.select(
+            composed, f"{key}.name"
+        ):
             OmegaConf.update(cfg, key, OmegaConf.select(composed, key), merge=False)
     if cfg.trainer.eval_only:  # looks at the best weights of the folder and leaves it as it is
-        cfg.init_from, cfg.resume, cfg.run.name, cfg.run.dir, cfg.run.sweep = str(folder), None, None, None, None
+        cfg.init_from, cfg.resume, cfg.run.name, cfg.run.dir, cfg.run.sweep = (
+            str(folder),
+            None,
+            None,
+            None,
+            None,
+        )
     else:
         cfg.run.name, cfg.run.dir = None, str(folder)
     return cfg

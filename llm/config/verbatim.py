@@ -1,15 +1,27 @@
 """Free text and paths on the command line, taken as they are typed.
 
-Hydra's grammar gives a meaning to quotes, commas, brackets, ``${`` and more. The values of the keys below are
-quoted for it before it sees them. Two things that quotes do not protect, an interpolation and the mark for a
-missing value, are broken up with a code point that no text has, which is taken out again on the way in.
+Hydra's grammar gives a meaning to quotes, commas, brackets, ``${`` and more. The values of the keys
+below are quoted for it before it sees them. Two things that quotes do not protect, an interpolation
+and the mark for a missing value, are broken up with a code point that no text has, which is taken
+out again on the way in.
 """
 
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 KEYS = frozenset(
-    "prompt prompt_file ckpt data.path data.dir logger.notes logger.name run.dir init_from resume".split()
+    [
+        "prompt",
+        "prompt_file",
+        "ckpt",
+        "data.path",
+        "data.dir",
+        "logger.notes",
+        "logger.name",
+        "run.dir",
+        "init_from",
+        "resume",
+    ]
 )
 BREAK = "\ufdd0"  # a noncharacter: Unicode reserves it for use inside programs
 
@@ -56,7 +68,11 @@ def unguard_all(settings: Any) -> None:
         elif isinstance(value, str):
             setattr(settings, field.name, value.replace(BREAK, ""))
         elif isinstance(value, list):
-            setattr(settings, field.name, [v.replace(BREAK, "") if isinstance(v, str) else v for v in value])
+            setattr(
+                settings,
+                field.name,
+                [v.replace(BREAK, "") if isinstance(v, str) else v for v in value],
+            )
 
 
 def unquote(value: str) -> str:

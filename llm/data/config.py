@@ -5,9 +5,14 @@ from dataclasses import dataclass
 from llm.errors import require
 
 TOKENIZERS = ("gpt2", "char", "byte")
-KNOWN_SIZES = {"gpt2": 50_257, "byte": 257}  # vocabularies that are known before any text has been read
+KNOWN_SIZES = {
+    "gpt2": 50_257,
+    "byte": 257,
+}  # vocabularies that are known before any text has been read
 CORPORA = ("shakespeare", "tinyshakespeare", "text")
-SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")  # in names of folders
+SAFE = frozenset(
+    "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
+)  # in names of folders
 
 
 @dataclass
@@ -21,17 +26,30 @@ class DataConfig:
     tokenizer: str = "char"
     vocab_size: int | None = None  # None: what the tokenizer says
     val_fraction: float | None = None  # None: the documents that the corpus holds out
-    allow_special: bool = False  # whether <|endoftext|> in the text is one id or thirteen characters
+    allow_special: bool = (
+        False  # whether <|endoftext|> in the text is one id or thirteen characters
+    )
     overwrite: bool = False  # replace a folder that was prepared from something else
 
     def check(self) -> None:
         """Raise :class:`llm.errors.Refused` naming the first value that cannot be used."""
-        for key, value, known in (("corpus", self.corpus, CORPORA), ("tokenizer", self.tokenizer, TOKENIZERS)):
-            require(value in known, f"data.{key}={value} is unknown: take one of {', '.join(known)}")
+        for key, value, known in (
+            ("corpus", self.corpus, CORPORA),
+            ("tokenizer", self.tokenizer, TOKENIZERS),
+        ):
+            require(
+                value in known, f"data.{key}={value} is unknown: take one of {', '.join(known)}"
+            )
         fraction = self.val_fraction
-        require(fraction is None or 0 < fraction < 1, f"data.val_fraction={fraction} must be between 0 and 1")
+        require(
+            fraction is None or 0 < fraction < 1,
+            f"data.val_fraction={fraction} must be between 0 and 1",
+        )
         if fraction is None:
-            require(self.corpus == "shakespeare", f"data.val_fraction must be a number for {self.corpus}")
+            require(
+                self.corpus == "shakespeare",
+                f"data.val_fraction must be a number for {self.corpus}",
+            )
         require(
             self.corpus != "text" or self.path,
             "data.path is missing: data=text needs data.path=FILE_OR_FOLDER",
@@ -43,9 +61,12 @@ class DataConfig:
         known_size, declared = KNOWN_SIZES.get(self.tokenizer), self.vocab_size
         require(
             declared is None or known_size in (None, declared),
-            f"data.vocab_size={declared}, but the {self.tokenizer} tokenizer has {known_size}: set it to null",
+            f"data.vocab_size={declared}, but the {self.tokenizer} tokenizer has {known_size}: "
+            "set it to null",
         )
 
     def declared_vocab_size(self) -> int | None:
-        """Tokens in the vocabulary, known before any text is read (None: characters of your own text)."""
+        """Tokens in the vocabulary, known before any text is read (None: characters of your own
+        text).
+        """
         return self.vocab_size or KNOWN_SIZES.get(self.tokenizer)

@@ -1,6 +1,7 @@
 """Where text comes from. A corpus is read in pieces, so that its size does not matter.
 
-``shakespeare``: all 38 plays; ``tinyshakespeare``: the 1,115,394 bytes nanoGPT uses; ``text``: your own files.
+``shakespeare``: all 38 plays; ``tinyshakespeare``: the 1,115,394 bytes nanoGPT uses; ``text``: your
+own files.
 """
 
 import codecs
@@ -15,8 +16,8 @@ from pathlib import Path
 from llm.data import assets
 from llm.errors import Refused, require
 
-# Held out whole, one of each kind, so that validation text is by a speaker and a scene never seen in training.
-# None of them is among the nine plays of tiny Shakespeare.
+# Held out whole, one of each kind, so that validation text is by a speaker and a scene never seen
+# in training. None of them is among the nine plays of tiny Shakespeare.
 HELD_OUT_PLAYS = ("cymbeline", "henry-v", "macbeth", "twelfth-night")
 PIECE = 1 << 20  # bytes read at a time
 
@@ -34,13 +35,16 @@ class Document:
         return len(self.source) if isinstance(self.source, bytes) else self.source.stat().st_size
 
     def pieces(self) -> Iterator[str]:
-        """Its text in pieces; a byte order mark is dropped and line ends become ``\\n``, as Python reads text.
+        """Its text in pieces; a byte order mark is dropped and line ends become ``\n``, as Python
+        reads text.
 
         Raises :class:`llm.errors.Refused` with the offset of the first byte that is not UTF-8.
         """
         utf8 = codecs.getincrementaldecoder("utf-8")()
         newlines = io.IncrementalNewlineDecoder(None, translate=True)
-        stream = io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source.open("rb")
+        stream = (
+            io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source.open("rb")
+        )
         with stream:
             offset, first = 0, True
             while True:
@@ -49,9 +53,9 @@ class Document:
                 try:
                     text = utf8.decode(raw, final=not raw)
                 except UnicodeDecodeError as error:
-                    at = offset - pending + error.start
+                    at, byte = offset - pending + error.start, error.object[error.start]
                     raise Refused(
-                        f"{self.name} is not UTF-8: byte {error.object[error.start]:#04x} at offset {at}"
+                        f"{self.name} is not UTF-8: byte {byte:#04x} at offset {at}"
                     ) from None
                 text = newlines.decode(text, final=not raw)
                 if first and text:
@@ -86,7 +90,9 @@ def source_digest(name: str, path: str | None) -> str:
 
 
 def read_corpus(name: str, path: str | None = None) -> Corpus:
-    """The corpus called ``name``: ``shakespeare``, ``tinyshakespeare`` or ``text`` (which needs ``path``)."""
+    """The corpus called ``name``: ``shakespeare``, ``tinyshakespeare`` or ``text`` (which needs
+    ``path``).
+    """
     if name == "shakespeare":
         require(path is None, f"data=shakespeare has its own text: for {path} use data=text")
         return _shakespeare()
@@ -110,7 +116,9 @@ def _text(path: str | None) -> Corpus:
         raise Refused("data=text needs data.path=FILE_OR_FOLDER")
     root = Path(path)
     if root.is_dir():
-        files = sorted(p for p in root.rglob("*") if p.is_file() and not _hidden(p.relative_to(root)))
+        files = sorted(
+            p for p in root.rglob("*") if p.is_file() and not _hidden(p.relative_to(root))
+        )
         require(files, f"data.path={path} is a folder without files")
     else:
         files = [_file(root)]
@@ -138,15 +146,23 @@ def _file_sha256(path: Path) -> str:
 
 
 def clean_play(markdown: str) -> str:
-    """A play as ``SPEAKER:`` and lines, in the manner of tiny Shakespeare: no headings, no stage directions."""
-    blocks = (_clean_block(block.strip()) for block in re.split(r"\n\s*\n", markdown.replace("\r\n", "\n")))
+    """A play as ``SPEAKER:`` and lines, in the manner of tiny Shakespeare: no headings, no stage
+    directions.
+    """
+    blocks = (
+        _clean_block(block.strip())
+        for block in re.split(r"\n\s*\n", markdown.replace("\r\n", "\n"))
+    )
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
 def _clean_block(block: str) -> str:
-    # Block by block, because some fifty blocks have an unpaired "_" that would otherwise eat the text after it.
+    # Block by block, because some fifty blocks have an unpaired "_" that would otherwise eat the
+    # text after it.
     block = re.sub(r"\\([\[\]]?)", r"\1", block)
-    block = "\n".join(line for line in block.split("\n") if not block.startswith("#") or not line.startswith("#"))
+    block = "\n".join(
+        line for line in block.split("\n") if not block.startswith("#") or not line.startswith("#")
+    )
     block = re.sub(r"(?m)^\*\*(.+?)\*\*[ \t]*$", r"\1:", block)  # **SPEAKER**
     block = re.sub(r"_*\[[^\]]*\]_", "", block)  # [Aside]_
     block = re.sub(r"_[^_]*_", "", block)  # _Enter HAMLET_, which may span lines

@@ -1,7 +1,9 @@
-"""Token files -> batches. A batch is a pure function of (seed, step), so that a run can be entered anywhere.
+"""Token files -> batches. A batch is a pure function of (seed, step), so that a run can be entered
+anywhere.
 
-Each epoch visits every window of ``block_size + 1`` tokens once, in an order given by a keyed bijection
-instead of a shuffled list: no memory proportional to the data, and nothing to save in a checkpoint.
+Each epoch visits every window of ``block_size + 1`` tokens once, in an order given by a keyed
+bijection instead of a shuffled list: no memory proportional to the data, and nothing to save in a
+checkpoint.
 """
 
 import hashlib
@@ -21,7 +23,9 @@ Batch = tuple[np.ndarray, np.ndarray]  # inputs and targets, both (B, T) int64
 
 @dataclass(frozen=True)
 class Dataset:
-    """A prepared folder: two memory-mapped splits, their tokenizer, and ``digest``, which names their contents."""
+    """A prepared folder: two memory-mapped splits, their tokenizer, and ``digest``, which names
+    their contents.
+    """
 
     folder: Path
     train: np.ndarray
@@ -41,11 +45,12 @@ class Dataset:
         vocab_size, max_id = meta["vocab_size"], meta["max_id"]
         require(
             tokenizer.vocab_size == vocab_size,
-            f"{folder}/meta.json says vocab_size={vocab_size}, its tokenizer has {tokenizer.vocab_size}",
+            f"{folder}/meta.json says vocab_size={vocab_size}, which its tokenizer denies",
         )
         require(
             max_id < vocab_size,
-            f"{folder} holds token id {max_id}, beyond its vocabulary of {vocab_size}: prepare it again",
+            f"{folder} holds token id {max_id}, beyond its vocabulary of {vocab_size}: "
+            "prepare it again",
         )
         identity = json.dumps([meta["sha256"], meta["dtype"], tokenizer.digest()], sort_keys=True)
         return cls(
@@ -58,16 +63,19 @@ class Dataset:
         )
 
     def check(self, block_size: int, vocab_size: int) -> None:
-        """Raise :class:`llm.errors.Refused` unless a model of this shape can be trained on the data."""
+        """Raise :class:`llm.errors.Refused` unless a model of this shape can be trained on the
+        data.
+        """
         for split, tokens in (("train", self.train), ("val", self.val)):
             require(
                 len(tokens) > block_size,
-                f"{self.folder}/{split}.bin has {len(tokens)} tokens, and model.block_size={block_size} "
-                f"needs {block_size + 1}: use more text, or a smaller block_size",
+                f"{self.folder}/{split}.bin has {len(tokens)} tokens, and model.block_size="
+                f"{block_size} needs {block_size + 1}: use more text, or a smaller block_size",
             )
         require(
             self.tokenizer.vocab_size <= vocab_size,
-            f"model.vocab_size={vocab_size} is smaller than the {self.tokenizer.vocab_size} tokens of {self.folder}",
+            f"model.vocab_size={vocab_size} is smaller than the vocabulary of {self.folder}, "
+            f"{self.tokenizer.vocab_size}",
         )
 
 
@@ -80,15 +88,22 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise Refused(f"{path} cannot be read: {error}") from None
     version = meta.get("format_version") if isinstance(meta, dict) else None
-    require(version == FORMAT_VERSION, f"{path} has format_version={version}: this version reads {FORMAT_VERSION}")
+    require(
+        version == FORMAT_VERSION,
+        f"{path} has format_version={version}: this version reads {FORMAT_VERSION}",
+    )
     kinds = {"dtype": str, "vocab_size": int, "max_id": int, "tokenizer": dict}
     for key in ("tokens", "bytes", "sha256"):
         require(
-            isinstance(meta.get(key), dict) and set(meta[key]) == set(SPLITS), f"{path} has no {key} per split"
+            isinstance(meta.get(key), dict) and set(meta[key]) == set(SPLITS),
+            f"{path} has no {key} per split",
         )
     for key, kind in kinds.items():
         require(isinstance(meta.get(key), kind), f"{path} has no usable {key}")
-    require(meta["dtype"] in ("uint16", "uint32"), f"{path} has dtype={meta['dtype']}: uint16 or uint32 expected")
+    require(
+        meta["dtype"] in ("uint16", "uint32"),
+        f"{path} has dtype={meta['dtype']}: uint16 or uint32 expected",
+    )
     return dict(meta)
 
 
@@ -98,22 +113,34 @@ def _map(folder: Path, split: str, meta: dict[str, Any]) -> np.ndarray:
     size = path.stat().st_size if path.is_file() else -1
     require(
         size == tokens * dtype.itemsize,
-        f"{path} has {size} bytes, but meta.json says {tokens} tokens of {dtype.itemsize}: prepare it again",
+        f"{path} has {size} bytes, but meta.json says {tokens} tokens of {dtype.itemsize}: "
+        "prepare it again",
     )
-    return np.memmap(path, dtype=dtype, mode="r") if tokens else np.zeros(0, dtype)
+    tokens_on_disk: np.ndarray = (
+        np.memmap(path, dtype=dtype, mode="r") if tokens else np.zeros(0, dtype)
+    )
+    return tokens_on_disk
 
 
 class BatchSampler:
     """Training batches: ``batch(step)`` for steps 1, 2, 3, ... in any order.
 
-    Window ``i`` of an epoch starts at ``i * block_size`` plus an offset of that epoch's own, so that
-    the windows of two epochs do not begin at the same tokens.
+    Window ``i`` of an epoch starts at ``i * block_size`` plus an offset of that epoch's own, so
+    that the windows of two epochs do not begin at the same tokens.
     """
 
     def __init__(
-        self, tokens: np.ndarray, block_size: int, batch_size: int, seed: int, overfit_batches: int = 0
+        self,
+        tokens: np.ndarray,
+        block_size: int,
+        batch_size: int,
+        seed: int,
+        overfit_batches: int = 0,
     ) -> None:
-        require(len(tokens) > block_size, f"{len(tokens)} tokens are too few for block_size={block_size}")
+        require(
+            len(tokens) > block_size,
+            f"{len(tokens)} tokens are too few for block_size={block_size}",
+        )
         self.tokens, self.block_size, self.batch_size = tokens, block_size, batch_size
         self.seed, self.overfit_batches = seed, overfit_batches
         # One window is kept free for the offset, where the data allows it.
@@ -123,14 +150,18 @@ class BatchSampler:
     def positions(self, step: int) -> np.ndarray:
         """Where the windows of a step start in the tokens: (batch_size,) int64."""
         index = step - 1 if self.overfit_batches == 0 else (step - 1) % self.overfit_batches
-        sequence = np.arange(index * self.batch_size, (index + 1) * self.batch_size, dtype=np.uint64)
-        epoch, place = sequence // np.uint64(self.windows), sequence % np.uint64(self.windows)
+        first = index * self.batch_size
+        sequence = np.arange(first, first + self.batch_size, dtype=np.uint64)
+        epoch, place = np.divmod(sequence, np.uint64(self.windows))
         key = mix(epoch + mix(np.uint64(self.seed)))
         offset = mix(key + np.uint64(1)) % np.uint64(self.slack + 1)
-        return (permute(place, self.windows, key) * np.uint64(self.block_size) + offset).astype(np.int64)
+        starts: np.ndarray = permute(place, self.windows, key) * np.uint64(self.block_size) + offset
+        return starts.astype(np.int64)
 
     def batch(self, step: int) -> Batch:
-        """Inputs and targets of optimizer step ``step`` (from 1): each (batch_size, block_size) int64."""
+        """Inputs and targets of optimizer step ``step`` (from 1): each (batch_size, block_size)
+        int64.
+        """
         return _windows(self.tokens, self.positions(step), self.block_size)
 
 
@@ -153,12 +184,14 @@ def read_windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> Bat
 
 
 def _windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> Batch:
-    rows = tokens[starts[:, None] + np.arange(block_size + 1)].astype(np.int64)
+    rows: np.ndarray = tokens[starts[:, None] + np.arange(block_size + 1)].astype(np.int64)
     return rows[:, :-1], rows[:, 1:]
 
 
 def mix(x: np.ndarray | np.uint64) -> Any:
-    """splitmix64's finaliser (Steele et al. 2014): spreads every bit of a uint64 over all others."""
+    """splitmix64's finaliser (Steele et al. 2014): spreads every bit of a uint64 over all
+    others.
+    """
     with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -166,7 +199,8 @@ def mix(x: np.ndarray | np.uint64) -> Any:
 
 
 def permute(index: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
-    """A bijection of 0 .. size - 1 that depends on ``key``, applied to ``index`` (uint64, element by element).
+    """A bijection of 0 .. size - 1 that depends on ``key``, applied to ``index`` (uint64, element
+    by element).
 
     A Feistel network over the next even power of two is a bijection whatever its round function is
     (Luby & Rackoff 1988); results beyond ``size`` are sent through again until they fall inside
@@ -180,7 +214,10 @@ def permute(index: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
         while outside.any():
             left, right = result[outside] >> half, result[outside] & mask
             for turn in range(6):
-                left, right = right, left ^ (mix(right + key[outside] * np.uint64(2 * turn + 3)) & mask)
+                left, right = (
+                    right,
+                    left ^ (mix(right + key[outside] * np.uint64(2 * turn + 3)) & mask),
+                )
             result[outside] = left << half | right
             outside = result >= size
     return result

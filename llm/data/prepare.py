@@ -1,7 +1,8 @@
-"""Text -> ``train.bin``, ``val.bin`` and ``meta.json`` in one folder, written elsewhere first and renamed.
+"""Text -> ``train.bin``, ``val.bin`` and ``meta.json`` in one folder, written elsewhere first and
+renamed.
 
-The text is read twice, in pieces: once to check it, count its characters and collect the vocabulary,
-once to tokenize it. Memory does not grow with its size.
+The text is read twice, in pieces: once to check it, count its characters and collect the
+vocabulary, once to tokenize it. Memory does not grow with its size.
 """
 
 import contextlib
@@ -32,8 +33,9 @@ CHUNK = 1 << 20  # characters tokenized at a time
 def prepare(config: DataConfig, on_progress: Progress = lambda done, total: None) -> Path:
     """The folder of the dataset that ``config`` describes, prepared now if it is not there yet.
 
-    Processes that ask for the same folder wait for each other. Raises :class:`llm.errors.Refused` for text
-    that cannot be used, and for a folder that was prepared from something else; nothing is left behind then.
+    Processes that ask for the same folder wait for each other. Raises :class:`llm.errors.Refused`
+    for text that cannot be used, and for a folder that was prepared from something else; nothing is
+    left behind then.
     """
     config.check()
     made_from = _made_from(config)
@@ -44,7 +46,9 @@ def prepare(config: DataConfig, on_progress: Progress = lambda done, total: None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock(folder.parent):
-            if not _is_ready(folder, made_from, config.overwrite):  # another process may have done it meanwhile
+            if not _is_ready(
+                folder, made_from, config.overwrite
+            ):  # another process may have done it meanwhile
                 _prepare_into(folder, config, made_from, on_progress)
     except OSError as error:
         raise Refused(f"{folder} cannot be written: {error.strerror}") from None
@@ -85,7 +89,9 @@ def _is_ready(folder: Path, made_from: dict[str, Any], overwrite: bool) -> bool:
     if overwrite:
         return False
     keys = [key for key in made_from if saved.get(key) != made_from[key]]
-    was = ", ".join(f"{key}={saved[key]}" for key in keys if key in saved) or "no readable meta.json"
+    was = (
+        ", ".join(f"{key}={saved[key]}" for key in keys if key in saved) or "no readable meta.json"
+    )
     want = ", ".join(f"{key}={made_from[key]}" for key in keys)
     raise Refused(
         f"{folder} was prepared with {was}, but the config says {want}: "
@@ -104,8 +110,12 @@ def _lock(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _prepare_into(folder: Path, config: DataConfig, made_from: dict[str, Any], on_progress: Progress) -> None:
-    for stale in folder.parent.glob(f".{folder.name}.*"):  # of a process that died; the lock keeps others out
+def _prepare_into(
+    folder: Path, config: DataConfig, made_from: dict[str, Any], on_progress: Progress
+) -> None:
+    for stale in folder.parent.glob(
+        f".{folder.name}.*"
+    ):  # of a process that died; the lock keeps others out
         shutil.rmtree(stale)
     temporary, replaced = (folder.with_name(f".{folder.name}.{part}") for part in ("new", "old"))
     temporary.mkdir()
@@ -119,7 +129,9 @@ def _prepare_into(folder: Path, config: DataConfig, made_from: dict[str, Any], o
         shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _write(folder: Path, config: DataConfig, made_from: dict[str, Any], on_progress: Progress) -> None:
+def _write(
+    folder: Path, config: DataConfig, made_from: dict[str, Any], on_progress: Progress
+) -> None:
     corpus = read_corpus(config.corpus, config.path)
     total = 2 * corpus.size()
     done = 0
@@ -133,9 +145,12 @@ def _write(folder: Path, config: DataConfig, made_from: dict[str, Any], on_progr
     tokenizer = build_tokenizer(config.tokenizer, alphabet)
     require(
         config.vocab_size in (None, tokenizer.vocab_size),
-        f"data.vocab_size={config.vocab_size}, but the text has {tokenizer.vocab_size} different characters",
+        f"data.vocab_size={config.vocab_size}, but the text has {tokenizer.vocab_size} "
+        "different characters",
     )
-    writers = {split: _Writer(folder / f"{split}.bin", tokenizer, config.allow_special) for split in SPLITS}
+    writers = {
+        split: _Writer(folder / f"{split}.bin", tokenizer, config.allow_special) for split in SPLITS
+    }
     for split, piece in _split(corpus, characters, config.val_fraction, tokenizer):
         if piece is None:
             writers[split].end_document()
@@ -158,7 +173,9 @@ def _write(folder: Path, config: DataConfig, made_from: dict[str, Any], on_progr
         "made_from": made_from,
         "tokenizer": tokenizer.to_json(),
     }
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "meta.json").write_text(
+        json.dumps(meta, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def _survey(corpus: Corpus, read: Callable[[str], None]) -> tuple[int, str]:
@@ -245,7 +262,9 @@ class _Writer:
         highest = int(ids.max())
         # A cast to uint16 would wrap silently.
         if highest >= self.tokenizer.vocab_size:
-            raise ValueError(f"token id {highest} is beyond the vocabulary of {self.tokenizer.vocab_size}")
+            raise ValueError(
+                f"token id {highest} is beyond the vocabulary of {self.tokenizer.vocab_size}"
+            )
         raw = ids.astype(self.dtype).tobytes()
         self.file.write(raw)
         self.sha256.update(raw)
@@ -254,9 +273,11 @@ class _Writer:
 
 
 def safe_cut(text: str) -> int:
-    """Where ``text`` can be cut without changing its tokens: before the last space or newline after a non-space.
+    """Where ``text`` can be cut without changing its tokens: before the last space or newline after
+    a non-space.
 
-    GPT-2's pattern never joins a non-space to a following space. Text without one is cut at its end.
+    GPT-2's pattern never joins a non-space to a following space. Text without one is cut at its
+    end.
     """
     match = re.match(r"(?s).*\S(?=[ \n])", text)
     return match.end() if match else len(text)

@@ -1,6 +1,7 @@
 """Text to token ids and back: GPT-2's BPE, characters, bytes.
 
-A tokenizer is saved as plain JSON with everything it needs, in ``meta.json`` and in every checkpoint.
+A tokenizer is saved as plain JSON with everything it needs, in ``meta.json`` and in every
+checkpoint.
 """
 
 import hashlib
@@ -11,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import tiktoken
-from tiktoken_ext.openai_public import r50k_pat_str  # GPT-2's split pattern; importing it opens no connection
+from tiktoken_ext.openai_public import (
+    r50k_pat_str,  # GPT-2's split pattern; importing it opens no connection
+)
 
 from llm.data import assets
 from llm.data.config import TOKENIZERS
@@ -21,7 +24,9 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 class Tokenizer(ABC):
-    """Encodes text as ids below ``vocab_size``; ``end_of_text`` is the id that ends a document, if there is one."""
+    """Encodes text as ids below ``vocab_size``; ``end_of_text`` is the id that ends a document,
+    if there is one.
+    """
 
     kind: str
     vocab_size: int
@@ -29,7 +34,9 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str, special: bool = False) -> np.ndarray:
-        """Ids (uint32) of ``text``; with ``special``, each ``<|endoftext|>`` in it becomes one id."""
+        """Ids (uint32) of ``text``; with ``special``, each ``<|endoftext|>`` in it becomes one
+        id.
+        """
 
     @abstractmethod
     def token_bytes(self, token: int) -> bytes:
@@ -49,14 +56,18 @@ class Tokenizer(ABC):
 
 
 class GPT2Tokenizer(Tokenizer):
-    """GPT-2's byte-level BPE through tiktoken, built from its merges without a download by tiktoken."""
+    """GPT-2's byte-level BPE through tiktoken, built from its merges without a download by
+    tiktoken.
+    """
 
     kind, vocab_size, end_of_text = "gpt2", 50_257, 50_256
 
     def __init__(self, merges: str | None = None) -> None:
         self.merges = assets.gpt2_merges().decode("utf-8") if merges is None else merges
         if assets.sha256(self.merges.encode()) != assets.GPT2_MERGES_SHA256:
-            raise Refused("the saved GPT-2 vocabulary is damaged: its sha256 is not that of vocab.bpe")
+            raise Refused(
+                "the saved GPT-2 vocabulary is damaged: its sha256 is not that of vocab.bpe"
+            )
         self.encoding = _gpt2_encoding(self.merges)
 
     def encode(self, text: str, special: bool = False) -> np.ndarray:
@@ -64,7 +75,8 @@ class GPT2Tokenizer(Tokenizer):
         return self.encoding.encode_to_numpy(text, allowed_special=allowed, disallowed_special=())
 
     def token_bytes(self, token: int) -> bytes:
-        # Ids beyond the vocabulary exist where a model's is padded; an untrained model may sample one.
+        # Ids beyond the vocabulary exist where a model's is padded; an untrained model may sample
+        # one.
         return self.encoding.decode_single_token_bytes(token) if token < self.vocab_size else b""
 
     def to_json(self) -> dict[str, Any]:
@@ -74,7 +86,8 @@ class GPT2Tokenizer(Tokenizer):
 @lru_cache(maxsize=1)
 def _gpt2_encoding(merges: str) -> tiktoken.Encoding:
     # vocab.bpe writes bytes as printable characters: those that are printable stand for themselves,
-    # the other 68 are numbered from U+0100 on. Ranks are the 256 bytes in that order, then the merges.
+    # the other 68 are numbered from U+0100 on. Ranks are the 256 bytes in that order, then the
+    # merges.
     printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
     others = [b for b in range(256) if b not in printable]
     byte_of = {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
@@ -128,7 +141,9 @@ class ByteTokenizer(Tokenizer):
 
     def encode(self, text: str, special: bool = False) -> np.ndarray:
         parts = text.split(END_OF_TEXT) if special else [text]
-        ids = [np.frombuffer(part.encode("utf-8"), dtype=np.uint8).astype(np.uint32) for part in parts]
+        ids = [
+            np.frombuffer(part.encode("utf-8"), dtype=np.uint8).astype(np.uint32) for part in parts
+        ]
         end = np.array([self.end_of_text], dtype=np.uint32)
         return np.concatenate([piece for part in ids for piece in (end, part)][1:])
 
@@ -140,7 +155,9 @@ class ByteTokenizer(Tokenizer):
 
 
 def from_json(saved: Any) -> Tokenizer:
-    """The tokenizer that :meth:`Tokenizer.to_json` described; :class:`llm.errors.Refused` if it is none."""
+    """The tokenizer that :meth:`Tokenizer.to_json` described; :class:`llm.errors.Refused` if it
+    is none.
+    """
     match saved:
         case {"kind": "gpt2", "merges": str(merges), **rest} if not rest:
             return GPT2Tokenizer(merges)
@@ -149,11 +166,15 @@ def from_json(saved: Any) -> Tokenizer:
         case {"kind": "byte", **rest} if not rest:
             return ByteTokenizer()
     kind = saved.get("kind") if isinstance(saved, dict) else saved
-    raise Refused(f"unknown tokenizer {str(kind)[:40]!r}: this version knows {', '.join(TOKENIZERS)}")
+    raise Refused(
+        f"unknown tokenizer {str(kind)[:40]!r}: this version knows {', '.join(TOKENIZERS)}"
+    )
 
 
 def build_tokenizer(kind: str, characters: str = "") -> Tokenizer:
-    """A tokenizer for new text; ``characters`` are the distinct ones of the text, for ``char`` only."""
+    """A tokenizer for new text; ``characters`` are the distinct ones of the text, for ``char``
+    only.
+    """
     if kind == "char":
         return CharTokenizer(characters)
     return ByteTokenizer() if kind == "byte" else GPT2Tokenizer()

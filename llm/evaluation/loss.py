@@ -41,7 +41,9 @@ def evaluate(
     batches: Iterable[tuple[Tensor, Tensor]],
     autocast: AbstractContextManager[Any] | None = None,
 ) -> Evaluation:
-    """Mean over every target that is not ignored, however the batches are cut. Draws no random number."""
+    """Mean over every target that is not ignored, however the batches are cut. Draws no random
+    number.
+    """
     total, count = 0.0, 0
     for inputs, targets in batches:
         with autocast or nullcontext():

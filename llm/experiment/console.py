@@ -1,4 +1,6 @@
-"""What a person sees: a panel before, one line during, a panel after; plain lines where there is no terminal."""
+"""What a person sees: a panel before, one line during, a panel after; plain lines where there is
+no terminal.
+"""
 
 import logging
 import math
@@ -8,8 +10,15 @@ from typing import Any
 
 from rich.console import Console
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn
-from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -42,10 +51,13 @@ class TrainingScreen:
         self.max_steps, self.start = max_steps, start
         self.live = console.is_terminal
         columns: Iterable[str | ProgressColumn] = (
-            TextColumn("train"), BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"),
-            TextColumn("eta"), TimeRemainingColumn(compact=True),
+            TextColumn("train"), BarColumn(bar_width=20), MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"), TextColumn("eta"),
+            TimeRemainingColumn(compact=True),
         )  # fmt: skip
-        self.bar = Progress(*columns, console=console, speed_estimate_period=60, disable=not self.live)
+        self.bar = Progress(
+            *columns, console=console, speed_estimate_period=60, disable=not self.live
+        )
         self.task = self.bar.add_task("train", total=max_steps, completed=start, numbers="")
 
     def __enter__(self) -> "TrainingScreen":
@@ -69,7 +81,9 @@ class TrainingScreen:
             console.print(line if left is None else f"{line}  eta {duration(left)}")
             return
         if "train/loss" in row:
-            self.bar.update(self.task, numbers=describe_row({k: v for k, v in row.items() if "val/" not in k}))
+            self.bar.update(
+                self.task, numbers=describe_row({k: v for k, v in row.items() if "val/" not in k})
+            )
         if "val/loss" in row:
             values = {key: value for key, value in row.items() if "val/" in key}
             console.print(f"step {row['step']}  {describe_row(values)}")
@@ -77,7 +91,9 @@ class TrainingScreen:
     def sample(self, step: int, text: str) -> None:
         """Show what the model wrote."""
         log.info("sample at step %d: %s", step, text)
-        console.print(Panel(Text(text.strip("\n")), title=f"sample at step {step}", title_align="left"))
+        console.print(
+            Panel(Text(text.strip("\n")), title=f"sample at step {step}", title_align="left")
+        )
 
 
 def describe_row(row: Row) -> str:
@@ -91,7 +107,9 @@ def describe_row(row: Row) -> str:
         "mfu": lambda v: f"mfu {v:.1%}",
         "peak_memory_bytes": lambda v: f"mem {gib(v)}",
     }
-    return "  ".join(form(value) for key, form in shown.items() if (value := row.get(key)) is not None)
+    return "  ".join(
+        form(value) for key, form in shown.items() if (value := row.get(key)) is not None
+    )
 
 
 @contextmanager
@@ -99,8 +117,13 @@ def byte_progress(title: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar over bytes with rate and time left; yields what to call with (done, total)."""
     from rich.progress import DownloadColumn, TransferSpeedColumn
 
-    columns = (TextColumn(title), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), TimeElapsedColumn())  # fmt: skip
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    columns = (
+        TextColumn(title), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+        TimeRemainingColumn(), TimeElapsedColumn(),
+    )  # fmt: skip
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task(title)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -109,11 +132,19 @@ def jobs_table(jobs: list[tuple[str, dict[str, Any]]]) -> None:
     """All jobs of a sweep, the lowest validation loss first: (overrides, summary) each."""
     table = Table(title="jobs", title_justify="left")
     for column in ("overrides", "status", "val loss", "parameters", "tok/s", "memory", "time"):
-        table.add_column(column, overflow="fold", justify="left" if column in ("overrides", "status") else "right")
+        table.add_column(
+            column,
+            overflow="fold",
+            justify="left" if column in ("overrides", "status") else "right",
+        )
     for overrides, found in sorted(jobs, key=lambda job: job[1].get("best_val_loss") or math.inf):
         values = [
             f"{found[key]:{form}}" if found.get(key) is not None else "-"
-            for key, form in (("best_val_loss", ".4f"), ("parameters", ","), ("tokens_per_second", ",.0f"))
+            for key, form in (
+                ("best_val_loss", ".4f"),
+                ("parameters", ","),
+                ("tokens_per_second", ",.0f"),
+            )
         ]
         memory = gib(found["peak_memory_bytes"]) if found.get("peak_memory_bytes") else "-"
         seconds = duration(found["wall_seconds"]) if found.get("wall_seconds") else "-"

@@ -10,7 +10,7 @@ import string
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, cast
 
 from llm.checkpoint.checkpoint import Checkpoint
 from llm.errors import Stop
@@ -43,7 +43,9 @@ class LoggerOptions(Protocol):
 class RunLogger:
     """Hands every row and sample to the files, to W&B and to the screen."""
 
-    def __init__(self, folder: Path, screen: TrainingScreen, wandb_run: Any | None, run_id: str) -> None:
+    def __init__(
+        self, folder: Path, screen: TrainingScreen, wandb_run: Any | None, run_id: str
+    ) -> None:
         self.folder, self.screen, self.wandb_run, self.run_id = folder, screen, wandb_run, run_id
         self.metrics = (folder / METRICS).open("a", encoding="utf-8")
 
@@ -56,7 +58,9 @@ class RunLogger:
         self.metrics.write(json.dumps(row) + "\n")
         self.metrics.flush()
         if self.wandb_run is not None:
-            known = {key: value for key, value in row.items() if value is not None and key != "step"}
+            known = {
+                key: value for key, value in row.items() if value is not None and key != "step"
+            }
             self.wandb_run.log(known, step=row["step"])
         self.screen.log(row)
 
@@ -69,7 +73,9 @@ class RunLogger:
             import wandb
 
             # Html is a plain media file; a Table would make an artifact with every sample.
-            self.wandb_run.log({"sample": wandb.Html(f"<pre>{html.escape(prompt + text)}</pre>")}, step=step)
+            self.wandb_run.log(
+                {"sample": wandb.Html(f"<pre>{html.escape(prompt + text)}</pre>")}, step=step
+            )
         self.screen.sample(step, text)
 
     def close(self, exit_code: int) -> None:
@@ -91,12 +97,15 @@ def open_logger(
 ) -> Iterator[RunLogger]:
     """The logger of a run, closed whatever happens; a continued run keeps its W&B id.
 
-    ``config`` is shown in W&B; ``sweep`` is the folder of the sweep that the run belongs to, if it does.
+    ``config`` is shown in W&B; ``sweep`` is the folder of the sweep that the run belongs to, if it
+    does.
     """
     state = run.checkpoint.state if run.checkpoint else {}
     run_id = state.get("run_id") or new_run_id()
     screen = TrainingScreen(max_steps, run.checkpoint.step if run.checkpoint else 0)
-    logger = RunLogger(run.folder, screen, start_wandb(run.folder, run_id, config, options, sweep), run_id)
+    logger = RunLogger(
+        run.folder, screen, start_wandb(run.folder, run_id, config, options, sweep), run_id
+    )
     exit_code = 1
     try:
         yield logger
@@ -113,17 +122,20 @@ def start_wandb(
 ) -> Any | None:
     """A W&B run in ``folder/wandb``, or None when ``mode`` is ``disabled``.
 
-    ``online`` without a key or a network becomes ``offline`` with one warning line: logging never ends a run
-    and never asks a question. The name of the sweep's folder groups the runs.
+    ``online`` without a key or a network becomes ``offline`` with one warning line: logging never
+    ends a run and never asks a question. The name of the sweep's folder groups the runs.
     """
-    mode = options.mode
+    mode = cast(Literal["online", "offline", "disabled"], options.mode)
     if mode == "disabled":
         return None
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
     if mode == "online" and not _has_key():
-        warn("W&B has no API key, so this run is logged offline: type `wandb login`, or set logger.mode=offline")
+        warn(
+            "W&B has no API key, so this run is logged offline: "
+            "type `wandb login`, or set logger.mode=offline"
+        )
         mode = "offline"
     settings = wandb.Settings(
         console="off",  # progress bars would fill its log with escape codes; the run has its own
@@ -136,12 +148,17 @@ def start_wandb(
     arguments: dict[str, Any] = {
         "project": options.project, "entity": options.entity, "name": options.name or folder.name,
         "tags": options.tags, "notes": options.notes,
-        "group": sweep.name if sweep else None, "job_type": "train", "id": run_id, "resume": "allow",
+        "group": sweep.name if sweep else None, "job_type": "train",
+        "id": run_id, "resume": "allow",
         "dir": str(folder), "config": config, "settings": settings,
     }  # fmt: skip
     try:
         run = wandb.init(mode=mode, **arguments)
-    except (wandb.errors.CommError, wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
+    except (
+        wandb.errors.CommError,
+        wandb.errors.UsageError,
+        wandb.errors.AuthenticationError,
+    ) as error:
         warn(f"W&B cannot be reached, so this run is logged offline: {str(error).splitlines()[0]}")
         run = wandb.init(mode="offline", **arguments)
     run.define_metric("tokens")
@@ -153,7 +170,9 @@ def start_wandb(
 
 
 def _link(folder: Path, run: Path) -> None:
-    """Links to all runs of a sweep in one folder: ``wandb leet run`` and ``wandb sync`` take it as it is."""
+    """Links to all runs of a sweep in one folder: ``wandb leet run`` and ``wandb sync`` take it
+    as it is.
+    """
     folder.mkdir(exist_ok=True)
     link = folder / run.name
     if not link.is_symlink():
@@ -170,4 +189,8 @@ def _has_key() -> bool:
     except (OSError, netrc.NetrcParseError):
         return False
     # Without an address of one's own the key is under W&B's, which has changed over the years.
-    return any(host in known for host in hosts) if hosts else any("wandb" in h or "coreweave" in h for h in known)
+    return (
+        any(host in known for host in hosts)
+        if hosts
+        else any("wandb" in h or "coreweave" in h for h in known)
+    )

@@ -33,7 +33,8 @@ def show_start(folder: Path, trainer: Started, dataset: Dataset, precision: str)
     facts = {
         "device": describe(trainer.device) + peak,
         "precision": precision,
-        "model": f"{trainer.model.n_parameters():,} parameters: {config.n_layer} layers, width {config.n_embed}, "
+        "model": f"{trainer.model.n_parameters():,} parameters: "
+        f"{config.n_layer} layers, width {config.n_embed}, "
         f"{config.n_head} heads of {config.head_size}, {config.vocab_size:,} tokens",
         "step": f"{tokens:,} tokens: {options.batch_size} sequences of {config.block_size}"
         + (f" in {cut} micro-batches" if cut > 1 else ""),
@@ -52,14 +53,16 @@ def show_end(folder: Path, progress: Progress, summary: dict[str, Any]) -> None:
     facts = {}
     if progress.best_val_loss is not None:
         facts["best val loss"] = (
-            f"{progress.best_val_loss:.4f} at step {progress.best_step:,} ({summary['bits_per_byte']:.3f} bits per byte)"
+            f"{progress.best_val_loss:.4f} at step {progress.best_step:,} "
+            f"({summary['bits_per_byte']:.3f} bits per byte)"
         )
     if progress.train_seconds:
         facts["throughput"] = f"{summary['tokens_per_second']:,.0f} tokens/s"
     facts["peak memory"] = gib(summary["peak_memory_bytes"])
     facts["wall time"] = (
         f"{duration(summary['wall_seconds'])}: training {duration(progress.train_seconds)}, "
-        f"evaluation {duration(progress.eval_seconds)}, checkpoints {duration(progress.checkpoint_seconds)}, "
+        f"evaluation {duration(progress.eval_seconds)}, "
+        f"checkpoints {duration(progress.checkpoint_seconds)}, "
         f"start and end {duration(max(0.0, other))}"
     )
     facts["run folder"] = str(folder)
@@ -73,5 +76,6 @@ def show_end(folder: Path, progress: Progress, summary: dict[str, Any]) -> None:
 def show_already_finished(folder: Path) -> None:
     """Nothing is left to do."""
     console.print(
-        f"{folder} is finished already. To train on: python run_train.py resume={folder} trainer.max_steps=MORE"
+        f"{folder} is finished already. To train on: "
+        f"python run_train.py resume={folder} trainer.max_steps=MORE"
     )

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import time
@@ -14,22 +15,24 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from llm.errors import Refused, Stop, as_stop
+from llm.errors import Interrupted, Refused, Stop, as_stop
 
 Plain = dict[str, Any]
 SUMMARY, METRICS, SAMPLES, CONFIG, CHECKPOINTS = (
     "summary.json", "metrics.jsonl", "samples.jsonl", "config.yaml", "checkpoints",
 )  # fmt: skip
 SUMMARY_KEYS = (
-    "status", "reason", "step", "tokens", "parameters", "best_val_loss", "val_loss", "bits_per_byte",
-    "tokens_per_second", "peak_memory_bytes", "predicted_memory_bytes", "wall_seconds", "train_seconds",
-    "config_digest", "data_digest", "git_commit", "versions",
+    "status", "reason", "step", "tokens", "parameters", "best_val_loss", "val_loss",
+    "bits_per_byte", "tokens_per_second", "peak_memory_bytes", "predicted_memory_bytes",
+    "wall_seconds", "train_seconds", "config_digest", "data_digest", "git_commit", "versions",
 )  # fmt: skip
 log = logging.getLogger("llm")
 
 
 def new_folder(root: Path) -> Path:
-    """``root/<date>/<time>``, made now and by no other process: a second run in the same second gets ``-2``."""
+    """``root/<date>/<time>``, made now and by no other process: a second run in the same second
+    gets ``-2``.
+    """
     stem = root / datetime.now().strftime("%Y-%m-%d") / datetime.now().strftime("%H-%M-%S")
     for attempt in range(1, 1000):
         path = stem if attempt == 1 else stem.with_name(f"{stem.name}-{attempt}")
@@ -79,7 +82,11 @@ def cut_metrics(folder: Path, step: int) -> None:
     for name in (METRICS, SAMPLES):
         path = folder / name
         if path.exists():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
+            kept = [
+                line
+                for line in path.read_text(encoding="utf-8").splitlines()
+                if _step(line) <= step
+            ]
             path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
 
@@ -91,14 +98,20 @@ def _step(line: str) -> float:
 
 
 def git_commit() -> str | None:
-    """The commit of the code that runs, with ``+`` for uncommitted changes; None outside a checkout."""
+    """The commit of the code that runs, with ``+`` for uncommitted changes; None outside a
+    checkout.
+    """
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=5
+        ).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+        return git("rev-parse", "HEAD") + (
+            "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+        )
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -106,22 +119,26 @@ def git_commit() -> str | None:
 def versions() -> dict[str, str]:
     """Of what decides the numbers."""
     packages = ("torch", "numpy", "tiktoken", "hydra-core")
-    return {"python": platform.python_version()} | {package: version(package) for package in packages}
+    return {"python": platform.python_version()} | {
+        package: version(package) for package in packages
+    }
 
 
 @contextlib.contextmanager
 def recording(folder: Path, facts: Plain, remove_if_refused: bool) -> Iterator[Plain]:
     """Log into ``folder`` while inside, and write its summary at the end, whatever the end is.
 
-    ``facts`` are the values known from the start; the caller adds to the yielded copy. A run that is refused
-    after all leaves no folder if ``remove_if_refused``.
+    ``facts`` are the values known from the start; the caller adds to the yielded copy. A run that
+    is refused after all leaves no folder if ``remove_if_refused``.
     """
     handler = logging.FileHandler(folder / "run_train.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     before = (read_summary(folder) or {}).get("wall_seconds") or 0.0
-    (folder / SUMMARY).unlink(missing_ok=True)  # it speaks of a finished run, which this one is not yet
+    (folder / SUMMARY).unlink(
+        missing_ok=True
+    )  # it speaks of a finished run, which this one is not yet
     start = time.perf_counter()
     summary = dict(facts) | {"git_commit": git_commit(), "versions": versions()}
     status, reason = "failed", None
@@ -131,10 +148,15 @@ def recording(folder: Path, facts: Plain, remove_if_refused: bool) -> Iterator[P
     except Stop as stop:
         status, reason = stop.status, str(stop)
         log.error("%s: %s", status, reason)
+        if isinstance(stop, Interrupted):
+            command = shlex.join(["python", "run_train.py", f"resume={folder}"])
+            raise Interrupted(f"{stop}; to continue: {command}") from None
         raise
     except BaseException as error:
         known = as_stop(error)
-        status, reason = (known.status, str(known)) if known else ("failed", f"{type(error).__name__}: {error}")
+        status, reason = (
+            (known.status, str(known)) if known else ("failed", f"{type(error).__name__}: {error}")
+        )
         log.exception("the run failed")
         if known:
             raise known from error
@@ -142,7 +164,11 @@ def recording(folder: Path, facts: Plain, remove_if_refused: bool) -> Iterator[P
     finally:
         log.removeHandler(handler)
         handler.close()
-        summary |= {"status": status, "reason": reason, "wall_seconds": before + time.perf_counter() - start}
+        summary |= {
+            "status": status,
+            "reason": reason,
+            "wall_seconds": before + time.perf_counter() - start,
+        }
         write_summary(folder, **summary)
         if status == "refused" and remove_if_refused:
             shutil.rmtree(folder)

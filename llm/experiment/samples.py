@@ -10,11 +10,15 @@ from llm.model.gpt import GPT
 from llm.sampling.generate import SamplingOptions, generate, score
 
 
-def read_prompt(tokenizer: Tokenizer, prompt: str, prompt_file: str | None, block_size: int) -> list[int]:
-    """Ids of the prompt, in which ``<|endoftext|>`` is one id; at least one id, so that there is something to continue.
+def read_prompt(
+    tokenizer: Tokenizer, prompt: str, prompt_file: str | None, block_size: int
+) -> list[int]:
+    """Ids of the prompt, in which ``<|endoftext|>`` is one id; at least one id, so that there is
+    something to continue.
 
-    ``prompt_file`` is read instead where it is given (``-``: standard input), less one newline at its end.
-    Raises :class:`llm.errors.Refused` for a file that cannot be read and for text outside the vocabulary.
+    ``prompt_file`` is read instead where it is given (``-``: standard input), less one newline at
+    its end. Raises :class:`llm.errors.Refused` for a file that cannot be read and for text outside
+    the vocabulary.
     """
     if prompt_file is not None:
         try:
@@ -31,7 +35,10 @@ def read_prompt(tokenizer: Tokenizer, prompt: str, prompt_file: str | None, bloc
     if not tokens:  # the start of a document: after the end of another, or after a line
         tokens = [tokenizer.end_of_text] if tokenizer.end_of_text is not None else [0]
     if len(tokens) > block_size:
-        print(f"the model sees {block_size} tokens: the first {len(tokens) - block_size} are cut", file=sys.stderr)
+        print(
+            f"the model sees {block_size} tokens: the first {len(tokens) - block_size} are cut",
+            file=sys.stderr,
+        )
     return tokens
 
 
@@ -46,16 +53,23 @@ def print_sample(
     echo: bool,
     logprobs: bool,
 ) -> None:
-    """Print one sample: text as it comes or at the end, or a line per token with its log-probability in nats."""
+    """Print one sample: text as it comes or at the end, or a line per token with its
+    log-probability in nats.
+    """
     drawn = generate(model, prompt, options, seed, tokenizer.vocab_size, tokenizer.end_of_text)
     shown = prompt if echo and prompt != [tokenizer.end_of_text] else []
     if logprobs:
         known = zip(shown, score(model, prompt), strict=False) if shown else []
         for pairs in (known, drawn):
             for token, value in pairs:
-                print(f"{'' if value is None else f'{value:.4f}':>10}  {tokenizer.decode([token])!r}", flush=stream)
+                print(
+                    f"{'' if value is None else f'{value:.4f}':>10}  {tokenizer.decode([token])!r}",
+                    flush=stream,
+                )
         return
-    utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a token may end inside a character
+    utf8 = codecs.getincrementaldecoder("utf-8")(
+        errors="replace"
+    )  # a token may end inside a character
     for tokens in (shown, (token for token, _ in drawn)):
         for token in tokens:
             print(utf8.decode(tokenizer.token_bytes(token)), end="", flush=stream)

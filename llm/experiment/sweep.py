@@ -1,4 +1,6 @@
-"""Jobs: lists of overrides, each run as a command in a process of its own. A dead job is a result, not an end."""
+"""Jobs: lists of overrides, each run as a command in a process of its own. A dead job is a
+result, not an end.
+"""
 
 import contextlib
 import os
@@ -13,7 +15,9 @@ from typing import Any
 
 from llm.experiment.rundir import read_summary, write_summary
 
-PARENT_PIPE = "LLM_PARENT_PIPE"  # a file descriptor that closes when the process that started a job is gone
+PARENT_PIPE = (
+    "LLM_PARENT_PIPE"  # a file descriptor that closes when the process that started a job is gone
+)
 GRACE_SECONDS = 60  # for a job that has been told to stop: one step and one save
 
 
@@ -44,10 +48,15 @@ def run_job(job: Job, timeout_seconds: float | None = None) -> dict[str, Any]:
     if code == 0 and found is not None:
         return found
     if found is None or found == before:  # it wrote none: killed, or refused before it had a folder
-        status = {2: "refused", None: "killed"}.get(code, "killed" if code is not None and code < 0 else "failed")
+        status = {2: "refused", None: "killed"}.get(
+            code, "killed" if code is not None and code < 0 else "failed"
+        )
         job.folder.mkdir(parents=True, exist_ok=True)
         write_summary(
-            job.folder, status=status, reason=_reason(code, timeout_seconds), wall_seconds=time.perf_counter() - start
+            job.folder,
+            status=status,
+            reason=_reason(code, timeout_seconds),
+            wall_seconds=time.perf_counter() - start,
         )
         found = read_summary(job.folder) or {}
     return found
@@ -60,7 +69,9 @@ def _reason(code: int | None, timeout_seconds: float | None) -> str:
 
 
 def _wait(command: list[str], timeout_seconds: float | None) -> int | None:
-    """Exit status of ``command``, negative for a signal, None for a timeout. Nothing of it lives on."""
+    """Exit status of ``command``, negative for a signal, None for a timeout. Nothing of it lives
+    on.
+    """
     reading, writing = os.pipe()
     environment = os.environ | {PARENT_PIPE: str(reading)}
     # A group of its own: Ctrl-C then reaches only this process, which tells the job once.
@@ -97,7 +108,9 @@ def _stop_signals() -> Iterator[None]:
 
 
 def follow_parent() -> None:
-    """In a job: stop, as if told to, when the sweep that started it dies. Works on Linux and macOS."""
+    """In a job: stop, as if told to, when the sweep that started it dies. Works on Linux and
+    macOS.
+    """
     descriptor = os.environ.pop(PARENT_PIPE, None)
     if descriptor is None:
         return

@@ -1,4 +1,6 @@
-"""The shape of a network as plain numbers. No torch here, so that a run can be planned without it."""
+"""The shape of a network as plain numbers. No torch here, so that a run can be planned without
+it.
+"""
 
 from dataclasses import dataclass, fields, replace
 
@@ -9,13 +11,16 @@ CHOICES = {
     "mlp": ("swiglu", "gelu"),
     "position": ("rotary", "learned"),
 }
-# Bounds that no model for one card comes near; they keep a hostile or mistyped value from allocating.
+# Bounds that no model for one card comes near; they keep a hostile or mistyped value from
+# allocating.
 LARGEST = {"n_layer": 512, "n_embed": 16_384, "block_size": 1_048_576, "vocab_size": 1_048_576}
 
 
 @dataclass
 class GPTConfig:
-    """What is needed to build a :class:`llm.model.gpt.GPT`; ``None`` is filled in by :meth:`resolve`."""
+    """What is needed to build a :class:`llm.model.gpt.GPT`; ``None`` is filled in by
+    :meth:`resolve`.
+    """
 
     n_layer: int = 4
     n_embed: int = 128
@@ -36,11 +41,13 @@ class GPTConfig:
     def resolve(self, vocab_size: int | None = None) -> "GPTConfig":
         """The same shape with every ``None`` replaced by its number.
 
-        ``vocab_size`` (tokens) stands in for a missing ``vocab_size`` and may itself be unknown yet.
-        Raises :class:`llm.errors.Refused` where the numbers do not fit together.
+        ``vocab_size`` (tokens) stands in for a missing ``vocab_size`` and may itself be unknown
+        yet. Raises :class:`llm.errors.Refused` where the numbers do not fit together.
         """
         n_head, head_size = self.n_head, self.head_size
-        require(n_head or head_size, "model.n_head and model.head_size are both null: give one of them")
+        require(
+            n_head or head_size, "model.n_head and model.head_size are both null: give one of them"
+        )
         for key, value in (("n_embed", self.n_embed), ("n_head", n_head), ("head_size", head_size)):
             require(value is None or value > 0, f"model.{key}={value} must be at least 1")
         if n_head is None:
@@ -70,17 +77,30 @@ class GPTConfig:
 
     def check(self) -> None:
         """Raise :class:`llm.errors.Refused` naming the first key whose value cannot be built."""
-        for key in ("n_layer", "n_embed", "block_size", "vocab_size", "n_head", "head_size", "n_kv_head"):
+        for key in (
+            "n_layer",
+            "n_embed",
+            "block_size",
+            "vocab_size",
+            "n_head",
+            "head_size",
+            "n_kv_head",
+        ):
             value = getattr(self, key)
             require(value is None or value >= 1, f"model.{key}={value} must be at least 1")
             most = LARGEST.get(key, LARGEST["n_embed"])
             require(value is None or value <= most, f"model.{key}={value} is more than {most}")
         for key, known in CHOICES.items():
             value = getattr(self, key)
-            require(value in known, f"model.{key}={value} is unknown: take one of {', '.join(known)}")
+            require(
+                value in known, f"model.{key}={value} is unknown: take one of {', '.join(known)}"
+            )
         require(0 <= self.dropout < 1, f"model.dropout={self.dropout} must be in [0, 1)")
         softcap = self.logit_softcap
-        require(softcap is None or softcap > 0, f"model.logit_softcap={softcap} must be positive or null")
+        require(
+            softcap is None or softcap > 0,
+            f"model.logit_softcap={softcap} must be positive or null",
+        )
         if self.n_head and self.n_kv_head:
             require(
                 self.n_head % self.n_kv_head == 0,
@@ -89,14 +109,17 @@ class GPTConfig:
         if self.position == "rotary" and self.head_size:
             require(
                 self.head_size % 2 == 0,
-                f"model.head_size={self.head_size} is odd, and rotary positions turn pairs: take an even one",
+                f"model.head_size={self.head_size} is odd, and rotary positions turn pairs: "
+                "take an even one",
             )
 
     @property
     def hidden_size(self) -> int:
-        """Width of the MLP: 4 n_embed, or two thirds of it (rounded up to a multiple of 64) with a gate,
+        """Width of the MLP: 4 n_embed, or two thirds of it (rounded up to a multiple of 64) with a
+        gate,
 
-        so that three matrices cost what two do (Shazeer 2020, arXiv:2002.05202)."""
+        so that three matrices cost what two do (Shazeer 2020, arXiv:2002.05202).
+        """
         return -(-8 * self.n_embed // 3 // 64) * 64 if self.mlp == "swiglu" else 4 * self.n_embed
 
     @classmethod

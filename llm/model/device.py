@@ -14,17 +14,30 @@ def select_device(name: str, key: str = "trainer.device") -> torch.device:
     Raises :class:`llm.errors.Refused` for a device that is not there.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
     kind, _, index = name.partition(":")
     require(kind in ("cuda", "mps", "cpu"), f"{key}={name} is unknown: take auto, cuda, mps or cpu")
     require(not index or index.isdigit(), f"{key}={name}: the number of the GPU is missing")
     if kind == "cuda":
         if not torch.cuda.is_available():
-            raise Refused(f"{key}={name}, but torch {torch.__version__} sees no GPU: take {key}=cpu or auto")
+            raise Refused(
+                f"{key}={name}, but torch {torch.__version__} sees no GPU: take {key}=cpu or auto"
+            )
         count = torch.cuda.device_count()
-        require(int(index or 0) < count, f"{key}={name}, but there are only {count} GPUs, numbered from 0")
+        require(
+            int(index or 0) < count,
+            f"{key}={name}, but there are only {count} GPUs, numbered from 0",
+        )
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise Refused(f"{key}={name}, but torch {torch.__version__} sees no Apple GPU: take {key}=cpu or auto")
+        raise Refused(
+            f"{key}={name}, but torch {torch.__version__} sees no Apple GPU: take {key}=cpu or auto"
+        )
     return torch.device(name)
 
 
@@ -33,7 +46,11 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return f"{properties.name} ({properties.total_memory / 2**30:.1f} GiB)"
-    return f"{device.type} ({torch.get_num_threads()} threads)" if device.type == "cpu" else device.type
+    return (
+        f"{device.type} ({torch.get_num_threads()} threads)"
+        if device.type == "cpu"
+        else device.type
+    )
 
 
 def peak_memory_bytes(device: torch.device) -> int:

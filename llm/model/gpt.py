@@ -1,4 +1,6 @@
-"""The network: a decoder-only transformer that is Llama, Qwen3 or GPT-2 depending on its options."""
+"""The network: a decoder-only transformer that is Llama, Qwen3 or GPT-2 depending on its
+options.
+"""
 
 import math
 from typing import Any
@@ -27,11 +29,17 @@ class Block(nn.Module):
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         x = x + self.drop(self.attention(self.attention_norm(x), angles))
-        return x + self.drop(self.mlp(self.mlp_norm(x)))
+        x = x + self.drop(self.mlp(self.mlp_norm(x)))
+        return x
 
 
 class GPT(nn.Module):
-    """A language model over ``vocab_size`` tokens. The options are the fields of :class:`GPTConfig`."""
+    """A language model over ``vocab_size`` tokens. The options are the fields of
+    :class:`GPTConfig`.
+    """
+
+    cos: Tensor
+    sin: Tensor
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
@@ -39,12 +47,21 @@ class GPT(nn.Module):
         if config.vocab_size is None or config.head_size is None:
             raise ValueError("a network needs a vocab_size")
         self.embed = nn.Embedding(config.vocab_size, config.n_embed)
-        self.position = nn.Embedding(config.block_size, config.n_embed) if config.position == "learned" else None
+        self.position = (
+            nn.Embedding(config.block_size, config.n_embed)
+            if config.position == "learned"
+            else None
+        )
         self.drop = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = build_norm(config, config.n_embed)
-        # A tied head has no weight of its own: it reads the embedding's (Press & Wolf 2017, arXiv:1608.05859).
-        self.head = None if config.tie_embeddings else nn.Linear(config.n_embed, config.vocab_size, bias=False)
+        # A tied head has no weight of its own: it reads the embedding's (Press & Wolf 2017,
+        # arXiv:1608.05859).
+        self.head = (
+            None
+            if config.tie_embeddings
+            else nn.Linear(config.n_embed, config.vocab_size, bias=False)
+        )
         cos, sin = rotary_angles(config.block_size, config.head_size)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -52,10 +69,11 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """GPT-2's initialisation: normal with std 0.02, zero biases, and the two projections of a layer that
+        """GPT-2's initialisation: normal with std 0.02, zero biases, and the two projections of a
+        layer that
 
-        write into the residual stream scaled by 1 / sqrt(2 n_layer), since 2 n_layer of them add up there
-        (Radford et al. 2019, section 2.3). Norms start at one.
+        write into the residual stream scaled by 1 / sqrt(2 n_layer), since 2 n_layer of them add up
+        there (Radford et al. 2019, section 2.3). Norms start at one.
         """
         for name, parameter in self.named_parameters():
             if "norm" in name and name.endswith("weight"):
@@ -64,12 +82,14 @@ class GPT(nn.Module):
                 nn.init.zeros_(parameter)
             else:
                 residual = name.endswith((".o.weight", ".down.weight"))
-                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02)
+                nn.init.normal_(
+                    parameter, std=0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02
+                )
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """Token ids (B, T) -> the normalised output of the last layer (B, T, C)."""
         T = tokens.shape[1]
-        if T > self.config.block_size:
+        if self.config.block_size < T:
             raise ValueError(f"{T} tokens are more than block_size={self.config.block_size}")
         x = self.embed(tokens)
         angles = None
@@ -80,18 +100,24 @@ class GPT(nn.Module):
         x = self.drop(x)
         for block in self.blocks:
             x = block(x, angles)
-        return self.norm(x)
+        out: Tensor = self.norm(x)
+        return out
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) -> (..., vocab_size) in float32."""
-        logits = F.linear(hidden, self.embed.weight if self.head is None else self.head.weight).float()
+        logits = F.linear(
+            hidden, self.embed.weight if self.head is None else self.head.weight
+        ).float()
         cap = self.config.logit_softcap  # Gemma 2's, arXiv:2408.00118
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None, reduction: str = "mean") -> Tensor:
+    def forward(
+        self, tokens: Tensor, targets: Tensor | None = None, reduction: str = "mean"
+    ) -> Tensor:
         """Logits (B, T, vocab_size), or the cross-entropy in nats against ``targets`` (B, T).
 
-        ``reduction`` is ``mean`` or ``sum`` over the targets that are not :data:`IGNORED`, or ``none`` (B * T,).
+        ``reduction`` is ``mean`` or ``sum`` over the targets that are not :data:`IGNORED`, or
+        ``none`` (B * T,).
         """
         logits = self.logits(self.hidden(tokens))
         if targets is None:

@@ -21,7 +21,9 @@ def build_norm(config: GPTConfig, size: int) -> nn.Module:
 
 
 def rotary_angles(block_size: int, head_size: int) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of position x frequency, each (T, D), in half-split form (as Llama stores it)."""
+    """Cosine and sine of position x frequency, each (T, D), in half-split form (as Llama stores
+    it).
+    """
     frequency = ROPE_BASE ** (-torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)
     angle = torch.arange(block_size, dtype=torch.float32)[:, None] * frequency
     angle = torch.cat([angle, angle], dim=-1)
@@ -36,12 +38,18 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Causal self-attention with H query heads sharing G key and value heads (G = H: the usual kind)."""
+    """Causal self-attention with H query heads sharing G key and value heads (G = H: the usual
+    kind).
+    """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         assert config.n_head and config.n_kv_head and config.head_size
-        self.n_head, self.n_kv_head, self.head_size = config.n_head, config.n_kv_head, config.head_size
+        self.n_head, self.n_kv_head, self.head_size = (
+            config.n_head,
+            config.n_kv_head,
+            config.head_size,
+        )
         self.dropout = config.dropout
         inner, shared = self.n_head * self.head_size, self.n_kv_head * self.head_size
         self.q = nn.Linear(config.n_embed, inner, bias=config.bias)
@@ -68,7 +76,8 @@ class Attention(nn.Module):
             is_causal=True,
             enable_gqa=self.n_kv_head != self.n_head,
         )
-        return self.o(y.transpose(1, 2).reshape(B, T, -1))
+        out: Tensor = self.o(y.transpose(1, 2).reshape(B, T, -1))
+        return out
 
 
 class SwiGLU(nn.Module):
@@ -82,11 +91,14 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        out: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        return out
 
 
 class GELU(nn.Module):
-    """MLP of GPT-2: down(gelu(up(x))), with the tanh form of GELU that its weights were trained with."""
+    """MLP of GPT-2: down(gelu(up(x))), with the tanh form of GELU that its weights were trained
+    with.
+    """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -95,7 +107,8 @@ class GELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        return self.down(F.gelu(self.up(x), approximate="tanh"))
+        out: Tensor = self.down(F.gelu(self.up(x), approximate="tanh"))
+        return out
 
 
 MLPS: dict[str, type[nn.Module]] = {"swiglu": SwiGLU, "gelu": GELU}

@@ -7,13 +7,17 @@ BARRED = float("-inf")
 
 
 def top_k(logits: Tensor, k: int) -> Tensor:
-    """Keep the ``k`` highest (Fan et al. 2018, arXiv:1805.04833); as many as there are if ``k`` is larger."""
+    """Keep the ``k`` highest (Fan et al. 2018, arXiv:1805.04833); as many as there are if ``k``
+    is larger.
+    """
     lowest = torch.topk(logits, min(k, logits.shape[-1]), dim=-1).values[..., -1:]
     return logits.masked_fill(logits < lowest, BARRED)
 
 
 def top_p(logits: Tensor, p: float) -> Tensor:
-    """Keep the fewest tokens whose probabilities reach ``p`` (Holtzman et al. 2019, arXiv:1904.09751)."""
+    """Keep the fewest tokens whose probabilities reach ``p`` (Holtzman et al. 2019,
+    arXiv:1904.09751).
+    """
     ordered, order = logits.sort(dim=-1, descending=True)
     probability = ordered.softmax(dim=-1)
     before = probability.cumsum(dim=-1) - probability  # what the tokens above already hold

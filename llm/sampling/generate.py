@@ -21,20 +21,37 @@ class SamplingOptions:
 
     def check(self) -> None:
         """Raise :class:`llm.errors.Refused` naming the first value out of its range."""
-        require(self.max_new_tokens >= 1, f"max_new_tokens={self.max_new_tokens} must be at least 1")
-        require(0 <= self.temperature < float("inf"), f"temperature={self.temperature} must be 0 or more")
-        require(self.top_k is None or self.top_k >= 1, f"top_k={self.top_k} must be at least 1, or null")
-        require(self.top_p is None or 0 < self.top_p <= 1, f"top_p={self.top_p} must be in (0, 1], or null")
+        require(
+            self.max_new_tokens >= 1, f"max_new_tokens={self.max_new_tokens} must be at least 1"
+        )
+        require(
+            0 <= self.temperature < float("inf"),
+            f"temperature={self.temperature} must be 0 or more",
+        )
+        require(
+            self.top_k is None or self.top_k >= 1, f"top_k={self.top_k} must be at least 1, or null"
+        )
+        require(
+            self.top_p is None or 0 < self.top_p <= 1,
+            f"top_p={self.top_p} must be in (0, 1], or null",
+        )
 
 
 @torch.no_grad()
 def generate(
-    model: GPT, prompt: list[int], options: SamplingOptions, seed: int, n_tokens: int, end: int | None = None
+    model: GPT,
+    prompt: list[int],
+    options: SamplingOptions,
+    seed: int,
+    n_tokens: int,
+    end: int | None = None,
 ) -> Iterator[tuple[int, float]]:
-    """Yield (token id, its log-probability in nats under the model itself) until ``end`` or ``max_new_tokens``.
+    """Yield (token id, its log-probability in nats under the model itself) until ``end`` or
+    ``max_new_tokens``.
 
-    ``prompt`` holds at least one id; where it and what follows outgrow ``block_size``, the oldest drop out.
-    Ids from ``n_tokens`` on (a padded vocabulary) are never drawn. Draws come from a generator of their own.
+    ``prompt`` holds at least one id; where it and what follows outgrow ``block_size``, the oldest
+    drop out. Ids from ``n_tokens`` on (a padded vocabulary) are never drawn. Draws come from a
+    generator of their own.
     """
     device = model.embed.weight.device
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same draws on every device
@@ -55,9 +72,13 @@ def generate(
 
 @torch.no_grad()
 def score(model: GPT, tokens: list[int]) -> list[float | None]:
-    """Log-probability in nats of each token given those before it; None for the first, which has none."""
+    """Log-probability in nats of each token given those before it; None for the first, which has
+    none.
+    """
     window = tokens[-model.config.block_size :]
     logits = model(torch.tensor([window], device=model.embed.weight.device))[0]
     of_next = logits[:-1].log_softmax(dim=-1).cpu()
-    known: list[float | None] = [float(row[token]) for row, token in zip(of_next, window[1:], strict=True)]
+    known: list[float | None] = [
+        float(row[token]) for row, token in zip(of_next, window[1:], strict=True)
+    ]
     return [None] * (len(tokens) - len(known)) + known

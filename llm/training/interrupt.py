@@ -1,4 +1,6 @@
-"""Ctrl-C and termination: the first asks the run to end after its step, the second ends it at once."""
+"""Ctrl-C and termination: the first asks the run to end after its step, the second ends it at
+once.
+"""
 
 import os
 import signal

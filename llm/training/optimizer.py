@@ -6,8 +6,11 @@ from torch import nn
 FUSED = ("cuda", "cpu", "mps")  # devices with a fused AdamW: one kernel for all parameters
 
 
-def adamw(model: nn.Module, lr: float, weight_decay: float, betas: list[float], name: str = "adamw") -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101), decaying matrices and embeddings but not norms and biases.
+def adamw(
+    model: nn.Module, lr: float, weight_decay: float, betas: list[float], name: str = "adamw"
+) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101), decaying matrices and embeddings but not
+    norms and biases.
 
     ``base_lr`` in each group is the rate that the schedule scales.
     """
@@ -18,7 +21,10 @@ def adamw(model: nn.Module, lr: float, weight_decay: float, betas: list[float], 
     ]
     device = parameters[0].device.type
     optimizer = torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=lr, betas=(betas[0], betas[1]), fused=device in FUSED
+        [group for group in groups if group["params"]],
+        lr=lr,
+        betas=(betas[0], betas[1]),
+        fused=device in FUSED,
     )
     for group in optimizer.param_groups:
         group["base_lr"] = lr

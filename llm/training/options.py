@@ -4,10 +4,17 @@ from dataclasses import dataclass
 
 from llm.errors import require
 
+AT_LEAST_ONE = (
+    "max_steps", "batch_size", "micro_batch_size", "eval_interval", "eval_batches", "log_interval",
+    "checkpoint_interval", "keep_last", "patience", "sample_interval",
+)  # fmt: skip
+
 
 @dataclass
 class TrainerOptions:
-    """The settings of :class:`llm.training.trainer.Trainer`. Intervals are in optimizer steps; None is never."""
+    """The settings of :class:`llm.training.trainer.Trainer`. Intervals are in optimizer steps;
+    None is never.
+    """
 
     max_steps: int = 2000
     max_minutes: float | None = None
@@ -24,7 +31,9 @@ class TrainerOptions:
     compile: bool = False
     device: str = "auto"
     sample_interval: int | None = None
-    overfit_batches: int = 0  # train on the first so many batches only, to see whether the loss goes to zero
+    overfit_batches: int = (
+        0  # train on the first so many batches only, to see whether the loss goes to zero
+    )
 
     @property
     def micro_batch(self) -> int:
@@ -33,16 +42,19 @@ class TrainerOptions:
 
     def check(self) -> None:
         """Raise :class:`llm.errors.Refused` naming the first value that makes no sense."""
-        at_least_one = ("batch_size", "micro_batch_size", "eval_interval", "eval_batches", "log_interval")
-        at_least_one += ("max_steps", "checkpoint_interval", "keep_last", "patience", "sample_interval")
-        for key in at_least_one:
+        for key in AT_LEAST_ONE:
             value = getattr(self, key)
             require(value is None or value >= 1, f"trainer.{key}={value} must be at least 1")
         for key in ("grad_clip", "overfit_batches"):
-            require(getattr(self, key) >= 0, f"trainer.{key}={getattr(self, key)} must be 0 or more")
+            require(
+                getattr(self, key) >= 0, f"trainer.{key}={getattr(self, key)} must be 0 or more"
+            )
         minutes = self.max_minutes
-        require(minutes is None or minutes > 0, f"trainer.max_minutes={minutes} must be more than 0")
+        require(
+            minutes is None or minutes > 0, f"trainer.max_minutes={minutes} must be more than 0"
+        )
         require(
             self.batch_size % self.micro_batch == 0,
-            f"trainer.micro_batch_size={self.micro_batch} does not divide trainer.batch_size={self.batch_size}",
+            f"trainer.micro_batch_size={self.micro_batch} does not divide "
+            f"trainer.batch_size={self.batch_size}",
         )

@@ -1,7 +1,8 @@
-"""Learning rate schedules: pure functions of the step, so that a resumed run needs no scheduler state.
+"""Learning rate schedules: pure functions of the step, so that a resumed run needs no scheduler
+state.
 
-Each is called with the number of an optimizer step (from 1) and of the last one, and returns the share of
-``optimizer.lr`` to use. Past the last step they stay where they ended.
+Each is called with the number of an optimizer step (from 1) and of the last one, and returns the
+share of ``optimizer.lr`` to use. Past the last step they stay where they ended.
 """
 
 import math
@@ -20,11 +21,14 @@ class Schedule:
     cooldown_fraction: float = 0.2
 
     def check(self, max_steps: int) -> None:
-        """Raise :class:`llm.errors.Refused` naming the first value that does not fit a run of ``max_steps``."""
+        """Raise :class:`llm.errors.Refused` naming the first value that does not fit a run of
+        ``max_steps``.
+        """
         warmup = self.warmup_steps
         require(
             warmup is None or 0 <= warmup < max_steps,
-            f"schedule.warmup_steps={warmup} must be at least 0 and less than trainer.max_steps={max_steps}",
+            f"schedule.warmup_steps={warmup} must be at least 0 and less than "
+            f"trainer.max_steps={max_steps}",
         )
         for key in ("min_lr_ratio", "cooldown_fraction"):
             value = getattr(self, key)
@@ -40,7 +44,9 @@ class Schedule:
         if step <= warmup:
             return step / (warmup + 1)
         step = min(step, max_steps)
-        return self.min_lr_ratio + (1 - self.min_lr_ratio) * self.after_warmup(step, warmup, max_steps)
+        return self.min_lr_ratio + (1 - self.min_lr_ratio) * self.after_warmup(
+            step, warmup, max_steps
+        )
 
     def after_warmup(self, step: int, warmup: int, max_steps: int) -> float:
         """From 1 (full rate) to 0 (``min_lr_ratio``)."""
@@ -55,16 +61,20 @@ class Constant(Schedule):
 
 
 class Cosine(Schedule):
-    """Half a cosine from full to least (Loshchilov & Hutter 2016, arXiv:1608.03983, without restarts)."""
+    """Half a cosine from full to least (Loshchilov & Hutter 2016, arXiv:1608.03983, without
+    restarts).
+    """
 
     def after_warmup(self, step: int, warmup: int, max_steps: int) -> float:
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (max_steps - warmup)))
 
 
 class WSD(Schedule):
-    """Warm-up, stable, decay: full rate, then a straight line down over the last ``cooldown_fraction`` of the
+    """Warm-up, stable, decay: full rate, then a straight line down over the last
+    ``cooldown_fraction`` of the
 
-    steps (Hu et al. 2024, arXiv:2404.06395; Hägele et al. 2024, arXiv:2405.18392)."""
+    steps (Hu et al. 2024, arXiv:2404.06395; Hägele et al. 2024, arXiv:2405.18392).
+    """
 
     def after_warmup(self, step: int, warmup: int, max_steps: int) -> float:
         cooldown = min(self.cooldown_fraction * max_steps, max_steps - warmup)

@@ -1,4 +1,6 @@
-"""Everything that training changes, as tensors and plain values: what a checkpoint holds and a resume needs."""
+"""Everything that training changes, as tensors and plain values: what a checkpoint holds and a
+resume needs.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -27,9 +29,13 @@ class Progress:
         return self.train_seconds + self.eval_seconds + self.checkpoint_seconds
 
 
-def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> dict[str, Tensor]:
-    """The optimizer's state by parameter name, and torch's random state (which dropout draws from)."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+def training_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+) -> dict[str, Tensor]:
+    """The optimizer's state by parameter name, and torch's random state (which dropout draws
+    from).
+    """
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     tensors = {
         f"optimizer/{names[parameter]}/{key}": value
         for parameter, state in optimizer.state.items()
@@ -42,12 +48,19 @@ def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, device:
 
 
 def restore_training(
-    tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+    tensors: dict[str, Tensor],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
 ) -> None:
-    """Undo :func:`training_tensors`. Hyperparameters stay those that ``optimizer`` was built with."""
+    """Undo :func:`training_tensors`. Hyperparameters stay those that ``optimizer`` was built
+    with.
+    """
     index = {
         parameter: place
-        for place, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"])
+        for place, parameter in enumerate(
+            p for group in optimizer.param_groups for p in group["params"]
+        )
     }
     by_name = dict(model.named_parameters())
     state: dict[int, dict[str, Any]] = {}
@@ -56,7 +69,9 @@ def restore_training(
         if kind == "optimizer":
             parameter, _, key = rest.rpartition("/")
             state.setdefault(index[by_name[parameter]], {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
     torch.set_rng_state(tensors["random/cpu"])
     if device.type == "cuda" and "random/cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random/cuda"], device)

@@ -6,11 +6,12 @@ import torch
 
 from llm.model.gpt import GPT
 
-# Dense bf16 / fp16 TFLOP/s from vendors' sheets, as collected by nanochat and torchtitan (figures with
-# sparsity are twice as high). The more specific name comes first.
+# Dense bf16 / fp16 TFLOP/s from vendors' sheets, as collected by nanochat and torchtitan (figures
+# with sparsity are twice as high). The more specific name comes first.
 PEAK_TFLOPS = {
     "GB200": 2500.0, "GB300": 2500.0, "B200": 2250.0, "B300": 2250.0, "B100": 1800.0,
-    "H200 NVL": 836.0, "H200": 989.0, "H100 NVL": 835.0, "H100 PCIe": 756.0, "H100": 989.0, "H20": 148.0,
+    "H200 NVL": 836.0, "H200": 989.0, "H100 NVL": 835.0, "H100 PCIe": 756.0, "H100": 989.0,
+    "H20": 148.0,
     "A100": 312.0, "A800": 312.0, "A40": 149.7, "A30": 165.0, "RTX A6000": 154.85,
     "L40S": 362.0, "L4": 121.0, "RTX 5090": 209.5, "RTX 4090": 165.2, "RTX 3090": 71.0,
 }  # fmt: skip
@@ -29,11 +30,15 @@ def flops_per_token(model: GPT) -> float:
         weights -= model.embed.weight.numel()
     if model.position is not None:
         weights -= model.position.weight.numel()
-    return 6.0 * weights + 12.0 * config.n_layer * config.n_head * config.head_size * config.block_size
+    return (
+        6.0 * weights + 12.0 * config.n_layer * config.n_head * config.head_size * config.block_size
+    )
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """Dense FLOP/s of the device: from the table for a known GPU in 16 bits, measured on a CPU, else None."""
+    """Dense FLOP/s of the device: from the table for a known GPU in 16 bits, measured on a CPU,
+    else None.
+    """
     if device.type == "cuda" and precision != "fp32":
         name = torch.cuda.get_device_name(device)
         return next((1e12 * peak for key, peak in PEAK_TFLOPS.items() if key in name), None)

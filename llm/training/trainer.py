@@ -1,4 +1,6 @@
-"""The training loop. Read :meth:`Trainer.fit` top to bottom; everything it calls is below it, in order."""
+"""The training loop. Read :meth:`Trainer.fit` top to bottom; everything it calls is below it, in
+order.
+"""
 
 import contextlib
 import math
@@ -55,27 +57,50 @@ class Trainer:
         **options: Any,
     ) -> None:
         self.options = TrainerOptions(**options)
-        self.model, self.dataset, self.optimizer, self.schedule = model, dataset, optimizer, schedule
-        self.precision, self.checkpoints, self.logger, self.seed = precision, checkpoints, logger, seed
+        self.model, self.dataset, self.optimizer, self.schedule = (
+            model,
+            dataset,
+            optimizer,
+            schedule,
+        )
+        self.precision, self.checkpoints, self.logger, self.seed = (
+            precision,
+            checkpoints,
+            logger,
+            seed,
+        )
         self.device = model.embed.weight.device
         self.block_size, self.batch_size = model.config.block_size, self.options.batch_size
-        self.sampler = BatchSampler(dataset.train, self.block_size, self.batch_size, seed, self.options.overfit_batches)
-        self.network = torch.compile(model) if self.options.compile else model  # the same weights, fused kernels
+        self.sampler = BatchSampler(
+            dataset.train, self.block_size, self.batch_size, seed, self.options.overfit_batches
+        )
+        self.network = (
+            torch.compile(model) if self.options.compile else model
+        )  # the same weights, fused kernels
         self.progress = Progress()
-        self.flops_per_token, self.peak_flops = flops_per_token(model), peak_flops(self.device, precision.name)
+        self.flops_per_token, self.peak_flops = (
+            flops_per_token(model),
+            peak_flops(self.device, precision.name),
+        )
         self.logged = (0, 0.0)  # tokens and train_seconds at the last logged step
 
     def fit(self) -> Progress:
-        """Train until ``max_steps``, ``max_minutes``, ``patience`` or a signal; returns the counters reached.
+        """Train until ``max_steps``, ``max_minutes``, ``patience`` or a signal; returns the
+        counters reached.
 
         Raises :class:`llm.errors.Diverged` when the loss is no longer finite and
-        :class:`llm.errors.Interrupted` after a signal, when a checkpoint to continue from has been saved.
+        :class:`llm.errors.Interrupted` after a signal, when a checkpoint to continue from has been
+        saved.
         """
         options, progress = self.options, self.progress
         with StopRequest() as stop:
             if progress.step == 0 or options.eval_only:
                 self.log(self.evaluate())
-            while not options.eval_only and progress.step < options.max_steps and not self.is_over(stop):
+            while (
+                not options.eval_only
+                and progress.step < options.max_steps
+                and not self.is_over(stop)
+            ):
                 with self.clock("train_seconds"):
                     progress.step += 1
                     loss, grad_norm = self.optimizer_step(progress.step)
@@ -92,8 +117,12 @@ class Trainer:
                     self.save(loss)
             if stop.received:
                 self.save()
-                raise Interrupted(f"{stop.received.name} at step {progress.step}: the checkpoint is saved")
-            if not options.eval_only:  # what the last step has not done already, where the run ended early
+                raise Interrupted(
+                    f"{stop.received.name} at step {progress.step}: the checkpoint is saved"
+                )
+            if (
+                not options.eval_only
+            ):  # what the last step has not done already, where the run ended early
                 if not self.is_due(options.eval_interval):
                     self.log(self.evaluate())
                 if not self.is_due(options.checkpoint_interval):
@@ -101,19 +130,27 @@ class Trainer:
         return progress
 
     def is_due(self, interval: int | None, at_end: bool = True) -> bool:
-        """Whether what happens every ``interval`` steps happens after this one; the last step is always due."""
+        """Whether what happens every ``interval`` steps happens after this one; the last step is
+        always due.
+        """
         step = self.progress.step
-        return (at_end and step == self.options.max_steps) or (interval is not None and step % interval == 0)
+        return (at_end and step == self.options.max_steps) or (
+            interval is not None and step % interval == 0
+        )
 
     def is_over(self, stop: StopRequest) -> bool:
-        """Whether a signal, the time limit or a loss that no longer improves ends the run before ``max_steps``."""
+        """Whether a signal, the time limit or a loss that no longer improves ends the run before
+        ``max_steps``.
+        """
         minutes, patience = self.options.max_minutes, self.options.patience
         out_of_time = minutes is not None and self.progress.seconds >= 60 * minutes
         out_of_patience = patience is not None and self.progress.evaluations_since_best >= patience
         return stop.received is not None or out_of_time or out_of_patience
 
     def optimizer_step(self, step: int) -> tuple[Tensor, Tensor]:
-        """One update from one batch, in micro-batches; returns its mean loss and gradient norm, on the device."""
+        """One update from one batch, in micro-batches; returns its mean loss and gradient norm,
+        on the device.
+        """
         inputs, targets = self.sampler.batch(step)
         n_targets = int((targets != IGNORED).sum())
         for group in self.optimizer.param_groups:
@@ -124,28 +161,37 @@ class Trainer:
             part = slice(start, start + self.options.micro_batch)
             x, y = self.to_device((inputs[part], targets[part]))
             with self.precision.autocast:
-                # A sum over the micro-batch by the count of the whole batch: every token weighs the same,
-                # however the batch is cut (transformers PR 34191 tells what goes wrong otherwise).
+                # A sum over the micro-batch by the count of the whole batch: every token weighs the
+                # same, however the batch is cut (transformers PR 34191 tells what goes wrong
+                # otherwise).
                 loss = self.network(x, y, reduction="sum") / n_targets
             self.precision.scaler.scale(loss).backward()
             mean_loss += loss.detach()
         self.precision.scaler.unscale_(self.optimizer)
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.grad_clip or math.inf)
-        self.precision.scaler.step(self.optimizer)  # leaves out a step whose float16 gradients overflowed
+        grad_norm = torch.nn.utils.clip_grad_norm_(
+            self.model.parameters(), self.options.grad_clip or math.inf
+        )
+        self.precision.scaler.step(
+            self.optimizer
+        )  # leaves out a step whose float16 gradients overflowed
         self.precision.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.tokens += n_targets
         return mean_loss, grad_norm
 
     def to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Both arrays as tensors on the device; pinned on CUDA, so that the copy overlaps with work."""
+        """Both arrays as tensors on the device; pinned on CUDA, so that the copy overlaps with
+        work.
+        """
         x, y = (torch.from_numpy(array) for array in batch)
         if self.device.type == "cuda":
             x, y = x.pin_memory(), y.pin_memory()
         return x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
     def training_row(self, loss: Tensor, grad_norm: Tensor) -> Row:
-        """The numbers of this step. Reading them waits for the device, which is why it is not done every step."""
+        """The numbers of this step. Reading them waits for the device, which is why it is not
+        done every step.
+        """
         mean_loss, norm = self.finite(loss), float(grad_norm)
         tokens, seconds = self.progress.tokens, self.progress.train_seconds
         rate = (tokens - self.logged[0]) / max(1e-9, seconds - self.logged[1])
@@ -153,24 +199,35 @@ class Trainer:
         return {
             "train/loss": mean_loss,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "grad_norm": norm if math.isfinite(norm) else None,  # an overflow that the scaler left out
+            "grad_norm": norm
+            if math.isfinite(norm)
+            else None,  # an overflow that the scaler left out
             "tokens_per_second": rate,
             "mfu": rate * self.flops_per_token / self.peak_flops if self.peak_flops else None,
             "peak_memory_bytes": peak_memory_bytes(self.device),
         }
 
     def evaluate(self) -> Row:
-        """Loss on a fixed set of validation windows; keeps the weights if it is the lowest so far."""
+        """Loss on a fixed set of validation windows; keeps the weights if it is the lowest so
+        far.
+        """
         options, progress = self.options, self.progress
         sequences = None if options.eval_batches is None else options.eval_batches * self.batch_size
-        starts = evaluation_batches(self.dataset.val, self.block_size, options.micro_batch, sequences)
+        starts = evaluation_batches(
+            self.dataset.val, self.block_size, options.micro_batch, sequences
+        )
         with self.clock("eval_seconds"):
             self.model.eval()
-            batches = (self.to_device(read_windows(self.dataset.val, s, self.block_size)) for s in starts)
+            batches = (
+                self.to_device(read_windows(self.dataset.val, s, self.block_size)) for s in starts
+            )
             found = evaluate(self.network, batches, self.precision.autocast)
         progress.val_loss = found.loss
         if not math.isfinite(found.loss):
-            raise Diverged(f"the validation loss is {found.loss} at step {progress.step}: try a lower optimizer.lr")
+            raise Diverged(
+                f"the validation loss is {found.loss} at step {progress.step}: "
+                "try a lower optimizer.lr"
+            )
         progress.evaluations_since_best += 1
         if progress.best_val_loss is None or found.loss < progress.best_val_loss:
             progress.best_val_loss, progress.best_step = found.loss, progress.step
@@ -190,13 +247,17 @@ class Trainer:
             self.logger.log({"step": self.progress.step, "tokens": self.progress.tokens} | row)
 
     def sample(self) -> None:
-        """Some text from the model as it is now. Its draws leave the training's random state alone."""
+        """Some text from the model as it is now. Its draws leave the training's random state
+        alone.
+        """
         tokenizer = self.dataset.tokenizer
         prompt = [tokenizer.end_of_text] if tokenizer.end_of_text is not None else [0]
         seed = self.seed + self.progress.step
         with self.clock("eval_seconds"):
             self.model.eval()
-            drawn = generate(self.model, prompt, SAMPLE, seed, tokenizer.vocab_size, tokenizer.end_of_text)
+            drawn = generate(
+                self.model, prompt, SAMPLE, seed, tokenizer.vocab_size, tokenizer.end_of_text
+            )
             text = tokenizer.decode([token for token, _ in drawn])
         self.logger.sample(self.progress.step, tokenizer.decode(prompt), text)
 
@@ -206,7 +267,9 @@ class Trainer:
             self.finite(loss)  # the last sound checkpoint is worth more than a new one full of NaN
         with self.clock("checkpoint_seconds"):
             tensors = training_tensors(self.model, self.optimizer, self.device)
-            self.checkpoints.save(self.progress.step, self.model.state_dict(), tensors, self.state())
+            self.checkpoints.save(
+                self.progress.step, self.model.state_dict(), tensors, self.state()
+            )
 
     def state(self) -> dict[str, Any]:
         """The plain values of a checkpoint."""
@@ -214,7 +277,9 @@ class Trainer:
         return {"progress": asdict(self.progress), "scaler": scaler, "run_id": self.logger.run_id}
 
     def outcome(self) -> dict[str, Any]:
-        """What ``summary.json`` says of the run; ``bits_per_byte`` is that of the best validation loss."""
+        """What ``summary.json`` says of the run; ``bits_per_byte`` is that of the best
+        validation loss.
+        """
         progress, best = self.progress, self.progress.best_val_loss
         return {
             "step": progress.step,
@@ -222,8 +287,12 @@ class Trainer:
             "parameters": self.model.n_parameters(),
             "best_val_loss": best,
             "val_loss": progress.val_loss,
-            "bits_per_byte": None if best is None else best / math.log(2) / self.dataset.bytes_per_token,
-            "tokens_per_second": progress.tokens / progress.train_seconds if progress.train_seconds else None,
+            "bits_per_byte": None
+            if best is None
+            else best / math.log(2) / self.dataset.bytes_per_token,
+            "tokens_per_second": progress.tokens / progress.train_seconds
+            if progress.train_seconds
+            else None,
             "peak_memory_bytes": peak_memory_bytes(self.device),
             "train_seconds": progress.train_seconds,
         }
@@ -240,7 +309,10 @@ class Trainer:
         """The loss as a number; :class:`llm.errors.Diverged` if it is none."""
         value = float(loss)
         if not math.isfinite(value):
-            raise Diverged(f"the training loss is {value} at step {self.progress.step}: try a lower optimizer.lr")
+            raise Diverged(
+                f"the training loss is {value} at step {self.progress.step}: "
+                "try a lower optimizer.lr"
+            )
         return value
 
     @contextlib.contextmanager
@@ -250,4 +322,8 @@ class Trainer:
         try:
             yield
         finally:
-            setattr(self.progress, counter, getattr(self.progress, counter) + time.perf_counter() - start)
+            setattr(
+                self.progress,
+                counter,
+                getattr(self.progress, counter) + time.perf_counter() - start,
+            )

@@ -1,0 +1,43 @@
+# `make` prints this help.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+LINT := llm tests benchmarks run_prepare.py run_train.py run_sample.py
+
+help:  ## print this help
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+train: $(VENV)/.core  ## fresh machine: install, prepare Shakespeare, train a small model, print a sample
+	$(RUN) run_prepare.py data=shakespeare_char
+	$(RUN) run_train.py run.name=make-train
+	$(RUN) run_sample.py ckpt=outputs/make-train prompt="ROMEO:"
+
+test: $(VENV)/.dev  ## fresh machine: install, then run the whole test suite
+	$(RUN) -m pytest
+
+lint: $(VENV)/.dev  ## ruff and mypy
+	$(RUN) -m ruff check $(LINT)
+	$(RUN) -m ruff format --check $(LINT)
+	$(RUN) -m mypy
+
+bench: $(VENV)/.dev  ## measure training and sampling speed on this machine
+	$(RUN) -m benchmarks.step
+
+clean:  ## remove the virtual environment and caches (runs and data stay)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info
+
+# Stamps: an environment is made once, and again when its pins change.
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+.PHONY: help train test lint bench clean
+.DEFAULT_GOAL := help

@@ -1,0 +1,87 @@
+"""What most tests need: a small text, a dataset of it, a small network, a way to run commands."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ["WANDB_ERROR_REPORTING"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+from llm.data.config import DataConfig
+from llm.data.dataset import Dataset
+from llm.data.prepare import prepare
+from llm.model.gpt import GPT
+
+ROOT = Path(__file__).resolve().parent.parent
+PLAY = "".join(
+    f"SPEAKER {n % 7}:\nWhat say you to line {n}? The {n % 13}th of our words, my lord.\n\n"
+    for n in range(300)
+)
+TINY_MODEL = {"n_layer": 2, "n_embed": 32, "head_size": 16, "block_size": 16}
+# Overrides that make a run take seconds. Commands run in a folder of their own, without W&B.
+TINY_RUN = [
+    "model.n_layer=1", "model.n_embed=32", "model.head_size=16", "model.block_size=16",
+    "trainer.max_steps=6", "trainer.batch_size=4", "trainer.eval_interval=3",
+    "trainer.eval_batches=2", "trainer.log_interval=1", "trainer.checkpoint_interval=2",
+    "trainer.device=cpu", "logger=none",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with some 18,000 characters of a made-up play."""
+    path = tmp_path_factory.mktemp("text") / "play.txt"
+    path.write_text(PLAY, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def dataset(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """:func:`text_file` by characters, its last tenth for validation."""
+    config = DataConfig(
+        name="play", corpus="text", dir=str(tmp_path_factory.mktemp("data")), path=str(text_file),
+        tokenizer="char", val_fraction=0.1,
+    )  # fmt: skip
+    return Dataset.open(prepare(config))
+
+
+@pytest.fixture
+def tiny_model(dataset: Dataset) -> GPT:
+    """Two layers of width 32 over the characters of :func:`dataset`."""
+    import torch
+
+    torch.manual_seed(0)
+    return GPT(**TINY_MODEL, vocab_size=dataset.tokenizer.vocab_size)
+
+
+@pytest.fixture
+def run(tmp_path: Path, text_file: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a command as a user would, in an empty folder: ``run("train", *TINY_RUN)``.
+
+    ``train`` and ``prepare`` get :func:`text_file` as their data unless some is given.
+    """
+
+    def inner(
+        command: str,
+        *arguments: str,
+        cwd: Path = tmp_path,
+        timeout: float = 120,
+        **environment: str,
+    ) -> subprocess.CompletedProcess[str]:
+        given = any(argument.partition("=")[0] in ("data", "resume") for argument in typed)
+        data = (
+            []
+            if given or command == "sample"
+            else ["data=text", f"data.path={text_file}", "data.tokenizer=char"]
+        )
+        return subprocess.run(
+            [sys.executable, str(ROOT / f"run_{command}.py"), *data, *typed],
+            cwd=cwd, timeout=timeout, capture_output=True, text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"} | environment,
+        )  # fmt: skip
+
+    return inner

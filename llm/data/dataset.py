@@ -50,7 +50,7 @@ class Dataset:
         require(
             max_id < vocab_size,
             f"{folder} holds token id {max_id}, beyond its vocabulary of {vocab_size}: "
-            "prepare it again",
+            "prepare it again with data.overwrite=true",
         )
         identity = json.dumps([meta["sha256"], meta["dtype"], tokenizer.digest()], sort_keys=True)
         return cls(
@@ -90,13 +90,17 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     version = meta.get("format_version") if isinstance(meta, dict) else None
     require(
         version == FORMAT_VERSION,
-        f"{path} has format_version={version}: this version reads {FORMAT_VERSION}",
+        f"{path} has format_version={version}, and this version reads {FORMAT_VERSION}: "
+        "prepare it again with data.overwrite=true",
     )
     kinds = {"dtype": str, "vocab_size": int, "max_id": int, "tokenizer": dict}
-    for key in ("tokens", "bytes", "sha256"):
+    for key, kind in {"tokens": int, "bytes": int, "sha256": str}.items():
+        each = meta.get(key)
         require(
-            isinstance(meta.get(key), dict) and set(meta[key]) == set(SPLITS),
-            f"{path} has no {key} per split",
+            isinstance(each, dict)
+            and set(each) == set(SPLITS)
+            and all(isinstance(value, kind) for value in each.values()),
+            f"{path} has no usable {key} per split",
         )
     for key, kind in kinds.items():
         require(isinstance(meta.get(key), kind), f"{path} has no usable {key}")
@@ -114,7 +118,7 @@ def _map(folder: Path, split: str, meta: dict[str, Any]) -> np.ndarray:
     require(
         size == tokens * dtype.itemsize,
         f"{path} has {size} bytes, but meta.json says {tokens} tokens of {dtype.itemsize}: "
-        "prepare it again",
+        "prepare it again with data.overwrite=true",
     )
     tokens_on_disk: np.ndarray = (
         np.memmap(path, dtype=dtype, mode="r") if tokens else np.zeros(0, dtype)
@@ -188,6 +192,9 @@ def _windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> Batch:
     return rows[:, :-1], rows[:, 1:]
 
 
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # splitmix64's increment, odd and without a pattern
+
+
 def mix(x: np.ndarray | np.uint64) -> Any:
     """splitmix64's finaliser (Steele et al. 2014): spreads every bit of a uint64 over all
     others.
@@ -213,10 +220,11 @@ def permute(index: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         while outside.any():
             left, right = result[outside] >> half, result[outside] & mask
+            turn_key = key[outside] + GOLDEN  # the key of seed 0 is 0: every turn would be the same
             for turn in range(6):
                 left, right = (
                     right,
-                    left ^ (mix(right + key[outside] * np.uint64(2 * turn + 3)) & mask),
+                    left ^ (mix(right + turn_key * np.uint64(2 * turn + 3)) & mask),
                 )
             result[outside] = left << half | right
             outside = result >= size

@@ -20,9 +20,9 @@ import numpy as np
 
 from llm.data.assets import sha256
 from llm.data.config import DataConfig
-from llm.data.corpus import Corpus, read_corpus, source_digest
+from llm.data.corpus import Corpus, file_sha256, read_corpus, source_digest
 from llm.data.tokenizer import Tokenizer, build_tokenizer
-from llm.errors import Refused, require
+from llm.errors import DiskError, Refused, as_stop, require
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "val")
@@ -40,21 +40,23 @@ def prepare(config: DataConfig, on_progress: Progress = lambda done, total: None
     config.check()
     made_from = _made_from(config)
     folder = folder_of(config, made_from)
-    if _is_ready(folder, made_from, config.overwrite):
+    if _is_ready(folder, config, made_from):
         return folder
-    created = not folder.parent.exists()
+    created = [parent for parent in folder.parents if not parent.exists()]  # innermost first
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock(folder.parent):
-            if not _is_ready(
-                folder, made_from, config.overwrite
-            ):  # another process may have done it meanwhile
+            # Another process may have done it meanwhile.
+            if not _is_ready(folder, config, made_from):
                 _prepare_into(folder, config, made_from, on_progress)
     except OSError as error:
-        raise Refused(f"{folder} cannot be written: {error.strerror}") from None
+        stop = DiskError if isinstance(as_stop(error), DiskError) else Refused
+        where = f" ({error.filename})" if error.filename else ""
+        raise stop(f"{folder} cannot be written: {error.strerror}{where}") from None
     finally:
-        if created and folder.parent.exists() and not any(folder.parent.iterdir()):
-            folder.parent.rmdir()
+        for parent in created:
+            with contextlib.suppress(OSError):  # it is not empty, or already gone
+                parent.rmdir()
     return folder
 
 
@@ -77,26 +79,38 @@ def _made_from(config: DataConfig) -> dict[str, Any]:
     }
 
 
-def _is_ready(folder: Path, made_from: dict[str, Any], overwrite: bool) -> bool:
+def _is_ready(folder: Path, config: DataConfig, made_from: dict[str, Any]) -> bool:
     if not folder.exists():
         return False
     try:
-        saved = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["made_from"]
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        saved = meta["made_from"] | {"vocab_size": meta["vocab_size"]}
     except (OSError, ValueError, KeyError, TypeError):
-        saved = {"meta.json": "missing or damaged"}
-    if saved == made_from:
-        return True
-    if overwrite:
-        return False
-    keys = [key for key in made_from if saved.get(key) != made_from[key]]
+        meta, saved = {}, {}
+    declared = {"vocab_size": config.vocab_size} if config.vocab_size is not None else {}
+    wanted = made_from | declared
+    keys = [key for key in wanted if key not in saved or saved[key] != wanted[key]]
+    if config.overwrite:
+        return not keys and _is_intact(folder, meta)
+    if not keys:
+        return True  # whether its files are whole is for Dataset.open to say
     was = (
         ", ".join(f"{key}={saved[key]}" for key in keys if key in saved) or "no readable meta.json"
     )
-    want = ", ".join(f"{key}={made_from[key]}" for key in keys)
+    want = ", ".join(f"{key}={wanted[key]}" for key in keys)
     raise Refused(
         f"{folder} was prepared with {was}, but the config says {want}: "
         "take another data.name, or replace it with data.overwrite=true"
     )
+
+
+def _is_intact(folder: Path, meta: dict[str, Any]) -> bool:
+    try:
+        return meta["format_version"] == FORMAT_VERSION and all(
+            file_sha256(folder / f"{split}.bin") == meta["sha256"][split] for split in SPLITS
+        )
+    except (OSError, KeyError, TypeError):
+        return False
 
 
 @contextlib.contextmanager
@@ -113,11 +127,9 @@ def _lock(folder: Path) -> Iterator[None]:
 def _prepare_into(
     folder: Path, config: DataConfig, made_from: dict[str, Any], on_progress: Progress
 ) -> None:
-    for stale in folder.parent.glob(
-        f".{folder.name}.*"
-    ):  # of a process that died; the lock keeps others out
-        shutil.rmtree(stale)
     temporary, replaced = (folder.with_name(f".{folder.name}.{part}") for part in ("new", "old"))
+    for stale in (temporary, replaced):  # of a process that died; the lock keeps others out
+        shutil.rmtree(stale, ignore_errors=True)
     temporary.mkdir()
     try:
         _write(temporary, config, made_from, on_progress)
@@ -148,17 +160,21 @@ def _write(
         f"data.vocab_size={config.vocab_size}, but the text has {tokenizer.vocab_size} "
         "different characters",
     )
-    writers = {
-        split: _Writer(folder / f"{split}.bin", tokenizer, config.allow_special) for split in SPLITS
-    }
-    for split, piece in _split(corpus, characters, config.val_fraction, tokenizer):
-        if piece is None:
-            writers[split].end_document()
-        else:
-            writers[split].write(piece)
-            read(piece)
-    for writer in writers.values():
-        writer.close()
+    with contextlib.ExitStack() as stack:
+        writers = {
+            split: stack.enter_context(
+                _Writer(folder / f"{split}.bin", tokenizer, config.allow_special)
+            )
+            for split in SPLITS
+        }
+        for split, piece in _split(corpus, characters, config.val_fraction):
+            if piece is None:
+                writers[split].end_document()
+            else:
+                writers[split].write(piece)
+                read(piece)
+        for writer in writers.values():
+            writer.finish()
     meta = {
         "format_version": FORMAT_VERSION,
         "name": config.name,
@@ -173,9 +189,7 @@ def _write(
         "made_from": made_from,
         "tokenizer": tokenizer.to_json(),
     }
-    (folder / "meta.json").write_text(
-        json.dumps(meta, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
 
 
 def _survey(corpus: Corpus, read: Callable[[str], None]) -> tuple[int, str]:
@@ -191,7 +205,7 @@ def _survey(corpus: Corpus, read: Callable[[str], None]) -> tuple[int, str]:
 
 
 def _split(
-    corpus: Corpus, characters: int, val_fraction: float | None, tokenizer: Tokenizer
+    corpus: Corpus, characters: int, val_fraction: float | None
 ) -> Iterator[tuple[str, str | None]]:
     """(split, piece of text) in order, and (split, None) where one of several documents ends.
 
@@ -199,9 +213,10 @@ def _split(
     without a fraction, the documents that are held out.
     """
     boundary = int(characters * (1 - val_fraction)) if val_fraction is not None else 0
-    position, several = 0, len(corpus.documents) > 1
+    position, several, split = 0, len(corpus.documents) > 1, "train"
     for document in corpus.documents:
-        split = "val" if document.held_out else "train"
+        if val_fraction is None:
+            split = "val" if document.held_out else "train"
         for piece in document.pieces():
             if val_fraction is None:
                 yield split, piece
@@ -228,6 +243,12 @@ class _Writer:
         self.max_id = 0
         self.sha256 = hashlib.sha256()
 
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
+
     def write(self, text: str) -> None:
         self.waiting += text
         while len(self.waiting) >= CHUNK:
@@ -243,11 +264,10 @@ class _Writer:
             self._flush()
             self._append(np.array([self.tokenizer.end_of_text]))
 
-    def close(self) -> None:
+    def finish(self) -> None:
         self._flush()
         self.file.flush()
         os.fsync(self.file.fileno())
-        self.file.close()
 
     def _flush(self) -> None:
         self._encode(self.waiting)

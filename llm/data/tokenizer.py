@@ -72,6 +72,7 @@ class GPT2Tokenizer(Tokenizer):
 
     def encode(self, text: str, special: bool = False) -> np.ndarray:
         allowed = {END_OF_TEXT} if special else set()
+        _refuse_surrogates(text)
         return self.encoding.encode_to_numpy(text, allowed_special=allowed, disallowed_special=())
 
     def token_bytes(self, token: int) -> bytes:
@@ -110,6 +111,7 @@ class CharTokenizer(Tokenizer):
     kind = "char"
 
     def __init__(self, characters: str) -> None:
+        _refuse_surrogates(characters)
         self.characters = characters
         self.vocab_size = len(characters)
         self.codes = np.array([ord(c) for c in characters], dtype=np.uint32)
@@ -140,6 +142,7 @@ class ByteTokenizer(Tokenizer):
     kind, vocab_size, end_of_text = "byte", 257, 256
 
     def encode(self, text: str, special: bool = False) -> np.ndarray:
+        _refuse_surrogates(text)
         parts = text.split(END_OF_TEXT) if special else [text]
         ids = [
             np.frombuffer(part.encode("utf-8"), dtype=np.uint8).astype(np.uint32) for part in parts
@@ -152,6 +155,14 @@ class ByteTokenizer(Tokenizer):
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind}
+
+
+def _refuse_surrogates(text: str) -> None:
+    # Python puts them where an argument of the command line is not UTF-8 (PEP 383).
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise Refused(f"not Unicode text: U+{ord(text[error.start]):04X}") from None
 
 
 def from_json(saved: Any) -> Tokenizer:

@@ -26,9 +26,9 @@ class Evaluation:
     tokens: int
 
     @property
-    def perplexity(self) -> float:
-        """exp(loss)."""
-        return math.exp(self.loss)
+    def perplexity(self) -> float | None:
+        """exp(loss), or None where that is more than a float holds."""
+        return math.exp(self.loss) if self.loss < 709 else None
 
     def bits_per_byte(self, bytes_per_token: float) -> float:
         """Comparable between tokenizers: bits to code one UTF-8 byte of the text."""
@@ -41,13 +41,11 @@ def evaluate(
     batches: Iterable[tuple[Tensor, Tensor]],
     autocast: AbstractContextManager[Any] | None = None,
 ) -> Evaluation:
-    """Mean over every target that is not ignored, however the batches are cut. Draws no random
-    number.
-    """
+    """Mean over all targets that are not ignored, however batches are cut; draws nothing random."""
     total, count = 0.0, 0
     for inputs, targets in batches:
         with autocast or nullcontext():
-            total += model(inputs, targets, reduction="sum").double().item()
+            total += float(model(inputs, targets, reduction="sum"))
         count += int((targets != IGNORED).sum())
     if count == 0:
         raise ValueError("there is nothing to evaluate")

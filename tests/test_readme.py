@@ -1,0 +1,96 @@
+"""Every command of the README runs, in its order, shrunk by overrides (make excepted)."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PLAY, ROOT
+
+SHRINK = [
+    "model.n_embed=32", "model.head_size=16", "model.block_size=16", "trainer.max_steps=4",
+    "trainer.batch_size=2", "trainer.micro_batch_size=null", "trainer.eval_interval=2",
+    "trainer.eval_batches=1", "trainer.checkpoint_interval=2", "schedule.warmup_steps=1",
+    "trainer.device=cpu", "logger=none",
+]  # fmt: skip
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands() -> list[str]:
+    """The lines of all bash blocks, without their comments."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    found = [re.sub(r"\s{2,}#.*", "", line) for block in blocks for line in block.splitlines()]
+    return [line for line in found if line and not line.startswith("make ")]
+
+
+def shrunk(command: str, newest: str) -> str:
+    """The command with overrides that make it take seconds, and a real run for <date>/<time>."""
+    command = command.replace("outputs/<date>/<time>", newest).replace("=3000", "=6")
+    if "run_prepare" in command or "resume=" in command:
+        return command
+    if "run_sample" in command:
+        return command if "max_new_tokens" in command else f"{command} max_new_tokens=5"
+    typed = {word.partition("=")[0] for word in shlex.split(command)}
+    return " ".join([command, *(o for o in SHRINK if o.partition("=")[0] not in typed)])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds what the README's commands speak of."""
+    path = tmp_path_factory.mktemp("newcomer")
+    (path / "my_novel.txt").write_text(PLAY, encoding="utf-8")
+    (path / "folder_of_texts").mkdir()
+    for number in range(2):
+        (path / "folder_of_texts" / f"{number}.txt").write_text(PLAY, encoding="utf-8")
+    return path
+
+
+def newest_run(folder: Path) -> str:
+    runs = sorted(folder.glob("outputs/????-??-??/*"), key=lambda path: path.stat().st_mtime)
+    return str(runs[-1].relative_to(folder)) if runs else "outputs/none"
+
+
+def test_the_readme_has_commands() -> None:
+    assert len(commands()) >= 15
+    assert any("What's this, (my lord)?" in command for command in commands())
+
+
+@pytest.mark.parametrize("command", commands())
+def test_the_command_works_as_written(command: str, folder: Path) -> None:
+    line = shrunk(command, newest_run(folder)).replace("python ", f"{sys.executable} {ROOT}/")
+    done = subprocess.run(
+        ["bash", "-c", line],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+def test_every_relative_link_leads_somewhere() -> None:
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    assert links
+    assert not [link for link in links if not (ROOT / link).exists()]
+
+
+def test_the_files_it_lists_exist() -> None:
+    tree = re.search(r"## The files\n\n```\n(.*?)```", README, flags=re.DOTALL)
+    assert tree
+    listed = re.findall(r"^(\S+/)\s", tree.group(1), flags=re.MULTILINE)
+    assert len(listed) >= 10
+    assert not [name for name in listed if not (ROOT / name).is_dir()]
+
+
+def test_the_options_it_lists_are_those_of_conf() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \|", README, flags=re.MULTILINE)
+    table = {group: set(re.findall(r"\w+", re.sub(r"\(.*?\)", "", names))) for group, names in rows}
+    groups = {path.name for path in (ROOT / "conf").iterdir() if path.is_dir()} - {"hydra"}
+    assert set(table) == groups
+    for group in groups:
+        assert table[group] == {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")}

@@ -1,5 +1,8 @@
 """Turn text into token files: python run_prepare.py data=shakespeare"""
 
+import shlex
+import sys
+
 import hydra
 from omegaconf import DictConfig
 
@@ -12,6 +15,7 @@ def main(cfg: DictConfig) -> None:
     """Prepare the dataset, or say that it is there already."""
     from llm.config.schema import PrepareSettings
     from llm.config.settings import read_settings
+    from llm.config.verbatim import as_typed
     from llm.data.dataset import Dataset
     from llm.data.prepare import prepare
     from llm.experiment.console import byte_progress, panel
@@ -26,8 +30,7 @@ def main(cfg: DictConfig) -> None:
             "tokenizer": f"{dataset.tokenizer.kind}, {dataset.tokenizer.vocab_size:,} tokens",
             "train": f"{len(dataset.train):,} tokens",
             "val": f"{len(dataset.val):,} tokens, {dataset.bytes_per_token:.2f} bytes each",
-            "next": f"python run_train.py data={settings.data.name}"
-            + (f" data.path={settings.data.path}" if settings.data.path else ""),
+            "next": shlex.join(["python", "run_train.py", *as_typed(sys.argv[1:])]),
         },
     )
 

@@ -13,9 +13,7 @@ from llm.config.cli import command, reported
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 @reported
 def main(cfg: DictConfig) -> float | None:
-    """Train as configured; returns the lowest validation loss (nats per token), which a sweep
-    may minimise.
-    """
+    """Train as configured; returns the lowest validation loss (nats per token)."""
     from llm.config.schema import TrainSettings
     from llm.config.settings import read_settings, resolve, to_plain
 
@@ -41,48 +39,40 @@ def main(cfg: DictConfig) -> float | None:
     from llm.training.precision import Precision, resolve_precision
 
     device = select_device(settings.trainer.device)
+    origin = None
+    if settings.init_from:
+        origin = Checkpoint.open(find_checkpoint("init_from", settings.init_from))
     with byte_progress(f"preparing {settings.data.name}") as on_progress:
         dataset = Dataset.open(prepare(settings.data, on_progress))
     precision, why = resolve_precision(settings.precision.name, device)
     settings = resolve(settings, dataset.tokenizer.vocab_size, precision)
     dataset.check(settings.model.block_size, settings.model.vocab_size or 0)
-    origin = (
-        Checkpoint.open(find_checkpoint("init_from", settings.init_from))
-        if settings.init_from
-        else None
-    )
 
-    run = open_run(
-        settings, dataset.digest
-    )  # the first thing written; all that can be refused was refused above
+    # The first thing that is written; what can be refused was refused above.
+    run = open_run(settings, dataset.digest)
     if run.is_finished:
         show_already_finished(run.folder)
         return run.best_val_loss
-    with recording(
-        run.folder, run.identity, remove_if_refused=run.is_new and not settings.run.sweep
-    ) as summary:
+    alone = run.is_new and not settings.run.sweep
+    with recording(run.folder, run.identity, remove_if_refused=alone) as summary:
         torch.manual_seed(settings.seed)
         model = build(settings.model).to(device)
         if origin is not None:
             load_weights(model, origin.weights(), str(origin.path))
         sweep = run.folder.parent if settings.run.sweep else None
-        with open_logger(
-            run, settings.logger, to_plain(settings), settings.trainer.max_steps, sweep
-        ) as logger:
+        options, max_steps = settings.trainer, settings.trainer.max_steps
+        checkpoints = CheckpointFolder(
+            run.folder, options.keep_last, model.config, dataset.tokenizer, run.identity
+        )
+        with open_logger(run, settings.logger, to_plain(settings), max_steps, sweep) as logger:
             trainer = build(
-                settings.trainer,
+                options,
                 model=model,
                 dataset=dataset,
                 optimizer=build(settings.optimizer, model=model),
                 schedule=build(settings.schedule),
                 precision=Precision(precision, device),
-                checkpoints=CheckpointFolder(
-                    run.folder,
-                    settings.trainer.keep_last,
-                    model.config,
-                    dataset.tokenizer,
-                    run.identity,
-                ),
+                checkpoints=checkpoints,
                 logger=logger,
                 seed=settings.seed,
             )

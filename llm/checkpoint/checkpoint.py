@@ -10,6 +10,7 @@ A folder is written under another name and renamed, so that one with its final n
 Nothing in it is unpickled or instantiated.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -48,14 +49,12 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: Path) -> "Checkpoint":
-        """Read and check ``path/checkpoint.json``; :class:`llm.errors.Refused` if this is no
-        checkpoint.
-        """
+        """Read and check ``path/checkpoint.json``; raises :class:`llm.errors.Refused`."""
         try:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise Refused(f"{path} is not a checkpoint: it has no {MANIFEST}") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise Refused(f"{path / MANIFEST} cannot be read: {error}") from None
         require(isinstance(manifest, dict), f"{path / MANIFEST} is not a JSON object")
         version = manifest.get("format_version")
@@ -87,9 +86,7 @@ class Checkpoint:
         return self._read(WEIGHTS)
 
     def training(self) -> dict[str, Tensor]:
-        """The checked tensors to continue from; :class:`llm.errors.Refused` where there are only
-        weights.
-        """
+        """The checked tensors to continue from; :class:`llm.errors.Refused` if there are none."""
         require(
             TRAINING in self.files,
             f"{self.path} holds weights only, nothing to continue training from",
@@ -117,8 +114,9 @@ class Checkpoint:
 
 
 def load_weights(model: GPT, weights: dict[str, Tensor], where: str) -> None:
-    """Copy ``weights`` into ``model``; :class:`llm.errors.Refused` names the first tensor that
-    does not fit.
+    """Copy ``weights`` into ``model``.
+
+    :class:`llm.errors.Refused` names the first tensor that does not fit, and ``where`` it is from.
     """
     own = model.state_dict()
     for name in own:
@@ -157,27 +155,31 @@ class CheckpointFolder:
         self, step: int, weights: dict[str, Tensor], training: dict[str, Tensor], state: Plain
     ) -> Path:
         """Publish ``step-N``, point ``last`` at it, then drop what is too old."""
-        path = self._publish(
-            f"step-{step:08d}", {WEIGHTS: weights, TRAINING: training}, step, state
-        )
-        self._point("last", path.name)
-        for old in sorted(self.folder.glob("step-*"))[: -self.keep_last]:
-            shutil.rmtree(old)
+        path = self.folder / f"step-{step:08d}"
+        with _reported(path):
+            self._publish(path, {WEIGHTS: weights, TRAINING: training}, step, state)
+            self._point("last", path.name)
+            for old in sorted(self.folder.glob("step-*"))[: -self.keep_last]:
+                shutil.rmtree(old)
         return path
 
     def save_best(self, step: int, weights: dict[str, Tensor], state: Plain) -> Path:
         """Publish ``best-N`` (weights only), point ``best`` at it, then drop the one before."""
-        path = self._publish(f"best-{step:08d}", {WEIGHTS: weights}, step, state)
-        self._point("best", path.name)
-        for old in self.folder.glob("best-*"):
-            if old != path:
-                shutil.rmtree(old)
+        path = self.folder / f"best-{step:08d}"
+        with _reported(path):
+            self._publish(path, {WEIGHTS: weights}, step, state)
+            self._point("best", path.name)
+            for old in self.folder.glob("best-*"):
+                if old != path:
+                    shutil.rmtree(old)
         return path
 
     def _publish(
-        self, name: str, files: dict[str, dict[str, Tensor]], step: int, state: Plain
-    ) -> Path:
-        final, temporary = self.folder / name, self.folder / f".{name}.{os.getpid()}"
+        self, final: Path, files: dict[str, dict[str, Tensor]], step: int, state: Plain
+    ) -> None:
+        for rest in self.folder.glob(".*-*"):  # of a process that was killed while it wrote
+            shutil.rmtree(rest, ignore_errors=True)
+        temporary = final.with_name(f".{final.name}.{os.getpid()}")
         try:
             temporary.mkdir(parents=True)
             digests = {}
@@ -200,15 +202,15 @@ class CheckpointFolder:
             _write(
                 temporary / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False).encode()
             )
+            _sync(temporary)
+            replaced = final.with_name(f".{final.name}.replaced")
             if final.exists():  # saved before, by a run that was then continued from an earlier one
-                shutil.rmtree(final)
+                final.rename(replaced)
             temporary.rename(final)
             _sync(self.folder)
-        except OSError as error:
-            raise DiskError(f"{final} could not be written: {error.strerror}") from error
+            shutil.rmtree(replaced, ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        return final
 
     def _point(self, name: str, target: str) -> None:
         temporary = self.folder / f".{name}.{os.getpid()}"
@@ -218,19 +220,16 @@ class CheckpointFolder:
 
 
 def find_checkpoint(key: str, typed: str) -> Path:
-    """The folder a user means by ``key=typed``: a checkpoint, ``checkpoints/``, or a run folder
-    (its best).
+    """The folder meant by ``key=typed``: a checkpoint, ``checkpoints/``, or a run (its best).
 
     Raises :class:`llm.errors.Refused` saying what is missing, and naming the newest runs there are.
     """
     path = Path(typed)
-    if (path / MANIFEST).is_file():
-        return path
-    for folder in (path / "checkpoints", path):
-        for name in ("best", "last"):
-            if (folder / name / MANIFEST).is_file():
-                return folder / name
-    what = "does not exist" if not path.exists() else "holds no checkpoint"
+    places = [path / kind for kind in ("", "checkpoints/best", "checkpoints/last", "best", "last")]
+    for place in places:
+        if os.path.isfile(place / MANIFEST):  # Path.is_file raises where a name is too long
+            return place
+    what = "holds no checkpoint" if os.path.exists(path) else "does not exist"
     newest = list(_newest_runs())
     hint = (
         f": the newest runs are {', '.join(newest)}"
@@ -250,6 +249,14 @@ def _newest_runs(count: int = 3) -> Iterator[str]:
     found = [p for depth in ("*", "*/*") for p in Path("outputs").glob(f"{depth}/checkpoints")]
     for path in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)[:count]:
         yield str(path.parent)
+
+
+@contextlib.contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(f"{path} could not be written: {error.strerror}") from error
 
 
 def _write(path: Path, raw: bytes) -> None:

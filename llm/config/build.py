@@ -8,8 +8,7 @@ import hydra.utils
 
 
 def build(section: Any, **runtime: Any) -> Any:
-    """Call the ``_target_`` of a section with its other keys and with ``runtime``: objects that are
-    passed, not configured.
+    """Call the ``_target_`` of a section with its other keys and with the objects in ``runtime``.
 
     Hydra's own blocklist is no security boundary, as its maintainers say, so a target must be a
     class or function that is defined in ``llm``, and no value may hold an interpolation or a target

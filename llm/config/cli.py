@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hydra.errors import CompactHydraException, MissingConfigException
+from hydra.errors import CompactHydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from llm.config import (
@@ -17,8 +17,9 @@ from llm.config import (
     schema,  # noqa: F401  (registers the schemas that conf/*.yaml start with)
 )
 from llm.config.settings import saved_groups
-from llm.config.verbatim import quote_arguments, unquote
-from llm.errors import Stop, did_you_mean
+from llm.config.verbatim import BREAK, quote_arguments, unquote
+from llm.errors import Interrupted, Refused, Stop, did_you_mean
+from llm.experiment.rundir import make_folder, read_summary, write_summary
 from llm.experiment.sweep import SweepStopped, follow_parent
 
 TRACEBACK = "HYDRA_FULL_ERROR"
@@ -26,16 +27,18 @@ WANTED = "LLM_FULL_ERROR"  # what the user had set it to; also for the jobs of a
 
 
 def reported(main: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """For the function below ``@hydra.main``: report what a user can cause before Hydra adds
-    lines of its own.
-    """
+    """For the function below ``@hydra.main``: report before Hydra adds lines of its own."""
 
     @functools.wraps(main)
     def inner(cfg: Any) -> Any:
         try:
             return main(cfg)
         except Stop as stop:
+            if isinstance(stop, Refused):
+                _leave_summary(cfg, stop)
             _exit(stop, stop.exit_status)
+        except OmegaConfBaseException as error:  # an interpolation, met when it is resolved
+            _exit(error, 2)
 
     return inner
 
@@ -46,16 +49,25 @@ def command(main: Callable[[], Any]) -> None:
     ``HYDRA_FULL_ERROR=1`` in the environment shows the traceback as well.
     """
     follow_parent()
+    # Threads that wait for each other spin by default, which is ten times slower than sleeping as
+    # soon as anything else runs on the machine. Read by torch's OpenMP when it is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault(WANTED, os.environ.get(TRACEBACK, ""))
     os.environ[TRACEBACK] = "1"  # makes Hydra raise what it would print before it exits with 1
     try:
-        sys.argv[1:] = _with_saved_groups(quote_arguments(sys.argv[1:]))
+        sys.argv[1:] = _with_saved_groups(_multirun_first(quote_arguments(sys.argv[1:])))
         main()
     except Stop as stop:
         _exit(stop, stop.exit_status)
     except (CompactHydraException, OmegaConfBaseException) as error:
         _exit(error, 2)
-    except (KeyboardInterrupt, SweepStopped):
+    except ValueError as error:
+        if not str(error).startswith("Config group override"):  # Hydra's word on model=1
+            raise
+        _exit(Refused(f"{error}: take one of its options, as in model=small"), 2)
+    except SweepStopped:
+        sys.exit(Interrupted.exit_status)
+    except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output, e.g. `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -65,8 +77,24 @@ def command(main: Callable[[], Any]) -> None:
 def _exit(error: BaseException, status: int) -> NoReturn:
     if os.environ.get(WANTED) == "1":
         traceback.print_exception(error)
-    print(f"{Path(sys.argv[0]).name}: {one_line(error)}", file=sys.stderr)
+    text = one_line(error).replace(BREAK, "").replace("\n", "\\n")
+    print(f"{Path(sys.argv[0]).name}: {text}", file=sys.stderr)
     sys.exit(status)
+
+
+def _leave_summary(cfg: Any, refusal: Refused) -> None:
+    # A refused job of a sweep says why in its folder; a refused run of its own leaves nothing.
+    run = cfg.get("run")
+    if run and run.sweep and run.dir:
+        folder = Path(run.dir.replace(BREAK, ""))
+        if read_summary(folder) is None:
+            write_summary(make_folder(folder), status=refusal.status, reason=str(refusal))
+
+
+def _multirun_first(arguments: list[str]) -> list[str]:
+    """``-m`` may stand anywhere; Hydra's parser wants all ``key=value`` on one side of it."""
+    flags = [a for a in arguments if a in ("-m", "--multirun")]
+    return [*flags, *(a for a in arguments if a not in flags)]
 
 
 def _with_saved_groups(arguments: list[str]) -> list[str]:
@@ -74,7 +102,9 @@ def _with_saved_groups(arguments: list[str]) -> list[str]:
     folders = [unquote(a.partition("=")[2]) for a in arguments if a.startswith("resume=")]
     if not folders or folders[-1] in ("", "null"):
         return arguments
-    return [*saved_groups(Path(folders[-1])), *arguments]
+    first = next(n for n, a in enumerate(arguments) if "=" in a and not a.startswith("-"))
+    # Before what was typed, which counts more, but after flags such as --cfg job.
+    return [*arguments[:first], *saved_groups(Path(folders[-1])), *arguments[first:]]
 
 
 def one_line(error: BaseException) -> str:
@@ -88,6 +118,11 @@ def one_line(error: BaseException) -> str:
             f"{group}={option} is unknown: take one of {', '.join(error.options)}"
             + did_you_mean(option, error.options)
         )
+    if isinstance(error, OverrideParseException):
+        said = str(error).splitlines()
+        reason = [line for line in said if not line.startswith(("Error parsing", "See http"))]
+        why = re.sub(r" expecting \{.*\}", "", (reason or said)[0].strip())
+        return f"{error.override} cannot be read as key=value: {why}"
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
@@ -98,8 +133,11 @@ def one_line(error: BaseException) -> str:
             where = f"{place} has" if place else "there is"
             hint = did_you_mean(str(link.key), known)
             return f"{link.full_key} is unknown: {where} no key {link.key}{hint}"
-    # The first line of each link says it; below it OmegaConf repeats the key and the schema's
-    # class.
+    # The first line of each link says it; OmegaConf goes on with the key and the schema's class.
     lines = [str(link).strip().splitlines()[0].strip() for link in chain if str(link).strip()]
     text = ": ".join(dict.fromkeys(lines)).removeprefix("Error merging override ")
-    return re.sub(r" expecting \{.*\}", "", text)
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        text = f"{error.full_key}: {text}"
+    if text.startswith("Ambiguous value"):
+        text += ": add -m to sweep over it, or put a list into [ ]"
+    return text

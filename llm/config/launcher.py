@@ -1,5 +1,4 @@
-"""Sweeps: Hydra's grid of overrides, every job checked before the first one starts, each in a fresh
-process.
+"""Sweeps: Hydra's grid of overrides, all jobs checked first, then each in a fresh process.
 
 Hydra finds plugins by name in a package ``hydra_plugins``. The last lines make this module known
 there, so that no second top-level folder is needed; Hydra imports it again by that name, hence no
@@ -26,13 +25,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from llm.config.schema import TrainSettings
 from llm.config.settings import read_settings
-from llm.config.verbatim import KEYS, unquote
+from llm.config.verbatim import as_typed
 from llm.data.config import SAFE
-from llm.errors import Refused, Stop
-from llm.experiment.rundir import read_summary
+from llm.errors import Refused, Stop, require
+from llm.experiment.rundir import claim, read_summary
 from llm.experiment.sweep import Job, SweepStopped, run_job
 
 PLUGIN = "hydra_plugins.llm_process"
+MULTIRUN, NAME = Path("multirun"), "%Y-%m-%d_%H-%M-%S"  # and of a sweep without a name
 HOUSEKEEPING = ("run.sweep", "run.dir")  # overrides that say where, not what
 log = logging.getLogger("llm")
 
@@ -42,9 +42,7 @@ class SweepFailed(Stop):
 
 
 class Grid(Sweeper):
-    """All combinations, as Hydra's own sweeper makes them, but nothing is written before each is
-    known to work.
-    """
+    """All combinations, as Hydra's own sweeper makes them."""
 
     def __init__(
         self, max_batch_size: int | None = None, params: dict[str, str] | None = None
@@ -61,9 +59,7 @@ class Grid(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Run all combinations of ``arguments``; :class:`SweepFailed` at the end if a job did
-        not finish.
-        """
+        """Run all combinations of ``arguments``; :class:`SweepFailed` if a job did not finish."""
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
         assert self.hydra_context is not None
@@ -92,69 +88,62 @@ class ProcessLauncher(Launcher):
     ) -> None:
         """Keep what :meth:`launch` needs; called by Hydra once per sweep."""
         self.loader, self.config = hydra_context.config_loader, config
+        self.sweep: str | None = None  # its name, the same for all batches
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> list[JobReturn]:
-        """Check all jobs, then run them; returns their results in the same order. Called by
-        Hydra once per batch.
-        """
-        from llm.experiment.console import console, jobs_table
+        """Check all jobs, then run them; returns their results. Called by Hydra once per batch."""
+        from llm.experiment.console import jobs_table, say, title
 
-        settings = [self.check(list(overrides)) for overrides in job_overrides]
-        sweep = settings[0].run.sweep or f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
-        jobs = self.jobs([list(overrides) for overrides in job_overrides], sweep, initial_job_idx)
-        again = "python " + shlex.join(self.command_of_sweep(sweep))
+        batch = [list(overrides) for overrides in job_overrides]
+        labels = [_label(different) for different in _differences(batch)]
+        settings = [self.check(*pair) for pair in zip(batch, labels, strict=True)]
+        named = settings[0].run.sweep
+        self.sweep = self.sweep or named or claim(MULTIRUN / f"{datetime.now():{NAME}}").name
+        jobs = self.jobs(batch, self.sweep, initial_job_idx)
+        typed = [Path(sys.argv[0]).name, *as_typed(sys.argv[1:])]
+        again = "python " + shlex.join(typed if named else [*typed, f"run.sweep={self.sweep}"])
         done: list[tuple[Job, dict[str, Any]]] = []
         try:
             for place, job in enumerate(jobs, 1):
-                console.rule(f"job {place} of {len(jobs)}: {_label(job.overrides)}")
+                title(f"job {place} of {len(jobs)}: {_label(job.overrides)}")
                 done.append((job, run_job(job, self.timeout_seconds)))
         except SweepStopped as stop:
             done += _not_started(done, jobs)
             jobs_table([(_label(job.overrides), found) for job, found in done])
-            console.print(f"stopped by {stop}; to continue: {again}")
+            say(f"stopped by {stop}; to continue: {again}")
             raise
         jobs_table([(_label(job.overrides), found) for job, found in done])
         if any(found["status"] != "finished" for _, found in done):
-            console.print(f"to run what did not finish again: {again}")
+            say(f"to run what did not finish again: {again}")
         return [self.result(job, found) for job, found in done]
 
-    def check(self, overrides: list[str]) -> TrainSettings:
-        """The settings of one job; :class:`llm.errors.Refused` names the combination that cannot
-        work.
-        """
+    def check(self, overrides: list[str], label: str) -> TrainSettings:
+        """The settings of one job; :class:`llm.errors.Refused` with ``label`` if it cannot work."""
         config = self.loader.load_sweep_config(self.config, overrides)
         with open_dict(config):
             del config["hydra"]
         try:
+            require(not config.resume, "resume= continues one run: take run.sweep= for a sweep")
+            require(not config.run.name, "run.name= names one run: take run.sweep= for a sweep")
             return read_settings(config, TrainSettings)
         except Refused as refusal:
-            raise Refused(
-                f"the job {_label(overrides)} cannot run, so none was started: {refusal}"
-            ) from None
+            raise Refused(f"job {label} cannot run, so none was started: {refusal}") from None
 
     def jobs(self, batch: list[list[str]], sweep: str, first: int) -> list[Job]:
-        """One job for each list of overrides, in a folder named after what differs from job to
-        job.
-        """
-        common = set(batch[0]).intersection(*batch) if len(batch) > 1 else set()
+        """One job for each list of overrides, in a folder named after what differs between them."""
         names: dict[str, int] = {}
         jobs = []
-        for number, overrides in enumerate(batch, first):
-            name = _folder_name([o for o in overrides if o not in common], number)
+        for number, (overrides, different) in enumerate(
+            zip(batch, _differences(batch), strict=True), first
+        ):
+            name = _folder_name(different, number)
             names[name] = names.get(name, 0) + 1
-            folder = (
-                Path("multirun") / sweep / (name if names[name] == 1 else f"{name}-{names[name]}")
-            )
-            own = [
-                *_typed([o for o in overrides if not _is_housekeeping(o)]),
-                f"run.sweep={sweep}",
-                f"run.dir={folder}",
-            ]
-            jobs.append(
-                Job(number, [o for o in overrides if o not in common], folder, self.command(own))
-            )
+            folder = MULTIRUN / sweep / (name if names[name] == 1 else f"{name}-{names[name]}")
+            kept = as_typed([o for o in overrides if not _is_housekeeping(o)])
+            own = self.command([*kept, f"run.sweep={sweep}", f"run.dir={folder}"])
+            jobs.append(Job(number, different, folder, own))
         return jobs
 
     def command(self, overrides: list[str]) -> list[str]:
@@ -166,37 +155,18 @@ class ProcessLauncher(Launcher):
         # Unresolved on purpose: some of Hydra's own overrides only mean something inside a job.
         of_hydra = OmegaConf.to_container(self.config.hydra.overrides.hydra, resolve=False)
         assert isinstance(of_hydra, list)
-        kept = [
-            str(o)
-            for o in of_hydra
-            if not str(o).startswith(("hydra.mode", "hydra.sweeper", "hydra/sweeper"))
-        ]
-        return [
-            sys.executable,
-            os.path.abspath(sys.argv[0]),
-            *flags,
-            *kept,
-            *overrides,
-            "hydra.mode=RUN",
-        ]
-
-    def command_of_sweep(self, sweep: str) -> list[str]:
-        """What the user typed, with the name that makes the same command continue."""
-        typed = [Path(sys.argv[0]).name, *_typed(sys.argv[1:])]
-        return typed if self.config.run.sweep else [*typed, f"run.sweep={sweep}"]
+        of_sweep = ("hydra.mode", "hydra.sweeper", "hydra/sweeper")
+        kept = [str(o) for o in of_hydra if not str(o).startswith(of_sweep)]
+        script = os.path.abspath(sys.argv[0])
+        return [sys.executable, script, *flags, *kept, *overrides, "hydra.mode=RUN"]
 
     def result(self, job: Job, found: dict[str, Any]) -> JobReturn:
         """A job's summary as Hydra, and an optimizing sweeper, wants it."""
         finished = found["status"] == "finished"
         result = JobReturn(overrides=job.overrides, working_dir=os.getcwd(), task_name="run_train")
         result.status = JobStatus.COMPLETED if finished else JobStatus.FAILED
-        result.return_value = (
-            found.get("best_val_loss")
-            if finished
-            else SweepFailed(
-                f"job {_label(job.overrides)} is {found['status']}: {found.get('reason')}"
-            )
-        )
+        said = f"job {_label(job.overrides)} is {found['status']}: {found.get('reason')}"
+        result.return_value = found.get("best_val_loss") if finished else SweepFailed(said)
         return result
 
 
@@ -204,34 +174,31 @@ def _is_housekeeping(override: str) -> bool:
     return override.partition("=")[0] in HOUSEKEEPING
 
 
+def _differences(batch: list[list[str]]) -> list[list[str]]:
+    """Of each job's overrides those that not all jobs have; all of them where there is one job."""
+    common = set(batch[0]).intersection(*batch) if len(batch) > 1 else set()
+    return [[o for o in overrides if o not in common] for overrides in batch]
+
+
 def _label(overrides: list[str]) -> str:
     return " ".join(o for o in overrides if not _is_housekeeping(o)) or "(no overrides)"
 
 
 def _folder_name(overrides: list[str], number: int) -> str:
-    """``model.n_layer-4_optimizer.lr-0.001``: letters, digits and ``. _ -`` only, at most 120 of
-    them.
-    """
+    """``model.n_layer-4_optimizer.lr-0.001``: at most 120 letters, digits and ``. _ -``."""
     kept = sorted(o for o in overrides if not _is_housekeeping(o))
     name = "".join(c if c in SAFE else "-" for c in "_".join(kept)).strip("-.")
-    return (
-        name if 0 < len(name) <= 120 else f"job-{number}" if not name else f"{name[:110]}-{number}"
-    )
-
-
-def _typed(arguments: list[str]) -> list[str]:
-    """Arguments as a person types them: free text and paths without the quotes that Hydra needs."""
-    pairs = [argument.partition("=") for argument in arguments]
-    return [f"{k}={unquote(v)}" if k in KEYS and v != "null" else f"{k}{e}{v}" for k, e, v in pairs]
+    if not name:
+        return f"job-{number}"
+    return name if len(name) <= 120 else f"{name[:110]}-{number}"
 
 
 def _not_started(
     done: list[tuple[Job, dict[str, Any]]], jobs: list[Job]
 ) -> list[tuple[Job, dict[str, Any]]]:
     """What is known of the jobs that were not reached when a sweep was stopped."""
-    return [
-        (job, read_summary(job.folder) or {"status": "not started"}) for job in jobs[len(done) :]
-    ]
+    unknown = {"status": "not started"}
+    return [(job, read_summary(job.folder) or unknown) for job in jobs[len(done) :]]
 
 
 def _register() -> None:

@@ -21,10 +21,8 @@ class Run:
     identity: dict[str, str]  # config_digest and data_digest
     checkpoint: Checkpoint | None  # what to continue from
     is_new: bool
-    best_val_loss: (
-        float | None
-    )  # of a run that is finished already; there is nothing left to do then
-    is_finished: bool = False
+    best_val_loss: float | None  # of a run that is finished already
+    is_finished: bool = False  # there is nothing left to do then
 
 
 def open_run(settings: TrainSettings, data_digest: str) -> Run:
@@ -56,7 +54,7 @@ def open_run(settings: TrainSettings, data_digest: str) -> Run:
         loss = (summary or {}).get("best_val_loss")
         return Run(folder, digests, checkpoint, is_new=False, best_val_loss=loss, is_finished=True)
     make_folder(folder)
-    cut_metrics(folder, reached)
+    cut_metrics(folder, reached if checkpoint else -1)
     (folder / CONFIG).write_text(to_yaml(settings), encoding="utf-8")
     return Run(folder, digests, checkpoint, is_new=False, best_val_loss=None)
 

@@ -1,5 +1,4 @@
-"""The shape of every configuration: which keys there are, their types, and which values go
-together.
+"""The shape of every configuration: its keys, their types, and which values go together.
 
 The sections are the option classes of the rooms themselves; here they only gain the ``_target_``
 that a YAML file names. Hydra checks keys and types against them, ``check()`` the rest, before
@@ -7,6 +6,7 @@ anything is built.
 """
 
 from dataclasses import dataclass, field
+from math import inf
 
 from hydra.core.config_store import ConfigStore
 
@@ -36,7 +36,7 @@ class Optimizer:
 
     def check(self) -> None:
         """Raise :class:`llm.errors.Refused` naming the first value out of its range."""
-        require(self.lr > 0, f"optimizer.lr={self.lr} must be more than 0")
+        require(0 < self.lr < inf, f"optimizer.lr={self.lr} must be more than 0 and finite")
         require(
             self.weight_decay >= 0, f"optimizer.weight_decay={self.weight_decay} must be 0 or more"
         )
@@ -107,6 +107,7 @@ class RunSection:
         require(
             self.name is None or self.dir is None, "run.name and run.dir are both given: take one"
         )
+        require(self.dir != "", "run.dir is empty: give a folder, or leave it out")
 
 
 @dataclass
@@ -126,9 +127,9 @@ class TrainSettings:
     resume: str | None = None
 
     def check(self) -> None:
-        """Raise :class:`llm.errors.Refused` naming the first value, or pair of values, that
-        cannot work.
-        """
+        """Raise :class:`llm.errors.Refused` naming the first values that cannot work."""
+        for key in ("init_from", "resume"):
+            require(getattr(self, key) != "", f"{key} is empty: give a run folder, or leave it out")
         for section in (self.data, self.optimizer, self.trainer, self.logger, self.run):
             section.check()
         self.model.resolve(self.data.declared_vocab_size())
@@ -193,10 +194,8 @@ class PrepareSettings:
 
 SETTINGS = {"train": TrainSettings, "sample": SampleSettings, "prepare": PrepareSettings}
 
-for (
-    _command,
-    _schema,
-) in SETTINGS.items():  # each primary config starts with its schema: see conf/train.yaml
+# Each primary config starts with its schema: see conf/train.yaml.
+for _command, _schema in SETTINGS.items():
     ConfigStore.instance().store(name=f"{_command}_schema", node=_schema)
 # Hydra copies its whole store for every group that --help and completion list, which takes them a
 # second. Nobody changes what is in it after this line, so the copies may be the store itself.

@@ -1,6 +1,4 @@
-"""From what Hydra composed to plain, typed, checked values, and from those to ``config.yaml``
-and back.
-"""
+"""From what Hydra composed to plain, checked values, and from those to ``config.yaml`` and back."""
 
 import copy
 import hashlib
@@ -15,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from llm.config.schema import Model, PrepareSettings, SampleSettings, TrainSettings
-from llm.config.verbatim import guard_all, unguard_all
+from llm.config.verbatim import BREAK, guard, guard_all, unguard_all
 from llm.errors import Refused, did_you_mean, require
 
 Settings = TypeVar("Settings", TrainSettings, SampleSettings, PrepareSettings)
@@ -35,8 +33,9 @@ NAMED_GROUPS = ("optimizer", "schedule")  # their file also decides which class 
 
 
 def read_settings(cfg: DictConfig, kind: type[Settings]) -> Settings:
-    """The typed and checked settings of a composed configuration; of a resumed run, if
-    ``resume`` is given.
+    """The typed and checked settings of a composed configuration.
+
+    With ``resume=FOLDER`` they are the folder's, under what was typed.
     """
     if kind is TrainSettings and cfg.get("resume"):
         cfg = _resumed(cfg)
@@ -48,9 +47,7 @@ def read_settings(cfg: DictConfig, kind: type[Settings]) -> Settings:
 
 
 def _refuse_additions(cfg: DictConfig, kind: type, prefix: str = "") -> None:
-    """``+key=value`` gets past the schema of Hydra's composition; nothing would read it, so it
-    is a mistake.
-    """
+    # ``+key=value`` gets past the schema in Hydra's composition, and nothing would read it.
     known = {field.name: field.type for field in fields(kind)}
     for key in [str(key) for key in cfg]:
         require(
@@ -79,9 +76,7 @@ def resolve(settings: TrainSettings, vocab_size: int, precision: str) -> TrainSe
 
 
 def to_plain(settings: TrainSettings) -> Plain:
-    """What ``config.yaml`` holds: plain values, without the classes that are built (a folder
-    cannot name code).
-    """
+    """What ``config.yaml`` holds: plain values, and no class to build (a folder names no code)."""
     plain = asdict(settings)
     for section in plain.values():
         if isinstance(section, dict):
@@ -91,14 +86,12 @@ def to_plain(settings: TrainSettings) -> Plain:
 
 
 def to_yaml(settings: TrainSettings) -> str:
-    """The text of ``config.yaml``."""
-    return yaml.safe_dump(to_plain(settings), sort_keys=False, allow_unicode=True, width=100)
+    """The text of ``config.yaml``: ASCII, since PyYAML loses a U+0085 that it does not escape."""
+    return yaml.safe_dump(to_plain(settings), sort_keys=False, width=100)
 
 
 def load_plain(folder: Path) -> Plain:
-    """The contents of ``folder/config.yaml``; :class:`llm.errors.Refused` if this is no run
-    folder.
-    """
+    """The contents of ``folder/config.yaml``; :class:`llm.errors.Refused` if there are none."""
     path = folder / "config.yaml"
     try:
         plain = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -108,6 +101,9 @@ def load_plain(folder: Path) -> Plain:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise Refused(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
     require(isinstance(plain, dict), f"{path} holds no settings")
+    for section in IDENTITY:
+        found = plain.get(section)
+        require(isinstance(found, dict | None), f"{path}: {section} is {found!r}, not a section")
     return cast(Plain, plain)
 
 
@@ -128,9 +124,7 @@ def config_digest(plain: Plain, data_digest: str) -> str:
 
 
 def saved_groups(folder: Path) -> list[str]:
-    """``optimizer=adamw schedule=cosine``: the choices of a run folder, to compose with before
-    its values are set.
-    """
+    """``optimizer=adamw schedule=cosine``: what to compose with before the folder's values."""
     plain = load_plain(folder)
     names = {group: (plain.get(group) or {}).get("name") for group in NAMED_GROUPS}
     for group, name in names.items():
@@ -142,10 +136,8 @@ def saved_groups(folder: Path) -> list[str]:
 
 
 def _resumed(composed: DictConfig) -> DictConfig:
-    """The settings of ``resume``'s folder, under the overrides that were typed on the command
-    line.
-    """
-    folder = Path(str(composed.resume))
+    """The settings of ``resume``'s folder, under what was typed on the command line."""
+    folder = Path(str(composed.resume).replace(BREAK, ""))
     cfg = copy.deepcopy(composed)
     try:
         cfg = cast(DictConfig, OmegaConf.merge(cfg, guard_all(load_plain(folder))))
@@ -163,13 +155,8 @@ def _resumed(composed: DictConfig) -> DictConfig:
         ):
             OmegaConf.update(cfg, key, OmegaConf.select(composed, key), merge=False)
     if cfg.trainer.eval_only:  # looks at the best weights of the folder and leaves it as it is
-        cfg.init_from, cfg.resume, cfg.run.name, cfg.run.dir, cfg.run.sweep = (
-            str(folder),
-            None,
-            None,
-            None,
-            None,
-        )
+        cfg.init_from, cfg.resume = guard(str(folder)), None
+        cfg.run.name = cfg.run.dir = cfg.run.sweep = None
     else:
-        cfg.run.name, cfg.run.dir = None, str(folder)
+        cfg.run.name, cfg.run.dir = None, guard(str(folder))
     return cfg

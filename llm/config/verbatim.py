@@ -2,8 +2,8 @@
 
 Hydra's grammar gives a meaning to quotes, commas, brackets, ``${`` and more. The values of the keys
 below are quoted for it before it sees them. Two things that quotes do not protect, an interpolation
-and the mark for a missing value, are broken up with a code point that no text has, which is taken
-out again on the way in.
+and the mark for a missing value, are broken up with a code point that no text has; it is taken out
+again on the way in.
 """
 
 from dataclasses import fields, is_dataclass
@@ -23,6 +23,7 @@ KEYS = frozenset(
         "resume",
     ]
 )
+TEXT = frozenset(["prompt", "data.dir"])  # of these, what cannot be null: "null" is a word there
 BREAK = "\ufdd0"  # a noncharacter: Unicode reserves it for use inside programs
 
 
@@ -34,7 +35,8 @@ def quote_arguments(arguments: list[str]) -> list[str]:
 def quote_argument(argument: str) -> str:
     """``prompt=What's this`` -> ``prompt='What\\'s this'``."""
     key, equals, value = argument.partition("=")
-    return f"{key}={quoted(value)}" if equals and key in KEYS and value != "null" else argument
+    free = key in KEYS and (value != "null" or key in TEXT)
+    return f"{key}={quoted(value)}" if equals and free else argument
 
 
 def quoted(value: str) -> str:
@@ -81,3 +83,9 @@ def unquote(value: str) -> str:
 
     parsed = OverridesParser.create().parse_override(f"key={value}").value()
     return str(parsed).replace(BREAK, "") if parsed is not None else ""
+
+
+def as_typed(arguments: list[str]) -> list[str]:
+    """Undo :func:`quote_arguments`."""
+    pairs = [argument.partition("=") for argument in arguments]
+    return [f"{k}={unquote(v)}" if k in KEYS and v != "null" else f"{k}{e}{v}" for k, e, v in pairs]

@@ -1,6 +1,4 @@
-"""What a person sees: a panel before, one line during, a panel after; plain lines where there is
-no terminal.
-"""
+"""What a person sees: a panel before, one line during, a panel after; plain lines in a pipe."""
 
 import logging
 import math
@@ -31,6 +29,16 @@ def warn(message: str) -> None:
     """One line on the screen and in the log."""
     log.warning(message)
     console.print(f"warning: {message}", style="yellow", markup=False)
+
+
+def say(message: str) -> None:
+    """A line on the screen; brackets in it, as in ``betas=[0.9,0.99]``, are no markup."""
+    console.print(message, markup=False)
+
+
+def title(text: str) -> None:
+    """A line across the screen with ``text`` in it."""
+    console.rule(Text(text))
 
 
 def panel(title: str, facts: dict[str, str]) -> None:
@@ -148,7 +156,7 @@ def jobs_table(jobs: list[tuple[str, dict[str, Any]]]) -> None:
         ]
         memory = gib(found["peak_memory_bytes"]) if found.get("peak_memory_bytes") else "-"
         seconds = duration(found["wall_seconds"]) if found.get("wall_seconds") else "-"
-        table.add_row(overrides, str(found.get("status")), *values, memory, seconds)
+        table.add_row(Text(overrides), str(found.get("status")), *values, memory, seconds)
     console.print(table)
 
 

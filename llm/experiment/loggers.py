@@ -6,6 +6,7 @@ import json
 import netrc
 import os
 import secrets
+import shutil
 import string
 import urllib.parse
 from collections.abc import Iterator
@@ -58,9 +59,7 @@ class RunLogger:
         self.metrics.write(json.dumps(row) + "\n")
         self.metrics.flush()
         if self.wandb_run is not None:
-            known = {
-                key: value for key, value in row.items() if value is not None and key != "step"
-            }
+            known = {key: v for key, v in row.items() if v is not None and key != "step"}
             self.wandb_run.log(known, step=row["step"])
         self.screen.log(row)
 
@@ -73,9 +72,8 @@ class RunLogger:
             import wandb
 
             # Html is a plain media file; a Table would make an artifact with every sample.
-            self.wandb_run.log(
-                {"sample": wandb.Html(f"<pre>{html.escape(prompt + text)}</pre>")}, step=step
-            )
+            shown = wandb.Html(f"<pre>{html.escape(prompt + text)}</pre>")
+            self.wandb_run.log({"sample": shown}, step=step)
         self.screen.sample(step, text)
 
     def close(self, exit_code: int) -> None:
@@ -97,8 +95,7 @@ def open_logger(
 ) -> Iterator[RunLogger]:
     """The logger of a run, closed whatever happens; a continued run keeps its W&B id.
 
-    ``config`` is shown in W&B; ``sweep`` is the folder of the sweep that the run belongs to, if it
-    does.
+    ``config`` is shown in W&B; ``sweep`` is the folder of the sweep that the run is a job of.
     """
     state = run.checkpoint.state if run.checkpoint else {}
     run_id = state.get("run_id") or new_run_id()
@@ -129,6 +126,7 @@ def start_wandb(
     if mode == "disabled":
         return None
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    os.environ.setdefault("WANDB_SILENT", "true")  # the setting below is not read while logging in
     import wandb
 
     if mode == "online" and not _has_key():
@@ -141,7 +139,8 @@ def start_wandb(
         console="off",  # progress bars would fill its log with escape codes; the run has its own
         init_timeout=15,
         x_transaction_log_flush_interval=2,  # seconds; by default a killed run loses its last 15
-        x_disable_meta=True,  # neither the command line nor the host goes to W&B
+        x_disable_meta=True,  # neither the command line nor the host goes to W&B;
+        host="",  # without this the host is in the record of the run all the same
         save_code=False,
         silent=True,
     )
@@ -152,14 +151,14 @@ def start_wandb(
         "id": run_id, "resume": "allow",
         "dir": str(folder), "config": config, "settings": settings,
     }  # fmt: skip
+    before = set(folder.glob("wandb/run-*"))
     try:
         run = wandb.init(mode=mode, **arguments)
-    except (
-        wandb.errors.CommError,
-        wandb.errors.UsageError,
-        wandb.errors.AuthenticationError,
-    ) as error:
+    except wandb.errors.Error as error:
         warn(f"W&B cannot be reached, so this run is logged offline: {str(error).splitlines()[0]}")
+        wandb.teardown()  # its service holds on to the id of the run that did not start
+        for left_behind in set(folder.glob("wandb/run-*")) - before:
+            shutil.rmtree(left_behind, ignore_errors=True)
         run = wandb.init(mode="offline", **arguments)
     run.define_metric("tokens")
     run.define_metric("*", step_metric="tokens")
@@ -170,9 +169,7 @@ def start_wandb(
 
 
 def _link(folder: Path, run: Path) -> None:
-    """Links to all runs of a sweep in one folder: ``wandb leet run`` and ``wandb sync`` take it
-    as it is.
-    """
+    # All runs of a sweep in one folder, which `wandb leet run` and `wandb sync` take as it is.
     folder.mkdir(exist_ok=True)
     link = folder / run.name
     if not link.is_symlink():
@@ -188,9 +185,7 @@ def _has_key() -> bool:
         known = netrc.netrc(os.environ.get("NETRC")).hosts
     except (OSError, netrc.NetrcParseError):
         return False
+    if hosts:
+        return any(host in known for host in hosts)
     # Without an address of one's own the key is under W&B's, which has changed over the years.
-    return (
-        any(host in known for host in hosts)
-        if hosts
-        else any("wandb" in h or "coreweave" in h for h in known)
-    )
+    return any("wandb" in host or "coreweave" in host for host in known)

@@ -1,12 +1,13 @@
 """What is shown before the first step and after the last."""
 
+import shlex
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from llm.data.dataset import Dataset
-from llm.experiment.console import console, duration, gib, panel
+from llm.experiment.console import duration, gib, panel, say
 from llm.model.device import describe
 from llm.model.gpt import GPT
 from llm.training.options import TrainerOptions
@@ -67,15 +68,13 @@ def show_end(folder: Path, progress: Progress, summary: dict[str, Any]) -> None:
     )
     facts["run folder"] = str(folder)
     if (folder / "wandb").is_dir():
-        facts["W&B"] = f"wandb sync {folder}/wandb/*run-*"
+        facts["W&B"] = f"wandb sync {shlex.quote(str(folder))}/wandb/*run-*"
     if (folder / "checkpoints").is_dir():
-        facts["next"] = f'python run_sample.py ckpt={folder} prompt="..."'
+        facts["next"] = f'python run_sample.py {shlex.quote(f"ckpt={folder}")} prompt="..."'
     panel("finished", facts)
 
 
 def show_already_finished(folder: Path) -> None:
     """Nothing is left to do."""
-    console.print(
-        f"{folder} is finished already. To train on: "
-        f"python run_train.py resume={folder} trainer.max_steps=MORE"
-    )
+    command = f"python run_train.py {shlex.quote(f'resume={folder}')} trainer.max_steps=MORE"
+    say(f"{folder} is finished already. To train on: {command}")

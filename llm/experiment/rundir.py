@@ -15,12 +15,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from llm.errors import Interrupted, Refused, Stop, as_stop
+from llm.errors import DiskError, Interrupted, Refused, Stop, as_stop
 
 Plain = dict[str, Any]
-SUMMARY, METRICS, SAMPLES, CONFIG, CHECKPOINTS = (
-    "summary.json", "metrics.jsonl", "samples.jsonl", "config.yaml", "checkpoints",
-)  # fmt: skip
+SUMMARY, METRICS, SAMPLES = "summary.json", "metrics.jsonl", "samples.jsonl"
+CONFIG, LOG = "config.yaml", "run_train.log"
 SUMMARY_KEYS = (
     "status", "reason", "step", "tokens", "parameters", "best_val_loss", "val_loss",
     "bits_per_byte", "tokens_per_second", "peak_memory_bytes", "predicted_memory_bytes",
@@ -30,10 +29,13 @@ log = logging.getLogger("llm")
 
 
 def new_folder(root: Path) -> Path:
-    """``root/<date>/<time>``, made now and by no other process: a second run in the same second
-    gets ``-2``.
-    """
-    stem = root / datetime.now().strftime("%Y-%m-%d") / datetime.now().strftime("%H-%M-%S")
+    """``root/<date>/<time>``, made now and by no other process."""
+    now = datetime.now()
+    return claim(root / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}")
+
+
+def claim(stem: Path) -> Path:
+    """``stem``, or ``stem-2`` and so on: the first folder that this process could make."""
     for attempt in range(1, 1000):
         path = stem if attempt == 1 else stem.with_name(f"{stem.name}-{attempt}")
         with contextlib.suppress(FileExistsError):
@@ -82,11 +84,8 @@ def cut_metrics(folder: Path, step: int) -> None:
     for name in (METRICS, SAMPLES):
         path = folder / name
         if path.exists():
-            kept = [
-                line
-                for line in path.read_text(encoding="utf-8").splitlines()
-                if _step(line) <= step
-            ]
+            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+            kept = [line for line in lines if _step(line) <= step]
             path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
 
@@ -98,9 +97,7 @@ def _step(line: str) -> float:
 
 
 def git_commit() -> str | None:
-    """The commit of the code that runs, with ``+`` for uncommitted changes; None outside a
-    checkout.
-    """
+    """The commit of this code, with ``+`` for uncommitted changes; None outside a checkout."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
@@ -131,14 +128,12 @@ def recording(folder: Path, facts: Plain, remove_if_refused: bool) -> Iterator[P
     ``facts`` are the values known from the start; the caller adds to the yielded copy. A run that
     is refused after all leaves no folder if ``remove_if_refused``.
     """
-    handler = logging.FileHandler(folder / "run_train.log", encoding="utf-8")
+    handler = logging.FileHandler(folder / LOG, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     before = (read_summary(folder) or {}).get("wall_seconds") or 0.0
-    (folder / SUMMARY).unlink(
-        missing_ok=True
-    )  # it speaks of a finished run, which this one is not yet
+    (folder / SUMMARY).unlink(missing_ok=True)  # it speaks of an end, which is not reached yet
     start = time.perf_counter()
     summary = dict(facts) | {"git_commit": git_commit(), "versions": versions()}
     status, reason = "failed", None
@@ -169,6 +164,26 @@ def recording(folder: Path, facts: Plain, remove_if_refused: bool) -> Iterator[P
             "reason": reason,
             "wall_seconds": before + time.perf_counter() - start,
         }
-        write_summary(folder, **summary)
+        with _reported(summary):
+            write_summary(folder, **summary)
         if status == "refused" and remove_if_refused:
-            shutil.rmtree(folder)
+            _remove(folder)
+
+
+@contextlib.contextmanager
+def _reported(summary: Plain) -> Iterator[None]:
+    """A summary that cannot be written ends a finished run, but hides no earlier failure."""
+    try:
+        yield
+    except OSError as error:
+        if summary["status"] == "finished":
+            raise DiskError(f"{SUMMARY} could not be written: {error.strerror}") from error
+
+
+def _remove(folder: Path) -> None:
+    """Remove a run folder, and ``outputs/<date>`` above it if nothing else is there."""
+    shutil.rmtree(folder)
+    for parent in list(folder.parents)[:2]:
+        if not folder.is_absolute():
+            with contextlib.suppress(OSError):
+                parent.rmdir()

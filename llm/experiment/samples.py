@@ -13,8 +13,7 @@ from llm.sampling.generate import SamplingOptions, generate, score
 def read_prompt(
     tokenizer: Tokenizer, prompt: str, prompt_file: str | None, block_size: int
 ) -> list[int]:
-    """Ids of the prompt, in which ``<|endoftext|>`` is one id; at least one id, so that there is
-    something to continue.
+    """Ids of the prompt, at least one; ``<|endoftext|>`` in it is one id.
 
     ``prompt_file`` is read instead where it is given (``-``: standard input), less one newline at
     its end. Raises :class:`llm.errors.Refused` for a file that cannot be read and for text outside
@@ -29,7 +28,10 @@ def read_prompt(
         except UnicodeDecodeError as error:
             raise Refused(f"prompt_file={prompt_file} is not UTF-8: offset {error.start}") from None
     try:
+        prompt.encode("utf-8")  # bytes of the command line that are not UTF-8 come as surrogates
         tokens = [int(token) for token in tokenizer.encode(prompt, special=True)]
+    except UnicodeEncodeError as error:
+        raise Refused(f"the prompt is not UTF-8: character {error.start + 1}") from None
     except Refused as refusal:
         raise Refused(f"the prompt has characters that are {refusal}") from None
     if not tokens:  # the start of a document: after the end of another, or after a line
@@ -53,9 +55,7 @@ def print_sample(
     echo: bool,
     logprobs: bool,
 ) -> None:
-    """Print one sample: text as it comes or at the end, or a line per token with its
-    log-probability in nats.
-    """
+    """Print one sample: its text, or a line per token with its log-probability in nats."""
     drawn = generate(model, prompt, options, seed, tokenizer.vocab_size, tokenizer.end_of_text)
     shown = prompt if echo and prompt != [tokenizer.end_of_text] else []
     if logprobs:
@@ -67,9 +67,8 @@ def print_sample(
                     flush=stream,
                 )
         return
-    utf8 = codecs.getincrementaldecoder("utf-8")(
-        errors="replace"
-    )  # a token may end inside a character
+    # A token may end inside a character.
+    utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for tokens in (shown, (token for token, _ in drawn)):
         for token in tokens:
             print(utf8.decode(tokenizer.token_bytes(token)), end="", flush=stream)

@@ -1,6 +1,4 @@
-"""The shape of a network as plain numbers. No torch here, so that a run can be planned without
-it.
-"""
+"""The shape of a network as plain numbers, without torch, so that a run can be planned quickly."""
 
 from dataclasses import dataclass, fields, replace
 
@@ -11,16 +9,13 @@ CHOICES = {
     "mlp": ("swiglu", "gelu"),
     "position": ("rotary", "learned"),
 }
-# Bounds that no model for one card comes near; they keep a hostile or mistyped value from
-# allocating.
+# Bounds that no model for one card comes near: a hostile or mistyped value must not allocate.
 LARGEST = {"n_layer": 512, "n_embed": 16_384, "block_size": 1_048_576, "vocab_size": 1_048_576}
 
 
 @dataclass
 class GPTConfig:
-    """What is needed to build a :class:`llm.model.gpt.GPT`; ``None`` is filled in by
-    :meth:`resolve`.
-    """
+    """What :class:`llm.model.gpt.GPT` is built from; :meth:`resolve` fills in each ``None``."""
 
     n_layer: int = 4
     n_embed: int = 128
@@ -44,12 +39,11 @@ class GPTConfig:
         ``vocab_size`` (tokens) stands in for a missing ``vocab_size`` and may itself be unknown
         yet. Raises :class:`llm.errors.Refused` where the numbers do not fit together.
         """
+        self.check()
         n_head, head_size = self.n_head, self.head_size
         require(
             n_head or head_size, "model.n_head and model.head_size are both null: give one of them"
         )
-        for key, value in (("n_embed", self.n_embed), ("n_head", n_head), ("head_size", head_size)):
-            require(value is None or value > 0, f"model.{key}={value} must be at least 1")
         if n_head is None:
             assert head_size is not None
             require(
@@ -98,8 +92,8 @@ class GPTConfig:
         require(0 <= self.dropout < 1, f"model.dropout={self.dropout} must be in [0, 1)")
         softcap = self.logit_softcap
         require(
-            softcap is None or softcap > 0,
-            f"model.logit_softcap={softcap} must be positive or null",
+            softcap is None or 0 < softcap < float("inf"),
+            f"model.logit_softcap={softcap} must be a positive number or null",
         )
         if self.n_head and self.n_kv_head:
             require(
@@ -115,10 +109,10 @@ class GPTConfig:
 
     @property
     def hidden_size(self) -> int:
-        """Width of the MLP: 4 n_embed, or two thirds of it (rounded up to a multiple of 64) with a
-        gate,
+        """Width of the MLP in channels: 4 n_embed, or two thirds of it with a gate.
 
-        so that three matrices cost what two do (Shazeer 2020, arXiv:2002.05202).
+        So three matrices cost what two do (Shazeer 2020, arXiv:2002.05202), but for rounding up to
+        a multiple of 64.
         """
         return -(-8 * self.n_embed // 3 // 64) * 64 if self.mlp == "swiglu" else 4 * self.n_embed
 

@@ -21,9 +21,10 @@ def select_device(name: str, key: str = "trainer.device") -> torch.device:
             if torch.backends.mps.is_available()
             else "cpu"
         )
-    kind, _, index = name.partition(":")
+    kind, colon, index = name.partition(":")
     require(kind in ("cuda", "mps", "cpu"), f"{key}={name} is unknown: take auto, cuda, mps or cpu")
-    require(not index or index.isdigit(), f"{key}={name}: the number of the GPU is missing")
+    numbered = index.isascii() and index.isdigit()
+    require(numbered or not colon, f"{key}={name} has no number after the colon: take {kind}:0")
     if kind == "cuda":
         if not torch.cuda.is_available():
             raise Refused(

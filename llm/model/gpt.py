@@ -1,6 +1,4 @@
-"""The network: a decoder-only transformer that is Llama, Qwen3 or GPT-2 depending on its
-options.
-"""
+"""The network: a decoder-only transformer that is Llama, Qwen3 or GPT-2, as its options say."""
 
 import math
 from typing import Any
@@ -34,9 +32,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """A language model over ``vocab_size`` tokens. The options are the fields of
-    :class:`GPTConfig`.
-    """
+    """A language model over ``vocab_size`` tokens; its options are those of :class:`GPTConfig`."""
 
     cos: Tensor
     sin: Tensor
@@ -69,11 +65,10 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """GPT-2's initialisation: normal with std 0.02, zero biases, and the two projections of a
-        layer that
+        """GPT-2's initialisation: normal with std 0.02, zero biases, and norms of one.
 
-        write into the residual stream scaled by 1 / sqrt(2 n_layer), since 2 n_layer of them add up
-        there (Radford et al. 2019, section 2.3). Norms start at one.
+        The two projections of a layer that write into the residual stream are scaled by
+        1 / sqrt(2 n_layer), since 2 n_layer of them add up there (Radford et al. 2019, 2.3).
         """
         for name, parameter in self.named_parameters():
             if "norm" in name and name.endswith("weight"):

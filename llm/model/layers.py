@@ -21,9 +21,7 @@ def build_norm(config: GPTConfig, size: int) -> nn.Module:
 
 
 def rotary_angles(block_size: int, head_size: int) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of position x frequency, each (T, D), in half-split form (as Llama stores
-    it).
-    """
+    """Cosine and sine of position x frequency, each (T, D), in half-split form as Llama's."""
     frequency = ROPE_BASE ** (-torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)
     angle = torch.arange(block_size, dtype=torch.float32)[:, None] * frequency
     angle = torch.cat([angle, angle], dim=-1)
@@ -38,9 +36,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Causal self-attention with H query heads sharing G key and value heads (G = H: the usual
-    kind).
-    """
+    """Causal self-attention in which H query heads share G key and value heads."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -50,7 +46,7 @@ class Attention(nn.Module):
             config.n_kv_head,
             config.head_size,
         )
-        self.dropout = config.dropout
+        self.dropout, self.qk_norm = config.dropout, config.qk_norm
         inner, shared = self.n_head * self.head_size, self.n_kv_head * self.head_size
         self.q = nn.Linear(config.n_embed, inner, bias=config.bias)
         self.k = nn.Linear(config.n_embed, shared, bias=config.bias)
@@ -63,13 +59,15 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
         """(B, T, C) -> (B, T, C); ``angles`` are those of :func:`rotary_angles`, or None."""
         B, T, _ = x.shape
-        q = self.q_norm(self.q(x).view(B, T, self.n_head, self.head_size)).transpose(1, 2)
-        k = self.k_norm(self.k(x).view(B, T, self.n_kv_head, self.head_size)).transpose(1, 2)
+        q = self.q(x).view(B, T, self.n_head, self.head_size).transpose(1, 2)
+        k = self.k(x).view(B, T, self.n_kv_head, self.head_size).transpose(1, 2)
         v = self.v(x).view(B, T, self.n_kv_head, self.head_size).transpose(1, 2)
+        if self.qk_norm:  # in the weights' own precision: torch warns of a mix, and is slower
+            q, k = self.q_norm(q.to(self.q.weight.dtype)), self.k_norm(k.to(self.k.weight.dtype))
         if angles is not None:
             q, k = rotate(q, *angles), rotate(k, *angles)
         y = F.scaled_dot_product_attention(
-            q.to(v.dtype),  # a norm may have left q and k in float32 under autocast
+            q.to(v.dtype),  # a norm has left q and k in float32 under autocast
             k.to(v.dtype),
             v,
             dropout_p=self.dropout if self.training else 0.0,
@@ -96,9 +94,7 @@ class SwiGLU(nn.Module):
 
 
 class GELU(nn.Module):
-    """MLP of GPT-2: down(gelu(up(x))), with the tanh form of GELU that its weights were trained
-    with.
-    """
+    """MLP of GPT-2: down(gelu(up(x))), with GELU in the tanh form that it was trained with."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()

@@ -46,23 +46,23 @@ def generate(
     n_tokens: int,
     end: int | None = None,
 ) -> Iterator[tuple[int, float]]:
-    """Yield (token id, its log-probability in nats under the model itself) until ``end`` or
-    ``max_new_tokens``.
+    """Yield (token id, log-probability in nats) until ``end`` or ``max_new_tokens``.
 
     ``prompt`` holds at least one id; where it and what follows outgrow ``block_size``, the oldest
     drop out. Ids from ``n_tokens`` on (a padded vocabulary) are never drawn. Draws come from a
-    generator of their own.
+    generator of their own; log-probabilities are the model's own, as in :func:`score`.
     """
     device = model.embed.weight.device
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same draws on every device
     tokens = list(prompt)
     for _ in range(options.max_new_tokens):
         window = torch.tensor([tokens[-model.config.block_size :]], device=device)
-        logits = model.logits(model.hidden(window)[0, -1])[:n_tokens].cpu()
+        logits = model.logits(model.hidden(window)[0, -1]).cpu()
+        possible = logits[:n_tokens]
         if options.temperature == 0:
-            token = int(logits.argmax())
+            token = int(possible.argmax())
         else:
-            allowed = filtered(logits, options.temperature, options.top_k, options.top_p)
+            allowed = filtered(possible, options.temperature, options.top_k, options.top_p)
             token = int(torch.multinomial(allowed.softmax(dim=-1), 1, generator=generator))
         if token == end:
             return
@@ -72,8 +72,9 @@ def generate(
 
 @torch.no_grad()
 def score(model: GPT, tokens: list[int]) -> list[float | None]:
-    """Log-probability in nats of each token given those before it; None for the first, which has
-    none.
+    """Log-probability in nats of each token given those before it; None for those without one.
+
+    These are the first, and where ``tokens`` outgrow ``block_size``, all up to the window's first.
     """
     window = tokens[-model.config.block_size :]
     logits = model(torch.tensor([window], device=model.embed.weight.device))[0]

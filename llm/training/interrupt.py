@@ -1,6 +1,4 @@
-"""Ctrl-C and termination: the first asks the run to end after its step, the second ends it at
-once.
-"""
+"""Ctrl-C and termination: the first signal ends a run after its step, a second Ctrl-C at once."""
 
 import os
 import signal

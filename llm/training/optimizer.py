@@ -9,10 +9,10 @@ FUSED = ("cuda", "cpu", "mps")  # devices with a fused AdamW: one kernel for all
 def adamw(
     model: nn.Module, lr: float, weight_decay: float, betas: list[float], name: str = "adamw"
 ) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101), decaying matrices and embeddings but not
-    norms and biases.
+    """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) over the parameters of ``model``.
 
-    ``base_lr`` in each group is the rate that the schedule scales.
+    Matrices and embeddings decay, norms and biases do not. ``base_lr`` in each group is the rate
+    that the schedule scales.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [

@@ -12,28 +12,24 @@ AT_LEAST_ONE = (
 
 @dataclass
 class TrainerOptions:
-    """The settings of :class:`llm.training.trainer.Trainer`. Intervals are in optimizer steps;
-    None is never.
-    """
+    """Settings of :class:`llm.training.trainer.Trainer`; intervals in steps, None for never."""
 
-    max_steps: int = 2000
+    max_steps: int = 1600
     max_minutes: float | None = None
-    batch_size: int = 32  # sequences per optimizer step
+    batch_size: int = 8  # sequences per optimizer step
     micro_batch_size: int | None = None  # sequences per forward pass; None: batch_size
     grad_clip: float = 1.0  # 0: none
     eval_interval: int = 200
-    eval_batches: int | None = 20  # of batch_size sequences; None: the whole split
+    eval_batches: int | None = 40  # of batch_size sequences; None: the whole split
     eval_only: bool = False
-    log_interval: int = 10
+    log_interval: int = 20
     checkpoint_interval: int | None = 200
     keep_last: int = 2
     patience: int | None = None  # evaluations without a better loss before stopping
     compile: bool = False
     device: str = "auto"
     sample_interval: int | None = None
-    overfit_batches: int = (
-        0  # train on the first so many batches only, to see whether the loss goes to zero
-    )
+    overfit_batches: int = 0  # train on the first so many only: does the loss go to zero?
 
     @property
     def micro_batch(self) -> int:

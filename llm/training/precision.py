@@ -1,6 +1,4 @@
-"""In which number format the network computes: weights stay float32, matrix products may be
-16-bit (AMP).
-"""
+"""The number format of a run: weights stay float32, matrix products may be 16-bit (AMP)."""
 
 import torch
 
@@ -26,11 +24,9 @@ class Precision:
     def __init__(self, name: str, device: torch.device) -> None:
         require(name in DTYPES, f"precision.name={name} is unknown: take auto, {', '.join(DTYPES)}")
         self.name, self.dtype = name, DTYPES[name]
-        # For products that stay in float32: TensorFloat-32 on GPUs that have it, no change on a
-        # CPU.
+        # Products that stay in float32: TensorFloat-32 on GPUs that have it, no change on a CPU.
         torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")
         self.autocast = torch.autocast(device.type, dtype=self.dtype, enabled=name != "fp32")
         # Small gradients vanish in float16, so the loss is scaled up and the gradients down again
-        # (Micikevicius et al. 2017, arXiv:1710.03740). Switched off, the scaler passes everything
-        # through.
+        # (Micikevicius et al. 2017, arXiv:1710.03740). Switched off, the scaler changes nothing.
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")

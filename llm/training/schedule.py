@@ -1,5 +1,4 @@
-"""Learning rate schedules: pure functions of the step, so that a resumed run needs no scheduler
-state.
+"""Learning rate schedules: pure functions of the step, with no state that a resume would need.
 
 Each is called with the number of an optimizer step (from 1) and of the last one, and returns the
 share of ``optimizer.lr`` to use. Past the last step they stay where they ended.
@@ -21,9 +20,7 @@ class Schedule:
     cooldown_fraction: float = 0.2
 
     def check(self, max_steps: int) -> None:
-        """Raise :class:`llm.errors.Refused` naming the first value that does not fit a run of
-        ``max_steps``.
-        """
+        """Raise :class:`llm.errors.Refused` naming the first value that ``max_steps`` denies."""
         warmup = self.warmup_steps
         require(
             warmup is None or 0 <= warmup < max_steps,
@@ -61,19 +58,17 @@ class Constant(Schedule):
 
 
 class Cosine(Schedule):
-    """Half a cosine from full to least (Loshchilov & Hutter 2016, arXiv:1608.03983, without
-    restarts).
-    """
+    """Half a cosine from full to least (Loshchilov & Hutter 2016, arXiv:1608.03983)."""
 
     def after_warmup(self, step: int, warmup: int, max_steps: int) -> float:
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (max_steps - warmup)))
 
 
 class WSD(Schedule):
-    """Warm-up, stable, decay: full rate, then a straight line down over the last
-    ``cooldown_fraction`` of the
+    """Warm-up, stable, decay: full rate, then a straight line down to the end.
 
-    steps (Hu et al. 2024, arXiv:2404.06395; Hägele et al. 2024, arXiv:2405.18392).
+    The line takes the last ``cooldown_fraction`` of the steps (Hu et al. 2024, arXiv:2404.06395;
+    Hägele et al. 2024, arXiv:2405.18392).
     """
 
     def after_warmup(self, step: int, warmup: int, max_steps: int) -> float:

@@ -1,6 +1,4 @@
-"""Everything that training changes, as tensors and plain values: what a checkpoint holds and a
-resume needs.
-"""
+"""Everything that training changes, as tensors and plain values: what a resume needs."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -32,9 +30,7 @@ class Progress:
 def training_tensors(
     model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
 ) -> dict[str, Tensor]:
-    """The optimizer's state by parameter name, and torch's random state (which dropout draws
-    from).
-    """
+    """The optimizer's state by parameter name, and the random state that dropout draws from."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     tensors = {
         f"optimizer/{names[parameter]}/{key}": value
@@ -53,9 +49,7 @@ def restore_training(
     optimizer: torch.optim.Optimizer,
     device: torch.device,
 ) -> None:
-    """Undo :func:`training_tensors`. Hyperparameters stay those that ``optimizer`` was built
-    with.
-    """
+    """Undo :func:`training_tensors`; ``optimizer`` keeps the hyperparameters it was built with."""
     index = {
         parameter: place
         for place, parameter in enumerate(

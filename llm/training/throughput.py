@@ -1,5 +1,6 @@
 """Model FLOPs utilisation: what a run computes per second against what the device could at most."""
 
+import re
 import time
 
 import torch
@@ -36,12 +37,12 @@ def flops_per_token(model: GPT) -> float:
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """Dense FLOP/s of the device: from the table for a known GPU in 16 bits, measured on a CPU,
-    else None.
-    """
+    """Dense FLOP/s of a known GPU in 16 bits (from the table) or a CPU (measured), else None."""
     if device.type == "cuda" and precision != "fp32":
         name = torch.cuda.get_device_name(device)
-        return next((1e12 * peak for key, peak in PEAK_TFLOPS.items() if key in name), None)
+        # Whole words only: an RTX A1000 is no A100, and an RTX 4090 Laptop GPU no RTX 4090.
+        found = (key for key in PEAK_TFLOPS if re.search(rf"\b{key}\b(?! (Laptop|Ti|D)\b)", name))
+        return next((1e12 * PEAK_TFLOPS[key] for key in found), None)
     return measured_matmul_flops() if device.type == "cpu" and precision == "fp32" else None
 
 

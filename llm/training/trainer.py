@@ -1,6 +1,4 @@
-"""The training loop. Read :meth:`Trainer.fit` top to bottom; everything it calls is below it, in
-order.
-"""
+"""The training loop. Read :meth:`Trainer.fit`; what it calls is below it, in order."""
 
 import contextlib
 import math
@@ -74,9 +72,8 @@ class Trainer:
         self.sampler = BatchSampler(
             dataset.train, self.block_size, self.batch_size, seed, self.options.overfit_batches
         )
-        self.network = (
-            torch.compile(model) if self.options.compile else model
-        )  # the same weights, fused kernels
+        # Compiled, it has the same weights and fused kernels.
+        self.network = torch.compile(model) if self.options.compile else model
         self.progress = Progress()
         self.flops_per_token, self.peak_flops = (
             flops_per_token(model),
@@ -85,16 +82,14 @@ class Trainer:
         self.logged = (0, 0.0)  # tokens and train_seconds at the last logged step
 
     def fit(self) -> Progress:
-        """Train until ``max_steps``, ``max_minutes``, ``patience`` or a signal; returns the
-        counters reached.
+        """Train until ``max_steps``, ``max_minutes`` or ``patience``; returns the counters reached.
 
         Raises :class:`llm.errors.Diverged` when the loss is no longer finite and
-        :class:`llm.errors.Interrupted` after a signal, when a checkpoint to continue from has been
-        saved.
+        :class:`llm.errors.Interrupted` after a signal, with a checkpoint to continue from saved.
         """
         options, progress = self.options, self.progress
         with StopRequest() as stop:
-            if progress.step == 0 or options.eval_only:
+            if progress.val_loss is None or options.eval_only:
                 self.log(self.evaluate())
             while (
                 not options.eval_only
@@ -115,14 +110,14 @@ class Trainer:
                     self.sample()
                 if self.is_due(options.checkpoint_interval):
                     self.save(loss)
+            if stop.received and options.eval_only:
+                raise Interrupted(f"{stop.received.name} while evaluating")
             if stop.received:
                 self.save()
                 raise Interrupted(
                     f"{stop.received.name} at step {progress.step}: the checkpoint is saved"
                 )
-            if (
-                not options.eval_only
-            ):  # what the last step has not done already, where the run ended early
+            if not options.eval_only:  # what an early end has left undone
                 if not self.is_due(options.eval_interval):
                     self.log(self.evaluate())
                 if not self.is_due(options.checkpoint_interval):
@@ -130,27 +125,21 @@ class Trainer:
         return progress
 
     def is_due(self, interval: int | None, at_end: bool = True) -> bool:
-        """Whether what happens every ``interval`` steps happens after this one; the last step is
-        always due.
-        """
+        """Whether what happens every ``interval`` steps is due now; at the last step all is."""
         step = self.progress.step
         return (at_end and step == self.options.max_steps) or (
             interval is not None and step % interval == 0
         )
 
     def is_over(self, stop: StopRequest) -> bool:
-        """Whether a signal, the time limit or a loss that no longer improves ends the run before
-        ``max_steps``.
-        """
+        """Whether a signal, the time limit or a loss that no longer improves ends the run early."""
         minutes, patience = self.options.max_minutes, self.options.patience
         out_of_time = minutes is not None and self.progress.seconds >= 60 * minutes
         out_of_patience = patience is not None and self.progress.evaluations_since_best >= patience
         return stop.received is not None or out_of_time or out_of_patience
 
     def optimizer_step(self, step: int) -> tuple[Tensor, Tensor]:
-        """One update from one batch, in micro-batches; returns its mean loss and gradient norm,
-        on the device.
-        """
+        """One update from one batch, in micro-batches: its mean loss and gradient norm."""
         inputs, targets = self.sampler.batch(step)
         n_targets = int((targets != IGNORED).sum())
         for group in self.optimizer.param_groups:
@@ -171,27 +160,21 @@ class Trainer:
         grad_norm = torch.nn.utils.clip_grad_norm_(
             self.model.parameters(), self.options.grad_clip or math.inf
         )
-        self.precision.scaler.step(
-            self.optimizer
-        )  # leaves out a step whose float16 gradients overflowed
+        self.precision.scaler.step(self.optimizer)  # not where float16 gradients overflowed
         self.precision.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.tokens += n_targets
         return mean_loss, grad_norm
 
     def to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Both arrays as tensors on the device; pinned on CUDA, so that the copy overlaps with
-        work.
-        """
+        """Both arrays as tensors on the device; pinned for CUDA, so that copying overlaps work."""
         x, y = (torch.from_numpy(array) for array in batch)
         if self.device.type == "cuda":
             x, y = x.pin_memory(), y.pin_memory()
         return x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
 
     def training_row(self, loss: Tensor, grad_norm: Tensor) -> Row:
-        """The numbers of this step. Reading them waits for the device, which is why it is not
-        done every step.
-        """
+        """The numbers of this step. Reading them waits for the device: not done at every step."""
         mean_loss, norm = self.finite(loss), float(grad_norm)
         tokens, seconds = self.progress.tokens, self.progress.train_seconds
         rate = (tokens - self.logged[0]) / max(1e-9, seconds - self.logged[1])
@@ -199,18 +182,14 @@ class Trainer:
         return {
             "train/loss": mean_loss,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "grad_norm": norm
-            if math.isfinite(norm)
-            else None,  # an overflow that the scaler left out
+            "grad_norm": norm if math.isfinite(norm) else None,  # None: the scaler left it out
             "tokens_per_second": rate,
             "mfu": rate * self.flops_per_token / self.peak_flops if self.peak_flops else None,
             "peak_memory_bytes": peak_memory_bytes(self.device),
         }
 
     def evaluate(self) -> Row:
-        """Loss on a fixed set of validation windows; keeps the weights if it is the lowest so
-        far.
-        """
+        """Loss on a fixed set of validation windows; the lowest so far keeps the weights."""
         options, progress = self.options, self.progress
         sequences = None if options.eval_batches is None else options.eval_batches * self.batch_size
         starts = evaluation_batches(
@@ -247,9 +226,7 @@ class Trainer:
             self.logger.log({"step": self.progress.step, "tokens": self.progress.tokens} | row)
 
     def sample(self) -> None:
-        """Some text from the model as it is now. Its draws leave the training's random state
-        alone.
-        """
+        """Some text from the model as it is now, drawn without touching the random state."""
         tokenizer = self.dataset.tokenizer
         prompt = [tokenizer.end_of_text] if tokenizer.end_of_text is not None else [0]
         seed = self.seed + self.progress.step
@@ -262,9 +239,14 @@ class Trainer:
         self.logger.sample(self.progress.step, tokenizer.decode(prompt), text)
 
     def save(self, loss: Tensor | None = None) -> None:
-        """Publish a checkpoint to continue from."""
+        """Publish a checkpoint to continue from; the last sound one is worth more than NaN."""
         if loss is not None:
-            self.finite(loss)  # the last sound checkpoint is worth more than a new one full of NaN
+            self.finite(loss)
+        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+            raise Diverged(
+                f"the weights are no longer finite at step {self.progress.step}: "
+                "try a lower optimizer.lr"
+            )
         with self.clock("checkpoint_seconds"):
             tensors = training_tensors(self.model, self.optimizer, self.device)
             self.checkpoints.save(
@@ -277,9 +259,7 @@ class Trainer:
         return {"progress": asdict(self.progress), "scaler": scaler, "run_id": self.logger.run_id}
 
     def outcome(self) -> dict[str, Any]:
-        """What ``summary.json`` says of the run; ``bits_per_byte`` is that of the best
-        validation loss.
-        """
+        """What ``summary.json`` says of the run; ``bits_per_byte`` is that of the best loss."""
         progress, best = self.progress, self.progress.best_val_loss
         return {
             "step": progress.step,

@@ -1,0 +1,62 @@
+"""One checkpoint of the tiny network, and ways to change it."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from llm.checkpoint.checkpoint import MANIFEST, WEIGHTS, CheckpointFolder
+from llm.data.dataset import Dataset
+from llm.model.gpt import GPT
+
+STATE = {"progress": {"step": 4, "val_loss": 1.5}, "scaler": {}, "run_id": "abcd1234"}
+IDENTITY = {"config_digest": "c" * 64, "data_digest": "d" * 64}
+Edit = Callable[[dict[str, Any]], object]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_model: GPT, dataset: Dataset) -> CheckpointFolder:
+    return CheckpointFolder(tmp_path / "run", 2, tiny_model.config, dataset.tokenizer, IDENTITY)
+
+
+@pytest.fixture
+def training() -> dict[str, Tensor]:
+    return {"optimizer/norm.weight/step": torch.tensor(4.0), "random/cpu": torch.get_rng_state()}
+
+
+@pytest.fixture
+def saved(folder: CheckpointFolder, tiny_model: GPT, training: dict[str, Tensor]) -> Path:
+    return folder.save(4, tiny_model.state_dict(), training, STATE)
+
+
+def names(folder: CheckpointFolder) -> list[str]:
+    return sorted(path.name for path in folder.folder.iterdir())
+
+
+def edit(path: Path, change: Edit) -> None:
+    """Change the manifest of a checkpoint."""
+    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    change(manifest)
+    (path / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def replace_weights(path: Path, change: Edit) -> None:
+    """Change the tensors of a checkpoint, and the digest with them."""
+    tensors = safetensors.torch.load_file(path / WEIGHTS)
+    change(tensors)
+    raw = safetensors.torch.save(tensors)
+    (path / WEIGHTS).write_bytes(raw)
+    edit(path, lambda m: m["files"].update({WEIGHTS: hashlib.sha256(raw).hexdigest()}))
+
+
+def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    assert set(found) == set(wanted)
+    for name, tensor in wanted.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor), name

@@ -1,0 +1,105 @@
+"""A checkpoint that was damaged, cut short or made up is refused by name."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from llm.checkpoint.checkpoint import MANIFEST, TRAINING, WEIGHTS, Checkpoint, load_weights
+from llm.data.tokenizer import ByteTokenizer
+from llm.errors import Refused
+from llm.model.gpt import GPT
+from tests.checkpoint.conftest import Edit, assert_equal, edit, replace_weights
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, TRAINING])
+@pytest.mark.parametrize("place", [0, 9, -1], ids=["size", "header", "data"])
+def test_a_single_flipped_bit_is_refused(saved: Path, name: str, place: int) -> None:
+    raw = bytearray((saved / name).read_bytes())
+    raw[place] ^= 1
+    (saved / name).write_bytes(raw)
+    checkpoint = Checkpoint.open(saved)
+    with pytest.raises(Refused, match=f"{name} is damaged"):
+        checkpoint.weights() if name == WEIGHTS else checkpoint.training()
+
+
+def test_a_file_cut_short_is_refused(saved: Path) -> None:
+    (saved / WEIGHTS).write_bytes((saved / WEIGHTS).read_bytes()[:100])
+    with pytest.raises(Refused, match="damaged"):
+        Checkpoint.open(saved).weights()
+
+
+def test_a_missing_file_is_refused_by_name(saved: Path) -> None:
+    checkpoint = Checkpoint.open(saved)
+    (saved / WEIGHTS).unlink()
+    with pytest.raises(Refused, match=WEIGHTS):
+        checkpoint.weights()
+    (saved / MANIFEST).unlink()
+    with pytest.raises(Refused, match=f"is not a checkpoint: it has no {MANIFEST}"):
+        Checkpoint.open(saved)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff", b"null", b"[" * 99_999], ids=len)
+def test_a_manifest_that_is_no_json_object_is_refused(saved: Path, text: bytes) -> None:
+    (saved / MANIFEST).write_bytes(text)
+    with pytest.raises(Refused, match=MANIFEST):
+        Checkpoint.open(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda m: m.update(format_version=99), "format_version=99"),
+        (lambda m: m.pop("format_version"), "format_version=None"),
+        (lambda m: m.update(step="4"), "no usable step"),
+        (lambda m: m.pop("state"), "no usable state"),
+        (lambda m: m.update(identity=None), "no usable identity"),
+        (lambda m: m.update(files=[]), "no usable files"),
+        (lambda m: m.pop("model"), "no usable model"),
+        (lambda m: m["model"].pop("n_layer"), "other keys than n_layer, "),
+        (lambda m: m["model"].update(_target_="os.system"), "other keys"),
+        (lambda m: m["model"].update(n_layer="2"), r"model\.n_layer='2' has the wrong type"),
+        (lambda m: m["model"].update(n_layer=True), r"model\.n_layer=True has the wrong type"),
+        (lambda m: m["model"].update(n_layer=None), r"model\.n_layer=None has the wrong type"),
+        (lambda m: m["model"].update(bias=0), r"model\.bias=0 has the wrong type"),
+        (lambda m: m["model"].update(norm="${oc.env:HOME}"), r"model\.norm=.* is unknown"),
+        (lambda m: m["model"].update(n_layer=0), r"model\.n_layer=0"),
+        (lambda m: m["model"].update(n_embed=10**9), r"model\.n_embed=1000000000 is more than"),
+        (lambda m: m["model"].update(vocab_size=None), r"model\.vocab_size is missing"),
+        (lambda m: m["tokenizer"].update(kind="pickle"), "unknown tokenizer 'pickle'"),
+        (lambda m: m.update(tokenizer=ByteTokenizer().to_json()), "tokenizer of 257 ids and a "),
+    ],
+)
+def test_a_manifest_that_cannot_be_ours_is_refused_by_name(
+    saved: Path, change: Edit, named: str
+) -> None:
+    edit(saved, change)
+    with pytest.raises(Refused, match=named):
+        Checkpoint.open(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda t: t.pop("norm.weight"), r"has no tensor norm\.weight"),
+        (lambda t: t.update(stranger=torch.ones(1)), "has a tensor stranger that this model lacks"),
+        (
+            lambda t: t.update({"norm.weight": torch.ones(33)}),
+            r"norm\.weight has shape \(33,\), this model needs \(32,\)",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit_the_model_are_refused_by_name(
+    saved: Path, change: Edit, named: str
+) -> None:
+    replace_weights(saved, change)
+    with pytest.raises(Refused, match=named):
+        Checkpoint.open(saved).load_model(torch.device("cpu"))
+
+
+def test_refused_weights_leave_the_model_as_it_was(tiny_model: GPT) -> None:
+    before = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
+    wrong = {name: tensor + 1 for name, tensor in before.items()} | {"norm.weight": torch.ones(1)}
+    with pytest.raises(Refused, match=r"^here: norm\.weight"):
+        load_weights(tiny_model, wrong, "here")
+    assert_equal(tiny_model.state_dict(), before)

@@ -1,0 +1,114 @@
+"""Free text and paths reach a run exactly as they were typed."""
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from llm.config.schema import SampleSettings, TrainSettings
+from llm.config.settings import read_settings
+from llm.config.verbatim import (
+    BREAK,
+    KEYS,
+    as_typed,
+    guard,
+    guard_all,
+    quote_argument,
+    quote_arguments,
+    unguard_all,
+    unquote,
+)
+from tests.command_line import composed
+from tests.conftest import ROOT
+
+# An argument cannot hold NUL; lone surrogates are not text; U+FDD0 is kept for ourselves.
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0" + BREAK))
+# The characters that Hydra's grammar or OmegaConf gives a meaning to, many of them together.
+NASTY = st.text(st.sampled_from("\\'\"${}[]()=,:;?~+@#*<>|&!%/ \t\n\r.ab0"), max_size=20)
+WORDS = [
+    "", "null", "???", "${oc.env:HOME}", "\\${x}", " What's this, (my lord)?\n", "a\\", "[a",
+    "{a: b}", "'???'", "true", "1e3", "$${x}", "\\\\${x}", "${${${}}}", '"', "'", "\\", "\\\\'",
+    " a ", "  ", "\n", "a\nb\n", "a, b", "a=b", "=", "key=1,2", "choice(1,2)", "~", "é😀\u2028",
+]  # fmt: skip
+
+
+def check_prompt(prompt: str) -> None:
+    argument = quote_argument(f"prompt={prompt}")
+    cfg = compose("sample", overrides=["ckpt=x", argument])
+    assert read_settings(cfg, SampleSettings).prompt == prompt
+    assert unquote(argument.partition("=")[2]) == prompt
+
+
+def test_any_prompt_survives_the_command_line() -> None:
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        for word in WORDS[:9]:
+            check_prompt(word)
+
+        @given(TEXT | NASTY)
+        @settings(max_examples=12, deadline=None, database=None)
+        def check(prompt: str) -> None:
+            check_prompt(prompt)
+
+        check()
+
+
+@given(TEXT | NASTY | st.sampled_from(WORDS))
+@settings(max_examples=200, deadline=None, database=None)
+def test_a_quoted_value_is_one_value_to_hydra_and_the_text_again_without_quotes(text: str) -> None:
+    key, _, value = quote_argument(f"logger.notes={text}").partition("=")
+    assert key == "logger.notes"
+    assert unquote(value) == ("" if text == "null" else text)
+    assert as_typed(["-m", f"{key}={value}", "seed=1,2"]) == ["-m", f"{key}={text}", "seed=1,2"]
+
+
+@given(TEXT | NASTY | st.sampled_from(WORDS))
+@settings(max_examples=40, deadline=None, database=None)
+def test_omegaconf_gives_no_meaning_to_guarded_text(text: str) -> None:
+    made = TrainSettings(resume=text)
+    made.logger.tags = [text, text]
+    plain = guard_all({"resume": made.resume, "logger": {"tags": made.logger.tags}})
+    back = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainSettings), plain))
+    unguard_all(back)
+    assert back == made
+
+
+def test_free_text_and_paths_of_a_training_run_survive_together() -> None:
+    typed = {
+        "data.path": "it's [a] {path}, ${HOME}/x.txt",
+        "data.dir": "my data, (new)",
+        "logger.notes": "lr=1e-3, 'twice'\nand again",
+        "logger.name": "${oc.env:HOME}",
+        "run.dir": "outputs/a b=c",
+        "init_from": "outputs/~x\\y",
+    }
+    arguments = quote_arguments([f"{key}={value}" for key, value in typed.items()])
+    found = read_settings(composed("train", "data=text", *arguments), TrainSettings)
+    back = [found.data.path, found.data.dir, found.logger.notes, found.logger.name]
+    assert [*back, found.run.dir, found.init_from] == list(typed.values())
+
+
+@pytest.mark.parametrize("key", sorted(KEYS - {"prompt", "data.dir"}))
+def test_null_stays_null_for_what_may_be_left_out(key: str) -> None:
+    assert quote_argument(f"{key}=null") == f"{key}=null"
+    assert unquote("null") == ""
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["model.n_layer=4,6", "-m", "--cfg", "prompt", "notes=a, b", "~seed", "+prompt=a", "seed=${x}"],
+)
+def test_other_arguments_are_left_alone(argument: str) -> None:
+    assert quote_arguments([argument]) == [argument]
+
+
+def test_every_free_text_is_a_key_of_some_command() -> None:
+    known = [composed("sample"), composed("train"), composed("prepare")]
+    for key in KEYS:
+        assert any(OmegaConf.select(cfg, key, default="no") != "no" for cfg in known), key
+
+
+def test_text_without_interpolations_is_not_changed_by_the_guard() -> None:
+    assert guard("a $ { } ???? b") == "a $ { } ???? b"
+    assert BREAK in guard("${x}")
+    assert BREAK in guard("???")

@@ -1,0 +1,106 @@
+"""The loss is the mean over all targets, however they come, and evaluating changes nothing."""
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from llm.evaluation.loss import Evaluation, evaluate
+from llm.model.gpt import GPT, IGNORED
+
+VOCABULARY = 12
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    torch.manual_seed(0)
+    shape = {"n_layer": 1, "n_embed": 16, "head_size": 8, "block_size": 8}
+    model = GPT(**shape, vocab_size=VOCABULARY, dropout=0.5)
+    with torch.no_grad():
+        model.embed.weight.mul_(50)
+    return model.eval()
+
+
+def some_batch(rows: int, ignored: list[int]) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(rows)
+    tokens, targets = torch.randint(VOCABULARY, (2, rows, 8), generator=generator)
+    targets.view(-1)[[place for place in ignored if place < targets.numel()]] = IGNORED
+    return tokens, targets
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    cuts=st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    ignored=st.lists(st.integers(0, 63), max_size=60),
+)
+def test_it_is_plain_cross_entropy_over_all_targets_however_they_are_cut(
+    model: GPT, cuts: list[int], ignored: list[int]
+) -> None:
+    tokens, targets = some_batch(sum(cuts), [place for place in ignored if place != 0])
+    with torch.no_grad():
+        logits = model(tokens)
+    wanted = F.cross_entropy(logits.view(-1, VOCABULARY), targets.view(-1), ignore_index=IGNORED)
+    batches = zip(tokens.split(cuts), targets.split(cuts), strict=True)
+    found = evaluate(model, batches)
+    assert found.loss == pytest.approx(wanted.item(), rel=1e-5)
+    assert found.tokens == int((targets != IGNORED).sum())
+
+
+def test_it_draws_no_random_number_and_keeps_no_gradient(model: GPT) -> None:
+    before = torch.get_rng_state()
+    evaluate(model, [some_batch(4, [])])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_it_takes_batches_as_they_come(model: GPT) -> None:
+    alive = 0
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        nonlocal alive
+        for _ in range(3):
+            alive += 1
+            yield some_batch(2, [])
+
+    once = evaluate(model, [some_batch(2, [])])
+    assert evaluate(model, batches()).loss == pytest.approx(once.loss)
+    assert alive == 3
+
+
+def test_the_number_format_is_that_of_the_autocast_given(model: GPT) -> None:
+    batches = [some_batch(4, [])] * 2
+    exact = evaluate(model, batches).loss
+    short = evaluate(model, batches, torch.autocast("cpu", dtype=torch.bfloat16)).loss
+    assert short != exact
+    assert short == pytest.approx(exact, rel=0.02)
+
+
+@pytest.mark.parametrize("batches", [[], [some_batch(1, list(range(8)))]], ids=["none", "ignored"])
+def test_nothing_to_evaluate_raises(model: GPT, batches: list[tuple[Tensor, Tensor]]) -> None:
+    with pytest.raises(ValueError, match="nothing to evaluate"):
+        evaluate(model, batches)
+
+
+def test_guessing_among_equals_has_their_number_as_perplexity() -> None:
+    def uniform(tokens: Tensor, targets: Tensor, reduction: str) -> Tensor:
+        logits = torch.zeros(targets.numel(), 256)
+        return F.cross_entropy(logits, targets.view(-1), reduction=reduction)
+
+    found = evaluate(uniform, [some_batch(2, [])])
+    assert found.perplexity == pytest.approx(256, rel=1e-5)
+    assert found.bits_per_byte(bytes_per_token=1) == pytest.approx(8, rel=1e-5)
+    assert found.bits_per_byte(bytes_per_token=4) == pytest.approx(2, rel=1e-5)
+
+
+def test_a_token_of_two_bytes_at_ln_two_is_half_a_bit_per_byte() -> None:
+    assert Evaluation(math.log(2), 10).bits_per_byte(2) == pytest.approx(0.5)
+
+
+def test_a_perplexity_that_no_float_holds_is_none() -> None:
+    assert Evaluation(700.0, 1).perplexity == math.exp(700.0)
+    assert Evaluation(710.0, 1).perplexity is None

@@ -1,0 +1,218 @@
+"""Numbers reach metrics.jsonl and W&B; logging never asks a question and never ends a run."""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from llm.config.schema import LoggerSection
+from llm.errors import Diverged
+from llm.experiment.loggers import RunLogger, new_run_id, open_logger
+from tests import wandb_file
+from tests.command_line import listing, rows
+from tests.conftest import ROOT
+
+CONFIG = {"model": {"n_layer": 4}, "optimizer": {"betas": [0.9, 0.95]}, "seed": 1}
+KEY = "k" * 40
+
+
+@dataclass
+class Saved:
+    """The parts of a checkpoint that a logger reads."""
+
+    step: int
+    state: dict[str, Any]
+
+
+@dataclass
+class Run:
+    """The parts of a run that a logger reads."""
+
+    folder: Path
+    checkpoint: Any = None
+
+
+@pytest.fixture(autouse=True)
+def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without a key, a terminal or settings for W&B."""
+    for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE", "WANDB_RUN_ID", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "multirun" / "depth" / "job_1"
+    path.mkdir(parents=True)
+    return path
+
+
+def log(logger: RunLogger) -> None:
+    """Three rows, as a trainer writes them."""
+    logger.log({"step": 0, "tokens": 0, "val/loss": 4.0})
+    logger.tick(2)
+    logger.log({"step": 2, "tokens": 128, "train/loss": 3.5, "mfu": None})
+    logger.log({"step": 4, "tokens": 256, "train/loss": 3.0, "val/loss": 3.25})
+    logger.sample(4, "<", "O & <b>")
+
+
+def test_without_wandb_there_are_the_files_and_it_is_not_even_imported(folder: Path) -> None:
+    with (
+        patch.dict(sys.modules, {"wandb": None}),
+        open_logger(Run(folder), LoggerSection(mode="disabled"), CONFIG, 4, None) as logger,
+    ):
+        log(logger)
+        assert rows(folder)[2]["val/loss"] == 3.25, "a row is there once it is logged"
+    assert rows(folder)[1] == {"step": 2, "tokens": 128, "train/loss": 3.5, "mfu": None}
+    assert len(rows(folder)) == 3
+    sample = (folder / "samples.jsonl").read_text(encoding="utf-8")
+    assert sample == '{"step": 4, "prompt": "<", "text": "O & <b>"}\n'
+    assert listing(folder) == {"metrics.jsonl", "samples.jsonl"}
+
+
+def test_an_offline_run_holds_everything_and_no_secret(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["run_train.py", "--password=hunter2"])
+    options = LoggerSection(project="p", entity="me", tags=["a", "b c"], notes="what's, this?")
+    sweep = folder.parent
+    with open_logger(Run(folder), options, CONFIG, 4, sweep) as logger:
+        log(logger)
+    found = wandb_file.read(folder)
+    run = found["run"]
+    assert (run.project, run.entity, run.display_name) == ("p", "me", "job_1")
+    assert (run.run_group, run.job_type, run.notes) == ("depth", "train", "what's, this?")
+    assert (list(run.tags), run.run_id) == (["a", "b c"], logger.run_id)
+    assert {key: found["config"][key] for key in CONFIG} == CONFIG
+    assert found["exit_code"] == 0
+
+    history = [row for row in found["history"] if "sample" not in row]
+    plain = [{k: v for k, v in row.items() if not k.startswith("_")} for row in found["history"]]
+    assert plain[0] == {"tokens": 0, "val/loss": 4.0}
+    assert plain[1] == {"tokens": 128, "train/loss": 3.5}, "what is not known is left out"
+    assert [row["_step"] for row in history][:2] == [0, 2]
+    assert found["history"][-1]["_step"] == 4
+    axes = {m.name or m.glob_name: m for m in found["metrics"]}
+    assert axes["*"].step_metric == axes["val/loss"].step_metric == "tokens"
+    assert axes["val/loss"].summary.min
+    media = [path.read_text(encoding="utf-8") for path in folder.glob("wandb/*/files/**/*.html")]
+    assert any("&lt;O &amp; &lt;b&gt;" in text for text in media)
+
+    link = sweep / "wandb" / next(folder.glob("wandb/offline-run-*")).name
+    assert link.is_symlink()
+    assert not Path(link.readlink()).is_absolute(), "the folder of the sweep may be moved"
+    assert wandb_file.read_file(next(link.glob("*.wandb")))["raw"] == found["raw"]
+
+    files = [path for path in folder.glob("wandb/*/files/**/*") if path.is_file()]
+    uploaded = found["raw"] + b"".join(path.read_bytes() for path in files)
+    for secret in ("hunter2", str(folder), str(ROOT)):
+        assert secret.encode() not in uploaded, secret
+    assert run.host == ""
+    assert not list(folder.glob("wandb/*/files/wandb-metadata.json"))
+    assert "wandb:" not in "".join(capfd.readouterr())
+
+
+def test_a_continued_run_keeps_its_id_and_a_named_one_its_name(folder: Path) -> None:
+    run = Run(folder, Saved(4, {"run_id": "abcd1234"}))
+    with open_logger(run, LoggerSection(name="deep, wide"), CONFIG, 8, None) as logger:
+        logger.log({"step": 5, "tokens": 320, "train/loss": 2.0})
+    found = wandb_file.read(folder)
+    assert logger.run_id == found["run"].run_id == "abcd1234"
+    assert found["run"].display_name == "deep, wide"
+    assert found["run"].run_group == ""
+    assert [row["_step"] for row in found["history"]] == [5]
+
+
+@pytest.mark.parametrize(("error", "exit_code"), [(Diverged("nan"), 3), (ZeroDivisionError(), 1)])
+def test_wandb_learns_how_a_run_ended(error: Exception, exit_code: int, folder: Path) -> None:
+    with pytest.raises(type(error)), open_logger(Run(folder), LoggerSection(), {}, 4, None):
+        raise error
+    assert wandb_file.read(folder)["exit_code"] == exit_code
+
+
+@pytest.mark.parametrize(
+    ("key", "warning"), [(None, "W&B has no API key"), ("short", "W&B cannot be reached")]
+)
+def test_online_without_a_usable_key_is_offline_with_one_warning(
+    key: str | None,
+    warning: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    if key:
+        monkeypatch.setenv("WANDB_API_KEY", key)
+    started = time.monotonic()
+    with open_logger(Run(folder), LoggerSection(mode="online"), CONFIG, 4, None) as logger:
+        log(logger)
+    assert time.monotonic() - started < 15
+    shown = capfd.readouterr()
+    warnings = [line for line in shown.out.splitlines() if line.startswith("warning:")]
+    assert len(warnings) == 1
+    assert warning in warnings[0]
+    assert shown.err == ""
+    assert len(wandb_file.read(folder)["history"]) >= 3
+    assert [path.name[:11] for path in folder.glob("wandb/*run-*")] == ["offline-run"]
+
+
+@pytest.mark.slow  # W&B tries for 15 s
+def test_online_without_a_network_is_offline_with_one_warning(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import wandb
+
+    wandb.teardown()  # so that it reads these
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    started = time.monotonic()
+    with open_logger(Run(folder), LoggerSection(mode="online"), CONFIG, 4, None) as logger:
+        log(logger)
+    assert time.monotonic() - started < 60
+    shown = capfd.readouterr()
+    assert shown.out.count("warning: W&B cannot be reached, so this run is logged offline") == 1
+    assert shown.err == ""
+    assert len(wandb_file.read(folder)["history"]) >= 3
+    assert wandb_file.read(folder)["run"].run_id == logger.run_id
+    wandb.teardown()
+
+
+@pytest.mark.parametrize(
+    ("host", "base", "known"),
+    [
+        ("api.wandb.ai", None, True),
+        ("api.forge.coreweave.com", None, True),
+        ("example.org", None, False),
+        ("example.org", "http://example.org:8080", True),
+        ("api.wandb.ai", "http://example.org:8080", False),
+    ],
+)
+def test_a_key_is_found_where_wandb_login_puts_it(
+    host: str, base: str | None, known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llm.experiment.loggers import _has_key
+
+    assert not _has_key()
+    if base:
+        monkeypatch.setenv("WANDB_BASE_URL", base)
+    file = tmp_path / "home" / ".netrc"
+    file.write_text(f"machine {host}\n  login user\n  password {KEY}\n", encoding="utf-8")
+    file.chmod(0o600)
+    assert _has_key() is known
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    assert _has_key()
+
+
+def test_a_new_id_is_one_of_wandb_s_form_or_the_one_an_agent_gave(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ids = {new_run_id() for _ in range(20)}
+    assert len(ids) == 20
+    assert all(len(i) == 8 and i.isalnum() and i == i.lower() for i in ids)
+    monkeypatch.setenv("WANDB_RUN_ID", "given")
+    assert new_run_id() == "given"

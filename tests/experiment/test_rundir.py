@@ -1,0 +1,188 @@
+"""A run folder is one's own, its summary is whole and tells how the run ended."""
+
+import errno
+import json
+import logging
+import os
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from llm.errors import DiskError, Diverged, Interrupted, OutOfMemory, Refused
+from llm.experiment import rundir
+from llm.experiment.rundir import (
+    claim,
+    cut_metrics,
+    git_commit,
+    make_folder,
+    new_folder,
+    read_summary,
+    recording,
+    versions,
+    write_summary,
+)
+from tests.command_line import listing, summary
+
+# house.md, part 3.
+CONTRACT = [
+    "status", "reason", "step", "tokens", "parameters", "best_val_loss", "val_loss",
+    "bits_per_byte", "tokens_per_second", "peak_memory_bytes", "predicted_memory_bytes",
+    "wall_seconds", "train_seconds", "config_digest", "data_digest", "git_commit", "versions",
+]  # fmt: skip
+FULL_DISK = OSError(errno.ENOSPC, "No space left on device", "checkpoints/step-1")
+
+
+def test_two_runs_in_the_same_second_get_two_folders(tmp_path: Path) -> None:
+    folders = [new_folder(tmp_path) for _ in range(5)]
+    assert len(set(folders)) == 5
+    for folder in folders:
+        assert folder.is_dir()
+        assert not list(folder.iterdir())
+        relative = folder.relative_to(tmp_path)
+        assert len(relative.parts) == 2
+        assert set(str(relative)) <= set("0123456789-/")
+
+
+def test_a_folder_that_exists_is_never_claimed(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a-2").touch()
+    assert [claim(tmp_path / "a").name, claim(tmp_path / "a").name] == ["a-3", "a-4"]
+
+
+def test_a_place_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(Refused, match=r"run folder .*/file is a file"):
+        make_folder(file)
+    with pytest.raises(Refused, match=r"run folder .*/file/below cannot be written: Not a dir"):
+        make_folder(file / "below")
+    if os.geteuid() != 0:  # root may write anywhere
+        tmp_path.chmod(0o500)
+        with pytest.raises(Refused, match="cannot be written: Permission denied"):
+            make_folder(tmp_path / "below")
+    assert listing(tmp_path) == {"file"}
+
+
+def test_a_summary_has_the_keys_of_the_contract_and_leaves_no_other_file(tmp_path: Path) -> None:
+    write_summary(tmp_path, status="finished", step=3, invented="no")
+    written = summary(tmp_path)
+    assert list(written) == CONTRACT
+    assert (written["status"], written["step"], written["reason"]) == ("finished", 3, None)
+    assert read_summary(tmp_path) == written
+    assert listing(tmp_path) == {"summary.json"}
+
+
+def test_a_summary_that_cannot_be_completed_leaves_the_one_before(tmp_path: Path) -> None:
+    write_summary(tmp_path, status="finished", step=3)
+    before = (tmp_path / "summary.json").read_bytes()
+    with patch.object(os, "fsync", side_effect=FULL_DISK), pytest.raises(OSError, match="space"):
+        write_summary(tmp_path, status="killed")
+    assert (tmp_path / "summary.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[1]", '{"status": "finis', "\udcff"])
+def test_a_missing_or_torn_summary_is_none(text: str | None, tmp_path: Path) -> None:
+    if text is not None:
+        raw = text.encode("utf-8", errors="surrogateescape")
+        (tmp_path / "summary.json").write_bytes(raw)
+    assert read_summary(tmp_path) is None
+
+
+def test_rows_after_a_step_and_torn_rows_are_cut(tmp_path: Path) -> None:
+    metrics = [json.dumps({"step": step, "train/loss": 1.0}) for step in range(6)]
+    torn = '{"step": 2, "tok'
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*metrics, torn]), encoding="utf-8")
+    odd = json.dumps({"step": 2, "text": "a\u2028b\x85c"}, ensure_ascii=False)
+    late = json.dumps({"step": 4, "text": "x"})
+    raw = f"{odd}\n{late}\n".encode() + '{"step": 4, "text": "é'.encode()[:-1]
+    (tmp_path / "samples.jsonl").write_bytes(raw)
+    cut_metrics(tmp_path, 3)
+    assert (tmp_path / "metrics.jsonl").read_text() == "\n".join(metrics[:4]) + "\n"
+    assert (tmp_path / "samples.jsonl").read_text(encoding="utf-8") == odd + "\n"
+    cut_metrics(tmp_path, -1)
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_cutting_makes_no_files(tmp_path: Path) -> None:
+    cut_metrics(tmp_path, 3)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_finished_run_is_recorded_with_what_it_did(tmp_path: Path) -> None:
+    write_summary(tmp_path, status="interrupted", wall_seconds=100.0)
+    with recording(tmp_path, {"config_digest": "c"}, remove_if_refused=True) as facts:
+        assert read_summary(tmp_path) is None, "the old one spoke of another end"
+        logging.getLogger("llm").info("hello")
+        facts["step"] = 7
+    found = summary(tmp_path)
+    assert (found["status"], found["reason"], found["step"]) == ("finished", None, 7)
+    assert found["config_digest"] == "c"
+    assert 100 <= found["wall_seconds"] < 110, "time before an interruption counts"
+    assert found["versions"] == versions()
+    assert {"python", "torch", "numpy", "tiktoken", "hydra-core"} <= found["versions"].keys()
+    assert found["git_commit"] == git_commit()
+    assert "INFO hello" in (tmp_path / "run_train.log").read_text(encoding="utf-8")
+    assert not logging.getLogger("llm").handlers, "the next run has a log of its own"
+
+
+ENDS = [
+    (Diverged("the loss is nan"), Diverged, "diverged", "the loss is nan"),
+    (OutOfMemory("no room"), OutOfMemory, "out_of_memory", "no room"),
+    (MemoryError(), OutOfMemory, "out_of_memory", "out of memory"),
+    (RuntimeError("can't allocate memory: 9 GB"), OutOfMemory, "out_of_memory", "9 GB"),
+    (FULL_DISK, DiskError, "disk_error", "checkpoints/step-1: No space left on device"),
+    (ZeroDivisionError("oh"), ZeroDivisionError, "failed", "ZeroDivisionError: oh"),
+    (KeyboardInterrupt(), KeyboardInterrupt, "failed", "KeyboardInterrupt"),
+    (FileNotFoundError(errno.ENOENT, "gone"), FileNotFoundError, "failed", "gone"),
+]
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "status", "reason"), ENDS, ids=[repr(case[0])[:30] for case in ENDS]
+)
+def test_every_end_has_its_status_and_reason(
+    error: BaseException, raised: type, status: str, reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(raised), recording(tmp_path, {}, remove_if_refused=True):
+        raise error
+    found = summary(tmp_path)
+    assert found["status"] == status
+    assert reason in found["reason"]
+    log = (tmp_path / "run_train.log").read_text(encoding="utf-8")
+    assert "ERROR" in log
+    assert ("Traceback" in log) is not isinstance(error, Diverged | OutOfMemory)
+
+
+def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
+    folder = tmp_path / "it's (mine)"
+    folder.mkdir()
+    with pytest.raises(Interrupted) as stop, recording(folder, {}, remove_if_refused=True):
+        raise Interrupted("SIGTERM at step 4: the checkpoint is saved")
+    command = str(stop.value).partition("to continue: ")[2]
+    assert command.startswith("python run_train.py 'resume=")
+    assert "\n" not in command
+    assert (summary(folder)["status"], summary(folder)["reason"]) == (
+        "interrupted",
+        "SIGTERM at step 4: the checkpoint is saved",
+    )
+
+
+def test_a_refused_run_leaves_no_folder_but_a_refused_job_leaves_its_summary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for remove in (True, False):
+        folder = new_folder(Path("outputs"))
+        with pytest.raises(Refused), recording(folder, {}, remove_if_refused=remove):
+            raise Refused("no")
+        assert (tmp_path / "outputs").exists() is not remove
+    assert summary(folder)["status"] == "refused"
+
+
+def test_a_full_disk_does_not_hide_why_a_run_ended(tmp_path: Path) -> None:
+    with patch.object(rundir, "write_summary", side_effect=FULL_DISK):
+        with pytest.raises(Diverged, match="nan"), recording(tmp_path, {}, True):
+            raise Diverged("nan")
+        with pytest.raises(DiskError, match=r"summary.json"), recording(tmp_path, {}, True):
+            pass

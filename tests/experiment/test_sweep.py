@@ -1,0 +1,151 @@
+"""A job is a command in its own process: however it ends, it leaves a summary and no process."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from llm.experiment.rundir import write_summary
+from llm.experiment.sweep import PARENT_PIPE, Job, SweepStopped, follow_parent, run_job
+from tests.command_line import listing, summary, wait_until
+from tests.conftest import ROOT
+
+SAVES_WHEN_TOLD = """
+import pathlib, signal, sys, time
+def stop(number, frame):
+    pathlib.Path("told").touch()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path("ready").touch()
+time.sleep(60)
+"""
+
+
+def job(folder: Path, code: str) -> Job:
+    """A job that runs some Python in ``folder``'s parent."""
+    source = f"import os\nos.chdir({str(folder.parent)!r})\n" + textwrap.dedent(code)
+    return Job(0, ["seed=1"], folder, [sys.executable, "-c", source])
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "reason"),
+    [
+        ("os.kill(os.getpid(), 9)", "killed", "killed by SIGKILL"),
+        ("os.kill(os.getpid(), 15)", "killed", "killed by SIGTERM"),
+        ("raise SystemExit(2)", "refused", "exit status 2"),
+        ("raise SystemExit(1)", "failed", "exit status 1"),
+        ("pass", "failed", "exit status 0"),
+    ],
+)
+def test_a_job_that_left_no_summary_gets_one(
+    code: str, status: str, reason: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "multirun" / "s" / "job"
+    folder.parent.mkdir(parents=True)
+    found = run_job(job(folder, code))
+    written = summary(folder)
+    assert (found["status"], found["reason"]) == (status, reason)
+    assert (written["status"], written["reason"]) == (status, reason)
+    assert written["wall_seconds"] > 0
+    assert listing(folder) == {"summary.json"}
+
+
+@pytest.mark.parametrize(("exit_status", "status"), [(0, "finished"), (3, "diverged"), (75, "x")])
+def test_the_summary_of_the_job_itself_counts(
+    exit_status: int, status: str, tmp_path: Path
+) -> None:
+    write_summary(tmp_path, status="killed", step=1)
+    code = f"""
+        import json
+        json.dump({{"status": "{status}", "step": 9}}, open("{tmp_path}/summary.json", "w"))
+        raise SystemExit({exit_status})
+    """
+    assert run_job(job(tmp_path, code)) == {"status": status, "step": 9}
+
+
+def test_a_finished_job_that_has_nothing_to_do_stays_finished(tmp_path: Path) -> None:
+    write_summary(tmp_path, status="finished", step=5)
+    assert run_job(job(tmp_path, "pass"))["step"] == 5
+
+
+def test_a_job_refused_because_its_folder_is_another_runs_leaves_that_runs_summary(
+    tmp_path: Path,
+) -> None:
+    write_summary(tmp_path, status="finished", step=5)
+    before = (tmp_path / "summary.json").read_bytes()
+    assert run_job(job(tmp_path, "raise SystemExit(2)"))["status"] == "refused"
+    assert (tmp_path / "summary.json").read_bytes() == before
+
+
+def test_a_job_beyond_its_time_is_told_to_stop_and_what_it_left_behind_is_ended(
+    tmp_path: Path,
+) -> None:
+    code = """
+import subprocess
+open("pid", "w").write(str(subprocess.Popen(["sleep", "60"]).pid))
+"""
+    started = time.monotonic()
+    found = run_job(job(tmp_path / "job", code + SAVES_WHEN_TOLD), timeout_seconds=1.5)
+    assert time.monotonic() - started < 20
+    assert (found["status"], found["reason"]) == ("killed", "ran longer than 0.025 minutes")
+    assert (tmp_path / "told").exists()
+    pid = int((tmp_path / "pid").read_text())
+    wait_until(lambda: not is_running(pid), seconds=5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_sweep_is_passed_on_and_waited_for(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    def send() -> None:
+        wait_until((tmp_path / "ready").exists)
+        os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    sender = threading.Thread(target=send)
+    sender.start()
+    with pytest.raises(SweepStopped, match=number.name):
+        run_job(job(tmp_path / "job", SAVES_WHEN_TOLD))
+    sender.join()
+    assert (tmp_path / "told").exists()
+    assert signal.getsignal(number) is before
+
+
+def test_a_job_stops_when_its_sweep_is_killed(tmp_path: Path) -> None:
+    here = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+    follows = "from llm.experiment.sweep import follow_parent; follow_parent()\n"
+    command = job(tmp_path / "job", here + follows + SAVES_WHEN_TOLD).command
+    source = f"""
+from pathlib import Path
+from llm.experiment.sweep import Job, run_job
+run_job(Job(0, [], Path({str(tmp_path)!r}), {command!r}))
+"""
+    parent = subprocess.Popen([sys.executable, "-c", here + source])
+    try:
+        wait_until((tmp_path / "ready").exists)
+    finally:
+        parent.kill()
+        parent.wait()
+    wait_until((tmp_path / "told").exists, seconds=10)
+
+
+def test_a_run_that_no_sweep_started_follows_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(PARENT_PIPE, raising=False)
+    threads = threading.active_count()
+    follow_parent()
+    assert threading.active_count() == threads

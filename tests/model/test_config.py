@@ -1,0 +1,116 @@
+"""Shapes that fit together are completed; those that do not are refused by name."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm.errors import Refused
+from llm.model.config import LARGEST, GPTConfig
+
+SIZES = ["n_layer", "n_embed", "n_head", "head_size", "n_kv_head", "block_size", "vocab_size"]
+
+
+def test_without_n_head_there_are_n_embed_over_head_size_heads() -> None:
+    full = GPTConfig(n_embed=96, n_head=None, head_size=32).resolve()
+    assert (full.n_head, full.head_size, full.n_kv_head) == (3, 32, 3)
+
+
+def test_without_head_size_the_heads_share_the_width() -> None:
+    full = GPTConfig(n_embed=96, n_head=4, head_size=None).resolve()
+    assert (full.n_head, full.head_size, full.n_kv_head) == (4, 24, 4)
+
+
+def test_heads_of_a_size_of_their_own_need_not_add_up_to_the_width() -> None:
+    full = GPTConfig(n_embed=100, n_head=3, head_size=16).resolve()
+    assert (full.n_head, full.head_size) == (3, 16)
+
+
+def test_the_vocabulary_of_the_data_stands_in_for_a_missing_one_only() -> None:
+    assert GPTConfig().resolve(65).vocab_size == 65
+    assert GPTConfig(vocab_size=100).resolve(65).vocab_size == 100
+    assert GPTConfig().resolve().vocab_size is None
+
+
+def test_resolving_changes_neither_the_original_nor_a_resolved_config() -> None:
+    config = GPTConfig(vocab_size=65)
+    full = config.resolve()
+    assert config == GPTConfig(vocab_size=65)
+    assert full.resolve(99) == full
+
+
+def test_keys_are_the_names_of_the_contract() -> None:
+    assert GPTConfig.keys() == [
+        "n_layer", "n_embed", "n_head", "head_size", "n_kv_head", "block_size", "vocab_size",
+        "dropout", "bias", "norm", "mlp", "position", "qk_norm", "tie_embeddings", "logit_softcap",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"n_embed": 100, "head_size": 32}, r"model\.n_embed=100 .* take 96 or 128"),
+        ({"n_embed": 100, "n_head": 3, "head_size": None}, r"model\.n_embed=100 .* take 99 or 102"),
+        ({"n_embed": 20, "head_size": 32}, r"model\.n_embed=20 .* take 32,"),
+        ({"n_head": None, "head_size": None}, r"model\.n_head and model\.head_size are both null"),
+        ({"n_head": 4, "head_size": 15}, r"model\.head_size=15 is odd"),
+        ({"n_embed": 96, "head_size": 32, "n_kv_head": 2}, r"model\.n_kv_head=2 does not divide"),
+        ({"n_kv_head": 8}, r"model\.n_kv_head=8 does not divide the 4"),
+        ({"norm": "batchnorm"}, r"model\.norm=batchnorm is unknown: take one of rmsnorm, "),
+        ({"mlp": "relu"}, r"model\.mlp=relu is unknown"),
+        ({"position": "alibi"}, r"model\.position=alibi is unknown"),
+        ({"dropout": 1.0}, r"model\.dropout=1\.0"),
+        ({"dropout": -0.1}, r"model\.dropout=-0\.1"),
+        ({"dropout": float("nan")}, r"model\.dropout=nan"),
+        ({"logit_softcap": 0.0}, r"model\.logit_softcap=0\.0"),
+        ({"logit_softcap": float("inf")}, r"model\.logit_softcap=inf"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_refused_by_name(
+    options: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(Refused, match=named):
+        GPTConfig(**options).resolve()
+
+
+@pytest.mark.parametrize("key", SIZES)
+@pytest.mark.parametrize("value", [0, -1, -128])
+def test_sizes_below_one_are_refused_by_name(key: str, value: int) -> None:
+    with pytest.raises(Refused, match=rf"model\.{key}={value} must be at least 1"):
+        GPTConfig(**{key: value}).resolve(65)
+
+
+@pytest.mark.parametrize("key", SIZES)
+def test_absurd_sizes_are_refused_by_name_before_anything_is_allocated(key: str) -> None:
+    value = LARGEST.get(key, LARGEST["n_embed"]) * 64
+    with pytest.raises(Refused, match=rf"model\.{key}={value} is more than"):
+        GPTConfig(**{key: value}).resolve(65)
+
+
+def test_an_odd_head_size_is_fine_without_rotary_positions() -> None:
+    assert GPTConfig(n_head=4, head_size=15, position="learned").resolve().head_size == 15
+
+
+@pytest.mark.parametrize(("n_embed", "hidden"), [(128, 384), (96, 256), (768, 2048), (24, 64)])
+def test_a_gated_mlp_is_two_thirds_as_wide_in_whole_64s(n_embed: int, hidden: int) -> None:
+    assert GPTConfig(n_embed=n_embed, mlp="swiglu").hidden_size == hidden
+    assert GPTConfig(n_embed=n_embed, mlp="gelu").hidden_size == 4 * n_embed
+
+
+@settings(max_examples=50, deadline=None)
+@given(n_embed=st.integers(1, 512), size=st.integers(1, 64), by_head=st.booleans())
+def test_a_resolved_shape_has_whole_heads_or_the_advice_given_works(
+    n_embed: int, size: int, by_head: bool
+) -> None:
+    given_size = {"n_head": size, "head_size": None} if by_head else {"head_size": size}
+    options: dict[str, Any] = {"position": "learned", **given_size}
+    try:
+        full = GPTConfig(n_embed=n_embed, **options).resolve()
+    except Refused as refusal:
+        advice = str(refusal).split("take ")[1].split(",")[0]
+        for better in advice.split(" or "):
+            GPTConfig(n_embed=int(better), **options).resolve()
+    else:
+        assert full.n_head and full.head_size
+        assert full.n_head * full.head_size == n_embed

@@ -1,0 +1,63 @@
+"""A device that is there is found, one that is not is refused in one line."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from llm.errors import Refused
+from llm.model.device import describe, peak_memory_bytes, select_device
+
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+with_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
+
+
+@without_gpu
+def test_auto_is_the_cpu_where_there_is_nothing_else() -> None:
+    if torch.backends.mps.is_available():
+        pytest.skip("this machine has an Apple GPU")
+    assert select_device("auto") == torch.device("cpu")
+
+
+@with_gpu
+def test_auto_is_the_gpu_where_there_is_one() -> None:
+    assert select_device("auto").type == "cuda"
+
+
+@without_gpu
+@pytest.mark.parametrize("name", ["cuda", "cuda:1"])
+def test_a_gpu_that_is_not_there_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(Refused, match=rf"trainer\.device={name}, .* sees no GPU") as refusal:
+        select_device(name)
+    assert "\n" not in str(refusal.value)
+    assert "trainer.device=cpu or auto" in str(refusal.value)
+
+
+@with_gpu
+def test_a_gpu_beyond_the_last_is_refused() -> None:
+    with pytest.raises(Refused, match=r"cuda:99, but there are only"):
+        select_device("cuda:99")
+
+
+@pytest.mark.parametrize("name", ["tpu", "", "CUDA", "cpu0", "meta"])
+def test_an_unknown_device_is_refused_by_the_key_it_was_given_under(name: str) -> None:
+    with pytest.raises(Refused, match=rf"^device={name} is unknown: take auto, cuda, mps or cpu"):
+        select_device(name, key="device")
+
+
+@pytest.mark.parametrize("name", ["cpu:", "cpu:x", "cuda:", "cuda:-1", "cpu:²"])
+def test_a_device_without_its_number_is_refused(name: str) -> None:
+    with pytest.raises(Refused, match=rf"trainer\.device={name} has no number"):
+        select_device(name)
+
+
+def test_the_cpu_is_described_with_its_threads() -> None:
+    assert describe(torch.device("cpu")) == f"cpu ({torch.get_num_threads()} threads)"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_memory_of_the_process_is_what_the_kernel_says_in_bytes() -> None:
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    kernel = 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    assert peak_memory_bytes(torch.device("cpu")) == pytest.approx(kernel, rel=0.01)

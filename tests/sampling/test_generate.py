@@ -1,0 +1,164 @@
+"""Text is drawn from the model's own distribution, reproducibly and within the limits given."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from llm.errors import Refused
+from llm.model.gpt import GPT
+from llm.sampling.generate import SamplingOptions, generate, score
+
+VOCABULARY, BLOCK = 40, 16
+PLAIN: dict[str, Any] = {"temperature": 1.0, "top_k": None}
+
+
+@pytest.fixture
+def model() -> GPT:
+    """A network with clear preferences, unlike a fresh one."""
+    torch.manual_seed(0)
+    model = GPT(
+        n_layer=1, n_embed=32, head_size=16, block_size=BLOCK, vocab_size=VOCABULARY,
+        tie_embeddings=False,
+    )  # fmt: skip
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(12 if parameter.dim() > 1 else 1)
+    return model.eval()
+
+
+def drawn(
+    model: GPT, prompt: list[int], seed: int = 0, n_tokens: int = VOCABULARY,
+    end: int | None = None, **options: Any,
+) -> list[int]:  # fmt: skip
+    chosen = SamplingOptions(**options)
+    return [token for token, _ in generate(model, prompt, chosen, seed, n_tokens, end)]
+
+
+@torch.no_grad()
+def log_probabilities(model: GPT, tokens: list[int]) -> torch.Tensor:
+    """Of the token that follows ``tokens``, straight from the network."""
+    return model(torch.tensor([tokens[-BLOCK:]]))[0, -1].log_softmax(dim=-1)
+
+
+def test_temperature_zero_always_takes_the_most_likely_also_past_block_size(model: GPT) -> None:
+    tokens = [3, 1]
+    for _ in range(3 * BLOCK):
+        tokens.append(int(log_probabilities(model, tokens).argmax()))
+    assert drawn(model, [3, 1], temperature=0, max_new_tokens=3 * BLOCK) == tokens[2:]
+    assert drawn(model, [3, 1], seed=9, temperature=0, max_new_tokens=3 * BLOCK) == tokens[2:]
+
+
+def test_a_prompt_longer_than_block_size_counts_by_its_end(model: GPT) -> None:
+    prompt = [token % VOCABULARY for token in range(7, 60)]
+    options = PLAIN | {"max_new_tokens": 5}
+    assert drawn(model, prompt, **options) == drawn(model, prompt[-BLOCK:], **options)
+
+
+def test_draws_follow_the_models_probabilities(model: GPT) -> None:
+    probability = log_probabilities(model, [5, 9]).exp()
+    first = [drawn(model, [5, 9], seed, max_new_tokens=1, **PLAIN)[0] for seed in range(1000)]
+    found = torch.bincount(torch.tensor(first), minlength=VOCABULARY) / len(first)
+    assert probability.max() > 0.1
+    # Five standard deviations of a share of 1000 draws.
+    assert ((found - probability).abs() < 5 * (probability / 1000).sqrt() + 1e-3).all()
+
+
+def test_top_k_bounds_what_is_drawn(model: GPT) -> None:
+    likely = set(log_probabilities(model, [5, 9]).topk(3).indices.tolist())
+    first = {
+        drawn(model, [5, 9], seed, max_new_tokens=1, temperature=3.0, top_k=3)[0]
+        for seed in range(60)
+    }
+    assert first == likely
+
+
+def test_top_p_bounds_what_is_drawn(model: GPT) -> None:
+    options = {"max_new_tokens": 20, "temperature": 5.0, "top_k": None, "top_p": 1e-6}
+    assert drawn(model, [2], **options) == drawn(model, [2], temperature=0, max_new_tokens=20)
+
+
+def test_a_seed_gives_the_same_text_whatever_the_random_state_and_leaves_that_alone(
+    model: GPT,
+) -> None:
+    once = drawn(model, [5], seed=3, max_new_tokens=30, **PLAIN)
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    assert drawn(model, [5], seed=3, max_new_tokens=30, **PLAIN) == once
+    assert torch.equal(torch.get_rng_state(), before)
+    assert drawn(model, [5], seed=4, max_new_tokens=30, **PLAIN) != once
+
+
+def test_it_ends_after_max_new_tokens_or_before_the_end_token(model: GPT) -> None:
+    whole = drawn(model, [5], max_new_tokens=30, **PLAIN)
+    assert len(whole) == 30
+    end = whole[12]
+    until_end = whole[: whole.index(end)]
+    assert drawn(model, [5], max_new_tokens=30, end=end, **PLAIN) == until_end
+
+
+@pytest.mark.parametrize("options", [PLAIN, {"temperature": 0}, {"temperature": 1.0, "top_k": 5}])
+def test_ids_that_only_pad_the_vocabulary_are_never_drawn(
+    model: GPT, options: dict[str, Any]
+) -> None:
+    assert model.head is not None
+    with torch.no_grad():
+        model.head.weight[30:] *= 10  # now they are the likely ones
+    assert max(drawn(model, [5], max_new_tokens=50, **options)) >= 30
+    assert max(drawn(model, [5], max_new_tokens=50, n_tokens=30, **options)) < 30
+
+
+@pytest.mark.parametrize("n_tokens", [VOCABULARY, 30])
+def test_log_probabilities_are_the_models_own_whatever_was_filtered(
+    model: GPT, n_tokens: int
+) -> None:
+    options = SamplingOptions(max_new_tokens=2 * BLOCK, temperature=0.5, top_k=4, top_p=0.9)
+    tokens = [5, 9]
+    for token, value in generate(model, tokens, options, seed=0, n_tokens=n_tokens):
+        wanted = log_probabilities(model, tokens)[token].item()
+        assert value == pytest.approx(wanted, abs=1e-5)
+        tokens = [*tokens, token]
+    assert len(tokens) == 2 + 2 * BLOCK
+
+
+def test_score_is_the_log_probability_of_each_token_after_the_first(model: GPT) -> None:
+    tokens = [5, 9, 0, 39, 39, 7]
+    found = score(model, tokens)
+    wanted = [log_probabilities(model, tokens[:i])[tokens[i]].item() for i in range(1, 6)]
+    assert found[0] is None
+    assert found[1:] == pytest.approx(wanted, abs=1e-5)
+
+
+def test_score_agrees_with_what_was_said_while_drawing(model: GPT) -> None:
+    options = SamplingOptions(max_new_tokens=10, **PLAIN)
+    pairs = list(generate(model, [5], options, seed=0, n_tokens=30))
+    found = score(model, [5, *(token for token, _ in pairs)])
+    assert found[1:] == pytest.approx([value for _, value in pairs], abs=1e-5)
+
+
+def test_score_says_none_for_tokens_before_the_window(model: GPT) -> None:
+    tokens = [token % VOCABULARY for token in range(BLOCK + 4)]
+    found = score(model, tokens)
+    assert found[:5] == [None] * 5
+    assert found[5:] == score(model, tokens[-BLOCK:])[1:]
+    assert score(model, [3]) == [None]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("max_new_tokens", 0), ("temperature", -0.1), ("temperature", float("inf")),
+        ("temperature", float("nan")), ("top_k", 0), ("top_k", -5), ("top_p", 0.0), ("top_p", 1.1),
+        ("top_p", float("nan")),
+    ],
+)  # fmt: skip
+def test_options_out_of_their_range_are_refused_by_name(option: str, value: float) -> None:
+    with pytest.raises(Refused, match=f"^{option}={value} must be"):
+        SamplingOptions(**{option: value}).check()
+
+
+def test_options_at_the_ends_of_their_ranges_pass_and_work(model: GPT) -> None:
+    for options in ({}, {"top_k": 10**6, "top_p": 1.0}, {"temperature": 1e-300, "top_k": 1}):
+        chosen = SamplingOptions(max_new_tokens=1, **options)
+        chosen.check()
+        assert len(list(generate(model, [5], chosen, 0, VOCABULARY))) == 1

@@ -1,0 +1,247 @@
+"""What a user can get wrong: one line that names it, exit status 2, and nothing left behind."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.command_line import Done, here, listing, summary
+from tests.conftest import ROOT, TINY_RUN
+
+CHAR = ["data=text", "data.tokenizer=char"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where a user types commands; nothing but a text is there."""
+    path = tmp_path / "here"
+    path.mkdir()
+    (path / "play.txt").write_text("What say you, my lord?\n" * 100, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
+    """A folder with a finished run, ``outputs/a``, and its dataset."""
+    path = tmp_path_factory.mktemp("trained")
+    done = here("train", *CHAR, f"data.path={text_file}", *TINY_RUN, "run.name=a", cwd=path)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+def assert_refused(done: Done, *words: str) -> None:
+    name = Path(done.args[0]).name
+    assert done.returncode == 2, done
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"{name}: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    for word in words:
+        assert word in done.stderr, done.stderr
+
+
+MISTAKES: list[tuple[list[str], list[str]]] = [
+    (["model=smal"], ["model=smal is unknown: take one of", "nano", "did you mean 'small'?"]),
+    (["data=nothing"], ["data=nothing is unknown: take one of", "shakespeare_char"]),
+    (["optimizer=sgdx"], ["optimizer=sgdx is unknown", "adamw"]),
+    (["sweep=deep"], ["sweep=deep is unknown", "depth"]),
+    (["hydra/launcher=slurmy"], ["hydra/launcher=slurmy is unknown", "process"]),
+    (["model.n_layr=4"], ["model.n_layr is unknown", "did you mean 'n_layer'?"]),
+    (["modell=nano"], ["modell is unknown", "did you mean 'model'?"]),
+    (["+unknown=1"], ["unknown is unknown"]),
+    (["+trainer.max_step=1"], ["trainer.max_step is unknown", "did you mean 'max_steps'?"]),
+    (["model.n_layer=four"], ["model.n_layer=four", "'str' could not be converted to Integer"]),
+    (["trainer.max_steps=2.5"], ["trainer.max_steps=2.5", "Integer"]),
+    (["optimizer.betas=[a,b]"], ["optimizer.betas=[a,b]", "Float"]),
+    (["seed=null"], ["seed=null", "not Optional"]),
+    (["model=1"], ["must be a string"]),
+    (["model.n_layer=[1"], ["model.n_layer=[1 cannot be read as key=value"]),
+    (["n_layer"], ["n_layer cannot be read as key=value"]),
+    (["model.n_layer=4,6"], ["model.n_layer=4,6", "add -m to sweep over it"]),
+    (["seed=${nothing}"], ["seed", "nothing"]),
+    (["seed=???"], ["seed"]),
+    (["model.n_embed=130"], ["model.n_embed=130 is not divisible", "take 128 or 160"]),
+    (
+        ["model.n_head=3", "model.head_size=null"],
+        ["model.n_embed=128 is not divisible", "n_head=3"],
+    ),
+    (["run.name=a/b"], ["run.name=a/b must be letters"]),
+    (["resume=nowhere"], ["resume=nowhere does not exist"]),
+    (["resume=here is none"], ["resume=here is none does not exist"]),
+    (["resume=."], ["resume=. is not a run folder: it has no config.yaml"]),
+    (["resume="], ["resume is empty"]),
+    (["init_from=nowhere", *CHAR, "data.path=play.txt"], ["init_from=nowhere does not exist"]),
+    (["data=text"], ["data.path is missing"]),
+    ([*CHAR, "data.path=it's not there"], ["data.path=it's not there does not exist"]),
+    (["-m", "seed=1,2", "run.name=x"], ["run.name= names one run", "none was started"]),
+    (["seed=1,2", "model=smal", "-m"], ["model=smal is unknown"]),
+]
+
+
+@pytest.mark.parametrize(("typed", "words"), MISTAKES, ids=[" ".join(t) for t, _ in MISTAKES])
+def test_a_mistake_is_named_in_one_line_and_nothing_is_written(
+    typed: list[str], words: list[str], folder: Path
+) -> None:
+    assert_refused(here("train", *typed, cwd=folder), *words)
+    assert listing(folder) == {"play.txt"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(folder: Path, trained: Path) -> None:
+    text = [*CHAR, "data.path=play.txt"]
+    done = here("train", *text, "trainer.device=cuda", cwd=folder)
+    assert_refused(done, "trainer.device=cuda, but torch", "take trainer.device=cpu or auto")
+    done = here("sample", f"ckpt={trained}/outputs/a", "device=cuda", cwd=folder)
+    assert_refused(done, "device=cuda", "take device=cpu or auto")
+    assert listing(folder) == {"play.txt"}
+
+
+@pytest.mark.parametrize("command", ["prepare", "train"])
+def test_text_that_cannot_be_used_is_refused_and_leaves_no_dataset(
+    command: str, folder: Path
+) -> None:
+    (folder / "empty.txt").touch()
+    (folder / "latin.txt").write_bytes(b"caf\xc3\xa9 caf\xe9")
+    (folder / "none").mkdir()
+    before = listing(folder)
+    for path, words in (
+        ("empty.txt", ["data.path=empty.txt is empty"]),
+        ("latin.txt", ["latin.txt is not UTF-8: byte 0xe9 at offset 9"]),
+        ("none", ["data.path=none is a folder without files"]),
+    ):
+        assert_refused(here(command, *CHAR, f"data.path={path}", cwd=folder), *words)
+        assert listing(folder) == before
+
+
+def test_a_split_shorter_than_a_block_is_refused_before_a_run_folder_is_made(folder: Path) -> None:
+    text = [*CHAR, "data.path=play.txt", *TINY_RUN, "model.block_size=400"]
+    done = here("train", *text, cwd=folder)
+    assert_refused(done, "val.bin has 230 tokens", "model.block_size=400 needs 401")
+    assert not (folder / "outputs").exists()
+
+
+def test_a_dataset_made_from_something_else_or_beyond_its_vocabulary_is_refused(
+    folder: Path,
+) -> None:
+    tiny = ["data=tinyshakespeare_char", "data.corpus=text", "data.path=play.txt"]
+    text = ["data.tokenizer=byte", "data.vocab_size=null", *CHAR[:1], "data.path=play.txt"]
+    assert here("prepare", *text, cwd=folder).returncode == 0
+    (made,) = (folder / "data").iterdir()
+    meta = json.loads((made / "meta.json").read_text(encoding="utf-8"))
+
+    meta["max_id"] = 257
+    (made / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    done = here("train", *text, *TINY_RUN, cwd=folder)
+    assert_refused(
+        done, f"{made.relative_to(folder)}", "token id 257, beyond its vocabulary of 257"
+    )
+
+    other = folder / "data" / "tinyshakespeare_char"
+    shutil.copytree(made, other)
+    meta["made_from"]["corpus"] = "tinyshakespeare"
+    (other / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    done = here("train", tiny[0], *TINY_RUN, cwd=folder)
+    words = ["data/tinyshakespeare_char was prepared with", "tokenizer=byte", "tokenizer=char"]
+    assert_refused(done, *words, "take another data.name, or replace it with data.overwrite=true")
+    assert not (folder / "outputs").exists()
+
+
+def test_a_run_folder_that_cannot_be_written_is_refused(folder: Path) -> None:
+    text = [*CHAR, "data.path=play.txt", *TINY_RUN]
+    for where, words in (
+        ("play.txt/run", ["run folder play.txt/run cannot be written: Not a directory"]),
+        ("play.txt", ["run folder play.txt is a file"]),
+        (".", ["run folder . has other files in it"]),
+    ):
+        assert_refused(here("train", *text, f"run.dir={where}", cwd=folder), *words)
+    assert {name.partition("/")[0] for name in listing(folder)} == {"play.txt", "data"}
+
+
+def test_weights_that_do_not_fit_are_refused_and_the_new_folder_is_removed(
+    folder: Path, trained: Path
+) -> None:
+    text = [*CHAR, "data.path=play.txt", *TINY_RUN]
+    done = here("train", *text, f"init_from={trained}/outputs/a", cwd=folder)
+    assert_refused(done, "outputs/a/checkpoints/best: embed.weight has shape", "this model needs")
+    assert not (folder / "outputs").exists()
+
+
+def test_a_sweep_with_one_combination_that_cannot_work_starts_nothing(folder: Path) -> None:
+    text = [*CHAR, "data.path=play.txt", *TINY_RUN]
+    done = here("train", "-m", *text, "model.n_embed=32,40", "seed=1,2", cwd=folder)
+    words = ["job model.n_embed=40 seed=1 cannot run, so none was started", "model.n_embed=40"]
+    assert_refused(done, *words)
+    assert listing(folder) == {"play.txt"}
+
+
+def test_a_job_refused_after_it_was_started_says_why_in_its_folder(folder: Path) -> None:
+    text = [*CHAR, "data.path=play.txt", *TINY_RUN, "model.block_size=400"]
+    job = ["run.sweep=s", "run.dir=multirun/s/seed-1"]  # as the launcher of a sweep starts it
+    assert_refused(here("train", *text, *job, cwd=folder), "val.bin has 230 tokens")
+    found = summary(folder / "multirun/s/seed-1")
+    assert found["status"] == "refused"
+    assert "val.bin has 230 tokens" in found["reason"]
+
+
+SAMPLES: list[tuple[list[str], list[str]]] = [
+    ([], ["ckpt is missing"]),
+    (["ckpt=nowhere"], ["ckpt=nowhere does not exist"]),
+    (["ckpt=."], ["ckpt=. holds no checkpoint"]),
+    (["ckpt=play.txt"], ["ckpt=play.txt holds no checkpoint"]),
+    (["RUN", "prompt=café"], ["not in this vocabulary", "'é' (U+00E9)"]),
+    (["RUN", "prompt=\udcff"], ["the prompt is not UTF-8"]),
+    (["RUN", "temperature=-1"], ["temperature=-1.0 must be 0 or more"]),
+    (["RUN", "temperature=nan"], ["temperature=nan must be"]),
+    (["RUN", "top_k=0"], ["top_k=0 must be at least 1"]),
+    (["RUN", "top_p=0"], ["top_p=0.0 must be in (0, 1]"]),
+    (["RUN", "top_p=1.5"], ["top_p=1.5 must be in (0, 1]"]),
+    (["RUN", "max_new_tokens=0"], ["max_new_tokens=0 must be at least 1"]),
+    (["RUN", "num_samples=0"], ["num_samples=0 must be at least 1"]),
+    (["RUN", "prompt_file=none.txt"], ["prompt_file=none.txt cannot be read: No such file"]),
+    (["RUN", "prompt=a", "prompt_file=play.txt"], ["prompt and prompt_file are both given"]),
+    (["RUN", "promt=a"], ["promt is unknown", "did you mean 'prompt'?"]),
+    (["RUN", "device=tpu"], ["device=tpu is unknown: take auto, cuda, mps or cpu"]),
+]
+
+
+@pytest.mark.parametrize(("typed", "words"), SAMPLES, ids=[ascii(t) for t, _ in SAMPLES])
+def test_a_mistake_in_sampling_is_named_in_one_line(
+    typed: list[str], words: list[str], folder: Path, trained: Path
+) -> None:
+    typed = [word.replace("RUN", f"ckpt={trained}/outputs/a") for word in typed]
+    assert_refused(here("sample", *typed, cwd=folder), *words)
+    assert listing(folder) == {"play.txt"}
+
+
+def test_a_run_is_not_continued_by_a_sweep(trained: Path) -> None:
+    before = listing(trained)
+    done = here("train", "-m", "seed=1,2", "resume=outputs/a", cwd=trained)
+    assert_refused(done, "resume= continues one run", "none was started")
+    assert listing(trained) == before
+
+
+def test_the_newest_runs_are_named_where_a_checkpoint_is_missing(trained: Path) -> None:
+    assert_refused(here("sample", "ckpt=outputs/b", cwd=trained), "the newest runs are outputs/a")
+
+
+def test_a_real_process_ends_as_the_tests_above_do_and_shows_the_traceback_when_asked(
+    folder: Path,
+) -> None:
+    def run(**environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(ROOT / "run_train.py"), "model.n_embed=130", "HOME=is unknown"],
+            cwd=folder, env=os.environ | environment, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+
+    plain, full = run(), run(HYDRA_FULL_ERROR="1")
+    assert (plain.returncode, plain.stdout) == (2, "")
+    assert re.fullmatch(r"run_train\.py: HOME is unknown: [^\n]+\n", plain.stderr)
+    assert full.returncode == 2
+    assert "Traceback (most recent call last)" in full.stderr
+    assert full.stderr.endswith(plain.stderr)
+    assert listing(folder) == {"play.txt"}

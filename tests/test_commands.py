@@ -1,0 +1,295 @@
+"""Prepare, train, continue, sample: what a user types, and what is there afterwards."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from llm.checkpoint.checkpoint import newest_checkpoint
+from llm.config.settings import config_digest, load_plain
+from llm.experiment.rundir import SUMMARY_KEYS
+from tests import wandb_file
+from tests.command_line import here, listing, rows, started, summary, wait_until
+from tests.conftest import ROOT, TINY_RUN
+
+TINY = [override for override in TINY_RUN if override != "logger=none"]
+LOGGED = {"train/loss", "lr", "grad_norm", "tokens_per_second", "mfu", "peak_memory_bytes"}
+EVALUATED = {"val/loss", "val/perplexity", "val/bits_per_byte"}
+
+
+@pytest.fixture(scope="module")
+def text(text_file: Path) -> list[str]:
+    return ["data=text", f"data.path={text_file}", "data.tokenizer=byte"]
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory, text: list[str]) -> Path:
+    """A folder in which a dataset was prepared and ``outputs/a`` trained, logged to W&B offline."""
+    folder = tmp_path_factory.mktemp("commands")
+    prepared = here("prepare", *text, cwd=folder)
+    assert prepared.returncode == 0, prepared.stderr
+    (dataset,) = (folder / "data").iterdir()
+    assert {path.name for path in dataset.iterdir()} == {"train.bin", "val.bin", "meta.json"}
+    meta = json.loads((dataset / "meta.json").read_text(encoding="utf-8"))
+    for fact in (f"data/{dataset.name}", "byte, 257 tokens", f"{meta['tokens']['train']:,} tokens"):
+        assert fact in prepared.stdout
+    assert f"python run_train.py {' '.join(text)}" in prepared.stdout
+    before = (dataset / "meta.json").stat().st_mtime_ns
+    with started("train", *text, *TINY, "run.name=a", "logger.notes=a, b", cwd=folder) as process:
+        shown, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, shown
+    assert (dataset / "meta.json").stat().st_mtime_ns == before, "it was prepared already"
+    assert "step 6/6  loss" in shown
+    assert "python run_sample.py ckpt=outputs/a" in shown
+    return folder
+
+
+@pytest.fixture
+def folder(original: Path, tmp_path: Path) -> Path:
+    """A copy of it to change."""
+    return Path(shutil.copytree(original, tmp_path / "copy", symlinks=True))
+
+
+def test_a_run_folder_holds_what_is_promised(original: Path) -> None:
+    run = original / "outputs" / "a"
+    names = {path.name for path in run.iterdir()}
+    assert names == {
+        "config.yaml", "run_train.log", "metrics.jsonl", "checkpoints", "wandb", "summary.json",
+    }  # fmt: skip
+    assert {path.name for path in original.iterdir()} == {"data", "outputs"}
+    checkpoints = {path.name for path in (run / "checkpoints").iterdir()}
+    assert checkpoints == {"last", "best", "step-00000004", "step-00000006", "best-00000006"}
+    assert (run / "checkpoints/last").resolve().name == "step-00000006"
+    assert (run / "checkpoints/best").resolve().name == "best-00000006"
+
+    logged = rows(run)
+    assert [row["step"] for row in logged] == list(range(7))
+    assert [row["tokens"] for row in logged] == [64 * step for step in range(7)]
+    for row in logged:
+        evaluated = EVALUATED if row["step"] % 3 == 0 else set()
+        trained = LOGGED if row["step"] else set()
+        assert row.keys() == {"step", "tokens"} | trained | evaluated
+
+    found = summary(run)
+    assert tuple(found) == SUMMARY_KEYS
+    assert (found["status"], found["reason"], found["step"]) == ("finished", None, 6)
+    assert found["tokens"] == 6 * 64
+    assert found["best_val_loss"] == found["val_loss"] == logged[-1]["val/loss"]
+    assert 0 < found["train_seconds"] < found["wall_seconds"]
+    assert found["predicted_memory_bytes"] is None
+    assert "step 6/6" in (run / "run_train.log").read_text(encoding="utf-8")
+
+    config = load_plain(run)
+    assert config["logger"]["notes"] == "a, b"
+    assert config["model"]["vocab_size"] == 257
+    assert config["trainer"]["micro_batch_size"] == 4
+    assert config_digest(config, found["data_digest"]) == found["config_digest"]
+
+
+def test_wandb_is_told_the_same(original: Path) -> None:
+    run = original / "outputs" / "a"
+    found = wandb_file.read(run)
+    assert found["run"].display_name == "a"
+    assert found["run"].notes == "a, b"
+    assert found["config"]["model"] == load_plain(run)["model"]
+    assert [row["_step"] for row in found["history"]] == list(range(7))
+    assert [row["tokens"] for row in found["history"]] == [row["tokens"] for row in rows(run)]
+    assert found["history"][-1]["val/loss"] == rows(run)[-1]["val/loss"]
+    assert found["exit_code"] == 0
+
+
+def test_the_same_command_again_is_skipped_and_another_is_refused(
+    original: Path, text: list[str]
+) -> None:
+    files = [path for path in sorted(original.rglob("*")) if path.is_file()]
+    before = [(path, path.stat().st_mtime_ns) for path in files]
+    again = here("train", *text, *TINY, "run.name=a", cwd=original)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert again.stdout.startswith(
+        "outputs/a is finished already. To train on: python run_train.py"
+    )
+    other = here("train", *text, *TINY, "run.name=a", "model.n_layer=2", "seed=2", cwd=original)
+    assert other.returncode == 2
+    for key in ("model.n_layer was 1, now 2", "seed was 1337, now 2", "take another run.name"):
+        assert key in other.stderr
+    more = here("train", *text, *TINY, "run.name=a", "trainer.max_steps=7", cwd=original)
+    assert "trainer.max_steps was 6, now 7" in more.stderr
+    assert before == [(path, path.stat().st_mtime_ns) for path in sorted(files)]
+
+
+def test_a_finished_run_is_trained_on_inside_its_folder(folder: Path) -> None:
+    first = rows(folder / "outputs/a")
+    more = ["trainer.max_steps=9", "logger=none"]
+    done = here("train", "resume=outputs/a", *more, "trainer.eval_interval=4", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    logged = rows(folder / "outputs/a")
+    assert logged[:7] == first
+    assert [row["step"] for row in logged] == list(range(10))
+    assert [row["step"] for row in logged if "val/loss" in row] == [0, 3, 6, 8, 9]
+    config, found = load_plain(folder / "outputs/a"), summary(folder / "outputs/a")
+    assert (config["trainer"]["max_steps"], config["trainer"]["eval_interval"]) == (9, 4)
+    assert config["model"]["n_layer"] == 1, "what was not typed is the folder's"
+    assert (found["status"], found["step"], found["tokens"]) == ("finished", 9, 9 * 64)
+    assert {path.name for path in (folder / "outputs").iterdir()} == {"a"}
+    refused = here("train", "resume=outputs/a", "model.n_layer=2", cwd=folder)
+    assert refused.returncode == 2
+    assert "model.n_layer was 1, now 2" in refused.stderr
+
+
+def test_weights_can_be_evaluated_alone_and_started_from(folder: Path, text: list[str]) -> None:
+    best = summary(folder / "outputs/a")["best_val_loss"]
+    before = listing(folder / "outputs/a")
+    looked = here("train", "resume=outputs/a", "trainer.eval_only=true", "logger=none", cwd=folder)
+    assert looked.returncode == 0, looked.stderr
+    (new,) = folder.glob("outputs/2*/*")
+    assert [row.keys() for row in rows(new)] == [{"step", "tokens"} | EVALUATED]
+    assert summary(new)["val_loss"] == pytest.approx(best, rel=1e-6)
+    assert listing(new) == {"config.yaml", "run_train.log", "metrics.jsonl", "summary.json"}
+    assert load_plain(new)["init_from"] == "outputs/a"
+    assert listing(folder / "outputs/a") == before
+
+    tuned = [*text, *TINY, "logger=none", "init_from=outputs/a", "run.name=b", "optimizer.lr=1e-4"]
+    assert here("train", *tuned, cwd=folder).returncode == 0
+    first, *_, last = [row["val/loss"] for row in rows(folder / "outputs/b") if "val/loss" in row]
+    assert first == pytest.approx(best, rel=1e-6)
+    assert last < first
+
+
+def test_a_killed_run_and_an_interrupted_run_are_continued_to_the_end(
+    tmp_path: Path, text: list[str]
+) -> None:
+    steps = ["trainer.max_steps=400", "trainer.checkpoint_interval=10", "trainer.eval_interval=90"]
+    command = [*text, *TINY, *steps, "run.name=long"]
+    run = tmp_path / "outputs" / "long"
+    with started("train", *command, cwd=tmp_path) as process:
+        wait_until(lambda: newest_checkpoint(run))
+        process.kill()
+        process.wait(timeout=60)
+    assert not (run / "summary.json").exists()
+    reached = max(row["step"] for row in rows(run))
+    assert 10 <= reached < 400, "the kill came in the middle"
+
+    with started("train", *command, cwd=tmp_path) as process:
+        wait_until(lambda: max(row["step"] for row in rows(run)) > reached + 20)
+        process.send_signal(signal.SIGTERM)
+        shown, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, shown
+    found = summary(run)
+    assert (found["status"], found["step"]) == ("interrupted", rows(run)[-1]["step"])
+    assert found["reason"].startswith("SIGTERM at step")
+    assert "Traceback" not in shown
+    last = shown.strip().splitlines()[-1]
+    assert last.startswith("run_train.py: SIGTERM at step")
+    again = shlex.split(last.partition("to continue: ")[2])
+    assert again == ["python", "run_train.py", "resume=outputs/long"]
+
+    done = here("train", *again[2:], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in rows(run)] == list(range(401))
+    assert [row["tokens"] for row in rows(run)] == [64 * step for step in range(401)]
+    assert (summary(run)["status"], summary(run)["step"]) == ("finished", 400)
+    assert summary(run)["wall_seconds"] > found["wall_seconds"]
+    segments = [wandb_file.read_file(path) for path in run.glob("wandb/offline-run-*/*.wandb")]
+    assert len(segments) == 3
+    assert len({segment["run"].run_id for segment in segments}) == 1
+    assert here("train", *command, cwd=tmp_path).stdout.startswith("outputs/long is finished")
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again_with_clean_metrics(
+    folder: Path, text: list[str]
+) -> None:
+    run = folder / "outputs" / "a"
+    shutil.rmtree(run / "checkpoints")
+    (run / "summary.json").unlink()
+    assert here("train", *text, *TINY, "logger=none", "run.name=a", cwd=folder).returncode == 0
+    assert [row["step"] for row in rows(run)] == list(range(7))
+
+
+def sample(folder: Path, *typed: str, **more: Any) -> str:
+    done = here("sample", "ckpt=outputs/a", "max_new_tokens=8", *typed, cwd=folder, **more)
+    assert (done.returncode, done.stderr.replace("the model sees", "")[:1] in ("", " ")) == (
+        0,
+        True,
+    )
+    return done.stdout
+
+
+def test_a_prompt_is_continued_exactly_as_typed(original: Path) -> None:
+    for prompt in ("What's this, (my lord)?", '"', "a, b", "${x}", "???", " é\n", "null", "[1"):
+        assert sample(original, f"prompt={prompt}").startswith(prompt)
+    assert sample(original, "prompt_file=-", stdin=b"to be\n") == sample(original, "prompt=to be")
+    assert sample(original, "prompt=to be", "echo=false") == sample(original, "prompt=to be")[5:]
+
+
+def test_a_seed_gives_its_samples_again(original: Path) -> None:
+    three = sample(original, "prompt=x", "num_samples=3", "seed=5", "stream=false")
+    assert three == sample(original, "prompt=x", "num_samples=3", "seed=5")
+    assert three.split("-" * 80 + "\n")[1] == sample(original, "prompt=x", "seed=6")
+    assert len(set(three.split("-" * 80 + "\n"))) == 3
+    greedy = {sample(original, "prompt=x", "temperature=0", f"seed={seed}") for seed in (1, 2)}
+    assert len(greedy) == 1
+
+
+def test_log_probabilities_are_listed(original: Path) -> None:
+    lines = sample(original, "prompt=it", "logprobs=true", "echo=false").splitlines()
+    assert len(lines) == 8
+    assert all(float(line.split()[0]) < 0 for line in lines)
+    assert lines == sample(original, "prompt=it", "logprobs=true").splitlines()[2:]
+
+
+def test_a_checkpoint_alone_can_be_sampled(original: Path, tmp_path: Path) -> None:
+    shutil.copytree(original / "outputs/a/checkpoints/best", tmp_path / "it's (alone)")
+    (tmp_path / "cache").mkdir()
+    done = here(
+        "sample", "ckpt=it's (alone)", "prompt=x", "max_new_tokens=8", cwd=tmp_path,
+        LLM_CACHE_DIR=str(tmp_path / "cache"),
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, sample(original, "prompt=x"))
+    assert not list((tmp_path / "cache").iterdir())
+
+
+QUICK: list[tuple[list[str], str, list[str]]] = [
+    (["--help"], "", ["model=small data=shakespeare", "cosine, wsd", "max_steps: ", "-sc install"]),
+    (["--cfg", "job", "model=small"], "", ["n_embed: 768", "block_size: 128", "seed: 1337"]),
+    (["-sc", "query=bash"], "python run_train.py model=", ["model=nano", "model=gpt2"]),
+    (["-sc", "query=bash"], "python run_train.py trainer.max_s", ["trainer.max_steps="]),
+]
+
+
+@pytest.mark.parametrize(
+    ("typed", "line", "words"), QUICK, ids=[f"{t[0]} {c}" for t, c, _ in QUICK]
+)
+def test_help_and_completion_answer_at_once_without_torch(
+    typed: list[str], line: str, words: list[str], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-X", "importtime", str(ROOT / "run_train.py"), *typed]
+    environment = os.environ | ({"COMP_LINE": line} if line else {})
+    seconds = []
+    for _ in range(3):
+        before = os.times()
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+        )
+        after = os.times()
+        user, system = after[2] - before[2], after[3] - before[3]
+        seconds.append(user + system)  # of the processor: others may be using the machine
+        if seconds[-1] < 1:
+            break
+    assert done.returncode == 0, done.stderr
+    for word in words:
+        assert word in done.stdout
+    loaded = {entry.rpartition("|")[2].strip() for entry in done.stderr.splitlines()}
+    assert "hydra" in loaded
+    assert not {"torch", "wandb", "numpy", "tiktoken"} & loaded
+    assert min(seconds) < 1
+    assert not list(tmp_path.iterdir())
+    if typed[0] == "--cfg":
+        assert yaml.safe_load(done.stdout)["model"]["n_layer"] == 10

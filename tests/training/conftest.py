@@ -1,0 +1,108 @@
+"""A trainer built by hand, and a logger that only remembers."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llm.checkpoint.checkpoint import CheckpointFolder
+from llm.data.dataset import Dataset
+from llm.model.gpt import GPT
+from llm.training.optimizer import adamw
+from llm.training.precision import Precision
+from llm.training.schedule import Cosine, Schedule
+from llm.training.trainer import Row, Trainer
+
+MODEL: dict[str, Any] = {"n_layer": 1, "n_embed": 32, "head_size": 16, "block_size": 16}
+OPTIONS: dict[str, Any] = {
+    "max_steps": 8, "batch_size": 4, "eval_interval": 4, "eval_batches": 2, "log_interval": 2,
+    "checkpoint_interval": 4, "device": "cpu",
+}  # fmt: skip
+
+
+class Notebook:
+    """A logger that keeps what it is told; ``on_tick`` is called after each step."""
+
+    run_id = "abcd1234"
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.rows: list[Row] = []
+        self.samples: list[tuple[int, str, str]] = []
+        self.on_tick: Callable[[int], object] = lambda step: None
+
+    def tick(self, step: int) -> None:
+        self.steps.append(step)
+        self.on_tick(step)
+
+    def log(self, row: Row) -> None:
+        self.rows.append(row)
+
+    def sample(self, step: int, prompt: str, text: str) -> None:
+        self.samples.append((step, prompt, text))
+
+    def column(self, key: str) -> dict[int, float]:
+        """The values of ``key`` by step."""
+        return {int(row["step"] or 0): row[key] or 0.0 for row in self.rows if key in row}
+
+
+class HandBuilt(Trainer):
+    """A trainer whose logger is a :class:`Notebook`."""
+
+    logger: Notebook
+
+    @property
+    def folder(self) -> Path:
+        """Where its checkpoints are."""
+        return self.checkpoints.folder
+
+
+MakeTrainer = Callable[..., HandBuilt]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums are cut among threads, so that their last bits depend on how many there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def make_trainer(dataset: Dataset, tmp_path: Path) -> MakeTrainer:
+    """One layer of width 32 over the play; ``weights`` seeds them, options are the trainer's."""
+
+    def inner(
+        run: str = "run", *, precision: str = "fp32", lr: float = 1e-2, weights: int = 0,
+        schedule: Schedule | None = None, dropout: float = 0.0, **options: Any,
+    ) -> HandBuilt:  # fmt: skip
+        torch.manual_seed(weights)
+        model = GPT(**MODEL, dropout=dropout, vocab_size=dataset.tokenizer.vocab_size)
+        return HandBuilt(
+            model=model,
+            dataset=dataset,
+            optimizer=adamw(model, lr=lr, weight_decay=0.1, betas=[0.9, 0.95]),
+            schedule=schedule or Cosine("cosine", warmup_steps=2),
+            precision=Precision(precision, torch.device("cpu")),
+            checkpoints=CheckpointFolder(tmp_path / run, 2, model.config, dataset.tokenizer, {}),
+            logger=Notebook(),
+            seed=7,
+            **OPTIONS | options,
+        )
+
+    return inner
+
+
+def copied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors as they are now."""
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def assert_same_bits(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    """Equal in every bit, name by name."""
+    assert set(found) == set(wanted)
+    different = [name for name in wanted if not torch.equal(found[name], wanted[name])]
+    assert not different

@@ -1,0 +1,71 @@
+"""The number format is the one asked for, with loss scaling where float16 needs it."""
+
+import pytest
+import torch
+
+from llm.errors import Refused
+from llm.training.precision import DTYPES, Precision, resolve_precision
+from tests.training.conftest import MakeTrainer, assert_same_bits, copied
+
+CPU = torch.device("cpu")
+
+
+def test_auto_on_a_cpu_is_fp32_with_a_reason() -> None:
+    assert resolve_precision("auto", CPU) == ("fp32", "16-bit is not faster on cpu")
+
+
+@pytest.mark.parametrize(("has_bf16", "wanted"), [(True, "bf16"), (False, "fp16")])
+def test_auto_on_a_gpu_is_bf16_where_it_is_native(
+    has_bf16: bool, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def supported(including_emulation: bool = True) -> bool:
+        return has_bf16 or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    name, why = resolve_precision("auto", torch.device("cuda"))
+    assert name == wanted
+    assert "bfloat16" in why or "no loss scaling" in why
+
+
+@pytest.mark.parametrize("name", sorted(DTYPES))
+def test_a_named_format_is_taken_as_it_is(name: str) -> None:
+    assert resolve_precision(name, CPU) == (name, "as asked for")
+
+
+def test_an_unknown_format_is_refused() -> None:
+    with pytest.raises(Refused, match=r"precision\.name=fp8 is unknown: take auto, fp32, bf16, "):
+        Precision("fp8", CPU)
+
+
+@pytest.mark.parametrize(("name", "dtype"), DTYPES.items())
+def test_products_are_in_the_format_and_weights_in_float32(name: str, dtype: torch.dtype) -> None:
+    precision = Precision(name, CPU)
+    linear = torch.nn.Linear(4, 4)
+    with precision.autocast:
+        assert linear(torch.ones(2, 4)).dtype == dtype
+    assert linear.weight.dtype == torch.float32
+    assert linear(torch.ones(2, 4)).dtype == torch.float32
+    assert precision.scaler.is_enabled() is (name == "fp16")
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("bf16", 0.02), ("fp16", 0.005)])
+def test_training_in_16_bits_comes_out_near_float32(
+    make_trainer: MakeTrainer, name: str, tolerance: float
+) -> None:
+    losses = []
+    for precision in ("fp32", name):
+        trainer = make_trainer(precision, precision=precision, max_steps=30, lr=3e-3)
+        losses.append(trainer.fit().val_loss)
+        assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=tolerance)
+
+
+def test_a_step_whose_float16_gradients_overflow_is_left_out(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(precision="fp16", max_steps=1, log_interval=1)
+    trainer.precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
+    before = copied(trainer.model.state_dict())
+    assert trainer.fit().step == 1
+    assert_same_bits(copied(trainer.model.state_dict()), before)
+    assert trainer.logger.rows[-1]["grad_norm"] is None
+    assert trainer.precision.scaler.get_scale() == 2.0**59

@@ -1,0 +1,195 @@
+"""The loop does what a plain one in torch would do, and says what it did."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from llm.data.dataset import Batch, Dataset
+from llm.model.gpt import GPT, IGNORED
+from llm.sampling.generate import SamplingOptions
+from llm.training.schedule import Constant
+from tests.training.conftest import MODEL, HandBuilt, MakeTrainer, copied
+
+TRAINING_KEYS = {
+    "step", "tokens", "train/loss", "lr", "grad_norm", "tokens_per_second", "mfu",
+    "peak_memory_bytes",
+}  # fmt: skip
+EVALUATION_KEYS = {"step", "tokens", "val/loss", "val/perplexity", "val/bits_per_byte"}
+
+
+def some_ignored(batch: Callable[[int], Batch]) -> Callable[[int], Batch]:
+    """The same batches, with targets ignored in unequal numbers: all, some or none of a row."""
+
+    def inner(step: int) -> Batch:
+        inputs, targets = batch(step)
+        targets = targets.copy()
+        targets[0] = IGNORED
+        targets[1, : 3 * step] = IGNORED
+        return inputs, targets
+
+    return inner
+
+
+def train_plainly(trainer: HandBuilt, lr: float) -> tuple[GPT, list[float], list[float]]:
+    """What the trainer should do, written with nothing of ours but the network and batches."""
+    model = GPT(**MODEL, vocab_size=trainer.model.config.vocab_size)
+    model.load_state_dict(copied(trainer.model.state_dict()))
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    others = [p for p in model.parameters() if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=False, foreach=False)
+    losses, norms = [], []
+    for step in range(1, trainer.options.max_steps + 1):
+        inputs, targets = map(torch.from_numpy, trainer.sampler.batch(step))
+        logits = model(inputs).flatten(0, 1)
+        loss = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED)
+        optimizer.zero_grad()
+        loss.backward()
+        gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        losses.append(loss.item())
+        norms.append(gradients.norm().item())
+        for parameter in model.parameters():
+            assert parameter.grad is not None
+            parameter.grad *= min(1.0, trainer.options.grad_clip / norms[-1])
+        optimizer.step()
+    return model, losses, norms
+
+
+@pytest.mark.parametrize("ignoring", [False, True], ids=["all targets", "some ignored"])
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 4, None])
+def test_it_trains_as_a_plain_loop_does_however_the_batch_is_cut(
+    make_trainer: MakeTrainer, micro_batch_size: int | None, ignoring: bool
+) -> None:
+    trainer = make_trainer(
+        lr=1e-3, schedule=Constant("constant", warmup_steps=0), max_steps=5, log_interval=1,
+        micro_batch_size=micro_batch_size, grad_clip=0.5,
+    )  # fmt: skip
+    if ignoring:
+        trainer.sampler.batch = some_ignored(trainer.sampler.batch)  # type: ignore[method-assign]
+    model, losses, norms = train_plainly(trainer, lr=1e-3)
+    trainer.fit()
+    assert min(norms) > 0.5  # every step is clipped
+    assert list(trainer.logger.column("train/loss").values()) == pytest.approx(losses, abs=1e-6)
+    assert list(trainer.logger.column("grad_norm").values()) == pytest.approx(norms, abs=1e-5)
+    for (name, found), wanted in zip(
+        trainer.model.named_parameters(), model.parameters(), strict=True
+    ):
+        assert torch.allclose(found, wanted, rtol=0, atol=1e-6), name
+
+
+def test_tokens_count_the_targets_that_were_not_ignored(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(max_steps=2, micro_batch_size=2)
+    assert trainer.fit().tokens == 2 * 4 * 16
+    masked = make_trainer("masked", max_steps=2, micro_batch_size=2)
+    masked.sampler.batch = some_ignored(masked.sampler.batch)  # type: ignore[method-assign]
+    assert masked.fit().tokens == 2 * 4 * 16 - 2 * 16 - 3 - 6
+
+
+def test_the_loss_falls_well_below_where_it_starts(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(max_steps=120, eval_interval=120, checkpoint_interval=None)
+    progress = trainer.fit()
+    start = trainer.logger.column("val/loss")[0]
+    assert start == pytest.approx(np.log(trainer.dataset.tokenizer.vocab_size), abs=0.1)
+    assert progress.val_loss is not None and progress.val_loss < start / 2
+
+
+def test_overfitting_one_batch_drives_its_loss_near_zero(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(
+        max_steps=150, overfit_batches=1, eval_interval=150, checkpoint_interval=None
+    )
+    trainer.fit()
+    assert trainer.logger.column("train/loss")[150] < 0.1
+
+
+@pytest.mark.parametrize("clip", [0.01, 0.0])
+def test_grad_clip_bounds_the_gradient_that_is_applied(
+    make_trainer: MakeTrainer, clip: float
+) -> None:
+    trainer = make_trainer(
+        max_steps=1, grad_clip=clip, log_interval=1, schedule=Constant("constant", warmup_steps=0)
+    )
+    trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=1.0)
+    trainer.optimizer.param_groups[0]["base_lr"] = 1.0
+    before = copied(dict(trainer.model.named_parameters()))
+    trainer.fit()
+    moved = [before[name] - p for name, p in trainer.model.named_parameters()]
+    applied = torch.cat([m.flatten() for m in moved]).norm().item()
+    measured = trainer.logger.column("grad_norm")[1]
+    assert measured > 0.1
+    assert applied == pytest.approx(clip or measured, rel=1e-3)
+
+
+def test_rows_hold_the_keys_of_the_contract_at_the_steps_asked_for(
+    make_trainer: MakeTrainer,
+) -> None:
+    trainer = make_trainer(max_steps=7, log_interval=3, eval_interval=2, lr=0.5)
+    trainer.fit()
+    rows = {row["step"]: row for row in trainer.logger.rows}
+    assert [row["step"] for row in trainer.logger.rows] == [0, 2, 3, 4, 6, 7]  # one row a step
+    for step, row in rows.items():
+        assert set(row) == {
+            0: EVALUATION_KEYS, 2: EVALUATION_KEYS, 3: TRAINING_KEYS, 4: EVALUATION_KEYS,
+            6: TRAINING_KEYS | EVALUATION_KEYS, 7: TRAINING_KEYS | EVALUATION_KEYS,
+        }[int(step or 0)]  # fmt: skip
+        assert row["tokens"] == 4 * 16 * int(step or 0)
+        assert json.loads(json.dumps(row, allow_nan=False)) == row
+    assert trainer.logger.steps == [1, 2, 3, 4, 5, 6, 7]
+    assert rows[3]["lr"] == pytest.approx(0.5 * trainer.schedule(3, 7))
+    for key in ("tokens_per_second", "mfu", "peak_memory_bytes"):
+        assert all(value > 0 for value in trainer.logger.column(key).values())
+
+
+def test_tokens_per_second_and_mfu_are_those_since_the_last_row(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(max_steps=4, log_interval=2)
+    seconds: list[float] = []
+    trainer.logger.on_tick = lambda _: seconds.append(trainer.progress.train_seconds)
+    trainer.fit()
+    rate = trainer.logger.column("tokens_per_second")
+    assert rate[4] == pytest.approx(2 * 64 / (seconds[3] - seconds[1]))
+    assert trainer.peak_flops is not None
+    mfu = rate[4] * trainer.flops_per_token / trainer.peak_flops
+    assert trainer.logger.column("mfu")[4] == pytest.approx(mfu)
+
+
+def test_the_outcome_agrees_with_the_rows(make_trainer: MakeTrainer, dataset: Dataset) -> None:
+    trainer = make_trainer()
+    trainer.fit()
+    outcome, losses = trainer.outcome(), trainer.logger.column("val/loss")
+    assert (outcome["step"], outcome["tokens"]) == (8, 8 * 64)
+    assert outcome["parameters"] == sum(p.numel() for p in trainer.model.parameters())
+    assert (outcome["val_loss"], outcome["best_val_loss"]) == (losses[8], min(losses.values()))
+    bits = outcome["best_val_loss"] / np.log(2) / dataset.bytes_per_token
+    assert outcome["bits_per_byte"] == pytest.approx(bits)
+    assert outcome["train_seconds"] > 0 and outcome["peak_memory_bytes"] > 0
+
+
+def test_samples_come_at_their_interval_and_are_reproducible(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm.training.trainer.SAMPLE", SamplingOptions(max_new_tokens=12))
+
+    def samples(run: str, **options: Any) -> list[tuple[int, str, str]]:
+        trainer = make_trainer(run, sample_interval=3, **options)
+        trainer.fit()
+        return trainer.logger.samples
+
+    once = samples("once")
+    assert [step for step, _, _ in once] == [3, 6]
+    assert all(len(prompt) == 1 and len(text) == 12 for _, prompt, text in once)
+    assert samples("twice", log_interval=1) == once
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # torch's own, of its own parts
+def test_a_compiled_network_learns_the_same(make_trainer: MakeTrainer) -> None:
+    plain, compiled = make_trainer("plain", lr=1e-3), make_trainer("fast", lr=1e-3, compile=True)
+    plain.fit()
+    compiled.fit()
+    assert set(compiled.model.state_dict()) == set(plain.model.state_dict())
+    found, wanted = compiled.logger.column("val/loss"), plain.logger.column("val/loss")
+    assert found == pytest.approx(wanted, abs=1e-4)

@@ -5,8 +5,10 @@ import io
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -49,13 +51,26 @@ def started(command: str, *typed: str, cwd: Path) -> Iterator[subprocess.Popen[s
     process = subprocess.Popen(
         [sys.executable, str(ROOT / f"run_{command}.py"), *typed],
         cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     try:
         yield process
     finally:
         process.kill()
         process.communicate()
+
+
+@contextlib.contextmanager
+def meanwhile(action: Callable[[], Any]) -> Iterator[None]:
+    """Do something else while a command runs :func:`here`; a stray SIGTERM does not end us."""
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    thread = threading.Thread(target=action)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+        signal.signal(signal.SIGTERM, before)
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 60) -> Any:

@@ -59,11 +59,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
         """(B, T, C) -> (B, T, C); ``angles`` are those of :func:`rotary_angles`, or None."""
         B, T, _ = x.shape
-        q = self.q(x).view(B, T, self.n_head, self.head_size).transpose(1, 2)
-        k = self.k(x).view(B, T, self.n_kv_head, self.head_size).transpose(1, 2)
-        v = self.v(x).view(B, T, self.n_kv_head, self.head_size).transpose(1, 2)
+        q = self.q(x).view(B, T, self.n_head, self.head_size)
+        k = self.k(x).view(B, T, self.n_kv_head, self.head_size)
+        v = self.v(x).view(B, T, self.n_kv_head, self.head_size)
         if self.qk_norm:  # in the weights' own precision: torch warns of a mix, and is slower
             q, k = self.q_norm(q.to(self.q.weight.dtype)), self.k_norm(k.to(self.k.weight.dtype))
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if angles is not None:
             q, k = rotate(q, *angles), rotate(k, *angles)
         y = F.scaled_dot_product_attention(

@@ -1,0 +1,240 @@
+"""Sweeps: every job in a process of its own, none able to end the others, all of it continued."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from llm.checkpoint.checkpoint import newest_checkpoint
+from llm.config import launcher
+from llm.data.config import SAFE
+from llm.experiment.rundir import read_summary, write_summary
+from llm.experiment.sweep import PARENT_PIPE, Job
+from tests import wandb_file
+from tests.command_line import Done, here, meanwhile, rows, started, summary, wait_until
+from tests.conftest import ROOT, TINY_RUN
+
+LONG = [o for o in TINY_RUN if not o.startswith(("trainer.max_steps", "trainer.check", "logger"))]
+LONG += ["trainer.max_steps=150", "trainer.checkpoint_interval=15", "trainer.eval_interval=50"]
+
+
+@pytest.fixture(scope="module")
+def text(text_file: Path) -> list[str]:
+    return ["data=text", f"data.path={text_file}", "data.tokenizer=byte"]
+
+
+# Real jobs.
+
+
+def pid_of(words: str) -> int | None:
+    """The process with these words in its command line."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes().split(b"\0")
+        except OSError:  # it has gone meanwhile
+            continue
+        if words.encode() in command:
+            return int(path.parent.name)
+    return None
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs Linux to find a job")
+def test_a_sweep_outlives_its_jobs_and_is_continued(tmp_path: Path, text: list[str]) -> None:
+    command = ["-m", *text, *LONG, "logger.notes=a, b", "optimizer.lr=2e-3,1e-3,1e30,3e-3"]
+    command += ["run.sweep=rates"]
+    sweep = tmp_path / "multirun" / "rates"
+    killed, first, last = (sweep / f"optimizer.lr-{rate}" for rate in ("0.002", "0.001", "0.003"))
+    with started("train", *command, cwd=tmp_path) as process:
+        wait_until(lambda: newest_checkpoint(killed))
+        os.kill(pid_of("run.dir=multirun/rates/optimizer.lr-0.002") or 0, signal.SIGKILL)
+        shown, _ = process.communicate(timeout=200)
+    jobs = {path.name for path in sweep.iterdir()} - {"wandb"}
+    diverged = sweep / next(name for name in jobs if "1e" in name)
+    assert process.returncode == 1, shown
+    assert jobs == {killed.name, first.name, diverged.name, last.name}
+    assert all(set(name) <= SAFE for name in jobs)
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "multirun"}
+    found = {folder: summary(folder) for folder in (killed, first, diverged, last)}
+    statuses = [found[folder]["status"] for folder in (killed, first, diverged, last)]
+    assert statuses == ["killed", "finished", "diverged", "finished"]
+    assert found[killed]["reason"] == "killed by SIGKILL"
+    assert "try a lower optimizer.lr" in found[diverged]["reason"]
+    assert shown.strip().endswith("run_train.py: 2 of 4 jobs did not finish")
+    order = [line.split("│")[2].strip() for line in shown.splitlines() if "│ optimizer.lr=" in line]
+    assert sorted(order[:2]) == ["finished", "finished"], "the table has the lowest loss first"
+    assert set(order[2:]) == {"killed", "diverged"}
+
+    links = {path.name: path for path in (sweep / "wandb").iterdir()}
+    assert len(links) == 4
+    assert all(path.is_symlink() and path.is_dir() for path in links.values())
+    runs = [wandb_file.read_file(next(path.glob("*.wandb"))) for path in links.values()]
+    assert {run["run"].run_group for run in runs} == {"rates"}
+    assert {run["run"].display_name for run in runs} == jobs
+    assert {run["run"].notes for run in runs} == {"a, b"}
+    assert sorted(run["config"]["optimizer"]["lr"] for run in runs) == [0.001, 0.002, 0.003, 1e30]
+    leet = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json"]
+    shown = subprocess.run(
+        [*leet, str(next(last.glob("wandb/offline-run-*")))],
+        capture_output=True, text=True, timeout=60, check=True,
+    ).stdout  # fmt: skip
+    assert '"rates"' in shown
+
+    # The same again, stopped in the middle of the job that was killed.
+    before = {
+        path: path.stat().st_mtime_ns for path in (first / "summary.json", last / "summary.json")
+    }
+    reached = rows(killed)[-1]["step"]
+    with started("train", *command, cwd=tmp_path) as process:
+        wait_until(lambda: max(row["step"] for row in rows(killed)) > reached)
+        process.terminate()
+        shown, _ = process.communicate(timeout=100)
+    assert process.returncode == 75, shown
+    assert summary(killed)["status"] == "interrupted"
+    newest = rows(killed)[-1]["step"]
+    assert summary(killed)["step"] == newest < 150
+    assert newest_checkpoint(killed) == killed / f"checkpoints/step-{newest:08d}"
+    assert shown.count("job 1 of 4") == 1
+    assert "job 2 of 4" not in shown
+    assert "stopped by SIGTERM; to continue: python run_train.py -m" in shown
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+    # Its command can be repeated by hand; while it runs, the sweep it came from dies.
+    own = [*text, *LONG, "logger=none", "optimizer.lr=0.002", "run.sweep=rates"]
+    own += [f"run.dir={killed.relative_to(tmp_path)}"]
+    reading, writing = os.pipe()
+
+    def die() -> None:
+        wait_until(lambda: rows(killed)[-1]["step"] > newest)
+        os.close(writing)
+
+    with meanwhile(die):
+        done = here("train", *own, cwd=tmp_path, **{PARENT_PIPE: str(reading)})
+    os.close(reading)
+    assert done.returncode == 75, done
+    assert here("train", *own, cwd=tmp_path).returncode == 0
+    assert [row["step"] for row in rows(killed)] == list(range(151))
+    assert summary(killed)["status"] == "finished"
+    assert here("train", *own, cwd=tmp_path).stdout.startswith(f"{own[-1][8:]} is finished already")
+
+
+# What is started, without starting it.
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, text: list[str]) -> Callable[..., tuple[Done, list[Job]]]:
+    """Run a sweep whose jobs end as ``ends`` says, finished if not; returns it and its jobs."""
+
+    def inner(*typed: str, ends: dict[int, str] | None = None) -> tuple[Done, list[Job]]:
+        jobs: list[Job] = []
+
+        def run_job(job: Job, timeout_seconds: float | None) -> dict[str, Any]:
+            jobs.append(job)
+            status = (ends or {}).get(job.number, "finished")
+            job.folder.mkdir(parents=True, exist_ok=True)
+            write_summary(job.folder, status=status, best_val_loss=1.0)
+            return read_summary(job.folder) or {}
+
+        with patch.object(launcher, "run_job", run_job):
+            done = here("train", "-m", *text, *typed, cwd=tmp_path)
+        return done, jobs
+
+    return inner
+
+
+Sweep = Callable[..., tuple[Done, list[Job]]]
+
+
+def test_a_job_is_the_command_of_a_single_run(sweep: Sweep, text: list[str]) -> None:
+    free = ["logger.notes=lr=1e-3, it's [deep]", "logger.name=null"]
+    done, jobs = sweep("model.n_layer=1,2", "seed=3,4", *free)
+    assert done.returncode == 0, done.stderr
+    assert [job.number for job in jobs] == [0, 1, 2, 3]
+    overrides = [["model.n_layer=1", "seed=3"], ["model.n_layer=1", "seed=4"]]
+    assert [job.overrides for job in jobs][:2] == overrides
+    name = jobs[0].folder.parent.name
+    command = jobs[0].command
+    assert command[:2] == [sys.executable, str(ROOT / "run_train.py")]
+    for argument in (*text, *free, *overrides[0], f"run.sweep={name}"):
+        assert argument in command
+    assert f"run.dir=multirun/{name}/model.n_layer-1_seed-3" in command
+    assert command[-1] == "hydra.mode=RUN"
+
+
+def test_a_job_can_be_repeated_by_hand(sweep: Sweep, tmp_path: Path) -> None:
+    tiny = [override for override in TINY_RUN if "n_layer" not in override]
+    _, jobs = sweep(*tiny, "model.n_layer=1,2", "logger.notes=a, b", ends={1: "killed"})
+    done = here("train", *jobs[1].command[2:], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert summary(tmp_path / jobs[1].folder)["status"] == "finished"
+    config = (tmp_path / jobs[1].folder / "config.yaml").read_text(encoding="utf-8")
+    assert "notes: a, b\n" in config
+    assert "n_layer: 2\n" in config
+
+
+def test_folders_of_jobs_have_plain_short_names_of_their_own(sweep: Sweep) -> None:
+    done, jobs = sweep(
+        "logger.tags=[a],[b c],['a']", "logger.project=x/../y,'é'", "run.sweep=names"
+    )
+    assert done.returncode == 0, done.stderr
+    names = [job.folder.name for job in jobs]
+    assert len(set(names)) == 6
+    for job in jobs:
+        assert job.folder.parent == Path("multirun/names")
+        assert set(job.folder.name) <= SAFE
+        assert job.folder.name.strip(".") != ""
+    _, jobs = sweep(f"logger.project={'x' * 200}1,{'x' * 200}2", "run.sweep=long")
+    assert len({job.folder.name for job in jobs}) == 2
+    assert all(len(job.folder.name) <= 120 for job in jobs)
+
+
+def test_a_sweep_that_did_not_finish_says_how_to_go_on(sweep: Sweep) -> None:
+    done, jobs = sweep("seed=1,2,3", "logger.notes=a, b", ends={1: "diverged"})
+    assert done.returncode == 1
+    assert done.stderr == "run_train.py: 1 of 3 jobs did not finish\n"
+    line = next(line for line in done.stdout.splitlines() if line.startswith("to run what did not"))
+    again = shlex.split(line.partition("again: ")[2])
+    assert again[:3] == ["python", "run_train.py", "-m"]
+    assert "logger.notes=a, b" in again
+    assert again[-1] == f"run.sweep={jobs[0].folder.parent.name}"
+    repeated, jobs_again = sweep(*again[again.index("seed=1,2,3") :])
+    assert [job.folder for job in jobs_again] == [job.folder for job in jobs]
+    assert [job.command for job in jobs_again] == [job.command for job in jobs]
+    assert repeated.returncode == 0
+    assert "to run what did not" not in repeated.stdout
+
+
+def test_sweeps_without_a_name_get_folders_of_their_own_and_batches_share_one(
+    sweep: Sweep,
+) -> None:
+    folders = {sweep("seed=1,2")[1][0].folder.parent for _ in range(3)}
+    assert len(folders) == 3
+    _, jobs = sweep("seed=1,2,3", "hydra.sweeper.max_batch_size=2")
+    assert [job.number for job in jobs] == [0, 1, 2]
+    assert len({job.folder.parent for job in jobs}) == 1
+    assert len({job.folder for job in jobs}) == 3
+
+
+@pytest.mark.parametrize("name", ["depth", "width"])
+def test_a_named_sweep_runs_its_jobs_in_a_folder_of_its_name(name: str, sweep: Sweep) -> None:
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        cfg = compose("train", overrides=[f"sweep={name}"], return_hydra_config=True)
+    ((key, values),) = cfg.hydra.sweeper.params.items()
+    assert cfg.run.sweep == name
+    done, jobs = sweep(f"sweep={name}")
+    assert done.returncode == 0, done.stderr
+    wanted = [f"{key}={value}" for value in str(values).split(",")]
+    assert [job.overrides for job in jobs] == [[override] for override in wanted]
+    assert [str(job.folder) for job in jobs] == [
+        f"multirun/{name}/{override.replace('=', '-')}" for override in wanted
+    ]
+    _, fewer = sweep(f"sweep={name}", f"{key}=32,64")
+    assert [job.overrides for job in fewer] == [[f"{key}=32"], [f"{key}=64"]]
+    assert sum(key in argument for argument in fewer[0].command) == 2, "once, and in run.dir"

@@ -48,8 +48,6 @@ def assert_refused(done: Done, *words: str) -> None:
 MISTAKES: list[tuple[list[str], list[str]]] = [
     (["model=smal"], ["model=smal is unknown: take one of", "nano", "did you mean 'small'?"]),
     (["data=nothing"], ["data=nothing is unknown: take one of", "shakespeare_char"]),
-    (["optimizer=sgdx"], ["optimizer=sgdx is unknown", "adamw"]),
-    (["sweep=deep"], ["sweep=deep is unknown", "depth"]),
     (["hydra/launcher=slurmy"], ["hydra/launcher=slurmy is unknown", "process"]),
     (["model.n_layr=4"], ["model.n_layr is unknown", "did you mean 'n_layer'?"]),
     (["modell=nano"], ["modell is unknown", "did you mean 'model'?"]),
@@ -57,21 +55,17 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     (["+trainer.max_step=1"], ["trainer.max_step is unknown", "did you mean 'max_steps'?"]),
     (["model.n_layer=four"], ["model.n_layer=four", "'str' could not be converted to Integer"]),
     (["trainer.max_steps=2.5"], ["trainer.max_steps=2.5", "Integer"]),
-    (["optimizer.betas=[a,b]"], ["optimizer.betas=[a,b]", "Float"]),
     (["seed=null"], ["seed=null", "not Optional"]),
     (["model=1"], ["must be a string"]),
     (["model.n_layer=[1"], ["model.n_layer=[1 cannot be read as key=value"]),
     (["n_layer"], ["n_layer cannot be read as key=value"]),
     (["model.n_layer=4,6"], ["model.n_layer=4,6", "add -m to sweep over it"]),
     (["seed=${nothing}"], ["seed", "nothing"]),
-    (["seed=???"], ["seed"]),
     (["model.n_embed=130"], ["model.n_embed=130 is not divisible", "take 128 or 160"]),
     (
         ["model.n_head=3", "model.head_size=null"],
         ["model.n_embed=128 is not divisible", "n_head=3"],
     ),
-    (["run.name=a/b"], ["run.name=a/b must be letters"]),
-    (["resume=nowhere"], ["resume=nowhere does not exist"]),
     (["resume=here is none"], ["resume=here is none does not exist"]),
     (["resume=."], ["resume=. is not a run folder: it has no config.yaml"]),
     (["resume="], ["resume is empty"]),
@@ -128,8 +122,7 @@ def test_a_split_shorter_than_a_block_is_refused_before_a_run_folder_is_made(fol
 def test_a_dataset_made_from_something_else_or_beyond_its_vocabulary_is_refused(
     folder: Path,
 ) -> None:
-    tiny = ["data=tinyshakespeare_char", "data.corpus=text", "data.path=play.txt"]
-    text = ["data.tokenizer=byte", "data.vocab_size=null", *CHAR[:1], "data.path=play.txt"]
+    text = ["data=text", "data.tokenizer=byte", "data.path=play.txt"]
     assert here("prepare", *text, cwd=folder).returncode == 0
     (made,) = (folder / "data").iterdir()
     meta = json.loads((made / "meta.json").read_text(encoding="utf-8"))
@@ -145,7 +138,7 @@ def test_a_dataset_made_from_something_else_or_beyond_its_vocabulary_is_refused(
     shutil.copytree(made, other)
     meta["made_from"]["corpus"] = "tinyshakespeare"
     (other / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-    done = here("train", tiny[0], *TINY_RUN, cwd=folder)
+    done = here("train", "data=tinyshakespeare_char", *TINY_RUN, cwd=folder)
     words = ["data/tinyshakespeare_char was prepared with", "tokenizer=byte", "tokenizer=char"]
     assert_refused(done, *words, "take another data.name, or replace it with data.overwrite=true")
     assert not (folder / "outputs").exists()

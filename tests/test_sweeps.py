@@ -49,18 +49,21 @@ def pid_of(words: str) -> int | None:
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs Linux to find a job")
 def test_a_sweep_outlives_its_jobs_and_is_continued(tmp_path: Path, text: list[str]) -> None:
     command = ["-m", *text, *LONG, "logger.notes=a, b", "optimizer.lr=2e-3,1e-3,1e30,3e-3"]
-    command += ["run.sweep=rates"]
-    sweep = tmp_path / "multirun" / "rates"
+    name = f"rates-{os.getpid()}"  # no one else's on this machine: a job is found by it
+    command += [f"run.sweep={name}"]
+    sweep = tmp_path / "multirun" / name
     killed, first, last = (sweep / f"optimizer.lr-{rate}" for rate in ("0.002", "0.001", "0.003"))
     with started("train", *command, cwd=tmp_path) as process:
         wait_until(lambda: newest_checkpoint(killed))
-        os.kill(pid_of("run.dir=multirun/rates/optimizer.lr-0.002") or 0, signal.SIGKILL)
+        pid = pid_of(f"run.dir={killed.relative_to(tmp_path)}")
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
         shown, _ = process.communicate(timeout=200)
     jobs = {path.name for path in sweep.iterdir()} - {"wandb"}
-    diverged = sweep / next(name for name in jobs if "1e" in name)
+    diverged = sweep / next(job for job in jobs if "1e" in job)
     assert process.returncode == 1, shown
     assert jobs == {killed.name, first.name, diverged.name, last.name}
-    assert all(set(name) <= SAFE for name in jobs)
+    assert all(set(job) <= SAFE for job in jobs)
     assert {path.name for path in tmp_path.iterdir()} == {"data", "multirun"}
     found = {folder: summary(folder) for folder in (killed, first, diverged, last)}
     statuses = [found[folder]["status"] for folder in (killed, first, diverged, last)]
@@ -76,7 +79,7 @@ def test_a_sweep_outlives_its_jobs_and_is_continued(tmp_path: Path, text: list[s
     assert len(links) == 4
     assert all(path.is_symlink() and path.is_dir() for path in links.values())
     runs = [wandb_file.read_file(next(path.glob("*.wandb"))) for path in links.values()]
-    assert {run["run"].run_group for run in runs} == {"rates"}
+    assert {run["run"].run_group for run in runs} == {name}
     assert {run["run"].display_name for run in runs} == jobs
     assert {run["run"].notes for run in runs} == {"a, b"}
     assert sorted(run["config"]["optimizer"]["lr"] for run in runs) == [0.001, 0.002, 0.003, 1e30]
@@ -85,7 +88,7 @@ def test_a_sweep_outlives_its_jobs_and_is_continued(tmp_path: Path, text: list[s
         [*leet, str(next(last.glob("wandb/offline-run-*")))],
         capture_output=True, text=True, timeout=60, check=True,
     ).stdout  # fmt: skip
-    assert '"rates"' in shown
+    assert f'"{name}"' in shown
 
     # The same again, stopped in the middle of the job that was killed.
     before = {
@@ -107,7 +110,7 @@ def test_a_sweep_outlives_its_jobs_and_is_continued(tmp_path: Path, text: list[s
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
     # Its command can be repeated by hand; while it runs, the sweep it came from dies.
-    own = [*text, *LONG, "logger=none", "optimizer.lr=0.002", "run.sweep=rates"]
+    own = [*text, *LONG, "logger=none", "optimizer.lr=0.002", f"run.sweep={name}"]
     own += [f"run.dir={killed.relative_to(tmp_path)}"]
     reading, writing = os.pipe()
 

@@ -39,6 +39,8 @@ def reported(main: Callable[[Any], Any]) -> Callable[[Any], Any]:
             _exit(stop, stop.exit_status)
         except OmegaConfBaseException as error:  # an interpolation, met when it is resolved
             _exit(error, 2)
+        except BrokenPipeError:
+            _leave()
 
     return inner
 
@@ -49,9 +51,11 @@ def command(main: Callable[[], Any]) -> None:
     ``HYDRA_FULL_ERROR=1`` in the environment shows the traceback as well.
     """
     follow_parent()
-    # Threads that wait for each other spin by default, which is ten times slower than sleeping as
-    # soon as anything else runs on the machine. Read by torch's OpenMP when it is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # OpenMP's threads spin while they wait for each other. Sleeping takes up to twice as long on an
+    # idle machine, but where others want the cores too, a spinning thread holds up the one that it
+    # waits for: then a training step takes ten times as long. Read by torch when it is imported.
+    if os.getloadavg()[0] >= (os.cpu_count() or 1):
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault(WANTED, os.environ.get(TRACEBACK, ""))
     os.environ[TRACEBACK] = "1"  # makes Hydra raise what it would print before it exits with 1
     try:
@@ -69,9 +73,14 @@ def command(main: Callable[[], Any]) -> None:
         sys.exit(Interrupted.exit_status)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # the reader of our output, e.g. `head`, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except BrokenPipeError:
+        _leave()
+
+
+def _leave() -> NoReturn:
+    # The reader of our output, `head` for instance, has seen enough.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)
 
 
 def _exit(error: BaseException, status: int) -> NoReturn:

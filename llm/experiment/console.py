@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,7 +22,17 @@ from rich.table import Table
 from rich.text import Text
 
 Row = dict[str, float | int | None]
-console = Console(highlight=False, soft_wrap=True)
+
+
+class Screen(Console):
+    """Goes on without a reader, such as ``head``, that has gone: a run is worth more than that."""
+
+    def on_broken_pipe(self) -> None:
+        """Called by rich, which would end the process here."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
+console = Screen(highlight=False, soft_wrap=True)
 log = logging.getLogger("llm")
 
 

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from llm.experiment import console as module
 from llm.experiment.console import (
+    Screen,
     TrainingScreen,
     byte_progress,
     describe_row,
@@ -129,6 +131,20 @@ def test_samples_panels_and_warnings_are_printed_as_they_are_and_logged(
     assert "run folder: outputs/[red]x" in logged
     assert "W&B [cannot] be reached" in logged
     assert any("sample at step 5" in line for line in logged)
+
+
+def test_a_run_goes_on_when_its_reader_has_gone(logged: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with (
+        os.fdopen(writing, "w", encoding="utf-8") as pipe,
+        patch.object(module, "console", Screen(file=pipe, width=80)),
+        TrainingScreen(max_steps=3) as screen,
+    ):
+        for step in range(1, 4):
+            screen.log(ROW | {"step": step})
+        panel("finished", {"run folder": "x"})
+    assert len(logged) == 4
 
 
 def test_progress_over_bytes_is_silent_in_a_pipe(printed: io.StringIO, terminal: bool) -> None:

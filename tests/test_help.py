@@ -1,0 +1,49 @@
+"""Help, the composed configuration and shell completion: at once, and without torch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+
+QUICK: list[tuple[list[str], str, list[str]]] = [
+    (["--help"], "", ["model=small data=shakespeare", "cosine, wsd", "max_steps: ", "-sc install"]),
+    (["--cfg", "job", "model=small"], "", ["n_embed: 768", "block_size: 128", "seed: 1337"]),
+    (["-sc", "query=bash"], "python run_train.py model=", ["model=nano", "model=gpt2"]),
+    (["-sc", "query=bash"], "python run_train.py trainer.max_s", ["trainer.max_steps="]),
+]
+
+
+@pytest.mark.parametrize(
+    ("typed", "line", "words"), QUICK, ids=[f"{t[0]} {c}" for t, c, _ in QUICK]
+)
+def test_help_and_completion_answer_at_once_without_torch(
+    typed: list[str], line: str, words: list[str], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-X", "importtime", str(ROOT / "run_train.py"), *typed]
+    environment = os.environ | ({"COMP_LINE": line} if line else {})
+    seconds = []
+    for _ in range(3):
+        before = os.times()
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+        )
+        after = os.times()
+        user, system = after[2] - before[2], after[3] - before[3]
+        seconds.append(user + system)  # of the processor: others may be using the machine
+        if seconds[-1] < 1:
+            break
+    assert done.returncode == 0, done.stderr
+    for word in words:
+        assert word in done.stdout
+    loaded = {entry.rpartition("|")[2].strip() for entry in done.stderr.splitlines()}
+    assert "hydra" in loaded
+    assert not {"torch", "wandb", "numpy", "tiktoken"} & loaded
+    assert min(seconds) < 1
+    assert not list(tmp_path.iterdir())
+    if typed[0] == "--cfg":
+        assert yaml.safe_load(done.stdout)["model"]["n_layer"] == 10

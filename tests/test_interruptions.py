@@ -1,0 +1,92 @@
+"""A run that was stopped, killed or cut off goes on as if nothing had happened."""
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llm.checkpoint.checkpoint import newest_checkpoint
+from tests import wandb_file
+from tests.command_line import here, meanwhile, rows, started, summary, wait_until
+from tests.conftest import ROOT, TINY_RUN
+
+TINY = [override for override in TINY_RUN if override != "logger=none"]
+
+
+@pytest.fixture(scope="module")
+def text(text_file: Path) -> list[str]:
+    return ["data=text", f"data.path={text_file}", "data.tokenizer=byte"]
+
+
+def test_a_killed_run_and_an_interrupted_run_are_continued_to_the_end(
+    tmp_path: Path, text: list[str]
+) -> None:
+    steps = ["trainer.max_steps=250", "trainer.checkpoint_interval=25", "trainer.eval_interval=60"]
+    command = [*text, *TINY, *steps, "run.name=long"]
+    run = tmp_path / "outputs" / "long"
+    with started("train", *command, cwd=tmp_path) as process:
+        wait_until(lambda: newest_checkpoint(run))
+        process.kill()
+        process.wait(timeout=60)
+    assert not (run / "summary.json").exists()
+    reached = max(row["step"] for row in rows(run))
+    assert 25 <= reached < 200, "the kill came in the middle"
+
+    def tell() -> None:
+        wait_until(lambda: max(row["step"] for row in rows(run)) > reached)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with meanwhile(tell):
+        stopped = here("train", *command, cwd=tmp_path)
+    assert stopped.returncode == 75, stopped
+    found = summary(run)
+    assert (found["status"], found["step"]) == ("interrupted", rows(run)[-1]["step"])
+    assert found["step"] < 250, "the signal came in the middle"
+    assert found["reason"].startswith("SIGTERM at step")
+    assert stopped.stderr.startswith("run_train.py: SIGTERM at step")
+    again = shlex.split(stopped.stderr.partition("to continue: ")[2])
+    assert again == ["python", "run_train.py", "resume=outputs/long"]
+
+    done = here("train", *again[2:], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in rows(run)] == list(range(251))
+    assert [row["tokens"] for row in rows(run)] == [64 * step for step in range(251)]
+    assert (summary(run)["status"], summary(run)["step"]) == ("finished", 250)
+    assert summary(run)["wall_seconds"] > found["wall_seconds"]
+    segments = [wandb_file.read_file(path) for path in run.glob("wandb/offline-run-*/*.wandb")]
+    assert len(segments) == 3
+    assert len({segment["run"].run_id for segment in segments}) == 1
+    assert here("train", *command, cwd=tmp_path).stdout.startswith("outputs/long is finished")
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again_with_clean_metrics(
+    tmp_path: Path, text: list[str]
+) -> None:
+    command = [*text, *TINY_RUN, "run.name=a"]
+    run = tmp_path / "outputs" / "a"
+    assert here("train", *command, cwd=tmp_path).returncode == 0
+    first = rows(run)
+    shutil.rmtree(run / "checkpoints")
+    (run / "summary.json").unlink()
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 7, "tok')
+    assert here("train", *command, cwd=tmp_path).returncode == 0
+    assert [row["step"] for row in rows(run)] == list(range(7))
+    for before, after in zip(first, rows(run), strict=True):
+        same = before.keys() - {"tokens_per_second", "mfu", "peak_memory_bytes"}
+        assert {key: before[key] for key in same} == {key: after[key] for key in same}
+
+
+def test_a_reader_that_has_seen_enough_is_no_fault(tmp_path: Path, text: list[str]) -> None:
+    command = shlex.join([sys.executable, str(ROOT / "run_prepare.py"), *text])
+    done = subprocess.run(
+        f"{command} | true; echo ${{PIPESTATUS[0]}}", shell=True, executable="/bin/bash",
+        cwd=tmp_path, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("0\n", "")
+    assert list((tmp_path / "data").glob("text-*/meta.json"))

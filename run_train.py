@@ -39,9 +39,6 @@ def main(cfg: DictConfig) -> float | None:
     from llm.training.precision import Precision, resolve_precision
 
     device = select_device(settings.trainer.device)
-    origin = None
-    if settings.init_from:
-        origin = Checkpoint.open(find_checkpoint("init_from", settings.init_from))
     with byte_progress(f"preparing {settings.data.name}") as on_progress:
         dataset = Dataset.open(prepare(settings.data, on_progress))
     precision, why = resolve_precision(settings.precision.name, device)
@@ -57,7 +54,8 @@ def main(cfg: DictConfig) -> float | None:
     with recording(run.folder, run.identity, remove_if_refused=alone) as summary:
         torch.manual_seed(settings.seed)
         model = build(settings.model).to(device)
-        if origin is not None:
+        if settings.init_from and run.checkpoint is None:
+            origin = Checkpoint.open(find_checkpoint("init_from", settings.init_from))
             load_weights(model, origin.weights(), str(origin.path))
         sweep = run.folder.parent if settings.run.sweep else None
         options, max_steps = settings.trainer, settings.trainer.max_steps

@@ -7,6 +7,10 @@ Anything else that escapes is a fault of ours, shown with its traceback and exit
 import errno
 from collections.abc import Iterable
 
+# How torch says it: on CUDA and MPS, inside cuBLAS, and on a CPU (a plain RuntimeError).
+OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+
 
 class Stop(Exception):
     """A run that ends early for a known reason. The message is one line: the thing, its value,
@@ -67,25 +71,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def as_stop(error: BaseException) -> Stop | None:
-    """The known reason behind an error of the system or of torch, or None if it is a fault of
-    ours.
-    """
+    """The known reason behind an error of the system or of torch; None for a fault of ours."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    # torch.OutOfMemoryError on CUDA; on a CPU its allocator raises a plain RuntimeError.
-    if (
-        type(error).__name__ == "OutOfMemoryError"
-        or isinstance(error, MemoryError)
-        or "can't allocate memory" in text
-    ):
-        return OutOfMemory(
-            f"out of memory ({text}): try a smaller trainer.micro_batch_size or model.block_size"
-        )
-    if isinstance(error, OSError) and error.errno in (
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EFBIG,
-        errno.EIO,
-        errno.EROFS,
-    ):
+    if isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY):
+        advice = "try a smaller trainer.micro_batch_size or model.block_size"
+        return OutOfMemory(f"out of memory ({text}): {advice}")
+    if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
         return DiskError(f"could not write {error.filename or 'a file'}: {error.strerror}")
     return None

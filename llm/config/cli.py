@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hydra.errors import CompactHydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from llm.config import (
@@ -18,7 +18,7 @@ from llm.config import (
 )
 from llm.config.settings import saved_groups
 from llm.config.verbatim import BREAK, quote_arguments, unquote
-from llm.errors import Interrupted, Refused, Stop, did_you_mean
+from llm.errors import Interrupted, Refused, Stop, as_stop, did_you_mean
 from llm.experiment.rundir import make_folder, read_summary, write_summary
 from llm.experiment.sweep import SweepStopped, follow_parent
 
@@ -41,6 +41,10 @@ def reported(main: Callable[[Any], Any]) -> Callable[[Any], Any]:
             _exit(error, 2)
         except BrokenPipeError:
             _leave()
+        except Exception as error:
+            if (known := as_stop(error)) is None:
+                raise
+            _exit(known, known.exit_status)
 
     return inner
 
@@ -63,7 +67,7 @@ def command(main: Callable[[], Any]) -> None:
         main()
     except Stop as stop:
         _exit(stop, stop.exit_status)
-    except (CompactHydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException) as error:
         _exit(error, 2)
     except ValueError as error:
         if not str(error).startswith("Config group override"):  # Hydra's word on model=1

@@ -47,6 +47,8 @@ class Grid(Sweeper):
     def __init__(
         self, max_batch_size: int | None = None, params: dict[str, str] | None = None
     ) -> None:
+        size = f"hydra.sweeper.max_batch_size={max_batch_size}"
+        require(max_batch_size is None or max_batch_size > 0, f"{size} must be at least 1, or null")
         self.max_batch_size, self.params = max_batch_size, params or {}
 
     def setup(
@@ -68,8 +70,11 @@ class Grid(Sweeper):
             [*(f"{k}={v}" for k, v in self.params.items()), *arguments]
         )
         assert self.launcher is not None
+        batches = BasicSweeper.split_arguments(overrides, self.max_batch_size)
+        if isinstance(self.launcher, ProcessLauncher):
+            self.launcher.check_all([list(job) for batch in batches for job in batch])
         results: list[JobReturn] = []
-        for batch in BasicSweeper.split_arguments(overrides, self.max_batch_size):
+        for batch in batches:
             results += self.launcher.launch(batch, initial_job_idx=len(results))
         failed = sum(result.status == JobStatus.FAILED for result in results)
         if failed:
@@ -97,9 +102,7 @@ class ProcessLauncher(Launcher):
         from llm.experiment.console import jobs_table, say, title
 
         batch = [list(overrides) for overrides in job_overrides]
-        labels = [_label(different) for different in _differences(batch)]
-        settings = [self.check(*pair) for pair in zip(batch, labels, strict=True)]
-        named = settings[0].run.sweep
+        named = self.check_all(batch)[0].run.sweep
         self.sweep = self.sweep or named or claim(MULTIRUN / f"{datetime.now():{NAME}}").name
         jobs = self.jobs(batch, self.sweep, initial_job_idx)
         typed = [Path(sys.argv[0]).name, *as_typed(sys.argv[1:])]
@@ -118,6 +121,11 @@ class ProcessLauncher(Launcher):
         if any(found["status"] != "finished" for _, found in done):
             say(f"to run what did not finish again: {again}")
         return [self.result(job, found) for job, found in done]
+
+    def check_all(self, batch: list[list[str]]) -> list[TrainSettings]:
+        """The settings of all jobs, none of which is started if one cannot work."""
+        labels = [_label(different) for different in _differences(batch)]
+        return [self.check(*pair) for pair in zip(batch, labels, strict=True)]
 
     def check(self, overrides: list[str], label: str) -> TrainSettings:
         """The settings of one job; :class:`llm.errors.Refused` with ``label`` if it cannot work."""

@@ -7,7 +7,14 @@ from llm.checkpoint.checkpoint import Checkpoint, newest_checkpoint
 from llm.config.schema import TrainSettings
 from llm.config.settings import config_digest, identity, load_plain, to_plain, to_yaml
 from llm.errors import Refused, require
-from llm.experiment.rundir import CONFIG, cut_metrics, make_folder, new_folder, read_summary
+from llm.experiment.rundir import (
+    CONFIG,
+    cut_metrics,
+    make_folder,
+    new_folder,
+    read_summary,
+    replace_text,
+)  # fmt: skip
 
 OUTPUTS = Path("outputs")
 EXTENDABLE = {"trainer.max_steps"}  # may differ from the folder's on an explicit resume=
@@ -34,6 +41,15 @@ def open_run(settings: TrainSettings, data_digest: str) -> Run:
     """
     plain = to_plain(settings)
     digests = {"config_digest": config_digest(plain, data_digest), "data_digest": data_digest}
+    evaluates = settings.trainer.eval_only
+    require(
+        not (evaluates and settings.run.name),
+        "trainer.eval_only=true trains nothing that run.name could continue: leave run.name out",
+    )
+    require(
+        settings.run.dir or not settings.run.sweep,
+        f"run.sweep={settings.run.sweep} names a sweep: add -m",
+    )
     named = settings.run.dir or (settings.run.name and str(OUTPUTS / settings.run.name))
     if not named:
         return _start(new_folder(OUTPUTS), settings, digests)
@@ -53,14 +69,16 @@ def open_run(settings: TrainSettings, data_digest: str) -> Run:
     if finished and (reached >= settings.trainer.max_steps or not settings.resume):
         loss = (summary or {}).get("best_val_loss")
         return Run(folder, digests, checkpoint, is_new=False, best_val_loss=loss, is_finished=True)
+    if checkpoint is not None:
+        checkpoint.verify()  # before anything in the folder is touched
     make_folder(folder)
     cut_metrics(folder, reached if checkpoint else -1)
-    (folder / CONFIG).write_text(to_yaml(settings), encoding="utf-8")
+    replace_text(folder / CONFIG, to_yaml(settings))
     return Run(folder, digests, checkpoint, is_new=False, best_val_loss=None)
 
 
 def _start(folder: Path, settings: TrainSettings, digests: dict[str, str]) -> Run:
-    (folder / CONFIG).write_text(to_yaml(settings), encoding="utf-8")
+    replace_text(folder / CONFIG, to_yaml(settings))
     return Run(folder, digests, None, is_new=True, best_val_loss=None)
 
 

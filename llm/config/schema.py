@@ -30,7 +30,7 @@ class Optimizer:
 
     _target_: str = "llm.training.optimizer.adamw"
     name: str = "adamw"
-    lr: float = 1e-3
+    lr: float = 2e-3
     weight_decay: float = 0.1
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
 
@@ -46,14 +46,10 @@ class Optimizer:
 
 
 @dataclass
-class ScheduleSection:
+class ScheduleSection(Schedule):
     """``schedule/``"""
 
     _target_: str = "llm.training.schedule.Cosine"
-    name: str = "cosine"
-    warmup_steps: int | None = None
-    min_lr_ratio: float = 0.1
-    cooldown_fraction: float = 0.2
 
 
 @dataclass
@@ -82,7 +78,11 @@ class LoggerSection:
     notes: str | None = None
 
     def check(self) -> None:
-        """Raise :class:`llm.errors.Refused` for an unknown mode."""
+        """Raise :class:`llm.errors.Refused` for what W&B would not take."""
+        allowed = self.project and not set(self.project) & set("/\\#?%:")
+        require(allowed, f"logger.project={self.project} must be a name without / \\ # ? % :")
+        wrong = [tag for tag in self.tags if not 1 <= len(tag) <= 64]
+        require(not wrong, f"logger.tags={self.tags}: each must have 1 to 64 characters")
         known = ("online", "offline", "disabled")
         require(
             self.mode in known,
@@ -138,9 +138,7 @@ class TrainSettings:
             self.precision.name in known,
             f"precision.name={self.precision.name}: take one of {', '.join(known)}",
         )
-        schedule = self.schedule
-        numbers = (schedule.warmup_steps, schedule.min_lr_ratio, schedule.cooldown_fraction)
-        Schedule(schedule.name, *numbers).check(self.trainer.max_steps)
+        self.schedule.check(self.trainer.max_steps)
         require(0 <= self.seed < 2**63, f"seed={self.seed} must be between 0 and 2^63")
         data, model = self.data.declared_vocab_size(), self.model.vocab_size
         require(

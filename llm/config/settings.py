@@ -64,6 +64,7 @@ def resolve(settings: TrainSettings, vocab_size: int, precision: str) -> TrainSe
     ``vocab_size`` is the tokenizer's; BPE's is padded to a multiple of 64, since matrix products
     are faster for it (nanoGPT, commit 77e7e04).
     """
+    tokens, warmup = vocab_size, settings.schedule.warmup(settings.trainer.max_steps)
     if settings.data.tokenizer == "gpt2":
         vocab_size = -(-vocab_size // 64) * 64
     shape = settings.model.resolve(vocab_size)
@@ -72,6 +73,8 @@ def resolve(settings: TrainSettings, vocab_size: int, precision: str) -> TrainSe
         model=Model(**asdict(shape)),
         precision=replace(settings.precision, name=precision),
         trainer=replace(settings.trainer, micro_batch_size=settings.trainer.micro_batch),
+        data=replace(settings.data, vocab_size=tokens),
+        schedule=replace(settings.schedule, warmup_steps=warmup),
     )
 
 

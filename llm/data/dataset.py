@@ -166,7 +166,7 @@ class BatchSampler:
         """Inputs and targets of optimizer step ``step`` (from 1): each (batch_size, block_size)
         int64.
         """
-        return _windows(self.tokens, self.positions(step), self.block_size)
+        return read_windows(self.tokens, self.positions(step), self.block_size)
 
 
 def evaluation_batches(
@@ -184,12 +184,9 @@ def evaluation_batches(
 
 def read_windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> Batch:
     """Inputs and targets, each (len(starts), block_size) int64."""
-    return _windows(tokens, starts, block_size)
-
-
-def _windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> Batch:
     rows: np.ndarray = tokens[starts[:, None] + np.arange(block_size + 1)].astype(np.int64)
-    return rows[:, :-1], rows[:, 1:]
+    # Whole arrays of their own: a view with gaps could not be copied to a GPU without waiting.
+    return np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])
 
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # splitmix64's increment, odd and without a pattern

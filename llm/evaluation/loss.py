@@ -18,6 +18,11 @@ class LossFunction(Protocol):
     def __call__(self, tokens: Tensor, targets: Tensor, reduction: str) -> Tensor: ...
 
 
+def bits_per_byte(loss: float, bytes_per_token: float) -> float:
+    """Comparable between tokenizers: bits to code one UTF-8 byte of the text (loss in nats)."""
+    return loss / math.log(2) / bytes_per_token
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Mean cross-entropy in nats over ``tokens`` targets."""
@@ -29,10 +34,6 @@ class Evaluation:
     def perplexity(self) -> float | None:
         """exp(loss), or None where that is more than a float holds."""
         return math.exp(self.loss) if self.loss < 709 else None
-
-    def bits_per_byte(self, bytes_per_token: float) -> float:
-        """Comparable between tokenizers: bits to code one UTF-8 byte of the text."""
-        return self.loss / math.log(2) / bytes_per_token
 
 
 @torch.no_grad()

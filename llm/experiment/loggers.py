@@ -9,7 +9,8 @@ import secrets
 import shutil
 import string
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
@@ -60,7 +61,7 @@ class RunLogger:
         self.metrics.flush()
         if self.wandb_run is not None:
             known = {key: v for key, v in row.items() if v is not None and key != "step"}
-            self.wandb_run.log(known, step=row["step"])
+            self._to_wandb(lambda run: run.log(known, step=row["step"]))
         self.screen.log(row)
 
     def sample(self, step: int, prompt: str, text: str) -> None:
@@ -73,14 +74,22 @@ class RunLogger:
 
             # Html is a plain media file; a Table would make an artifact with every sample.
             shown = wandb.Html(f"<pre>{html.escape(prompt + text)}</pre>")
-            self.wandb_run.log({"sample": shown}, step=step)
+            self._to_wandb(lambda run: run.log({"sample": shown}, step=step))
         self.screen.sample(step, text)
 
     def close(self, exit_code: int) -> None:
         """End the W&B run, so that the next one of this process does not merge into it."""
         self.metrics.close()
-        if self.wandb_run is not None:
-            self.wandb_run.finish(exit_code=exit_code)
+        self._to_wandb(lambda run: run.finish(exit_code=exit_code))
+
+    def _to_wandb(self, call: Callable[[Any], object]) -> None:
+        """Whatever goes wrong in W&B is a warning: the run and its own files are worth more."""
+        try:
+            if self.wandb_run is not None:
+                call(self.wandb_run)
+        except Exception as error:
+            self.wandb_run = None
+            warn(f"W&B failed, so this run is logged to {METRICS} only: {_first_line(error)}")
 
 
 def new_run_id() -> str:
@@ -135,37 +144,46 @@ def start_wandb(
             "type `wandb login`, or set logger.mode=offline"
         )
         mode = "offline"
-    settings = wandb.Settings(
-        console="off",  # progress bars would fill its log with escape codes; the run has its own
-        init_timeout=15,
-        x_transaction_log_flush_interval=2,  # seconds; by default a killed run loses its last 15
-        x_disable_meta=True,  # neither the command line nor the host goes to W&B;
-        host="",  # without this the host is in the record of the run all the same
-        save_code=False,
-        silent=True,
-    )
-    arguments: dict[str, Any] = {
-        "project": options.project, "entity": options.entity, "name": options.name or folder.name,
-        "tags": options.tags, "notes": options.notes,
-        "group": sweep.name if sweep else None, "job_type": "train",
-        "id": run_id, "resume": "allow",
-        "dir": str(folder), "config": config, "settings": settings,
-    }  # fmt: skip
-    before = set(folder.glob("wandb/run-*"))
     try:
-        run = wandb.init(mode=mode, **arguments)
-    except wandb.errors.Error as error:
-        warn(f"W&B cannot be reached, so this run is logged offline: {str(error).splitlines()[0]}")
-        wandb.teardown()  # its service holds on to the id of the run that did not start
-        for left_behind in set(folder.glob("wandb/run-*")) - before:
-            shutil.rmtree(left_behind, ignore_errors=True)
-        run = wandb.init(mode="offline", **arguments)
+        settings = wandb.Settings(
+            console="off",  # progress bars would fill its log with escape codes
+            init_timeout=15,
+            x_transaction_log_flush_interval=2,  # seconds; by default a killed run loses 15
+            x_disable_meta=True,  # neither the command line nor the host goes to W&B
+            host="",  # without this the host is in the record of the run all the same
+            save_code=False,
+            silent=True,
+        )
+        start = partial(
+            wandb.init, project=options.project, entity=options.entity,
+            name=options.name or folder.name, tags=options.tags, notes=options.notes,
+            group=sweep.name if sweep else None, job_type="train", id=run_id, resume="allow",
+            dir=str(folder), config=config, settings=settings,
+        )  # fmt: skip
+        before = set(folder.glob("wandb/run-*"))
+        try:
+            run = start(mode=mode)
+        except (wandb.errors.CommError, wandb.errors.UsageError) as error:
+            if mode == "offline":
+                raise
+            warn(f"W&B cannot be used online, so this run is logged offline: {_first_line(error)}")
+            wandb.teardown()  # its service holds on to the id of the run that did not start
+            for left_behind in set(folder.glob("wandb/run-*")) - before:
+                shutil.rmtree(left_behind, ignore_errors=True)
+            run = start(mode="offline")
+    except Exception as error:
+        warn(f"W&B cannot be used, so this run is logged to {METRICS} only: {_first_line(error)}")
+        return None
     run.define_metric("tokens")
     run.define_metric("*", step_metric="tokens")
     run.define_metric("val/loss", step_metric="tokens", summary="min,last")
     if sweep is not None and run.settings.sync_dir:
         _link(sweep / "wandb", Path(run.settings.sync_dir))
     return run
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _link(folder: Path, run: Path) -> None:

@@ -68,15 +68,23 @@ def read_summary(folder: Path) -> Plain | None:
     return summary if isinstance(summary, dict) else None
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write a whole file or, where that fails, nothing: it is either the old or the new text."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_summary(folder: Path, **values: Any) -> None:
     """Write ``summary.json`` in one piece; keys that are not given are null."""
     summary = {key: values.get(key) for key in SUMMARY_KEYS}
-    temporary = folder / f".{SUMMARY}.{os.getpid()}"
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(summary, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / SUMMARY)
+    replace_text(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
 
 
 def cut_metrics(folder: Path, step: int) -> None:
@@ -86,7 +94,7 @@ def cut_metrics(folder: Path, step: int) -> None:
         if path.exists():
             lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
             kept = [line for line in lines if _step(line) <= step]
-            path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            replace_text(path, "".join(line + "\n" for line in kept))
 
 
 def _step(line: str) -> float:
@@ -143,7 +151,7 @@ def recording(folder: Path, facts: Plain, remove_if_refused: bool) -> Iterator[P
     except Stop as stop:
         status, reason = stop.status, str(stop)
         log.error("%s: %s", status, reason)
-        if isinstance(stop, Interrupted):
+        if isinstance(stop, Interrupted) and (folder / "checkpoints").exists():
             command = shlex.join(["python", "run_train.py", f"resume={folder}"])
             raise Interrupted(f"{stop}; to continue: {command}") from None
         raise

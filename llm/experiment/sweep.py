@@ -78,7 +78,7 @@ def _wait(command: list[str], timeout_seconds: float | None) -> int | None:
         _ask_to_stop(child)
         raise
     finally:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: all are zombies
             os.killpg(child.pid, signal.SIGKILL)  # a job still running, or something it left behind
         child.wait()
         os.close(writing)
@@ -92,9 +92,14 @@ def _ask_to_stop(child: subprocess.Popen[bytes]) -> None:
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[None]:
+    received: list[int] = []
+
     def stop(number: int, frame: object) -> None:
-        signal.signal(number, signal.SIG_IGN)  # once is enough; the job is being waited for
-        raise SweepStopped(signal.Signals(number).name)
+        received.append(number)
+        if len(received) == 1:
+            raise SweepStopped(signal.Signals(number).name)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt  # a second Ctrl-C: the job is not waited for any longer
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

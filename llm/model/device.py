@@ -42,6 +42,14 @@ def select_device(name: str, key: str = "trainer.device") -> torch.device:
     return torch.device(name)
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all it was told to; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def describe(device: torch.device) -> str:
     """The device's name, with its memory or its threads."""
     if device.type == "cuda":

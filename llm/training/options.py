@@ -20,7 +20,7 @@ class TrainerOptions:
     micro_batch_size: int | None = None  # sequences per forward pass; None: batch_size
     grad_clip: float = 1.0  # 0: none
     eval_interval: int = 200
-    eval_batches: int | None = 40  # of batch_size sequences; None: the whole split
+    eval_batches: int | None = 40  # of 8 sequences; None: the whole split
     eval_only: bool = False
     log_interval: int = 20
     checkpoint_interval: int | None = 200

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from llm.errors import require
 
 
-@dataclass(frozen=True)
+@dataclass
 class Schedule:
     """Linear warm-up, then what :meth:`after_warmup` says."""
 
-    name: str
+    name: str = "cosine"
     warmup_steps: int | None = None  # None: min(100, max_steps // 10)
-    min_lr_ratio: float = 0.0
+    min_lr_ratio: float = 0.1
     cooldown_fraction: float = 0.2
 
     def check(self, max_steps: int) -> None:

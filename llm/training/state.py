@@ -40,6 +40,8 @@ def training_tensors(
     tensors["random/cpu"] = torch.get_rng_state()
     if device.type == "cuda":
         tensors["random/cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        tensors["random/mps"] = torch.mps.get_rng_state()
     return tensors
 
 
@@ -69,3 +71,5 @@ def restore_training(
     torch.set_rng_state(tensors["random/cpu"])
     if device.type == "cuda" and "random/cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random/cuda"], device)
+    elif device.type == "mps" and "random/mps" in tensors:
+        torch.mps.set_rng_state(tensors["random/mps"])

@@ -13,8 +13,8 @@ from torch import Tensor
 from llm.checkpoint.checkpoint import Checkpoint, CheckpointFolder, load_weights
 from llm.data.dataset import Batch, BatchSampler, Dataset, evaluation_batches, read_windows
 from llm.errors import Diverged, Interrupted
-from llm.evaluation.loss import evaluate
-from llm.model.device import peak_memory_bytes
+from llm.evaluation.loss import bits_per_byte, evaluate
+from llm.model.device import peak_memory_bytes, synchronize
 from llm.model.gpt import GPT, IGNORED
 from llm.sampling.generate import SamplingOptions, generate
 from llm.training.interrupt import StopRequest
@@ -25,6 +25,7 @@ from llm.training.state import Progress, restore_training, training_tensors
 from llm.training.throughput import flops_per_token, peak_flops
 
 SAMPLE = SamplingOptions(max_new_tokens=200)
+EVAL_BATCH = 8  # sequences; not batch_size, or runs with different ones would not be comparable
 Row = dict[str, float | int | None]
 
 
@@ -55,18 +56,9 @@ class Trainer:
         **options: Any,
     ) -> None:
         self.options = TrainerOptions(**options)
-        self.model, self.dataset, self.optimizer, self.schedule = (
-            model,
-            dataset,
-            optimizer,
-            schedule,
-        )
-        self.precision, self.checkpoints, self.logger, self.seed = (
-            precision,
-            checkpoints,
-            logger,
-            seed,
-        )
+        self.model, self.dataset, self.seed = model, dataset, seed
+        self.optimizer, self.schedule, self.precision = optimizer, schedule, precision
+        self.checkpoints, self.logger = checkpoints, logger
         self.device = model.embed.weight.device
         self.block_size, self.batch_size = model.config.block_size, self.options.batch_size
         self.sampler = BatchSampler(
@@ -75,10 +67,8 @@ class Trainer:
         # Compiled, it has the same weights and fused kernels.
         self.network = torch.compile(model) if self.options.compile else model
         self.progress = Progress()
-        self.flops_per_token, self.peak_flops = (
-            flops_per_token(model),
-            peak_flops(self.device, precision.name),
-        )
+        self.flops_per_token = flops_per_token(model)
+        self.peak_flops = peak_flops(self.device, precision.name)
         self.logged = (0, 0.0)  # tokens and train_seconds at the last logged step
 
     def fit(self) -> Progress:
@@ -91,14 +81,12 @@ class Trainer:
         with StopRequest() as stop:
             if progress.val_loss is None or options.eval_only:
                 self.log(self.evaluate())
-            while (
-                not options.eval_only
-                and progress.step < options.max_steps
-                and not self.is_over(stop)
-            ):
+            last_step = 0 if options.eval_only else options.max_steps
+            while progress.step < last_step and not self.is_over(stop):
                 with self.clock("train_seconds"):
+                    loss, grad_norm = self.optimizer_step(progress.step + 1)
                     progress.step += 1
-                    loss, grad_norm = self.optimizer_step(progress.step)
+                    self.wait_for_device()
                 self.logger.tick(progress.step)
                 row: Row = {}
                 if self.is_due(options.log_interval):
@@ -112,11 +100,10 @@ class Trainer:
                     self.save(loss)
             if stop.received and options.eval_only:
                 raise Interrupted(f"{stop.received.name} while evaluating")
-            if stop.received:
+            if stop.received and progress.step < options.max_steps:
                 self.save()
-                raise Interrupted(
-                    f"{stop.received.name} at step {progress.step}: the checkpoint is saved"
-                )
+                name = stop.received.name
+                raise Interrupted(f"{name} at step {progress.step}: the checkpoint is saved")
             if not options.eval_only:  # what an early end has left undone
                 if not self.is_due(options.eval_interval):
                     self.log(self.evaluate())
@@ -130,6 +117,13 @@ class Trainer:
         return (at_end and step == self.options.max_steps) or (
             interval is not None and step % interval == 0
         )
+
+    def wait_for_device(self) -> None:
+        """Let what a GPU has queued finish, where the time is read next; not after every step."""
+        options = self.options
+        intervals = (options.log_interval, options.eval_interval, options.checkpoint_interval)
+        if any(self.is_due(interval) for interval in intervals):
+            synchronize(self.device)
 
     def is_over(self, stop: StopRequest) -> bool:
         """Whether a signal, the time limit or a loss that no longer improves ends the run early."""
@@ -171,7 +165,8 @@ class Trainer:
         x, y = (torch.from_numpy(array) for array in batch)
         if self.device.type == "cuda":
             x, y = x.pin_memory(), y.pin_memory()
-        return x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+        overlap = self.device.type == "cuda"  # elsewhere it could be read before it has arrived
+        return x.to(self.device, non_blocking=overlap), y.to(self.device, non_blocking=overlap)
 
     def training_row(self, loss: Tensor, grad_norm: Tensor) -> Row:
         """The numbers of this step. Reading them waits for the device: not done at every step."""
@@ -191,7 +186,7 @@ class Trainer:
     def evaluate(self) -> Row:
         """Loss on a fixed set of validation windows; the lowest so far keeps the weights."""
         options, progress = self.options, self.progress
-        sequences = None if options.eval_batches is None else options.eval_batches * self.batch_size
+        sequences = None if options.eval_batches is None else options.eval_batches * EVAL_BATCH
         starts = evaluation_batches(
             self.dataset.val, self.block_size, options.micro_batch, sequences
         )
@@ -211,13 +206,13 @@ class Trainer:
         if progress.best_val_loss is None or found.loss < progress.best_val_loss:
             progress.best_val_loss, progress.best_step = found.loss, progress.step
             progress.evaluations_since_best = 0
-            if progress.step > 0 and not options.eval_only:
+            if not options.eval_only:
                 with self.clock("checkpoint_seconds"):
                     self.checkpoints.save_best(progress.step, self.model.state_dict(), self.state())
         return {
             "val/loss": found.loss,
             "val/perplexity": found.perplexity,
-            "val/bits_per_byte": found.bits_per_byte(self.dataset.bytes_per_token),
+            "val/bits_per_byte": bits_per_byte(found.loss, self.dataset.bytes_per_token),
         }
 
     def log(self, row: Row) -> None:
@@ -269,10 +264,8 @@ class Trainer:
             "val_loss": progress.val_loss,
             "bits_per_byte": None
             if best is None
-            else best / math.log(2) / self.dataset.bytes_per_token,
-            "tokens_per_second": progress.tokens / progress.train_seconds
-            if progress.train_seconds
-            else None,
+            else bits_per_byte(best, self.dataset.bytes_per_token),
+            "tokens_per_second": progress.tokens / (progress.train_seconds or math.inf),
             "peak_memory_bytes": peak_memory_bytes(self.device),
             "train_seconds": progress.train_seconds,
         }
@@ -302,8 +295,5 @@ class Trainer:
         try:
             yield
         finally:
-            setattr(
-                self.progress,
-                counter,
-                getattr(self.progress, counter) + time.perf_counter() - start,
-            )
+            spent = getattr(self.progress, counter) + time.perf_counter() - start
+            setattr(self.progress, counter, spent)

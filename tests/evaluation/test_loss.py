@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llm.evaluation.loss import Evaluation, evaluate
+from llm.evaluation.loss import Evaluation, bits_per_byte, evaluate
 from llm.model.gpt import GPT, IGNORED
 
 VOCABULARY = 12
@@ -93,12 +93,12 @@ def test_guessing_among_equals_has_their_number_as_perplexity() -> None:
 
     found = evaluate(uniform, [some_batch(2, [])])
     assert found.perplexity == pytest.approx(256, rel=1e-5)
-    assert found.bits_per_byte(bytes_per_token=1) == pytest.approx(8, rel=1e-5)
-    assert found.bits_per_byte(bytes_per_token=4) == pytest.approx(2, rel=1e-5)
+    assert bits_per_byte(found.loss, bytes_per_token=1) == pytest.approx(8, rel=1e-5)
+    assert bits_per_byte(found.loss, bytes_per_token=4) == pytest.approx(2, rel=1e-5)
 
 
 def test_a_token_of_two_bytes_at_ln_two_is_half_a_bit_per_byte() -> None:
-    assert Evaluation(math.log(2), 10).bits_per_byte(2) == pytest.approx(0.5)
+    assert bits_per_byte(math.log(2), 2) == pytest.approx(0.5)
 
 
 def test_a_perplexity_that_no_float_holds_is_none() -> None:

@@ -137,7 +137,7 @@ def test_wandb_learns_how_a_run_ended(error: Exception, exit_code: int, folder: 
 
 
 @pytest.mark.parametrize(
-    ("key", "warning"), [(None, "W&B has no API key"), ("short", "W&B cannot be reached")]
+    ("key", "warning"), [(None, "W&B has no API key"), ("short", "W&B cannot be used online")]
 )
 def test_online_without_a_usable_key_is_offline_with_one_warning(
     key: str | None,
@@ -175,7 +175,7 @@ def test_online_without_a_network_is_offline_with_one_warning(
         log(logger)
     assert time.monotonic() - started < 60
     shown = capfd.readouterr()
-    assert shown.out.count("warning: W&B cannot be reached, so this run is logged offline") == 1
+    assert shown.out.count("warning: W&B cannot be used online, so this run is logged offline") == 1
     assert shown.err == ""
     assert len(wandb_file.read(folder)["history"]) >= 3
     assert wandb_file.read(folder)["run"].run_id == logger.run_id

@@ -156,7 +156,7 @@ def test_every_end_has_its_status_and_reason(
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
     folder = tmp_path / "it's (mine)"
-    folder.mkdir()
+    (folder / "checkpoints").mkdir(parents=True)
     with pytest.raises(Interrupted) as stop, recording(folder, {}, remove_if_refused=True):
         raise Interrupted("SIGTERM at step 4: the checkpoint is saved")
     command = str(stop.value).partition("to continue: ")[2]

@@ -36,7 +36,7 @@ def test_a_whole_run_leaves_its_last_steps_and_its_best(make_trainer: MakeTraine
 def test_the_best_checkpoint_has_the_weights_of_the_lowest_validation_loss(
     make_trainer: MakeTrainer,
 ) -> None:
-    trainer = make_trainer(eval_interval=1, lr=0.3)  # so high that the loss goes up again
+    trainer = make_trainer(eval_interval=1, lr=1.0)  # so high that the loss goes up again
     progress = trainer.fit()
     losses = trainer.logger.column("val/loss")
     assert progress.best_val_loss == min(losses.values()) < losses[8]

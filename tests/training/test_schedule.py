@@ -29,14 +29,14 @@ def test_cosine_by_hand(step: int, share: float) -> None:
     ("step", "share"), [(1, 0.5), (2, 1.0), (6, 1.0), (7, 0.75), (8, 0.5), (10, 0.0), (99, 0.0)]
 )
 def test_wsd_by_hand(step: int, share: float) -> None:
-    schedule = WSD("wsd", warmup_steps=1, cooldown_fraction=0.4)
+    schedule = WSD("wsd", warmup_steps=1, min_lr_ratio=0.0, cooldown_fraction=0.4)
     assert schedule(step, max_steps=10) == pytest.approx(share)
 
 
 def test_wsd_ends_at_the_least_rate_and_without_cooldown_at_the_full_one() -> None:
     assert WSD("wsd", 0, min_lr_ratio=0.25)(10, 10) == pytest.approx(0.25)
     assert WSD("wsd", 0, cooldown_fraction=0.0)(10, 10) == 1.0
-    assert WSD("wsd", 5, cooldown_fraction=1.0)(6, 10) == pytest.approx(0.8)
+    assert WSD("wsd", 5, min_lr_ratio=0.0, cooldown_fraction=1.0)(6, 10) == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize(("step", "share"), [(1, 0.25), (3, 0.75), (4, 1.0), (10, 1.0), (99, 1.0)])

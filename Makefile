@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 LINT := llm tests benchmarks run_prepare.py run_train.py run_sample.py
 
 help:  ## print this help
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 train: $(VENV)/.core  ## fresh machine: install, prepare Shakespeare, train a small model, print a sample
 	$(RUN) run_prepare.py data=shakespeare_char
@@ -15,12 +15,15 @@ train: $(VENV)/.core  ## fresh machine: install, prepare Shakespeare, train a sm
 test: $(VENV)/.dev  ## fresh machine: install, then run the whole test suite
 	$(RUN) -m pytest
 
+test-slow: $(VENV)/.dev  ## what takes minutes: torch.compile, W&B without a network
+	$(RUN) -m pytest -m slow
+
 lint: $(VENV)/.dev  ## ruff and mypy
 	$(RUN) -m ruff check $(LINT)
 	$(RUN) -m ruff format --check $(LINT)
 	$(RUN) -m mypy
 
-bench: $(VENV)/.dev  ## measure training and sampling speed on this machine
+bench: $(VENV)/.dev  ## measure training speed on this machine
 	$(RUN) -m benchmarks.step
 
 clean:  ## remove the virtual environment and caches (runs and data stay)
@@ -39,5 +42,5 @@ $(VENV)/.dev: $(VENV)/.core
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.PHONY: help train test lint bench clean
+.PHONY: help train test test-slow lint bench clean
 .DEFAULT_GOAL := help

@@ -16,10 +16,8 @@ from typing import Any, Literal, Protocol, cast
 
 from llm.checkpoint.checkpoint import Checkpoint
 from llm.errors import Stop
-from llm.experiment.console import TrainingScreen, warn
+from llm.experiment.console import Row, TrainingScreen, warn
 from llm.experiment.rundir import METRICS, SAMPLES
-
-Row = dict[str, float | int | None]
 
 
 class RunLike(Protocol):

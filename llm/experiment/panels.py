@@ -78,3 +78,4 @@ def show_already_finished(folder: Path) -> None:
     """Nothing is left to do."""
     command = f"python run_train.py {shlex.quote(f'resume={folder}')} trainer.max_steps=MORE"
     say(f"{folder} is finished already. To train on: {command}")
+    say("(raise trainer.max_minutes or trainer.patience too, if one of them has ended it)")

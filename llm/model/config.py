@@ -1,6 +1,6 @@
 """The shape of a network as plain numbers, without torch, so that a run can be planned quickly."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 from llm.errors import require
 
@@ -115,11 +115,6 @@ class GPTConfig:
         a multiple of 64.
         """
         return -(-8 * self.n_embed // 3 // 64) * 64 if self.mlp == "swiglu" else 4 * self.n_embed
-
-    @classmethod
-    def keys(cls) -> list[str]:
-        """The names of all options."""
-        return [field.name for field in fields(cls)]
 
 
 def _nearby(number: int, divisor: int) -> str:

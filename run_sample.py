@@ -1,6 +1,4 @@
-"""Continue a prompt with a trained model: python run_sample.py ckpt=outputs/<date>/<time>
-prompt="ROMEO:"
-"""
+"""Continue a prompt: python run_sample.py ckpt=outputs/<date>/<time> prompt="ROMEO:" """
 
 import hydra
 from omegaconf import DictConfig

@@ -48,10 +48,11 @@ def here(command: str, *typed: str, cwd: Path, stdin: bytes = b"", **environment
 @contextlib.contextmanager
 def started(command: str, *typed: str, cwd: Path) -> Iterator[subprocess.Popen[str]]:
     """The same in a process of its own that is still running; it is gone afterwards."""
+    environment = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
     process = subprocess.Popen(
         [sys.executable, str(ROOT / f"run_{command}.py"), *typed],
         cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
+        env=environment | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     try:
         yield process

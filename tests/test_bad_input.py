@@ -69,7 +69,7 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     (["resume=here is none"], ["resume=here is none does not exist"]),
     (["resume=."], ["resume=. is not a run folder: it has no config.yaml"]),
     (["resume="], ["resume is empty"]),
-    (["init_from=nowhere", *CHAR, "data.path=play.txt"], ["init_from=nowhere does not exist"]),
+    (["init_from="], ["init_from is empty"]),
     (["data=text"], ["data.path is missing"]),
     ([*CHAR, "data.path=it's not there"], ["data.path=it's not there does not exist"]),
     (["-m", "seed=1,2", "run.name=x"], ["run.name= names one run", "none was started"]),
@@ -155,12 +155,14 @@ def test_a_run_folder_that_cannot_be_written_is_refused(folder: Path) -> None:
     assert {name.partition("/")[0] for name in listing(folder)} == {"play.txt", "data"}
 
 
-def test_weights_that_do_not_fit_are_refused_and_the_new_folder_is_removed(
+def test_weights_that_are_not_there_or_do_not_fit_are_refused_and_leave_no_run(
     folder: Path, trained: Path
 ) -> None:
     text = [*CHAR, "data.path=play.txt", *TINY_RUN]
     done = here("train", *text, f"init_from={trained}/outputs/a", cwd=folder)
     assert_refused(done, "outputs/a/checkpoints/best: embed.weight has shape", "this model needs")
+    done = here("train", *text, "init_from=it's nowhere", cwd=folder)
+    assert_refused(done, "init_from=it's nowhere does not exist")
     assert not (folder / "outputs").exists()
 
 

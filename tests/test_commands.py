@@ -184,7 +184,7 @@ def test_every_end_has_its_exit_status_and_its_summary(
         assert done.stderr.startswith("run_train.py: ")
         assert done.stderr.count("\n") == 1
     found = summary(original / "outputs" / word)
-    assert (found["status"], found["step"]) == (word, 1)
+    assert (found["status"], found["step"]) == (word, 0)
     assert found["reason"]
     shutil.rmtree(original / "outputs" / word)
 

@@ -183,9 +183,7 @@ def test_a_job_can_be_repeated_by_hand(sweep: Sweep, tmp_path: Path) -> None:
 
 
 def test_folders_of_jobs_have_plain_short_names_of_their_own(sweep: Sweep) -> None:
-    done, jobs = sweep(
-        "logger.tags=[a],[b c],['a']", "logger.project=x/../y,'é'", "run.sweep=names"
-    )
+    done, jobs = sweep("logger.tags=[a],[b c],['a']", "logger.entity=x/../y,'é'", "run.sweep=names")
     assert done.returncode == 0, done.stderr
     names = [job.folder.name for job in jobs]
     assert len(set(names)) == 6
@@ -193,7 +191,7 @@ def test_folders_of_jobs_have_plain_short_names_of_their_own(sweep: Sweep) -> No
         assert job.folder.parent == Path("multirun/names")
         assert set(job.folder.name) <= SAFE
         assert job.folder.name.strip(".") != ""
-    _, jobs = sweep(f"logger.project={'x' * 200}1,{'x' * 200}2", "run.sweep=long")
+    _, jobs = sweep(f"logger.entity={'x' * 200}1,{'x' * 200}2", "run.sweep=long")
     assert len({job.folder.name for job in jobs}) == 2
     assert all(len(job.folder.name) <= 120 for job in jobs)
 

@@ -94,6 +94,7 @@ class ProcessLauncher(Launcher):
         """Keep what :meth:`launch` needs; called by Hydra once per sweep."""
         self.loader, self.config = hydra_context.config_loader, config
         self.sweep: str | None = None  # its name, the same for all batches
+        self.checked: dict[tuple[str, ...], TrainSettings] = {}
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
@@ -129,13 +130,17 @@ class ProcessLauncher(Launcher):
 
     def check(self, overrides: list[str], label: str) -> TrainSettings:
         """The settings of one job; :class:`llm.errors.Refused` with ``label`` if it cannot work."""
+        known = self.checked.get(tuple(overrides))
+        if known is not None:
+            return known
         config = self.loader.load_sweep_config(self.config, overrides)
         with open_dict(config):
             del config["hydra"]
         try:
             require(not config.resume, "resume= continues one run: take run.sweep= for a sweep")
             require(not config.run.name, "run.name= names one run: take run.sweep= for a sweep")
-            return read_settings(config, TrainSettings)
+            settings = self.checked[tuple(overrides)] = read_settings(config, TrainSettings)
+            return settings
         except Refused as refusal:
             raise Refused(f"job {label} cannot run, so none was started: {refusal}") from None
 

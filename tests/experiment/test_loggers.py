@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,14 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_service() -> Iterator[None]:
+    """W&B's service ends with this file; processes that are started later would turn to it."""
+    yield
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].teardown()
 
 
 @pytest.fixture
@@ -134,6 +143,22 @@ def test_wandb_learns_how_a_run_ended(error: Exception, exit_code: int, folder: 
     with pytest.raises(type(error)), open_logger(Run(folder), LoggerSection(), {}, 4, None):
         raise error
     assert wandb_file.read(folder)["exit_code"] == exit_code
+
+
+@pytest.mark.parametrize("broken", ["wandb.init", "wandb.Run.log", "wandb.Run.finish"])
+def test_a_fault_of_wandb_is_one_warning_and_the_run_goes_on(
+    broken: str, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import wandb
+
+    with (
+        patch(broken, side_effect=RuntimeError("oh")),
+        open_logger(Run(folder), LoggerSection(), CONFIG, 4, None) as logger,
+    ):
+        log(logger)
+    wandb.finish()  # the run that is left over would be given to the next one of this process
+    assert [row["step"] for row in rows(folder)] == [0, 2, 4]
+    assert capfd.readouterr().out.count("logged to metrics.jsonl only: oh") == 1
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,8 @@ class Trainer:
         # Compiled, it has the same weights and fused kernels.
         self.network = torch.compile(model) if self.options.compile else model
         self.progress = Progress()
+        self.at_end = False  # whether this step is the last one
+        self.saved_step: int | None = None
         self.flops_per_token = flops_per_token(model)
         self.peak_flops = peak_flops(self.device, precision.name)
         self.logged = (0, 0.0)  # tokens and train_seconds at the last logged step
@@ -81,11 +83,12 @@ class Trainer:
         with StopRequest() as stop:
             if progress.val_loss is None or options.eval_only:
                 self.log(self.evaluate())
-            last_step = 0 if options.eval_only else options.max_steps
-            while progress.step < last_step and not self.is_over(stop):
+            self.at_end = options.eval_only or self.is_over()
+            while not (self.at_end or stop.received or self.is_out_of_patience()):
                 with self.clock("train_seconds"):
                     loss, grad_norm = self.optimizer_step(progress.step + 1)
                     progress.step += 1
+                    self.at_end = self.is_over()
                     self.wait_for_device()
                 self.logger.tick(progress.step)
                 row: Row = {}
@@ -100,23 +103,28 @@ class Trainer:
                     self.save(loss)
             if stop.received and options.eval_only:
                 raise Interrupted(f"{stop.received.name} while evaluating")
-            if stop.received and progress.step < options.max_steps:
-                self.save()
+            if self.saved_step != progress.step and not options.eval_only:
+                self.save()  # patience or a signal ended it
+            if stop.received and not self.at_end:
                 name = stop.received.name
                 raise Interrupted(f"{name} at step {progress.step}: the checkpoint is saved")
-            if not options.eval_only:  # what an early end has left undone
-                if not self.is_due(options.eval_interval):
-                    self.log(self.evaluate())
-                if not self.is_due(options.checkpoint_interval):
-                    self.save()
         return progress
 
     def is_due(self, interval: int | None, at_end: bool = True) -> bool:
         """Whether what happens every ``interval`` steps is due now; at the last step all is."""
-        step = self.progress.step
-        return (at_end and step == self.options.max_steps) or (
-            interval is not None and step % interval == 0
-        )
+        due = interval is not None and self.progress.step % interval == 0
+        return due or (at_end and self.at_end)
+
+    def is_over(self) -> bool:
+        """Whether the steps or the minutes are used up."""
+        minutes = self.options.max_minutes
+        out_of_time = minutes is not None and self.progress.seconds >= 60 * minutes
+        return out_of_time or self.progress.step >= self.options.max_steps
+
+    def is_out_of_patience(self) -> bool:
+        """Whether the validation loss has not improved for too many evaluations."""
+        patience = self.options.patience
+        return patience is not None and self.progress.evaluations_since_best >= patience
 
     def wait_for_device(self) -> None:
         """Let what a GPU has queued finish, where the time is read next; not after every step."""
@@ -124,13 +132,6 @@ class Trainer:
         intervals = (options.log_interval, options.eval_interval, options.checkpoint_interval)
         if any(self.is_due(interval) for interval in intervals):
             synchronize(self.device)
-
-    def is_over(self, stop: StopRequest) -> bool:
-        """Whether a signal, the time limit or a loss that no longer improves ends the run early."""
-        minutes, patience = self.options.max_minutes, self.options.patience
-        out_of_time = minutes is not None and self.progress.seconds >= 60 * minutes
-        out_of_patience = patience is not None and self.progress.evaluations_since_best >= patience
-        return stop.received is not None or out_of_time or out_of_patience
 
     def optimizer_step(self, step: int) -> tuple[Tensor, Tensor]:
         """One update from one batch, in micro-batches: its mean loss and gradient norm."""
@@ -247,6 +248,7 @@ class Trainer:
             self.checkpoints.save(
                 self.progress.step, self.model.state_dict(), tensors, self.state()
             )
+        self.saved_step = self.progress.step
 
     def state(self) -> dict[str, Any]:
         """The plain values of a checkpoint."""
@@ -276,6 +278,7 @@ class Trainer:
         restore_training(checkpoint.training(), self.model, self.optimizer, self.device)
         self.precision.scaler.load_state_dict(checkpoint.state["scaler"])
         self.progress = Progress(**checkpoint.state["progress"])
+        self.saved_step = checkpoint.step
         self.logged = (self.progress.tokens, self.progress.train_seconds)
 
     def finite(self, loss: Tensor) -> float:

@@ -52,7 +52,7 @@ def test_time_running_out_ends_with_an_evaluation_and_a_checkpoint(
     trainer = make_trainer(max_minutes=30)
 
     def an_hour_passes(step: int) -> None:
-        trainer.progress.train_seconds += 3600 * (step == 3)
+        trainer.progress.train_seconds += 3600 * (step == 2)
 
     trainer.logger.on_tick = an_hour_passes
     assert trainer.fit().step == 3

@@ -15,6 +15,8 @@ def main(cfg: DictConfig) -> None:
 
     settings = read_settings(cfg, SampleSettings)
 
+    import sys
+
     from llm.checkpoint.checkpoint import Checkpoint, find_checkpoint
     from llm.experiment.samples import print_sample, read_prompt
     from llm.model.device import select_device
@@ -29,6 +31,7 @@ def main(cfg: DictConfig) -> None:
         checkpoint.tokenizer, settings.prompt, settings.prompt_file, checkpoint.model.block_size
     )
     model = checkpoint.load_model(select_device(settings.device, key="device"))
+    print(f"{checkpoint.path.resolve().name} of {settings.ckpt}", file=sys.stderr)
     for number in range(settings.num_samples):
         if number:
             print("-" * 80)

@@ -73,6 +73,7 @@ def main(cfg: DictConfig) -> float | None:
                 checkpoints=checkpoints,
                 logger=logger,
                 seed=settings.seed,
+                pretrained=settings.init_from is not None,
             )
             if run.checkpoint is not None:
                 trainer.resume(run.checkpoint)

@@ -4,6 +4,7 @@ import functools
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -55,10 +56,7 @@ def command(main: Callable[[], Any]) -> None:
     ``HYDRA_FULL_ERROR=1`` in the environment shows the traceback as well.
     """
     follow_parent()
-    # OpenMP's threads spin while they wait for each other. Sleeping takes up to twice as long on an
-    # idle machine, but where others want the cores too, a spinning thread holds up the one that it
-    # waits for: then a training step takes ten times as long. Read by torch when it is imported.
-    if os.getloadavg()[0] >= (os.cpu_count() or 1):
+    if _others_want_the_cores():
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault(WANTED, os.environ.get(TRACEBACK, ""))
     os.environ[TRACEBACK] = "1"  # makes Hydra raise what it would print before it exits with 1
@@ -79,6 +77,24 @@ def command(main: Callable[[], Any]) -> None:
         sys.exit(130)
     except BrokenPipeError:
         _leave()
+
+
+def _others_want_the_cores(samples: int = 4) -> bool:
+    """Whether something else keeps running, by Linux's count of what is running at a moment.
+
+    OpenMP's threads, which torch computes with on a CPU, spin while they wait for each other.
+    Sleeping takes up to twice as long on an idle machine. But where others want the cores too, a
+    spinning thread holds up the one that it waits for, and a step takes ten times as long.
+    """
+    running = []
+    for _ in range(samples):
+        try:
+            fields = Path("/proc/loadavg").read_text(encoding="ascii").split()
+        except OSError:  # another system, whose torch does not bring this OpenMP
+            return False
+        running.append(int(fields[3].partition("/")[0]))  # this process among them
+        time.sleep(0.01)
+    return min(running) > 1
 
 
 def _leave() -> NoReturn:
@@ -135,6 +151,8 @@ def one_line(error: BaseException) -> str:
         said = str(error).splitlines()
         reason = [line for line in said if not line.startswith(("Error parsing", "See http"))]
         why = re.sub(r" expecting \{.*\}", "", (reason or said)[0].strip())
+        if "missing EQUAL" in why:
+            why = "there is no = in it (or spaces around it)"
         return f"{error.override} cannot be read as key=value: {why}"
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__) is not None:

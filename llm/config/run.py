@@ -96,5 +96,6 @@ def _refuse_differences(
     if keys:
         listed = ", ".join(f"{key} was {theirs.get(key)}, now {mine.get(key)}" for key in keys[:5])
         raise Refused(
-            f"{folder} holds another run ({listed}): take another run.name, or the same settings"
+            f"{folder} holds another run ({listed}): take another run.name, the same settings, or "
+            f"go on with more steps by resume={folder} trainer.max_steps=MORE"
         )

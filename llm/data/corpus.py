@@ -121,7 +121,7 @@ def _tiny_shakespeare(path: str | None) -> Corpus:
 def _text(path: str | None) -> Corpus:
     if path is None:
         raise Refused("data=text needs data.path=FILE_OR_FOLDER")
-    root = Path(path)
+    root = Path(path).expanduser()
     if root.is_dir():
         files = sorted(
             p for p in root.rglob("*") if p.is_file() and not _hidden(p.relative_to(root))

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -157,17 +158,14 @@ def jobs_table(jobs: list[tuple[str, dict[str, Any]]]) -> None:
             justify="left" if column in ("overrides", "status") else "right",
         )
     for overrides, found in sorted(jobs, key=lambda job: job[1].get("best_val_loss") or math.inf):
-        values = [
-            f"{found[key]:{form}}" if found.get(key) is not None else "-"
-            for key, form in (
-                ("best_val_loss", ".4f"),
-                ("parameters", ","),
-                ("tokens_per_second", ",.0f"),
-            )
-        ]
+        loss = found.get("best_val_loss") if found.get("status") != "diverged" else None
+        numbers = (found.get("parameters"), ","), (found.get("tokens_per_second"), ",.0f")
+        shown = [(loss, ".4f"), *numbers]
+        values = ["-" if value is None else f"{value:{form}}" for value, form in shown]
         memory = gib(found["peak_memory_bytes"]) if found.get("peak_memory_bytes") else "-"
         seconds = duration(found["wall_seconds"]) if found.get("wall_seconds") else "-"
-        table.add_row(Text(overrides), str(found.get("status")), *values, memory, seconds)
+        short = " ".join(re.sub(r"^[\w.]+\.(?=\w+=)", "", word) for word in overrides.split(" "))
+        table.add_row(Text(short), str(found.get("status")), *values, memory, seconds)
     console.print(table)
 
 

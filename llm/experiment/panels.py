@@ -29,8 +29,11 @@ def show_start(folder: Path, trainer: Started, dataset: Dataset, precision: str)
     options, config = trainer.options, trainer.model.config
     tokens = options.batch_size * config.block_size
     cut = options.batch_size // options.micro_batch
+    overfits = options.overfit_batches > 0
     epochs = options.max_steps * tokens / max(1, len(dataset.train))
-    peak = f", {trainer.peak_flops / 1e12:.2f} TFLOP/s at most" if trainer.peak_flops else ""
+    peak = (
+        f", {trainer.peak_flops / 1e12:.2f} TFLOP/s measured just now" if trainer.peak_flops else ""
+    )
     facts = {
         "device": describe(trainer.device) + peak,
         "precision": precision,
@@ -40,7 +43,8 @@ def show_start(folder: Path, trainer: Started, dataset: Dataset, precision: str)
         "step": f"{tokens:,} tokens: {options.batch_size} sequences of {config.block_size}"
         + (f" in {cut} micro-batches" if cut > 1 else ""),
         "data": f"{dataset.folder}: {len(dataset.train):,} tokens to train on, "
-        f"{options.max_steps:,} steps are {epochs:.1f} epochs",
+        f"{options.max_steps:,} steps are {epochs:.2g} epochs"
+        + (f" (only {options.overfit_batches} batches, over and over)" * overfits),
         "run folder": str(folder),
     }
     if trainer.progress.step:
@@ -67,11 +71,12 @@ def show_end(folder: Path, progress: Progress, summary: dict[str, Any]) -> None:
         f"start and end {duration(max(0.0, other))}"
     )
     facts["run folder"] = str(folder)
-    if (folder / "wandb").is_dir():
-        facts["W&B"] = f"wandb sync {shlex.quote(str(folder))}/wandb/*run-*"
-    if (folder / "checkpoints").is_dir():
-        facts["next"] = f'python run_sample.py {shlex.quote(f"ckpt={folder}")} prompt="..."'
     panel("finished", facts)
+    # Below the box and in one piece, to be copied.
+    if (folder / "wandb").is_dir():
+        say(f"W&B:  wandb sync {shlex.quote(str(folder))}/wandb/*run-*")
+    if (folder / "checkpoints").is_dir():
+        say(f'next: python run_sample.py {shlex.quote(f"ckpt={folder}")} prompt="..."')
 
 
 def show_already_finished(folder: Path) -> None:

@@ -53,12 +53,13 @@ class Trainer:
         checkpoints: CheckpointFolder,
         logger: Logger,
         seed: int,
+        pretrained: bool = False,  # the weights come from another run: even step 0 may be the best
         **options: Any,
     ) -> None:
         self.options = TrainerOptions(**options)
         self.model, self.dataset, self.seed = model, dataset, seed
         self.optimizer, self.schedule, self.precision = optimizer, schedule, precision
-        self.checkpoints, self.logger = checkpoints, logger
+        self.checkpoints, self.logger, self.pretrained = checkpoints, logger, pretrained
         self.device = model.embed.weight.device
         self.block_size, self.batch_size = model.config.block_size, self.options.batch_size
         self.sampler = BatchSampler(
@@ -207,7 +208,7 @@ class Trainer:
         if progress.best_val_loss is None or found.loss < progress.best_val_loss:
             progress.best_val_loss, progress.best_step = found.loss, progress.step
             progress.evaluations_since_best = 0
-            if not options.eval_only:
+            if not options.eval_only and (progress.step > 0 or self.pretrained):
                 with self.clock("checkpoint_seconds"):
                     self.checkpoints.save_best(progress.step, self.model.state_dict(), self.state())
         return {

@@ -71,7 +71,7 @@ def test_a_sweep_outlives_its_jobs_and_is_continued(tmp_path: Path, text: list[s
     assert found[killed]["reason"] == "killed by SIGKILL"
     assert "try a lower optimizer.lr" in found[diverged]["reason"]
     assert shown.strip().endswith("run_train.py: 2 of 4 jobs did not finish")
-    order = [line.split("│")[2].strip() for line in shown.splitlines() if "│ optimizer.lr=" in line]
+    order = [line.split("│")[2].strip() for line in shown.splitlines() if "│ lr=" in line]
     assert sorted(order[:2]) == ["finished", "finished"], "the table has the lowest loss first"
     assert set(order[2:]) == {"killed", "diverged"}
 

@@ -14,7 +14,7 @@ AT_LEAST_ONE = (
 class TrainerOptions:
     """Settings of :class:`llm.training.trainer.Trainer`; intervals in steps, None for never."""
 
-    max_steps: int = 1600
+    max_steps: int = 1200
     max_minutes: float | None = None
     batch_size: int = 8  # sequences per optimizer step
     micro_batch_size: int | None = None  # sequences per forward pass; None: batch_size

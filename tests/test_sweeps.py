@@ -239,3 +239,8 @@ def test_a_named_sweep_runs_its_jobs_in_a_folder_of_its_name(name: str, sweep: S
     _, fewer = sweep(f"sweep={name}", f"{key}=32,64")
     assert [job.overrides for job in fewer] == [[f"{key}=32"], [f"{key}=64"]]
     assert sum(key in argument for argument in fewer[0].command) == 2, "once, and in run.dir"
+
+
+def test_a_large_and_a_small_number_get_folders_of_their_own() -> None:
+    large, small = (launcher._folder_name([f"optimizer.lr=1e{sign}30"], 0) for sign in "+-")
+    assert (large, small) == ("optimizer.lr-1e30", "optimizer.lr-1e-30")

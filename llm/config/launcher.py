@@ -200,7 +200,8 @@ def _label(overrides: list[str]) -> str:
 def _folder_name(overrides: list[str], number: int) -> str:
     """``model.n_layer-4_optimizer.lr-0.001``: at most 120 letters, digits and ``. _ -``."""
     kept = sorted(o for o in overrides if not _is_housekeeping(o))
-    name = "".join(c if c in SAFE else "-" for c in "_".join(kept)).strip("-.")
+    plain = "_".join(kept).replace("e+", "e")  # 1e+30 must not read as 1e-30
+    name = "".join(c if c in SAFE else "-" for c in plain).strip("-.")
     if not name:
         return f"job-{number}"
     return name if len(name) <= 120 else f"{name[:110]}-{number}"

@@ -55,7 +55,8 @@ def _refuse_additions(cfg: DictConfig, kind: type, prefix: str = "") -> None:
             f"{prefix}{key} is unknown: no key is called so{did_you_mean(key, known)}",
         )
         if is_dataclass(known[key]):
-            _refuse_additions(cfg[key], cast(type, known[key]), f"{prefix}{key}.")
+            section = cast(type, OmegaConf.get_type(cfg, key))  # a group's own, e.g. Muon's
+            _refuse_additions(cfg[key], section, f"{prefix}{key}.")
 
 
 def resolve(settings: TrainSettings, vocab_size: int, precision: str) -> TrainSettings:

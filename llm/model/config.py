@@ -6,11 +6,12 @@ from llm.errors import require
 
 CHOICES = {
     "norm": ("rmsnorm", "layernorm"),
-    "mlp": ("swiglu", "gelu"),
+    "mlp": ("swiglu", "relu2", "gelu"),
     "position": ("rotary", "learned"),
 }
 # Bounds that no model for one card comes near: a hostile or mistyped value must not allocate.
-LARGEST = {"n_layer": 512, "n_embed": 16_384, "block_size": 1_048_576, "vocab_size": 1_048_576}
+LARGEST = {"n_layer": 512, "n_embed": 16_384, "block_size": 1_048_576, "vocab_size": 1_048_576,
+           "hidden_size": 65_536}  # fmt: skip
 
 
 @dataclass
@@ -22,6 +23,7 @@ class GPTConfig:
     n_head: int | None = None  # None: n_embed / head_size, so that n_embed can be swept
     head_size: int | None = 32  # None: n_embed / n_head
     n_kv_head: int | None = None  # None: n_head; fewer is grouped-query attention
+    hidden_size: int | None = None  # None: as :meth:`default_hidden_size` says
     block_size: int = 128
     vocab_size: int | None = None  # None: the data's
     dropout: float = 0.0
@@ -32,6 +34,10 @@ class GPTConfig:
     qk_norm: bool = False
     tie_embeddings: bool = True
     logit_softcap: float | None = None
+    zero_init: bool = False
+    residual_scalars: bool = False
+    value_embeddings: bool = False
+    smear: int = 0  # previous tokens whose embeddings are mixed into each position's
 
     def resolve(self, vocab_size: int | None = None) -> "GPTConfig":
         """The same shape with every ``None`` replaced by its number.
@@ -64,6 +70,7 @@ class GPTConfig:
             n_head=n_head,
             head_size=head_size,
             n_kv_head=self.n_kv_head or n_head,
+            hidden_size=self.hidden_size or self.default_hidden_size(),
             vocab_size=self.vocab_size or vocab_size,
         )
         full.check()
@@ -79,6 +86,7 @@ class GPTConfig:
             "n_head",
             "head_size",
             "n_kv_head",
+            "hidden_size",
         ):
             value = getattr(self, key)
             require(value is None or value >= 1, f"model.{key}={value} must be at least 1")
@@ -89,6 +97,11 @@ class GPTConfig:
             require(
                 value in known, f"model.{key}={value} is unknown: take one of {', '.join(known)}"
             )
+        smear, block_size = self.smear, self.block_size
+        require(
+            0 <= smear < max(2, block_size),
+            f"model.smear={smear} must be at least 0 and less than block_size={block_size}",
+        )
         require(0 <= self.dropout < 1, f"model.dropout={self.dropout} must be in [0, 1)")
         softcap = self.logit_softcap
         require(
@@ -107,8 +120,7 @@ class GPTConfig:
                 "take an even one",
             )
 
-    @property
-    def hidden_size(self) -> int:
+    def default_hidden_size(self) -> int:
         """Width of the MLP in channels: 4 n_embed, or two thirds of it with a gate.
 
         So three matrices cost what two do (Shazeer 2020, arXiv:2002.05202), but for rounding up to

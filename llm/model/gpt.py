@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm.model.config import GPTConfig
-from llm.model.layers import MLPS, Attention, build_norm, rotary_angles
+from llm.model.layers import MLPS, Attention, build_norm, rotary_angles, smeared
 
 IGNORED = -1  # a target with this id adds nothing to the loss
 
@@ -23,10 +23,22 @@ class Block(nn.Module):
         self.mlp_norm = build_norm(config, config.n_embed)
         self.mlp = MLPS[config.mlp](config)
         self.drop = nn.Dropout(config.dropout)
+        # What modded-nanogpt adds (records 9 and 14): a way for the embedding around all layers,
+        # and for each token straight into the values of a layer.
+        self.mix = nn.Parameter(torch.empty(2)) if config.residual_scalars else None
+        self.value_embed = None
+        if config.value_embeddings:
+            assert config.vocab_size
+            self.value_embed = nn.Embedding(config.vocab_size, self.attention.v.out_features)
 
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
-        x = x + self.drop(self.attention(self.attention_norm(x), angles))
+    def forward(
+        self, x: Tensor, start: Tensor, tokens: Tensor, angles: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """(B, T, C) -> (B, T, C); ``start`` is what the first layer read, ``tokens`` are (B, T)."""
+        if self.mix is not None:
+            x = self.mix[0] * x + self.mix[1] * start
+        value = None if self.value_embed is None else self.value_embed(tokens)
+        x = x + self.drop(self.attention(self.attention_norm(x), angles, value))
         x = x + self.drop(self.mlp(self.mlp_norm(x)))
         return x
 
@@ -48,6 +60,9 @@ class GPT(nn.Module):
             if config.position == "learned"
             else None
         )
+        self.smear = (
+            nn.Parameter(torch.empty(config.smear, config.n_embed)) if config.smear else None
+        )
         self.drop = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = build_norm(config, config.n_embed)
@@ -68,18 +83,27 @@ class GPT(nn.Module):
         """GPT-2's initialisation: normal with std 0.02, zero biases, and norms of one.
 
         The two projections of a layer that write into the residual stream are scaled by
-        1 / sqrt(2 n_layer), since 2 n_layer of them add up there (Radford et al. 2019, 2.3).
+        1 / sqrt(2 n_layer), since 2 n_layer of them add up there (Radford et al. 2019, 2.3). With
+        ``zero_init`` these and an untied head start at zero, so that every layer starts as the
+        identity (modded-nanogpt, record 5), and the other matrices at half of 1 / sqrt(fan-in),
+        so that the width does not matter (Yang et al. 2023, arXiv:2310.17813).
         """
+        zero = self.config.zero_init
         for name, parameter in self.named_parameters():
-            if "norm" in name and name.endswith("weight"):
-                nn.init.ones_(parameter)
-            elif name.endswith("bias"):
+            residual = name.endswith((".o.weight", ".down.weight"))
+            if zero and (residual or name == "head.weight"):
                 nn.init.zeros_(parameter)
+            elif "norm" in name and name.endswith("weight"):
+                nn.init.ones_(parameter)
+            elif name.endswith(".mix"):
+                parameter.copy_(torch.tensor([1.0, 0.1]))
+            elif name == "smear" or name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif zero and "embed" not in name and name != "position.weight":
+                nn.init.normal_(parameter, std=0.5 / math.sqrt(parameter.shape[1]))
             else:
-                residual = name.endswith((".o.weight", ".down.weight"))
-                nn.init.normal_(
-                    parameter, std=0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02
-                )
+                depth = 2 * self.config.n_layer if residual else 1
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(depth))
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """Token ids (B, T) -> the normalised output of the last layer (B, T, C)."""
@@ -92,9 +116,11 @@ class GPT(nn.Module):
             x = x + self.position(torch.arange(T, device=tokens.device))
         else:
             angles = (self.cos[:T], self.sin[:T])
-        x = self.drop(x)
+        if self.smear is not None:
+            x = smeared(x, self.smear)
+        start = x = self.drop(x)
         for block in self.blocks:
-            x = block(x, angles)
+            x = block(x, start, tokens, angles)
         out: Tensor = self.norm(x)
         return out
 

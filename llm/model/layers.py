@@ -35,6 +35,20 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x * cos + turned * sin).to(x.dtype)
 
 
+def smeared(x: Tensor, weights: Tensor) -> Tensor:
+    """Each position of ``x`` (B, T, C) plus its K predecessors, channels weighted by (K, C).
+
+    A character tells little alone: so the first layer sees short strings at once. Grown out of the
+    one-token smear of modded-nanogpt (record 34); Primer's short convolutions are its kin
+    (So et al. 2021, arXiv:2109.08668).
+    """
+    K, T = weights.shape[0], x.shape[1]
+    padded = F.pad(x, (0, 0, K, 0))
+    for back in range(1, K + 1):
+        x = torch.addcmul(x, weights[back - 1], padded[:, K - back : K - back + T])
+    return x
+
+
 class Attention(nn.Module):
     """Causal self-attention in which H query heads share G key and value heads."""
 
@@ -56,12 +70,18 @@ class Attention(nn.Module):
         self.q_norm = build_norm(config, self.head_size) if config.qk_norm else nn.Identity()
         self.k_norm = build_norm(config, self.head_size) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
-        """(B, T, C) -> (B, T, C); ``angles`` are those of :func:`rotary_angles`, or None."""
+    def forward(
+        self, x: Tensor, angles: tuple[Tensor, Tensor] | None, value: Tensor | None = None
+    ) -> Tensor:
+        """(B, T, C) -> (B, T, C); ``angles`` are those of :func:`rotary_angles`, or None.
+
+        ``value`` (B, T, G * D), where given, is added to the values.
+        """
         B, T, _ = x.shape
         q = self.q(x).view(B, T, self.n_head, self.head_size)
         k = self.k(x).view(B, T, self.n_kv_head, self.head_size)
-        v = self.v(x).view(B, T, self.n_kv_head, self.head_size)
+        v = self.v(x) if value is None else self.v(x) + value
+        v = v.view(B, T, self.n_kv_head, self.head_size)
         if self.qk_norm:  # in the weights' own precision: torch warns of a mix, and is slower
             q, k = self.q_norm(q.to(self.q.weight.dtype)), self.k_norm(k.to(self.k.weight.dtype))
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
@@ -84,6 +104,7 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
+        assert config.hidden_size
         self.gate = nn.Linear(config.n_embed, config.hidden_size, bias=config.bias)
         self.up = nn.Linear(config.n_embed, config.hidden_size, bias=config.bias)
         self.down = nn.Linear(config.hidden_size, config.n_embed, bias=config.bias)
@@ -94,18 +115,29 @@ class SwiGLU(nn.Module):
         return out
 
 
-class GELU(nn.Module):
-    """MLP of GPT-2: down(gelu(up(x))), with GELU in the tanh form that it was trained with."""
+class ReLU2(nn.Module):
+    """MLP of Primer: down(relu(up(x)) ** 2) (So et al. 2021, arXiv:2109.08668)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
+        assert config.hidden_size
         self.up = nn.Linear(config.n_embed, config.hidden_size, bias=config.bias)
         self.down = nn.Linear(config.hidden_size, config.n_embed, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        out: Tensor = self.down(F.gelu(self.up(x), approximate="tanh"))
+        out: Tensor = self.down(self.activation(self.up(x)))
         return out
 
+    def activation(self, x: Tensor) -> Tensor:
+        return F.relu(x).square()
 
-MLPS: dict[str, type[nn.Module]] = {"swiglu": SwiGLU, "gelu": GELU}
+
+class GELU(ReLU2):
+    """MLP of GPT-2: down(gelu(up(x))), with GELU in the tanh form that it was trained with."""
+
+    def activation(self, x: Tensor) -> Tensor:
+        return F.gelu(x, approximate="tanh")
+
+
+MLPS: dict[str, type[nn.Module]] = {"swiglu": SwiGLU, "relu2": ReLU2, "gelu": GELU}

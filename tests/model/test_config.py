@@ -95,8 +95,8 @@ def test_an_odd_head_size_is_fine_without_rotary_positions() -> None:
 
 @pytest.mark.parametrize(("n_embed", "hidden"), [(128, 384), (96, 256), (768, 2048), (24, 64)])
 def test_a_gated_mlp_is_two_thirds_as_wide_in_whole_64s(n_embed: int, hidden: int) -> None:
-    assert GPTConfig(n_embed=n_embed, mlp="swiglu").hidden_size == hidden
-    assert GPTConfig(n_embed=n_embed, mlp="gelu").hidden_size == 4 * n_embed
+    assert GPTConfig(n_embed=n_embed, mlp="swiglu").resolve().hidden_size == hidden
+    assert GPTConfig(n_embed=n_embed, mlp="gelu").resolve().hidden_size == 4 * n_embed
 
 
 @settings(max_examples=50, deadline=None)

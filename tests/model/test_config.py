@@ -41,11 +41,12 @@ def test_resolving_changes_neither_the_original_nor_a_resolved_config() -> None:
     assert full.resolve(99) == full
 
 
-def test_keys_are_the_names_of_the_contract() -> None:
-    assert [field.name for field in fields(GPTConfig)] == [
+def test_keys_are_those_of_the_contract_and_of_the_fast_recipe() -> None:
+    assert {field.name for field in fields(GPTConfig)} == {
         "n_layer", "n_embed", "n_head", "head_size", "n_kv_head", "block_size", "vocab_size",
         "dropout", "bias", "norm", "mlp", "position", "qk_norm", "tie_embeddings", "logit_softcap",
-    ]  # fmt: skip
+        "hidden_size", "zero_init", "residual_scalars", "value_embeddings", "smear",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -95,8 +96,8 @@ def test_an_odd_head_size_is_fine_without_rotary_positions() -> None:
 
 @pytest.mark.parametrize(("n_embed", "hidden"), [(128, 384), (96, 256), (768, 2048), (24, 64)])
 def test_a_gated_mlp_is_two_thirds_as_wide_in_whole_64s(n_embed: int, hidden: int) -> None:
-    assert GPTConfig(n_embed=n_embed, mlp="swiglu").resolve().hidden_size == hidden
-    assert GPTConfig(n_embed=n_embed, mlp="gelu").resolve().hidden_size == 4 * n_embed
+    assert GPTConfig(n_embed=n_embed, head_size=8, mlp="swiglu").resolve().hidden_size == hidden
+    assert GPTConfig(n_embed=n_embed, head_size=8, mlp="gelu").resolve().hidden_size == 4 * n_embed
 
 
 @settings(max_examples=50, deadline=None)

@@ -1,0 +1,139 @@
+"""Muon orthogonalises the matrices of the layers and leaves the rest to AdamW."""
+
+import copy
+
+import pytest
+import torch
+
+from llm.model.gpt import GPT
+from llm.training.muon import Muon, orthogonalise
+from llm.training.optimizer import muon
+
+FAST = {"qk_norm": True, "tie_embeddings": False, "zero_init": True, "residual_scalars": True,
+        "value_embeddings": True, "smear": 2}  # fmt: skip
+
+
+def network(**options: object) -> GPT:
+    torch.manual_seed(3)
+    shape = {"n_layer": 2, "n_embed": 32, "head_size": 16, "block_size": 16, "vocab_size": 40}
+    return GPT(**shape | FAST | options)
+
+
+def with_gradients(model: GPT, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def fast_muon(model: GPT, **options: object) -> Muon:
+    settings = {"lr": 0.1, "weight_decay": 0.0, "betas": [0.8, 0.95]} | options
+    return muon(model, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(3, 24, 24), (2, 16, 64), (2, 64, 16)], ids=str)
+def test_all_singular_values_come_near_one(shape: tuple[int, int, int]) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    singular = torch.linalg.svdvals(orthogonalise(matrices, 5))
+    assert singular.min() > 0.3
+    assert singular.max() < 1.3
+
+
+def test_the_factor_is_that_of_the_singular_value_decomposition() -> None:
+    matrices = torch.randn((2, 16, 64), generator=torch.Generator().manual_seed(2))
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    found = orthogonalise(matrices, 5)
+    cosine = torch.cosine_similarity(found.flatten(1), (left @ right).flatten(1))
+    assert (cosine > 0.97).all()
+
+
+def test_zero_gradients_give_no_direction() -> None:
+    assert not orthogonalise(torch.zeros(1, 8, 8), 5).any()
+
+
+def test_matrices_step_as_torchs_own_muon_does_up_to_its_bfloat16() -> None:
+    ours, theirs = network(), network()
+    matrices = [n for n, p in ours.named_parameters() if n.startswith("blocks") and p.dim() == 2
+                and "value_embed" not in n]  # fmt: skip
+    by_name = dict(theirs.named_parameters())
+    reference = torch.optim.Muon(
+        [by_name[name] for name in matrices], lr=0.1, weight_decay=0.0, adjust_lr_fn="original"
+    )
+    optimizer = fast_muon(ours)
+    before = {name: parameter.detach().clone() for name, parameter in ours.named_parameters()}
+    for seed in range(3):
+        with_gradients(ours, seed)
+        with_gradients(theirs, seed)
+        optimizer.step()
+        reference.step()
+    for name in matrices:
+        step = dict(ours.named_parameters())[name].detach() - before[name]
+        wanted = by_name[name].detach() - before[name]
+        assert torch.cosine_similarity(step.flatten(), wanted.flatten(), dim=0) > 0.995, name
+        assert step.norm() == pytest.approx(float(wanted.norm()), rel=0.05), name
+
+
+def test_everything_else_steps_as_torchs_adamw_does() -> None:
+    ours, theirs = network(), network()
+    optimizer = fast_muon(ours, weight_decay=0.1)
+    rates = {"embed.weight": 0.05, "head.weight": 0.1 * 64 / 32, "smear": 0.15, "norm.weight": 0.15,
+             "blocks.0.mix": 0.15, "blocks.1.value_embed.weight": 0.05}  # fmt: skip
+    by_name = dict(theirs.named_parameters())
+    decays = [0.1 if "weight" in n and "norm" not in n else 0.0 for n in rates]
+    reference = torch.optim.AdamW(
+        [{"params": [by_name[name]], "lr": rate, "weight_decay": decay}
+         for (name, rate), decay in zip(rates.items(), decays, strict=True)],
+        betas=(0.8, 0.95), eps=1e-10,
+    )  # fmt: skip
+    for seed in range(3):
+        with_gradients(ours, seed)
+        with_gradients(theirs, seed)
+        optimizer.step()
+        reference.step()
+    for name in rates:
+        found = dict(ours.named_parameters())[name]
+        assert torch.allclose(found, by_name[name], atol=1e-6), name
+
+
+def test_every_parameter_is_in_exactly_one_group_and_knows_its_base_rate() -> None:
+    model = network(bias=True)
+    optimizer = fast_muon(model)
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    assert len(held) == len(set(held)) == len(list(model.parameters()))
+    assert optimizer.param_groups[0]["base_lr"] == 0.1  # what the log shows as lr
+    for group in optimizer.param_groups:
+        assert group["lr"] == group["base_lr"]
+        assert len({p.shape for p in group["params"]}) == 1 or not group["muon"]
+
+
+def test_a_tied_head_counts_as_the_embedding() -> None:
+    optimizer = fast_muon(network(tie_embeddings=False))
+    tied = fast_muon(network(tie_embeddings=True))
+    assert len(optimizer.param_groups) == len(tied.param_groups) + 1
+
+
+def test_its_state_survives_saving_and_loading() -> None:
+    model = network()
+    optimizer = fast_muon(model)
+    with_gradients(model, 1)
+    optimizer.step()
+    other = copy.deepcopy(model)
+    continued = fast_muon(other)
+    continued.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for each, its in ((model, optimizer), (other, continued)):
+        with_gradients(each, 2)
+        its.step()
+    for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_parameters_without_a_gradient_stay_where_they_are() -> None:
+    model = network()
+    optimizer = fast_muon(model)
+    with_gradients(model, 1)
+    still = [model.embed.weight, model.blocks[0].attention.q.weight]  # type: ignore[union-attr]
+    for parameter in still:
+        parameter.grad = None  # type: ignore[union-attr]
+    before = [parameter.detach().clone() for parameter in still]  # type: ignore[operator]
+    optimizer.step()
+    for parameter, was in zip(still, before, strict=True):
+        assert torch.equal(parameter, was)  # type: ignore[arg-type]

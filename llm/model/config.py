@@ -6,7 +6,7 @@ from llm.errors import require
 
 CHOICES = {
     "norm": ("rmsnorm", "layernorm"),
-    "mlp": ("swiglu", "relu2", "gelu"),
+    "mlp": ("swiglu", "relu2", "gelu", "gelu_exact"),
     "position": ("rotary", "learned"),
 }
 # Bounds that no model for one card comes near: a hostile or mistyped value must not allocate.

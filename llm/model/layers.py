@@ -140,4 +140,13 @@ class GELU(ReLU2):
         return F.gelu(x, approximate="tanh")
 
 
-MLPS: dict[str, type[nn.Module]] = {"swiglu": SwiGLU, "relu2": ReLU2, "gelu": GELU}
+class ExactGELU(ReLU2):
+    """GPT-2's MLP with GELU as defined, by the error function, as nanoGPT has it."""
+
+    def activation(self, x: Tensor) -> Tensor:
+        return F.gelu(x)
+
+
+MLPS: dict[str, type[nn.Module]] = {
+    "swiglu": SwiGLU, "relu2": ReLU2, "gelu": GELU, "gelu_exact": ExactGELU
+}  # fmt: skip

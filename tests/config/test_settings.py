@@ -35,6 +35,8 @@ IDENTITY: dict[str, Any] = {
     "data.name": "other", "data.corpus": "text", "data.tokenizer": "byte", "data.vocab_size": 257,
     "data.val_fraction": 0.2, "data.allow_special": True,
     "optimizer.name": "muon", "optimizer.lr": 0.5, "optimizer.weight_decay": 0.0,
+    "model.hidden_size": 300, "model.zero_init": True, "model.residual_scalars": True,
+    "model.value_embeddings": True, "model.smear": 2,
     "optimizer.betas": [0.9, 0.99],
     "schedule.name": "wsd", "schedule.warmup_steps": 7, "schedule.min_lr_ratio": 0.5,
     "schedule.cooldown_fraction": 0.5, "precision.name": "bf16",

@@ -7,6 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
+from llm.model.device import describe
+
 Pair = tuple[float, float]  # ours, the other's
 
 
@@ -75,7 +79,8 @@ def seconds_per_call(call: Callable[[], None], at_least: float, fewest: int = 3)
 
 
 def show_header() -> None:
-    """The first line of the table."""
+    """Where this was measured, and the first line of the table."""
+    print(f"{describe(torch.device('cpu'))}, torch {torch.__version__}")
     print(f"{'id':<24}{'ours':>12}{'other':>12}{'ratio':>9}  {'(spread)':<20}what", flush=True)
 
 

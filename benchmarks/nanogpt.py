@@ -104,7 +104,6 @@ class NanoGPT:
         rate = learning_rate(self.iteration, self.max_iters, self.warmup_iters)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.model.train()
         _, loss = self.network(*self.batch)
         self.batch = self.get_batch()
         loss.backward()
@@ -117,6 +116,7 @@ class NanoGPT:
         """(B, T) -> (B, T, vocab_size); without targets it would give the last position only."""
         self.model.eval()
         out: Tensor = self.model(tokens, tokens)[0]
+        self.model.train()  # here, since its loop does not do it at every step
         return out
 
     def n_parameters(self) -> int:

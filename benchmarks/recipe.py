@@ -1,0 +1,217 @@
+"""Our recipe against nanoGPT's on tiny Shakespeare, on the CPU:
+
+    python -m benchmarks.recipe --nanogpt DIR --data TINYSHAKESPEARE.txt [--json FILE]
+
+- ``time_to_loss``: seconds of training until the mean loss of all seeds is 1.88, at the shape of
+  nanoGPT's README command for a CPU. How many steps each side takes for it is given (``--steps``,
+  ``--nanogpt-steps``), and the schedule ends with them; the losses that were reached are printed.
+  ``ratio`` is nanoGPT's seconds over ours.
+- ``loss_at_time``: the loss after ``--minutes`` of training, each side with a schedule fitted to
+  the steps that it makes in them. ``ratio`` is nanoGPT's loss minus ours.
+
+The loss is that of the final weights on the whole validation split (the last tenth of the
+characters), the same windows for both. Seconds are those of the training steps with their batches
+and, for a recipe that compiles, of compiling anew; not of imports and evaluation.
+"""
+
+import argparse
+import math
+import statistics
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from benchmarks.nanogpt import NanoGPT
+from benchmarks.rows import Row, alternate, row, show, show_header, write_json
+from benchmarks.training import Ours, Shape, Training, cold_compiler, train, validation_loss
+from llm.config.compose import compose_training
+from llm.config.schema import TrainSettings
+from llm.data.dataset import Dataset
+from llm.data.prepare import prepare
+
+DATA = ["data=tinyshakespeare_char"]
+README_CPU = Shape(n_layer=4, n_head=4, n_embed=128, block_size=64, batch_size=12, vocab_size=65)
+LARGER = Shape(n_layer=6, n_head=4, n_embed=256, block_size=128, batch_size=16, vocab_size=65)
+TARGET = 1.88  # what nanoGPT's README reports for its CPU command
+ENDLESS = 1_000_000  # steps of a run that is only timed
+# Schedules are fitted to this share of the minutes: a slow second then does not cut off their end.
+SHARE_OF_MINUTES = 0.98
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run came to."""
+
+    seconds: float  # of training
+    steps: int
+    loss: float  # of the final weights, nats per character
+    parameters: int
+
+
+class Contest:
+    """Both sides on the same data at the same shape."""
+
+    def __init__(
+        self, shape: Shape, nanogpt: Path, text: Path, folder: Path, overrides: list[str]
+    ) -> None:
+        self.nanogpt, self.overrides = nanogpt, [*DATA, *overrides, *shape.overrides()]
+        data = replace(compose_training(*self.overrides).data, path=str(text), dir=str(folder))
+        self.dataset = Dataset.open(prepare(data))
+        self.shape = replace(shape, vocab_size=self.dataset.tokenizer.vocab_size)
+
+    def settings(self, seed: int, steps: int | None) -> TrainSettings:
+        """Ours; without ``steps``, as many as the recipe says."""
+        length = [f"trainer.max_steps={steps}"] if steps is not None else []
+        return compose_training(*self.overrides, f"seed={seed}", *length)
+
+    def ours(self, seed: int, steps: int | None, seconds: float = math.inf) -> Result:
+        """Train ours for ``steps``, or until ``seconds`` are over."""
+        settings = self.settings(seed, steps)
+        with cold_compiler(settings.trainer.compile):
+            training = Ours(settings, self.dataset)
+            return self.result(training, settings.trainer.max_steps, seconds)
+
+    def theirs(self, seed: int, steps: int, seconds: float = math.inf) -> Result:
+        """Train nanoGPT for ``steps``, or until ``seconds`` are over."""
+        training = NanoGPT(
+            self.nanogpt, self.shape, self.dataset.folder / "train.bin", max_iters=steps, seed=seed
+        )
+        return self.result(training, steps, seconds)
+
+    def result(self, training: Training, steps: int, seconds: float) -> Result:
+        """Train, then evaluate."""
+        spent, done = train(training, steps, seconds)
+        loss = validation_loss(training, self.dataset.val, self.shape.block_size)
+        return Result(spent, done, loss, training.n_parameters())
+
+
+def time_to_loss(contest: Contest, seeds: list[int], steps: int | None, nanogpt_steps: int) -> Row:
+    """Seconds of training that each recipe takes for its steps; the losses tell what they buy."""
+    ours, theirs = Results("ours"), Results("nanoGPT")
+    pairs = alternate(
+        lambda i: ours.keep(seeds[i], contest.ours(seeds[i], steps)).seconds,
+        lambda i: theirs.keep(seeds[i], contest.theirs(seeds[i], nanogpt_steps)).seconds,
+        len(seeds),
+    )
+    what = f"seconds of training for a mean loss of {TARGET}; {ours}; {theirs}"
+    return row("time_to_loss", what, pairs, lambda ours, other: other / ours)
+
+
+def loss_at_time(contest: Contest, seeds: list[int], minutes: float) -> Row:
+    """Loss of each recipe after the same minutes of training."""
+    seconds = 60 * minutes
+    probe = min(10.0, seconds / 5)
+    settings = contest.settings(seeds[0], ENDLESS)
+    with cold_compiler(settings.trainer.compile):
+        steps = fitting_steps(Ours(settings, contest.dataset), probe, seconds)
+    nanogpt = NanoGPT(
+        contest.nanogpt, contest.shape, contest.dataset.folder / "train.bin", max_iters=ENDLESS
+    )
+    nanogpt_steps = fitting_steps(nanogpt, probe, seconds)
+    ours, theirs = Results("ours"), Results("nanoGPT")
+    pairs = alternate(
+        lambda i: ours.keep(seeds[i], contest.ours(seeds[i], steps, seconds)).loss,
+        lambda i: theirs.keep(seeds[i], contest.theirs(seeds[i], nanogpt_steps, seconds)).loss,
+        len(seeds),
+    )
+    what = (
+        f"loss after {minutes:g} minutes; {ours}, schedule of {steps} steps; "
+        f"{theirs}, schedule of {nanogpt_steps}"
+    )
+    return row("loss_at_time", what, pairs, lambda ours, other: other - ours, statistics.fmean)
+
+
+def fitting_steps(training: Training, probe: float, seconds: float) -> int:
+    """How many steps fit into ``seconds``, by those made in ``probe`` seconds.
+
+    The first one counts once: it is the one that compiles.
+    """
+    first, _ = train(training, steps=1)
+    spent, done = train(training, ENDLESS, probe)
+    return max(1, int((SHARE_OF_MINUTES * seconds - first) * done / spent))
+
+
+class Results:
+    """The runs of one side, shown as they end."""
+
+    def __init__(self, side: str) -> None:
+        self.side = side
+        self.results: list[Result] = []
+
+    def keep(self, seed: int, result: Result) -> Result:
+        """Remember and show one."""
+        self.results.append(result)
+        print(
+            f"  {self.side}, seed {seed}: loss {result.loss:.4f} after {result.steps} steps in "
+            f"{result.seconds:.2f} s",
+            flush=True,
+        )
+        return result
+
+    def __str__(self) -> str:
+        mean = {
+            key: statistics.fmean(getattr(result, key) for result in self.results)
+            for key in ("loss", "steps", "seconds", "parameters")
+        }
+        return (
+            f"{self.side}: mean loss {mean['loss']:.4f} after {mean['steps']:.0f} steps in "
+            f"{mean['seconds']:.1f} s, {mean['parameters']:,.0f} parameters"
+        )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure what was asked for and print a table."""
+    typed = parse(arguments)
+    experiment = [] if typed.experiment == "null" else [f"experiment={typed.experiment}"]
+    overrides = [*experiment, *typed.overrides]
+    measurements: dict[str, tuple[Shape, list[int], Callable[[Contest, list[int]], Row]]] = {
+        "time_to_loss": (
+            README_CPU,
+            typed.seeds or [1337, 1338, 1339],
+            lambda contest, seeds: time_to_loss(contest, seeds, typed.steps, typed.nanogpt_steps),
+        ),
+        "loss_at_time": (
+            LARGER,
+            typed.seeds or [1337],
+            lambda contest, seeds: loss_at_time(contest, seeds, typed.minutes),
+        ),
+    }
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for id in [typed.only] if typed.only else measurements:
+            shape, seeds, measure = measurements[id]
+            contest = Contest(shape, typed.nanogpt, typed.data, Path(folder), overrides)
+            rows.append(measure(contest, seeds))
+            write_json(rows, typed.json)  # after each, so that an interruption leaves what there is
+    show_header()
+    for result in rows:
+        show(result)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """What was typed."""
+    parser = argparse.ArgumentParser(description="Our recipe against nanoGPT's on a CPU")
+    parser.add_argument("--nanogpt", type=Path, required=True, metavar="DIR", help="a clone of it")
+    parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="the text")
+    parser.add_argument("--only", choices=["time_to_loss", "loss_at_time"])
+    parser.add_argument(
+        "--seeds",
+        type=lambda text: [int(seed) for seed in text.split(",")],
+        help="a pair for each (1337,1338,1339; loss_at_time: 1337)",
+    )
+    parser.add_argument(
+        "--experiment", default="fast", help="our recipe: conf/experiment/NAME, or null (fast)"
+    )
+    parser.add_argument("--steps", type=int, help="of ours in time_to_loss (the experiment's own)")
+    parser.add_argument("--nanogpt-steps", type=int, default=2250, help="in time_to_loss (2250)")
+    parser.add_argument("--minutes", type=float, default=3.0, help="of loss_at_time (3)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
+    parser.add_argument(
+        "overrides", nargs="*", help="further settings of ours, as typed for run_train.py"
+    )
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""What all benchmarks share: measuring in pairs, and rows for a table and for ``--json FILE``."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from llm.model.device import describe
+
+Pair = tuple[float, float]  # ours, the other's
+
+
+@dataclass(frozen=True)
+class Row:
+    """One result. ``ratio`` is what it is about, ``low`` and ``high`` its spread over the pairs."""
+
+    id: str
+    what: str
+    ours: float
+    other: float
+    ratio: float
+    low: float
+    high: float
+
+
+def row(
+    id: str,
+    what: str,
+    pairs: Sequence[Pair],
+    ratio: Callable[[float, float], float],
+    middle: Callable[[Sequence[float]], float] = statistics.median,
+) -> Row:
+    """The middle of both sides and of ``ratio(ours, other)``, which is taken pair by pair.
+
+    What disturbs a machine for a while then disturbs both sides of a pair.
+    """
+    ratios = [ratio(ours, other) for ours, other in pairs]
+    return Row(
+        id=id,
+        what=what,
+        ours=middle([ours for ours, _ in pairs]),
+        other=middle([other for _, other in pairs]),
+        ratio=middle(ratios),
+        low=min(ratios),
+        high=max(ratios),
+    )
+
+
+def alternate(
+    ours: Callable[[int], float], other: Callable[[int], float], repeats: int
+) -> list[Pair]:
+    """``repeats`` pairs, measured in turn; each gets the number of the pair.
+
+    Who is first changes from pair to pair, so that neither always runs on the warmer machine.
+    """
+    pairs: list[Pair] = []
+    for number in range(repeats):
+        if number % 2 == 0:
+            mine = ours(number)
+            pairs.append((mine, other(number)))
+        else:
+            theirs = other(number)
+            pairs.append((ours(number), theirs))
+    return pairs
+
+
+def seconds_per_call(call: Callable[[], None], at_least: float, fewest: int = 3) -> float:
+    """Median time of a call, over as many as fill ``at_least`` seconds, but ``fewest``."""
+    times: list[float] = []
+    while sum(times) < at_least or len(times) < fewest:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def show_header() -> None:
+    """Where this was measured, and the first line of the table."""
+    print(f"{describe(torch.device('cpu'))}, torch {torch.__version__}")
+    print(f"{'id':<24}{'ours':>12}{'other':>12}{'ratio':>9}  {'(spread)':<20}what", flush=True)
+
+
+def show(row: Row) -> None:
+    """A line of the table, as soon as it is known."""
+    spread = f"({row.low:.3f} to {row.high:.3f})"
+    print(
+        f"{row.id:<24}{number(row.ours):>12}{number(row.other):>12}{row.ratio:>9.3f}  "
+        f"{spread:<20}{row.what}",
+        flush=True,
+    )
+
+
+def number(value: float) -> str:
+    """As many digits as there is any sense in: 12,345 and 1.2345 and 148.9 G."""
+    if value >= 1e9:
+        return f"{value / 1e9:,.1f} G"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def write_json(rows: Sequence[Row], path: Path | None) -> None:
+    """The rows as a list of objects, where a file was asked for."""
+    if path is not None:
+        text = json.dumps([asdict(row) for row in rows], indent=1)
+        path.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,156 @@
+"""Our side of a comparison: the project's own loop, stepped from outside and timed."""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llm.config.build import build
+from llm.config.schema import TrainSettings
+from llm.config.settings import resolve
+from llm.data.dataset import Dataset, evaluation_batches, read_windows
+from llm.data.tokenizer import ByteTokenizer
+from llm.training.precision import Precision, resolve_precision
+from llm.training.trainer import Trainer
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a network and its batches; both sides of a comparison are built from the same one."""
+
+    n_layer: int
+    n_head: int
+    n_embed: int
+    block_size: int
+    batch_size: int  # sequences per optimizer step
+    vocab_size: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per optimizer step."""
+        return self.batch_size * self.block_size
+
+    def overrides(self) -> list[str]:
+        """What is typed after ``run_train.py`` for it, but for the vocabulary."""
+        return [
+            f"model.n_layer={self.n_layer}",
+            f"model.n_head={self.n_head}",
+            f"model.n_embed={self.n_embed}",
+            "model.head_size=null",
+            f"model.block_size={self.block_size}",
+            f"trainer.batch_size={self.batch_size}",
+            "trainer.micro_batch_size=null",
+            "trainer.device=cpu",
+        ]
+
+
+class Training(Protocol):
+    """A run that can be driven step by step: ours or another's."""
+
+    def step(self) -> None:
+        """One optimizer step, from assembling its batch to clearing its gradients."""
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """(B, T) -> (B, T, vocab_size), without dropout."""
+
+    def n_parameters(self) -> int:
+        """Number of weights, each counted once."""
+
+
+class Ours:
+    """A run as ``run_train.py`` builds it, on the CPU and without a folder or a logger."""
+
+    trainer: Trainer
+
+    def __init__(self, settings: TrainSettings, dataset: Dataset) -> None:
+        precision, _ = resolve_precision(settings.precision.name, CPU)
+        settings = resolve(settings, dataset.tokenizer.vocab_size, precision)
+        torch.manual_seed(settings.seed)
+        self.model = build(settings.model)
+        self.trainer = build(
+            settings.trainer,
+            model=self.model,
+            dataset=dataset,
+            optimizer=build(settings.optimizer, model=self.model),
+            schedule=build(settings.schedule),
+            precision=Precision(precision, CPU),
+            checkpoints=None,  # a step neither saves nor logs
+            logger=None,
+            seed=settings.seed,
+        )
+
+    def step(self) -> None:
+        progress = self.trainer.progress
+        self.trainer.optimizer_step(progress.step + 1)
+        progress.step += 1
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        self.model.eval()
+        out: Tensor = self.model(tokens)
+        return out
+
+    def n_parameters(self) -> int:
+        return int(self.model.n_parameters())
+
+
+def train(training: Training, steps: int, seconds: float = math.inf) -> tuple[float, int]:
+    """Seconds spent in ``steps`` steps, and how many were made: fewer where ``seconds`` ran out."""
+    spent, done = 0.0, 0
+    while done < steps and spent < seconds:
+        start = time.perf_counter()
+        training.step()
+        spent += time.perf_counter() - start
+        done += 1
+    return spent, done
+
+
+@torch.no_grad()
+def validation_loss(training: Training, tokens: np.ndarray, block_size: int) -> float:
+    """Mean cross-entropy (nats per token) over all windows of ``block_size`` that do not overlap.
+
+    From logits, so that both sides are judged by the same lines, whatever their own loss is.
+    """
+    total, count = 0.0, 0
+    for starts in evaluation_batches(tokens, block_size, batch_size=64, sequences=None):
+        inputs, targets = (
+            torch.from_numpy(part) for part in read_windows(tokens, starts, block_size)
+        )
+        logits = training.logits(inputs).flatten(0, 1)
+        total += float(F.cross_entropy(logits, targets.flatten(), reduction="sum"))
+        count += targets.numel()
+    return total / count
+
+
+def random_dataset(folder: Path, vocab_size: int, tokens: int = 1_000_000) -> Dataset:
+    """A memory-mapped ``train.bin`` of random tokens: for speed, any text is as good."""
+    path = folder / "train.bin"
+    ids = np.random.default_rng(0).integers(0, vocab_size, tokens, dtype=np.uint16)
+    ids.tofile(path)
+    mapped = np.memmap(path, dtype=np.uint16, mode="r")
+    return Dataset(folder, mapped, mapped, ByteTokenizer(), digest="", bytes_per_token=1.0)
+
+
+@contextlib.contextmanager
+def cold_compiler(compiled: bool) -> Iterator[None]:
+    """Nothing that was compiled before is used again: each run inside pays for its own.
+
+    The compiler is imported on the way in, so that nobody pays for that.
+    """
+    if not compiled:
+        yield
+        return
+    from torch._inductor.utils import fresh_cache
+
+    torch.compiler.reset()
+    with fresh_cache():
+        yield

@@ -65,12 +65,13 @@ def ours(folder: Path, *overrides: str) -> Ours:
 
 
 def ours_as_gpt2(folder: Path, shape: Shape, compiled: bool = False) -> Ours:
-    """A run of ``shape`` in GPT-2's architecture, without biases as nanoGPT trains it."""
+    """A run of ``shape`` in GPT-2's architecture as nanoGPT has it: no biases, exact GELU."""
     data = "tinyshakespeare_char" if shape.vocab_size == 65 else "shakespeare"
     return ours(
         folder,
         "model=gpt2",
         "model.bias=false",
+        "model.mlp=gelu_exact",
         f"model.vocab_size={shape.vocab_size}",
         f"data={data}",  # only its vocabulary counts: it must fit into the model's
         f"trainer.compile={str(compiled).lower()}",

@@ -1,0 +1,107 @@
+"""Is one learning rate best at every size? python -m benchmarks.transfer --out FILE.png
+
+Reads the runs of ``sweep=transfer_width`` and ``sweep=transfer_depth`` (conf/sweep/), draws the
+loss of each size over the learning rate, and prints how far one shared by all is from its best.
+"""
+
+import argparse
+import json
+import statistics
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib
+import yaml
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+SWEEPS = [Path("multirun/transfer_width"), Path("multirun/transfer_depth")]
+Size = tuple[int, int]  # n_embed, n_layer
+Losses = dict[Size, dict[float, list[float]]]  # of each size: by rate, one per seed
+
+
+def read(folders: list[Path]) -> Losses:
+    """Final validation losses of all finished runs in ``folders``."""
+    found: Losses = defaultdict(lambda: defaultdict(list))
+    for path in (path for folder in folders for path in sorted(folder.glob("*/summary.json"))):
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        config = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
+        if summary["status"] == "finished":
+            size = (config["model"]["n_embed"], config["model"]["n_layer"])
+            found[size][config["optimizer"]["lr"]].append(summary["val_loss"])
+    return found
+
+
+def seed_noise(losses: Losses) -> float:
+    """Typical difference between two seeds: the pooled standard deviation times sqrt(2)."""
+    spreads = [
+        statistics.variance(seeds)
+        for rates in losses.values()
+        for seeds in rates.values()
+        if len(seeds) > 1
+    ]
+    return float((2 * statistics.mean(spreads)) ** 0.5)
+
+
+def shared_rate(losses: Losses) -> float:
+    """The rate whose worst loss above a size's own best is least."""
+    common = set.intersection(*(set(rates) for rates in losses.values()))
+    return min(common, key=lambda rate: max(regret(rates, rate) for rates in losses.values()))
+
+
+def regret(rates: dict[float, list[float]], rate: float) -> float:
+    """Mean loss at ``rate`` above that at the best one."""
+    means = {each: statistics.mean(seeds) for each, seeds in rates.items()}
+    return means[rate] - min(means.values())
+
+
+def draw(losses: Losses, shared: float, out: Path) -> None:
+    """Two panels: widths, depths; the shared rate as a line."""
+    figure, panels = plt.subplots(1, 2, figsize=(9, 4), sharey=False, layout="constrained")
+    depth = statistics.mode(layers for _, layers in losses)
+    width = statistics.mode(embed for embed, layers in losses if layers != depth)
+    kept = (
+        ("width", [size for size in sorted(losses) if size[1] == depth], 0),
+        ("layers", [size for size in sorted(losses) if size[0] == width], 1),
+    )
+    for axes, (label, sizes, place) in zip(panels, kept, strict=True):
+        for size in sizes:
+            rates = sorted(losses[size])
+            means = [statistics.mean(losses[size][rate]) for rate in rates]
+            (line,) = axes.plot(rates, means, marker="o", label=f"{label} {size[place]}")
+            for rate in rates:
+                seeds = losses[size][rate]
+                axes.plot([rate] * len(seeds), seeds, ".", color=line.get_color(), alpha=0.4)
+        axes.axvline(shared, color="grey", lw=1, ls="--")
+        axes.set(xscale="log", xlabel="optimizer.lr", ylabel="validation loss")
+        axes.minorticks_off()
+        axes.set_xticks(sorted(losses[sizes[0]]), [f"{x:g}" for x in sorted(losses[sizes[0]])])
+        axes.legend(frameon=False)
+        axes.grid(alpha=0.3)
+    figure.savefig(out, dpi=120)
+
+
+def main() -> None:
+    """Print the table in Markdown and draw the picture."""
+    parser = argparse.ArgumentParser(description="Is one learning rate best at every size?")
+    parser.add_argument("--folders", type=Path, nargs="+", default=SWEEPS)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    losses = read(arguments.folders)
+    shared, noise = shared_rate(losses), seed_noise(losses)
+    print(f"shared rate {shared:g}; two seeds differ by {noise:.4f}\n")
+    print("| n_embed | n_layer | best rate | loss there | loss at the shared rate | difference |")
+    print("|---|---|---|---|---|---|")
+    for size in sorted(losses):
+        rates = losses[size]
+        best = min(rates, key=lambda rate: statistics.mean(rates[rate]))
+        print(
+            f"| {size[0]} | {size[1]} | {best:g} | {statistics.mean(rates[best]):.4f} | "
+            f"{statistics.mean(rates[shared]):.4f} | {regret(rates, shared):+.4f} |"
+        )
+    draw(losses, shared, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

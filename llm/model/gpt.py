@@ -1,16 +1,24 @@
 """The network: a decoder-only transformer that is Llama, Qwen3 or GPT-2, as its options say."""
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm.model.config import GPTConfig
-from llm.model.layers import MLPS, Attention, build_norm, rotary_angles
+from llm.model.layers import MLPS, Attention, LayerCache, build_norm, rotary_angles
 
 IGNORED = -1  # a target with this id adds nothing to the loss
+
+
+class Cache(Protocol):
+    """What the network remembers of the tokens before: see :mod:`llm.sampling.cache`."""
+
+    positions: Tensor  # (B, T), of the tokens it is given next
+    layers: Sequence[LayerCache]
 
 
 class Block(nn.Module):
@@ -24,9 +32,11 @@ class Block(nn.Module):
         self.mlp = MLPS[config.mlp](config)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(
+        self, x: Tensor, angles: tuple[Tensor, Tensor] | None, cache: LayerCache | None = None
+    ) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        x = x + self.drop(self.attention(self.attention_norm(x), angles))
+        x = x + self.drop(self.attention(self.attention_norm(x), angles, cache))
         x = x + self.drop(self.mlp(self.mlp_norm(x)))
         return x
 
@@ -81,20 +91,26 @@ class GPT(nn.Module):
                     parameter, std=0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02
                 )
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """Token ids (B, T) -> the normalised output of the last layer (B, T, C)."""
+    def hidden(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
+        """Token ids (B, T) -> the normalised output of the last layer (B, T, C).
+
+        With a ``cache``, the tokens stand at its positions and also see those that it remembers.
+        """
         T = tokens.shape[1]
         if self.config.block_size < T:
             raise ValueError(f"{T} tokens are more than block_size={self.config.block_size}")
         x = self.embed(tokens)
         angles = None
         if self.position is not None:
-            x = x + self.position(torch.arange(T, device=tokens.device))
-        else:
+            at = torch.arange(T, device=tokens.device) if cache is None else cache.positions
+            x = x + self.position(at)
+        elif cache is None:
             angles = (self.cos[:T], self.sin[:T])
+        else:
+            angles = (self.cos[cache.positions][:, None], self.sin[cache.positions][:, None])
         x = self.drop(x)
-        for block in self.blocks:
-            x = block(x, angles)
+        for i, block in enumerate(self.blocks):
+            x = block(x, angles, None if cache is None else cache.layers[i])
         out: Tensor = self.norm(x)
         return out
 

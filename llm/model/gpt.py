@@ -18,7 +18,10 @@ class Cache(Protocol):
     """What the network remembers of the tokens before: see :mod:`llm.sampling.cache`."""
 
     positions: Tensor  # (B, T), of the tokens it is given next
-    layers: Sequence[LayerCache]
+
+    @property
+    def layers(self) -> Sequence[LayerCache]:
+        """One for each block."""
 
 
 class Block(nn.Module):

@@ -77,7 +77,7 @@ class Attention(nn.Module):
         B, T, _ = x.shape
         if self.joined is not None:
             heads = F.linear(x, *self.joined).view(B, T, -1, self.head_size)
-            q, k, v = heads.split([self.n_head, self.n_kv_head, self.n_kv_head], dim=2)
+            q, k, v = torch.split(heads, [self.n_head, self.n_kv_head, self.n_kv_head], dim=2)
             return q, k, v
         q = self.q(x).view(B, T, self.n_head, self.head_size)
         k = self.k(x).view(B, T, self.n_kv_head, self.head_size)

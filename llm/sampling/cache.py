@@ -71,7 +71,7 @@ class LayerKeys:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Write ``k`` and ``v`` (B, G, T, D) into their places; attention of ``q`` (B, H, T, D)."""
-        cache, (B, H, T, D), G = self.cache, q.shape, k.shape[1]
+        cache, (B, H, _, D), G = self.cache, q.shape, k.shape[1]
         self.keys.index_copy_(0, cache.places, k.reshape(-1, D))
         self.values.index_copy_(0, cache.places, v.reshape(-1, D))
         if not cache.filled:  # the start of a text, which sees only itself
@@ -93,6 +93,10 @@ class KVCache:
     shapes never change from token to token, as CUDA graphs and torch.compile want it; on a CPU
     attention reads the filled part only.
     """
+
+    positions: Tensor  # (B, T) of the tokens that are being read
+    places: Tensor  # (B * G * T,) where in the layers their keys and values go
+    mask: Tensor | None  # (B, 1, 1, filled), minus infinity where a row's newest token may not look
 
     def __init__(self, model: GPT) -> None:
         config = self.config = model.config

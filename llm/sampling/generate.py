@@ -6,57 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llm.errors import require
 from llm.model.gpt import GPT
 from llm.sampling.cache import KVCache, Reader, Uncached
 from llm.sampling.filters import draw, filtered
+from llm.sampling.options import SamplingOptions as SamplingOptions
 from llm.sampling.repetition import Repetition
 
 Drawn = tuple[int, float]  # a token id and its log-probability in nats
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How the next token is chosen, and when a text ends."""
-
-    max_new_tokens: int = 500
-    temperature: float = 0.8  # 0: always the most likely one
-    top_k: int | None = 200
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    no_repeat_ngram: int = 0
-
-    def check(self) -> None:
-        """Raise :class:`llm.errors.Refused` naming the first value out of its range."""
-        require(
-            self.max_new_tokens >= 1, f"max_new_tokens={self.max_new_tokens} must be at least 1"
-        )
-        require(
-            0 <= self.temperature < float("inf"),
-            f"temperature={self.temperature} must be 0 or more",
-        )
-        require(
-            self.top_k is None or self.top_k >= 1, f"top_k={self.top_k} must be at least 1, or null"
-        )
-        for key in ("top_p", "min_p"):
-            share = getattr(self, key)
-            require(share is None or 0 < share <= 1, f"{key}={share} must be in (0, 1], or null")
-        require(
-            0 < self.repetition_penalty < float("inf"),
-            f"repetition_penalty={self.repetition_penalty} must be more than 0; 1 is none",
-        )
-        for key in ("frequency_penalty", "presence_penalty"):
-            value = getattr(self, key)
-            require(
-                abs(value) < float("inf"), f"{key}={value} must be a finite number of nats; 0: none"
-            )
-        require(
-            self.no_repeat_ngram >= 0,
-            f"no_repeat_ngram={self.no_repeat_ngram} must be 0 (off) or a number of tokens",
-        )
 
 
 def generate(
@@ -156,27 +112,25 @@ class Comparison:
 
 @torch.inference_mode()
 def verify_cache(
-    model: GPT,
-    prompt: Sequence[int],
-    options: SamplingOptions,
-    seed: int,
-    n_tokens: int,
-    end: int | None = None,
+    model: GPT, prompt: Sequence[int], options: SamplingOptions, seed: int, n_tokens: int
 ) -> Comparison:
-    """Generate with the cache and without, until they differ or the text ends."""
+    """Generate ``max_new_tokens`` with the cache and without, until they differ.
+
+    No token ends the text, so that there is something to compare.
+    """
     cached, uncached = Recorded(KVCache(model)), Recorded(Uncached(model))
     pair = [
-        generate_batch(reader, [prompt], options, [seed], n_tokens, end)
-        for reader in (cached, uncached)
+        generate_batch(reader, [prompt], options, [seed], n_tokens) for reader in (cached, uncached)
     ]
     count, largest, different = 0, 0.0, None
     for (one,), (other,) in zip(*pair, strict=True):
         assert cached.logits is not None and uncached.logits is not None
         largest = max(largest, float((cached.logits - uncached.logits).abs().max()))
-        if (one and one[0]) != (other and other[0]):
+        assert one and other
+        if one[0] != other[0]:
             different = count
             break
-        count += one is not None
+        count += 1
     return Comparison(count, different, largest)
 
 

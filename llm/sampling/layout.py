@@ -17,24 +17,30 @@ def lay_out_for_decoding(model: GPT) -> None:
     ``python -m benchmarks.decode`` shows it. Queries, keys and values become views of one matrix.
     No memory is taken but that of one matrix at a time. Not for a model in training.
     """
+    done: set[nn.Module | None] = {model.position}  # one row of it is read at a time
     for module in model.modules():
         if isinstance(module, Attention):
-            parts = [module.q, module.k, module.v]
-            weight = _by_columns(torch.cat([part.weight for part in parts]))
-            bias = torch.cat([part.bias for part in parts]) if module.q.bias is not None else None
-            sizes = [part.out_features for part in parts]
-            for part, rows in zip(parts, weight.split(sizes), strict=True):
-                part.weight.data = rows
-            if bias is not None:
-                for part, rows in zip(parts, bias.split(sizes), strict=True):
-                    part.bias.data = rows
-            module.joined = weight, bias
-    joined = {id(part) for m in model.modules() if isinstance(m, Attention) for part in (m.q, m.k, m.v)}
+            done |= {module.q, module.k, module.v}
+            module.joined = _join([module.q, module.k, module.v])
     for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Embedding) and id(module) not in joined:
-            rows, columns = module.weight.shape
-            if rows > columns and module is not model.position:
-                module.weight.data = _by_columns(module.weight.data)
+        if isinstance(module, nn.Linear | nn.Embedding) and module not in done:
+            outputs, inputs = module.weight.shape
+            if outputs > inputs:
+                module.weight.data = _by_columns(module.weight)
+
+
+def _join(parts: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
+    """One weight and bias for all ``parts``, of which theirs become views."""
+    sizes = [part.out_features for part in parts]
+    weight = _by_columns(torch.cat([part.weight for part in parts]))
+    for part, rows in zip(parts, torch.split(weight, sizes), strict=True):
+        part.weight.data = rows
+    if parts[0].bias is None:
+        return weight, None
+    bias = torch.cat([part.bias for part in parts])
+    for part, rows in zip(parts, torch.split(bias, sizes), strict=True):
+        part.bias.data = rows
+    return weight, bias
 
 
 def _by_columns(matrix: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What has been said already, and how to say less of it again. Logits are (B, V), one row a text."""
+"""What has been said, and how to say less of it again. Logits are (B, V), one row a text."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -52,9 +52,10 @@ class Repetition:
         return self._without_ngrams(logits) if self.n else logits
 
     def _without_ngrams(self, logits: Tensor) -> Tensor:
-        """Bar each token that would end an n-gram of the text (Paulus et al. 2017, arXiv:1705.04304).
+        """Bar each token that would end an n-gram of the text again.
 
-        A text in which that bars every token goes on as if nothing were barred.
+        From Paulus et al. 2017, arXiv:1705.04304, section 2.5. A text in which that bars every
+        token goes on as if nothing were barred.
         """
         logits = logits.clone()
         for row, (text, followers) in enumerate(zip(self.texts, self.followers, strict=True)):

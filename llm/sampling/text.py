@@ -47,6 +47,10 @@ class TextStream:
         """Whether a stop string has appeared."""
         return self.stops.found
 
+    def prompt(self, piece: bytes) -> str:
+        """Text that comes before: no stop string is looked for in it."""
+        return self.utf8.decode(piece)
+
     def add(self, piece: bytes) -> str:
         """The text that can be shown now."""
         return self.utf8.decode(self.stops.add(piece))

@@ -12,7 +12,7 @@ import torch
 from llm.data.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
 from llm.errors import Refused
 from llm.experiment import samples
-from llm.experiment.samples import print_sample, read_prompt
+from llm.experiment.samples import print_samples, read_prompt
 from llm.model.gpt import GPT
 from llm.sampling.generate import SamplingOptions, generate
 
@@ -28,9 +28,9 @@ def model() -> GPT:
     return GPT(**shape, vocab_size=257).eval()
 
 
-def show(model: GPT, prompt: str, capsys: pytest.CaptureFixture[str], **how: bool) -> str:
+def show(model: GPT, prompt: str, capsys: pytest.CaptureFixture[str], **how: Any) -> str:
     given = {"stream": False, "echo": True, "logprobs": False} | how
-    print_sample(model, BYTES, read_prompt(BYTES, prompt, None, 8), OPTIONS, 5, **given)
+    print_samples(model, BYTES, read_prompt(BYTES, prompt, None, 8), OPTIONS, [5], **given)
     return capsys.readouterr().out
 
 
@@ -97,10 +97,10 @@ def test_a_sample_is_the_prompt_and_what_the_model_draws(
 def test_a_character_of_several_tokens_is_printed_whole(
     model: GPT, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def draw(*_: Any) -> Iterator[tuple[int, float]]:
-        yield from ((byte, -1.0) for byte in "é😀".encode() + b"\xe2\x82")
+    def draw(*_: Any) -> Iterator[list[tuple[int, float]]]:
+        yield from ([(byte, -1.0)] for byte in "é😀".encode() + b"\xe2\x82")
 
-    with patch.object(samples, "generate", draw):
+    with patch.object(samples, "generate_batch", draw):
         assert show(model, "ü", capsys, stream=True) == "üé😀\ufffd\n"
 
 

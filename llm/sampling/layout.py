@@ -44,4 +44,4 @@ def _join(parts: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
 
 
 def _by_columns(matrix: Tensor) -> Tensor:
-    return matrix.t().contiguous().t()
+    return matrix.t().contiguous().t() if matrix.device.type == "cpu" else matrix

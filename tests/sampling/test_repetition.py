@@ -75,11 +75,10 @@ def test_generated_text_repeats_no_ngram_and_the_log_probabilities_stay_the_mode
     )
     plain = SamplingOptions(max_new_tokens=40, temperature=0)
     free = [token for token, _ in generate(model, [1], plain, 0, 61)]
-    assert len({tuple(free[i : i + 3]) for i in range(38)}) < 30, "it repeats itself when it may"
-    options = SamplingOptions(max_new_tokens=40, temperature=0, no_repeat_ngram=3)
+    assert len(set(free)) < 40, "it repeats itself when it may"
+    options = SamplingOptions(max_new_tokens=40, temperature=0, no_repeat_ngram=1)
     pairs = list(generate(model, [1], options, 0, 61))
-    text = [1, *(token for token, _ in pairs)]
-    assert len({tuple(text[i : i + 3]) for i in range(39)}) == 39
+    assert len({1, *(token for token, _ in pairs)}) == 41
     with torch.no_grad():
         own = model(torch.tensor([[1]]))[0, -1].log_softmax(dim=-1)
     assert pairs[0][1] == pytest.approx(own[pairs[0][0]].item(), abs=1e-5)

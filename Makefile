@@ -23,8 +23,9 @@ lint: $(VENV)/.dev  ## ruff and mypy
 	$(RUN) -m ruff format --check $(LINT)
 	$(RUN) -m mypy
 
-bench: $(VENV)/.dev  ## measure training speed on this machine
+bench: $(VENV)/.dev  ## measure the speed of training and of writing on this machine
 	$(RUN) -m benchmarks.step
+	$(RUN) -m benchmarks.decode
 
 clean:  ## remove the virtual environment and caches (runs and data stay)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

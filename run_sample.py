@@ -18,26 +18,26 @@ def main(cfg: DictConfig) -> None:
     import sys
 
     from llm.checkpoint.checkpoint import Checkpoint, find_checkpoint
-    from llm.experiment.samples import print_sample, read_prompt
+    from llm.experiment.samples import print_samples, print_speed, print_verification, read_prompt
     from llm.model.device import select_device
-    from llm.sampling.generate import SamplingOptions
+    from llm.sampling.layout import lay_out_for_decoding
 
-    options = SamplingOptions(
-        settings.max_new_tokens, settings.temperature, settings.top_k, settings.top_p
-    )
-    options.check()
     checkpoint = Checkpoint.open(find_checkpoint("ckpt", str(settings.ckpt)))
+    tokenizer = checkpoint.tokenizer
     prompt = read_prompt(
-        checkpoint.tokenizer, settings.prompt, settings.prompt_file, checkpoint.model.block_size
+        tokenizer, settings.prompt, settings.prompt_file, checkpoint.model.block_size
     )
     model = checkpoint.load_model(select_device(settings.device, key="device"))
+    lay_out_for_decoding(model)
     print(f"{checkpoint.path.resolve().name} of {settings.ckpt}", file=sys.stderr)
-    for number in range(settings.num_samples):
-        if number:
-            print("-" * 80)
-        print_sample(
-            model, checkpoint.tokenizer, prompt, options, settings.seed + number,
-            stream=settings.stream, echo=settings.echo, logprobs=settings.logprobs,
+    if settings.verify_cache:
+        print_verification(model, tokenizer, prompt, settings, settings.seed)
+    if settings.benchmark:
+        print_speed(model, tokenizer, prompt, settings, settings.num_samples)
+    if not (settings.verify_cache or settings.benchmark):
+        print_samples(
+            model, tokenizer, prompt, settings, settings.seeds(), stream=settings.stream,
+            echo=settings.echo, logprobs=settings.logprobs, stop=settings.stops(),
         )  # fmt: skip
 
 

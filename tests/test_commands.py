@@ -1,7 +1,9 @@
 """Prepare, train, continue, sample: what a user types, and what is there afterwards."""
 
+import ast
 import errno
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from llm.config.settings import config_digest, load_plain
 from llm.errors import Diverged
 from llm.experiment.rundir import SUMMARY_KEYS
+from llm.sampling.cache import KVCache
 from llm.training.trainer import Trainer
 from tests import wandb_file
 from tests.command_line import here, listing, rows, started, summary
@@ -219,6 +222,51 @@ def test_log_probabilities_are_listed(original: Path) -> None:
     assert len(lines) == 8
     assert all(float(line.split()[0]) < 0 for line in lines)
     assert lines == sample(original, "prompt=it", "logprobs=true").splitlines()[2:]
+
+
+def test_a_stop_string_ends_a_sample_and_is_not_printed(original: Path) -> None:
+    typed = ["prompt=x", "num_samples=3", "max_new_tokens=60", "temperature=1.5"]
+    whole = sample(original, *typed).split("-" * 80 + "\n")
+    stops = [re.findall(r"(?<!^)[!-~]{2}", text)[-1] for text in whole[:2]]
+    found = sample(original, *typed, *(f"stop={stop}" for stop in stops))
+    ends = [[i for stop in stops if (i := text.find(stop, 1)) > 0] for text in whole]
+    assert found.split("-" * 80 + "\n") == [
+        text[: min(at)] + "\n" if at else text for text, at in zip(whole, ends, strict=True)
+    ]
+    lines = sample(original, *typed[:1], *typed[2:], f"stop={stops[0]}", "logprobs=true")
+    shown = "".join(ast.literal_eval(line[12:]) for line in lines.splitlines())
+    assert shown.startswith("x")
+    assert stops[0] not in shown
+
+
+def test_what_is_said_again_can_be_penalised_and_barred(original: Path) -> None:
+    greedy = ["prompt=x", "temperature=0", "max_new_tokens=60"]
+    plain = sample(original, *greedy)
+    for less in ("repetition_penalty=3", "frequency_penalty=2", "presence_penalty=5", "min_p=0.1"):
+        assert (sample(original, *greedy, less) != plain) == (less != "min_p=0.1"), less
+    assert sample(original, *greedy, "no_repeat_ngram=2") != plain
+
+
+def test_the_cache_is_verified_on_the_users_own_model(original: Path) -> None:
+    for typed in (["temperature=0"], ["temperature=1", "top_k=null", "prompt=it was"]):
+        said = sample(original, "verify_cache=true", "max_new_tokens=40", *typed)
+        assert said.startswith("verify_cache: all 40 tokens are the same without the cache; ")
+        assert said.count("\n") == 1
+    step = KVCache.step
+    with patch.object(KVCache, "step", lambda self, new, at, mask: -step(self, new, at, mask)):
+        done = here("sample", "ckpt=outputs/a", "verify_cache=true", cwd=original)
+    assert done.returncode == 1
+    assert "verify_cache: token 2 is another with the cache than without" in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_benchmark_prints_tokens_per_second(original: Path) -> None:
+    for texts in (1, 3):
+        said = sample(original, "benchmark=true", f"num_samples={texts}").splitlines()
+        assert [line.split()[:2] for line in said] == [
+            ["prefill", str(texts * 8)], ["decode", str(texts * 7)],
+        ]  # fmt: skip
+        assert all(float(line.split()[3].replace(",", "")) > 0 for line in said)
 
 
 def test_a_checkpoint_alone_can_be_sampled(original: Path, tmp_path: Path) -> None:

@@ -38,8 +38,9 @@ CONTRACT = {
     "logger": "mode project entity name tags notes",
     "run": "name",
 }
-SAMPLE = "ckpt prompt prompt_file num_samples max_new_tokens temperature top_k top_p seed device "
-SAMPLE += "stream logprobs echo"
+SAMPLE = "ckpt prompt prompt_file num_samples max_new_tokens temperature top_k top_p min_p "
+SAMPLE += "repetition_penalty frequency_penalty presence_penalty no_repeat_ngram stop seed device "
+SAMPLE += "stream logprobs echo verify_cache benchmark"
 
 
 def options(group: str) -> list[str]:

@@ -7,12 +7,14 @@ anything is built.
 
 from dataclasses import dataclass, field
 from math import inf
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
 from llm.data.config import SAFE, DataConfig
 from llm.errors import require
 from llm.model.config import GPTConfig
+from llm.sampling.options import SamplingOptions
 from llm.training.options import TrainerOptions
 from llm.training.schedule import Schedule
 
@@ -170,25 +172,34 @@ class TrainSettings:
 
 
 @dataclass
-class SampleSettings:
+class SampleSettings(SamplingOptions):
     """Everything ``run_sample.py`` is told."""
 
     ckpt: str | None = None
     prompt: str = ""
     prompt_file: str | None = None
     num_samples: int = 1
-    max_new_tokens: int = 500
-    temperature: float = 0.8
-    top_k: int | None = 200
-    top_p: float | None = None
+    stop: Any = None  # a text or a list of them; OmegaConf has no type for that
     seed: int = 1337
     device: str = "auto"
     stream: bool = True
     logprobs: bool = False
     echo: bool = True
+    verify_cache: bool = False
+    benchmark: bool = False
+
+    def stops(self) -> list[str]:
+        """The stop strings."""
+        return (
+            self.stop if isinstance(self.stop, list) else [] if self.stop is None else [self.stop]
+        )
+
+    def seeds(self) -> list[int]:
+        """One for each sample."""
+        return [self.seed + number for number in range(self.num_samples)]
 
     def check(self) -> None:
-        """Raise :class:`llm.errors.Refused` for what the sampler itself does not check."""
+        """Raise :class:`llm.errors.Refused` naming the first value that cannot work."""
         require(
             self.ckpt,
             "ckpt is missing: give a run folder or a checkpoint, as in ckpt=outputs/<date>/<time>",
@@ -199,6 +210,12 @@ class SampleSettings:
             "prompt and prompt_file are both given: take one",
         )
         require(0 <= self.seed < 2**63, f"seed={self.seed} must be between 0 and 2^63")
+        for stop in self.stops():
+            require(isinstance(stop, str), f"stop={stop!r} must be text")
+            require(stop, "stop is empty: give some text, or leave it out")
+            # Bytes of the command line that are not UTF-8 come as surrogates (PEP 383).
+            require(not any("\ud800" <= c <= "\udfff" for c in stop), "stop is not UTF-8")
+        super().check()
 
 
 @dataclass

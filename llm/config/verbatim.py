@@ -13,6 +13,7 @@ KEYS = frozenset(
     [
         "prompt",
         "prompt_file",
+        "stop",
         "ckpt",
         "data.path",
         "data.dir",
@@ -24,12 +25,23 @@ KEYS = frozenset(
     ]
 )
 TEXT = frozenset(["prompt", "data.dir"])  # of these, what cannot be null: "null" is a word there
+LISTS = frozenset(["stop"])  # of these, what may be typed several times: each adds to a list
 BREAK = "\ufdd0"  # a noncharacter: Unicode reserves it for use inside programs
 
 
 def quote_arguments(arguments: list[str]) -> list[str]:
     """Command-line arguments with the values of :data:`KEYS` quoted for Hydra; others unchanged."""
-    return [quote_argument(argument) for argument in arguments]
+    lists: dict[str, list[str]] = {key: [] for key in LISTS}
+    for key, equals, value in (argument.partition("=") for argument in arguments):
+        if key in LISTS and equals:
+            lists[key].append(value)
+    joined = {
+        key: f"{key}=[{','.join(map(quoted, values))}]"
+        for key, values in lists.items()
+        if len(values) > 1
+    }
+    several = [argument for argument in arguments if argument.partition("=")[0] not in joined]
+    return [*map(quote_argument, several), *joined.values()]
 
 
 def quote_argument(argument: str) -> str:

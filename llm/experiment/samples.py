@@ -1,13 +1,20 @@
 """Prompts in, text out, for the command line."""
 
-import codecs
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from llm.data.tokenizer import Tokenizer
-from llm.errors import Refused
+from llm.errors import Refused, Stop
+from llm.model.device import describe
 from llm.model.gpt import GPT
-from llm.sampling.generate import SamplingOptions, generate, score
+from llm.sampling.cache import KVCache
+from llm.sampling.generate import SamplingOptions, generate_batch, score, verify_cache
+from llm.sampling.speed import measure
+from llm.sampling.text import TextStream
+
+TOGETHER = 16  # samples drawn at once: each takes a key/value cache of its own
+RULE = "-" * 80
 
 
 def read_prompt(
@@ -44,32 +51,123 @@ def read_prompt(
     return tokens
 
 
-def print_sample(
+class Sample:
+    """One sample on its way to the screen: text, or a line per token with its log-probability."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], logprobs: bool) -> None:
+        self.tokenizer, self.logprobs = tokenizer, logprobs
+        self.text = TextStream(stop)
+        self.waiting: list[tuple[bytes, float | None]] = []  # tokens that may begin a stop string
+        self.passed = 0  # bytes of them that are known not to
+
+    def prompt(self, tokens: list[int], scores: list[float | None]) -> str:
+        """What to show of the prompt, in which no stop string is looked for."""
+        pieces = [self.tokenizer.token_bytes(token) for token in tokens]
+        if self.logprobs:
+            return "".join(map(_line, pieces, scores))
+        return self.text.prompt(b"".join(pieces))
+
+    def add(self, token: int, score: float) -> str:
+        """What can be shown once ``token`` was drawn."""
+        piece = self.tokenizer.token_bytes(token)
+        if not self.logprobs:
+            return self.text.add(piece)
+        self.waiting.append((piece, score))
+        self.passed += len(self.text.stops.add(piece))
+        return self._lines()
+
+    def rest(self) -> str:
+        """What remains at the end."""
+        if not self.logprobs:
+            return self.text.rest() + "\n"
+        self.passed += len(self.text.stops.rest())
+        lines = self._lines()
+        if self.passed:  # of a token in which a stop string begins, what is before it
+            piece, score = self.waiting.pop(0)
+            lines += _line(piece[: self.passed], score)
+        return lines
+
+    def _lines(self) -> str:
+        lines = ""
+        while self.waiting and len(self.waiting[0][0]) <= self.passed:
+            piece, score = self.waiting.pop(0)
+            self.passed -= len(piece)
+            lines += _line(piece, score)
+        return lines
+
+
+def _line(piece: bytes, score: float | None) -> str:
+    shown = "" if score is None else f"{score:.4f}"
+    return f"{shown:>10}  {piece.decode('utf-8', errors='replace')!r}\n"
+
+
+def print_samples(
     model: GPT,
     tokenizer: Tokenizer,
     prompt: list[int],
     options: SamplingOptions,
-    seed: int,
+    seeds: Sequence[int],
     *,
     stream: bool,
     echo: bool,
     logprobs: bool,
+    stop: Sequence[str] = (),
 ) -> None:
-    """Print one sample: its text, or a line per token with its log-probability in nats."""
-    drawn = generate(model, prompt, options, seed, tokenizer.vocab_size, tokenizer.end_of_text)
+    """Print a sample for each seed: its text, or a line per token with its log-probability in nats.
+
+    Samples are drawn together, :data:`TOGETHER` at a time; the first of them is shown as it comes.
+    """
     shown = prompt if echo and prompt != [tokenizer.end_of_text] else []
-    if logprobs:
-        known = zip(shown, score(model, prompt), strict=False) if shown else []
-        for pairs in (known, drawn):
-            for token, value in pairs:
-                print(
-                    f"{'' if value is None else f'{value:.4f}':>10}  {tokenizer.decode([token])!r}",
-                    flush=stream,
-                )
-        return
-    # A token may end inside a character.
-    utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    for tokens in (shown, (token for token, _ in drawn)):
-        for token in tokens:
-            print(utf8.decode(tokenizer.token_bytes(token)), end="", flush=stream)
-    print(utf8.decode(b"", final=True))
+    scores = score(model, prompt) if shown and logprobs else []
+    for first in range(0, len(seeds), TOGETHER):
+        group = seeds[first : first + TOGETHER]
+        samples = [Sample(tokenizer, stop, logprobs) for _ in group]
+        later = [sample.prompt(shown, scores) for sample in samples]
+        if first:
+            print(RULE)
+        print(later[0], end="", flush=stream)
+
+        def is_last(row: int, _: int, samples: list[Sample] = samples) -> bool:
+            return samples[row].text.stopped
+
+        drawn = generate_batch(
+            KVCache(model), [prompt] * len(group), options, group, tokenizer.vocab_size,
+            tokenizer.end_of_text, is_last,
+        )  # fmt: skip
+        for pairs in drawn:
+            for row, pair in enumerate(pairs):
+                if pair is not None and (text := samples[row].add(*pair)):
+                    if row:
+                        later[row] += text
+                    else:
+                        print(text, end="", flush=stream)
+        print(samples[0].rest(), end="", flush=stream)
+        for sample, text in zip(samples[1:], later[1:], strict=True):
+            print(RULE, text + sample.rest(), sep="\n", end="", flush=stream)
+
+
+def print_verification(
+    model: GPT, tokenizer: Tokenizer, prompt: list[int], options: SamplingOptions, seed: int
+) -> None:
+    """Say whether the cache changes anything; raise :class:`llm.errors.Stop` where it does."""
+    found = verify_cache(model, prompt, options, seed, tokenizer.vocab_size)
+    logits = f"the largest difference of a logit is {found.largest_difference:.1e}"
+    if found.different is not None:
+        raise Stop(
+            f"verify_cache: token {found.different + 1} is another with the cache than without; "
+            f"{logits}"
+        )
+    print(f"verify_cache: all {found.tokens} tokens are the same without the cache; {logits}")
+
+
+def print_speed(
+    model: GPT, tokenizer: Tokenizer, prompt: list[int], options: SamplingOptions, rows: int
+) -> None:
+    """Measure and print tokens per second for reading a prompt and for what follows it."""
+    found = measure(model, prompt, options, rows, tokenizer.vocab_size)
+    where = describe(model.embed.weight.device)
+    for what, tokens, rate in (
+        ("prefill", found.prefill_tokens, found.prefill_rate),
+        ("decode", found.decode_tokens, found.decode_rate),
+    ):
+        print(f"{what:<8}{tokens:>8,} tokens{rate:>12,.1f} tokens/s  ({where})")

@@ -1,16 +1,30 @@
 """The network: a decoder-only transformer that is Llama, Qwen3 or GPT-2, as its options say."""
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm.model.config import GPTConfig
-from llm.model.layers import MLPS, Attention, build_norm, rotary_angles, smeared
+from llm.model.layers import MLPS, Attention, LayerCache, build_norm, rotary_angles, smeared
 
 IGNORED = -1  # a target with this id adds nothing to the loss
+
+
+class Cache(Protocol):
+    """What the network remembers of the tokens before: see :mod:`llm.sampling.cache`."""
+
+    positions: Tensor  # (B, T), of the tokens it is given next
+
+    def before(self, count: int) -> Tensor | None:
+        """Ids (B, count) of the tokens before those, -1 for none; None: the texts begin there."""
+
+    @property
+    def layers(self) -> Sequence[LayerCache]:
+        """One for each block."""
 
 
 class Block(nn.Module):
@@ -32,13 +46,18 @@ class Block(nn.Module):
             self.value_embed = nn.Embedding(config.vocab_size, self.attention.v.out_features)
 
     def forward(
-        self, x: Tensor, start: Tensor, tokens: Tensor, angles: tuple[Tensor, Tensor] | None
+        self,
+        x: Tensor,
+        start: Tensor,
+        tokens: Tensor,
+        angles: tuple[Tensor, Tensor] | None,
+        cache: LayerCache | None = None,
     ) -> Tensor:
         """(B, T, C) -> (B, T, C); ``start`` is what the first layer read, ``tokens`` are (B, T)."""
         if self.mix is not None:
             x = self.mix[0] * x + self.mix[1] * start
         value = None if self.value_embed is None else self.value_embed(tokens)
-        x = x + self.drop(self.attention(self.attention_norm(x), angles, value))
+        x = x + self.drop(self.attention(self.attention_norm(x), angles, value, cache))
         x = x + self.drop(self.mlp(self.mlp_norm(x)))
         return x
 
@@ -105,22 +124,31 @@ class GPT(nn.Module):
                 depth = 2 * self.config.n_layer if residual else 1
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(depth))
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """Token ids (B, T) -> the normalised output of the last layer (B, T, C)."""
+    def hidden(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
+        """Token ids (B, T) -> the normalised output of the last layer (B, T, C).
+
+        With a ``cache``, the tokens stand at its positions and also see those that it remembers.
+        """
         T = tokens.shape[1]
         if self.config.block_size < T:
             raise ValueError(f"{T} tokens are more than block_size={self.config.block_size}")
         x = self.embed(tokens)
         angles = None
         if self.position is not None:
-            x = x + self.position(torch.arange(T, device=tokens.device))
-        else:
+            at = torch.arange(T, device=tokens.device) if cache is None else cache.positions
+            x = x + self.position(at)
+        elif cache is None:
             angles = (self.cos[:T], self.sin[:T])
+        else:
+            angles = (self.cos[cache.positions][:, None], self.sin[cache.positions][:, None])
         if self.smear is not None:
-            x = smeared(x, self.smear)
+            before = None if cache is None else cache.before(len(self.smear))
+            if before is not None:
+                before = self.embed(before.clamp(min=0)) * (before >= 0)[..., None]
+            x = smeared(x, self.smear, before)
         start = x = self.drop(x)
-        for block in self.blocks:
-            x = block(x, start, tokens, angles)
+        for i, block in enumerate(self.blocks):
+            x = block(x, start, tokens, angles, None if cache is None else cache.layers[i])
         out: Tensor = self.norm(x)
         return out
 

@@ -3,6 +3,8 @@
 Shapes: B sequences, T positions, C = n_embed, H = n_head, G = n_kv_head, D = head_size.
 """
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,28 +31,42 @@ def rotary_angles(block_size: int, head_size: int) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (i, i + D/2) of ``x`` (B, H, T, D) by their positions' angles (T, D)."""
+    """Turn the pairs (i, i + D/2) of ``x`` (B, H, T, D) by their positions' angles.
+
+    ``cos`` and ``sin`` are (T, D), or (B, 1, T, D) where each row has positions of its own.
+    """
     low, high = x.chunk(2, dim=-1)
     turned = torch.cat([-high, low], dim=-1)
     return (x * cos + turned * sin).to(x.dtype)
 
 
-def smeared(x: Tensor, weights: Tensor) -> Tensor:
+def smeared(x: Tensor, weights: Tensor, before: Tensor | None = None) -> Tensor:
     """Each position of ``x`` (B, T, C) plus its K predecessors, channels weighted by (K, C).
 
-    A character tells little alone: so the first layer sees short strings at once. Grown out of the
-    one-token smear of modded-nanogpt (record 34); Primer's short convolutions are its kin
-    (So et al. 2021, arXiv:2109.08668).
+    ``before`` (B, K, C) precedes ``x``; None: nothing does. A character tells little alone: so the
+    first layer sees short strings at once. Grown out of the one-token smear of modded-nanogpt
+    (record 34); Primer's short convolutions are its kin (So et al. 2021, arXiv:2109.08668).
     """
     K, T = weights.shape[0], x.shape[1]
-    padded = F.pad(x, (0, 0, K, 0))
+    line = F.pad(x, (0, 0, K, 0)) if before is None else torch.cat([before, x], dim=1)
     for back in range(1, K + 1):
-        x = torch.addcmul(x, weights[back - 1], padded[:, K - back : K - back + T])
+        x = torch.addcmul(x, weights[back - 1], line[:, K - back : K - back + T])
     return x
+
+
+class LayerCache(Protocol):
+    """Keys and values of the tokens before, for one layer: see :mod:`llm.sampling.cache`."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Remember ``k`` and ``v`` (B, G, T, D); what ``q`` (B, H, T, D) reads, in its shape."""
 
 
 class Attention(nn.Module):
     """Causal self-attention in which H query heads share G key and value heads."""
+
+    # Weight and bias of q, k and v in one, of which theirs are then views: one matrix product
+    # instead of three, for :func:`llm.sampling.layout.lay_out_for_decoding`.
+    joined: tuple[Tensor, Tensor | None] | None = None
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -70,31 +86,50 @@ class Attention(nn.Module):
         self.q_norm = build_norm(config, self.head_size) if config.qk_norm else nn.Identity()
         self.k_norm = build_norm(config, self.head_size) if config.qk_norm else nn.Identity()
 
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, C) -> queries (B, T, H, D), keys and values (B, T, G, D)."""
+        B, T, _ = x.shape
+        if self.joined is not None:
+            heads = F.linear(x, *self.joined).view(B, T, -1, self.head_size)
+            q, k, v = torch.split(heads, [self.n_head, self.n_kv_head, self.n_kv_head], dim=2)
+            return q, k, v
+        q = self.q(x).view(B, T, self.n_head, self.head_size)
+        k = self.k(x).view(B, T, self.n_kv_head, self.head_size)
+        v = self.v(x).view(B, T, self.n_kv_head, self.head_size)
+        return q, k, v
+
     def forward(
-        self, x: Tensor, angles: tuple[Tensor, Tensor] | None, value: Tensor | None = None
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor] | None,
+        value: Tensor | None = None,
+        cache: LayerCache | None = None,
     ) -> Tensor:
         """(B, T, C) -> (B, T, C); ``angles`` are those of :func:`rotary_angles`, or None.
 
         ``value`` (B, T, G * D), where given, is added to the values.
         """
         B, T, _ = x.shape
-        q = self.q(x).view(B, T, self.n_head, self.head_size)
-        k = self.k(x).view(B, T, self.n_kv_head, self.head_size)
-        v = self.v(x) if value is None else self.v(x) + value
-        v = v.view(B, T, self.n_kv_head, self.head_size)
+        q, k, v = self.project(x)
+        if value is not None:
+            v = v + value.view(v.shape)
         if self.qk_norm:  # in the weights' own precision: torch warns of a mix, and is slower
             q, k = self.q_norm(q.to(self.q.weight.dtype)), self.k_norm(k.to(self.k.weight.dtype))
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if angles is not None:
             q, k = rotate(q, *angles), rotate(k, *angles)
-        y = F.scaled_dot_product_attention(
-            q.to(v.dtype),  # a norm has left q and k in float32 under autocast
-            k.to(v.dtype),
-            v,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=True,
-            enable_gqa=self.n_kv_head != self.n_head,
-        )
+        q, k = q.to(v.dtype), k.to(v.dtype)  # a norm has left them in float32 under autocast
+        if cache is not None:
+            y = cache.attend(q, k, v)
+        else:
+            y = F.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                dropout_p=self.dropout if self.training else 0.0,
+                is_causal=True,
+                enable_gqa=self.n_kv_head != self.n_head,
+            )
         out: Tensor = self.o(y.transpose(1, 2).reshape(B, T, -1))
         return out
 

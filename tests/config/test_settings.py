@@ -194,6 +194,10 @@ def test_a_sample_needs_a_checkpoint_a_count_and_one_prompt() -> None:
     for overrides, message in (
         ([], "ckpt is missing"),
         (["ckpt=x", "num_samples=0"], "num_samples=0 must be at least 1"),
+        (["ckpt=x", "stop="], "stop is empty: give some text"),
+        (["ckpt=x", "stop=[1]"], "stop=1 must be text"),
+        (["ckpt=x", "min_p=2"], "min_p=2.0 must be in"),
+        (["ckpt=x", "repetition_penalty=-1"], "repetition_penalty=-1.0 must be more than 0"),
         (["ckpt=x", "prompt=a", "prompt_file=b"], "prompt and prompt_file are both given"),
         (["ckpt=x", "seed=-1"], "seed=-1 must be between"),
     ):

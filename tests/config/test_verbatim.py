@@ -95,6 +95,17 @@ def test_null_stays_null_for_what_may_be_left_out(key: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "stops",
+    [["a, b"], ["[a, b]"], ["\n\n", "null", "${x}", "it's (me)"], ["???", "'", "\\"]],
+    ids=str,
+)
+def test_stop_strings_are_taken_as_typed_and_may_be_several(stops: list[str]) -> None:
+    typed = ["seed=1", *(f"stop={stop}" for stop in stops), "prompt=x"]
+    found = read_settings(composed("sample", "ckpt=x", *quote_arguments(typed)), SampleSettings)
+    assert (found.stops(), found.prompt, found.seed) == (stops, "x", 1)
+
+
+@pytest.mark.parametrize(
     "argument",
     ["model.n_layer=4,6", "-m", "--cfg", "prompt", "notes=a, b", "~seed", "+prompt=a", "seed=${x}"],
 )

@@ -12,7 +12,7 @@ import torch
 from llm.data.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
 from llm.errors import Refused
 from llm.experiment import samples
-from llm.experiment.samples import print_sample, read_prompt
+from llm.experiment.samples import print_samples, read_prompt
 from llm.model.gpt import GPT
 from llm.sampling.generate import SamplingOptions, generate
 
@@ -28,9 +28,9 @@ def model() -> GPT:
     return GPT(**shape, vocab_size=257).eval()
 
 
-def show(model: GPT, prompt: str, capsys: pytest.CaptureFixture[str], **how: bool) -> str:
+def show(model: GPT, prompt: str, capsys: pytest.CaptureFixture[str], **how: Any) -> str:
     given = {"stream": False, "echo": True, "logprobs": False} | how
-    print_sample(model, BYTES, read_prompt(BYTES, prompt, None, 8), OPTIONS, 5, **given)
+    print_samples(model, BYTES, read_prompt(BYTES, prompt, None, 8), OPTIONS, [5], **given)
     return capsys.readouterr().out
 
 
@@ -97,11 +97,47 @@ def test_a_sample_is_the_prompt_and_what_the_model_draws(
 def test_a_character_of_several_tokens_is_printed_whole(
     model: GPT, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def draw(*_: Any) -> Iterator[tuple[int, float]]:
-        yield from ((byte, -1.0) for byte in "é😀".encode() + b"\xe2\x82")
+    def draw(*_: Any) -> Iterator[list[tuple[int, float]]]:
+        yield from ([(byte, -1.0)] for byte in "é😀".encode() + b"\xe2\x82")
 
-    with patch.object(samples, "generate", draw):
+    with patch.object(samples, "generate_batch", draw):
         assert show(model, "ü", capsys, stream=True) == "üé😀\ufffd\n"
+
+
+def test_lines_of_log_probabilities_end_where_a_stop_string_begins_inside_a_token(
+    model: GPT, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [b"so ", b"E", b"", b"asy", b" thE", b"ND it"]
+
+    class Words(ByteTokenizer):
+        def token_bytes(self, token: int) -> bytes:
+            return words[token]
+
+    def draw(*_: Any) -> Iterator[list[tuple[int, float]]]:
+        yield from ([(number, -float(number))] for number in range(len(words)))
+
+    with patch.object(samples, "generate_batch", draw):
+        how: dict[str, Any] = {"stream": True, "echo": False, "stop": ["END"]}
+        print_samples(model, Words(), [0], OPTIONS, [5], logprobs=True, **how)
+        lines = capsys.readouterr().out.splitlines()
+        print_samples(model, Words(), [0], OPTIONS, [5], logprobs=False, **how)
+    assert [line.split(maxsplit=1) for line in lines] == [
+        ["-0.0000", "'so '"], ["-1.0000", "'E'"], ["-2.0000", "''"], ["-3.0000", "'asy'"],
+        ["-4.0000", "' th'"],
+    ]  # fmt: skip
+    assert capsys.readouterr().out == "so Easy th\n"
+
+
+def test_samples_are_the_same_together_and_one_by_one(
+    model: GPT, capsys: pytest.CaptureFixture[str]
+) -> None:
+    how: dict[str, Any] = {"stream": True, "echo": True, "logprobs": False, "stop": ["e"]}
+    seeds = range(samples.TOGETHER + 3)
+    print_samples(model, BYTES, list(b"To"), OPTIONS, seeds, **how)
+    together = capsys.readouterr().out.split(samples.RULE + "\n")
+    for seed in seeds:
+        print_samples(model, BYTES, list(b"To"), OPTIONS, [seed], **how)
+        assert capsys.readouterr().out == together[seed]
 
 
 def test_log_probabilities_are_those_of_the_model_a_line_for_each_token(

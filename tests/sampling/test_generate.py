@@ -35,16 +35,25 @@ def drawn(
     return [token for token, _ in generate(model, prompt, chosen, seed, n_tokens, end)]
 
 
+def window(tokens: list[int], prompt: int) -> list[int]:
+    """What is seen of ``tokens`` that began with a prompt of so many, counted without a cache."""
+    seen = min(prompt, BLOCK)
+    for _ in range(len(tokens) - prompt):
+        seen = seen + 1 if seen < BLOCK else BLOCK // 2
+    return tokens[-seen:]
+
+
 @torch.no_grad()
-def log_probabilities(model: GPT, tokens: list[int]) -> torch.Tensor:
+def log_probabilities(model: GPT, tokens: list[int], prompt: int | None = None) -> torch.Tensor:
     """Of the token that follows ``tokens``, straight from the network."""
-    return model(torch.tensor([tokens[-BLOCK:]]))[0, -1].log_softmax(dim=-1)
+    seen = window(tokens, len(tokens) if prompt is None else prompt)
+    return model(torch.tensor([seen]))[0, -1].log_softmax(dim=-1)
 
 
 def test_temperature_zero_always_takes_the_most_likely_also_past_block_size(model: GPT) -> None:
     tokens = [3, 1]
     for _ in range(3 * BLOCK):
-        tokens.append(int(log_probabilities(model, tokens).argmax()))
+        tokens.append(int(log_probabilities(model, tokens, 2).argmax()))
     assert drawn(model, [3, 1], temperature=0, max_new_tokens=3 * BLOCK) == tokens[2:]
     assert drawn(model, [3, 1], seed=9, temperature=0, max_new_tokens=3 * BLOCK) == tokens[2:]
 
@@ -115,7 +124,7 @@ def test_log_probabilities_are_the_models_own_whatever_was_filtered(
     options = SamplingOptions(max_new_tokens=2 * BLOCK, temperature=0.5, top_k=4, top_p=0.9)
     tokens = [5, 9]
     for token, value in generate(model, tokens, options, seed=0, n_tokens=n_tokens):
-        wanted = log_probabilities(model, tokens)[token].item()
+        wanted = log_probabilities(model, tokens, 2)[token].item()
         assert value == pytest.approx(wanted, abs=1e-5)
         tokens = [*tokens, token]
     assert len(tokens) == 2 + 2 * BLOCK
@@ -149,7 +158,9 @@ def test_score_says_none_for_tokens_before_the_window(model: GPT) -> None:
     [
         ("max_new_tokens", 0), ("temperature", -0.1), ("temperature", float("inf")),
         ("temperature", float("nan")), ("top_k", 0), ("top_k", -5), ("top_p", 0.0), ("top_p", 1.1),
-        ("top_p", float("nan")),
+        ("top_p", float("nan")), ("min_p", 0.0), ("min_p", 1.5), ("repetition_penalty", 0.0),
+        ("repetition_penalty", float("inf")), ("frequency_penalty", float("nan")),
+        ("presence_penalty", float("inf")), ("no_repeat_ngram", -1),
     ],
 )  # fmt: skip
 def test_options_out_of_their_range_are_refused_by_name(option: str, value: float) -> None:

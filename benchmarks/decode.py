@@ -1,0 +1,180 @@
+"""Speed of writing text: python -m benchmarks.decode [--nanogpt CLONE] [--json FILE]
+
+One token at a time with a key/value cache, greedy, in float32, random weights: beside transformers'
+generate with its cache and the same weights, beside nanoGPT's generate (where a clone is given),
+and beside what the machine's memory allows, each weight being read once per token. Both sides run
+in this process, in turn, several times, because other work on the machine disturbs both.
+"""
+
+import argparse
+import importlib.util
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llm.model.gpt import GPT
+from llm.sampling.cache import KVCache
+from llm.sampling.generate import SamplingOptions, generate_batch
+from llm.sampling.layout import lay_out_for_decoding
+
+GPT2: dict[str, Any] = {"norm": "layernorm", "mlp": "gelu", "position": "learned", "bias": True}
+LARGE = GPT2 | {"n_layer": 12, "n_embed": 768, "n_head": 12, "head_size": 64,
+                "block_size": 1024, "vocab_size": 50_257}  # fmt: skip
+SMALL = GPT2 | {"n_layer": 6, "n_embed": 384, "n_head": 6, "head_size": 64,
+                "block_size": 256, "vocab_size": 65}  # fmt: skip
+LENGTHS = [1, 4, 8, 12, 20, 32, 48, 64]  # tokens of the prompts of a batch
+Generate = Callable[[int], None]  # so many new tokens
+
+
+def ours(shape: dict[str, Any], prompts: list[list[int]]) -> tuple[GPT, Generate]:
+    """Our network, and what generates from it."""
+    torch.manual_seed(0)
+    model = GPT(**shape).eval()
+    lay_out_for_decoding(model)
+
+    def run(new_tokens: int) -> None:
+        options = SamplingOptions(max_new_tokens=new_tokens, temperature=0)
+        seeds, n_tokens = range(len(prompts)), shape["vocab_size"]
+        for _ in generate_batch(KVCache(model), prompts, options, seeds, n_tokens):
+            pass
+
+    return model, run
+
+
+def transformers(model: GPT, shape: dict[str, Any], prompts: list[list[int]]) -> Generate:
+    """The same weights in GPT2LMHeadModel; shorter prompts are padded on the left."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=shape["vocab_size"], n_positions=shape["block_size"], n_embd=shape["n_embed"],
+        n_layer=shape["n_layer"], n_head=shape["n_head"], bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    theirs = GPT2LMHeadModel(config).eval()
+    state = model.state_dict()
+    names = {"embed": "wte", "position": "wpe", "norm": "ln_f"}
+    blocks = {"attention_norm": "ln_1", "attention.o": "attn.c_proj", "mlp_norm": "ln_2",
+              "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj"}  # fmt: skip
+    weights: dict[str, Tensor] = {}
+    for kind in ("weight", "bias"):
+        for mine, name in names.items():
+            if f"{mine}.{kind}" in state:
+                weights[f"transformer.{name}.{kind}"] = state[f"{mine}.{kind}"]
+        for i in range(shape["n_layer"]):
+            block, place = f"blocks.{i}", f"transformer.h.{i}"
+            for mine, name in blocks.items():  # their matrices lie the other way round
+                weights[f"{place}.{name}.{kind}"] = state[f"{block}.{mine}.{kind}"].t()
+            joined = torch.cat([state[f"{block}.attention.{n}.{kind}"] for n in "qkv"])
+            weights[f"{place}.attn.c_attn.{kind}"] = joined.t()
+    missing, unexpected = theirs.load_state_dict(weights, strict=False)
+    assert set(missing) <= {"lm_head.weight"} and not unexpected
+    longest = max(map(len, prompts))
+    tokens = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
+    seen = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+
+    def run(new_tokens: int) -> None:
+        theirs.generate(  # type: ignore[operator]
+            tokens, attention_mask=seen, do_sample=False, use_cache=True, pad_token_id=0,
+            min_new_tokens=new_tokens, max_new_tokens=new_tokens,
+        )  # fmt: skip
+
+    return run
+
+
+def nanogpt(clone: Path, shape: dict[str, Any], prompt: list[int]) -> Generate:
+    """A fresh network of the same shape from nanoGPT's model.py."""
+    spec = importlib.util.spec_from_file_location("nanogpt_model", clone / "model.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.GPTConfig(
+        block_size=shape["block_size"], vocab_size=shape["vocab_size"], n_layer=shape["n_layer"],
+        n_head=shape["n_head"], n_embd=shape["n_embed"], dropout=0.0, bias=True,
+    )  # fmt: skip
+    model = module.GPT(config).eval()
+    tokens = torch.tensor([prompt])
+    return lambda new_tokens: model.generate(tokens, new_tokens, top_k=1)
+
+
+def bandwidth(repeats: int = 4) -> float:
+    """Bytes per second at which a product of a large matrix and a vector reads the matrix."""
+    matrix, vector = torch.randn(8192, 8192), torch.randn(8192)
+    torch.mv(matrix, vector)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        torch.mv(matrix, vector)
+    return repeats * 4 * matrix.numel() / (time.perf_counter() - start)
+
+
+def rate(generate: Generate, new_tokens: int, rows: int = 1) -> float:
+    """New tokens per second, of all rows together, prompts included."""
+    start = time.perf_counter()
+    generate(new_tokens)
+    return rows * new_tokens / (time.perf_counter() - start)
+
+
+def row(
+    name: str, what: str, pairs: list[tuple[float, float]], scale: float = 1.0
+) -> dict[str, object]:
+    """One row of the benchmark from pairs (ours, other): ``ratio`` is the first over the second."""
+    ratios = sorted(scale * mine / other for mine, other in pairs)
+    mine, other = (statistics.median(side) for side in zip(*pairs, strict=True))
+    found = {"id": name, "what": what, "ours": mine, "other": other}
+    print(f"{name:<28}{mine:>12,.1f}{other:>18,.1f}{statistics.median(ratios):>8.2f}"
+          f"{f'({ratios[0]:.2f} to {ratios[-1]:.2f})':>18}", flush=True)  # fmt: skip
+    return found | {"ratio": statistics.median(ratios), "low": ratios[0], "high": ratios[-1]}
+
+
+def measure(
+    arguments: argparse.Namespace, shape: dict[str, Any], prompts: list[list[int]], name: str,
+    new_tokens: int,
+) -> list[dict[str, object]]:  # fmt: skip
+    """Rows for one network: beside transformers, and for the large one beside the other two."""
+    model, mine = ours(shape, prompts)
+    theirs, n, large = transformers(model, shape, prompts), len(prompts), shape is LARGE
+    for warm_up in (mine, theirs):
+        warm_up(8)
+    size = f"{model.n_parameters() / 1e6:.1f} M parameters, {n} x {new_tokens} new tokens, tokens/s"
+    pairs = [(rate(mine, new_tokens, n), rate(theirs, new_tokens, n))
+             for _ in range(arguments.repeats)]  # fmt: skip
+    rows = [row(name, f"{size}; transformers with its cache", pairs)]
+    if large:
+        assert model.position is not None
+        read = 4 * (model.n_parameters() - model.position.weight.numel())
+        pairs = [(rate(mine, new_tokens), bandwidth()) for _ in range(arguments.repeats)]
+        what = f"{size}; bytes/s of a matrix-vector product; share of it"
+        rows.append(row("decode_124M_bandwidth", what, pairs, read))
+    if large and arguments.nanogpt:
+        slow = nanogpt(arguments.nanogpt, shape, prompts[0])
+        slow(2)
+        pairs = [(rate(mine, new_tokens), rate(slow, new_tokens)) for _ in range(arguments.repeats)]
+        rows.append(row("decode_124M_nanogpt", f"{size}; nanoGPT", pairs))
+    return rows
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description="Speed of writing text, side by side")
+    parser.add_argument("--nanogpt", type=Path, help="a clone of nanoGPT to measure beside")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    parser.add_argument("--repeats", type=int, default=3, help="pairs of measurements per row")
+    parser.add_argument("--tokens", type=int, help="new tokens; default 512, 256 for the small one")
+    arguments = parser.parse_args()
+    print(f"{'':<28}{'ours':>12}{'other':>18}{'ratio':>8}{'(spread)':>18}")
+    few, many = arguments.tokens or 256, arguments.tokens or 512
+    fresh = min(few, SMALL["block_size"] - max(LENGTHS))  # transformers ends at block_size
+    batch = [[(7 * i + n) % 65 for i in range(n)] for n in LENGTHS]
+    rows = measure(arguments, SMALL, [[0]], "decode_10.7M_transformers", min(few, 255))
+    rows += measure(arguments, SMALL, batch, "decode_batch8", fresh)
+    rows += measure(arguments, LARGE, [[0]], "decode_124M_transformers", many)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

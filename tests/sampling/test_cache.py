@@ -1,0 +1,158 @@
+"""The cache changes how fast text comes, never which: alone, in a batch and past the window."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from llm.model.gpt import GPT
+from llm.sampling.cache import KVCache, Uncached, slide
+from llm.sampling.generate import SamplingOptions, generate, generate_batch, verify_cache
+from llm.sampling.layout import lay_out_for_decoding
+from tests.model.test_reference import GPT2_STYLE, as_gpt2, filled, randomised
+
+SHAPE: dict[str, Any] = {
+    "n_layer": 3, "n_embed": 48, "n_head": 4, "head_size": 12, "block_size": 24, "vocab_size": 61,
+}  # fmt: skip
+FAST = {"smear": 3, "value_embeddings": True, "residual_scalars": True, "mlp": "relu2",
+        "qk_norm": True, "tie_embeddings": False, "n_kv_head": 2}  # fmt: skip
+KINDS = [
+    pytest.param({}, id="llama"),
+    pytest.param({"n_kv_head": 2, "qk_norm": True}, id="qwen3, grouped"),
+    pytest.param({"n_kv_head": 1, "bias": True, "tie_embeddings": False}, id="one key head"),
+    pytest.param(GPT2_STYLE, id="gpt2"),
+    pytest.param(FAST, id="fast"),
+    pytest.param({"block_size": 1}, id="a window of one"),
+    pytest.param(FAST | {"block_size": 4}, id="fast, in a short window"),
+    pytest.param({"block_size": 2}, id="a window of two"),
+    pytest.param({"block_size": 3, "position": "learned"}, id="a window of three"),
+]
+GREEDY = SamplingOptions(max_new_tokens=70, temperature=0)
+DRAWN = SamplingOptions(max_new_tokens=70, temperature=1.0, top_k=20, min_p=0.01)
+PROMPTS = [[3], list(range(20)), [5, 9, 60], [(7 * i) % 61 for i in range(40)], [1, 1]]
+
+
+def made(options: dict[str, Any]) -> GPT:
+    return randomised(GPT(**SHAPE | options))
+
+
+def texts(
+    reader: Any, prompts: list[list[int]], options: SamplingOptions, end: int | None = None
+) -> list[list[int]]:
+    found: list[list[int]] = [[] for _ in prompts]
+    for pairs in generate_batch(reader, prompts, options, range(len(prompts)), 61, end):
+        for text, pair in zip(found, pairs, strict=True):
+            text += [] if pair is None else [pair[0]]
+    return found
+
+
+@pytest.mark.parametrize("options", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_text_with_a_cache_is_that_without_also_past_block_size(
+    kind: dict[str, Any], options: SamplingOptions
+) -> None:
+    model = made(kind)
+    for prompt in PROMPTS[:2]:
+        prompts = [prompt]
+        found = texts(KVCache(model), prompts, options)
+        assert found == texts(Uncached(model), prompts, options)
+        assert len(found[0]) == 70
+
+
+@pytest.mark.parametrize("options", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("kind", KINDS[:5])
+def test_each_text_of_a_batch_is_what_it_is_alone(
+    kind: dict[str, Any], options: SamplingOptions
+) -> None:
+    model = made(kind)
+    together = texts(KVCache(model), PROMPTS, options)
+    for seed, (prompt, found) in enumerate(zip(PROMPTS, together, strict=True)):
+        assert found == [token for token, _ in generate(model, prompt, options, seed, 61)]
+
+
+def test_a_text_that_ends_does_not_disturb_the_others() -> None:
+    model = made({})
+    whole = texts(KVCache(model), PROMPTS, DRAWN)
+    end = whole[0][10]
+    until = [text[: text.index(end)] if end in text else text for text in whole]
+    assert len({len(text) for text in until}) > 2
+    assert texts(KVCache(model), PROMPTS, DRAWN, end) == until
+
+
+def test_greedy_text_is_that_of_transformers_with_its_cache() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    ours = made(GPT2_STYLE | {"block_size": 64})
+    config = GPT2Config(
+        vocab_size=61, n_positions=64, n_embd=48, n_layer=3, n_head=4, resid_pdrop=0.0,
+        embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    theirs = filled(GPT2LMHeadModel(config), as_gpt2(ours))
+    prompt = torch.tensor([[5, 9, 60]])
+    wanted = theirs.generate(  # type: ignore[operator]
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=50, do_sample=False,
+        pad_token_id=0,
+    )[0, 3:].tolist()  # fmt: skip
+    options = SamplingOptions(max_new_tokens=50, temperature=0)
+    assert [token for token, _ in generate(ours, [5, 9, 60], options, 0, 61)] == wanted
+
+
+@pytest.mark.parametrize("kind", KINDS[:5])
+def test_a_layout_for_decoding_changes_no_weight_and_no_text(kind: dict[str, Any]) -> None:
+    model, other = made(kind), made(kind)
+    lay_out_for_decoding(other)
+    lay_out_for_decoding(other)
+    assert [n for n, _ in other.named_parameters()] == [n for n, _ in model.named_parameters()]
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+    assert texts(KVCache(other), PROMPTS, GREEDY) == texts(KVCache(model), PROMPTS, GREEDY)
+    storages = {tensor.untyped_storage().data_ptr() for tensor in other.state_dict().values()}
+    held = sum(t.untyped_storage().nbytes() for t in {
+        t.untyped_storage().data_ptr(): t for t in other.state_dict().values()
+    }.values())  # fmt: skip
+    assert held == 4 * model.n_parameters(), "no weight is held twice"
+    assert len(storages) < len(model.state_dict())
+
+
+@pytest.mark.parametrize("kind", KINDS[:5])
+def test_static_shapes_give_the_same_text(kind: dict[str, Any]) -> None:
+    model = made(kind)
+    static = KVCache(model)
+    static.static = True  # as on a GPU
+    assert texts(static, PROMPTS, GREEDY) == texts(KVCache(model), PROMPTS, GREEDY)
+
+
+def test_nothing_is_allocated_for_the_cache_after_the_prompt() -> None:
+    model = made({"n_kv_head": 2})
+    cache = KVCache(model)
+    with torch.inference_mode():
+        cache.read(PROMPTS)
+        before = [(layer.keys.data_ptr(), layer.values.data_ptr()) for layer in cache.layers]
+        for _ in range(50):
+            cache.add([1] * len(PROMPTS))
+    assert before == [(layer.keys.data_ptr(), layer.values.data_ptr()) for layer in cache.layers]
+    assert cache.layers[0].keys.numel() == len(PROMPTS) * 2 * 24 * 12
+
+
+def test_a_full_window_keeps_its_newest_half() -> None:
+    seen: list[int] = []
+    dropped = [slide(seen, token, 6) for token in range(8)]
+    assert dropped == [False] * 6 + [True, False]
+    assert seen == [4, 5, 6, 7]
+
+
+def test_verification_says_what_it_compared_and_where_a_wrong_cache_differs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = made({})
+    found = verify_cache(model, [3], DRAWN, 0, 61)
+    assert (found.tokens, found.different) == (70, None)
+    assert 0 <= found.largest_difference < 1e-4
+
+    step = KVCache.step
+    monkeypatch.setattr(
+        KVCache, "step", lambda self, new, at, masked: step(self, new, (at - 1).clamp(0), masked)
+    )
+    found = verify_cache(model, [3], DRAWN, 0, 61)
+    assert found.different is not None
+    assert found.largest_difference > 1e-2

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from llm.model.gpt import IGNORED
+from llm.model.loss import IGNORED
 
 
 class LossFunction(Protocol):

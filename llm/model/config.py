@@ -8,6 +8,7 @@ CHOICES = {
     "norm": ("rmsnorm", "layernorm"),
     "mlp": ("swiglu", "gelu"),
     "position": ("rotary", "learned"),
+    "loss": ("auto", "full", "chunked"),
 }
 # Bounds that no model for one card comes near: a hostile or mistyped value must not allocate.
 LARGEST = {"n_layer": 512, "n_embed": 16_384, "block_size": 1_048_576, "vocab_size": 1_048_576}
@@ -32,6 +33,7 @@ class GPTConfig:
     qk_norm: bool = False
     tie_embeddings: bool = True
     logit_softcap: float | None = None
+    loss: str = "auto"  # the same value, with or without the logits of all tokens at once
 
     def resolve(self, vocab_size: int | None = None) -> "GPTConfig":
         """The same shape with every ``None`` replaced by its number.

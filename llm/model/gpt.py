@@ -6,11 +6,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from llm.model.config import GPTConfig
-from llm.model.layers import MLPS, Attention, build_norm, rotary_angles
-
-IGNORED = -1  # a target with this id adds nothing to the loss
+from llm.model.layers import MLPS, Attention, build_norm, recomputed, rotary_angles
+from llm.model.loss import cap_logits, head_loss
 
 
 class Block(nn.Module):
@@ -26,8 +26,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        x = x + self.drop(self.attention(self.attention_norm(x), angles))
-        x = x + self.drop(self.mlp(self.mlp_norm(x)))
+        x = x + self.drop(self.attention(recomputed(self.attention_norm, x), angles))
+        x = x + self.drop(self.mlp(recomputed(self.mlp_norm, x)))
         return x
 
 
@@ -36,6 +36,7 @@ class GPT(nn.Module):
 
     cos: Tensor
     sin: Tensor
+    checkpoint_every = 0  # compute every so manieth block again in the backward pass; 0: none
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
@@ -93,32 +94,35 @@ class GPT(nn.Module):
         else:
             angles = (self.cos[:T], self.sin[:T])
         x = self.drop(x)
-        for block in self.blocks:
-            x = block(x, angles)
+        every = self.checkpoint_every if torch.is_grad_enabled() else 0
+        for number, block in enumerate(self.blocks):
+            again = every and number % every == 0  # with the same dropout
+            x = checkpoint(block, x, angles, use_reentrant=False) if again else block(x, angles)
         out: Tensor = self.norm(x)
         return out
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) -> (..., vocab_size) in float32."""
-        logits = F.linear(
-            hidden, self.embed.weight if self.head is None else self.head.weight
-        ).float()
-        cap = self.config.logit_softcap  # Gemma 2's, arXiv:2408.00118
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+        return cap_logits(F.linear(hidden, self.head_weight).float(), self.config.logit_softcap)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """What turns the output of the last layer into logits (vocab_size, C)."""
+        return self.embed.weight if self.head is None else self.head.weight
 
     def forward(
         self, tokens: Tensor, targets: Tensor | None = None, reduction: str = "mean"
     ) -> Tensor:
         """Logits (B, T, vocab_size), or the cross-entropy in nats against ``targets`` (B, T).
 
-        ``reduction`` is ``mean`` or ``sum`` over the targets that are not :data:`IGNORED`, or
+        ``reduction`` is ``mean`` or ``sum`` over the targets that are not ignored (-1), or
         ``none`` (B * T,).
         """
-        logits = self.logits(self.hidden(tokens))
+        hidden, config = self.hidden(tokens), self.config
         if targets is None:
-            return logits
-        flat = logits.view(-1, logits.shape[-1])
-        return F.cross_entropy(flat, targets.reshape(-1), ignore_index=IGNORED, reduction=reduction)
+            return self.logits(hidden)
+        x, softcap = hidden.flatten(0, 1), config.logit_softcap
+        return head_loss(x, self.head_weight, targets.flatten(), softcap, reduction, config.loss)
 
     def n_parameters(self) -> int:
         """Number of weights, each counted once."""

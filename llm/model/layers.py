@@ -3,14 +3,30 @@
 Shapes: B sequences, T positions, C = n_embed, H = n_head, G = n_kv_head, D = head_size.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from llm.model.config import GPTConfig
 
 ROPE_BASE = 10_000.0  # Su et al. 2021, arXiv:2104.09864, section 3.2.2; Llama's value too
 RMS_EPS, LAYER_EPS = 1e-6, 1e-5  # those of Llama / Qwen3 and of GPT-2
+
+RECOMPUTED_FROM = 2**20  # numbers in a tensor; for fewer, the calls cost more than the memory
+
+
+def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """``function(*inputs)``, keeping only large inputs and no steps between for the backward pass.
+
+    They are computed again there, up to the last tensor needed: not a matrix product at the end.
+    """
+    if torch.is_grad_enabled() and inputs[0].numel() >= RECOMPUTED_FROM:
+        out: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return out
+    return function(*inputs)
 
 
 def build_norm(config: GPTConfig, size: int) -> nn.Module:
@@ -90,8 +106,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        out: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
-        return out
+        return recomputed(lambda g, u: self.down(F.silu(g) * u), self.gate(x), self.up(x))
 
 
 class GELU(nn.Module):
@@ -104,8 +119,7 @@ class GELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        out: Tensor = self.down(F.gelu(self.up(x), approximate="tanh"))
-        return out
+        return recomputed(lambda u: self.down(F.gelu(u, approximate="tanh")), self.up(x))
 
 
 MLPS: dict[str, type[nn.Module]] = {"swiglu": SwiGLU, "gelu": GELU}

@@ -15,10 +15,11 @@ from llm.data.dataset import Batch, BatchSampler, Dataset, evaluation_batches, r
 from llm.errors import Diverged, Interrupted
 from llm.evaluation.loss import bits_per_byte, evaluate
 from llm.model.device import peak_memory_bytes, synchronize
-from llm.model.gpt import GPT, IGNORED
+from llm.model.gpt import GPT
+from llm.model.loss import IGNORED
 from llm.sampling.generate import SamplingOptions, generate
 from llm.training.interrupt import StopRequest
-from llm.training.options import TrainerOptions
+from llm.training.options import CHECKPOINTED, TrainerOptions
 from llm.training.precision import Precision
 from llm.training.schedule import Schedule
 from llm.training.state import Progress, restore_training, training_tensors
@@ -65,6 +66,7 @@ class Trainer:
         self.sampler = BatchSampler(
             dataset.train, self.block_size, self.batch_size, seed, self.options.overfit_batches
         )
+        model.checkpoint_every = CHECKPOINTED[self.options.activation_checkpointing]
         # Compiled, it has the same weights and fused kernels.
         self.network = torch.compile(model) if self.options.compile else model
         self.progress = Progress()

@@ -45,6 +45,7 @@ def test_keys_are_the_names_of_the_contract() -> None:
     assert [field.name for field in fields(GPTConfig)] == [
         "n_layer", "n_embed", "n_head", "head_size", "n_kv_head", "block_size", "vocab_size",
         "dropout", "bias", "norm", "mlp", "position", "qk_norm", "tie_embeddings", "logit_softcap",
+        "loss",
     ]  # fmt: skip
 
 

@@ -1,13 +1,13 @@
 """Cross-entropy of a language model's head, without the logits of all tokens at once."""
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 IGNORED = -1  # a target with this id adds nothing to the loss
-CHUNK = 256  # tokens whose logits exist at once; 128 to 512 take the same time
+CHUNK = 128  # tokens whose logits exist at once; up to 512 are at most 4 % faster
 # Time of the full path over that of the chunked one, forward and backward (one CPU core, float32):
 # 0.9 at 512 tokens, 1.2 at 2,048, 1.0 at 4,096, 1.6 at 8,192, 1.2 at 16,384, 1.1 at 50,304.
 # torch's own F.linear_cross_entropy has no softcap and took twice as long at 50,304 tokens.
@@ -30,7 +30,8 @@ def head_loss(
     if how == "full" or reduction == "none" or (how == "auto" and len(head) < LARGE_VOCABULARY):
         logits = cap_logits(F.linear(x, head).float(), softcap)
         return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction=reduction)
-    total = cast(Tensor, _ChunkedLoss.apply(x, head, targets, softcap, torch.is_grad_enabled()))
+    learning = torch.is_grad_enabled()
+    total: Tensor = _ChunkedLoss.apply(x, head, targets, softcap, learning)  # type: ignore[no-untyped-call]
     return total / (targets != IGNORED).sum() if reduction == "mean" else total
 
 
@@ -54,21 +55,21 @@ class _ChunkedLoss(torch.autograd.Function):
             part = slice(start, start + CHUNK)
             inputs, target = x[part].to(dtype), targets[part, None]
             kept, target = target != IGNORED, target.clamp(min=0)
-            capped = cap_logits((inputs @ weight.T).float(), softcap)
-            logs = torch.log_softmax(capped, dim=-1)
-            total -= (logs.gather(1, target) * kept).sum()
-            # d loss / d logits = softmax - one_hot, by the slope of the cap: tanh' = 1 - tanh^2.
-            if learning:
-                error = logs.exp_().scatter_add_(1, target, -kept.float()).mul_(kept)
-                if softcap is not None:
-                    error *= 1 - (capped / softcap) ** 2
-                error = error.to(dtype)
+            logits = cap_logits((inputs @ weight.T).float(), softcap)
+            slope = None if softcap is None else 1 - (logits / softcap) ** 2  # tanh' = 1 - tanh^2
+            logits = torch.log_softmax(logits, dim=-1)
+            total -= (logits.gather(1, target) * kept).sum()
+            if not learning:
+                continue
+            # d loss / d logits = softmax - one_hot; under the old name, which frees what it held
+            logits = logits.exp_().scatter_add_(1, target, -kept.float()).mul_(kept)
+            logits = (logits if slope is None else logits.mul_(slope)).to(dtype)
             if for_x is not None:
-                for_x[part] = error @ weight
+                for_x[part] = logits @ weight
             if for_head is not None and dtype == head.dtype:
-                for_head.addmm_(error.T, inputs)  # without another tensor of the head's size
+                for_head.addmm_(logits.T, inputs)  # without another tensor of the head's size
             elif for_head is not None:
-                for_head += error.T @ inputs
+                for_head += logits.T @ inputs
         ctx.save_for_backward(for_x, for_head)
         return total
 

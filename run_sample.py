@@ -18,8 +18,8 @@ def main(cfg: DictConfig) -> None:
     import sys
 
     from llm.checkpoint.checkpoint import Checkpoint, find_checkpoint
+    from llm.device import select_device
     from llm.experiment.samples import print_sample, read_prompt
-    from llm.model.device import select_device
     from llm.sampling.generate import SamplingOptions
 
     options = SamplingOptions(

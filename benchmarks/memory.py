@@ -61,7 +61,7 @@ def measure(which: str, clone: Path, overrides: list[str]) -> dict[str, float]:
     import llm.config.settings
     import llm.model.gpt
     import llm.training.optimizer  # noqa: F401
-    from llm.model.device import peak_memory_bytes
+    from llm.device import peak_memory_bytes
 
     before = peak_memory_bytes(torch.device("cpu"))
     model, optimizer = build_ours(overrides) if which == "ours" else build_nanogpt(clone)

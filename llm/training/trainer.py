@@ -12,9 +12,9 @@ from torch import Tensor
 
 from llm.checkpoint.checkpoint import Checkpoint, CheckpointFolder, load_weights
 from llm.data.dataset import Batch, BatchSampler, Dataset, evaluation_batches, read_windows
+from llm.device import peak_memory_bytes, synchronize
 from llm.errors import Diverged, Interrupted
 from llm.evaluation.loss import bits_per_byte, evaluate
-from llm.model.device import peak_memory_bytes, synchronize
 from llm.model.gpt import GPT
 from llm.model.loss import IGNORED
 from llm.sampling.generate import SamplingOptions, generate

@@ -18,8 +18,8 @@ def main(cfg: DictConfig) -> None:
     import sys
 
     from llm.checkpoint.checkpoint import Checkpoint, find_checkpoint
+    from llm.device import select_device
     from llm.experiment.samples import print_samples, print_speed, print_verification, read_prompt
-    from llm.model.device import select_device
     from llm.sampling.layout import lay_out_for_decoding
 
     checkpoint = Checkpoint.open(find_checkpoint("ckpt", str(settings.ckpt)))

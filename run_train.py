@@ -31,11 +31,11 @@ def main(cfg: DictConfig) -> float | None:
     from llm.config.run import open_run
     from llm.data.dataset import Dataset
     from llm.data.prepare import prepare
+    from llm.device import select_device
     from llm.experiment.console import byte_progress
     from llm.experiment.loggers import open_logger
     from llm.experiment.panels import show_already_finished, show_end, show_start
     from llm.experiment.rundir import recording
-    from llm.model.device import select_device
     from llm.training.precision import Precision, resolve_precision
 
     device = select_device(settings.trainer.device)

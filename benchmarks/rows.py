@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from llm.model.device import describe
+from llm.device import describe
 
 Pair = tuple[float, float]  # ours, the other's
 

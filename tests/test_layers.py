@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"errors"},
+    {"device"},
     {"model", "data"},
     {"checkpoint"},
     {"sampling", "evaluation", "memory", "interchange"},

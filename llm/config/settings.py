@@ -15,14 +15,15 @@ from omegaconf.errors import OmegaConfBaseException
 from llm.config.schema import Model, PrepareSettings, SampleSettings, TrainSettings
 from llm.config.verbatim import BREAK, guard, guard_all, unguard_all
 from llm.errors import Refused, did_you_mean, require
+from llm.model.config import GPTConfig
 
 Settings = TypeVar("Settings", TrainSettings, SampleSettings, PrepareSettings)
 Plain = dict[str, Any]
 
 # What identifies a result (its config_digest). Left out is how a run is executed or watched:
-# device, compile, micro_batch_size, logger, intervals, folders.
+# device, compile, micro_batch_size, logger, intervals, folders, and what only saves memory.
 IDENTITY = {
-    "model": None,  # every key
+    "model": tuple(field.name for field in fields(GPTConfig) if field.name != "loss"),
     "data": ("name", "corpus", "tokenizer", "vocab_size", "val_fraction", "allow_special"),
     "optimizer": None,
     "schedule": None,

@@ -1,7 +1,7 @@
 """How well a model predicts text: cross-entropy, perplexity, bits per byte."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from llm.model.gpt import IGNORED
+from llm.model.loss import IGNORED
 
 
 class LossFunction(Protocol):
@@ -39,7 +39,7 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(
     model: LossFunction,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[Sequence[Tensor]],
     autocast: AbstractContextManager[Any] | None = None,
 ) -> Evaluation:
     """Mean over all targets that are not ignored, however batches are cut; draws nothing random."""

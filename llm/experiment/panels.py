@@ -7,8 +7,8 @@ from typing import Any, Protocol
 import torch
 
 from llm.data.dataset import Dataset
+from llm.device import describe
 from llm.experiment.console import duration, gib, panel, say
-from llm.model.device import describe
 from llm.model.gpt import GPT
 from llm.training.options import TrainerOptions
 from llm.training.state import Progress

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llm.data.tokenizer import Tokenizer
+from llm.device import describe
 from llm.errors import Refused, Stop
-from llm.model.device import describe
 from llm.model.gpt import GPT
 from llm.sampling.cache import KVCache
 from llm.sampling.generate import SamplingOptions, generate_batch, score, verify_cache

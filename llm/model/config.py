@@ -8,10 +8,13 @@ CHOICES = {
     "norm": ("rmsnorm", "layernorm"),
     "mlp": ("swiglu", "relu2", "gelu", "gelu_exact"),
     "position": ("rotary", "learned"),
+    "loss": ("auto", "full", "chunked"),
 }
 # Bounds that no model for one card comes near: a hostile or mistyped value must not allocate.
-LARGEST = {"n_layer": 512, "n_embed": 16_384, "block_size": 1_048_576, "vocab_size": 1_048_576,
-           "hidden_size": 65_536}  # fmt: skip
+LARGEST = {
+    "n_layer": 512, "n_embed": 16_384, "n_head": 16_384, "head_size": 16_384, "n_kv_head": 16_384,
+    "hidden_size": 65_536, "block_size": 1_048_576, "vocab_size": 1_048_576,
+}  # fmt: skip
 
 
 @dataclass
@@ -34,6 +37,7 @@ class GPTConfig:
     qk_norm: bool = False
     tie_embeddings: bool = True
     logit_softcap: float | None = None
+    loss: str = "auto"  # the same value, with or without the logits of all tokens at once
     zero_init: bool = False
     residual_scalars: bool = False
     value_embeddings: bool = False
@@ -50,53 +54,25 @@ class GPTConfig:
         require(
             n_head or head_size, "model.n_head and model.head_size are both null: give one of them"
         )
-        if n_head is None:
-            assert head_size is not None
-            require(
-                self.n_embed % head_size == 0,
-                f"model.n_embed={self.n_embed} is not divisible by model.head_size={head_size}: "
-                f"take {_nearby(self.n_embed, head_size)}, or set model.n_head",
-            )
-            n_head = self.n_embed // head_size
-        if head_size is None:
-            require(
-                self.n_embed % n_head == 0,
-                f"model.n_embed={self.n_embed} is not divisible by model.n_head={n_head}: "
-                f"take {_nearby(self.n_embed, n_head)}, or set model.head_size",
-            )
-            head_size = self.n_embed // n_head
+        n_head = n_head or self._share("head_size", "n_head")
+        head_size = head_size or self._share("n_head", "head_size")
         full = replace(
-            self,
-            n_head=n_head,
-            head_size=head_size,
-            n_kv_head=self.n_kv_head or n_head,
+            self, n_head=n_head, head_size=head_size, n_kv_head=self.n_kv_head or n_head,
             hidden_size=self.hidden_size or self.default_hidden_size(),
             vocab_size=self.vocab_size or vocab_size,
-        )
+        )  # fmt: skip
         full.check()
         return full
 
     def check(self) -> None:
         """Raise :class:`llm.errors.Refused` naming the first key whose value cannot be built."""
-        for key in (
-            "n_layer",
-            "n_embed",
-            "block_size",
-            "vocab_size",
-            "n_head",
-            "head_size",
-            "n_kv_head",
-            "hidden_size",
-        ):
+        for key, most in LARGEST.items():
             value = getattr(self, key)
             require(value is None or value >= 1, f"model.{key}={value} must be at least 1")
-            most = LARGEST.get(key, LARGEST["n_embed"])
             require(value is None or value <= most, f"model.{key}={value} is more than {most}")
         for key, known in CHOICES.items():
-            value = getattr(self, key)
-            require(
-                value in known, f"model.{key}={value} is unknown: take one of {', '.join(known)}"
-            )
+            value, names = getattr(self, key), ", ".join(known)
+            require(value in known, f"model.{key}={value} is unknown: take one of {names}")
         smear, block_size = self.smear, self.block_size
         require(
             0 <= smear < max(2, block_size),
@@ -128,7 +104,14 @@ class GPTConfig:
         """
         return -(-8 * self.n_embed // 3 // 64) * 64 if self.mlp == "swiglu" else 4 * self.n_embed
 
-
-def _nearby(number: int, divisor: int) -> str:
-    low = number // divisor * divisor
-    return f"{low} or {low + divisor}" if low else str(divisor)
+    def _share(self, key: str, other: str) -> int:
+        """``n_embed`` divided by what ``key`` says."""
+        n_embed, divisor = self.n_embed, getattr(self, key)
+        low = n_embed // divisor * divisor
+        nearby = f"{low} or {low + divisor}" if low else str(divisor)
+        require(
+            n_embed == low,
+            f"model.n_embed={n_embed} is not divisible by model.{key}={divisor}: "
+            f"take {nearby}, or set model.{other}",
+        )
+        return n_embed // int(divisor)

@@ -7,11 +7,11 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from llm.model import layers
 from llm.model.config import GPTConfig
-from llm.model.layers import MLPS, Attention, LayerCache, build_norm, rotary_angles, smeared
-
-IGNORED = -1  # a target with this id adds nothing to the loss
+from llm.model.loss import cap_logits, head_loss
 
 
 class Cache(Protocol):
@@ -23,7 +23,7 @@ class Cache(Protocol):
         """Ids (B, count) of the tokens before those, -1 for none; None: the texts begin there."""
 
     @property
-    def layers(self) -> Sequence[LayerCache]:
+    def layers(self) -> Sequence[layers.LayerCache]:
         """One for each block."""
 
 
@@ -32,34 +32,29 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.attention_norm = build_norm(config, config.n_embed)
-        self.attention = Attention(config)
-        self.mlp_norm = build_norm(config, config.n_embed)
-        self.mlp = MLPS[config.mlp](config)
+        self.attention_norm = layers.build_norm(config, config.n_embed)
+        self.attention = layers.Attention(config)
+        self.mlp_norm = layers.build_norm(config, config.n_embed)
+        self.mlp = layers.build_mlp(config)
         self.drop = nn.Dropout(config.dropout)
         # What modded-nanogpt adds (records 9 and 14): a way for the embedding around all layers,
         # and for each token straight into the values of a layer.
         self.mix = nn.Parameter(torch.empty(2)) if config.residual_scalars else None
-        self.value_embed = None
-        if config.value_embeddings:
-            assert config.vocab_size
-            self.value_embed = nn.Embedding(config.vocab_size, self.attention.v.out_features)
+        size = (config.vocab_size or 0, self.attention.v.out_features)
+        self.value_embed = nn.Embedding(*size) if config.value_embeddings else None
 
     def forward(
-        self,
-        x: Tensor,
-        start: Tensor,
-        tokens: Tensor,
-        angles: tuple[Tensor, Tensor] | None,
-        cache: LayerCache | None = None,
-    ) -> Tensor:
+        self, x: Tensor, start: Tensor, tokens: Tensor, angles: layers.Angles,
+        cache: layers.LayerCache | None = None,
+    ) -> Tensor:  # fmt: skip
         """(B, T, C) -> (B, T, C); ``start`` is what the first layer read, ``tokens`` are (B, T)."""
         if self.mix is not None:
             x = self.mix[0] * x + self.mix[1] * start
         value = None if self.value_embed is None else self.value_embed(tokens)
-        x = x + self.drop(self.attention(self.attention_norm(x), angles, value, cache))
-        x = x + self.drop(self.mlp(self.mlp_norm(x)))
-        return x
+        normed = layers.recomputed(self.attention_norm, x)
+        x = x + self.drop(self.attention(normed, angles, value, cache))
+        out: Tensor = x + self.drop(self.mlp(layers.recomputed(self.mlp_norm, x)))
+        return out
 
 
 class GPT(nn.Module):
@@ -67,32 +62,24 @@ class GPT(nn.Module):
 
     cos: Tensor
     sin: Tensor
+    checkpoint_every = 0  # compute every so manieth block again in the backward pass; 0: none
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
         config = self.config = GPTConfig(**options).resolve()
         if config.vocab_size is None or config.head_size is None:
             raise ValueError("a network needs a vocab_size")
-        self.embed = nn.Embedding(config.vocab_size, config.n_embed)
-        self.position = (
-            nn.Embedding(config.block_size, config.n_embed)
-            if config.position == "learned"
-            else None
-        )
-        self.smear = (
-            nn.Parameter(torch.empty(config.smear, config.n_embed)) if config.smear else None
-        )
+        C, V, learned = config.n_embed, config.vocab_size, config.position == "learned"
+        self.embed = nn.Embedding(V, C)
+        self.position = nn.Embedding(config.block_size, C) if learned else None
+        self.smear = nn.Parameter(torch.empty(config.smear, C)) if config.smear else None
         self.drop = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.norm = build_norm(config, config.n_embed)
+        self.norm = layers.build_norm(config, C)
         # A tied head has no weight of its own: it reads the embedding's (Press & Wolf 2017,
         # arXiv:1608.05859).
-        self.head = (
-            None
-            if config.tie_embeddings
-            else nn.Linear(config.n_embed, config.vocab_size, bias=False)
-        )
-        cos, sin = rotary_angles(config.block_size, config.head_size)
+        self.head = None if config.tie_embeddings else nn.Linear(C, V, bias=False)
+        cos, sin = layers.rotary_angles(config.block_size, config.head_size)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         self.initialise()
@@ -145,34 +132,39 @@ class GPT(nn.Module):
             before = None if cache is None else cache.before(len(self.smear))
             if before is not None:
                 before = self.embed(before.clamp(min=0)) * (before >= 0)[..., None]
-            x = smeared(x, self.smear, before)
+            x = layers.smeared(x, self.smear, before)
         start = x = self.drop(x)
+        every = self.checkpoint_every if torch.is_grad_enabled() else 0
         for i, block in enumerate(self.blocks):
-            x = block(x, start, tokens, angles, None if cache is None else cache.layers[i])
+            if every and i % every == 0:  # computed again in the backward pass, same dropout
+                x = checkpoint(block, x, start, tokens, angles, use_reentrant=False)
+            else:
+                x = block(x, start, tokens, angles, None if cache is None else cache.layers[i])
         out: Tensor = self.norm(x)
         return out
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) -> (..., vocab_size) in float32."""
-        logits = F.linear(
-            hidden, self.embed.weight if self.head is None else self.head.weight
-        ).float()
-        cap = self.config.logit_softcap  # Gemma 2's, arXiv:2408.00118
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+        return cap_logits(F.linear(hidden, self.head_weight).float(), self.config.logit_softcap)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """What turns the output of the last layer into logits (vocab_size, C)."""
+        return self.embed.weight if self.head is None else self.head.weight
 
     def forward(
         self, tokens: Tensor, targets: Tensor | None = None, reduction: str = "mean"
     ) -> Tensor:
         """Logits (B, T, vocab_size), or the cross-entropy in nats against ``targets`` (B, T).
 
-        ``reduction`` is ``mean`` or ``sum`` over the targets that are not :data:`IGNORED`, or
+        ``reduction`` is ``mean`` or ``sum`` over the targets that are not ignored (-1), or
         ``none`` (B * T,).
         """
-        logits = self.logits(self.hidden(tokens))
+        hidden, config = self.hidden(tokens), self.config
         if targets is None:
-            return logits
-        flat = logits.view(-1, logits.shape[-1])
-        return F.cross_entropy(flat, targets.reshape(-1), ignore_index=IGNORED, reduction=reduction)
+            return self.logits(hidden)
+        x, softcap = hidden.flatten(0, 1), config.logit_softcap
+        return head_loss(x, self.head_weight, targets.flatten(), softcap, reduction, config.loss)
 
     def n_parameters(self) -> int:
         """Number of weights, each counted once."""

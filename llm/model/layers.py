@@ -3,16 +3,33 @@
 Shapes: B sequences, T positions, C = n_embed, H = n_head, G = n_kv_head, D = head_size.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from llm.model.config import GPTConfig
 
 ROPE_BASE = 10_000.0  # Su et al. 2021, arXiv:2104.09864, section 3.2.2; Llama's value too
 RMS_EPS, LAYER_EPS = 1e-6, 1e-5  # those of Llama / Qwen3 and of GPT-2
+
+RECOMPUTED_FROM = 2**20  # numbers in a tensor; for fewer, the calls cost more than the memory
+
+
+def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """``function(*inputs)``, keeping only large inputs and no steps between for the backward pass.
+
+    They are computed again there, up to the last tensor needed: not a matrix product at the end.
+    """
+    learning = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # it does so itself
+    if learning and inputs[0].numel() >= RECOMPUTED_FROM:
+        out: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return out
+    return function(*inputs)
 
 
 def build_norm(config: GPTConfig, size: int) -> nn.Module:
@@ -54,6 +71,9 @@ def smeared(x: Tensor, weights: Tensor, before: Tensor | None = None) -> Tensor:
     return x
 
 
+Angles = tuple[Tensor, Tensor] | None  # of :func:`rotary_angles`; None: no rotation
+
+
 class LayerCache(Protocol):
     """Keys and values of the tokens before, for one layer: see :mod:`llm.sampling.cache`."""
 
@@ -71,12 +91,12 @@ class Attention(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         assert config.n_head and config.n_kv_head and config.head_size
-        self.n_head, self.n_kv_head, self.head_size = (
-            config.n_head,
-            config.n_kv_head,
+        self.n_head, self.n_kv_head = config.n_head, config.n_kv_head
+        self.head_size, self.dropout, self.qk_norm = (
             config.head_size,
+            config.dropout,
+            config.qk_norm,
         )
-        self.dropout, self.qk_norm = config.dropout, config.qk_norm
         inner, shared = self.n_head * self.head_size, self.n_kv_head * self.head_size
         self.q = nn.Linear(config.n_embed, inner, bias=config.bias)
         self.k = nn.Linear(config.n_embed, shared, bias=config.bias)
@@ -101,14 +121,11 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        angles: tuple[Tensor, Tensor] | None,
+        angles: Angles,
         value: Tensor | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        """(B, T, C) -> (B, T, C); ``angles`` are those of :func:`rotary_angles`, or None.
-
-        ``value`` (B, T, G * D), where given, is added to the values.
-        """
+        """(B, T, C) -> (B, T, C); ``value`` (B, T, G * D), where given, is added to the values."""
         B, T, _ = x.shape
         q, k, v = self.project(x)
         if value is not None:
@@ -122,13 +139,9 @@ class Attention(nn.Module):
         if cache is not None:
             y = cache.attend(q, k, v)
         else:
+            dropout, grouped = self.dropout if self.training else 0.0, self.n_kv_head != self.n_head
             y = F.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                dropout_p=self.dropout if self.training else 0.0,
-                is_causal=True,
-                enable_gqa=self.n_kv_head != self.n_head,
+                q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=grouped
             )
         out: Tensor = self.o(y.transpose(1, 2).reshape(B, T, -1))
         return out
@@ -146,42 +159,36 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        out: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
-        return out
+        return recomputed(lambda g, u: self.down(F.silu(g) * u), self.gate(x), self.up(x))
 
 
-class ReLU2(nn.Module):
-    """MLP of Primer: down(relu(up(x)) ** 2) (So et al. 2021, arXiv:2109.08668)."""
+def relu2(x: Tensor) -> Tensor:
+    """relu(x) ** 2, Primer's (So et al. 2021, arXiv:2109.08668)."""
+    return F.relu(x).square()
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu2": relu2,
+    "gelu": partial(F.gelu, approximate="tanh"),  # the form that GPT-2 was trained with
+    "gelu_exact": F.gelu,  # by the error function, as nanoGPT has it
+}
+
+
+class MLP(nn.Module):
+    """The classic one: down(activation(up(x)))."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         assert config.hidden_size
+        self.activation = ACTIVATIONS[config.mlp]
         self.up = nn.Linear(config.n_embed, config.hidden_size, bias=config.bias)
         self.down = nn.Linear(config.hidden_size, config.n_embed, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        out: Tensor = self.down(self.activation(self.up(x)))
-        return out
-
-    def activation(self, x: Tensor) -> Tensor:
-        return F.relu(x).square()
+        return recomputed(lambda u: self.down(self.activation(u)), self.up(x))
 
 
-class GELU(ReLU2):
-    """MLP of GPT-2: down(gelu(up(x))), with GELU in the tanh form that it was trained with."""
-
-    def activation(self, x: Tensor) -> Tensor:
-        return F.gelu(x, approximate="tanh")
-
-
-class ExactGELU(ReLU2):
-    """GPT-2's MLP with GELU as defined, by the error function, as nanoGPT has it."""
-
-    def activation(self, x: Tensor) -> Tensor:
-        return F.gelu(x)
-
-
-MLPS: dict[str, type[nn.Module]] = {
-    "swiglu": SwiGLU, "relu2": ReLU2, "gelu": GELU, "gelu_exact": ExactGELU
-}  # fmt: skip
+def build_mlp(config: GPTConfig) -> nn.Module:
+    """The MLP that ``config.mlp`` names."""
+    return SwiGLU(config) if config.mlp == "swiglu" else MLP(config)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from llm.model.device import synchronize
+from llm.device import synchronize
 from llm.model.gpt import GPT
 from llm.sampling.cache import KVCache
 from llm.sampling.generate import SamplingOptions, generate_batch

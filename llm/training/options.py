@@ -9,6 +9,8 @@ AT_LEAST_ONE = (
     "checkpoint_interval", "keep_last", "patience", "sample_interval",
 )  # fmt: skip
 
+CHECKPOINTED = {"none": 0, "full": 1, "every_2": 2}  # every how many blocks one is computed again
+
 
 @dataclass
 class TrainerOptions:
@@ -26,6 +28,7 @@ class TrainerOptions:
     checkpoint_interval: int | None = 200
     keep_last: int = 2
     patience: int | None = None  # evaluations without a better loss before stopping
+    activation_checkpointing: str = "none"
     compile: bool = False
     device: str = "auto"
     sample_interval: int | None = None
@@ -45,6 +48,11 @@ class TrainerOptions:
             require(
                 getattr(self, key) >= 0, f"trainer.{key}={getattr(self, key)} must be 0 or more"
             )
+        require(
+            self.activation_checkpointing in CHECKPOINTED,
+            f"trainer.activation_checkpointing={self.activation_checkpointing} is unknown: "
+            f"take one of {', '.join(CHECKPOINTED)}",
+        )
         minutes = self.max_minutes
         require(
             minutes is None or minutes > 0, f"trainer.max_minutes={minutes} must be more than 0"

@@ -1,10 +1,18 @@
 """Everything that training changes, as tensors and plain values: what a resume needs."""
 
+import contextlib
+import math
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from llm.device import peak_memory_bytes
+from llm.evaluation.loss import bits_per_byte
+from llm.model.gpt import GPT
 
 
 @dataclass
@@ -25,6 +33,33 @@ class Progress:
     def seconds(self) -> float:
         """Time spent in the loop, in all."""
         return self.train_seconds + self.eval_seconds + self.checkpoint_seconds
+
+    @contextlib.contextmanager
+    def clock(self, counter: str) -> Iterator[None]:
+        """Add the seconds spent inside to one of the counters."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, counter, getattr(self, counter) + time.perf_counter() - start)
+
+
+def outcome(
+    progress: Progress, model: GPT, bytes_per_token: float, device: torch.device
+) -> dict[str, Any]:
+    """What ``summary.json`` says of a run; ``bits_per_byte`` is that of the best loss."""
+    best = progress.best_val_loss
+    return {
+        "step": progress.step,
+        "tokens": progress.tokens,
+        "parameters": model.n_parameters(),
+        "best_val_loss": best,
+        "val_loss": progress.val_loss,
+        "bits_per_byte": None if best is None else bits_per_byte(best, bytes_per_token),
+        "tokens_per_second": progress.tokens / (progress.train_seconds or math.inf),
+        "peak_memory_bytes": peak_memory_bytes(device),
+        "train_seconds": progress.train_seconds,
+    }
 
 
 def training_tensors(

@@ -1,61 +1,41 @@
 """The training loop. Read :meth:`Trainer.fit`; what it calls is below it, in order."""
 
-import contextlib
 import math
-import time
-from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from llm.checkpoint.checkpoint import Checkpoint, CheckpointFolder, load_weights
-from llm.data.dataset import Batch, BatchSampler, Dataset, evaluation_batches, read_windows
+from llm.data.dataset import BatchSampler, Dataset, evaluation_batches, read_windows
+from llm.device import peak_memory_bytes, synchronize, to_device
 from llm.errors import Diverged, Interrupted
 from llm.evaluation.loss import bits_per_byte, evaluate
-from llm.model.device import peak_memory_bytes, synchronize
-from llm.model.gpt import GPT, IGNORED
+from llm.model.gpt import GPT
+from llm.model.loss import IGNORED
 from llm.sampling.generate import SamplingOptions, generate
 from llm.training.interrupt import StopRequest
-from llm.training.options import TrainerOptions
+from llm.training.logger import Logger, Row
+from llm.training.options import CHECKPOINTED, TrainerOptions
 from llm.training.precision import Precision
 from llm.training.schedule import Schedule
-from llm.training.state import Progress, restore_training, training_tensors
+from llm.training.state import Progress, outcome, restore_training, training_tensors
 from llm.training.throughput import flops_per_token, peak_flops
 
 SAMPLE = SamplingOptions(max_new_tokens=200)
 EVAL_BATCH = 8  # sequences; not batch_size, or runs with different ones would not be comparable
-Row = dict[str, float | int | None]
-
-
-class Logger(Protocol):
-    """Where a run's numbers and samples go."""
-
-    run_id: str
-
-    def tick(self, step: int) -> None: ...
-    def log(self, row: Row) -> None: ...
-    def sample(self, step: int, prompt: str, text: str) -> None: ...
 
 
 class Trainer:
     """Fits ``model`` to ``dataset``. Options are the fields of :class:`TrainerOptions`."""
 
     def __init__(
-        self,
-        *,
-        model: GPT,
-        dataset: Dataset,
-        optimizer: torch.optim.Optimizer,
-        schedule: Schedule,
-        precision: Precision,
-        checkpoints: CheckpointFolder,
-        logger: Logger,
-        seed: int,
+        self, *, model: GPT, dataset: Dataset, optimizer: torch.optim.Optimizer, schedule: Schedule,
+        precision: Precision, checkpoints: CheckpointFolder, logger: Logger, seed: int,
         pretrained: bool = False,  # the weights come from another run: even step 0 may be the best
         **options: Any,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.options = TrainerOptions(**options)
         self.model, self.dataset, self.seed = model, dataset, seed
         self.optimizer, self.schedule, self.precision = optimizer, schedule, precision
@@ -65,6 +45,7 @@ class Trainer:
         self.sampler = BatchSampler(
             dataset.train, self.block_size, self.batch_size, seed, self.options.overfit_batches
         )
+        model.checkpoint_every = CHECKPOINTED[self.options.activation_checkpointing]
         # Compiled, it has the same weights and fused kernels.
         self.network = torch.compile(model) if self.options.compile else model
         self.progress = Progress()
@@ -86,7 +67,7 @@ class Trainer:
                 self.log(self.evaluate())
             self.at_end = options.eval_only or self.is_over()
             while not (self.at_end or stop.received or self.is_out_of_patience()):
-                with self.clock("train_seconds"):
+                with self.progress.clock("train_seconds"):
                     loss, grad_norm = self.optimizer_step(progress.step + 1)
                     progress.step += 1
                     self.at_end = self.is_over()
@@ -144,7 +125,7 @@ class Trainer:
         mean_loss = torch.zeros((), device=self.device)
         for start in range(0, self.batch_size, self.options.micro_batch):
             part = slice(start, start + self.options.micro_batch)
-            x, y = self.to_device((inputs[part], targets[part]))
+            x, y = to_device((inputs[part], targets[part]), self.device)
             with self.precision.autocast:
                 # A sum over the micro-batch by the count of the whole batch: every token weighs the
                 # same, however the batch is cut (transformers PR 34191 tells what goes wrong
@@ -162,17 +143,9 @@ class Trainer:
         self.progress.tokens += n_targets
         return mean_loss, grad_norm
 
-    def to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Both arrays as tensors on the device; pinned for CUDA, so that copying overlaps work."""
-        x, y = (torch.from_numpy(array) for array in batch)
-        if self.device.type == "cuda":
-            x, y = x.pin_memory(), y.pin_memory()
-        overlap = self.device.type == "cuda"  # elsewhere it could be read before it has arrived
-        return x.to(self.device, non_blocking=overlap), y.to(self.device, non_blocking=overlap)
-
     def training_row(self, loss: Tensor, grad_norm: Tensor) -> Row:
         """The numbers of this step. Reading them waits for the device: not done at every step."""
-        mean_loss, norm = self.finite(loss), float(grad_norm)
+        mean_loss, norm = self.finite(loss, "training loss"), float(grad_norm)
         tokens, seconds = self.progress.tokens, self.progress.train_seconds
         rate = (tokens - self.logged[0]) / max(1e-9, seconds - self.logged[1])
         self.logged = (tokens, seconds)
@@ -192,24 +165,21 @@ class Trainer:
         starts = evaluation_batches(
             self.dataset.val, self.block_size, options.micro_batch, sequences
         )
-        with self.clock("eval_seconds"):
+        with self.progress.clock("eval_seconds"):
             self.model.eval()
-            batches = (
-                self.to_device(read_windows(self.dataset.val, s, self.block_size)) for s in starts
+            batches = (read_windows(self.dataset.val, s, self.block_size) for s in starts)
+            # Not the compiled network: compiling it again for this would take longer than it saves.
+            found = evaluate(
+                self.model, (to_device(b, self.device) for b in batches), self.precision.autocast
             )
-            found = evaluate(self.network, batches, self.precision.autocast)
         progress.val_loss = found.loss
-        if not math.isfinite(found.loss):
-            raise Diverged(
-                f"the validation loss is {found.loss} at step {progress.step}: "
-                "try a lower optimizer.lr"
-            )
+        self.finite(found.loss, "validation loss")
         progress.evaluations_since_best += 1
         if progress.best_val_loss is None or found.loss < progress.best_val_loss:
             progress.best_val_loss, progress.best_step = found.loss, progress.step
             progress.evaluations_since_best = 0
             if not options.eval_only and (progress.step > 0 or self.pretrained):
-                with self.clock("checkpoint_seconds"):
+                with self.progress.clock("checkpoint_seconds"):
                     self.checkpoints.save_best(progress.step, self.model.state_dict(), self.state())
         return {
             "val/loss": found.loss,
@@ -227,7 +197,7 @@ class Trainer:
         tokenizer = self.dataset.tokenizer
         prompt = [tokenizer.end_of_text] if tokenizer.end_of_text is not None else [0]
         seed = self.seed + self.progress.step
-        with self.clock("eval_seconds"):
+        with self.progress.clock("eval_seconds"):
             self.model.eval()
             drawn = generate(
                 self.model, prompt, SAMPLE, seed, tokenizer.vocab_size, tokenizer.end_of_text
@@ -238,13 +208,10 @@ class Trainer:
     def save(self, loss: Tensor | None = None) -> None:
         """Publish a checkpoint to continue from; the last sound one is worth more than NaN."""
         if loss is not None:
-            self.finite(loss)
-        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
-            raise Diverged(
-                f"the weights are no longer finite at step {self.progress.step}: "
-                "try a lower optimizer.lr"
-            )
-        with self.clock("checkpoint_seconds"):
+            self.finite(loss, "training loss")
+        for name, parameter in self.model.named_parameters():
+            self.finite(parameter.detach().sum(), f"sum of {name}")
+        with self.progress.clock("checkpoint_seconds"):
             tensors = training_tensors(self.model, self.optimizer, self.device)
             self.checkpoints.save(
                 self.progress.step, self.model.state_dict(), tensors, self.state()
@@ -257,21 +224,8 @@ class Trainer:
         return {"progress": asdict(self.progress), "scaler": scaler, "run_id": self.logger.run_id}
 
     def outcome(self) -> dict[str, Any]:
-        """What ``summary.json`` says of the run; ``bits_per_byte`` is that of the best loss."""
-        progress, best = self.progress, self.progress.best_val_loss
-        return {
-            "step": progress.step,
-            "tokens": progress.tokens,
-            "parameters": self.model.n_parameters(),
-            "best_val_loss": best,
-            "val_loss": progress.val_loss,
-            "bits_per_byte": None
-            if best is None
-            else bits_per_byte(best, self.dataset.bytes_per_token),
-            "tokens_per_second": progress.tokens / (progress.train_seconds or math.inf),
-            "peak_memory_bytes": peak_memory_bytes(self.device),
-            "train_seconds": progress.train_seconds,
-        }
+        """What ``summary.json`` says of the run."""
+        return outcome(self.progress, self.model, self.dataset.bytes_per_token, self.device)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint of :meth:`save`."""
@@ -282,22 +236,10 @@ class Trainer:
         self.saved_step = checkpoint.step
         self.logged = (self.progress.tokens, self.progress.train_seconds)
 
-    def finite(self, loss: Tensor) -> float:
-        """The loss as a number; :class:`llm.errors.Diverged` if it is none."""
-        value = float(loss)
-        if not math.isfinite(value):
-            raise Diverged(
-                f"the training loss is {value} at step {self.progress.step}: "
-                "try a lower optimizer.lr"
-            )
-        return value
-
-    @contextlib.contextmanager
-    def clock(self, counter: str) -> Iterator[None]:
-        """Add the seconds spent inside to a counter of the progress."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            spent = getattr(self.progress, counter) + time.perf_counter() - start
-            setattr(self.progress, counter, spent)
+    def finite(self, value: Tensor | float, what: str) -> float:
+        """The value as a number; :class:`llm.errors.Diverged` if it is none."""
+        number = float(value)
+        if not math.isfinite(number):
+            step = self.progress.step
+            raise Diverged(f"the {what} is {number} at step {step}: try a lower optimizer.lr")
+        return number

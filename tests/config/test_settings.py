@@ -48,6 +48,7 @@ WATCHED: dict[str, Any] = {
     "trainer.max_minutes": 5.0, "trainer.micro_batch_size": 1, "trainer.eval_interval": 9,
     "trainer.eval_batches": 9, "trainer.eval_only": True, "trainer.log_interval": 9,
     "trainer.checkpoint_interval": 9, "trainer.keep_last": 9, "trainer.patience": 9,
+    "model.loss": "full", "trainer.activation_checkpointing": "full",
     "trainer.compile": True, "trainer.device": "cpu", "trainer.sample_interval": 9,
     "logger.mode": "disabled", "logger.project": "other", "logger.entity": "me",
     "logger.name": "n", "logger.tags": ["a"], "logger.notes": "n",

@@ -45,7 +45,7 @@ def test_keys_are_those_of_the_contract_and_of_the_fast_recipe() -> None:
     assert {field.name for field in fields(GPTConfig)} == {
         "n_layer", "n_embed", "n_head", "head_size", "n_kv_head", "block_size", "vocab_size",
         "dropout", "bias", "norm", "mlp", "position", "qk_norm", "tie_embeddings", "logit_softcap",
-        "hidden_size", "zero_init", "residual_scalars", "value_embeddings", "smear",
+        "loss", "hidden_size", "zero_init", "residual_scalars", "value_embeddings", "smear",
     }  # fmt: skip
 
 

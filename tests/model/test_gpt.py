@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llm.model.gpt import GPT, IGNORED
+from llm.model.gpt import GPT
 from llm.model.layers import rotary_angles, rotate
+from llm.model.loss import IGNORED
 
 PRESETS = Path(__file__).resolve().parents[2] / "conf" / "model"
 SHAPE: dict[str, Any] = {

@@ -29,6 +29,10 @@ def test_counts_and_intervals_below_one_are_refused(key: str, value: int) -> Non
         ({"max_minutes": 0.0}, r"trainer\.max_minutes=0\.0 must be more than 0"),
         ({"batch_size": 4, "micro_batch_size": 3}, r"trainer\.micro_batch_size=3 does not divide"),
         ({"batch_size": 4, "micro_batch_size": 8}, r"trainer\.micro_batch_size=8 does not divide"),
+        (
+            {"activation_checkpointing": "some"},
+            r"trainer\.activation_checkpointing=some is unknown: take one of none, full, every_2",
+        ),
     ],
 )
 def test_other_values_that_make_no_sense_are_refused(options: dict[str, Any], named: str) -> None:

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from llm.data.dataset import Batch, Dataset
-from llm.model.gpt import GPT, IGNORED
+from llm.model.gpt import GPT
+from llm.model.loss import IGNORED
 from llm.sampling.generate import SamplingOptions
 from llm.training.schedule import Constant
 from tests.training.conftest import MODEL, HandBuilt, MakeTrainer, copied
@@ -193,3 +194,15 @@ def test_a_compiled_network_learns_the_same(make_trainer: MakeTrainer) -> None:
     assert set(compiled.model.state_dict()) == set(plain.model.state_dict())
     found, wanted = compiled.logger.column("val/loss"), plain.logger.column("val/loss")
     assert found == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_checkpointed_blocks_train_to_the_same_bits(
+    make_trainer: MakeTrainer, dropout: float
+) -> None:
+    losses = []
+    for setting in ("none", "full", "every_2"):
+        trainer = make_trainer(setting, dropout=dropout, activation_checkpointing=setting)
+        trainer.fit()
+        losses.append(trainer.logger.column("train/loss"))
+    assert losses[0] == losses[1] == losses[2]

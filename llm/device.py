@@ -2,8 +2,11 @@
 
 import resource
 import sys
+from collections.abc import Sequence
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from llm.errors import Refused, require
 
@@ -40,6 +43,14 @@ def select_device(name: str, key: str = "trainer.device") -> torch.device:
             f"{key}={name}, but torch {torch.__version__} sees no Apple GPU: take {key}=cpu or auto"
         )
     return torch.device(name)
+
+
+def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
+    """Tensors on the device; through pinned memory for CUDA, so that copying overlaps work."""
+    tensors = [torch.from_numpy(array) for array in arrays]
+    if device.type == "cuda":
+        return [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
+    return [tensor.to(device) for tensor in tensors]  # not read before it has arrived
 
 
 def synchronize(device: torch.device) -> None:

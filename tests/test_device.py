@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from llm.device import describe, peak_memory_bytes, select_device
 from llm.errors import Refused
-from llm.model.device import describe, peak_memory_bytes, select_device
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 with_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")

@@ -1,0 +1,142 @@
+"""Peak memory of a training step beside nanoGPT's: python -m benchmarks.memory --nanogpt CLONE
+
+Both train the same shape (model=small with GPT-2's 50,257 tokens) on the same random batch of 12
+sequences in float32, each with its own network and AdamW, in turn and each time in a fresh process.
+Memory is what that process held at most, less what it held before the network was built. Settings
+to try, such as trainer.activation_checkpointing=full, count for ours only.
+"""
+
+import argparse
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+# The process that starts the others must stay small: on Linux a child's peak starts at its
+# parent's, so nothing here imports torch before `measure`.
+
+BATCH_SIZE, BLOCK_SIZE, VOCAB_SIZE, STEPS = 12, 128, 50_257, 4
+
+
+def build_ours(overrides: list[str]) -> tuple[Any, Any]:
+    """Our network and optimizer, as ``run_train.py model=small`` builds them."""
+    from llm.config.build import build
+    from llm.config.compose import compose_training
+    from llm.config.settings import resolve
+    from llm.training.options import CHECKPOINTED
+
+    settings = compose_training("model=small", "data=shakespeare", *overrides)
+    model_settings = resolve(settings, VOCAB_SIZE, "fp32").model
+    model_settings.vocab_size = VOCAB_SIZE  # nanoGPT's would be padded likewise
+    model = build(model_settings)
+    model.checkpoint_every = CHECKPOINTED[settings.trainer.activation_checkpointing]
+    return model, build(settings.optimizer, model=model)
+
+
+def build_nanogpt(clone: Path) -> tuple[Any, Any]:
+    """The same shape of nanoGPT, with its own optimizer."""
+    spec = importlib.util.spec_from_file_location("nanogpt_model", clone / "model.py")
+    assert spec and spec.loader
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.GPTConfig(
+        n_layer=10, n_head=6, n_embd=768, block_size=BLOCK_SIZE, vocab_size=VOCAB_SIZE,
+        dropout=0.0, bias=False,
+    )  # fmt: skip
+    model = module.GPT(config)
+    return model, model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), "cpu")
+
+
+def measure(which: str, clone: Path, overrides: list[str]) -> dict[str, float]:
+    """Peak bytes above the start and tokens/s of some training steps, in this process."""
+    import torch
+    import torch._dynamo  # else the first optimizer imports it
+
+    import llm.config.build
+    import llm.config.compose
+    import llm.config.settings
+    import llm.model.gpt
+    import llm.training.optimizer  # noqa: F401
+    from llm.device import peak_memory_bytes
+
+    before = peak_memory_bytes(torch.device("cpu"))
+    model, optimizer = build_ours(overrides) if which == "ours" else build_nanogpt(clone)
+    tokens = torch.randint(VOCAB_SIZE, (BATCH_SIZE, BLOCK_SIZE))
+    seconds = []
+    for _ in range(STEPS):
+        start = time.perf_counter()
+        found = model(tokens, tokens)
+        loss = found[1] if isinstance(found, tuple) else found  # nanoGPT returns its logits too
+        del found
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        seconds.append(time.perf_counter() - start)
+    peak = peak_memory_bytes(torch.device("cpu")) - before
+    # The first step makes the optimizer's state.
+    return {"bytes": peak, "tokens_per_second": tokens.numel() / statistics.median(seconds[1:])}
+
+
+def in_fresh_process(which: str, clone: Path, overrides: list[str]) -> dict[str, float]:
+    """What :func:`measure` finds in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.memory", "--nanogpt", str(clone), "--only", which]
+    output = subprocess.run([*command, *overrides], check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, float] = json.loads(output.stdout.splitlines()[-1])  # nanoGPT prints too
+    return found
+
+
+def row(name: str, what: str, ours: list[float], other: list[float]) -> dict[str, Any]:
+    """One figure of both over all pairs; ``ratio`` is ours by nanoGPT's."""
+    ratios = sorted(mine / theirs for mine, theirs in zip(ours, other, strict=True))
+    return {
+        "id": name,
+        "what": what,
+        "ours": statistics.median(ours),
+        "other": statistics.median(other),
+        "ratio": statistics.median(ratios),
+        "low": ratios[0],
+        "high": ratios[-1],
+    }
+
+
+def main() -> None:
+    """Measure both in turn and print a table."""
+    parser = argparse.ArgumentParser(description="Memory of a training step beside nanoGPT's")
+    parser.add_argument("--nanogpt", type=Path, required=True, help="a clone of karpathy/nanoGPT")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    parser.add_argument("--pairs", type=int, default=3, help="measurements of each")
+    parser.add_argument("--only", choices=["ours", "nanogpt"], help="measure one, in this process")
+    parser.add_argument("overrides", nargs="*", help="settings of ours, as for run_train.py")
+    arguments = parser.parse_args()
+    clone, overrides = arguments.nanogpt, arguments.overrides
+    if arguments.only:
+        print(json.dumps(measure(arguments.only, clone, overrides)))
+        return
+    found: dict[str, list[dict[str, float]]] = {"ours": [], "nanogpt": []}
+    for _ in range(arguments.pairs):
+        for which, results in found.items():
+            results.append(in_fresh_process(which, clone, overrides))
+    columns = {
+        key: [[result[key] for result in results] for results in found.values()]
+        for key in ("bytes", "tokens_per_second")
+    }
+    shape = f"model=small, {BATCH_SIZE} sequences, float32"
+    rows = [
+        row("step_memory", f"{shape}: peak bytes of a training step", *columns["bytes"]),
+        row("step_memory_speed", f"{shape}: tokens/s", *columns["tokens_per_second"]),
+    ]
+    print(f"{'':<16}{'ours':>10}{'nanoGPT':>10}{'ratio':>8}  (spread)")
+    for name, unit, one in (("peak, MiB", 2**20, rows[0]), ("tokens/s", 1, rows[1])):
+        values = f"{one['ours'] / unit:>10,.0f}{one['other'] / unit:>10,.0f}{one['ratio']:>8.2f}"
+        print(f"{name:<16}{values}  ({one['low']:.2f} to {one['high']:.2f})")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""The chunked loss is the plain one, in value and gradient, with less memory."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from llm.model.gpt import GPT
+from llm.model.loss import CHUNK, IGNORED, LARGE_VOCABULARY, head_loss
+
+C, V = 24, 70
+SHAPE: dict[str, Any] = {
+    "n_layer": 2, "n_embed": 32, "head_size": 16, "block_size": 64, "vocab_size": V,
+}  # fmt: skip
+
+
+def problem(n: int, ignored: str = "some") -> tuple[Tensor, Tensor, Tensor]:
+    random = torch.Generator().manual_seed(n)
+    x = torch.randn(n, C, generator=random, requires_grad=True)
+    head = torch.randn(V, C, generator=random, requires_grad=True)
+    targets = torch.randint(V, (n,), generator=random)
+    targets[torch.rand(n, generator=random) < {"none": 0, "some": 0.3, "all": 1}[ignored]] = IGNORED
+    return x, head, targets
+
+
+def plain(
+    x: Tensor, head: Tensor, targets: Tensor, softcap: float | None, reduction: str
+) -> Tensor:
+    logits = (x @ head.T).float()
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    return F.cross_entropy(logits, targets, ignore_index=-1, reduction=reduction)
+
+
+def with_gradients(loss: Callable[[], Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
+    """The loss and the gradients of 3 times it."""
+    value = loss()
+    return value.detach(), *torch.autograd.grad(3 * value, inputs)
+
+
+@pytest.mark.parametrize("how", ["chunked", "full"])
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("n", [1, CHUNK, 2 * CHUNK + 37])
+def test_loss_and_gradients_are_those_of_plain_torch(
+    n: int, softcap: float | None, reduction: str, how: str
+) -> None:
+    x, head, targets = problem(n, "none" if n == 1 else "some")
+    wanted = with_gradients(lambda: plain(x, head, targets, softcap, reduction), x, head)
+    found = with_gradients(lambda: head_loss(x, head, targets, softcap, reduction, how), x, head)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_nothing_comes_of_targets_that_are_all_ignored(softcap: float | None) -> None:
+    x, head, targets = problem(CHUNK + 3, "all")
+    loss, *gradients = with_gradients(
+        lambda: head_loss(x, head, targets, softcap, "sum", "chunked"), x, head
+    )
+    assert loss == 0 and not any(gradient.any() for gradient in gradients)
+    assert head_loss(x, head, targets, softcap, "mean", "chunked").isnan()  # as torch has it
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.bfloat16, 1.0), (torch.float16, 1024.0)])
+def test_16_bit_products_and_a_loss_scale_come_out_near_float32(
+    dtype: torch.dtype, scale: float
+) -> None:
+    x, head, targets = problem(2 * CHUNK + 37)
+    wanted = with_gradients(lambda: plain(x, head, targets, 5.0, "mean"), x, head)
+    with torch.autocast("cpu", dtype=dtype):
+        loss = head_loss(x, head, targets, 5.0, "mean", "chunked")
+    assert loss.dtype == torch.float32
+    (scale * loss).backward()
+    for tensor, gradient in zip((x, head), wanted[1:], strict=True):
+        assert tensor.grad is not None and tensor.grad.dtype == torch.float32
+        error = (tensor.grad / scale - gradient / 3).norm() / (gradient / 3).norm()
+        assert error < (0.02 if dtype == torch.bfloat16 else 0.003)
+    assert loss.item() == pytest.approx(wanted[0].item(), rel=0.01)
+
+
+def test_a_frozen_head_or_input_gets_no_gradient() -> None:
+    x, head, targets = problem(CHUNK + 1)
+    for learning, frozen in ((x, head), (head, x)):
+        frozen.requires_grad_(False)
+        wanted = with_gradients(lambda: plain(x, head, targets, None, "sum"), learning)
+        found = with_gradients(
+            lambda: head_loss(x, head, targets, None, "sum", "chunked"), learning
+        )
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+        frozen.requires_grad_(True)
+
+
+def test_a_second_backward_pass_raises_instead_of_giving_wrong_gradients() -> None:
+    x, head, targets = problem(4)
+    loss = head_loss(x, head, targets, None, "sum", "chunked")
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError):
+        loss.backward()
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_a_network_learns_the_same_with_either_loss(tied: bool) -> None:
+    gradients = []
+    tokens = torch.randint(V, (5, 64), generator=torch.Generator().manual_seed(0))
+    for how in ("full", "chunked"):
+        torch.manual_seed(0)
+        model = GPT(**SHAPE, tie_embeddings=tied, logit_softcap=15.0, loss=how)
+        model(tokens, tokens.roll(-1, 1)).backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
+
+
+class Shapes(TorchDispatchMode):
+    """Remembers the numbers in the largest tensor that any operation gave."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **kwargs or {})
+        sizes = [leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        self.largest = max(self.largest, *sizes, 0)
+        return out
+
+
+@pytest.mark.parametrize(
+    ("how", "vocab_size", "chunked"),
+    [
+        ("full", LARGE_VOCABULARY, False),
+        ("chunked", 70, True),
+        ("auto", LARGE_VOCABULARY - 1, False),
+        ("auto", LARGE_VOCABULARY, True),
+    ],
+)
+@pytest.mark.parametrize("learning", [True, False], ids=["training", "evaluation"])
+def test_no_tensor_holds_the_logits_of_more_than_a_chunk(
+    how: str, vocab_size: int, chunked: bool, learning: bool
+) -> None:
+    n = 3 * CHUNK
+    x, head = torch.randn(n, 4, requires_grad=True), torch.randn(vocab_size, 4, requires_grad=True)
+    with Shapes() as shapes, torch.set_grad_enabled(learning):
+        loss = head_loss(x, head, torch.zeros(n, dtype=torch.long), None, "sum", how)
+        if learning:
+            loss.backward()
+    assert shapes.largest == (CHUNK if chunked else n) * vocab_size
+
+
+def test_evaluation_computes_no_gradients() -> None:
+    x, head, targets = problem(2 * CHUNK)
+    with torch.no_grad(), torch.profiler.profile() as profile:
+        loss = head_loss(x, head, targets, None, "sum", "chunked")
+    products = [event for event in profile.events() if event.name == "aten::mm"]
+    assert len(products) == 2 and not loss.requires_grad  # one for each chunk

@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"errors"},
     {"device"},
+    {"functional"},
     {"model", "data"},
     {"checkpoint"},
     {"sampling", "evaluation", "memory", "interchange"},

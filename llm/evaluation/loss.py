@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from llm.model.loss import IGNORED
+from llm.functional.loss import IGNORED
 
 
 class LossFunction(Protocol):

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from llm.functional.loss import cap_logits, head_loss
+from llm.functional.recompute import recomputed
 from llm.model import layers
 from llm.model.config import GPTConfig
-from llm.model.loss import cap_logits, head_loss
 
 
 class Cache(Protocol):
@@ -51,9 +52,9 @@ class Block(nn.Module):
         if self.mix is not None:
             x = self.mix[0] * x + self.mix[1] * start
         value = None if self.value_embed is None else self.value_embed(tokens)
-        normed = layers.recomputed(self.attention_norm, x)
+        normed = recomputed(self.attention_norm, x)
         x = x + self.drop(self.attention(normed, angles, value, cache))
-        out: Tensor = x + self.drop(self.mlp(layers.recomputed(self.mlp_norm, x)))
+        out: Tensor = x + self.drop(self.mlp(recomputed(self.mlp_norm, x)))
         return out
 
 

@@ -10,33 +10,29 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from llm.functional.norm import rms_norm
+from llm.functional.recompute import recomputed
+from llm.functional.rotary import rotate
 from llm.model.config import GPTConfig
 
 ROPE_BASE = 10_000.0  # Su et al. 2021, arXiv:2104.09864, section 3.2.2; Llama's value too
 RMS_EPS, LAYER_EPS = 1e-6, 1e-5  # those of Llama / Qwen3 and of GPT-2
-
-RECOMPUTED_FROM = 2**20  # numbers in a tensor; for fewer, the calls cost more than the memory
-
-
-def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """``function(*inputs)``, keeping only large inputs and no steps between for the backward pass.
-
-    They are computed again there, up to the last tensor needed: not a matrix product at the end.
-    """
-    learning = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # it does so itself
-    if learning and inputs[0].numel() >= RECOMPUTED_FROM:
-        out: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
-        return out
-    return function(*inputs)
 
 
 def build_norm(config: GPTConfig, size: int) -> nn.Module:
     """RMSNorm or LayerNorm over the last ``size`` channels."""
     if config.norm == "layernorm":
         return nn.LayerNorm(size, eps=LAYER_EPS, bias=config.bias)
-    return nn.RMSNorm(size, eps=RMS_EPS)
+    return RMSNorm(size, eps=RMS_EPS)
+
+
+class RMSNorm(nn.RMSNorm):
+    """torch's, by :func:`llm.functional.norm.rms_norm`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., size) -> (..., size)."""
+        return rms_norm(x, self.weight, RMS_EPS)
 
 
 def rotary_angles(block_size: int, head_size: int) -> tuple[Tensor, Tensor]:
@@ -45,16 +41,6 @@ def rotary_angles(block_size: int, head_size: int) -> tuple[Tensor, Tensor]:
     angle = torch.arange(block_size, dtype=torch.float32)[:, None] * frequency
     angle = torch.cat([angle, angle], dim=-1)
     return angle.cos(), angle.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (i, i + D/2) of ``x`` (B, H, T, D) by their positions' angles.
-
-    ``cos`` and ``sin`` are (T, D), or (B, 1, T, D) where each row has positions of its own.
-    """
-    low, high = x.chunk(2, dim=-1)
-    turned = torch.cat([-high, low], dim=-1)
-    return (x * cos + turned * sin).to(x.dtype)
 
 
 def smeared(x: Tensor, weights: Tensor, before: Tensor | None = None) -> Tensor:

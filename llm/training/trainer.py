@@ -12,8 +12,8 @@ from llm.data.dataset import BatchSampler, Dataset, evaluation_batches, read_win
 from llm.device import peak_memory_bytes, synchronize, to_device
 from llm.errors import Diverged, Interrupted
 from llm.evaluation.loss import bits_per_byte, evaluate
+from llm.functional.loss import IGNORED
 from llm.model.gpt import GPT
-from llm.model.loss import IGNORED
 from llm.sampling.generate import SamplingOptions, generate
 from llm.training.interrupt import StopRequest
 from llm.training.logger import Logger, Row

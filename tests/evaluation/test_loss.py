@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llm.evaluation.loss import Evaluation, bits_per_byte, evaluate
+from llm.functional.loss import IGNORED
 from llm.model.gpt import GPT
-from llm.model.loss import IGNORED
 
 VOCABULARY = 12
 

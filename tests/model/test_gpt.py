@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from llm.functional.loss import IGNORED
+from llm.functional.rotary import rotate
 from llm.model.gpt import GPT
-from llm.model.layers import rotary_angles, rotate
-from llm.model.loss import IGNORED
+from llm.model.layers import rotary_angles
 
 PRESETS = Path(__file__).resolve().parents[2] / "conf" / "model"
 SHAPE: dict[str, Any] = {

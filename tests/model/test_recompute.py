@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llm.model import layers
+from llm.functional import recompute
 from llm.model.gpt import GPT
 
 SHAPE: dict[str, Any] = {
@@ -64,7 +64,7 @@ def test_large_steps_of_a_block_are_computed_again_to_the_same_bits(
     monkeypatch: pytest.MonkeyPatch, style: str, every: int
 ) -> None:
     wanted, most = learn(every, **STYLES[style])
-    monkeypatch.setattr(layers, "RECOMPUTED_FROM", 1)
+    monkeypatch.setattr(recompute, "RECOMPUTED_FROM", 1)
     found, kept = learn(every, **STYLES[style])
     assert all(map(torch.equal, found, wanted))
     assert every or kept < 0.85 * most
@@ -89,7 +89,7 @@ def test_no_matrix_product_is_computed_again_unless_blocks_are(
         return products.count
 
     plain, again = products(0), products(1)
-    monkeypatch.setattr(layers, "RECOMPUTED_FROM", 1)
+    monkeypatch.setattr(recompute, "RECOMPUTED_FROM", 1)
     assert products(0) == plain < again
 
 
@@ -97,9 +97,9 @@ def test_evaluation_computes_nothing_again(monkeypatch: pytest.MonkeyPatch) -> N
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("checkpointed")
 
-    monkeypatch.setattr(layers, "RECOMPUTED_FROM", 1)
+    monkeypatch.setattr(recompute, "RECOMPUTED_FROM", 1)
     monkeypatch.setattr("llm.model.gpt.checkpoint", fail)
-    monkeypatch.setattr(layers, "checkpoint", fail)
+    monkeypatch.setattr(recompute, "checkpoint", fail)
     model, tokens = GPT(**SHAPE).eval(), torch.zeros(2, 16, dtype=torch.long)
     model.checkpoint_every = 1
     with torch.no_grad():
@@ -111,7 +111,7 @@ def test_evaluation_computes_nothing_again(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_compiled_it_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "RECOMPUTED_FROM", 1)
+    monkeypatch.setattr(recompute, "RECOMPUTED_FROM", 1)
     tokens = torch.randint(40, (4, 16), generator=torch.Generator().manual_seed(1))
     torch.manual_seed(0)
     model = GPT(**SHAPE, loss="chunked").train()

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from llm.functional.loss import IGNORED
 from llm.model.gpt import GPT
-from llm.model.loss import IGNORED
 
 SHAPE: dict[str, Any] = {
     "n_layer": 3, "n_embed": 48, "n_head": 4, "head_size": 12, "block_size": 24, "vocab_size": 61,

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from llm.data.dataset import Batch, Dataset
+from llm.functional.loss import IGNORED
 from llm.model.gpt import GPT
-from llm.model.loss import IGNORED
 from llm.sampling.generate import SamplingOptions
 from llm.training.schedule import Constant
 from tests.training.conftest import MODEL, HandBuilt, MakeTrainer, copied

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from llm.functional.loss import CHUNK, IGNORED, LARGE_VOCABULARY, head_loss
 from llm.model.gpt import GPT
-from llm.model.loss import CHUNK, IGNORED, LARGE_VOCABULARY, head_loss
 
 C, V = 24, 70
 SHAPE: dict[str, Any] = {

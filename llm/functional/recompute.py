@@ -1,0 +1,21 @@
+"""Trading time for memory inside a layer."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+RECOMPUTED_FROM = 2**20  # numbers in a tensor; for fewer, the calls cost more than the memory
+
+
+def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """``function(*inputs)``, keeping only large inputs and no steps between for the backward pass.
+
+    They are computed again there, up to the last tensor needed: not a matrix product at the end.
+    """
+    learning = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # it does so itself
+    if learning and inputs[0].numel() >= RECOMPUTED_FROM:
+        out: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return out
+    return function(*inputs)

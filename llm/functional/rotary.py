@@ -1,0 +1,42 @@
+"""Rotary positions with a backward pass of their own: turning back needs nothing kept, and is done
+in place.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (i, i + D/2) of ``x`` (B, H, T, D) by their positions' angles.
+
+    ``cos`` and ``sin`` are (T, D), or (B, 1, T, D) where each row has positions of its own.
+    """
+    if x.dtype == cos.dtype and not torch.compiler.is_compiling():
+        out: Tensor = _Rotation.apply(x, cos, sin)  # type: ignore[no-untyped-call]
+        return out
+    low, high = x.chunk(2, dim=-1)
+    turned = torch.cat([-high, low], dim=-1)
+    return (x * cos + turned * sin).to(x.dtype)
+
+
+class _Rotation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turned(incoming[0], cos, -sin), None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    (low, high), out = x.chunk(2, dim=-1), torch.empty_like(x)
+    (c, _), (s, _) = cos.chunk(2, dim=-1), sin.chunk(2, dim=-1)
+    new_low, new_high = out.chunk(2, dim=-1)
+    torch.mul(low, c, out=new_low).addcmul_(high, s, value=-1)
+    torch.mul(high, c, out=new_high).addcmul_(low, s)
+    return out

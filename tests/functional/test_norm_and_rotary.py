@@ -1,0 +1,60 @@
+"""Hand-written gradients are those of the definitions."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from llm.functional.norm import rms_norm
+from llm.functional.rotary import rotate
+from llm.model.layers import rotary_angles
+
+
+def drawn(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=dtype)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 16), (3, 2, 7, 8), (4, 6)], ids=str)
+def test_rms_norm_equals_torchs_in_value_and_gradient(shape: tuple[int, ...]) -> None:
+    found = []
+    for norm in (
+        lambda x, w: rms_norm(x, w, 1e-6),
+        lambda x, w: F.rms_norm(x, w.shape, w, 1e-6),
+    ):
+        x, weight = drawn(*shape).requires_grad_(), drawn(shape[-1], seed=2).requires_grad_()
+        y = norm(x, weight)
+        y.backward(drawn(*shape, seed=3))
+        found.append((y, x.grad, weight.grad))
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_rms_norm_passes_torchs_numerical_check() -> None:
+    x = drawn(3, 4, 8, dtype=torch.double).requires_grad_()
+    weight = drawn(8, seed=2, dtype=torch.double).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, w: rms_norm(x, w, 1e-6), (x, weight))
+
+
+@pytest.mark.parametrize("rows", [1, 2], ids=["shared positions", "positions of its own"])
+def test_rotation_equals_its_definition_in_value_and_gradient(rows: int) -> None:
+    cos, sin = rotary_angles(6, 8)
+    if rows > 1:
+        cos, sin = (torch.stack([t, t.flip(0)])[:, None] for t in (cos, sin))
+    found = []
+    for by_hand in (True, False):
+        x = drawn(2, 3, 6, 8).requires_grad_()
+        if by_hand:
+            y = rotate(x, cos, sin)
+        else:
+            low, high = x.chunk(2, dim=-1)
+            y = x * cos + torch.cat([-high, low], dim=-1) * sin
+        y.backward(drawn(2, 3, 6, 8, seed=3))
+        found.append((y, x.grad))
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_rotating_16_bit_numbers_rounds_once_at_the_end() -> None:
+    cos, sin = rotary_angles(6, 8)
+    x = drawn(2, 3, 6, 8).bfloat16()
+    assert torch.equal(rotate(x, cos, sin), rotate(x.float(), cos, sin).bfloat16())

@@ -30,6 +30,7 @@ class TrainerOptions:
     patience: int | None = None  # evaluations without a better loss before stopping
     activation_checkpointing: str = "none"
     compile: bool = False
+    profile: bool = False
     device: str = "auto"
     sample_interval: int | None = None
     overfit_batches: int = 0  # train on the first so many only: does the loss go to zero?

@@ -19,6 +19,7 @@ from llm.training.interrupt import StopRequest
 from llm.training.logger import Logger, Row
 from llm.training.options import CHECKPOINTED, TrainerOptions
 from llm.training.precision import Precision
+from llm.training.profiling import profiling
 from llm.training.schedule import Schedule
 from llm.training.state import Progress, outcome, restore_training, training_tensors
 from llm.training.throughput import flops_per_token, peak_flops
@@ -62,7 +63,8 @@ class Trainer:
         :class:`llm.errors.Interrupted` after a signal, with a checkpoint to continue from saved.
         """
         options, progress = self.options, self.progress
-        with StopRequest() as stop:
+        folder = self.checkpoints.folder.parent if options.profile else None
+        with StopRequest() as stop, profiling(folder) as step_done:
             if progress.val_loss is None or options.eval_only:
                 self.log(self.evaluate())
             self.at_end = options.eval_only or self.is_over()
@@ -72,6 +74,7 @@ class Trainer:
                     progress.step += 1
                     self.at_end = self.is_over()
                     self.wait_for_device()
+                step_done()
                 self.logger.tick(progress.step)
                 row: Row = {}
                 if self.is_due(options.log_interval):

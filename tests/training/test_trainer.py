@@ -206,3 +206,27 @@ def test_checkpointed_blocks_train_to_the_same_bits(
         trainer.fit()
         losses.append(trainer.logger.column("train/loss"))
     assert losses[0] == losses[1] == losses[2]
+
+
+def test_a_profile_says_where_the_time_of_a_step_goes(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(max_steps=12, profile=True, eval_interval=20)
+    trainer.fit()
+    run = trainer.folder.parent
+    assert "aten::mm" in (run / "profile.txt").read_text(encoding="utf-8")
+    events = json.loads((run / "profile.json").read_text(encoding="utf-8"))["traceEvents"]
+    assert any("scaled_dot_product" in str(event.get("name")) for event in events)
+    plain = make_trainer("plain", max_steps=12, eval_interval=20)
+    plain.fit()
+    for name, tensor in plain.model.state_dict().items():
+        assert torch.equal(tensor, trainer.model.state_dict()[name]), name
+
+
+@pytest.mark.slow
+def test_evaluating_and_sampling_do_not_compile_again(make_trainer: MakeTrainer) -> None:
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    options = {"eval_interval": 2, "sample_interval": 2, "eval_batches": 3, "dropout": 0.1}
+    make_trainer(compile=True, max_steps=8, **options).fit()
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]

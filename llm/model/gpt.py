@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from llm.functional.linear import linear
 from llm.functional.loss import cap_logits, head_loss
 from llm.functional.recompute import recomputed
 from llm.model import layers
@@ -146,7 +146,7 @@ class GPT(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) -> (..., vocab_size) in float32."""
-        return cap_logits(F.linear(hidden, self.head_weight).float(), self.config.logit_softcap)
+        return cap_logits(linear(hidden, self.head_weight).float(), self.config.logit_softcap)
 
     @property
     def head_weight(self) -> Tensor:

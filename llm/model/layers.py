@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llm.functional.linear import linear
 from llm.functional.norm import rms_norm
 from llm.functional.recompute import recomputed
 from llm.functional.rotary import rotate
@@ -18,6 +19,14 @@ from llm.model.config import GPTConfig
 
 ROPE_BASE = 10_000.0  # Su et al. 2021, arXiv:2104.09864, section 3.2.2; Llama's value too
 RMS_EPS, LAYER_EPS = 1e-6, 1e-5  # those of Llama / Qwen3 and of GPT-2
+
+
+class Linear(nn.Linear):
+    """torch's, by :func:`llm.functional.linear.linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        return linear(x, self.weight, self.bias)
 
 
 def build_norm(config: GPTConfig, size: int) -> nn.Module:
@@ -84,10 +93,10 @@ class Attention(nn.Module):
             config.qk_norm,
         )
         inner, shared = self.n_head * self.head_size, self.n_kv_head * self.head_size
-        self.q = nn.Linear(config.n_embed, inner, bias=config.bias)
-        self.k = nn.Linear(config.n_embed, shared, bias=config.bias)
-        self.v = nn.Linear(config.n_embed, shared, bias=config.bias)
-        self.o = nn.Linear(inner, config.n_embed, bias=config.bias)
+        self.q = Linear(config.n_embed, inner, bias=config.bias)
+        self.k = Linear(config.n_embed, shared, bias=config.bias)
+        self.v = Linear(config.n_embed, shared, bias=config.bias)
+        self.o = Linear(inner, config.n_embed, bias=config.bias)
         # Over each head, with weights and before the rotation, as Qwen3 has it (arXiv:2505.09388).
         self.q_norm = build_norm(config, self.head_size) if config.qk_norm else nn.Identity()
         self.k_norm = build_norm(config, self.head_size) if config.qk_norm else nn.Identity()
@@ -96,7 +105,7 @@ class Attention(nn.Module):
         """(B, T, C) -> queries (B, T, H, D), keys and values (B, T, G, D)."""
         B, T, _ = x.shape
         if self.joined is not None:
-            heads = F.linear(x, *self.joined).view(B, T, -1, self.head_size)
+            heads = linear(x, *self.joined).view(B, T, -1, self.head_size)
             q, k, v = torch.split(heads, [self.n_head, self.n_kv_head, self.n_kv_head], dim=2)
             return q, k, v
         q = self.q(x).view(B, T, self.n_head, self.head_size)
@@ -139,9 +148,9 @@ class SwiGLU(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         assert config.hidden_size
-        self.gate = nn.Linear(config.n_embed, config.hidden_size, bias=config.bias)
-        self.up = nn.Linear(config.n_embed, config.hidden_size, bias=config.bias)
-        self.down = nn.Linear(config.hidden_size, config.n_embed, bias=config.bias)
+        self.gate = Linear(config.n_embed, config.hidden_size, bias=config.bias)
+        self.up = Linear(config.n_embed, config.hidden_size, bias=config.bias)
+        self.down = Linear(config.hidden_size, config.n_embed, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
@@ -167,8 +176,8 @@ class MLP(nn.Module):
         super().__init__()
         assert config.hidden_size
         self.activation = ACTIVATIONS[config.mlp]
-        self.up = nn.Linear(config.n_embed, config.hidden_size, bias=config.bias)
-        self.down = nn.Linear(config.hidden_size, config.n_embed, bias=config.bias)
+        self.up = Linear(config.n_embed, config.hidden_size, bias=config.bias)
+        self.down = Linear(config.hidden_size, config.n_embed, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""

@@ -51,13 +51,17 @@ class _ChunkedLoss(torch.autograd.Function):
         total = torch.zeros((), device=x.device)
         for_x = torch.empty_like(x) if learning and ctx.needs_input_grad[0] else None
         for_head = torch.zeros_like(head) if learning and ctx.needs_input_grad[1] else None
+        # Both are written again for each chunk: making them anew costs as much as a pass over them.
+        products = torch.empty((min(CHUNK, len(x)), len(head)), dtype=dtype, device=x.device)
+        chances = torch.empty_like(products, dtype=torch.float32)
         for start in range(0, len(x), CHUNK):
             part = slice(start, start + CHUNK)
             inputs, target = x[part].to(dtype), targets[part, None]
             kept, target = target != IGNORED, target.clamp(min=0)
-            logits = cap_logits((inputs @ weight.T).float(), softcap)
+            torch.mm(inputs, weight.T, out=products[: len(inputs)])
+            logits = cap_logits(products[: len(inputs)].float(), softcap)
             slope = None if softcap is None else 1 - (logits / softcap) ** 2  # tanh' = 1 - tanh^2
-            logits = torch.log_softmax(logits, dim=-1)
+            logits = torch.log_softmax(logits, dim=-1, out=chances[: len(inputs)])
             total -= (logits.gather(1, target) * kept).sum()
             if not learning:
                 continue

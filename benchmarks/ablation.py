@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.rows import write_json
+from benchmarks.rows import Row, write_json
 
 COMMAND = [sys.executable, "run_train.py", "-m", "sweep=ablation", "experiment=fast"]
 FOLDER = Path("multirun/ablation")
@@ -27,10 +27,10 @@ CHANGES = [
     "model.mlp=gelu",
     "model.value_embeddings=true",
     "model.logit_softcap=15",
-    "optimizer=adamw optimizer.lr=2e-3",
-    "optimizer=adamw optimizer.lr=4e-3",
-    "optimizer=adamw optimizer.lr=8e-3",
-    "optimizer.turns=3",
+    "optimizer=adamw optimizer.lr=2e-3 schedule.warmup_steps=20",
+    "optimizer=adamw optimizer.lr=4e-3 schedule.warmup_steps=20",
+    "optimizer=adamw optimizer.lr=8e-3 schedule.warmup_steps=20",
+    "optimizer.ns_steps=3",
     "optimizer.momentum=0.9",
     "optimizer.weight_decay=0.1",
     "schedule=cosine",
@@ -62,25 +62,25 @@ def main() -> None:
     for change in ["", *CHANGES]:
         if arguments.only and arguments.only not in change:
             continue
-        found = losses(change)
+        found = losses(change) if change else recipe
         differences = sorted(loss - middle for loss in found)
         rows.append(
-            {
-                "id": f"ablation: {change or 'experiment=fast'}",
-                "what": f"validation loss, {len(found)} seeds; ratio is the difference",
-                "ours": middle,
-                "other": statistics.mean(found),
-                "ratio": statistics.mean(differences),
-                "low": differences[0],
-                "high": differences[-1],
-            }
+            Row(
+                id=f"ablation: {change or 'experiment=fast'}",
+                what=f"validation loss, {len(found)} seeds; ratio is the difference",
+                ours=middle,
+                other=statistics.mean(found),
+                ratio=statistics.mean(differences),
+                low=differences[0],
+                high=differences[-1],
+            )
         )
     print("| change | val loss | difference | spread |\n|---|---|---|---|")
-    for row in sorted(rows, key=lambda row: row["ratio"]):
-        change = str(row["id"]).removeprefix("ablation: ")
+    for row in sorted(rows, key=lambda row: row.ratio):
+        change = row.id.removeprefix("ablation: ")
         print(
-            f"| `{change}` | {row['other']:.4f} | {row['ratio']:+.4f} | "
-            f"{row['low']:+.4f} to {row['high']:+.4f} |"
+            f"| `{change}` | {row.other:.4f} | {row.ratio:+.4f} | "
+            f"{row.low:+.4f} to {row.high:+.4f} |"
         )
     write_json(rows, arguments.json)
 

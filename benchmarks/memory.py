@@ -29,7 +29,9 @@ def build_ours(overrides: list[str]) -> tuple[Any, Any]:
     from llm.config.settings import resolve
     from llm.training.options import CHECKPOINTED
 
-    settings = compose_training("model=small", "data=shakespeare", *overrides)
+    settings = compose_training(
+        "model=small", "data=shakespeare", "optimizer=adamw", "schedule=cosine", *overrides
+    )
     model_settings = resolve(settings, VOCAB_SIZE, "fp32").model
     model_settings.vocab_size = VOCAB_SIZE  # nanoGPT's would be padded likewise
     model = build(model_settings)

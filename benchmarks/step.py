@@ -58,7 +58,13 @@ COMPILED = ["step_compiled_0.8M", "step_compiled_10.7M"]
 
 def ours(folder: Path, *overrides: str) -> Ours:
     """A run over random tokens."""
-    settings = compose_training(*overrides, "trainer.device=cpu", f"trainer.max_steps={ENDLESS}")
+    settings = compose_training(
+        "optimizer=adamw",
+        "schedule=cosine",
+        *overrides,
+        "trainer.device=cpu",
+        f"trainer.max_steps={ENDLESS}",
+    )
     vocab_size = settings.model.vocab_size or settings.data.declared_vocab_size() or 0
     settings = replace(settings, model=replace(settings.model, vocab_size=vocab_size))
     return Ours(settings, random_dataset(folder, vocab_size))

@@ -160,7 +160,7 @@ def test_a_bare_command_trains_the_small_model_on_characters() -> None:
     settings = settings_of()
     assert settings.data.name == "shakespeare_char"
     assert settings == settings_of("model=nano", "data=shakespeare_char")
-    assert (settings.optimizer.name, settings.schedule.name) == ("adamw", "cosine")
+    assert (settings.optimizer.name, settings.schedule.name) == ("muon", "wsd")
 
 
 def test_the_reference_model_has_the_shape_it_is_known_by() -> None:

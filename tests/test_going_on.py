@@ -107,8 +107,18 @@ def test_all_jobs_are_checked_first_even_in_batches(cwd: Path, data: list[str]) 
 
 
 def test_warm_up_stays_what_it_was_when_a_run_is_made_longer(cwd: Path) -> None:
-    done = here("train", "resume=outputs/base", "trainer.max_steps=60", "--cfg", "job", cwd=cwd)
+    done = here("train", "resume=outputs/base", "trainer.max_steps=60", cwd=cwd)
     assert done.returncode == 0
     config = (cwd / "outputs/base/config.yaml").read_text(encoding="utf-8")
-    assert "warmup_steps: 0" in config
+    assert "max_steps: 60" in config
+    assert "warmup_steps: 0" in config  # as for the few steps it was started with, not for 60
     assert "vocab_size: 257" in config
+
+
+def test_another_optimizer_cannot_go_on_with_a_run(cwd: Path) -> None:
+    before = contents(cwd / "outputs/base")
+    done = here("train", "resume=outputs/base", "optimizer=adamw", "trainer.max_steps=9", cwd=cwd)
+    assert done.returncode == 2
+    assert "was trained with optimizer=muon" in done.stderr
+    assert "init_from=outputs/base" in done.stderr
+    assert contents(cwd / "outputs/base") == before

@@ -140,10 +140,15 @@ def load_weights(model: GPT, weights: dict[str, Tensor], where: str) -> None:
     model.load_state_dict(weights)
 
 
+# Options that came after the first checkpoints; where missing, their defaults change nothing.
+LATER = {"loss", "hidden_size", "zero_init", "residual_scalars", "value_embeddings", "smear"}
+
+
 def _model_config(saved: Plain, path: Path) -> GPTConfig:
     types = {field.name: field.type for field in fields(GPTConfig)}
     require(
-        set(saved) == set(types), f"{path / MANIFEST}: model has other keys than {', '.join(types)}"
+        set(types) - LATER <= set(saved) <= set(types),
+        f"{path / MANIFEST}: model has other keys than {', '.join(types)}",
     )
     for key, value in saved.items():
         allowed = get_args(types[key]) or (types[key],)

@@ -54,7 +54,7 @@ class MuonOptimizer(Optimizer):
     _target_: str = "llm.training.optimizer.muon"
     name: str = "muon"
     momentum: float = 0.95
-    turns: int = 5
+    ns_steps: int = 5
     embed_lr_ratio: float = 0.5
     head_lr_ratio: float = 64.0
     vector_lr_ratio: float = 1.5
@@ -63,7 +63,9 @@ class MuonOptimizer(Optimizer):
         """Raise :class:`llm.errors.Refused` naming the first value out of its range."""
         super().check()
         require(0 <= self.momentum < 1, f"optimizer.momentum={self.momentum} must be in [0, 1)")
-        require(1 <= self.turns <= 20, f"optimizer.turns={self.turns} must be between 1 and 20")
+        require(
+            1 <= self.ns_steps <= 20, f"optimizer.ns_steps={self.ns_steps} must be between 1 and 20"
+        )
         for key in ("embed_lr_ratio", "head_lr_ratio", "vector_lr_ratio"):
             value = getattr(self, key)
             require(0 <= value < inf, f"optimizer.{key}={value} must be 0 or more and finite")
@@ -234,7 +236,7 @@ SETTINGS = {"train": TrainSettings, "sample": SampleSettings, "prepare": Prepare
 # Each primary config starts with its schema: see conf/train.yaml.
 for _command, _schema in SETTINGS.items():
     ConfigStore.instance().store(name=f"{_command}_schema", node=_schema)
-ConfigStore.instance().store(group="optimizer", name="muon_schema", node=MuonOptimizer)
+ConfigStore.instance().store(name="muon_schema", node=MuonOptimizer)
 # Hydra copies its whole store for every group that --help and completion list, which takes them a
 # second. Nobody changes what is in it after this line, so the copies may be the store itself.
 ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]

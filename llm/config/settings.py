@@ -143,9 +143,15 @@ def saved_groups(folder: Path) -> list[str]:
 def _resumed(composed: DictConfig) -> DictConfig:
     """The settings of ``resume``'s folder, under what was typed on the command line."""
     folder = Path(str(composed.resume).replace(BREAK, ""))
-    cfg = copy.deepcopy(composed)
+    cfg, saved = copy.deepcopy(composed), load_plain(folder)
+    was, typed = (saved.get("optimizer") or {}).get("name"), composed.optimizer.name
+    require(
+        was == typed,
+        f"{folder} was trained with optimizer={was}, whose state optimizer={typed} cannot use: "
+        f"start from its weights by init_from={folder}",
+    )
     try:
-        cfg = cast(DictConfig, OmegaConf.merge(cfg, guard_all(load_plain(folder))))
+        cfg = cast(DictConfig, OmegaConf.merge(cfg, guard_all(saved)))
     except OmegaConfBaseException as error:
         raise Refused(f"{folder}/config.yaml: {str(error).splitlines()[0]}") from None
     groups = {argument.partition("=")[0] for argument in saved_groups(folder)}

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 IGNORED = -1  # a target with this id adds nothing to the loss
 CHUNK = 128  # tokens whose logits exist at once; up to 512 are at most 4 % faster
@@ -53,15 +54,16 @@ class _ChunkedLoss(torch.autograd.Function):
         for_head = torch.zeros_like(head) if learning and ctx.needs_input_grad[1] else None
         # Both are written again for each chunk: making them anew costs as much as a pass over them.
         products = torch.empty((min(CHUNK, len(x)), len(head)), dtype=dtype, device=x.device)
-        chances = torch.empty_like(products, dtype=torch.float32)
+        probabilities = torch.empty_like(products, dtype=torch.float32)
         for start in range(0, len(x), CHUNK):
             part = slice(start, start + CHUNK)
             inputs, target = x[part].to(dtype), targets[part, None]
-            kept, target = target != IGNORED, target.clamp(min=0)
+            kept = target != IGNORED
+            target = target.masked_fill(~kept, 0)
             torch.mm(inputs, weight.T, out=products[: len(inputs)])
             logits = cap_logits(products[: len(inputs)].float(), softcap)
             slope = None if softcap is None else 1 - (logits / softcap) ** 2  # tanh' = 1 - tanh^2
-            logits = torch.log_softmax(logits, dim=-1, out=chances[: len(inputs)])
+            logits = torch.log_softmax(logits, dim=-1, out=probabilities[: len(inputs)])
             total -= (logits.gather(1, target) * kept).sum()
             if not learning:
                 continue
@@ -78,6 +80,7 @@ class _ChunkedLoss(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor | None, ...]:
         # In place, since they are as large as the weights. What comes in is a single number, with
         # the loss scale of float16 in it.

@@ -75,8 +75,8 @@ class GPTConfig:
             require(value in known, f"model.{key}={value} is unknown: take one of {names}")
         smear, block_size = self.smear, self.block_size
         require(
-            0 <= smear < max(2, block_size),
-            f"model.smear={smear} must be at least 0 and less than block_size={block_size}",
+            0 <= smear < min(max(2, block_size), 65),
+            f"model.smear={smear} must be at least 0, less than block_size={block_size} and 65",
         )
         require(0 <= self.dropout < 1, f"model.dropout={self.dropout} must be in [0, 1)")
         softcap = self.logit_softcap

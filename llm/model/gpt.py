@@ -121,6 +121,11 @@ class GPT(nn.Module):
         if self.config.block_size < T:
             raise ValueError(f"{T} tokens are more than block_size={self.config.block_size}")
         x = self.embed(tokens)
+        if self.smear is not None:
+            before = None if cache is None else cache.before(len(self.smear))
+            if before is not None:
+                before = self.embed(before.clamp(min=0)) * (before >= 0)[..., None]
+            x = layers.smeared(x, self.smear, before)
         angles = None
         if self.position is not None:
             at = torch.arange(T, device=tokens.device) if cache is None else cache.positions
@@ -129,11 +134,6 @@ class GPT(nn.Module):
             angles = (self.cos[:T], self.sin[:T])
         else:
             angles = (self.cos[cache.positions][:, None], self.sin[cache.positions][:, None])
-        if self.smear is not None:
-            before = None if cache is None else cache.before(len(self.smear))
-            if before is not None:
-                before = self.embed(before.clamp(min=0)) * (before >= 0)[..., None]
-            x = layers.smeared(x, self.smear, before)
         start = x = self.drop(x)
         every = self.checkpoint_every if torch.is_grad_enabled() else 0
         for i, block in enumerate(self.blocks):

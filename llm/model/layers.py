@@ -81,7 +81,7 @@ class Attention(nn.Module):
 
     # Weight and bias of q, k and v in one, of which theirs are then views: one matrix product
     # instead of three, for :func:`llm.sampling.layout.lay_out_for_decoding`.
-    joined: tuple[Tensor, Tensor | None] | None = None
+    qkv: tuple[Tensor, Tensor | None] | None = None
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -104,8 +104,8 @@ class Attention(nn.Module):
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, C) -> queries (B, T, H, D), keys and values (B, T, G, D)."""
         B, T, _ = x.shape
-        if self.joined is not None:
-            heads = linear(x, *self.joined).view(B, T, -1, self.head_size)
+        if self.qkv is not None:
+            heads = linear(x, *self.qkv).view(B, T, -1, self.head_size)
             q, k, v = torch.split(heads, [self.n_head, self.n_kv_head, self.n_kv_head], dim=2)
             return q, k, v
         q = self.q(x).view(B, T, self.n_head, self.head_size)

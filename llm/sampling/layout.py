@@ -17,11 +17,13 @@ def lay_out_for_decoding(model: GPT) -> None:
     ``python -m benchmarks.decode`` shows it. Queries, keys and values become views of one matrix.
     No memory is taken but that of one matrix at a time. Not for a model in training.
     """
-    done: set[nn.Module | None] = {model.position}  # one row of it is read at a time
+    # Of an embedding one row is read at a time, unless it is the head as well.
+    done: set[nn.Module] = {m for m in model.modules() if isinstance(m, nn.Embedding)}
+    done -= {model.embed} if model.head is None else set()
     for module in model.modules():
         if isinstance(module, Attention):
             done |= {module.q, module.k, module.v}
-            module.joined = _join([module.q, module.k, module.v])
+            module.qkv = _join([module.q, module.k, module.v])
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding) and module not in done:
             outputs, inputs = module.weight.shape

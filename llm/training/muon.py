@@ -18,7 +18,7 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 @torch.no_grad()
-def orthogonalise(matrices: Tensor, turns: int) -> Tensor:
+def orthogonalise(matrices: Tensor, ns_steps: int) -> Tensor:
     """The orthogonal factors of ``matrices`` (N, rows, columns), nearly: Newton-Schulz iteration.
 
     All of a shape at once and in their own precision: torch.optim.Muon takes them one by one in
@@ -28,7 +28,7 @@ def orthogonalise(matrices: Tensor, turns: int) -> Tensor:
     wide = matrices.shape[-2] <= matrices.shape[-1]
     x = matrices if wide else matrices.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(turns):
+    for _ in range(ns_steps):
         square = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
     return x if wide else x.mT
@@ -42,7 +42,9 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update all parameters that have a gradient."""
+        """Update all parameters that have a gradient; a ``closure`` is not supported."""
+        if closure is not None:
+            raise ValueError("Muon takes no closure")
         for group in self.param_groups:
             with_gradient = [p for p in group["params"] if p.grad is not None]
             if with_gradient:
@@ -56,10 +58,11 @@ class Muon(torch.optim.Optimizer):
         mean = torch.stack(running).lerp_(gradient, 1 - momentum)
         torch._foreach_copy_(running, list(mean))
         # Nesterov: the gradient once more, as if the next one were the same.
-        direction = orthogonalise(gradient.lerp_(mean, momentum), group["turns"])
+        direction = orthogonalise(gradient.lerp_(mean, momentum), group["ns_steps"])
         rows, columns = direction.shape[-2:]
-        # A matrix of spectral norm sqrt(rows / columns) changes its output by as much as its input,
-        # whatever the width, so that rates carry over (Yang et al. 2023, arXiv:2310.17813).
+        # A step of spectral norm sqrt(rows / columns) changes the output as much at every width, so
+        # that rates carry over (Yang et al. 2023, arXiv:2310.17813). Jordan's form: where a matrix
+        # has more columns than rows, 1 instead.
         size = group["lr"] * max(1.0, rows / columns) ** 0.5
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(parameters, list(direction.to(parameters[0].dtype)), alpha=-size)

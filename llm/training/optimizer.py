@@ -38,7 +38,7 @@ def muon(
     weight_decay: float,
     betas: list[float],
     momentum: float = 0.95,
-    turns: int = 5,
+    ns_steps: int = 5,
     embed_lr_ratio: float = 0.5,
     head_lr_ratio: float = 64.0,
     vector_lr_ratio: float = 1.5,
@@ -53,13 +53,21 @@ def muon(
     shapes: dict[torch.Size, list[Tensor]] = {}
     for matrix in matrices:
         shapes.setdefault(matrix.shape, []).append(matrix)
-    orthogonal = {"muon": True, "momentum": momentum, "turns": turns, "weight_decay": weight_decay}
+    orthogonal = {
+        "muon": True,
+        "momentum": momentum,
+        "ns_steps": ns_steps,
+        "weight_decay": weight_decay,
+    }
     groups = [{"params": found, "base_lr": lr, **orthogonal} for found in shapes.values()]
-    width = heads[0].shape[1] if heads else 1
+    width = (heads or embeddings or matrices)[0].shape[1]
+    head_lr_ratio /= width
+    if not heads:  # the embeddings are the head too
+        embed_lr_ratio = min(embed_lr_ratio, head_lr_ratio)
     adam = {"muon": False, "betas": (betas[0], betas[1]), "fused": _is_fused(model)}
     for parameters, ratio, decay in (
         (embeddings, embed_lr_ratio, weight_decay),
-        (heads, head_lr_ratio / width, weight_decay),
+        (heads, head_lr_ratio, weight_decay),
         (others, vector_lr_ratio, 0.0),
     ):
         if parameters:

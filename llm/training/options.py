@@ -16,7 +16,7 @@ CHECKPOINTED = {"none": 0, "full": 1, "every_2": 2}  # every how many blocks one
 class TrainerOptions:
     """Settings of :class:`llm.training.trainer.Trainer`; intervals in steps, None for never."""
 
-    max_steps: int = 1200
+    max_steps: int = 1000
     max_minutes: float | None = None
     batch_size: int = 8  # sequences per optimizer step
     micro_batch_size: int | None = None  # sequences per forward pass; None: batch_size

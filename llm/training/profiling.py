@@ -11,7 +11,7 @@ SKIPPED, WARMUP, MEASURED = 2, 2, 6  # steps: the first ones allocate, and the p
 
 
 @contextlib.contextmanager
-def profiling(folder: Path | None) -> Iterator[Callable[[], object]]:
+def profiling(folder: Path | None, device: torch.device) -> Iterator[Callable[[], object]]:
     """What to call after each step; a few early ones are measured and written to ``folder``."""
     if folder is None:
         yield lambda: None
@@ -19,12 +19,12 @@ def profiling(folder: Path | None) -> Iterator[Callable[[], object]]:
 
     def write(found: profile) -> None:
         found.export_chrome_trace(str(folder / "profile.json"))
-        key = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+        key = f"self_{'cuda' if device.type == 'cuda' else 'cpu'}_time_total"
         table = found.key_averages().table(sort_by=key, row_limit=40, max_name_column_width=60)
         (folder / "profile.txt").write_text(table + "\n", encoding="utf-8")
 
     activities = [ProfilerActivity.CPU]
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
     steps = schedule(wait=SKIPPED, warmup=WARMUP, active=MEASURED, repeat=1)
     with profile(activities=activities, schedule=steps, on_trace_ready=write) as profiler:

@@ -26,11 +26,10 @@ def flops_per_token(model: GPT) -> float:
     """
     config = model.config
     assert config.n_head and config.head_size
-    weights = model.n_parameters()
-    if model.head is not None:
-        weights -= model.embed.weight.numel()
-    if model.position is not None:
-        weights -= model.position.weight.numel()
+    looked_up = [m for m in model.modules() if isinstance(m, torch.nn.Embedding)]
+    if model.head is None:
+        looked_up.remove(model.embed)  # it is multiplied with as well
+    weights: int = model.n_parameters() - sum(table.weight.numel() for table in looked_up)
     return (
         6.0 * weights + 12.0 * config.n_layer * config.n_head * config.head_size * config.block_size
     )

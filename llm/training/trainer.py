@@ -64,7 +64,7 @@ class Trainer:
         """
         options, progress = self.options, self.progress
         folder = self.checkpoints.folder.parent if options.profile else None
-        with StopRequest() as stop, profiling(folder) as step_done:
+        with StopRequest() as stop, profiling(folder, self.device) as step_done:
             if progress.val_loss is None or options.eval_only:
                 self.log(self.evaluate())
             self.at_end = options.eval_only or self.is_over()

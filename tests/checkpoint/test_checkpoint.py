@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from llm.checkpoint.checkpoint import (
 from llm.data.dataset import Dataset
 from llm.errors import DiskError, Refused
 from llm.model.gpt import GPT
-from tests.checkpoint.conftest import IDENTITY, STATE, assert_equal, names
+from tests.checkpoint.conftest import IDENTITY, STATE, assert_equal, edit, names
 
 
 def test_what_is_saved_comes_back_bit_by_bit(
@@ -180,3 +181,13 @@ def test_a_pointer_that_cannot_be_written_is_a_disk_error(
     monkeypatch.setattr(Path, "symlink_to", full)
     with pytest.raises(DiskError, match="best-00000003 could not be written"):
         folder.save_best(3, tiny_model.state_dict(), STATE)
+
+
+def test_a_checkpoint_from_before_an_option_existed_has_the_default_of_it(saved: Path) -> None:
+    def forget(manifest: dict[str, Any]) -> None:
+        for key in ("smear", "value_embeddings", "hidden_size", "loss"):
+            del manifest["model"][key]
+
+    wanted = Checkpoint.open(saved).model
+    edit(saved, forget)
+    assert Checkpoint.open(saved).model == wanted

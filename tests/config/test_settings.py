@@ -34,11 +34,13 @@ IDENTITY: dict[str, Any] = {
     "model.qk_norm": True, "model.tie_embeddings": False, "model.logit_softcap": 15.0,
     "data.name": "other", "data.corpus": "text", "data.tokenizer": "byte", "data.vocab_size": 257,
     "data.val_fraction": 0.2, "data.allow_special": True,
-    "optimizer.name": "muon", "optimizer.lr": 0.5, "optimizer.weight_decay": 0.0,
+    "optimizer.name": "adamw", "optimizer.lr": 0.5, "optimizer.weight_decay": 0.2,
+    "optimizer.momentum": 0.5, "optimizer.ns_steps": 3, "optimizer.embed_lr_ratio": 1.0,
+    "optimizer.head_lr_ratio": 1.0, "optimizer.vector_lr_ratio": 1.0,
     "model.hidden_size": 300, "model.zero_init": True, "model.residual_scalars": True,
     "model.value_embeddings": True, "model.smear": 2,
     "optimizer.betas": [0.9, 0.99],
-    "schedule.name": "wsd", "schedule.warmup_steps": 7, "schedule.min_lr_ratio": 0.5,
+    "schedule.name": "cosine", "schedule.warmup_steps": 7, "schedule.min_lr_ratio": 0.5,
     "schedule.cooldown_fraction": 0.5, "precision.name": "bf16",
     "trainer.max_steps": 7, "trainer.batch_size": 7, "trainer.grad_clip": 0.5,
     "trainer.overfit_batches": 1, "seed": 1, "init_from": "outputs/other",
@@ -139,7 +141,7 @@ def test_config_yaml_is_plain_reloadable_and_names_no_code(tmp_path: Path) -> No
     assert "_target_" not in text
     assert "resume" not in loaded
     assert loaded["optimizer"]["betas"] == [0.8, 0.9]
-    assert saved_groups(tmp_path) == ["optimizer=adamw", "schedule=cosine"]
+    assert saved_groups(tmp_path) == ["optimizer=muon", "schedule=wsd"]
 
 
 @given(

@@ -22,6 +22,7 @@ KINDS = [
     pytest.param({"n_kv_head": 1, "bias": True, "tie_embeddings": False}, id="one key head"),
     pytest.param(GPT2_STYLE, id="gpt2"),
     pytest.param(FAST, id="fast"),
+    pytest.param(FAST | {"position": "learned"}, id="fast, learned positions"),
     pytest.param({"block_size": 1}, id="a window of one"),
     pytest.param(FAST | {"block_size": 4}, id="fast, in a short window"),
     pytest.param({"block_size": 2}, id="a window of two"),
@@ -60,7 +61,7 @@ def test_text_with_a_cache_is_that_without_also_past_block_size(
 
 
 @pytest.mark.parametrize("options", [GREEDY, DRAWN], ids=["greedy", "drawn"])
-@pytest.mark.parametrize("kind", KINDS[:5])
+@pytest.mark.parametrize("kind", KINDS[:6])
 def test_each_text_of_a_batch_is_what_it_is_alone(
     kind: dict[str, Any], options: SamplingOptions
 ) -> None:
@@ -97,7 +98,7 @@ def test_greedy_text_is_that_of_transformers_with_its_cache() -> None:
     assert [token for token, _ in generate(ours, [5, 9, 60], options, 0, 61)] == wanted
 
 
-@pytest.mark.parametrize("kind", KINDS[:5])
+@pytest.mark.parametrize("kind", KINDS[:6])
 def test_a_layout_for_decoding_changes_no_weight_and_no_text(kind: dict[str, Any]) -> None:
     model, other = made(kind), made(kind)
     lay_out_for_decoding(other)
@@ -114,7 +115,7 @@ def test_a_layout_for_decoding_changes_no_weight_and_no_text(kind: dict[str, Any
     assert len(storages) < len(model.state_dict())
 
 
-@pytest.mark.parametrize("kind", KINDS[:5])
+@pytest.mark.parametrize("kind", KINDS[:6])
 def test_static_shapes_give_the_same_text(kind: dict[str, Any]) -> None:
     model = made(kind)
     static = KVCache(model)

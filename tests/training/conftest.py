@@ -77,14 +77,15 @@ def make_trainer(dataset: Dataset, tmp_path: Path) -> MakeTrainer:
 
     def inner(
         run: str = "run", *, precision: str = "fp32", lr: float = 1e-2, weights: int = 0,
-        schedule: Schedule | None = None, dropout: float = 0.0, **options: Any,
+        schedule: Schedule | None = None, dropout: float = 0.0, optimizer: Any = adamw,
+        **options: Any,
     ) -> HandBuilt:  # fmt: skip
         torch.manual_seed(weights)
         model = GPT(**MODEL, dropout=dropout, vocab_size=dataset.tokenizer.vocab_size)
         return HandBuilt(
             model=model,
             dataset=dataset,
-            optimizer=adamw(model, lr=lr, weight_decay=0.1, betas=[0.9, 0.95]),
+            optimizer=optimizer(model, lr=lr, weight_decay=0.1, betas=[0.9, 0.95]),
             schedule=schedule or Cosine("cosine", warmup_steps=2),
             precision=Precision(precision, torch.device("cpu")),
             checkpoints=CheckpointFolder(tmp_path / run, 2, model.config, dataset.tokenizer, {}),

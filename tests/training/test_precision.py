@@ -1,9 +1,12 @@
 """The number format is the one asked for, with loss scaling where float16 needs it."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from llm.errors import Refused
+from llm.training.optimizer import adamw, muon
 from llm.training.precision import DTYPES, Precision, resolve_precision
 from tests.training.conftest import MakeTrainer, assert_same_bits, copied
 
@@ -61,8 +64,11 @@ def test_training_in_16_bits_comes_out_near_float32(
     assert losses[1] == pytest.approx(losses[0], rel=tolerance)
 
 
-def test_a_step_whose_float16_gradients_overflow_is_left_out(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer(precision="fp16", max_steps=1, log_interval=1)
+@pytest.mark.parametrize("optimizer", [adamw, muon])
+def test_a_step_whose_float16_gradients_overflow_is_left_out(
+    make_trainer: MakeTrainer, optimizer: Any
+) -> None:
+    trainer = make_trainer(optimizer=optimizer, precision="fp16", max_steps=1, log_interval=1)
     trainer.precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
     before = copied(trainer.model.state_dict())
     assert trainer.fit().step == 1

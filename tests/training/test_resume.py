@@ -11,6 +11,7 @@ from torch import Tensor
 from llm.checkpoint.checkpoint import Checkpoint, newest_checkpoint
 from llm.errors import Interrupted, Refused
 from llm.sampling.generate import SamplingOptions
+from llm.training.optimizer import adamw, muon
 from llm.training.state import training_tensors
 from tests.training.conftest import HandBuilt, MakeTrainer, assert_same_bits, copied
 
@@ -40,11 +41,11 @@ def interrupted_and_resumed(make_trainer: MakeTrainer, step: int, **options: Any
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("step", [3, 4])
+@pytest.mark.parametrize(("step", "optimizer"), [(3, adamw), (4, adamw), (3, muon)])
 def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(
-    make_trainer: MakeTrainer, precision: str, step: int
+    make_trainer: MakeTrainer, precision: str, step: int, optimizer: Any
 ) -> None:
-    options = DROPPING | {"precision": precision}
+    options = DROPPING | {"precision": precision, "optimizer": optimizer}
     whole = make_trainer("whole", **options)
     whole.fit()
     parts = interrupted_and_resumed(make_trainer, step, **options)

@@ -86,3 +86,9 @@ def test_the_peak_of_a_cpu_is_measured() -> None:
     found = peak_flops(torch.device("cpu"), "fp32")
     assert found is not None and 1e8 < found < 1e14
     assert 1e8 < measured_matmul_flops(n=128, repeats=2) < 1e14
+
+
+def test_value_embeddings_are_looked_up_and_no_work() -> None:
+    plain, more = GPT(**SHAPE), GPT(**SHAPE, value_embeddings=True)
+    assert more.n_parameters() == plain.n_parameters() + 3 * 50 * 32
+    assert flops_per_token(more) == flops_per_token(plain)

@@ -8,8 +8,6 @@ in this process, in turn, several times, because other work on the machine distu
 
 import argparse
 import importlib.util
-import json
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.rows import Row, row, show, show_header, write_json
+from llm.functional.linear import linear
 from llm.model.gpt import GPT
 from llm.sampling.cache import KVCache
 from llm.sampling.generate import SamplingOptions, generate_batch
@@ -103,11 +103,12 @@ def nanogpt(clone: Path, shape: dict[str, Any], prompt: list[int]) -> Generate:
 
 def bandwidth(repeats: int = 4) -> float:
     """Bytes per second at which a product of a large matrix and a vector reads the matrix."""
-    matrix, vector = torch.randn(8192, 8192), torch.randn(8192)
-    torch.mv(matrix, vector)
-    start = time.perf_counter()
-    for _ in range(repeats):
-        torch.mv(matrix, vector)
+    matrix, vector = torch.randn(8192, 8192), torch.randn(1, 8192)
+    with torch.inference_mode():
+        linear(vector, matrix)  # on all cores, as in decoding; torch.mv uses one
+        start = time.perf_counter()
+        for _ in range(repeats):
+            linear(vector, matrix)
     return repeats * 4 * matrix.numel() / (time.perf_counter() - start)
 
 
@@ -118,22 +119,10 @@ def rate(generate: Generate, new_tokens: int, rows: int = 1) -> float:
     return rows * new_tokens / (time.perf_counter() - start)
 
 
-def row(
-    name: str, what: str, pairs: list[tuple[float, float]], scale: float = 1.0
-) -> dict[str, object]:
-    """One row of the benchmark from pairs (ours, other): ``ratio`` is the first over the second."""
-    ratios = sorted(scale * mine / other for mine, other in pairs)
-    mine, other = (statistics.median(side) for side in zip(*pairs, strict=True))
-    found = {"id": name, "what": what, "ours": mine, "other": other}
-    print(f"{name:<28}{mine:>12,.1f}{other:>18,.1f}{statistics.median(ratios):>8.2f}"
-          f"{f'({ratios[0]:.2f} to {ratios[-1]:.2f})':>18}", flush=True)  # fmt: skip
-    return found | {"ratio": statistics.median(ratios), "low": ratios[0], "high": ratios[-1]}
-
-
 def measure(
     arguments: argparse.Namespace, shape: dict[str, Any], prompts: list[list[int]], name: str,
     new_tokens: int,
-) -> list[dict[str, object]]:  # fmt: skip
+) -> list[Row]:  # fmt: skip
     """Rows for one network: beside transformers, and for the large one beside the other two."""
     model, mine = ours(shape, prompts)
     theirs, n, large = transformers(model, shape, prompts), len(prompts), shape is LARGE
@@ -142,19 +131,26 @@ def measure(
     size = f"{model.n_parameters() / 1e6:.1f} M parameters, {n} x {new_tokens} new tokens, tokens/s"
     pairs = [(rate(mine, new_tokens, n), rate(theirs, new_tokens, n))
              for _ in range(arguments.repeats)]  # fmt: skip
-    rows = [row(name, f"{size}; transformers with its cache", pairs)]
+    rows = [row(name, f"{size}; transformers with its cache", pairs, share)]
     if large:
         assert model.position is not None
         read = 4 * (model.n_parameters() - model.position.weight.numel())
         pairs = [(rate(mine, new_tokens), bandwidth()) for _ in range(arguments.repeats)]
         what = f"{size}; bytes/s of a matrix-vector product; share of it"
-        rows.append(row("decode_124M_bandwidth", what, pairs, read))
+        rows.append(row("decode_124M_bandwidth", what, pairs, lambda a, b: read * a / b))
     if large and arguments.nanogpt:
         slow = nanogpt(arguments.nanogpt, shape, prompts[0])
         slow(2)
         pairs = [(rate(mine, new_tokens), rate(slow, new_tokens)) for _ in range(arguments.repeats)]
-        rows.append(row("decode_124M_nanogpt", f"{size}; nanoGPT", pairs))
+        rows.append(row("decode_124M_nanogpt", f"{size}; nanoGPT", pairs, share))
+    for result in rows:
+        show(result)
     return rows
+
+
+def share(ours: float, other: float) -> float:
+    """How many times as fast ours is."""
+    return ours / other
 
 
 def main() -> None:
@@ -165,15 +161,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="pairs of measurements per row")
     parser.add_argument("--tokens", type=int, help="new tokens; default 512, 256 for the small one")
     arguments = parser.parse_args()
-    print(f"{'':<28}{'ours':>12}{'other':>18}{'ratio':>8}{'(spread)':>18}")
+    show_header()
     few, many = arguments.tokens or 256, arguments.tokens or 512
     fresh = min(few, SMALL["block_size"] - max(LENGTHS))  # transformers ends at block_size
     batch = [[(7 * i + n) % 65 for i in range(n)] for n in LENGTHS]
     rows = measure(arguments, SMALL, [[0]], "decode_10.7M_transformers", min(few, 255))
     rows += measure(arguments, SMALL, batch, "decode_batch8", fresh)
     rows += measure(arguments, LARGE, [[0]], "decode_124M_transformers", many)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    write_json(rows, arguments.json)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def orthogonalise(matrices: Tensor, ns_steps: int) -> Tensor:
     """The orthogonal factors of ``matrices`` (N, rows, columns), nearly: Newton-Schulz iteration.
 
     All of a shape at once and in their own precision: torch.optim.Muon takes them one by one in
-    bfloat16, which a CPU computes several times slower (benchmarks/muon.py measures it).
+    bfloat16, which most CPUs compute slower than float32 (benchmarks/muon.py measures both).
     """
     a, b, c = QUINTIC
     wide = matrices.shape[-2] <= matrices.shape[-1]

@@ -1,0 +1,68 @@
+"""A step of our Muon beside torch.optim.Muon's: python -m benchmarks.muon [--json FILE]
+
+Both step the same matrices, those of a network of 4 layers of width 128 and of one of 6 layers of
+width 384. torch's iterates in bfloat16, one matrix at a time; ours in the weights' float32, all
+matrices of a shape at once.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.rows import alternate, row, seconds_per_call, show, show_header, write_json
+from llm.model.gpt import GPT
+from llm.training.muon import split
+from llm.training.optimizer import muon
+
+SHAPES = {"0.8M": (4, 128, 32), "10.7M": (6, 384, 64)}  # layers, width, head size
+
+
+def matrices(size: str) -> tuple[GPT, list[Tensor]]:
+    """A network and the matrices of its layers, with random gradients; the rest has none."""
+    n_layer, n_embed, head_size = SHAPES[size]
+    model = GPT(n_layer=n_layer, n_embed=n_embed, head_size=head_size, vocab_size=65)
+    found = split(model)[0]
+    for matrix in found:
+        matrix.grad = torch.randn_like(matrix)
+    return model, found
+
+
+def steps(size: str) -> tuple[Callable[[], object], Callable[[], object]]:
+    """One step of ours and one of torch's."""
+    model, _ = matrices(size)
+    _, other = matrices(size)
+    theirs = torch.optim.Muon(other, lr=0.02, weight_decay=0.0)
+    return muon(model, lr=0.02, weight_decay=0.0, betas=[0.8, 0.95]).step, theirs.step
+
+
+def milliseconds(step: Callable[[], object]) -> Callable[[int], float]:
+    """Measures ``step``, whichever pair it is for."""
+    return lambda _: 1e3 * seconds_per_call(lambda: void(step()), 1.0)
+
+
+def void(_: object) -> None:
+    """Nothing, of whatever was returned."""
+
+
+def main() -> None:
+    """Measure both in turn and print a table."""
+    parser = argparse.ArgumentParser(description="Muon's step, beside torch's")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    parser.add_argument("--repeats", type=int, default=5, help="pairs of measurements")
+    arguments = parser.parse_args()
+    rows = []
+    show_header()
+    for size in SHAPES:
+        ours, theirs = steps(size)
+        pairs = alternate(milliseconds(ours), milliseconds(theirs), arguments.repeats)
+        what = f"milliseconds of a step for the matrices of {size} weights; ours; torch.optim.Muon"
+        rows.append(row(f"muon_{size}", what, pairs, lambda ours, other: other / ours))
+        show(rows[-1])
+    write_json(rows, arguments.json)
+
+
+if __name__ == "__main__":
+    main()

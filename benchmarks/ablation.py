@@ -31,7 +31,7 @@ CHANGES = [
     "optimizer=adamw optimizer.lr=4e-3 schedule.warmup_steps=20",
     "optimizer=adamw optimizer.lr=8e-3 schedule.warmup_steps=20",
     "optimizer.ns_steps=3",
-    "optimizer.momentum=0.9",
+    "optimizer.momentum=0.95",
     "optimizer.weight_decay=0.1",
     "schedule=cosine",
     "schedule.cooldown_fraction=0.2",

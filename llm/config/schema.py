@@ -53,7 +53,7 @@ class MuonOptimizer(Optimizer):
 
     _target_: str = "llm.training.optimizer.muon"
     name: str = "muon"
-    momentum: float = 0.95
+    momentum: float = 0.9
     ns_steps: int = 5
     embed_lr_ratio: float = 0.5
     head_lr_ratio: float = 64.0

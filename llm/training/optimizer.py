@@ -37,7 +37,7 @@ def muon(
     lr: float,
     weight_decay: float,
     betas: list[float],
-    momentum: float = 0.95,
+    momentum: float = 0.9,
     ns_steps: int = 5,
     embed_lr_ratio: float = 0.5,
     head_lr_ratio: float = 64.0,

@@ -60,7 +60,9 @@ def test_a_killed_run_and_an_interrupted_run_are_continued_to_the_end(
     assert summary(run)["wall_seconds"] > found["wall_seconds"]
     segments = [wandb_file.read_file(path) for path in run.glob("wandb/offline-run-*/*.wandb")]
     assert len(segments) == 3
-    assert len({segment["run"].run_id for segment in segments}) == 1
+    # What is killed within W&B's first flush, 2 s, has not said its name yet.
+    named = [segment["run"].run_id for segment in segments if "run" in segment]
+    assert len(named) >= 2 and len(set(named)) == 1
     assert here("train", *command, cwd=tmp_path).stdout.startswith("outputs/long is finished")
 
 

@@ -16,8 +16,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
         return F.linear(x, weight, bias)
     threads, rows = torch.get_num_threads(), x.numel() // x.shape[-1]
-    if rows > FEW or threads == 1 or len(weight) % threads:
+    if rows > FEW or threads == 1 or len(weight) < threads:
         return F.linear(x, weight, bias)
+    cut = len(weight) - len(weight) % threads
+    if cut < len(weight):
+        few = F.linear(x, weight[cut:], None if bias is None else bias[cut:])
+        most = linear(x, weight[:cut], None if bias is None else bias[:cut])
+        return torch.cat([most, few], dim=-1)
     shared = x.reshape(1, rows, -1).expand(threads, -1, -1)
     parts = weight.view(threads, -1, weight.shape[1]).mT
     if bias is None:

@@ -20,17 +20,18 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 @pytest.mark.parametrize("rows", [(1,), (1, 1), (3, 2), (FEW,), (FEW + 1,)], ids=str)
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("by_columns", [False, True])
+@pytest.mark.parametrize("outputs", [2, 12, 13])
 def test_a_product_of_any_size_equals_torchs(
-    threads: int, rows: tuple[int, ...], biased: bool, by_columns: bool
+    threads: int, rows: tuple[int, ...], biased: bool, by_columns: bool, outputs: int
 ) -> None:
     generator = torch.Generator().manual_seed(1)
-    x, weight = (torch.randn(*size, generator=generator) for size in ((*rows, 8), (12, 8)))
-    bias = torch.randn(12, generator=generator) if biased else None
+    x, weight = (torch.randn(*size, generator=generator) for size in ((*rows, 8), (outputs, 8)))
+    bias = torch.randn(outputs, generator=generator) if biased else None
     if by_columns:
         weight = weight.t().contiguous().t()
     with torch.no_grad():
         found = linear(x, weight, bias)
-    assert found.shape == (*rows, 12)
+    assert found.shape == (*rows, outputs)
     assert torch.allclose(found, F.linear(x, weight, bias), atol=1e-5)
 
 

@@ -58,7 +58,7 @@ def test_matrices_step_as_torchs_own_muon_does_up_to_its_bfloat16() -> None:
     reference = torch.optim.Muon(
         [by_name[name] for name in matrices], lr=0.1, weight_decay=0.0, adjust_lr_fn="original"
     )
-    optimizer = fast_muon(ours)
+    optimizer = fast_muon(ours, momentum=0.95)
     before = {name: parameter.detach().clone() for name, parameter in ours.named_parameters()}
     for seed in range(3):
         with_gradients(ours, seed)

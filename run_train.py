@@ -21,12 +21,7 @@ def main(cfg: DictConfig) -> float | None:
 
     import torch  # this late, so that --help, completion and a mistyped key need not wait for it
 
-    from llm.checkpoint.checkpoint import (
-        Checkpoint,
-        CheckpointFolder,
-        find_checkpoint,
-        load_weights,
-    )
+    from llm.checkpoint.checkpoint import CheckpointFolder, start_from
     from llm.config.build import build
     from llm.config.run import open_run
     from llm.data.dataset import Dataset
@@ -55,8 +50,7 @@ def main(cfg: DictConfig) -> float | None:
         torch.manual_seed(settings.seed)
         model = build(settings.model).to(device)
         if settings.init_from and run.checkpoint is None:
-            origin = Checkpoint.open(find_checkpoint("init_from", settings.init_from))
-            load_weights(model, origin.weights(), str(origin.path))
+            start_from(model, settings.init_from)
         sweep = run.folder.parent if settings.run.sweep else None
         options, max_steps = settings.trainer, settings.trainer.max_steps
         checkpoints = CheckpointFolder(

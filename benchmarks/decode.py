@@ -7,7 +7,6 @@ in this process, in turn, several times, because other work on the machine distu
 """
 
 import argparse
-import importlib.util
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.nanogpt import load_model_module
 from benchmarks.rows import Row, row, show, show_header, write_json
 from llm.functional.linear import linear
 from llm.model.gpt import GPT
@@ -78,7 +78,7 @@ def transformers(model: GPT, shape: dict[str, Any], prompts: list[list[int]]) ->
     seen = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
 
     def run(new_tokens: int) -> None:
-        theirs.generate(  # type: ignore[operator]
+        theirs.generate(
             tokens, attention_mask=seen, do_sample=False, use_cache=True, pad_token_id=0,
             min_new_tokens=new_tokens, max_new_tokens=new_tokens,
         )  # fmt: skip
@@ -88,10 +88,7 @@ def transformers(model: GPT, shape: dict[str, Any], prompts: list[list[int]]) ->
 
 def nanogpt(clone: Path, shape: dict[str, Any], prompt: list[int]) -> Generate:
     """A fresh network of the same shape from nanoGPT's model.py."""
-    spec = importlib.util.spec_from_file_location("nanogpt_model", clone / "model.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_model_module(clone)
     config = module.GPTConfig(
         block_size=shape["block_size"], vocab_size=shape["vocab_size"], n_layer=shape["n_layer"],
         n_head=shape["n_head"], n_embd=shape["n_embed"], dropout=0.0, bias=True,

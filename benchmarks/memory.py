@@ -7,7 +7,6 @@ to try, such as trainer.activation_checkpointing=full, count for ours only.
 """
 
 import argparse
-import importlib.util
 import json
 import statistics
 import subprocess
@@ -16,8 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.rows import alternate, row, show, show_header, write_json
+
 # The process that starts the others must stay small: on Linux a child's peak starts at its
-# parent's, so nothing here imports torch before `measure`.
+# parent's, so nothing imports torch before `measure`, and what both sides need is imported there.
 
 BATCH_SIZE, BLOCK_SIZE, VOCAB_SIZE, STEPS = 12, 128, 50_257, 4
 
@@ -41,10 +42,9 @@ def build_ours(overrides: list[str]) -> tuple[Any, Any]:
 
 def build_nanogpt(clone: Path) -> tuple[Any, Any]:
     """The same shape of nanoGPT, with its own optimizer."""
-    spec = importlib.util.spec_from_file_location("nanogpt_model", clone / "model.py")
-    assert spec and spec.loader
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    from benchmarks.nanogpt import load_model_module
+
+    module = load_model_module(clone)
     config = module.GPTConfig(
         n_layer=10, n_head=6, n_embd=768, block_size=BLOCK_SIZE, vocab_size=VOCAB_SIZE,
         dropout=0.0, bias=False,
@@ -62,7 +62,7 @@ def measure(which: str, clone: Path, overrides: list[str]) -> dict[str, float]:
     import llm.config.compose
     import llm.config.settings
     import llm.model.gpt
-    import llm.training.optimizer  # noqa: F401
+    import llm.training.optimizer  # noqa: F401  (all of these: not part of what a step takes)
     from llm.device import peak_memory_bytes
 
     before = peak_memory_bytes(torch.device("cpu"))
@@ -92,20 +92,6 @@ def in_fresh_process(which: str, clone: Path, overrides: list[str]) -> dict[str,
     return found
 
 
-def row(name: str, what: str, ours: list[float], other: list[float]) -> dict[str, Any]:
-    """One figure of both over all pairs; ``ratio`` is ours by nanoGPT's."""
-    ratios = sorted(mine / theirs for mine, theirs in zip(ours, other, strict=True))
-    return {
-        "id": name,
-        "what": what,
-        "ours": statistics.median(ours),
-        "other": statistics.median(other),
-        "ratio": statistics.median(ratios),
-        "low": ratios[0],
-        "high": ratios[-1],
-    }
-
-
 def main() -> None:
     """Measure both in turn and print a table."""
     parser = argparse.ArgumentParser(description="Memory of a training step beside nanoGPT's")
@@ -119,25 +105,22 @@ def main() -> None:
     if arguments.only:
         print(json.dumps(measure(arguments.only, clone, overrides)))
         return
-    found: dict[str, list[dict[str, float]]] = {"ours": [], "nanogpt": []}
-    for _ in range(arguments.pairs):
-        for which, results in found.items():
-            results.append(in_fresh_process(which, clone, overrides))
-    columns = {
-        key: [[result[key] for result in results] for results in found.values()]
-        for key in ("bytes", "tokens_per_second")
-    }
-    shape = f"model=small, {BATCH_SIZE} sequences, float32"
-    rows = [
-        row("step_memory", f"{shape}: peak bytes of a training step", *columns["bytes"]),
-        row("step_memory_speed", f"{shape}: tokens/s", *columns["tokens_per_second"]),
-    ]
-    print(f"{'':<16}{'ours':>10}{'nanoGPT':>10}{'ratio':>8}  (spread)")
-    for name, unit, one in (("peak, MiB", 2**20, rows[0]), ("tokens/s", 1, rows[1])):
-        values = f"{one['ours'] / unit:>10,.0f}{one['other'] / unit:>10,.0f}{one['ratio']:>8.2f}"
-        print(f"{name:<16}{values}  ({one['low']:.2f} to {one['high']:.2f})")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    pairs = alternate(
+        lambda _: in_fresh_process("ours", clone, overrides),
+        lambda _: in_fresh_process("nanogpt", clone, overrides),
+        arguments.pairs,
+    )
+    rows = []
+    show_header()
+    for id, what, key in (
+        ("step_memory", "peak bytes of a training step; ours by nanoGPT's", "bytes"),
+        ("step_memory_speed", "tokens/s of it", "tokens_per_second"),
+    ):
+        values = [(mine[key], theirs[key]) for mine, theirs in pairs]
+        shape = f"model=small, {BATCH_SIZE} sequences, float32: {what}"
+        rows.append(row(id, shape, values, lambda ours, other: ours / other))
+        show(rows[-1])
+    write_json(rows, arguments.json)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import torch
-
-from llm.device import describe
+from typing import TypeVar
 
 Pair = tuple[float, float]  # ours, the other's
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,13 +49,13 @@ def row(
 
 
 def alternate(
-    ours: Callable[[int], float], other: Callable[[int], float], repeats: int
-) -> list[Pair]:
+    ours: Callable[[int], T], other: Callable[[int], T], repeats: int
+) -> list[tuple[T, T]]:
     """``repeats`` pairs, measured in turn; each gets the number of the pair.
 
     Who is first changes from pair to pair, so that neither always runs on the warmer machine.
     """
-    pairs: list[Pair] = []
+    pairs: list[tuple[T, T]] = []
     for number in range(repeats):
         if number % 2 == 0:
             mine = ours(number)
@@ -80,6 +78,10 @@ def seconds_per_call(call: Callable[[], None], at_least: float, fewest: int = 3)
 
 def show_header() -> None:
     """Where this was measured, and the first line of the table."""
+    import torch  # not above: the process that starts benchmarks.memory's others must stay small
+
+    from llm.device import describe
+
     print(f"{describe(torch.device('cpu'))}, torch {torch.__version__}")
     print(f"{'id':<24}{'ours':>12}{'other':>12}{'ratio':>9}  {'(spread)':<20}what", flush=True)
 

@@ -140,6 +140,12 @@ def load_weights(model: GPT, weights: dict[str, Tensor], where: str) -> None:
     model.load_state_dict(weights)
 
 
+def start_from(model: GPT, place: str) -> None:
+    """Load the weights of ``init_from=place``: a run folder (its best) or a checkpoint."""
+    origin = Checkpoint.open(find_checkpoint("init_from", place))
+    load_weights(model, origin.weights(), str(origin.path))
+
+
 # Options that came after the first checkpoints; where missing, their defaults change nothing.
 LATER = {"loss", "hidden_size", "zero_init", "residual_scalars", "value_embeddings", "smear"}
 

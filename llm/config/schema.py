@@ -192,9 +192,9 @@ class SampleSettings(SamplingOptions):
 
     def stops(self) -> list[str]:
         """The stop strings."""
-        return (
-            self.stop if isinstance(self.stop, list) else [] if self.stop is None else [self.stop]
-        )
+        if self.stop is None:
+            return []
+        return self.stop if isinstance(self.stop, list) else [self.stop]
 
     def seeds(self) -> list[int]:
         """One for each sample."""
@@ -239,4 +239,4 @@ for _command, _schema in SETTINGS.items():
 ConfigStore.instance().store(name="muon_schema", node=MuonOptimizer)
 # Hydra copies its whole store for every group that --help and completion list, which takes them a
 # second. Nobody changes what is in it after this line, so the copies may be the store itself.
-ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
+ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]  # Hydra has none

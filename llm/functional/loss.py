@@ -32,7 +32,8 @@ def head_loss(
         logits = cap_logits(F.linear(x, head).float(), softcap)
         return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction=reduction)
     learning = torch.is_grad_enabled()
-    total: Tensor = _ChunkedLoss.apply(x, head, targets, softcap, learning)  # type: ignore[no-untyped-call]
+    apply: Any = _ChunkedLoss.apply  # torch has no types for it
+    total: Tensor = apply(x, head, targets, softcap, learning)
     return total / (targets != IGNORED).sum() if reduction == "mean" else total
 
 

@@ -14,7 +14,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     ``cos`` and ``sin`` are (T, D), or (B, 1, T, D) where each row has positions of its own.
     """
     if x.dtype == cos.dtype and not torch.compiler.is_compiling():
-        out: Tensor = _Rotation.apply(x, cos, sin)  # type: ignore[no-untyped-call]
+        apply: Any = _Rotation.apply  # torch has no types for it
+        out: Tensor = apply(x, cos, sin)
         return out
     low, high = x.chunk(2, dim=-1)
     turned = torch.cat([-high, low], dim=-1)

@@ -87,11 +87,8 @@ class Attention(nn.Module):
         super().__init__()
         assert config.n_head and config.n_kv_head and config.head_size
         self.n_head, self.n_kv_head = config.n_head, config.n_kv_head
-        self.head_size, self.dropout, self.qk_norm = (
-            config.head_size,
-            config.dropout,
-            config.qk_norm,
-        )
+        self.head_size, self.qk_norm = config.head_size, config.qk_norm
+        self.dropout = config.dropout
         inner, shared = self.n_head * self.head_size, self.n_kv_head * self.head_size
         self.q = Linear(config.n_embed, inner, bias=config.bias)
         self.k = Linear(config.n_embed, shared, bias=config.bias)

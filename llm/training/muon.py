@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw as adamw_step
 
-# Each turn maps a singular value s to a s + b s^3 + c s^5. These numbers, from Jordan's page, raise
-# small ones fastest and leave all within about 0.7 to 1.2, which is as good as 1 for learning.
+# Each iteration maps a singular value s to a s + b s^3 + c s^5. These numbers, from Jordan's page,
+# raise small ones fastest and leave all within about 0.7 to 1.2, as good as 1 for learning.
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
@@ -41,7 +41,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(groups, defaults={})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # torch has overloads for a closure
         """Update all parameters that have a gradient; a ``closure`` is not supported."""
         if closure is not None:
             raise ValueError("Muon takes no closure")
@@ -87,14 +87,9 @@ class Muon(torch.optim.Optimizer):
 
     def _state(self, parameter: Tensor, key: str, scalar: bool = False) -> Tensor:
         """A value kept for a parameter from step to step, zero at first."""
-        state = self.state[parameter]
+        state, size = self.state[parameter], () if scalar else parameter.shape
         if key not in state:
-            kind = torch.float32
-            state[key] = (
-                torch.zeros((), dtype=kind, device=parameter.device)
-                if scalar
-                else torch.zeros_like(parameter, dtype=kind)
-            )
+            state[key] = torch.zeros(size, dtype=torch.float32, device=parameter.device)
         value: Tensor = state[key]
         return value
 

@@ -55,7 +55,7 @@ def logged() -> Iterator[list[str]]:
     """Lines in the run's log."""
     lines: list[str] = []
     handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: lines.append(record.getMessage())
     module.log.addHandler(handler)
     module.log.setLevel(logging.INFO)
     yield lines

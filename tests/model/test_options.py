@@ -1,5 +1,7 @@
 """What the fast recipe adds to the network does what its description says."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -14,6 +16,11 @@ def network(**options: object) -> GPT:
     return GPT(**SHAPE | options)
 
 
+def block(model: GPT, number: int = 0) -> Any:
+    """A layer; a list of modules does not say of what kind they are."""
+    return model.blocks[number]
+
+
 def some_tokens(length: int = 16) -> torch.Tensor:
     return torch.randint(40, (2, length), generator=torch.Generator().manual_seed(7))
 
@@ -26,8 +33,7 @@ def test_with_zero_init_every_layer_starts_as_the_identity() -> None:
 
 def test_zero_init_scales_matrices_with_their_fan_in() -> None:
     model = network(zero_init=True, n_embed=512, head_size=64)
-    block = model.blocks[0]
-    assert abs(float(block.attention.q.weight.detach().std()) * 512**0.5 - 0.5) < 0.02  # type: ignore
+    assert abs(float(block(model).attention.q.weight.detach().std()) * 512**0.5 - 0.5) < 0.02
     assert abs(float(model.embed.weight.detach().std()) - 0.02) < 0.001
 
 
@@ -55,7 +61,7 @@ def test_no_option_lets_a_position_see_what_follows() -> None:
 def test_residual_scalars_bring_the_embedding_back_into_every_layer() -> None:
     model, tokens = network(residual_scalars=True, zero_init=True), some_tokens()
     with torch.no_grad():
-        model.blocks[1].mix.copy_(torch.tensor([0.0, 3.0]))  # type: ignore
+        block(model, 1).mix.copy_(torch.tensor([0.0, 3.0]))
     assert torch.allclose(model.hidden(tokens), model.norm(3.0 * model.embed(tokens)), atol=1e-6)
 
 
@@ -63,13 +69,13 @@ def test_value_embeddings_reach_the_output_through_attention() -> None:
     model, tokens = network(value_embeddings=True), some_tokens()
     plain = model.hidden(tokens)
     with torch.no_grad():
-        model.blocks[0].value_embed.weight.add_(1.0)  # type: ignore
+        block(model).value_embed.weight.add_(1.0)
     assert not torch.allclose(model.hidden(tokens), plain, atol=1e-3)
 
 
 def test_relu2_squares_what_relu_keeps() -> None:
-    mlp = network(mlp="relu2").blocks[0].mlp
+    mlp = block(network(mlp="relu2")).mlp
     x = torch.randn((3, 32), generator=torch.Generator().manual_seed(2))
-    wanted = F.linear(F.relu(F.linear(x, mlp.up.weight)) ** 2, mlp.down.weight)  # type: ignore
-    assert torch.allclose(mlp(x), wanted, atol=1e-6)  # type: ignore
-    assert mlp.up.weight.shape == (128, 32)  # type: ignore
+    wanted = F.linear(F.relu(F.linear(x, mlp.up.weight)) ** 2, mlp.down.weight)
+    assert torch.allclose(mlp(x), wanted, atol=1e-6)
+    assert mlp.up.weight.shape == (128, 32)

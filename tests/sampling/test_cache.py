@@ -90,7 +90,7 @@ def test_greedy_text_is_that_of_transformers_with_its_cache() -> None:
     )  # fmt: skip
     theirs = filled(GPT2LMHeadModel(config), as_gpt2(ours))
     prompt = torch.tensor([[5, 9, 60]])
-    wanted = theirs.generate(  # type: ignore[operator]
+    wanted = theirs.generate(
         prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=50, do_sample=False,
         pad_token_id=0,
     )[0, 3:].tolist()  # fmt: skip

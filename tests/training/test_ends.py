@@ -92,7 +92,7 @@ def test_eval_only_that_is_interrupted_writes_nothing_either(make_trainer: MakeT
         os.kill(os.getpid(), signal.SIGTERM)
         return evaluate()
 
-    trainer.evaluate = interrupted  # type: ignore[method-assign]
+    trainer.evaluate = interrupted
     with pytest.raises(Interrupted):
         trainer.fit()
     assert not trainer.folder.exists()
@@ -120,7 +120,7 @@ def test_a_signal_before_the_first_step_leaves_a_checkpoint_too(make_trainer: Ma
         log.append(row)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    trainer.logger.log = interrupt  # type: ignore[method-assign]
+    trainer.logger.log = interrupt
     with pytest.raises(Interrupted, match="at step 0"):
         trainer.fit()
     assert newest(trainer).step == 0

@@ -71,7 +71,7 @@ def test_it_trains_as_a_plain_loop_does_however_the_batch_is_cut(
         micro_batch_size=micro_batch_size, grad_clip=0.5,
     )  # fmt: skip
     if ignoring:
-        trainer.sampler.batch = some_ignored(trainer.sampler.batch)  # type: ignore[method-assign]
+        trainer.sampler.batch = some_ignored(trainer.sampler.batch)
     model, losses, norms = train_plainly(trainer, lr=1e-3)
     trainer.fit()
     assert min(norms) > 0.5  # every step is clipped
@@ -87,7 +87,7 @@ def test_tokens_count_the_targets_that_were_not_ignored(make_trainer: MakeTraine
     trainer = make_trainer(max_steps=2, micro_batch_size=2)
     assert trainer.fit().tokens == 2 * 4 * 16
     masked = make_trainer("masked", max_steps=2, micro_batch_size=2)
-    masked.sampler.batch = some_ignored(masked.sampler.batch)  # type: ignore[method-assign]
+    masked.sampler.batch = some_ignored(masked.sampler.batch)
     assert masked.fit().tokens == 2 * 4 * 16 - 2 * 16 - 3 - 6
 
 

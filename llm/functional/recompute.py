@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-RECOMPUTED_FROM = 2**20  # numbers in a tensor; for fewer, the calls cost more than the memory
+RECOMPUTED_FROM = 2**20  # numbers in a tensor (4 MiB): of fewer, there is little to save
 
 
 def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

@@ -11,10 +11,9 @@ from llm.model.layers import Attention
 def lay_out_for_decoding(model: GPT) -> None:
     """Rearrange the weights of ``model`` in place; names, shapes and values stay what they are.
 
-    Decoding one text is bound by reading every weight once per token. A CPU reads a matrix with
-    more outputs than inputs up to twice as fast when it lies column by column (vectors as long as
-    the output are added up) and any other row by row (dot products as long as the input):
-    ``python -m benchmarks.decode`` shows it. Queries, keys and values become views of one matrix.
+    Decoding one text is bound by reading every weight once per token. A matrix with more outputs
+    than inputs is laid column by column (vectors as long as the output are added up), any other row
+    by row (dot products as long as the input). Queries, keys and values become views of one matrix.
     No memory is taken but that of one matrix at a time. Not for a model in training.
     """
     # Of an embedding one row is read at a time, unless it is the head as well.

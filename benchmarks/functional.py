@@ -1,0 +1,143 @@
+"""llm/functional beside plain torch: python -m benchmarks.functional [--json FILE]
+
+Times on this machine's CPU, float32, forward and backward but for ``linear_*``, which only decoding
+uses. ``ratio`` is plain torch's time over ours.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.rows import Row, alternate, row, seconds_per_call, show, show_header, write_json
+from llm.functional.linear import linear
+from llm.functional.loss import head_loss
+from llm.functional.norm import rms_norm
+from llm.functional.rotary import rotate
+from llm.model.layers import rotary_angles
+
+Call = Callable[[], object]
+Case = tuple[str, str, Call, Call]  # id, what, ours, plain torch
+
+
+def learning(function: Callable[[], Tensor], *leaves: Tensor) -> Call:
+    """Forward and backward of ``function``, whose gradients go to ``leaves``."""
+
+    def call() -> None:
+        for leaf in leaves:
+            leaf.grad = None
+        out = function()
+        out.backward(torch.ones_like(out))
+
+    return call
+
+
+def losses() -> list[Case]:
+    """The chunked loss against the full one over vocabularies, and against torch's chunked one."""
+    cases: list[Case] = []
+    tokens, width = 1536, 768
+    for size in (512, 2048, 4096, 8192, 16384, 50304):
+        x = torch.randn(tokens, width, requires_grad=True)
+        head = (0.02 * torch.randn(size, width)).requires_grad_()
+        targets = torch.randint(size, (tokens,))
+
+        def ours(how: str, x: Tensor = x, head: Tensor = head, y: Tensor = targets) -> Tensor:
+            return head_loss(x, head, y, None, "sum", how)
+
+        def torchs(x: Tensor = x, head: Tensor = head, y: Tensor = targets) -> Tensor:
+            options = torch.nn.LinearCrossEntropyOptions()
+            return F.linear_cross_entropy(x, head, y, reduction="sum", options=options)
+
+        chunked = learning(lambda ours=ours: ours("chunked"), x, head)
+        what = f"{tokens} tokens, width {width}, vocabulary {size}"
+        full = learning(lambda ours=ours: ours("full"), x, head)
+        cases.append((f"loss_{size}", f"chunked; full; {what}", chunked, full))
+    cases.append(("loss_torch", f"chunked; torch's; {what}", chunked, learning(torchs, x, head)))
+    return cases
+
+
+def elementwise() -> list[Case]:
+    """Norm and rotation, at the shape of model=small and at that of nanoGPT's CPU command."""
+    cases: list[Case] = []
+    for B, T, H, D in ((12, 128, 6, 128), (12, 64, 4, 32)):
+        x = torch.randn(B, T, H * D, requires_grad=True)
+        weight = torch.ones(H * D, requires_grad=True)
+        heads = torch.randn(B, T, H, D, requires_grad=True)
+        cos, sin = rotary_angles(T, D)
+
+        def turned(q: Tensor = heads, cos: Tensor = cos, sin: Tensor = sin) -> Tensor:
+            q = q.transpose(1, 2)
+            low, high = q.chunk(2, dim=-1)
+            return q * cos + torch.cat([-high, low], dim=-1) * sin
+
+        norms = [
+            learning(lambda x=x, w=weight: rms_norm(x, w, 1e-6), x, weight),
+            learning(lambda x=x, w=weight: F.rms_norm(x, w.shape, w, 1e-6), x, weight),
+        ]
+        turns = [
+            learning(lambda q=heads, c=cos, s=sin: rotate(q.transpose(1, 2), c, s), heads),
+            learning(turned, heads),
+        ]
+        what = f"({B}, {T}, {H} x {D})"
+        cases.append((f"rms_norm_{H * D}", what, *norms))
+        cases.append((f"rotate_{H * D}", what, *turns))
+    return cases
+
+
+def products() -> list[Case]:
+    """All matrices of a network with 6 layers of width 384, in turn, by one row and by eight."""
+    shapes = [(1152, 384), (384, 384), (1536, 384), (384, 1536)] * 6
+    matrices = [torch.randn(shape) for shape in shapes]
+    cases: list[Case] = []
+    for rows in (1, 8):
+        inputs = [torch.randn(rows, matrix.shape[1]) for matrix in matrices]
+
+        def all_by(product: Callable[[Tensor, Tensor], Tensor], inputs: list[Tensor]) -> Call:
+            def call() -> None:
+                with torch.inference_mode():
+                    for x, matrix in zip(inputs, matrices, strict=True):
+                        product(x, matrix)
+
+            return call
+
+        what = f"{rows} rows by 24 matrices of 42 MB together"
+        cases.append((f"linear_{rows}", what, all_by(linear, inputs), all_by(F.linear, inputs)))
+    return cases
+
+
+def measure(case: Case, repeats: int) -> Row:
+    """Milliseconds of both, in turn."""
+    id, what, ours, plain = case
+    for call in (ours, plain):
+        call()
+    pairs = alternate(
+        lambda _: 1e3 * seconds_per_call(lambda: void(ours()), 0.5),
+        lambda _: 1e3 * seconds_per_call(lambda: void(plain()), 0.5),
+        repeats,
+    )
+    return row(id, f"ms; {what}", pairs, lambda ours, other: other / ours)
+
+
+def void(_: object) -> None:
+    """Nothing, of whatever was returned."""
+
+
+def main() -> None:
+    """Measure all and print a table."""
+    parser = argparse.ArgumentParser(description="llm/functional beside plain torch")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    parser.add_argument("--repeats", type=int, default=5, help="pairs of measurements")
+    arguments = parser.parse_args()
+    rows = []
+    show_header()
+    for case in (*products(), *elementwise(), *losses()):
+        rows.append(measure(case, arguments.repeats))
+        show(rows[-1])
+    write_json(rows, arguments.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -26,13 +26,14 @@ def main(cfg: DictConfig) -> float | None:
     from llm.config.run import open_run
     from llm.data.dataset import Dataset
     from llm.data.prepare import prepare
-    from llm.device import select_device
+    from llm.device import select_device, tune_allocator
     from llm.experiment.console import byte_progress
     from llm.experiment.loggers import open_logger
     from llm.experiment.panels import show_already_finished, show_end, show_start
     from llm.experiment.rundir import recording
     from llm.training.precision import Precision, resolve_precision
 
+    tune_allocator()
     device = select_device(settings.trainer.device)
     with byte_progress(f"preparing {settings.data.name}") as on_progress:
         dataset = Dataset.open(prepare(settings.data, on_progress))

@@ -1,5 +1,7 @@
 """A device that is there is found, one that is not is refused in one line."""
 
+import platform
+import subprocess
 import sys
 from pathlib import Path
 
@@ -61,3 +63,28 @@ def test_peak_memory_of_the_process_is_what_the_kernel_says_in_bytes() -> None:
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     kernel = 1024 * int(status.partition("VmHWM:")[2].split()[0])
     assert peak_memory_bytes(torch.device("cpu")) == pytest.approx(kernel, rel=0.01)
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="other C libraries have allocators of their own"
+)
+def test_a_tuned_allocator_gives_large_tensors_back_to_the_system() -> None:
+    program = """
+from pathlib import Path
+from llm.device import tune_allocator
+tune_allocator()
+import torch
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+torch.ones(1 << 20), torch.ones(1 << 20)
+before = resident()
+for _ in range(3):  # without it, glibc keeps such blocks from the second time on
+    large = [torch.ones(1 << 20) for _ in range(8)]
+    small = torch.ones(8)  # lies above them
+    del large
+print(resident() - before)
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    assert int(found.stdout) < 8 << 20

@@ -37,7 +37,7 @@ class Block(nn.Module):
         self.attention = layers.Attention(config)
         self.mlp_norm = layers.build_norm(config, config.n_embed)
         self.mlp = layers.build_mlp(config)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = layers.build_dropout(config)
         # What modded-nanogpt adds (records 9 and 14): a way for the embedding around all layers,
         # and for each token straight into the values of a layer.
         self.mix = nn.Parameter(torch.empty(2)) if config.residual_scalars else None
@@ -74,7 +74,7 @@ class GPT(nn.Module):
         self.embed = nn.Embedding(V, C)
         self.position = nn.Embedding(config.block_size, C) if learned else None
         self.smear = nn.Parameter(torch.empty(config.smear, C)) if config.smear else None
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = layers.build_dropout(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = layers.build_norm(config, C)
         # A tied head has no weight of its own: it reads the embedding's (Press & Wolf 2017,

@@ -36,6 +36,11 @@ def build_norm(config: GPTConfig, size: int) -> nn.Module:
     return RMSNorm(size, eps=RMS_EPS)
 
 
+def build_dropout(config: GPTConfig) -> nn.Module:
+    """Dropout; none at all for a rate of 0, which decoding would notice."""
+    return nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+
+
 class RMSNorm(nn.RMSNorm):
     """torch's, by :func:`llm.functional.norm.rms_norm`."""
 

@@ -61,8 +61,9 @@ def generate_batch(
     ended = [False] * len(prompts)
     for step in range(options.max_new_tokens):
         logits = logits.cpu()
-        tokens = choose(logits[:, :n_tokens], options, said, generators).tolist()
-        scores = _of(logits, tokens)
+        chosen = choose(logits[:, :n_tokens], options, said, generators)
+        scores = logits.log_softmax(dim=-1).gather(1, chosen[:, None])[:, 0].tolist()
+        tokens = chosen.tolist()
         ended = [over or token == end for over, token in zip(ended, tokens, strict=True)]
         yield [
             None if over else pair
@@ -92,13 +93,6 @@ def choose(
     allowed = filtered(logits, options.temperature, options.top_k, options.top_p, options.min_p)
     uniform = [torch.rand((), generator=generator, dtype=torch.double) for generator in generators]
     return draw(allowed, torch.stack(uniform))
-
-
-def _of(logits: Tensor, tokens: list[int]) -> list[float]:
-    """Log-probability of one token in each row of ``logits`` (B, V)."""
-    chosen = logits[torch.arange(len(tokens)), tokens]
-    scores: list[float] = (chosen - logits.logsumexp(dim=-1)).tolist()
-    return scores
 
 
 @dataclass(frozen=True)

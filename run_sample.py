@@ -19,7 +19,13 @@ def main(cfg: DictConfig) -> None:
 
     from llm.checkpoint.checkpoint import Checkpoint, find_checkpoint
     from llm.device import select_device
-    from llm.experiment.samples import print_samples, print_speed, print_verification, read_prompt
+    from llm.experiment.samples import (
+        check_stops,
+        print_samples,
+        print_speed,
+        print_verification,
+        read_prompt,
+    )  # fmt: skip
     from llm.sampling.layout import lay_out_for_decoding
 
     checkpoint = Checkpoint.open(find_checkpoint("ckpt", str(settings.ckpt)))
@@ -27,6 +33,7 @@ def main(cfg: DictConfig) -> None:
     prompt = read_prompt(
         tokenizer, settings.prompt, settings.prompt_file, checkpoint.model.block_size
     )
+    check_stops(tokenizer, settings.stops())
     model = checkpoint.load_model(select_device(settings.device, key="device"))
     lay_out_for_decoding(model)
     print(f"{checkpoint.path.resolve().name} of {settings.ckpt}", file=sys.stderr)

@@ -195,7 +195,7 @@ def test_every_end_has_its_exit_status_and_its_summary(
 def sample(folder: Path, *typed: str, **more: Any) -> str:
     done = here("sample", "ckpt=outputs/a", "max_new_tokens=8", *typed, cwd=folder, **more)
     assert done.returncode == 0, done.stderr
-    said = done.stderr.splitlines()
+    said = [line for line in done.stderr.splitlines() if " samples loop " not in line]
     assert said.pop() == f"best-{6:08d} of outputs/a"  # which weights; never on stdout
     assert all(line.startswith("the model sees") for line in said)
     return done.stdout
@@ -245,6 +245,15 @@ def test_what_is_said_again_can_be_penalised_and_barred(original: Path) -> None:
     for less in ("repetition_penalty=3", "frequency_penalty=2", "presence_penalty=5", "min_p=0.1"):
         assert (sample(original, *greedy, less) != plain) == (less != "min_p=0.1"), less
     assert sample(original, *greedy, "no_repeat_ngram=2") != plain
+
+
+def test_a_text_that_loops_is_named_with_the_setting_that_ends_it(original: Path) -> None:
+    typed = ["ckpt=outputs/a", "prompt=x", "temperature=0", "max_new_tokens=200"]
+    said = here("sample", *typed, cwd=original).stderr.splitlines()[-1]
+    assert re.fullmatch(r"1 of 1 samples loop \('.+' \d+ times in a row\): try \S+=\S+", said), said
+    (setting,) = said.rsplit(" ", 1)[1:]
+    assert setting == "temperature=0.8"
+    assert "loop" not in here("sample", *typed, setting, cwd=original).stderr
 
 
 def test_the_cache_is_verified_on_the_users_own_model(original: Path) -> None:

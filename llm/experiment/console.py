@@ -122,6 +122,8 @@ def describe_row(row: Row) -> str:
         "train/loss": lambda v: f"loss {v:.4f}",
         "val/loss": lambda v: f"val loss {v:.4f}",
         "val/bits_per_byte": lambda v: f"{v:.3f} bits/byte",
+        "sample/distinct_2": lambda v: f"distinct-2 {v:.2f}",
+        "sample/longest_loop": lambda v: f"loop {v:.0f}",
         "lr": lambda v: f"lr {v:.2e}",
         "tokens_per_second": lambda v: f"{v:,.0f} tok/s",
         "mfu": lambda v: f"mfu {v:.1%}",

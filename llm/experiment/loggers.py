@@ -62,9 +62,9 @@ class RunLogger:
             self._to_wandb(lambda run: run.log(known, step=row["step"]))
         self.screen.log(row)
 
-    def sample(self, step: int, prompt: str, text: str) -> None:
-        """Text that the model wrote after ``step``."""
-        record = {"step": step, "prompt": prompt, "text": text}
+    def sample(self, step: int, prompt: str, text: str, scores: dict[str, float]) -> None:
+        """Text that the model wrote after ``step``, and how much it repeats itself."""
+        record = {"step": step, "prompt": prompt, "text": text} | scores
         with (self.folder / SAMPLES).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
         if self.wandb_run is not None:

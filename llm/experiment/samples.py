@@ -10,6 +10,7 @@ from llm.errors import Refused, Stop
 from llm.model.gpt import GPT
 from llm.sampling.cache import KVCache
 from llm.sampling.generate import SamplingOptions, generate_batch, score, verify_cache
+from llm.sampling.looping import Repeats, measure_repeats, remedy
 from llm.sampling.speed import measure
 from llm.sampling.text import TextStream
 
@@ -49,6 +50,15 @@ def read_prompt(
             file=sys.stderr,
         )
     return tokens
+
+
+def check_stops(tokenizer: Tokenizer, stops: Sequence[str]) -> None:
+    """Raise :class:`llm.errors.Refused` for a stop string that no text of the model can hold."""
+    for stop in stops:
+        try:
+            tokenizer.encode(stop)
+        except Refused as refusal:
+            raise Refused(f"stop={stop!r} can never appear: {refusal}") from None
 
 
 class Sample:
@@ -119,10 +129,12 @@ def print_samples(
     """
     shown = prompt if echo and prompt != [tokenizer.end_of_text] else []
     scores = score(model, prompt) if shown and logprobs else []
+    repeats: list[Repeats] = []
     for first in range(0, len(seeds), TOGETHER):
         group = seeds[first : first + TOGETHER]
         samples = [Sample(tokenizer, stop, logprobs) for _ in group]
         later = [sample.prompt(shown, scores) for sample in samples]
+        said: list[list[int]] = [[] for _ in group]
         if first:
             print(RULE)
         print(later[0], end="", flush=stream)
@@ -136,14 +148,32 @@ def print_samples(
         )  # fmt: skip
         for pairs in drawn:
             for row, pair in enumerate(pairs):
-                if pair is not None and (text := samples[row].add(*pair)):
-                    if row:
-                        later[row] += text
-                    else:
-                        print(text, end="", flush=stream)
+                if pair is None:
+                    continue
+                said[row].append(pair[0])
+                text = samples[row].add(*pair)
+                if row:
+                    later[row] += text
+                elif text:
+                    print(text, end="", flush=stream)
         print(samples[0].rest(), end="", flush=stream)
         for sample, text in zip(samples[1:], later[1:], strict=True):
             print(RULE, text + sample.rest(), sep="\n", end="", flush=stream)
+        repeats += [measure_repeats(tokenizer.decode(tokens)) for tokens in said]
+    warn_of_loops(repeats, options, words=tokenizer.kind == "gpt2")
+
+
+def warn_of_loops(repeats: Sequence[Repeats], options: SamplingOptions, words: bool) -> None:
+    """One line where samples got stuck, with the setting to try."""
+    stuck = [found for found in repeats if found.loops]
+    if stuck:
+        worst = max(stuck, key=lambda found: found.longest_loop)
+        times = worst.longest_loop // len(worst.phrase)
+        print(
+            f"{len(stuck)} of {len(repeats)} samples loop ({worst.phrase!r} {times} times in a "
+            f"row): try {remedy(options, words)}",
+            file=sys.stderr,
+        )
 
 
 def print_verification(

@@ -15,6 +15,7 @@ from llm.evaluation.loss import bits_per_byte, evaluate
 from llm.functional.loss import IGNORED
 from llm.model.gpt import GPT
 from llm.sampling.generate import SamplingOptions, generate
+from llm.sampling.looping import measure_repeats
 from llm.training.interrupt import StopRequest
 from llm.training.logger import Logger, Row
 from llm.training.options import CHECKPOINTED, TrainerOptions
@@ -81,9 +82,9 @@ class Trainer:
                     row |= self.training_row(loss, grad_norm)
                 if self.is_due(options.eval_interval):
                     row |= self.evaluate()
-                self.log(row)
                 if self.is_due(options.sample_interval, at_end=False):
-                    self.sample()
+                    row |= self.sample()
+                self.log(row)
                 if self.is_due(options.checkpoint_interval):
                     self.save(loss)
             if stop.received and options.eval_only:
@@ -195,8 +196,11 @@ class Trainer:
         if row:
             self.logger.log({"step": self.progress.step, "tokens": self.progress.tokens} | row)
 
-    def sample(self) -> None:
-        """Some text from the model as it is now, drawn without touching the random state."""
+    def sample(self) -> Row:
+        """Some text from the model as it is now, drawn without touching the random state.
+
+        Returns how much it repeats itself.
+        """
         tokenizer = self.dataset.tokenizer
         prompt = [tokenizer.end_of_text] if tokenizer.end_of_text is not None else [0]
         seed = self.seed + self.progress.step
@@ -205,8 +209,12 @@ class Trainer:
             drawn = generate(
                 self.model, prompt, SAMPLE, seed, tokenizer.vocab_size, tokenizer.end_of_text
             )
-            text = tokenizer.decode([token for token, _ in drawn])
-        self.logger.sample(self.progress.step, tokenizer.decode(prompt), text)
+            tokens = [token for token, _ in drawn]
+            text = tokenizer.decode(tokens)
+        scores = measure_repeats(text).scores
+        scores["end_of_text"] = float(len(tokens) < SAMPLE.max_new_tokens)
+        self.logger.sample(self.progress.step, tokenizer.decode(prompt), text, scores)
+        return {f"sample/{name}": score for name, score in scores.items()}
 
     def save(self, loss: Tensor | None = None) -> None:
         """Publish a checkpoint to continue from; the last sound one is worth more than NaN."""

@@ -68,7 +68,7 @@ def log(logger: RunLogger) -> None:
     logger.tick(2)
     logger.log({"step": 2, "tokens": 128, "train/loss": 3.5, "mfu": None})
     logger.log({"step": 4, "tokens": 256, "train/loss": 3.0, "val/loss": 3.25})
-    logger.sample(4, "<", "O & <b>")
+    logger.sample(4, "<", "O & <b>", {"distinct_1": 1.0})
 
 
 def test_without_wandb_there_are_the_files_and_it_is_not_even_imported(folder: Path) -> None:
@@ -81,7 +81,7 @@ def test_without_wandb_there_are_the_files_and_it_is_not_even_imported(folder: P
     assert rows(folder)[1] == {"step": 2, "tokens": 128, "train/loss": 3.5, "mfu": None}
     assert len(rows(folder)) == 3
     sample = (folder / "samples.jsonl").read_text(encoding="utf-8")
-    assert sample == '{"step": 4, "prompt": "<", "text": "O & <b>"}\n'
+    assert sample == '{"step": 4, "prompt": "<", "text": "O & <b>", "distinct_1": 1.0}\n'
     assert listing(folder) == {"metrics.jsonl", "samples.jsonl"}
 
 

@@ -12,7 +12,7 @@ import torch
 from llm.data.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
 from llm.errors import Refused
 from llm.experiment import samples
-from llm.experiment.samples import print_samples, read_prompt
+from llm.experiment.samples import check_stops, print_samples, read_prompt
 from llm.model.gpt import GPT
 from llm.sampling.generate import SamplingOptions, generate
 
@@ -154,3 +154,10 @@ def test_log_probabilities_are_those_of_the_model_a_line_for_each_token(
     assert all(float(value) < 0 for value, _ in lines[1:])
     unseen = show(model, "ab", capsys, logprobs=True, echo=False).splitlines()
     assert [line.split(maxsplit=1) for line in unseen] == lines[2:]
+
+
+def test_a_stop_string_that_can_never_appear_is_refused() -> None:
+    check_stops(CharTokenizer("abc"), ["ab", "c"])
+    check_stops(BYTES, ["é€"])
+    with pytest.raises(Refused, match=r"^stop='a€' can never appear: .*'€'"):
+        check_stops(CharTokenizer("abc"), ["ab", "a€"])

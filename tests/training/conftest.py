@@ -30,7 +30,7 @@ class Notebook:
     def __init__(self) -> None:
         self.steps: list[int] = []
         self.rows: list[Row] = []
-        self.samples: list[tuple[int, str, str]] = []
+        self.samples: list[tuple[int, str, str, dict[str, float]]] = []
         self.on_tick: Callable[[int], object] = lambda step: None
 
     def tick(self, step: int) -> None:
@@ -40,8 +40,8 @@ class Notebook:
     def log(self, row: Row) -> None:
         self.rows.append(row)
 
-    def sample(self, step: int, prompt: str, text: str) -> None:
-        self.samples.append((step, prompt, text))
+    def sample(self, step: int, prompt: str, text: str, scores: dict[str, float]) -> None:
+        self.samples.append((step, prompt, text, scores))
 
     def column(self, key: str) -> dict[int, float]:
         """The values of ``key`` by step."""

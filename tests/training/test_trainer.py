@@ -13,6 +13,7 @@ from llm.data.dataset import Batch, Dataset
 from llm.functional.loss import IGNORED
 from llm.model.gpt import GPT
 from llm.sampling.generate import SamplingOptions
+from llm.sampling.looping import measure_repeats
 from llm.training.schedule import Constant
 from tests.training.conftest import MODEL, HandBuilt, MakeTrainer, copied
 
@@ -174,14 +175,18 @@ def test_samples_come_at_their_interval_and_are_reproducible(
 ) -> None:
     monkeypatch.setattr("llm.training.trainer.SAMPLE", SamplingOptions(max_new_tokens=12))
 
-    def samples(run: str, **options: Any) -> list[tuple[int, str, str]]:
+    def samples(run: str, **options: Any) -> list[tuple[int, str, str, dict[str, float]]]:
         trainer = make_trainer(run, sample_interval=3, **options)
         trainer.fit()
+        for step, _, text, scores in trainer.logger.samples:
+            assert scores == measure_repeats(text).scores | {"end_of_text": 0.0}
+            (row,) = [row for row in trainer.logger.rows if row["step"] == step]
+            assert {key: row[f"sample/{key}"] for key in scores} == scores
         return trainer.logger.samples
 
     once = samples("once")
-    assert [step for step, _, _ in once] == [3, 6]
-    assert all(len(prompt) == 1 and len(text) == 12 for _, prompt, text in once)
+    assert [step for step, *_ in once] == [3, 6]
+    assert all(len(prompt) == 1 and len(text) == 12 for _, prompt, text, _ in once)
     assert samples("twice", log_interval=1) == once
 
 

@@ -6,6 +6,7 @@ uses. ``ratio`` is plain torch's time over ours.
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -108,6 +109,32 @@ def products() -> list[Case]:
     return cases
 
 
+def eight_bits() -> list[Case]:
+    """torch's product with weights of 8 bits, as decoding in them would use it."""
+    shapes = [(2304, 768), (768, 768), (3072, 768), (768, 3072)] * 12 + [(50304, 768)]
+    matrices = [0.02 * torch.randn(shape) for shape in shapes]
+    scales = [matrix.abs().amax(dim=1) / 127 for matrix in matrices]
+    small = [(m / s[:, None]).round().to(torch.int8) for m, s in zip(matrices, scales, strict=True)]
+    columns = [m.t().contiguous().t() if len(m) > m.shape[1] else m for m in matrices]
+
+    def full() -> None:
+        with torch.inference_mode():
+            for weight in columns:
+                linear(torch.ones(1, weight.shape[1]), weight)
+
+    def quantised(dtype: torch.dtype) -> None:
+        with torch.inference_mode():
+            for weight, scale in zip(small, scales, strict=True):
+                row = torch.ones(1, weight.shape[1], dtype=dtype)
+                torch._weight_int8pack_mm(row, weight, scale.to(dtype))
+
+    what = "one row by all matrices of GPT-2 (124 M) in float32; by int8, activations in"
+    return [
+        (f"int8_{name}", f"{what} {name}", full, partial(quantised, dtype))
+        for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
+    ]
+
+
 def measure(case: Case, repeats: int) -> Row:
     """Milliseconds of both, in turn."""
     id, what, ours, plain = case
@@ -133,7 +160,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = []
     show_header()
-    for case in (*products(), *elementwise(), *losses()):
+    for case in (*products(), *eight_bits(), *elementwise(), *losses()):
         rows.append(measure(case, arguments.repeats))
         show(rows[-1])
     write_json(rows, arguments.json)

@@ -1,4 +1,4 @@
-"""Is one learning rate best at every size? python -m benchmarks.transfer --out FILE.png
+"""Is one learning rate best at every size? python -m benchmarks.transfer --out FILE.png [--json FILE]
 
 Reads the runs of ``sweep=transfer_width`` and ``sweep=transfer_depth`` (conf/sweep/), draws the
 loss of each size over the learning rate, and prints how far one shared by all is from its best.
@@ -15,6 +15,8 @@ import yaml
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+
+from benchmarks.rows import Row, write_json
 
 SWEEPS = [Path("multirun/transfer_width"), Path("multirun/transfer_depth")]
 Size = tuple[int, int]  # n_embed, n_layer
@@ -86,20 +88,35 @@ def main() -> None:
     """Print the table in Markdown and draw the picture."""
     parser = argparse.ArgumentParser(description="Is one learning rate best at every size?")
     parser.add_argument("--folders", type=Path, nargs="+", default=SWEEPS)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="the picture")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
     arguments = parser.parse_args()
     losses = read(arguments.folders)
     shared, noise = shared_rate(losses), seed_noise(losses)
     print(f"shared rate {shared:g}; two seeds differ by {noise:.4f}\n")
     print("| n_embed | n_layer | best rate | loss there | loss at the shared rate | difference |")
     print("|---|---|---|---|---|---|")
-    for size in sorted(losses):
-        rates = losses[size]
+    rows = []
+    for n_embed, n_layer in sorted(losses):
+        rates = losses[n_embed, n_layer]
         best = min(rates, key=lambda rate: statistics.mean(rates[rate]))
-        print(
-            f"| {size[0]} | {size[1]} | {best:g} | {statistics.mean(rates[best]):.4f} | "
-            f"{statistics.mean(rates[shared]):.4f} | {regret(rates, shared):+.4f} |"
+        by_seed = [a - b for a, b in zip(rates[shared], rates[best], strict=True)]
+        rows.append(
+            Row(
+                id=f"transfer: n_embed={n_embed} n_layer={n_layer}",
+                what=f"loss at its best rate, {best:g}; at {shared:g}; the difference as the ratio",
+                ours=statistics.mean(rates[best]),
+                other=statistics.mean(rates[shared]),
+                ratio=regret(rates, shared),
+                low=min(by_seed),
+                high=max(by_seed),
+            )
         )
+        print(
+            f"| {n_embed} | {n_layer} | {best:g} | {rows[-1].ours:.4f} | {rows[-1].other:.4f} | "
+            f"{rows[-1].ratio:+.4f} |"
+        )
+    write_json(rows, arguments.json)
     draw(losses, shared, arguments.out)
 
 

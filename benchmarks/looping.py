@@ -1,0 +1,116 @@
+"""How often a model's texts loop, setting by setting:
+
+    python -m benchmarks.looping --ckpt outputs/<run> --data data/<name> [--json FILE] [overrides]
+
+Each setting continues the same 16 stretches of the validation text, which also is scored itself:
+that is what text without loops comes to. Where overrides are given, such as top_k=50, they hold
+for all settings. In the rows, ``ours`` is the share of texts that loop, ``other`` that of the first
+setting, and ``ratio`` the mean of distinct-2.
+"""
+
+import argparse
+import statistics
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+from benchmarks.rows import Row, write_json
+from llm.checkpoint.checkpoint import Checkpoint, find_checkpoint
+from llm.data.dataset import Dataset
+from llm.sampling.cache import KVCache
+from llm.sampling.generate import SamplingOptions, generate_batch
+from llm.sampling.looping import Repeats, measure_repeats
+
+PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 16, 32, 300
+SETTINGS = [
+    "temperature=0",
+    "temperature=0.4",
+    "temperature=0.8",
+    "temperature=1.0",
+    "temperature=1.0 min_p=0.05",
+    "temperature=0 repetition_penalty=1.1",
+    "temperature=0 repetition_penalty=1.2",
+    "temperature=0 frequency_penalty=0.3",
+    "temperature=0 presence_penalty=0.6",
+    "temperature=0 no_repeat_ngram=4",
+    "temperature=0 no_repeat_ngram=16",
+    "temperature=0.4 repetition_penalty=1.2",
+]
+
+
+def options(typed: list[str]) -> SamplingOptions:
+    """The settings as typed for ``run_sample.py``."""
+    values = {
+        key: yaml.safe_load(value) for key, _, value in (word.partition("=") for word in typed)
+    }
+    known = {field.name for field in fields(SamplingOptions)}
+    if unknown := set(values) - known:
+        raise SystemExit(f"{', '.join(unknown)}: take from {', '.join(sorted(known))}")
+    chosen = replace(SamplingOptions(max_new_tokens=NEW_TOKENS), **values)
+    chosen.check()
+    return chosen
+
+
+def show(name: str, found: list[Repeats]) -> None:
+    """A line of the table in Markdown."""
+    looping = sum(each.loops for each in found)
+    mean = {key: statistics.fmean(each.scores[key] for each in found) for key in found[0].scores}
+    print(
+        f"| {name} | {looping} of {len(found)} | {mean['distinct_1']:.2f} | "
+        f"{mean['distinct_2']:.2f} | {mean['repeated_4']:.2f} | {mean['longest_loop']:.0f} |",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Measure all settings and print a table in Markdown."""
+    parser = argparse.ArgumentParser(description="How often a model's texts loop")
+    parser.add_argument("--ckpt", required=True, help="a run folder or a checkpoint")
+    parser.add_argument("--data", type=Path, required=True, help="the prepared folder of its data")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    parser.add_argument("overrides", nargs="*", help="settings for all, as for run_sample.py")
+    arguments = parser.parse_args()
+    checkpoint = Checkpoint.open(find_checkpoint("--ckpt", arguments.ckpt))
+    dataset, tokenizer = Dataset.open(arguments.data), checkpoint.tokenizer
+    model = checkpoint.load_model(torch.device("cpu")).eval()
+    places = np.linspace(0, len(dataset.val) - PROMPT_TOKENS - NEW_TOKENS, PROMPTS, dtype=int)
+    prompts = [dataset.val[at : at + PROMPT_TOKENS].tolist() for at in places]
+    print(
+        "| setting | texts that loop | distinct-1 | distinct-2 | repeated 4-grams | longest loop |"
+    )
+    print("|---|---|---|---|---|---|")
+    after = [dataset.val[at + PROMPT_TOKENS :][:NEW_TOKENS].tolist() for at in places]
+    show("the text itself", [measure_repeats(tokenizer.decode(tokens)) for tokens in after])
+    rows: list[Row] = []
+    for setting in SETTINGS:
+        chosen = options([*arguments.overrides, *setting.split()])
+        said: list[list[int]] = [[] for _ in prompts]
+        for pairs in generate_batch(
+            KVCache(model), prompts, chosen, range(PROMPTS), tokenizer.vocab_size,
+            tokenizer.end_of_text,
+        ):  # fmt: skip
+            for text, pair in zip(said, pairs, strict=True):
+                text += [pair[0]] if pair is not None else []
+        found = [measure_repeats(tokenizer.decode(tokens)) for tokens in said]
+        show(f"`{setting}`", found)
+        share = sum(each.loops for each in found) / PROMPTS
+        scores = [each.distinct_2 for each in found]
+        rows.append(
+            Row(
+                id=f"looping: {setting}",
+                what="share of texts that loop; the first setting's; mean distinct-2 as the ratio",
+                ours=share,
+                other=rows[0].ours if rows else share,
+                ratio=statistics.fmean(scores),
+                low=min(scores),
+                high=max(scores),
+            )
+        )
+        write_json(rows, arguments.json)
+
+
+if __name__ == "__main__":
+    main()

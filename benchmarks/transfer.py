@@ -1,4 +1,4 @@
-"""Is one learning rate best at every size? python -m benchmarks.transfer --out FILE.png [--json FILE]
+"""Is one learning rate best at every size? python -m benchmarks.transfer --out FILE.png
 
 Reads the runs of ``sweep=transfer_width`` and ``sweep=transfer_depth`` (conf/sweep/), draws the
 loss of each size over the learning rate, and prints how far one shared by all is from its best.

@@ -1,4 +1,4 @@
-"""llm/functional beside plain torch: python -m benchmarks.functional [--json FILE]
+"""llm/functional and draws beside plain torch: python -m benchmarks.functional [--json FILE]
 
 Times on this machine's CPU, float32, forward and backward but for ``linear_*``, which only decoding
 uses. ``ratio`` is plain torch's time over ours.
@@ -19,6 +19,7 @@ from llm.functional.loss import head_loss
 from llm.functional.norm import rms_norm
 from llm.functional.rotary import rotate
 from llm.model.layers import rotary_angles
+from llm.sampling.filters import draw, filtered
 
 Call = Callable[[], object]
 Case = tuple[str, str, Call, Call]  # id, what, ours, plain torch
@@ -109,6 +110,28 @@ def products() -> list[Case]:
     return cases
 
 
+def draws() -> list[Case]:
+    """One token of GPT-2's vocabulary by top-k and top-p, and as a mask over all of it does it."""
+    logits = 3 * torch.randn(1, 50_257)
+    generator = torch.Generator().manual_seed(0)
+
+    def ours() -> Tensor:
+        few, ids = filtered(logits, 0.8, 200, 0.95)
+        uniform = torch.rand((1,), generator=generator, dtype=torch.double)
+        return ids.gather(1, draw(few, uniform)[:, None])
+
+    def plain() -> Tensor:
+        masked = logits / 0.8
+        masked = masked.masked_fill(masked < masked.topk(200).values[:, -1:], -torch.inf)
+        ordered, order = masked.sort(descending=True)
+        shares = ordered.softmax(-1)
+        above = shares.cumsum(-1) - shares >= 0.95
+        barred = above.scatter(1, order, above)
+        return torch.multinomial(masked.masked_fill(barred, -torch.inf).softmax(-1), 1)
+
+    return [("draw_50257", "top_k=200 top_p=0.95; masks over the vocabulary", ours, plain)]
+
+
 def eight_bits() -> list[Case]:
     """torch's product with weights of 8 bits, as decoding in them would use it."""
     shapes = [(2304, 768), (768, 768), (3072, 768), (768, 3072)] * 12 + [(50304, 768)]
@@ -160,7 +183,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = []
     show_header()
-    for case in (*products(), *eight_bits(), *elementwise(), *losses()):
+    for case in (*products(), *draws(), *eight_bits(), *elementwise(), *losses()):
         rows.append(measure(case, arguments.repeats))
         show(rows[-1])
     write_json(rows, arguments.json)

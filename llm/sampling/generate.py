@@ -90,9 +90,11 @@ def choose(
         logits = said.apply(logits)
     if options.temperature == 0:
         return logits.argmax(dim=-1)
-    allowed = filtered(logits, options.temperature, options.top_k, options.top_p, options.min_p)
+    allowed, ids = filtered(
+        logits, options.temperature, options.top_k, options.top_p, options.min_p
+    )
     uniform = [torch.rand((), generator=generator, dtype=torch.double) for generator in generators]
-    return draw(allowed, torch.stack(uniform))
+    return ids.gather(1, draw(allowed, torch.stack(uniform))[:, None])[:, 0]
 
 
 @dataclass(frozen=True)

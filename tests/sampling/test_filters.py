@@ -1,6 +1,7 @@
 """Filters keep the tokens they promise to keep, and do not change what they keep."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,12 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llm.sampling.filters import BARRED, filtered, top_k, top_p
+from llm.sampling import filters
+from llm.sampling.filters import BARRED, min_p, top_k, top_p
 
 logits_of = st.lists(
     st.floats(-20, 20, width=32), min_size=1, max_size=30, unique=True
 )  # fmt: skip
 few = settings(max_examples=60, deadline=None)
+
+
+def filtered(logits: Tensor, *how: Any) -> Tensor:
+    """What the filters leave of one row, back among the whole vocabulary."""
+    few, ids = filters.filtered(logits[None], *how)
+    assert torch.equal(ids, ids.sort(dim=-1).values)
+    return torch.full_like(logits, BARRED).scatter(0, ids[0], few[0])
 
 
 def kept(logits: Tensor) -> list[int]:
@@ -86,3 +95,29 @@ def test_top_p_counts_shares_of_what_top_k_has_left_at_the_given_temperature() -
     assert kept(filtered(logits, 1.0, None, 0.55)) == [0, 1]
     assert kept(filtered(logits, 0.1, None, 0.55)) == [0]
     assert kept(filtered(logits, 1.0, None, 1.0)) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
+@pytest.mark.parametrize(
+    ("k", "p", "least"),
+    [(5, None, None), (50, 0.9, None), (None, 0.9, None), (None, 0.999, 0.01), (None, None, 0.1),
+     (10_000, 0.5, None), (3000, None, 0.02)],
+)  # fmt: skip
+def test_of_a_large_vocabulary_the_few_are_what_all_of_it_would_leave(
+    temperature: float, k: int | None, p: float | None, least: float | None
+) -> None:
+    logits = 4 * torch.randn(5000, generator=torch.Generator().manual_seed(0))
+    logits[[7, 70, 700]] = logits.topk(5).values[-1]  # ties with the last of five
+    found = filtered(logits, temperature, k, p, least)
+    wanted = (logits - logits.max()) / temperature
+    wanted = wanted if k is None else top_k(wanted, k)
+    wanted = wanted if p is None else top_p(wanted, p)
+    wanted = wanted if least is None else min_p(wanted, least)
+    assert torch.equal(found, wanted)
+
+
+def test_rows_with_few_and_with_many_candidates_are_filtered_as_they_are_alone() -> None:
+    sharp, flat = torch.arange(3000.0), torch.zeros(3000)
+    both, ids = filters.filtered(torch.stack([sharp, flat]), 1.0, None, 0.9)
+    assert kept(torch.full_like(sharp, BARRED).scatter(0, ids[0], both[0])) == [2997, 2998, 2999]
+    assert len(kept(both[1])) == pytest.approx(2700, abs=2)  # rounding decides about the last

@@ -25,7 +25,7 @@ lint: $(VENV)/.dev  ## ruff and mypy
 
 bench: $(VENV)/.dev  ## measure the speed of training and of writing on this machine
 	$(RUN) -m benchmarks.step
-	$(RUN) -m benchmarks.decode
+	$(RUN) -m benchmarks.decoding
 
 clean:  ## remove the virtual environment and caches (runs and data stay)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

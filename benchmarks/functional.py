@@ -4,16 +4,14 @@ Times on this machine's CPU, float32, forward and backward but for ``linear_*``,
 uses. ``ratio`` is plain torch's time over ours.
 """
 
-import argparse
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.rows import Row, alternate, row, seconds_per_call, show, show_header, write_json
+from benchmarks.rows import Parser, Row, alternate, report, row, seconds_per_call
 from llm.functional.linear import linear
 from llm.functional.loss import head_loss
 from llm.functional.norm import rms_norm
@@ -177,16 +175,9 @@ def void(_: object) -> None:
 
 def main() -> None:
     """Measure all and print a table."""
-    parser = argparse.ArgumentParser(description="llm/functional beside plain torch")
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
-    parser.add_argument("--repeats", type=int, default=5, help="pairs of measurements")
-    arguments = parser.parse_args()
-    rows = []
-    show_header()
-    for case in (*products(), *draws(), *eight_bits(), *elementwise(), *losses()):
-        rows.append(measure(case, arguments.repeats))
-        show(rows[-1])
-    write_json(rows, arguments.json)
+    typed = Parser("llm/functional beside plain torch", repeats=5).parse_args()
+    cases = (*products(), *draws(), *eight_bits(), *elementwise(), *losses())
+    report((measure(case, typed.repeats) for case in cases), typed.json)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ for all settings. In the rows, ``ours`` is the share of texts that loop, ``other
 setting, and ``ratio`` the mean of distinct-2.
 """
 
-import argparse
 import statistics
 from dataclasses import fields, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 import yaml
 
-from benchmarks.rows import Row, write_json
+from benchmarks.rows import Parser, Row, write_json
 from llm.checkpoint.checkpoint import Checkpoint, find_checkpoint
 from llm.data.dataset import Dataset
 from llm.sampling.cache import KVCache
@@ -67,10 +66,9 @@ def show(name: str, found: list[Repeats]) -> None:
 
 def main() -> None:
     """Measure all settings and print a table in Markdown."""
-    parser = argparse.ArgumentParser(description="How often a model's texts loop")
+    parser = Parser("How often a model's texts loop")
     parser.add_argument("--ckpt", required=True, help="a run folder or a checkpoint")
     parser.add_argument("--data", type=Path, required=True, help="the prepared folder of its data")
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
     parser.add_argument("overrides", nargs="*", help="settings for all, as for run_sample.py")
     arguments = parser.parse_args()
     checkpoint = Checkpoint.open(find_checkpoint("--ckpt", arguments.ckpt))

@@ -3,10 +3,10 @@
 Both train the same shape (model=small with GPT-2's 50,257 tokens) on the same random batch of 12
 sequences in float32, each with its own network and AdamW, in turn and each time in a fresh process.
 Memory is what that process held at most, less what it held before the network was built. Settings
-to try, such as trainer.activation_checkpointing=full, count for ours only.
+to try, such as trainer.activation_checkpointing=full, count for ours only; without any, these are
+rows of :mod:`benchmarks.vs_nanogpt` too.
 """
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rows import alternate, row, show, show_header, write_json
+from benchmarks.rows import Parser, Row, alternate, clone_of_nanogpt, report, row
 
 # The process that starts the others must stay small: on Linux a child's peak starts at its
 # parent's, so nothing imports torch before `measure`, and what both sides need is imported there.
@@ -42,14 +42,12 @@ def build_ours(overrides: list[str]) -> tuple[Any, Any]:
 
 def build_nanogpt(clone: Path) -> tuple[Any, Any]:
     """The same shape of nanoGPT, with its own optimizer."""
-    from benchmarks.nanogpt import load_model_module
+    from benchmarks.nanogpt import network
 
-    module = load_model_module(clone)
-    config = module.GPTConfig(
-        n_layer=10, n_head=6, n_embd=768, block_size=BLOCK_SIZE, vocab_size=VOCAB_SIZE,
-        dropout=0.0, bias=False,
+    model = network(
+        clone, n_layer=10, n_head=6, n_embd=768, block_size=BLOCK_SIZE, vocab_size=VOCAB_SIZE,
+        bias=False,
     )  # fmt: skip
-    model = module.GPT(config)
     return model, model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), "cpu")
 
 
@@ -63,8 +61,10 @@ def measure(which: str, clone: Path, overrides: list[str]) -> dict[str, float]:
     import llm.config.settings
     import llm.model.gpt
     import llm.training.optimizer  # noqa: F401  (all of these: not part of what a step takes)
-    from llm.device import peak_memory_bytes
+    from llm.device import peak_memory_bytes, tune_allocator
 
+    if which == "ours":
+        tune_allocator()  # as run_train.py does, before the first tensor
     before = peak_memory_bytes(torch.device("cpu"))
     model, optimizer = build_ours(overrides) if which == "ours" else build_nanogpt(clone)
     tokens = torch.randint(VOCAB_SIZE, (BATCH_SIZE, BLOCK_SIZE))
@@ -86,32 +86,20 @@ def measure(which: str, clone: Path, overrides: list[str]) -> dict[str, float]:
 
 def in_fresh_process(which: str, clone: Path, overrides: list[str]) -> dict[str, float]:
     """What :func:`measure` finds in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.memory", "--nanogpt", str(clone), "--only", which]
+    command = [sys.executable, "-m", "benchmarks.memory", "--nanogpt", str(clone), "--side", which]
     output = subprocess.run([*command, *overrides], check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, float] = json.loads(output.stdout.splitlines()[-1])  # nanoGPT prints too
     return found
 
 
-def main() -> None:
-    """Measure both in turn and print a table."""
-    parser = argparse.ArgumentParser(description="Memory of a training step beside nanoGPT's")
-    parser.add_argument("--nanogpt", type=Path, required=True, help="a clone of karpathy/nanoGPT")
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
-    parser.add_argument("--pairs", type=int, default=3, help="measurements of each")
-    parser.add_argument("--only", choices=["ours", "nanogpt"], help="measure one, in this process")
-    parser.add_argument("overrides", nargs="*", help="settings of ours, as for run_train.py")
-    arguments = parser.parse_args()
-    clone, overrides = arguments.nanogpt, arguments.overrides
-    if arguments.only:
-        print(json.dumps(measure(arguments.only, clone, overrides)))
-        return
+def compare(clone: Path, overrides: list[str], repeats: int) -> list[Row]:
+    """Peak bytes and tokens/s of both, measured in turn."""
     pairs = alternate(
         lambda _: in_fresh_process("ours", clone, overrides),
         lambda _: in_fresh_process("nanogpt", clone, overrides),
-        arguments.pairs,
+        repeats,
     )
     rows = []
-    show_header()
     for id, what, key in (
         ("step_memory", "peak bytes of a training step; ours by nanoGPT's", "bytes"),
         ("step_memory_speed", "tokens/s of it", "tokens_per_second"),
@@ -119,8 +107,22 @@ def main() -> None:
         values = [(mine[key], theirs[key]) for mine, theirs in pairs]
         shape = f"model=small, {BATCH_SIZE} sequences, float32: {what}"
         rows.append(row(id, shape, values, lambda ours, other: ours / other))
-        show(rows[-1])
-    write_json(rows, arguments.json)
+    return rows
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure both in turn and print a table."""
+    parser = Parser("Memory of a training step beside nanoGPT's")
+    parser.add_argument(
+        "--nanogpt", type=clone_of_nanogpt, required=True, metavar="CLONE", help="a clone of it"
+    )
+    parser.add_argument("--side", choices=["ours", "nanogpt"], help="measure one, in this process")
+    parser.add_argument("overrides", nargs="*", help="settings of ours, as for run_train.py")
+    typed = parser.parse_args(arguments)
+    if typed.side:
+        print(json.dumps(measure(typed.side, typed.nanogpt, typed.overrides)))
+    else:
+        report(compare(typed.nanogpt, typed.overrides, typed.repeats), typed.json)
 
 
 if __name__ == "__main__":

@@ -5,14 +5,12 @@ width 384. torch's iterates in bfloat16, one matrix at a time; ours in the weigh
 matrices of a shape at once.
 """
 
-import argparse
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from benchmarks.rows import alternate, row, seconds_per_call, show, show_header, write_json
+from benchmarks.rows import Parser, Row, alternate, report, row, seconds_per_call
 from llm.model.gpt import GPT
 from llm.training.muon import split
 from llm.training.optimizer import muon
@@ -47,21 +45,19 @@ def void(_: object) -> None:
     """Nothing, of whatever was returned."""
 
 
-def main() -> None:
-    """Measure both in turn and print a table."""
-    parser = argparse.ArgumentParser(description="Muon's step, beside torch's")
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
-    parser.add_argument("--repeats", type=int, default=5, help="pairs of measurements")
-    arguments = parser.parse_args()
-    rows = []
-    show_header()
+def measure(repeats: int) -> Iterator[Row]:
+    """Both in turn, a row for each size."""
     for size in SHAPES:
         ours, theirs = steps(size)
-        pairs = alternate(milliseconds(ours), milliseconds(theirs), arguments.repeats)
+        pairs = alternate(milliseconds(ours), milliseconds(theirs), repeats)
         what = f"milliseconds of a step for the matrices of {size} weights; ours; torch.optim.Muon"
-        rows.append(row(f"muon_{size}", what, pairs, lambda ours, other: other / ours))
-        show(rows[-1])
-    write_json(rows, arguments.json)
+        yield row(f"muon_{size}", what, pairs, lambda ours, other: other / ours)
+
+
+def main() -> None:
+    """Measure and print a table."""
+    typed = Parser("Muon's step, beside torch's", repeats=5).parse_args()
+    report(measure(typed.repeats), typed.json)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The other side of a comparison: nanoGPT (https://github.com/karpathy/nanoGPT), trained as its
 ``train.py`` does.
 
-Its network and optimizer are its own, loaded from a clone (``--nanogpt DIR``). Its loop is a script
-that cannot be imported, so it is followed here, for one device, float32 and one micro-batch:
+Its network and optimizer are its own, loaded from a clone (``--nanogpt CLONE``). Its loop is a
+script that cannot be imported, so it is followed here, for one device, float32 and one micro-batch:
 batches from random places, warm-up and cosine, clipping, AdamW, ``zero_grad(set_to_none=True)``.
 """
 
@@ -42,6 +42,13 @@ def load_model_module(directory: Path) -> Any:
     return module
 
 
+def network(directory: Path, **shape: Any) -> Any:
+    """Its ``GPT`` without dropout. It counts its parameters aloud, which is not heard."""
+    module = load_model_module(directory)
+    with contextlib.redirect_stdout(io.StringIO()):
+        return module.GPT(module.GPTConfig(dropout=0.0, **shape))
+
+
 def learning_rate(iteration: int, max_iters: int, warmup_iters: int) -> float:
     """``get_lr`` of train.py with ``lr_decay_iters = max_iters``; iterations count from 0."""
     if iteration < warmup_iters:
@@ -67,19 +74,16 @@ class NanoGPT:
         self.shape, self.train_file, self.max_iters = shape, train_file, max_iters
         self.warmup_iters = min(WARMUP_ITERS, max_iters // 10)
         torch.manual_seed(seed)
-        module = load_model_module(directory)
-        with contextlib.redirect_stdout(io.StringIO()):  # it counts its parameters aloud
-            self.model = module.GPT(
-                module.GPTConfig(
-                    n_layer=shape.n_layer,
-                    n_head=shape.n_head,
-                    n_embd=shape.n_embed,
-                    block_size=shape.block_size,
-                    vocab_size=shape.vocab_size,
-                    dropout=0.0,
-                    bias=False,
-                )
-            )
+        self.model = network(
+            directory,
+            n_layer=shape.n_layer,
+            n_head=shape.n_head,
+            n_embd=shape.n_embed,
+            block_size=shape.block_size,
+            vocab_size=shape.vocab_size,
+            bias=False,
+        )
+        with contextlib.redirect_stdout(io.StringIO()):  # as in :func:`network`
             self.optimizer = self.model.configure_optimizers(
                 WEIGHT_DECAY, LEARNING_RATE, BETAS, "cpu"
             )

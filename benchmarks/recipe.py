@@ -1,6 +1,4 @@
-"""Our recipe against nanoGPT's on tiny Shakespeare, on the CPU:
-
-    python -m benchmarks.recipe --nanogpt DIR --data TINYSHAKESPEARE.txt [--json FILE]
+"""Our recipe against nanoGPT's on tiny Shakespeare, on the CPU, for :mod:`benchmarks.vs_nanogpt`.
 
 - ``time_to_loss``: seconds of training until the mean loss of all seeds is 1.88, at the shape of
   nanoGPT's README command for a CPU. How many steps each side takes for it is given (``--steps``,
@@ -14,16 +12,13 @@ characters), the same windows for both. Seconds are those of the training steps 
 and, for a recipe that compiles, of compiling anew; not of imports and evaluation.
 """
 
-import argparse
 import math
 import statistics
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.nanogpt import NanoGPT
-from benchmarks.rows import Row, alternate, row, show, show_header, write_json
+from benchmarks.rows import Row, alternate, row
 from benchmarks.training import Ours, Shape, Training, cold_compiler, train, validation_loss
 from llm.config.compose import compose_training
 from llm.config.schema import TrainSettings
@@ -62,17 +57,16 @@ class Contest:
         self.dataset = Dataset.open(prepare(data))
         self.shape = replace(shape, vocab_size=self.dataset.tokenizer.vocab_size)
 
-    def settings(self, seed: int, steps: int | None) -> TrainSettings:
-        """Ours; without ``steps``, as many as the recipe says."""
-        length = [f"trainer.max_steps={steps}"] if steps is not None else []
-        return compose_training(*self.overrides, f"seed={seed}", *length)
+    def settings(self, seed: int, steps: int) -> TrainSettings:
+        """Ours."""
+        return compose_training(*self.overrides, f"seed={seed}", f"trainer.max_steps={steps}")
 
-    def ours(self, seed: int, steps: int | None, seconds: float = math.inf) -> Result:
+    def ours(self, seed: int, steps: int, seconds: float = math.inf) -> Result:
         """Train ours for ``steps``, or until ``seconds`` are over."""
         settings = self.settings(seed, steps)
         with cold_compiler(settings.trainer.compile):
             training = Ours(settings, self.dataset)
-            return self.result(training, settings.trainer.max_steps, seconds)
+            return self.result(training, steps, seconds)
 
     def theirs(self, seed: int, steps: int, seconds: float = math.inf) -> Result:
         """Train nanoGPT for ``steps``, or until ``seconds`` are over."""
@@ -88,7 +82,7 @@ class Contest:
         return Result(spent, done, loss, training.n_parameters())
 
 
-def time_to_loss(contest: Contest, seeds: list[int], steps: int | None, nanogpt_steps: int) -> Row:
+def time_to_loss(contest: Contest, seeds: list[int], steps: int, nanogpt_steps: int) -> Row:
     """Seconds of training that each recipe takes for its steps; the losses tell what they buy."""
     ours, theirs = Results("ours"), Results("nanoGPT")
     pairs = alternate(
@@ -160,61 +154,3 @@ class Results:
             f"{self.side}: mean loss {mean['loss']:.4f} after {mean['steps']:.0f} steps in "
             f"{mean['seconds']:.1f} s, {mean['parameters']:,.0f} parameters"
         )
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Measure what was asked for and print a table."""
-    typed = parse(arguments)
-    experiment = [] if typed.experiment == "null" else [f"experiment={typed.experiment}"]
-    overrides = [*experiment, *typed.overrides]
-    measurements: dict[str, tuple[Shape, list[int], Callable[[Contest, list[int]], Row]]] = {
-        "time_to_loss": (
-            README_CPU,
-            typed.seeds or [1337, 1338, 1339],
-            lambda contest, seeds: time_to_loss(contest, seeds, typed.steps, typed.nanogpt_steps),
-        ),
-        "loss_at_time": (
-            LARGER,
-            typed.seeds or [1337],
-            lambda contest, seeds: loss_at_time(contest, seeds, typed.minutes),
-        ),
-    }
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for id in [typed.only] if typed.only else measurements:
-            shape, seeds, measure = measurements[id]
-            own = [NARROW, *overrides] if shape is README_CPU else overrides
-            contest = Contest(shape, typed.nanogpt, typed.data, Path(folder), own)
-            rows.append(measure(contest, seeds))
-            write_json(rows, typed.json)  # after each, so that an interruption leaves what there is
-    show_header()
-    for result in rows:
-        show(result)
-
-
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """What was typed."""
-    parser = argparse.ArgumentParser(description="Our recipe against nanoGPT's on a CPU")
-    parser.add_argument("--nanogpt", type=Path, required=True, metavar="DIR", help="a clone of it")
-    parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="the text")
-    parser.add_argument("--only", choices=["time_to_loss", "loss_at_time"])
-    parser.add_argument(
-        "--seeds",
-        type=lambda text: [int(seed) for seed in text.split(",")],
-        help="a pair for each (1337,1338,1339; loss_at_time: 1337)",
-    )
-    parser.add_argument(
-        "--experiment", default="fast", help="our recipe: conf/experiment/NAME, or null (fast)"
-    )
-    parser.add_argument("--steps", type=int, help="of ours in time_to_loss (the experiment's own)")
-    parser.add_argument("--nanogpt-steps", type=int, default=2250, help="in time_to_loss (2250)")
-    parser.add_argument("--minutes", type=float, default=3.0, help="of loss_at_time (3)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
-    parser.add_argument(
-        "overrides", nargs="*", help="further settings of ours, as typed for run_train.py"
-    )
-    return parser.parse_args(arguments)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,12 +1,17 @@
-"""What all benchmarks share: measuring in pairs, and rows for a table and for ``--json FILE``."""
+"""What all benchmarks share: measuring in pairs, rows for a table and a file, and options.
 
+Nothing here imports torch before the first row is there: :mod:`benchmarks.memory` says why.
+"""
+
+import argparse
 import json
+import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 Pair = tuple[float, float]  # ours, the other's
 T = TypeVar("T")
@@ -76,9 +81,20 @@ def seconds_per_call(call: Callable[[], None], at_least: float, fewest: int = 3)
     return statistics.median(times)
 
 
+def report(rows: Iterable[Row], path: Path | None) -> None:
+    """Show each row as it comes and write it too, so that an interruption leaves what there is."""
+    done: list[Row] = []
+    for row in rows:
+        if not done:
+            show_header()
+        show(row)
+        done.append(row)
+        write_json(done, path)
+
+
 def show_header() -> None:
     """Where this was measured, and the first line of the table."""
-    import torch  # not above: the process that starts benchmarks.memory's others must stay small
+    import torch
 
     from llm.device import describe
 
@@ -108,3 +124,46 @@ def write_json(rows: Sequence[Row], path: Path | None) -> None:
     if path is not None:
         text = json.dumps([asdict(row) for row in rows], indent=1)
         path.write_text(text + "\n", encoding="utf-8")
+
+
+class Parser(argparse.ArgumentParser):
+    """The options that benchmarks share; ``--only`` where the ids of their rows are given."""
+
+    def __init__(self, description: str, ids: Sequence[str] = (), repeats: int = 3) -> None:
+        super().__init__(description=description)
+        self.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
+        self.add_argument("--repeats", type=int, default=repeats, help=f"pairs per row ({repeats})")
+        if ids:
+            self.add_argument(
+                "--only",
+                type=lambda text: chosen(text, ids),
+                default=ids,
+                metavar="ID[,ID]",
+                help=", ".join(ids),
+            )
+
+    def error(self, message: str) -> NoReturn:
+        """A mistake in what was typed: one line, without the usage."""
+        line = message.replace("\n", "\\n")
+        self.exit(2, f"{self.prog}: {line}\n")
+
+
+def chosen(text: str, ids: Sequence[str]) -> list[str]:
+    """Those of ``ids`` that are named, in their own order."""
+    named = text.split(",")
+    if unknown := [id for id in named if id not in ids]:
+        raise argparse.ArgumentTypeError(
+            f"{','.join(unknown)} is unknown: take from {', '.join(ids)}"
+        )
+    return [id for id in ids if id in named]
+
+
+def clone_of_nanogpt(text: str) -> Path:
+    """The folder, if nanoGPT's network is in it; its ``model.py`` is read, not imported."""
+    path = Path(text) / "model.py"
+    source = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    if not re.search(r"^class GPT\b", source, flags=re.MULTILINE):
+        raise argparse.ArgumentTypeError(
+            f"{text} is no clone of nanoGPT: it has no model.py with a class GPT"
+        )
+    return Path(text)

@@ -1,19 +1,13 @@
-"""Training speed on this machine: python -m benchmarks.step [--nanogpt DIR] [--json FILE]
+"""How near training comes to this machine's peak: python -m benchmarks.step [--json FILE]
 
 Full training steps on the CPU in float32, from assembling the batch (out of a memory-mapped file)
-to clearing the gradients. Two kinds of rows:
+to clearing the gradients. A row holds tokens/s, the FLOP/s of a matrix product measured in turn
+with it, and as ``ratio`` the share of those FLOP/s that the step reaches.
 
-- ``step_*``: tokens/s of this project's loop and of nanoGPT's, both with GPT-2's architecture and
-  the same shape; ``ratio`` is ours over nanoGPT's. Needs a clone of nanoGPT. ``step_compiled_*`` is
-  the same with torch.compile on both sides, compiled before the clock starts; it takes minutes and
-  is measured only with ``--all`` or by name.
-- ``peak_share*``: tokens/s, the FLOP/s of a matrix product measured in turn with it, and as
-  ``ratio`` the share of those FLOP/s that the step reaches.
-
+The same steps beside nanoGPT's are measured here for :mod:`benchmarks.vs_nanogpt`.
 Everything is measured in pairs, because other work on a machine disturbs both sides.
 """
 
-import argparse
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -21,15 +15,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.nanogpt import NanoGPT
-from benchmarks.rows import (
-    Row,
-    alternate,
-    row,
-    seconds_per_call,
-    show,
-    show_header,
-    write_json,
-)
+from benchmarks.rows import Parser, Row, alternate, report, row, seconds_per_call
 from benchmarks.training import Ours, Shape, Training, random_dataset
 from llm.config.compose import compose_training
 from llm.training.throughput import flops_per_token, measured_matmul_flops
@@ -51,9 +37,7 @@ PRESETS = {  # model option: the data whose vocabulary it has, sequences per ste
     "tiny": ("shakespeare_char", 8),
     "small": ("shakespeare", 4),
 }
-QUICK = [f"step_{size}" for size in SHAPES] + [f"peak_share_{preset}" for preset in PRESETS]
-QUICK += ["peak_share"]
-COMPILED = ["step_compiled_0.8M", "step_compiled_10.7M"]
+IDS = ["peak_share", *(f"peak_share_{preset}" for preset in PRESETS)]
 
 
 def ours(folder: Path, *overrides: str) -> Ours:
@@ -91,9 +75,13 @@ def rate(training: Training, tokens: int, seconds: float) -> float:
 
 
 def against_nanogpt(
-    id: str, shape: Shape, compiled: bool, nanogpt: Path, repeats: int, seconds: float
+    id: str, size: str, nanogpt: Path, repeats: int, seconds: float, compiled: bool = False
 ) -> Row:
-    """Tokens per second of both, slice by slice in turn."""
+    """Tokens per second of both, slice by slice in turn, with GPT-2's architecture.
+
+    What is compiled is so on both sides, before the clock starts.
+    """
+    shape = SHAPES[size]
     with tempfile.TemporaryDirectory() as folder:
         mine = ours_as_gpt2(Path(folder), shape, compiled)
         theirs = NanoGPT(nanogpt, shape, Path(folder) / "train.bin", ENDLESS, compiled=compiled)
@@ -129,47 +117,26 @@ def against_peak(id: str, name: str, training: Ours, repeats: int, seconds: floa
     return row(id, what, pairs, lambda rate, peak: rate * flops / peak)
 
 
-def measure(id: str, nanogpt: Path | None, repeats: int, seconds: float) -> Row:
+def measure(id: str, repeats: int, seconds: float) -> Row:
     """The row called ``id``."""
-    kind, _, size = id.rpartition("_")
-    if kind in ("step", "step_compiled"):
-        assert nanogpt is not None
-        compiled = kind == "step_compiled"
-        return against_nanogpt(id, SHAPES[size], compiled, nanogpt, repeats, seconds)
     with tempfile.TemporaryDirectory() as folder:
         if id == "peak_share":
             training = ours_as_gpt2(Path(folder), SHAPES["124M"])
             return against_peak(id, "GPT-2", training, repeats, seconds)
-        data, batch_size = PRESETS[size]
+        preset = id.removeprefix("peak_share_")
+        data, batch_size = PRESETS[preset]
         training = ours(
-            Path(folder), f"model={size}", f"data={data}", f"trainer.batch_size={batch_size}"
+            Path(folder), f"model={preset}", f"data={data}", f"trainer.batch_size={batch_size}"
         )
-        return against_peak(id, f"model={size}", training, repeats, seconds)
+        return against_peak(id, f"model={preset}", training, repeats, seconds)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure what was asked for and print a table."""
-    parser = argparse.ArgumentParser(description="Training speed on this machine")
-    parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="a clone of nanoGPT")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
-    parser.add_argument("--repeats", type=int, default=3, help="pairs per row")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each half of a pair")
-    parser.add_argument("--only", metavar="ID,...", help=", ".join(QUICK + COMPILED))
-    parser.add_argument("--all", action="store_true", help="the compiled rows too")
+    parser = Parser("How near training comes to this machine's peak", IDS)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each half of a pair (4)")
     typed = parser.parse_args(arguments)
-    ids = typed.only.split(",") if typed.only else QUICK + (COMPILED if typed.all else [])
-    if unknown := [id for id in ids if id not in QUICK + COMPILED]:
-        parser.error(f"--only {','.join(unknown)}: take from {', '.join(QUICK + COMPILED)}")
-    if typed.nanogpt is None:
-        ids = [id for id in ids if not id.startswith("step")]
-        if not ids:
-            parser.error("the step rows need --nanogpt DIR")
-    rows = []
-    show_header()
-    for id in ids:
-        rows.append(measure(id, typed.nanogpt, typed.repeats, typed.seconds))
-        show(rows[-1])
-        write_json(rows, typed.json)  # after each, so that an interruption leaves what there is
+    report((measure(id, typed.repeats, typed.seconds) for id in typed.only), typed.json)
 
 
 if __name__ == "__main__":

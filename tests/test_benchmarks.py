@@ -2,18 +2,23 @@
 
 import json
 import math
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import recipe, rows, step
+from benchmarks import decoding, memory, recipe, rows, step, vs_nanogpt
 from benchmarks.nanogpt import NanoGPT, learning_rate
 from benchmarks.training import Ours, Shape, random_dataset, train, validation_loss
 from llm.config.compose import compose_training
 from llm.data.dataset import Dataset
+from tests.conftest import ROOT
 
 TINY = Shape(n_layer=1, n_head=2, n_embed=16, block_size=8, batch_size=4, vocab_size=65)
 # What is used of nanoGPT's model.py: the same names and results, from a bigram table.
@@ -36,7 +41,7 @@ class GPTConfig:
 class GPT(torch.nn.Module):
     def __init__(self, config):
         super().__init__()
-        assert config.dropout == 0.0 and not config.bias
+        assert config.dropout == 0.0
         self.table = torch.nn.Embedding(config.vocab_size, config.vocab_size)
         print("number of parameters: none to speak of")
 
@@ -48,6 +53,11 @@ class GPT(torch.nn.Module):
 
     def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
         return torch.optim.AdamW(self.parameters(), learning_rate, betas)
+
+    def generate(self, idx, max_new_tokens, top_k):
+        for _ in range(max_new_tokens):
+            logits, _ = self(idx)
+            idx = torch.cat((idx, logits.topk(top_k).indices[:, -1]), dim=1)
 """
 KEYS = ["id", "what", "ours", "other", "ratio", "low", "high"]
 
@@ -70,38 +80,99 @@ def measured(path: Path) -> dict[str, dict[str, float]]:
     return {row["id"]: row for row in found}
 
 
-def test_steps_are_measured_against_nanogpt_and_against_the_peak(
+def refusal(
+    main: Callable[[list[str]], None], typed: list[str], capsys: pytest.CaptureFixture[str]
+) -> str:
+    """The only line that a command says before it exits with status 2."""
+    with pytest.raises(SystemExit) as stop:
+        main(typed)
+    said = capsys.readouterr()
+    assert (stop.value.code, said.out, said.err.count("\n")) == (2, "", 1)
+    return said.err
+
+
+def test_steps_and_writing_are_measured_against_nanogpt(
     nanogpt: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    small = {"n_layer": 1, "n_embed": 16, "n_head": 2, "head_size": 8, "vocab_size": 65}
     monkeypatch.setattr(step, "SHAPES", dict.fromkeys(step.SHAPES, TINY))
-    only = "step_0.8M,peak_share_nano,peak_share"
+    monkeypatch.setattr(decoding, "LARGE", decoding.LARGE | small)
+    only = ["step_0.8M", "step_124M", "decode_124M_nanogpt"]
+    typed = ["--only", ",".join(reversed(only)), "--repeats", "1", "--seconds", "0"]
+    vs_nanogpt.main([*typed, "--nanogpt", str(nanogpt), "--json", str(tmp_path / "rows")])
+    assert list(measured(tmp_path / "rows")) == only
+    shown = capsys.readouterr().out
+    assert [line.split()[0] for line in shown.splitlines()[2:]] == only
+    assert "none to speak of" not in shown
+
+
+def test_of_compiled_steps_the_one_that_gains_less_is_given_again(
+    nanogpt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step, "SHAPES", dict.fromkeys(step.SHAPES, TINY))
+    monkeypatch.setattr(torch, "compile", lambda network: network)
+    typed = ["--only", "step_compiled", "--repeats", "1", "--seconds", "0"]
+    vs_nanogpt.main([*typed, "--nanogpt", str(nanogpt), "--json", str(tmp_path / "rows")])
+    found = measured(tmp_path / "rows")
+    assert list(found) == ["step_compiled_0.8M", "step_compiled_10.7M", "step_compiled"]
+    *both, least = [row["ratio"] for row in found.values()]
+    assert least == min(both)
+
+
+def test_steps_are_measured_against_the_peak(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step, "SHAPES", dict.fromkeys(step.SHAPES, TINY))
+    only = "peak_share,peak_share_nano"
     typed = ["--only", only, "--repeats", "2", "--seconds", "0", "--json", str(tmp_path / "rows")]
-    step.main([*typed, "--nanogpt", str(nanogpt)])
+    step.main(typed)
     found = measured(tmp_path / "rows")
     assert list(found) == only.split(",")
     assert found["peak_share"]["ratio"] > 0
-    assert "none to speak of" not in capsys.readouterr().out
 
 
-def test_without_nanogpt_only_the_shares_of_the_peak_are_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_memory_is_measured_before_torch_makes_the_process_large() -> None:
+    assert vs_nanogpt.IDS[0] == "step_memory"
+    look = "import sys, benchmarks.vs_nanogpt; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", look], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("command", [vs_nanogpt, decoding, step])
+def test_an_unknown_row_is_named(
+    command: ModuleType, nanogpt: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(step, "PRESETS", {"nano": ("shakespeare_char", 1)})
-    monkeypatch.setattr(step, "QUICK", ["step_0.8M", "peak_share_nano"])
-    step.main(["--repeats", "1", "--seconds", "0", "--json", str(tmp_path / "rows")])
-    assert list(measured(tmp_path / "rows")) == ["peak_share_nano"]
+    clone = ["--nanogpt", str(nanogpt)] if command is vs_nanogpt else []
+    said = refusal(command.main, [*clone, "--only", "step_0.9M"], capsys)
+    assert "step_0.9M is unknown: take from " in said
 
 
-@pytest.mark.parametrize("only", ["step_0.9M", "step_0.8M"])
-def test_a_row_that_cannot_be_measured_is_named(
-    only: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("command", [vs_nanogpt, memory])
+@pytest.mark.parametrize("model", [None, "class GPTConfig: ...\n"])
+def test_a_folder_without_nanogpts_network_is_no_clone(
+    command: ModuleType, model: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
-        step.main(["--only", only])
-    assert ("step_0.9M" if only == "step_0.9M" else "--nanogpt") in capsys.readouterr().err
+    if model is not None:
+        (tmp_path / "model.py").write_text(model, encoding="utf-8")
+    said = refusal(command.main, ["--nanogpt", str(tmp_path)], capsys)
+    assert f"{tmp_path} is no clone of nanoGPT" in said
+
+
+@pytest.mark.parametrize("only", [[], ["--only", "step_0.8M,loss_at_time"]])
+def test_a_row_that_needs_a_text_asks_for_it(
+    only: list[str], nanogpt: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refusal(vs_nanogpt.main, ["--nanogpt", str(nanogpt), *only], capsys)
+    assert ("loss_at_time" if only else "time_to_loss") + " needs --data" in said
+
+
+def test_a_text_that_is_no_file_is_named(
+    nanogpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = ["--nanogpt", str(nanogpt), "--data", str(tmp_path)]
+    assert f"--data {tmp_path} is not a file" in refusal(vs_nanogpt.main, typed, capsys)
 
 
 def test_recipes_are_compared_by_time_and_by_loss(
@@ -117,10 +188,11 @@ def test_recipes_are_compared_by_time_and_by_loss(
     monkeypatch.setattr(recipe, "LARGER", TINY)
     arguments = [
         "--nanogpt", str(nanogpt), "--data", str(text_file), "--experiment", "null",
-        "--seeds", "1,2", "--steps", "3", "--nanogpt-steps", "4", "--minutes", "0.005",
-        "--json", str(tmp_path / "rows"), "optimizer.lr=3e-3",
+        "--only", "time_to_loss,loss_at_time", "--seeds", "1,2", "--steps", "3",
+        "--nanogpt-steps", "4", "--minutes", "0.005", "--json", str(tmp_path / "rows"),
+        "optimizer.lr=3e-3",
     ]  # fmt: skip
-    recipe.main(arguments)
+    vs_nanogpt.main(arguments)
     found = measured(tmp_path / "rows")
     assert list(found) == ["time_to_loss", "loss_at_time"]
     loss = found["loss_at_time"]
@@ -128,6 +200,16 @@ def test_recipes_are_compared_by_time_and_by_loss(
     assert "after 3 steps" in str(found["time_to_loss"]["what"])
     assert "after 4 steps" in str(found["time_to_loss"]["what"])
     assert capsys.readouterr().out.count("seed 2: loss") == 4
+
+
+def test_what_was_measured_is_kept_when_a_later_row_fails(tmp_path: Path) -> None:
+    def measure() -> Iterator[rows.Row]:
+        yield rows.row("first", "what", [(1.0, 2.0)], lambda ours, other: ours / other)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rows.report(measure(), tmp_path / "rows")
+    assert list(measured(tmp_path / "rows")) == ["first"]
 
 
 def test_our_side_trains_as_the_recipe_says_and_is_repeatable(dataset: Dataset) -> None:

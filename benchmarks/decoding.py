@@ -1,12 +1,12 @@
-"""Speed of writing text: python -m benchmarks.decode [--nanogpt CLONE] [--json FILE]
+"""Speed of writing text: python -m benchmarks.decoding [--only ID[,ID]] [--json FILE]
 
 One token at a time with a key/value cache, greedy, in float32, random weights: beside transformers'
-generate with its cache and the same weights, beside nanoGPT's generate (where a clone is given),
-and beside what the machine's memory allows, each weight being read once per token. Both sides run
-in this process, in turn, several times, because other work on the machine disturbs both.
+generate with its cache and the same weights, and beside what the machine's memory allows, each
+weight being read once per token. nanoGPT's generate is measured here for
+:mod:`benchmarks.vs_nanogpt`. Both sides run in this process, in turn, several times, because other
+work on the machine disturbs both.
 """
 
-import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.nanogpt import load_model_module
-from benchmarks.rows import Row, row, show, show_header, write_json
+from benchmarks.nanogpt import network
+from benchmarks.rows import Parser, Row, report, row
 from llm.functional.linear import linear
 from llm.model.gpt import GPT
 from llm.sampling.cache import KVCache
@@ -28,7 +28,15 @@ LARGE = GPT2 | {"n_layer": 12, "n_embed": 768, "n_head": 12, "head_size": 64,
                 "block_size": 1024, "vocab_size": 50_257}  # fmt: skip
 SMALL = GPT2 | {"n_layer": 6, "n_embed": 384, "n_head": 6, "head_size": 64,
                 "block_size": 256, "vocab_size": 65}  # fmt: skip
-LENGTHS = [1, 4, 8, 12, 20, 32, 48, 64]  # tokens of the prompts of a batch
+ONE = [[0]]
+BATCH = [[(7 * i + n) % 65 for i in range(n)] for n in (1, 4, 8, 12, 20, 32, 48, 64)]
+ROWS = {  # the network and its prompts
+    "decode_10.7M_transformers": (SMALL, ONE),
+    "decode_batch8": (SMALL, BATCH),
+    "decode_124M_transformers": (LARGE, ONE),
+    "decode_124M_bandwidth": (LARGE, ONE),
+}
+NEW_TOKENS = 512
 Generate = Callable[[int], None]  # so many new tokens
 
 
@@ -88,12 +96,10 @@ def transformers(model: GPT, shape: dict[str, Any], prompts: list[list[int]]) ->
 
 def nanogpt(clone: Path, shape: dict[str, Any], prompt: list[int]) -> Generate:
     """A fresh network of the same shape from nanoGPT's model.py."""
-    module = load_model_module(clone)
-    config = module.GPTConfig(
-        block_size=shape["block_size"], vocab_size=shape["vocab_size"], n_layer=shape["n_layer"],
-        n_head=shape["n_head"], n_embd=shape["n_embed"], dropout=0.0, bias=True,
-    )  # fmt: skip
-    model = module.GPT(config).eval()
+    model = network(
+        clone, block_size=shape["block_size"], vocab_size=shape["vocab_size"],
+        n_layer=shape["n_layer"], n_head=shape["n_head"], n_embd=shape["n_embed"], bias=True,
+    ).eval()  # fmt: skip
     tokens = torch.tensor([prompt])
     return lambda new_tokens: model.generate(tokens, new_tokens, top_k=1)
 
@@ -116,33 +122,44 @@ def rate(generate: Generate, new_tokens: int, rows: int = 1) -> float:
     return rows * new_tokens / (time.perf_counter() - start)
 
 
-def measure(
-    arguments: argparse.Namespace, shape: dict[str, Any], prompts: list[list[int]], name: str,
-    new_tokens: int,
-) -> list[Row]:  # fmt: skip
-    """Rows for one network: beside transformers, and for the large one beside the other two."""
+def size(model: GPT, rows: int, new_tokens: int) -> str:
+    """What is measured, in words."""
+    return (
+        f"{model.n_parameters() / 1e6:.1f} M parameters, {rows} x {new_tokens} new tokens, tokens/s"
+    )
+
+
+def against_transformers(
+    id: str, shape: dict[str, Any], prompts: list[list[int]], new_tokens: int, repeats: int
+) -> Row:
+    """Tokens per second of both; ``ratio`` is ours over theirs."""
     model, mine = ours(shape, prompts)
-    theirs, n, large = transformers(model, shape, prompts), len(prompts), shape is LARGE
+    theirs, n = transformers(model, shape, prompts), len(prompts)
     for warm_up in (mine, theirs):
         warm_up(8)
-    size = f"{model.n_parameters() / 1e6:.1f} M parameters, {n} x {new_tokens} new tokens, tokens/s"
-    pairs = [(rate(mine, new_tokens, n), rate(theirs, new_tokens, n))
-             for _ in range(arguments.repeats)]  # fmt: skip
-    rows = [row(name, f"{size}; transformers with its cache", pairs, share)]
-    if large:
-        assert model.position is not None
-        read = 4 * (model.n_parameters() - model.position.weight.numel())
-        pairs = [(rate(mine, new_tokens), bandwidth()) for _ in range(arguments.repeats)]
-        what = f"{size}; bytes/s of a matrix-vector product; share of it"
-        rows.append(row("decode_124M_bandwidth", what, pairs, lambda a, b: read * a / b))
-    if large and arguments.nanogpt:
-        slow = nanogpt(arguments.nanogpt, shape, prompts[0])
-        slow(2)
-        pairs = [(rate(mine, new_tokens), rate(slow, new_tokens)) for _ in range(arguments.repeats)]
-        rows.append(row("decode_124M_nanogpt", f"{size}; nanoGPT", pairs, share))
-    for result in rows:
-        show(result)
-    return rows
+    pairs = [(rate(mine, new_tokens, n), rate(theirs, new_tokens, n)) for _ in range(repeats)]
+    return row(id, f"{size(model, n, new_tokens)}; transformers with its cache", pairs, share)
+
+
+def against_bandwidth(id: str, shape: dict[str, Any], new_tokens: int, repeats: int) -> Row:
+    """Tokens per second, and the share of the memory's speed at which they read the weights."""
+    model, mine = ours(shape, ONE)
+    mine(8)
+    assert model.position is not None
+    read = 4 * (model.n_parameters() - model.position.weight.numel())
+    pairs = [(rate(mine, new_tokens), bandwidth()) for _ in range(repeats)]
+    what = f"{size(model, 1, new_tokens)}; bytes/s of a matrix-vector product; share of it"
+    return row(id, what, pairs, lambda ours, other: read * ours / other)
+
+
+def against_nanogpt(id: str, clone: Path, repeats: int, new_tokens: int = NEW_TOKENS) -> Row:
+    """Tokens per second of the large network and of nanoGPT's; ``ratio`` is ours over theirs."""
+    model, mine = ours(LARGE, ONE)
+    theirs = nanogpt(clone, LARGE, ONE[0])
+    mine(8)
+    theirs(2)
+    pairs = [(rate(mine, new_tokens), rate(theirs, new_tokens)) for _ in range(repeats)]
+    return row(id, f"{size(model, 1, new_tokens)}; nanoGPT", pairs, share)
 
 
 def share(ours: float, other: float) -> float:
@@ -150,22 +167,23 @@ def share(ours: float, other: float) -> float:
     return ours / other
 
 
-def main() -> None:
-    """Measure and print a table."""
-    parser = argparse.ArgumentParser(description="Speed of writing text, side by side")
-    parser.add_argument("--nanogpt", type=Path, help="a clone of nanoGPT to measure beside")
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
-    parser.add_argument("--repeats", type=int, default=3, help="pairs of measurements per row")
-    parser.add_argument("--tokens", type=int, help="new tokens; default 512, 256 for the small one")
-    arguments = parser.parse_args()
-    show_header()
-    few, many = arguments.tokens or 256, arguments.tokens or 512
-    fresh = min(few, SMALL["block_size"] - max(LENGTHS))  # transformers ends at block_size
-    batch = [[(7 * i + n) % 65 for i in range(n)] for n in LENGTHS]
-    rows = measure(arguments, SMALL, [[0]], "decode_10.7M_transformers", min(few, 255))
-    rows += measure(arguments, SMALL, batch, "decode_batch8", fresh)
-    rows += measure(arguments, LARGE, [[0]], "decode_124M_transformers", many)
-    write_json(rows, arguments.json)
+def measure(id: str, new_tokens: int, repeats: int) -> Row:
+    """The row called ``id``; transformers ends where ``block_size`` does."""
+    shape, prompts = ROWS[id]
+    new_tokens = min(new_tokens, shape["block_size"] - max(map(len, prompts)))
+    if id == "decode_124M_bandwidth":
+        return against_bandwidth(id, shape, new_tokens, repeats)
+    return against_transformers(id, shape, prompts, new_tokens, repeats)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure what was asked for and print a table."""
+    parser = Parser("Speed of writing text, side by side", list(ROWS))
+    parser.add_argument(
+        "--tokens", type=int, default=NEW_TOKENS, help="to write at most (512, the small one 255)"
+    )
+    typed = parser.parse_args(arguments)
+    report((measure(id, typed.tokens, typed.repeats) for id in typed.only), typed.json)
 
 
 if __name__ == "__main__":

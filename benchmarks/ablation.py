@@ -27,6 +27,7 @@ CHANGES = [
     "model.mlp=gelu",
     "model.value_embeddings=true",
     "model.logit_softcap=15",
+    "optimizer=adamw optimizer.lr=1e-3 schedule.warmup_steps=20",
     "optimizer=adamw optimizer.lr=2e-3 schedule.warmup_steps=20",
     "optimizer=adamw optimizer.lr=4e-3 schedule.warmup_steps=20",
     "optimizer=adamw optimizer.lr=8e-3 schedule.warmup_steps=20",

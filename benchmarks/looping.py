@@ -66,7 +66,7 @@ def show(name: str, found: list[Repeats]) -> None:
 
 def main() -> None:
     """Measure all settings and print a table in Markdown."""
-    parser = Parser("How often a model's texts loop")
+    parser = Parser("How often a model's texts loop", repeats=0)
     parser.add_argument("--ckpt", required=True, help="a run folder or a checkpoint")
     parser.add_argument("--data", type=Path, required=True, help="the prepared folder of its data")
     parser.add_argument("overrides", nargs="*", help="settings for all, as for run_sample.py")

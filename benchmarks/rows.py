@@ -132,7 +132,10 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description: str, ids: Sequence[str] = (), repeats: int = 3) -> None:
         super().__init__(description=description)
         self.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
-        self.add_argument("--repeats", type=int, default=repeats, help=f"pairs per row ({repeats})")
+        if repeats:
+            self.add_argument(
+                "--repeats", type=int, default=repeats, help=f"pairs per row ({repeats})"
+            )
         if ids:
             self.add_argument(
                 "--only",

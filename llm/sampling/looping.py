@@ -85,8 +85,8 @@ def remedy(options: SamplingOptions, words: bool) -> str:
     """
     if options.temperature < 0.7:
         return "temperature=0.8"
-    if words and options.repetition_penalty == 1:
-        return "repetition_penalty=1.2"
-    if not options.no_repeat_ngram:  # a penalty on single letters would bar every word
+    if options.frequency_penalty <= 0:
+        return "frequency_penalty=0.3"
+    if not options.no_repeat_ngram:  # of letters, short runs occur in any text
         return f"no_repeat_ngram={4 if words else 16}"
     return "a higher temperature, or a model that was trained for longer"

@@ -65,6 +65,6 @@ def test_the_remedy_is_one_that_was_not_tried() -> None:
         assert getattr(options, key) != float(value)
         setattr(options, key, float(value))
         tried.append(key)
-    assert tried == ["temperature", "repetition_penalty", "no_repeat_ngram"]
+    assert tried == ["temperature", "frequency_penalty", "no_repeat_ngram"]
     assert "=" not in remedy(options, words=True)
-    assert remedy(SamplingOptions(), words=False) == "no_repeat_ngram=16"
+    assert remedy(SamplingOptions(frequency_penalty=1), words=False) == "no_repeat_ngram=16"

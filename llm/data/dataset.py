@@ -126,6 +126,10 @@ def _map(folder: Path, split: str, meta: dict[str, Any]) -> np.ndarray:
     return tokens_on_disk
 
 
+# Steps whose places are computed at once: one by one that took a twentieth of a small step.
+AHEAD = 64
+
+
 class BatchSampler:
     """Training batches: ``batch(step)`` for steps 1, 2, 3, ... in any order.
 
@@ -147,6 +151,7 @@ class BatchSampler:
         )
         self.tokens, self.block_size, self.batch_size = tokens, block_size, batch_size
         self.seed, self.overfit_batches = seed, overfit_batches
+        self.known: tuple[int, np.ndarray] | None = None  # the last block and its positions
         # One window is kept free for the offset, where the data allows it.
         self.windows = max(1, (len(tokens) - block_size) // block_size)
         self.slack = min(block_size - 1, len(tokens) - 1 - self.windows * block_size)
@@ -154,8 +159,15 @@ class BatchSampler:
     def positions(self, step: int) -> np.ndarray:
         """Where the windows of a step start in the tokens: (batch_size,) int64."""
         index = step - 1 if self.overfit_batches == 0 else (step - 1) % self.overfit_batches
-        first = index * self.batch_size
-        sequence = np.arange(first, first + self.batch_size, dtype=np.uint64)
+        block, place = divmod(index, AHEAD)
+        if self.known is None or self.known[0] != block:
+            self.known = block, self.starts(block).reshape(AHEAD, self.batch_size)
+        return self.known[1][place]
+
+    def starts(self, block: int) -> np.ndarray:
+        """The positions of :data:`AHEAD` steps, as :meth:`positions` has them one by one."""
+        count = AHEAD * self.batch_size
+        sequence = np.arange(block * count, (block + 1) * count, dtype=np.uint64)
         epoch, place = np.divmod(sequence, np.uint64(self.windows))
         key = mix(epoch + mix(np.uint64(self.seed)))
         offset = mix(key + np.uint64(1)) % np.uint64(self.slack + 1)

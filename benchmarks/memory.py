@@ -56,6 +56,7 @@ def measure(which: str, clone: Path, overrides: list[str]) -> dict[str, float]:
     import torch
     import torch._dynamo  # else the first optimizer imports it
 
+    import benchmarks.nanogpt  # noqa: F401  (nor is what it imports)
     import llm.config.build
     import llm.config.compose
     import llm.config.settings

@@ -18,7 +18,7 @@ def main(cfg: DictConfig) -> None:
     import sys
 
     from llm.checkpoint.checkpoint import Checkpoint, find_checkpoint
-    from llm.device import select_device
+    from llm.device import select_device, tune_allocator
     from llm.experiment.samples import (
         check_stops,
         print_samples,
@@ -30,6 +30,7 @@ def main(cfg: DictConfig) -> None:
 
     checkpoint = Checkpoint.open(find_checkpoint("ckpt", str(settings.ckpt)))
     tokenizer = checkpoint.tokenizer
+    tune_allocator(checkpoint.model.n_embed)
     prompt = read_prompt(
         tokenizer, settings.prompt, settings.prompt_file, checkpoint.model.block_size
     )

@@ -33,7 +33,7 @@ def main(cfg: DictConfig) -> float | None:
     from llm.experiment.rundir import recording
     from llm.training.precision import Precision, resolve_precision
 
-    tune_allocator()
+    tune_allocator(settings.model.n_embed)
     device = select_device(settings.trainer.device)
     with byte_progress(f"preparing {settings.data.name}") as on_progress:
         dataset = Dataset.open(prepare(settings.data, on_progress))

@@ -65,7 +65,7 @@ def measure(which: str, clone: Path, overrides: list[str]) -> dict[str, float]:
     from llm.device import peak_memory_bytes, tune_allocator
 
     if which == "ours":
-        tune_allocator()  # as run_train.py does, before the first tensor
+        tune_allocator(768)  # as run_train.py does, before the first tensor
     before = peak_memory_bytes(torch.device("cpu"))
     model, optimizer = build_ours(overrides) if which == "ours" else build_nanogpt(clone)
     tokens = torch.randint(VOCAB_SIZE, (BATCH_SIZE, BLOCK_SIZE))

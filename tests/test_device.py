@@ -71,8 +71,8 @@ def test_peak_memory_of_the_process_is_what_the_kernel_says_in_bytes() -> None:
 def test_a_tuned_allocator_gives_large_tensors_back_to_the_system() -> None:
     program = """
 from pathlib import Path
-from llm.device import tune_allocator
-tune_allocator()
+from llm.device import WIDE, tune_allocator
+tune_allocator(WIDE)
 import torch
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

@@ -94,8 +94,9 @@ def main() -> None:
     losses = read(arguments.folders)
     shared, noise = shared_rate(losses), seed_noise(losses)
     print(f"shared rate {shared:g}; two seeds differ by {noise:.4f}\n")
-    print("| n_embed | n_layer | best rate | loss there | loss at the shared rate | difference |")
-    print("|---|---|---|---|---|---|")
+    grid = sorted(set.union(*(set(rates) for rates in losses.values())))
+    print("| n_embed | n_layer | best loss |", *(f"at {rate:g} |" for rate in grid))
+    print("|---" * (3 + len(grid)) + "|")
     rows = []
     for n_embed, n_layer in sorted(losses):
         rates = losses[n_embed, n_layer]
@@ -112,10 +113,8 @@ def main() -> None:
                 high=max(by_seed),
             )
         )
-        print(
-            f"| {n_embed} | {n_layer} | {best:g} | {rows[-1].ours:.4f} | {rows[-1].other:.4f} | "
-            f"{rows[-1].ratio:+.4f} |"
-        )
+        above = (f"{regret(rates, rate):+.4f} |" if rate in rates else "- |" for rate in grid)
+        print(f"| {n_embed} | {n_layer} | {rows[-1].ours:.4f} |", *above)
     write_json(rows, arguments.json)
     draw(losses, shared, arguments.out)
 

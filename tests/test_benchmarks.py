@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import decoding, memory, recipe, rows, step, vs_nanogpt
+from benchmarks import decoding, memory, recipe, rows, step, transfer, vs_nanogpt
 from benchmarks.nanogpt import NanoGPT, learning_rate
 from benchmarks.training import Ours, Shape, random_dataset, train, validation_loss
 from llm.config.compose import compose_training
@@ -288,3 +288,38 @@ def test_pairs_alternate_who_is_first_and_their_ratios_are_taken_pair_by_pair() 
     assert order == ["ours", "other", "other", "ours", "ours", "other"]
     row = rows.row("id", "what", pairs, lambda ours, other: ours / other)
     assert (row.ours, row.other, row.ratio, row.low, row.high) == (4, 4, 2, 0.5, 3)
+
+
+def test_a_rate_shared_by_all_sizes_is_held_against_the_best_of_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = {  # by width, depth and rate: two seeds
+        (64, 4): {0.01: (3.0, 3.2), 0.02: (2.0, 2.2)},
+        (128, 4): {0.01: (1.0, 1.2), 0.02: (1.1, 1.5)},
+        (64, 8): {0.01: (1.5, 1.7), 0.02: (1.5, 1.5)},
+    }
+    for (n_embed, n_layer), rates in losses.items():
+        for lr, seeds in rates.items():
+            for seed, loss in enumerate(seeds):
+                run = tmp_path / "sweep" / f"{n_embed}-{n_layer}-{lr}-{seed}"
+                run.mkdir(parents=True)
+                config = {
+                    "model": {"n_embed": n_embed, "n_layer": n_layer},
+                    "optimizer": {"lr": lr},
+                }
+                (run / "config.yaml").write_text(json.dumps(config), encoding="utf-8")
+                summary = {"status": "finished", "val_loss": loss}
+                (run / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    typed = ["--folders", str(tmp_path / "sweep"), "--out", str(tmp_path / "picture.png")]
+    monkeypatch.setattr(sys, "argv", ["transfer", *typed, "--json", str(tmp_path / "rows")])
+    transfer.main()
+    found = measured(tmp_path / "rows")
+    assert {id: round(row["ratio"], 6) for id, row in found.items()} == {
+        "transfer: n_embed=64 n_layer=4": 0,
+        "transfer: n_embed=64 n_layer=8": 0,
+        "transfer: n_embed=128 n_layer=4": 0.2,
+    }
+    said = capsys.readouterr().out
+    assert said.startswith("shared rate 0.02; two seeds differ by 0.2309\n")
+    assert "| 128 | 4 | 1.1000 | +0.0000 | +0.2000 |" in said
+    assert (tmp_path / "picture.png").read_bytes()[:4] == b"\x89PNG"

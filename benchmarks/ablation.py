@@ -64,7 +64,7 @@ def main() -> None:
         if arguments.only and arguments.only not in change:
             continue
         found = losses(change) if change else recipe
-        differences = sorted(loss - middle for loss in found)
+        differences = sorted(a - b for a, b in zip(found, recipe, strict=True))  # seed by seed
         rows.append(
             Row(
                 id=f"ablation: {change or 'experiment=fast'}",

@@ -1,7 +1,7 @@
 """llm/functional and draws beside plain torch: python -m benchmarks.functional [--json FILE]
 
-Times on this machine's CPU, float32, forward and backward but for ``linear_*``, which only decoding
-uses. ``ratio`` is plain torch's time over ours.
+Times on this machine's CPU, float32; forward and backward, but for ``linear_*``, ``draw_*`` and
+``int8_*``, which only decoding uses. ``ratio`` is plain torch's time over ours.
 """
 
 from collections.abc import Callable
@@ -125,7 +125,8 @@ def draws() -> list[Case]:
         shares = ordered.softmax(-1)
         above = shares.cumsum(-1) - shares >= 0.95
         barred = above.scatter(1, order, above)
-        return torch.multinomial(masked.masked_fill(barred, -torch.inf).softmax(-1), 1)
+        uniform = torch.rand((1,), generator=generator, dtype=torch.double)
+        return draw(masked.masked_fill(barred, -torch.inf), uniform)
 
     return [("draw_50257", "top_k=200 top_p=0.95; masks over the vocabulary", ours, plain)]
 

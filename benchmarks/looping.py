@@ -2,12 +2,13 @@
 
     python -m benchmarks.looping --ckpt outputs/<run> --data data/<name> [--json FILE] [overrides]
 
-Each setting continues the same 16 stretches of the validation text, which also is scored itself:
-that is what text without loops comes to. Where overrides are given, such as top_k=50, they hold
-for all settings. In the rows, ``ours`` is the share of texts that loop, ``other`` that of the first
-setting, and ``ratio`` the mean of distinct-2.
+Each setting (with top_k=200, the default) continues the same 16 stretches of the validation text,
+which also is scored itself: that is what text without loops comes to. Overrides, such as top_k=50,
+hold for all settings. In the rows, ``ours`` is the share of texts that loop, ``other`` that of the
+first setting, and ``ratio`` the mean of distinct-2.
 """
 
+import argparse
 import statistics
 from dataclasses import fields, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ import yaml
 from benchmarks.rows import Parser, Row, write_json
 from llm.checkpoint.checkpoint import Checkpoint, find_checkpoint
 from llm.data.dataset import Dataset
+from llm.errors import Refused, require
 from llm.sampling.cache import KVCache
 from llm.sampling.generate import SamplingOptions, generate_batch
 from llm.sampling.looping import Repeats, measure_repeats
@@ -47,7 +49,7 @@ def options(typed: list[str]) -> SamplingOptions:
     }
     known = {field.name for field in fields(SamplingOptions)}
     if unknown := set(values) - known:
-        raise SystemExit(f"{', '.join(unknown)}: take from {', '.join(sorted(known))}")
+        raise Refused(f"{', '.join(unknown)} is unknown: take from {', '.join(sorted(known))}")
     chosen = replace(SamplingOptions(max_new_tokens=NEW_TOKENS), **values)
     chosen.check()
     return chosen
@@ -71,8 +73,23 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the prepared folder of its data")
     parser.add_argument("overrides", nargs="*", help="settings for all, as for run_sample.py")
     arguments = parser.parse_args()
+    try:
+        compare(arguments)
+    except Refused as refusal:
+        parser.error(str(refusal))
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Print the table; :class:`llm.errors.Refused` for what does not go together."""
     checkpoint = Checkpoint.open(find_checkpoint("--ckpt", arguments.ckpt))
     dataset, tokenizer = Dataset.open(arguments.data), checkpoint.tokenizer
+    require(
+        dataset.tokenizer.to_json() == tokenizer.to_json(),
+        f"{arguments.data} has other tokens than {arguments.ckpt}",
+    )
+    length = PROMPT_TOKENS + NEW_TOKENS
+    require(len(dataset.val) >= length, f"{arguments.data} has less than {length} tokens in val")
+    setups = [options([*arguments.overrides, *setting.split()]) for setting in SETTINGS]
     model = checkpoint.load_model(torch.device("cpu")).eval()
     places = np.linspace(0, len(dataset.val) - PROMPT_TOKENS - NEW_TOKENS, PROMPTS, dtype=int)
     prompts = [dataset.val[at : at + PROMPT_TOKENS].tolist() for at in places]
@@ -83,8 +100,7 @@ def main() -> None:
     after = [dataset.val[at + PROMPT_TOKENS :][:NEW_TOKENS].tolist() for at in places]
     show("the text itself", [measure_repeats(tokenizer.decode(tokens)) for tokens in after])
     rows: list[Row] = []
-    for setting in SETTINGS:
-        chosen = options([*arguments.overrides, *setting.split()])
+    for setting, chosen in zip(SETTINGS, setups, strict=True):
         said: list[list[int]] = [[] for _ in prompts]
         for pairs in generate_batch(
             KVCache(model), prompts, chosen, range(PROMPTS), tokenizer.vocab_size,

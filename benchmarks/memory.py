@@ -1,7 +1,8 @@
 """Peak memory of a training step beside nanoGPT's: python -m benchmarks.memory --nanogpt CLONE
 
 Both train the same shape (model=small with GPT-2's 50,257 tokens) on the same random batch of 12
-sequences in float32, each with its own network and AdamW, in turn and each time in a fresh process.
+sequences in float32, each with its own network and AdamW, in turn and each time in a fresh process;
+ours with ``tune_allocator``, as run_train.py calls it.
 Memory is what that process held at most, less what it held before the network was built. Settings
 to try, such as trainer.activation_checkpointing=full, count for ours only; without any, these are
 rows of :mod:`benchmarks.vs_nanogpt` too.

@@ -36,14 +36,10 @@ def read(folders: list[Path]) -> Losses:
 
 
 def seed_noise(losses: Losses) -> float:
-    """Typical difference between two seeds: the pooled standard deviation times sqrt(2)."""
-    spreads = [
-        statistics.variance(seeds)
-        for rates in losses.values()
-        for seeds in rates.values()
-        if len(seeds) > 1
-    ]
-    return float((2 * statistics.mean(spreads)) ** 0.5)
+    """Standard deviation of the difference between two of the means: pooled, by chance alone."""
+    points = [seeds for rates in losses.values() for seeds in rates.values()]
+    variance = statistics.mean(statistics.variance(seeds) for seeds in points)
+    return float((2 * variance / min(map(len, points))) ** 0.5)
 
 
 def shared_rate(losses: Losses) -> float:
@@ -92,8 +88,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     arguments = parser.parse_args()
     losses = read(arguments.folders)
+    if not losses or any(len(seeds) < 2 for rates in losses.values() for seeds in rates.values()):
+        parser.exit(2, "transfer: run both sweeps first, with two seeds or more for each rate\n")
     shared, noise = shared_rate(losses), seed_noise(losses)
-    print(f"shared rate {shared:g}; two seeds differ by {noise:.4f}\n")
+    print(f"shared rate {shared:g}; two means differ by {noise:.4f} by chance\n")
     grid = sorted(set.union(*(set(rates) for rates in losses.values())))
     print("| n_embed | n_layer | best loss |", *(f"at {rate:g} |" for rate in grid))
     print("|---" * (3 + len(grid)) + "|")

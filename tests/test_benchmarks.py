@@ -320,6 +320,6 @@ def test_a_rate_shared_by_all_sizes_is_held_against_the_best_of_each(
         "transfer: n_embed=128 n_layer=4": 0.2,
     }
     said = capsys.readouterr().out
-    assert said.startswith("shared rate 0.02; two seeds differ by 0.2309\n")
+    assert said.startswith("shared rate 0.02; two means differ by 0.1633 by chance\n")
     assert "| 128 | 4 | 1.1000 | +0.0000 | +0.2000 |" in said
     assert (tmp_path / "picture.png").read_bytes()[:4] == b"\x89PNG"

@@ -126,7 +126,7 @@ def _map(folder: Path, split: str, meta: dict[str, Any]) -> np.ndarray:
     return tokens_on_disk
 
 
-# Steps whose places are computed at once: one by one that took a twentieth of a small step.
+# Steps whose places are computed at once: for one alone it is all overhead.
 AHEAD = 64
 
 

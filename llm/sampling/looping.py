@@ -27,8 +27,8 @@ class Repeats:
 
     @property
     def loops(self) -> bool:
-        """Whether the text got stuck."""
-        return self.longest_loop > LONG_LOOP
+        """Whether the text got stuck; spaces and rules of a layout are no phrase."""
+        return self.longest_loop > LONG_LOOP and re.search(r"\w", self.phrase) is not None
 
     @property
     def scores(self) -> dict[str, float]:

@@ -83,6 +83,7 @@ class Trainer:
                 if self.is_due(options.eval_interval):
                     row |= self.evaluate()
                 if self.is_due(options.sample_interval, at_end=False):
+                    self.finite(loss, "training loss")
                     row |= self.sample()
                 self.log(row)
                 if self.is_due(options.checkpoint_interval):

@@ -95,26 +95,28 @@ def time_to_loss(contest: Contest, seeds: list[int], steps: int, nanogpt_steps: 
 
 
 def loss_at_time(contest: Contest, seeds: list[int], minutes: float) -> Row:
-    """Loss of each recipe after the same minutes of training."""
+    """Loss of each recipe after the same minutes, its schedule fitted right before each run.
+
+    Right before, because a shared machine's speed changes from one minute to the next.
+    """
     seconds = 60 * minutes
-    probe = min(10.0, seconds / 5)
-    settings = contest.settings(seeds[0], ENDLESS)
-    with cold_compiler(settings.trainer.compile):
-        steps = fitting_steps(Ours(settings, contest.dataset), probe, seconds)
-    nanogpt = NanoGPT(
-        contest.nanogpt, contest.shape, contest.dataset.folder / "train.bin", max_iters=ENDLESS
-    )
-    nanogpt_steps = fitting_steps(nanogpt, probe, seconds)
+    probe = min(20.0, seconds / 5)
     ours, theirs = Results("ours"), Results("nanoGPT")
-    pairs = alternate(
-        lambda i: ours.keep(seeds[i], contest.ours(seeds[i], steps, seconds)).loss,
-        lambda i: theirs.keep(seeds[i], contest.theirs(seeds[i], nanogpt_steps, seconds)).loss,
-        len(seeds),
-    )
-    what = (
-        f"loss after {minutes:g} minutes; {ours}, schedule of {steps} steps; "
-        f"{theirs}, schedule of {nanogpt_steps}"
-    )
+
+    def run_ours(i: int) -> float:
+        settings = contest.settings(seeds[i], ENDLESS)
+        with cold_compiler(settings.trainer.compile):
+            steps = fitting_steps(Ours(settings, contest.dataset), probe, seconds)
+        return ours.keep(seeds[i], contest.ours(seeds[i], steps, seconds)).loss
+
+    def run_theirs(i: int) -> float:
+        file = contest.dataset.folder / "train.bin"
+        timed = NanoGPT(contest.nanogpt, contest.shape, file, max_iters=ENDLESS)
+        steps = fitting_steps(timed, probe, seconds)
+        return theirs.keep(seeds[i], contest.theirs(seeds[i], steps, seconds)).loss
+
+    pairs = alternate(run_ours, run_theirs, len(seeds))
+    what = f"loss after {minutes:g} minutes; {ours}; {theirs}"
     return row("loss_at_time", what, pairs, lambda ours, other: other - ours, statistics.fmean)
 
 

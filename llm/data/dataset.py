@@ -162,7 +162,8 @@ class BatchSampler:
         block, place = divmod(index, AHEAD)
         if self.known is None or self.known[0] != block:
             self.known = block, self.starts(block).reshape(AHEAD, self.batch_size)
-        return self.known[1][place]
+        positions: np.ndarray = self.known[1][place]
+        return positions
 
     def starts(self, block: int) -> np.ndarray:
         """The positions of :data:`AHEAD` steps, as :meth:`positions` has them one by one."""

@@ -85,8 +85,8 @@ def remedy(options: SamplingOptions, words: bool) -> str:
     """
     if options.temperature < 0.7:
         return "temperature=0.8"
-    if options.frequency_penalty <= 0:
+    if words and options.frequency_penalty <= 0:  # of letters, it wears out the common ones
         return "frequency_penalty=0.3"
-    if not options.no_repeat_ngram:  # of letters, short runs occur in any text
+    if not options.no_repeat_ngram:  # short runs of letters occur in any text
         return f"no_repeat_ngram={4 if words else 16}"
     return "a higher temperature, or a model that was trained for longer"

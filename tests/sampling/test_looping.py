@@ -67,4 +67,4 @@ def test_the_remedy_is_one_that_was_not_tried() -> None:
         tried.append(key)
     assert tried == ["temperature", "frequency_penalty", "no_repeat_ngram"]
     assert "=" not in remedy(options, words=True)
-    assert remedy(SamplingOptions(frequency_penalty=1), words=False) == "no_repeat_ngram=16"
+    assert remedy(SamplingOptions(), words=False) == "no_repeat_ngram=16"

@@ -86,8 +86,8 @@ def against_nanogpt(
         mine = ours_as_gpt2(Path(folder), shape, compiled)
         theirs = NanoGPT(nanogpt, shape, Path(folder) / "train.bin", ENDLESS, compiled=compiled)
         for training in (mine, theirs):  # compiles, fills the optimizer's state, warms caches
-            training.step()
-            training.step()
+            for _ in range(4):
+                training.step()
         pairs = alternate(
             lambda _: rate(mine, shape.tokens, seconds),
             lambda _: rate(theirs, shape.tokens, seconds),

@@ -56,9 +56,9 @@ def tune_allocator(n_embed: int) -> None:
     """Let the system reclaim large CPU tensors (Linux). Call it before the first tensor is made.
 
     glibc (2.36) rarely finds room for an aligned block where one of its size was freed, so that a
-    training step came to hold a third more than it needs. Mapped one by one, large blocks go back
-    whole; in huge pages that costs no time, and weights are read a tenth faster in decoding. Narrow
-    networks have nothing to save, but would pay up to a twentieth of the time for smaller blocks.
+    training step comes to hold far more than it needs. Mapped one by one, large blocks go back
+    whole; huge pages make that cheap, and decoding reads weights faster from them. Narrow networks
+    have little to save, and blocks too small for huge pages, which are slow to map.
     """
     if sys.platform == "linux" and n_embed >= WIDE and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages: torch reads it once

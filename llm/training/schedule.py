@@ -47,7 +47,7 @@ class Schedule:
 
     def after_warmup(self, step: int, warmup: int, max_steps: int) -> float:
         """From 1 (full rate) to 0 (``min_lr_ratio``)."""
-        raise NotImplementedError
+        raise NotImplementedError  # each schedule below has its own
 
 
 class Constant(Schedule):

@@ -36,7 +36,7 @@ def main(cfg: DictConfig) -> None:
     )
     check_stops(tokenizer, settings.stops())
     model = checkpoint.load_model(select_device(settings.device, key="device"))
-    lay_out_for_decoding(model)
+    lay_out_for_decoding(model, settings.num_samples)
     print(f"{checkpoint.path.resolve().name} of {settings.ckpt}", file=sys.stderr)
     if settings.verify_cache:
         print_verification(model, tokenizer, prompt, settings, settings.seed)

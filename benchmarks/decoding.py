@@ -45,7 +45,7 @@ def ours(shape: dict[str, Any], prompts: list[list[int]]) -> tuple[GPT, Generate
     """Our network, and what generates from it."""
     torch.manual_seed(0)
     model = GPT(**shape).eval()
-    lay_out_for_decoding(model)
+    lay_out_for_decoding(model, len(prompts))
 
     def run(new_tokens: int) -> None:
         options = SamplingOptions(max_new_tokens=new_tokens, temperature=0)

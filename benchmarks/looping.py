@@ -66,13 +66,13 @@ def show(name: str, found: list[Repeats]) -> None:
     )
 
 
-def main() -> None:
+def main(typed: list[str] | None = None) -> None:
     """Measure all settings and print a table in Markdown."""
     parser = Parser("How often a model's texts loop", repeats=0)
     parser.add_argument("--ckpt", required=True, help="a run folder or a checkpoint")
     parser.add_argument("--data", type=Path, required=True, help="the prepared folder of its data")
     parser.add_argument("overrides", nargs="*", help="settings for all, as for run_sample.py")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(typed)
     try:
         compare(arguments)
     except Refused as refusal:
@@ -90,7 +90,7 @@ def compare(arguments: argparse.Namespace) -> None:
     length = PROMPT_TOKENS + NEW_TOKENS
     require(len(dataset.val) >= length, f"{arguments.data} has less than {length} tokens in val")
     setups = [options([*arguments.overrides, *setting.split()]) for setting in SETTINGS]
-    model = checkpoint.load_model(torch.device("cpu")).eval()
+    model = checkpoint.load_model(torch.device("cpu"))
     places = np.linspace(0, len(dataset.val) - PROMPT_TOKENS - NEW_TOKENS, PROMPTS, dtype=int)
     prompts = [dataset.val[at : at + PROMPT_TOKENS].tolist() for at in places]
     print(

@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import decoding, memory, recipe, rows, step, transfer, vs_nanogpt
+from benchmarks import decoding, looping, memory, recipe, rows, step, transfer, vs_nanogpt
 from benchmarks.nanogpt import NanoGPT, learning_rate
 from benchmarks.training import Ours, Shape, random_dataset, train, validation_loss
 from llm.config.compose import compose_training
 from llm.data.dataset import Dataset
-from tests.conftest import ROOT
+from tests.command_line import here
+from tests.conftest import ROOT, TINY_RUN
 
 TINY = Shape(n_layer=1, n_head=2, n_embed=16, block_size=8, batch_size=4, vocab_size=65)
 # What is used of nanoGPT's model.py: the same names and results, from a bigram table.
@@ -323,3 +324,31 @@ def test_a_rate_shared_by_all_sizes_is_held_against_the_best_of_each(
     assert said.startswith("shared rate 0.02; two means differ by 0.1633 by chance\n")
     assert "| 128 | 4 | 1.1000 | +0.0000 | +0.2000 |" in said
     assert (tmp_path / "picture.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_greedy_texts_of_a_barely_trained_model_loop_unless_repeats_are_forbidden(
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = ["data=text", f"data.path={text_file}", "data.tokenizer=char", "data.name=play"]
+    assert here("train", *data, *TINY_RUN, "run.dir=run", cwd=tmp_path).returncode == 0
+    typed = ["--ckpt", str(tmp_path / "run"), "--data", str(tmp_path / "data/play")]
+    chosen = ["temperature=0", "temperature=0 no_repeat_ngram=4"]
+    monkeypatch.setattr(looping, "SETTINGS", chosen)
+    looping.main([*typed, "--json", str(tmp_path / "rows"), "top_k=50"])
+    found = measured(tmp_path / "rows")
+    greedy, barred = (found[f"looping: {setting}"] for setting in chosen)
+    assert greedy["ours"] == 1 == greedy["other"] == barred["other"]
+    assert barred["ours"] < 0.5
+    assert greedy["ratio"] < 0.1 < barred["ratio"], "distinct pairs of words"
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0] for line in lines] == [
+        "| setting", "|---|---|---|---|---|---|", "| the text itself",
+        *(f"| `{setting}`" for setting in chosen),
+    ]  # fmt: skip
+    assert "many is unknown" in refusal(looping.main, [*typed, "many=1"], capsys)
+    (tmp_path / "other").mkdir()
+    typed[-1] = str(tmp_path / "other")
+    assert str(tmp_path / "other") in refusal(looping.main, typed, capsys)

@@ -128,6 +128,22 @@ def test_a_sweep_outlives_its_jobs_and_is_continued(tmp_path: Path, text: list[s
     assert here("train", *own, cwd=tmp_path).stdout.startswith(f"{own[-1][8:]} is finished already")
 
 
+@pytest.mark.slow
+def test_the_second_job_of_a_sweep_takes_what_the_first_has_compiled(
+    tmp_path: Path, text: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "compiled"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    command = ["-m", *text, *TINY_RUN, "trainer.compile=true", "optimizer.lr=1e-3,2e-3"]
+    with started("train", *command, "run.sweep=rates", cwd=tmp_path) as process:
+        shown, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, shown
+    first = (tmp_path / "multirun/rates/optimizer.lr-0.001/summary.json").stat().st_mtime
+    made = [path.stat().st_mtime for path in cache.rglob("*.so")]
+    assert len(made) > 1
+    assert max(made) < first, "nothing was compiled after the first job"
+
+
 # What is started, without starting it.
 
 

@@ -1,4 +1,4 @@
-"""Products shared out among threads are torch's own."""
+"""Products with a few rows are torch's own."""
 
 from collections.abc import Iterator
 
@@ -20,7 +20,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 @pytest.mark.parametrize("rows", [(1,), (1, 1), (3, 2), (FEW,), (FEW + 1,)], ids=str)
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("by_columns", [False, True])
-@pytest.mark.parametrize("outputs", [2, 12, 13])
+@pytest.mark.parametrize("outputs", [2, 7, 12, 13])
 def test_a_product_of_any_size_equals_torchs(
     threads: int, rows: tuple[int, ...], biased: bool, by_columns: bool, outputs: int
 ) -> None:

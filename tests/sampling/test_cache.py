@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from llm.model.gpt import GPT
+from llm.sampling import layout
 from llm.sampling.cache import KVCache, Uncached, slide
 from llm.sampling.generate import SamplingOptions, generate, generate_batch, verify_cache
 from llm.sampling.layout import lay_out_for_decoding
@@ -98,11 +99,16 @@ def test_greedy_text_is_that_of_transformers_with_its_cache() -> None:
     assert [token for token, _ in generate(ours, [5, 9, 60], options, 0, 61)] == wanted
 
 
+@pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("kind", KINDS[:6])
-def test_a_layout_for_decoding_changes_no_weight_and_no_text(kind: dict[str, Any]) -> None:
+def test_a_layout_for_decoding_changes_no_weight_and_no_text(
+    kind: dict[str, Any], count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "LARGE", 1)
     model, other = made(kind), made(kind)
-    lay_out_for_decoding(other)
-    lay_out_for_decoding(other)
+    lay_out_for_decoding(other, count)
+    lay_out_for_decoding(other, count)
+    assert other.head_weight.is_contiguous() == (count > 1), "by rows for several texts"
     assert [n for n, _ in other.named_parameters()] == [n for n, _ in model.named_parameters()]
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name

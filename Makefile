@@ -13,7 +13,7 @@ train: $(VENV)/.core  ## fresh machine: install, prepare Shakespeare, train a sm
 	$(RUN) run_sample.py ckpt=outputs/make-train prompt="ROMEO:"
 
 test: $(VENV)/.dev  ## fresh machine: install, then run the whole test suite
-	$(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+	$(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(VENV)/.dev  ## what takes minutes: torch.compile, W&B without a network
 	$(RUN) -m pytest -m slow

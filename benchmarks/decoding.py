@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.nanogpt import network
-from benchmarks.rows import Parser, Row, report, row
+from benchmarks.rows import Parser, Row, alternate, report, row
 from llm.device import tune_allocator
 from llm.functional.linear import linear
 from llm.model.gpt import GPT
@@ -46,14 +46,19 @@ def ours(shape: dict[str, Any], prompts: list[list[int]]) -> tuple[GPT, Generate
     torch.manual_seed(0)
     model = GPT(**shape).eval()
     lay_out_for_decoding(model, len(prompts))
+    return model, writing(model, prompts)
+
+
+def writing(model: GPT, prompts: list[list[int]]) -> Generate:
+    """What continues all prompts at once with ``model``, its likeliest tokens."""
+    seeds, n_tokens = range(len(prompts)), model.embed.num_embeddings
 
     def run(new_tokens: int) -> None:
         options = SamplingOptions(max_new_tokens=new_tokens, temperature=0)
-        seeds, n_tokens = range(len(prompts)), shape["vocab_size"]
         for _ in generate_batch(KVCache(model), prompts, options, seeds, n_tokens):
             pass
 
-    return model, run
+    return run
 
 
 def transformers(model: GPT, shape: dict[str, Any], prompts: list[list[int]]) -> Generate:
@@ -138,7 +143,9 @@ def against_transformers(
     theirs, n = transformers(model, shape, prompts), len(prompts)
     for warm_up in (mine, theirs):
         warm_up(8)
-    pairs = [(rate(mine, new_tokens, n), rate(theirs, new_tokens, n)) for _ in range(repeats)]
+    pairs = alternate(
+        lambda _: rate(mine, new_tokens, n), lambda _: rate(theirs, new_tokens, n), repeats
+    )
     return row(id, f"{size(model, n, new_tokens)}; transformers with its cache", pairs, share)
 
 
@@ -148,7 +155,7 @@ def against_bandwidth(id: str, shape: dict[str, Any], new_tokens: int, repeats: 
     mine(8)
     assert model.position is not None
     read = 4 * (model.n_parameters() - model.position.weight.numel())
-    pairs = [(rate(mine, new_tokens), bandwidth()) for _ in range(repeats)]
+    pairs = alternate(lambda _: rate(mine, new_tokens), lambda _: bandwidth(), repeats)
     what = f"{size(model, 1, new_tokens)}; bytes/s of a matrix-vector product; share of it"
     return row(id, what, pairs, lambda ours, other: read * ours / other)
 
@@ -159,7 +166,7 @@ def against_nanogpt(id: str, clone: Path, repeats: int, new_tokens: int = NEW_TO
     theirs = nanogpt(clone, LARGE, ONE[0])
     mine(8)
     theirs(2)
-    pairs = [(rate(mine, new_tokens), rate(theirs, new_tokens)) for _ in range(repeats)]
+    pairs = alternate(lambda _: rate(mine, new_tokens), lambda _: rate(theirs, new_tokens), repeats)
     return row(id, f"{size(model, 1, new_tokens)}; nanoGPT", pairs, share)
 
 

@@ -5,7 +5,6 @@ Times on this machine's CPU, float32; forward and backward, but for ``linear_*``
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -131,32 +130,6 @@ def draws() -> list[Case]:
     return [("draw_50257", "top_k=200 top_p=0.95; masks over the vocabulary", ours, plain)]
 
 
-def eight_bits() -> list[Case]:
-    """torch's product with weights of 8 bits, as decoding in them would use it."""
-    shapes = [(2304, 768), (768, 768), (3072, 768), (768, 3072)] * 12 + [(50304, 768)]
-    matrices = [0.02 * torch.randn(shape) for shape in shapes]
-    scales = [matrix.abs().amax(dim=1) / 127 for matrix in matrices]
-    small = [(m / s[:, None]).round().to(torch.int8) for m, s in zip(matrices, scales, strict=True)]
-    columns = [m.t().contiguous().t() if len(m) > m.shape[1] else m for m in matrices]
-
-    def full() -> None:
-        with torch.inference_mode():
-            for weight in columns:
-                linear(torch.ones(1, weight.shape[1]), weight)
-
-    def quantised(dtype: torch.dtype) -> None:
-        with torch.inference_mode():
-            for weight, scale in zip(small, scales, strict=True):
-                row = torch.ones(1, weight.shape[1], dtype=dtype)
-                torch._weight_int8pack_mm(row, weight, scale.to(dtype))
-
-    what = "one row by all matrices of GPT-2 (124 M) in float32; by int8, activations in"
-    return [
-        (f"int8_{name}", f"{what} {name}", full, partial(quantised, dtype))
-        for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
-    ]
-
-
 def measure(case: Case, repeats: int) -> Row:
     """Milliseconds of both, in turn."""
     id, what, ours, plain = case
@@ -177,7 +150,7 @@ def void(_: object) -> None:
 def main() -> None:
     """Measure all and print a table."""
     typed = Parser("llm/functional beside plain torch", repeats=5).parse_args()
-    cases = (*products(), *draws(), *eight_bits(), *elementwise(), *losses())
+    cases = (*products(), *draws(), *elementwise(), *losses())
     report((measure(case, typed.repeats) for case in cases), typed.json)
 
 

@@ -18,7 +18,6 @@ SHRINK = [
     "trainer.device=cpu", "logger=none",
 ]  # fmt: skip
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-pytestmark = pytest.mark.xdist_group("readme")  # each command finds what those before it wrote
 
 
 def commands() -> list[str]:

@@ -1,0 +1,133 @@
+"""Writing with weights of 8 bits, an idea that was tried and left: what it gains and what it costs.
+
+    python -m benchmarks.int8 [--ckpt outputs/<run> --data data/<name>] [--json FILE]
+
+Every matrix is rounded to 8 bits with one scale for each output and read by torch's own product,
+``_weight_int8pack_mm`` with bfloat16 activations (docs/design.md has the reason why it stays here).
+Speed is that of 124 M random weights; with ``--ckpt`` the loss of a trained model is compared too.
+"""
+
+import argparse
+import copy
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.decoding import LARGE, ONE, ours, rate, share, size, writing
+from benchmarks.rows import Parser, Row, alternate, report, row
+from benchmarks.training import validation_loss
+from llm.checkpoint.checkpoint import Checkpoint, find_checkpoint
+from llm.data.dataset import Dataset
+from llm.device import tune_allocator
+from llm.errors import Refused
+from llm.functional.loss import cap_logits
+from llm.model.gpt import GPT
+from llm.model.layers import Attention
+
+
+class Linear8(nn.Module):
+    """A linear layer whose weights are whole numbers from -127 to 127 times a scale per output."""
+
+    def __init__(self, layers: Sequence[nn.Linear | nn.Embedding]) -> None:
+        super().__init__()
+        weight = torch.cat([layer.weight for layer in layers]).detach()
+        scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
+        self.whole = (weight / scale).round().to(torch.int8)
+        self.scale = scale[:, 0].bfloat16()
+        self.weight = weight[:1]  # attention asks for its type
+        biases = [getattr(layer, "bias", None) for layer in layers]
+        self.bias = None if biases[0] is None else torch.cat([b for b in biases if b is not None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features) in float32."""
+        rows = x.reshape(-1, x.shape[-1]).bfloat16()
+        out = torch._weight_int8pack_mm(rows, self.whole, self.scale).float()
+        out = out.view(*x.shape[:-1], -1)
+        return out if self.bias is None else out.add_(self.bias)
+
+
+class Heads8:
+    """Queries, keys and values of an attention layer by one product."""
+
+    def __init__(self, attention: Attention) -> None:
+        parts = [attention.q, attention.k, attention.v]
+        self.qkv, self.head_size = Linear8(parts), attention.head_size
+        self.heads = [part.out_features // self.head_size for part in parts]
+
+    def __call__(self, x: Tensor) -> Sequence[Tensor]:
+        """(B, T, C) -> (B, T, heads, head_size), three times."""
+        return self.qkv(x).unflatten(-1, (-1, self.head_size)).split(self.heads, dim=2)
+
+
+class GPT8(GPT):
+    """A network of which every matrix is a :class:`Linear8`; the embedding is read in full."""
+
+    @classmethod
+    def of(cls, model: GPT) -> "GPT8":
+        """The same network as ``model``, which stays as it is."""
+        found = copy.deepcopy(model)
+        found.__class__ = cls
+        assert isinstance(found, cls)
+        found.head8 = Linear8([found.embed if found.head is None else found.head])
+        for block in found.blocks:
+            attention = block.attention
+            attention.project = Heads8(attention)
+            attention.o = Linear8([attention.o])
+            for name, layer in list(block.mlp.named_children()):
+                setattr(block.mlp, name, Linear8([layer]))
+        return found
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., C) -> (..., vocab_size) in float32."""
+        return cap_logits(self.head8(hidden), self.config.logit_softcap)
+
+
+class Judged:
+    """A network as :func:`benchmarks.training.validation_loss` wants it."""
+
+    def __init__(self, model: GPT) -> None:
+        self.logits = model
+
+
+def measure(typed: argparse.Namespace) -> Iterator[Row]:
+    """Speed at 124 M, and the loss of a trained model where one is given."""
+    full, mine = ours(LARGE, ONE)
+    model = GPT8.of(full)
+    eight, n = writing(model, ONE), typed.tokens
+    for warm_up in (eight, mine):
+        warm_up(8)
+    pairs = alternate(lambda _: rate(eight, n), lambda _: rate(mine, n), typed.repeats)
+    yield row("int8_124M", f"{size(full, 1, n)}; in float32", pairs, share)
+    if typed.ckpt:
+        checkpoint = Checkpoint.open(find_checkpoint("--ckpt", typed.ckpt))
+        dataset = Dataset.open(typed.data)
+        trained = checkpoint.load_model(torch.device("cpu"))
+        block_size = trained.config.block_size
+        losses = [
+            validation_loss(Judged(model), dataset.val, block_size)
+            for model in (GPT8.of(trained), trained)
+        ]
+        what = f"validation loss of {typed.ckpt}; in float32"
+        yield row("int8_loss", what, [(losses[0], losses[1])], share)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure and print a table."""
+    parser = Parser("Writing with weights of 8 bits")
+    parser.add_argument("--tokens", type=int, default=256, help="to write (256)")
+    parser.add_argument("--ckpt", help="a run folder or a checkpoint: its loss is compared, too")
+    parser.add_argument("--data", type=Path, help="the prepared folder of its data")
+    typed = parser.parse_args(arguments)
+    if bool(typed.ckpt) != bool(typed.data):
+        parser.error("--ckpt and --data go together")
+    tune_allocator(LARGE["n_embed"])
+    try:
+        report(measure(typed), typed.json)
+    except Refused as refusal:
+        parser.error(str(refusal))
+
+
+if __name__ == "__main__":
+    main()

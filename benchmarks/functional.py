@@ -1,7 +1,7 @@
 """llm/functional and draws beside plain torch: python -m benchmarks.functional [--json FILE]
 
-Times on this machine's CPU, float32; forward and backward, but for ``linear_*``, ``draw_*`` and
-``int8_*``, which only decoding uses. ``ratio`` is plain torch's time over ours.
+Times on this machine's CPU, float32; forward and backward, but for ``linear_*``, ``columns_*`` and
+``draw_*``, which only decoding uses. ``ratio`` is plain torch's time over ours.
 """
 
 from collections.abc import Callable
@@ -86,24 +86,42 @@ def elementwise() -> list[Case]:
     return cases
 
 
+def through(product: Callable[[Tensor, Tensor], Tensor], matrices: list[Tensor], rows: int) -> Call:
+    """Products of all ``matrices`` in turn, so that none is found in a cache, with some rows."""
+    inputs = [torch.randn(rows, matrix.shape[1]) for matrix in matrices]
+
+    def call() -> None:
+        with torch.inference_mode():
+            for x, matrix in zip(inputs, matrices, strict=True):
+                product(x, matrix)
+
+    return call
+
+
 def products() -> list[Case]:
-    """All matrices of a network with 6 layers of width 384, in turn, by one row and by eight."""
+    """Few rows by all matrices of a network with 6 layers of width 384."""
     shapes = [(1152, 384), (384, 384), (1536, 384), (384, 1536)] * 6
     matrices = [torch.randn(shape) for shape in shapes]
+    what = "rows by 24 matrices of 42 MB together"
+    return [
+        (f"linear_{n}", f"{n} {what}", through(linear, matrices, n), through(F.linear, matrices, n))
+        for n in (1, 8, 32, 128, 256)
+    ]
+
+
+def layouts() -> list[Case]:
+    """One row by tall matrices that lie column by column; other: the same ones by rows."""
     cases: list[Case] = []
-    for rows in (1, 8):
-        inputs = [torch.randn(rows, matrix.shape[1]) for matrix in matrices]
-
-        def all_by(product: Callable[[Tensor, Tensor], Tensor], inputs: list[Tensor]) -> Call:
-            def call() -> None:
-                with torch.inference_mode():
-                    for x, matrix in zip(inputs, matrices, strict=True):
-                        product(x, matrix)
-
-            return call
-
-        what = f"{rows} rows by 24 matrices of 42 MB together"
-        cases.append((f"linear_{rows}", what, all_by(linear, inputs), all_by(F.linear, inputs)))
+    for n_embed, count in ((384, 12), (768, 4)):
+        shapes = [(3 * n_embed, n_embed), (4 * n_embed, n_embed)] * count
+        by_rows = [torch.randn(shape) for shape in shapes]
+        by_columns = [matrix.t().contiguous().t() for matrix in by_rows]
+        ours, plain = through(linear, by_columns, 1), through(linear, by_rows, 1)
+        what = f"1 row by {len(shapes)} matrices of width {n_embed} by columns; by rows"
+        cases.append((f"columns_{n_embed}", what, ours, plain))
+    head = torch.randn(50_304, 768)
+    ours, plain = through(linear, [head.t().contiguous().t()], 1), through(linear, [head], 1)
+    cases.append(("columns_head", "1 row by a head of GPT-2 by columns; by rows", ours, plain))
     return cases
 
 
@@ -150,7 +168,7 @@ def void(_: object) -> None:
 def main() -> None:
     """Measure all and print a table."""
     typed = Parser("llm/functional beside plain torch", repeats=5).parse_args()
-    cases = (*products(), *draws(), *elementwise(), *losses())
+    cases = (*products(), *layouts(), *draws(), *elementwise(), *losses())
     report((measure(case, typed.repeats) for case in cases), typed.json)
 
 

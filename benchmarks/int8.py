@@ -11,6 +11,7 @@ import argparse
 import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -33,10 +34,9 @@ class Linear8(nn.Module):
     def __init__(self, layers: Sequence[nn.Linear | nn.Embedding]) -> None:
         super().__init__()
         weight = torch.cat([layer.weight for layer in layers]).detach()
-        scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
-        self.whole = (weight / scale).round().to(torch.int8)
-        self.scale = scale[:, 0].bfloat16()
-        self.weight = weight[:1]  # attention asks for its type
+        scale = (weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127).bfloat16()
+        self.whole = (weight / scale.float()).round().clamp(-127, 127).to(torch.int8)
+        self.scale = scale[:, 0]
         biases = [getattr(layer, "bias", None) for layer in layers]
         self.bias = None if biases[0] is None else torch.cat([b for b in biases if b is not None])
 
@@ -61,40 +61,23 @@ class Heads8:
         return self.qkv(x).unflatten(-1, (-1, self.head_size)).split(self.heads, dim=2)
 
 
-class GPT8(GPT):
-    """A network of which every matrix is a :class:`Linear8`; the embedding is read in full."""
-
-    @classmethod
-    def of(cls, model: GPT) -> "GPT8":
-        """The same network as ``model``, which stays as it is."""
-        found = copy.deepcopy(model)
-        found.__class__ = cls
-        assert isinstance(found, cls)
-        found.head8 = Linear8([found.embed if found.head is None else found.head])
-        for block in found.blocks:
-            attention = block.attention
-            attention.project = Heads8(attention)
-            attention.o = Linear8([attention.o])
-            for name, layer in list(block.mlp.named_children()):
-                setattr(block.mlp, name, Linear8([layer]))
-        return found
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(..., C) -> (..., vocab_size) in float32."""
-        return cap_logits(self.head8(hidden), self.config.logit_softcap)
-
-
-class Judged:
-    """A network as :func:`benchmarks.training.validation_loss` wants it."""
-
-    def __init__(self, model: GPT) -> None:
-        self.logits = model
+def in_8_bits(model: GPT) -> GPT:
+    """A copy of ``model`` of which every matrix is read in 8 bits; the embedding is not."""
+    found = copy.deepcopy(model)
+    head = Linear8([found.embed if found.head is None else found.head])
+    for block in found.blocks:
+        block.attention.project = Heads8(block.attention)
+        block.attention.o = Linear8([block.attention.o])
+        for name, layer in list(block.mlp.named_children()):
+            setattr(block.mlp, name, Linear8([layer]))
+    found.logits = lambda hidden: cap_logits(head(hidden), found.config.logit_softcap)
+    return found
 
 
 def measure(typed: argparse.Namespace) -> Iterator[Row]:
     """Speed at 124 M, and the loss of a trained model where one is given."""
     full, mine = ours(LARGE, ONE)
-    model = GPT8.of(full)
+    model = in_8_bits(full)
     eight, n = writing(model, ONE), typed.tokens
     for warm_up in (eight, mine):
         warm_up(8)
@@ -106,11 +89,12 @@ def measure(typed: argparse.Namespace) -> Iterator[Row]:
         trained = checkpoint.load_model(torch.device("cpu"))
         block_size = trained.config.block_size
         losses = [
-            validation_loss(Judged(model), dataset.val, block_size)
-            for model in (GPT8.of(trained), trained)
+            validation_loss(SimpleNamespace(logits=model), dataset.val, block_size)
+            for model in (in_8_bits(trained), trained)
         ]
         what = f"validation loss of {typed.ckpt}; in float32"
-        yield row("int8_loss", what, [(losses[0], losses[1])], share)
+        pair = (losses[0], losses[1])
+        yield row("int8_loss", what, [pair], lambda eight, full: eight / full)
 
 
 def main(arguments: list[str] | None = None) -> None:

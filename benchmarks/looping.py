@@ -4,8 +4,8 @@
 
 Each setting (with top_k=200, the default) continues the same 16 stretches of the validation text,
 which also is scored itself: that is what text without loops comes to. Overrides, such as top_k=50,
-hold for all settings. In the rows, ``ours`` is the share of texts that loop, ``other`` that of the
-first setting, and ``ratio`` the mean of distinct-2.
+hold wherever a setting does not say otherwise. In the rows, ``ours`` is the share of texts that
+loop, ``other`` that of the first setting, and ``ratio`` the mean of distinct-2.
 """
 
 import argparse
@@ -20,7 +20,9 @@ import yaml
 from benchmarks.rows import Parser, Row, write_json
 from llm.checkpoint.checkpoint import Checkpoint, find_checkpoint
 from llm.data.dataset import Dataset
+from llm.data.tokenizer import Tokenizer
 from llm.errors import Refused, require
+from llm.model.gpt import GPT
 from llm.sampling.cache import KVCache
 from llm.sampling.generate import SamplingOptions, generate_batch
 from llm.sampling.looping import Repeats, measure_repeats
@@ -51,7 +53,10 @@ def options(typed: list[str]) -> SamplingOptions:
     if unknown := set(values) - known:
         raise Refused(f"{', '.join(unknown)} is unknown: take from {', '.join(sorted(known))}")
     chosen = replace(SamplingOptions(max_new_tokens=NEW_TOKENS), **values)
-    chosen.check()
+    try:
+        chosen.check()
+    except TypeError:
+        raise Refused(f"{' '.join(typed)} is not made of key=number") from None
     return chosen
 
 
@@ -79,6 +84,21 @@ def main(typed: list[str] | None = None) -> None:
         parser.error(str(refusal))
 
 
+def continued(
+    model: GPT, prompts: list[list[int]], chosen: SamplingOptions, tokenizer: Tokenizer
+) -> list[list[int]]:
+    """What ``model`` writes after each prompt."""
+    said: list[list[int]] = [[] for _ in prompts]
+    for pairs in generate_batch(
+        KVCache(model), prompts, chosen, range(len(prompts)), tokenizer.vocab_size,
+        tokenizer.end_of_text,
+    ):  # fmt: skip
+        for text, pair in zip(said, pairs, strict=True):
+            if pair is not None:
+                text.append(pair[0])
+    return said
+
+
 def compare(arguments: argparse.Namespace) -> None:
     """Print the table; :class:`llm.errors.Refused` for what does not go together."""
     checkpoint = Checkpoint.open(find_checkpoint("--ckpt", arguments.ckpt))
@@ -91,7 +111,7 @@ def compare(arguments: argparse.Namespace) -> None:
     require(len(dataset.val) >= length, f"{arguments.data} has less than {length} tokens in val")
     setups = [options([*arguments.overrides, *setting.split()]) for setting in SETTINGS]
     model = checkpoint.load_model(torch.device("cpu"))
-    places = np.linspace(0, len(dataset.val) - PROMPT_TOKENS - NEW_TOKENS, PROMPTS, dtype=int)
+    places = np.linspace(0, len(dataset.val) - length, PROMPTS, dtype=int)
     prompts = [dataset.val[at : at + PROMPT_TOKENS].tolist() for at in places]
     print(
         "| setting | texts that loop | distinct-1 | distinct-2 | repeated 4-grams | longest loop |"
@@ -101,13 +121,7 @@ def compare(arguments: argparse.Namespace) -> None:
     show("the text itself", [measure_repeats(tokenizer.decode(tokens)) for tokens in after])
     rows: list[Row] = []
     for setting, chosen in zip(SETTINGS, setups, strict=True):
-        said: list[list[int]] = [[] for _ in prompts]
-        for pairs in generate_batch(
-            KVCache(model), prompts, chosen, range(PROMPTS), tokenizer.vocab_size,
-            tokenizer.end_of_text,
-        ):  # fmt: skip
-            for text, pair in zip(said, pairs, strict=True):
-                text += [pair[0]] if pair is not None else []
+        said = continued(model, prompts, chosen, tokenizer)
         found = [measure_repeats(tokenizer.decode(tokens)) for tokens in said]
         show(f"`{setting}`", found)
         share = sum(each.loops for each in found) / PROMPTS

@@ -18,8 +18,10 @@ from benchmarks.nanogpt import NanoGPT, learning_rate
 from benchmarks.training import Ours, Shape, random_dataset, train, validation_loss
 from llm.config.compose import compose_training
 from llm.data.dataset import Dataset
+from llm.model.gpt import GPT
 from tests.command_line import here
 from tests.conftest import ROOT, TINY_RUN
+from tests.model.test_reference import randomised
 
 TINY = Shape(n_layer=1, n_head=2, n_embed=16, block_size=8, batch_size=4, vocab_size=65)
 # What is used of nanoGPT's model.py: the same names and results, from a bigram table.
@@ -338,7 +340,7 @@ def test_greedy_texts_loop_less_where_repeats_are_forbidden(
     typed = ["--ckpt", str(tmp_path / "run"), "--data", str(prepared)]
     chosen = ["temperature=0", "temperature=0 no_repeat_ngram=4"]
     monkeypatch.setattr(looping, "SETTINGS", chosen)
-    looping.main([*typed, "--json", str(tmp_path / "rows"), "top_k=50"])
+    looping.main([*typed, "--json", str(tmp_path / "rows")])
     found = measured(tmp_path / "rows")
     greedy, barred = (found[f"looping: {setting}"] for setting in chosen)
     assert greedy["ours"] == greedy["other"] == barred["other"]
@@ -349,12 +351,25 @@ def test_greedy_texts_loop_less_where_repeats_are_forbidden(
         *(f"| `{setting}`" for setting in chosen),
     ]  # fmt: skip
     assert "many is unknown" in refusal(looping.main, [*typed, "many=1"], capsys)
+    assert "top_p=most" in refusal(looping.main, [*typed, "top_p=most"], capsys)
     (tmp_path / "other").mkdir()
     typed[-1] = str(tmp_path / "other")
     assert str(tmp_path / "other") in refusal(looping.main, typed, capsys)
 
 
-def test_weights_of_8_bits_cost_little_loss(
+@torch.no_grad()
+def test_a_network_in_8_bits_is_nearly_the_same() -> None:
+    model = randomised(
+        GPT(n_layer=2, n_embed=64, n_head=4, n_kv_head=2, head_size=16, block_size=16,
+            vocab_size=61, bias=True, qk_norm=True)
+    )  # fmt: skip
+    tokens = torch.arange(32).view(2, 16)
+    full, eight = model(tokens), int8.in_8_bits(model)(tokens)
+    assert not torch.equal(full, eight)
+    assert (full - eight).norm() < 0.03 * full.norm()
+
+
+def test_a_network_in_8_bits_is_measured(
     text_file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

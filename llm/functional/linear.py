@@ -10,14 +10,15 @@ FEW = 128  # rows; for more, torch's own product is as fast
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., C) @ weight (N, C).T + bias (N,), as :func:`torch.nn.functional.linear`.
 
-    One row, for which torch uses a single thread, is shared out among all; a few are taken for
-    columns, which the matrix goes through faster (python -m benchmarks.functional, rows linear_*).
+    In float32 on a CPU and without gradients, one row, for which torch uses a single thread, is
+    shared out among all, and a few rows are computed as weight @ x.T, which goes through the
+    matrix faster (python -m benchmarks.functional, rows linear_*).
     """
-    rows = x.numel() // x.shape[-1]
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not _plain(x, weight):
         return F.linear(x, weight, bias)
-    if rows == 1 and len(weight) >= torch.get_num_threads() > 1:
-        out = _one_row(x.reshape(1, -1), weight, torch.get_num_threads())
+    rows, threads = x.shape[:-1].numel(), torch.get_num_threads()
+    if rows == 1 and 1 < threads <= len(weight):
+        out = _one_row(x.reshape(1, -1), weight, threads)
     elif 1 < rows <= FEW and weight.is_contiguous():
         out = torch.mm(weight, x.reshape(rows, -1).t()).t().contiguous()
     else:
@@ -26,13 +27,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return out if bias is None else out.add_(bias)
 
 
+def _plain(x: Tensor, weight: Tensor) -> bool:
+    kept = not torch.is_autocast_enabled("cpu")  # it would convert each part of the matrix anew
+    return kept and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+
+
 def _one_row(x: Tensor, weight: Tensor, threads: int) -> Tensor:
     """x (1, C) -> (1, N), with a part of ``weight`` for each thread."""
     cut = len(weight) - len(weight) % threads
-    if cut < len(weight):
-        few = F.linear(x, weight[cut:])
-        return torch.cat([_one_row(x, weight[:cut], threads), few], dim=-1)
-    parts = weight.view(threads, -1, weight.shape[1])
+    parts = weight[:cut].view(threads, -1, weight.shape[1])
+    # Both are the same product. Which is faster depends on how the matrix lies, and on its shape.
     if weight.is_contiguous() and len(weight) > weight.shape[1]:
-        return torch.bmm(parts, x.t().expand(threads, -1, -1)).view(1, -1)
-    return torch.bmm(x.expand(threads, -1, -1), parts.mT).view(1, -1)
+        out = torch.bmm(parts, x.t().expand(threads, -1, -1)).view(1, -1)
+    else:
+        out = torch.bmm(x.expand(threads, -1, -1), parts.mT).view(1, -1)
+    return out if cut == len(weight) else torch.cat([out, F.linear(x, weight[cut:])], dim=-1)

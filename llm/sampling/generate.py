@@ -47,8 +47,9 @@ def generate_batch(
     A text ends before ``end``, after ``max_new_tokens``, or with the token of which
     ``is_last(row, token)`` is true. Each prompt holds at least one id; what of it is seen, and what
     drops out as the text grows, :func:`llm.sampling.cache.slide` says. Ids from ``n_tokens`` on (a
-    padded vocabulary) are never drawn. Each text draws from a generator of its own, so that it is
-    the same alone as among others; log-probabilities are the model's own, as in :func:`score`.
+    padded vocabulary) are never drawn. Each text draws from a generator of its own, so that it is,
+    up to rounding, the same alone as among others; log-probabilities are the model's own, as in
+    :func:`score`.
     """
     # On the CPU: the same draws on every device.
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -103,7 +104,7 @@ class Comparison:
 
     tokens: int  # compared
     different: int | None  # the first token that differs, counted from 0
-    largest_difference: float  # of any logit before that
+    largest_difference: float  # of any logit up to and with it
 
 
 @torch.inference_mode()

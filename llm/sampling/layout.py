@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from llm.model.gpt import GPT
-from llm.model.layers import Attention
+from llm.model.layers import Attention, Linear
 
-LARGE = 2**20  # weights; what is smaller is read as fast by rows (python -m benchmarks.functional)
+LARGE = 2**20  # weights; smaller matrices are read faster by rows (python -m benchmarks.functional)
 
 
 @torch.no_grad()
@@ -18,24 +18,26 @@ def lay_out_for_decoding(model: GPT, texts: int = 1) -> None:
     are laid column by column: vectors as long as the output are added up. No memory is taken but
     that of one matrix at a time. Not for a model in training.
     """
+    one = texts == 1 and model.head_weight.device.type == "cpu"
+    joined: set[nn.Module] = set()
     for module in model.modules():
         if isinstance(module, Attention):
-            module.qkv = _join([module.q, module.k, module.v])
-    if texts > 1 or model.head_weight.device.type != "cpu":
-        return
-    # Of an embedding one row is read at a time, unless it is the head as well.
-    matrices: list[nn.Module] = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    for module in matrices + ([model.embed] if model.head is None else []):
-        assert isinstance(module.weight, Tensor)
-        outputs, inputs = module.weight.shape
-        if outputs > inputs and module.weight.numel() >= LARGE:
-            module.weight.data = module.weight.t().contiguous().t()
+            parts = [module.q, module.k, module.v]
+            module.qkv = _join(parts, one)
+            joined |= set(parts)
+    if one:
+        matrices = [m for m in model.modules() if isinstance(m, nn.Linear) and m not in joined]
+        # Of an embedding one row is read at a time, unless it is the head as well.
+        head = [model.embed.weight] if model.head is None else []
+        for weight in [m.weight for m in matrices] + head:
+            weight.data = _by_columns(weight)
 
 
-def _join(parts: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
+def _join(parts: list[Linear], one: bool) -> tuple[Tensor, Tensor | None]:
     """One weight and bias for all ``parts``, of which theirs become views."""
     sizes = [part.out_features for part in parts]
     weight = torch.cat([part.weight for part in parts])
+    weight = _by_columns(weight) if one else weight
     for part, rows in zip(parts, torch.split(weight, sizes), strict=True):
         part.weight.data = rows
     if parts[0].bias is None:
@@ -44,3 +46,9 @@ def _join(parts: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
     for part, rows in zip(parts, torch.split(bias, sizes), strict=True):
         part.bias.data = rows
     return weight, bias
+
+
+def _by_columns(matrix: Tensor) -> Tensor:
+    """The same matrix; where it is large and tall, each column in one piece."""
+    tall = matrix.shape[0] > matrix.shape[1] and matrix.numel() >= LARGE
+    return matrix.t().contiguous().t() if tall else matrix

@@ -17,7 +17,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("rows", [(1,), (1, 1), (3, 2), (FEW,), (FEW + 1,)], ids=str)
+@pytest.mark.parametrize("rows", [(0,), (1,), (1, 1), (3, 2), (FEW,), (FEW + 1,)], ids=str)
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("by_columns", [False, True])
 @pytest.mark.parametrize("outputs", [2, 7, 12, 13])
@@ -32,6 +32,7 @@ def test_a_product_of_any_size_equals_torchs(
     with torch.no_grad():
         found = linear(x, weight, bias)
     assert found.shape == (*rows, outputs)
+    assert found.is_contiguous()
     assert torch.allclose(found, F.linear(x, weight, bias), atol=1e-5)
 
 
@@ -40,3 +41,24 @@ def test_in_training_gradients_are_torchs(threads: int) -> None:
     linear(x, weight).sum().backward()
     assert x.grad is not None
     assert torch.allclose(x.grad, weight.detach().sum(0).expand(2, 8))
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_few_rows_are_multiplied_in_another_way_than_torchs_only_in_float32(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    plain = F.linear
+    monkeypatch.setattr(F, "linear", lambda *a: calls.append(1) or plain(*a))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    x, weight = torch.randn(8, rows).t(), torch.randn(12, 8)  # not contiguous
+    with torch.no_grad():
+        found = linear(x, weight)
+        assert not calls
+        assert torch.allclose(found, plain(x, weight), atol=1e-5)
+        half = linear(x.bfloat16(), weight.bfloat16())
+        assert len(calls) == 1
+        assert half.dtype == torch.bfloat16
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert linear(x, weight).dtype == torch.bfloat16
+        assert len(calls) == 2

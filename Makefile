@@ -12,6 +12,7 @@ train: $(VENV)/.core  ## fresh machine: install, prepare Shakespeare, train a sm
 	$(RUN) run_train.py run.name=make-train
 	$(RUN) run_sample.py ckpt=outputs/make-train prompt="ROMEO:"
 
+# By file, since the commands of the README build on each other; by four at most, each takes memory.
 test: $(VENV)/.dev  ## fresh machine: install, then run the whole test suite
 	$(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 

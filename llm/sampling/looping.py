@@ -10,8 +10,8 @@ from llm.sampling.options import SamplingOptions
 
 LONGEST_PHRASE = 200  # characters of what may be said over and over
 TIMES = 3  # in a row, before it counts as a loop
-# Characters: a text with a longer loop is said to loop. Of 8,564 stretches of 500 characters of
-# Shakespeare's plays one has such a loop: "here, sir! here, sir! here, sir! here, sir!"
+# Characters: a text with a longer loop is said to loop. Real text hardly ever has one; an exception
+# of Shakespeare's is "here, sir! here, sir! here, sir! here, sir!"
 LONG_LOOP = 40
 
 

@@ -24,6 +24,7 @@ from tests.conftest import ROOT, TINY_RUN
 from tests.model.test_reference import randomised
 
 TINY = Shape(n_layer=1, n_head=2, n_embed=16, block_size=8, batch_size=4, vocab_size=65)
+SMALL = {"n_layer": 1, "n_embed": 16, "n_head": 2, "head_size": 8, "vocab_size": 65}
 # What is used of nanoGPT's model.py: the same names and results, from a bigram table.
 STAND_IN = """
 from dataclasses import dataclass
@@ -100,9 +101,8 @@ def test_steps_and_writing_are_measured_against_nanogpt(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    small = {"n_layer": 1, "n_embed": 16, "n_head": 2, "head_size": 8, "vocab_size": 65}
     monkeypatch.setattr(step, "SHAPES", dict.fromkeys(step.SHAPES, TINY))
-    monkeypatch.setattr(decoding, "LARGE", decoding.LARGE | small)
+    monkeypatch.setattr(decoding, "LARGE", decoding.LARGE | SMALL)
     only = ["step_0.8M", "step_124M", "decode_124M_nanogpt"]
     typed = ["--only", ",".join(reversed(only)), "--repeats", "1", "--seconds", "0"]
     vs_nanogpt.main([*typed, "--nanogpt", str(nanogpt), "--json", str(tmp_path / "rows")])
@@ -375,8 +375,7 @@ def test_a_network_in_8_bits_is_measured(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    small = {"n_layer": 1, "n_embed": 16, "n_head": 2, "head_size": 8, "vocab_size": 65}
-    monkeypatch.setattr(int8, "LARGE", decoding.LARGE | small)
+    monkeypatch.setattr(int8, "LARGE", decoding.LARGE | SMALL)
     data = ["data=text", f"data.path={text_file}", "data.tokenizer=byte"]
     run = ["model.n_kv_head=1", "model.qk_norm=true", "model.tie_embeddings=false", "run.dir=run"]
     assert here("train", *data, *TINY_RUN, *run, cwd=tmp_path).returncode == 0

@@ -10,22 +10,22 @@ LARGE = 2**20  # weights; smaller matrices are read faster by rows (python -m be
 
 
 @torch.no_grad()
-def lay_out_for_decoding(model: GPT, texts: int = 1) -> None:
+def lay_out_for_decoding(model: GPT, texts: int) -> None:
     """Rearrange the weights of ``model`` in place; names, shapes and values stay what they are.
 
-    Queries, keys and values become views of one matrix. Where one text is written at a time, which
-    is bound by reading every weight once per token, large matrices with more outputs than inputs
-    are laid column by column: vectors as long as the output are added up. No memory is taken but
-    that of one matrix at a time. Not for a model in training.
+    Queries, keys and values become views of one matrix. Writing one text at a time is bound by
+    reading every weight once per token: large matrices with more outputs than inputs are then laid
+    column by column (vectors as long as the output are added up). No memory is taken but that of
+    one matrix at a time. Not for a model in training.
     """
-    one = texts == 1 and model.head_weight.device.type == "cpu"
+    by_columns = texts == 1 and model.head_weight.device.type == "cpu"
     joined: set[nn.Module] = set()
     for module in model.modules():
         if isinstance(module, Attention):
             parts = [module.q, module.k, module.v]
-            module.qkv = _join(parts, one)
+            module.qkv = _join(parts, by_columns)
             joined |= set(parts)
-    if one:
+    if by_columns:
         matrices = [m for m in model.modules() if isinstance(m, nn.Linear) and m not in joined]
         # Of an embedding one row is read at a time, unless it is the head as well.
         head = [model.embed.weight] if model.head is None else []
@@ -33,11 +33,12 @@ def lay_out_for_decoding(model: GPT, texts: int = 1) -> None:
             weight.data = _by_columns(weight)
 
 
-def _join(parts: list[Linear], one: bool) -> tuple[Tensor, Tensor | None]:
+def _join(parts: list[Linear], by_columns: bool) -> tuple[Tensor, Tensor | None]:
     """One weight and bias for all ``parts``, of which theirs become views."""
     sizes = [part.out_features for part in parts]
     weight = torch.cat([part.weight for part in parts])
-    weight = _by_columns(weight) if one else weight
+    if by_columns:
+        weight = _by_columns(weight)
     for part, rows in zip(parts, torch.split(weight, sizes), strict=True):
         part.weight.data = rows
     if parts[0].bias is None:

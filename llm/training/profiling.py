@@ -20,7 +20,7 @@ def profiling(folder: Path | None, device: torch.device) -> Iterator[Callable[[]
     def write(found: profile) -> None:
         found.export_chrome_trace(str(folder / "profile.json"))
         key = f"self_{'cuda' if device.type == 'cuda' else 'cpu'}_time_total"
-        table = found.key_averages().table(sort_by=key, row_limit=40, max_name_column_width=60)
+        table = found.key_averages().table(sort_by=key, row_limit=10, max_name_column_width=60)
         (folder / "profile.txt").write_text(table + "\n", encoding="utf-8")
 
     activities = [ProfilerActivity.CPU]

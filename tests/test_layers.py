@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"errors"},
-    {"device"},
+    {"device", "sealed", "signals"},
     {"functional"},
     {"model", "data"},
     {"checkpoint"},

@@ -1,0 +1,63 @@
+"""JSON files that say whether they are whole: ``digest`` is the sha256 of everything else in them.
+
+They may come from strangers: only a regular file of a bounded size is read, and nothing but plain
+values comes out of it.
+"""
+
+import hashlib
+import json
+import stat
+from pathlib import Path
+from typing import Any, NoReturn
+
+from llm.errors import Refused, require
+
+Plain = dict[str, Any]  # strings, numbers, booleans, None, lists and dicts of them
+LARGEST = 4 << 20  # bytes; GPT-2's vocabulary takes half a megabyte
+DIGEST = "digest"
+
+
+def sealed(values: Plain) -> str:
+    """The text of a file that holds ``values`` and their digest."""
+    return json.dumps(values | {DIGEST: _digest(values)}, indent=1, ensure_ascii=False) + "\n"
+
+
+def read_json(path: Path) -> Plain:
+    """The JSON object in ``path``; :class:`llm.errors.Refused` if there is none, or too large a one.
+
+    Raises ``FileNotFoundError`` where there is no such file.
+    """
+    try:
+        found = path.stat()
+        # A pipe would be waited for, a device might never end.
+        require(stat.S_ISREG(found.st_mode), f"{path} is not a regular file")
+        require(
+            found.st_size <= LARGEST, f"{path} has {found.st_size:,} bytes: too many to be ours"
+        )
+        with path.open("rb") as file:
+            raw = file.read(LARGEST)
+        values = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise Refused(f"{path} cannot be read: {error}") from None
+    require(isinstance(values, dict), f"{path} is not a JSON object")
+    return dict(values)
+
+
+def opened(values: Plain, path: Path) -> Plain:
+    """The values of a sealed file without their digest; :class:`llm.errors.Refused` if it is wrong."""
+    rest = {key: value for key, value in values.items() if key != DIGEST}
+    require(
+        values.get(DIGEST) == _digest(rest),
+        f"{path} is damaged: its digest is not that of its contents",
+    )
+    return rest
+
+
+def _digest(values: Plain) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON value")

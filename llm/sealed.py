@@ -23,17 +23,16 @@ def sealed(values: Plain) -> str:
 
 
 def read_json(path: Path) -> Plain:
-    """The JSON object in ``path``; :class:`llm.errors.Refused` if there is none, or too large a one.
+    """The JSON object in ``path``.
 
-    Raises ``FileNotFoundError`` where there is no such file.
+    Raises :class:`llm.errors.Refused` if it holds none or is too large, and ``FileNotFoundError``
+    if there is no such file.
     """
     try:
         found = path.stat()
         # A pipe would be waited for, a device might never end.
         require(stat.S_ISREG(found.st_mode), f"{path} is not a regular file")
-        require(
-            found.st_size <= LARGEST, f"{path} has {found.st_size:,} bytes: too many to be ours"
-        )
+        require(found.st_size <= LARGEST, f"{path} is too large: {found.st_size:,} bytes")
         with path.open("rb") as file:
             raw = file.read(LARGEST)
         values = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
@@ -46,7 +45,7 @@ def read_json(path: Path) -> Plain:
 
 
 def opened(values: Plain, path: Path) -> Plain:
-    """The values of a sealed file without their digest; :class:`llm.errors.Refused` if it is wrong."""
+    """The values without their digest; :class:`llm.errors.Refused` if that is not theirs."""
     rest = {key: value for key, value in values.items() if key != DIGEST}
     require(
         values.get(DIGEST) == _digest(rest),

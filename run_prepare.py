@@ -1,8 +1,8 @@
 """Turn text into token files: python run_prepare.py data=shakespeare"""
 
-import shlex
-import sys
+import llm.start  # noqa: F401  (first of all: from here on signals are answered)
 
+# isort: split
 import hydra
 from omegaconf import DictConfig
 
@@ -15,7 +15,7 @@ def main(cfg: DictConfig) -> None:
     """Prepare the dataset, or say that it is there already."""
     from llm.config.schema import PrepareSettings
     from llm.config.settings import read_settings
-    from llm.config.verbatim import as_typed
+    from llm.config.verbatim import typed_command
     from llm.data.dataset import Dataset
     from llm.data.prepare import prepare
     from llm.experiment.console import byte_progress, panel
@@ -23,6 +23,8 @@ def main(cfg: DictConfig) -> None:
     settings = read_settings(cfg, PrepareSettings)
     with byte_progress("preparing") as on_progress:
         dataset = Dataset.open(prepare(settings.data, on_progress))
+    with byte_progress("checking") as on_progress:
+        dataset.verify(on_progress)
     panel(
         "dataset",
         {
@@ -30,7 +32,7 @@ def main(cfg: DictConfig) -> None:
             "tokenizer": f"{dataset.tokenizer.kind}, {dataset.tokenizer.vocab_size:,} tokens",
             "train": f"{len(dataset.train):,} tokens",
             "val": f"{len(dataset.val):,} tokens, {dataset.bytes_per_token:.2f} bytes each",
-            "next": shlex.join(["python", "run_train.py", *as_typed(sys.argv[1:])]),
+            "next": typed_command().replace("run_prepare.py", "run_train.py", 1),
         },
     )
 

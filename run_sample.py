@@ -1,5 +1,8 @@
 """Continue a prompt: python run_sample.py ckpt=outputs/<date>/<time> prompt="ROMEO:" """
 
+import llm.start  # noqa: F401  (first of all: from here on signals are answered)
+
+# isort: split
 import hydra
 from omegaconf import DictConfig
 
@@ -17,7 +20,8 @@ def main(cfg: DictConfig) -> None:
 
     import sys
 
-    from llm.checkpoint.checkpoint import Checkpoint, find_checkpoint
+    from llm.checkpoint.checkpoint import Checkpoint
+    from llm.checkpoint.folder import find_checkpoint
     from llm.device import select_device, tune_allocator
     from llm.experiment.samples import (
         check_stops,

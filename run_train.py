@@ -4,6 +4,12 @@ Hydra composes conf/train.yaml with what is typed. Below, in order, that becomes
 folder, a network, an optimizer and the loop; the loop itself is in llm/training/trainer.py.
 """
 
+import llm.start  # noqa: F401  (first of all: from here on signals are answered)
+
+# isort: split
+from pathlib import Path
+from typing import Any
+
 import hydra
 from omegaconf import DictConfig
 
@@ -15,40 +21,55 @@ from llm.config.cli import command, reported
 def main(cfg: DictConfig) -> float | None:
     """Train as configured; returns the lowest validation loss (nats per token)."""
     from llm.config.schema import TrainSettings
-    from llm.config.settings import read_settings, resolve, to_plain
+    from llm.config.settings import read_settings, resolve
 
     settings = read_settings(cfg, TrainSettings)  # plain and checked from here on
 
-    import torch  # this late, so that --help, completion and a mistyped key need not wait for it
-
-    from llm.checkpoint.checkpoint import CheckpointFolder, start_from
-    from llm.config.build import build
+    # This late, so that --help, completion and a mistyped key need not wait for torch.
     from llm.config.run import open_run
-    from llm.data.dataset import Dataset
+    from llm.data.dataset import LARGE, Dataset
     from llm.data.prepare import prepare
-    from llm.device import select_device, tune_allocator
+    from llm.device import select_device, set_deterministic, tune_allocator
     from llm.experiment.console import byte_progress
-    from llm.experiment.loggers import open_logger
-    from llm.experiment.panels import show_already_finished, show_end, show_start
-    from llm.experiment.rundir import recording
-    from llm.training.precision import Precision, resolve_precision
+    from llm.experiment.panels import show_already_finished
+    from llm.experiment.verify import verify_run
+    from llm.training.precision import resolve_precision
 
+    if settings.verify:
+        return verify_run(Path(str(settings.run.dir)), settings.data)
     tune_allocator(settings.model.n_embed)
     device = select_device(settings.trainer.device)
+    set_deterministic(settings.trainer.deterministic)
     with byte_progress(f"preparing {settings.data.name}") as on_progress:
         dataset = Dataset.open(prepare(settings.data, on_progress))
+    if dataset.size <= LARGE:
+        dataset.verify()  # a larger one by run_prepare.py
     precision, why = resolve_precision(settings.precision.name, device)
     settings = resolve(settings, dataset.tokenizer.vocab_size, precision)
     dataset.check(settings.model.block_size, settings.model.vocab_size or 0)
 
     # The first thing that is written; what can be refused was refused above.
-    run = open_run(settings, dataset.digest)
-    if run.is_finished:
-        show_already_finished(run.folder)
-        return run.best_val_loss
+    with open_run(settings, dataset.digest) as run:
+        if run.is_finished:
+            show_already_finished(run.folder)
+            return run.best_val_loss
+        return train(settings, run, dataset, device, f"{precision}, {why}")
+
+
+def train(settings: Any, run: Any, dataset: Any, device: Any, precision: str) -> float | None:
+    """Build everything for one run and let it run."""
+    from llm.checkpoint.folder import CheckpointFolder, start_from
+    from llm.config.build import build
+    from llm.config.settings import to_plain
+    from llm.experiment.loggers import open_logger
+    from llm.experiment.panels import show_end, show_start
+    from llm.experiment.rundir import recording
+    from llm.training.precision import Precision
+    from llm.training.random_state import seed_everything
+
     alone = run.is_new and not settings.run.sweep
-    with recording(run.folder, run.identity, remove_if_refused=alone) as summary:
-        torch.manual_seed(settings.seed)
+    with recording(run.folder, run.identity, run.again, remove_if_refused=alone) as summary:
+        seed_everything(settings.seed)
         model = build(settings.model).to(device)
         if settings.init_from and run.checkpoint is None:
             start_from(model, settings.init_from)
@@ -64,7 +85,7 @@ def main(cfg: DictConfig) -> float | None:
                 dataset=dataset,
                 optimizer=build(settings.optimizer, model=model),
                 schedule=build(settings.schedule),
-                precision=Precision(precision, device),
+                precision=Precision(settings.precision.name, device),
                 checkpoints=checkpoints,
                 logger=logger,
                 seed=settings.seed,
@@ -72,14 +93,16 @@ def main(cfg: DictConfig) -> float | None:
             )
             if run.checkpoint is not None:
                 trainer.resume(run.checkpoint)
-            show_start(run.folder, trainer, dataset, f"{precision}, {why}")
+            trainer.check_room()
+            show_start(run.folder, trainer, dataset, precision)
             try:
                 with logger.screen:
                     trainer.fit()
             finally:
                 summary |= trainer.outcome()
     show_end(run.folder, trainer.progress, summary)
-    return trainer.progress.best_val_loss
+    best: float | None = trainer.progress.best_val_loss
+    return best
 
 
 if __name__ == "__main__":

@@ -47,6 +47,15 @@ def select_device(name: str, key: str = "trainer.device") -> torch.device:
     return torch.device(name)
 
 
+def set_deterministic(wanted: bool) -> None:
+    """Whether only algorithms are used that give the same bits each time. Call it before the first
+    tensor is made: cuBLAS reads its setting once.
+    """
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted)
+
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 MAPPED_FROM = 2 * 2**20  # bytes: from here on torch asks for huge pages
 WIDE = 512

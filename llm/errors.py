@@ -6,6 +6,7 @@ Anything else that escapes is a fault of ours, shown with its traceback and exit
 
 import errno
 from collections.abc import Iterable
+from typing import Any
 
 # How torch says it: on CUDA and MPS, inside cuBLAS, and on a CPU (a plain RuntimeError).
 OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
@@ -29,10 +30,14 @@ class Refused(Stop):
 
 
 class Diverged(Stop):
-    """The loss is no longer finite."""
+    """The loss is no longer finite. ``facts`` are plain values, for ``diverged.json``."""
 
     exit_status = 3
     status = "diverged"
+
+    def __init__(self, message: str, **facts: Any) -> None:
+        super().__init__(message)
+        self.facts = facts
 
 
 class OutOfMemory(Stop):
@@ -40,6 +45,10 @@ class OutOfMemory(Stop):
 
     exit_status = 4
     status = "out_of_memory"
+
+
+class InUse(Refused):
+    """A run folder that another process is writing to; nothing may be left in it."""
 
 
 class DiskError(Stop):

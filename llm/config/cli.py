@@ -1,5 +1,6 @@
 """What every ``run_*.py`` shares: arguments in, one line and an exit status out."""
 
+import contextlib
 import functools
 import os
 import re
@@ -18,10 +19,12 @@ from llm.config import (
     schema,  # noqa: F401  (registers the schemas that conf/*.yaml start with)
 )
 from llm.config.settings import saved_groups
-from llm.config.verbatim import BREAK, quote_arguments, unquote
-from llm.errors import Interrupted, Refused, Stop, as_stop, did_you_mean
+from llm.config.verbatim import BREAK, quote_arguments, typed_command, unquote
+from llm.errors import Interrupted, InUse, Refused, Stop, as_stop, did_you_mean
+from llm.experiment.lock import locked
 from llm.experiment.rundir import make_folder, read_summary, write_summary
-from llm.experiment.sweep import SweepStopped, follow_parent
+from llm.experiment.sweep import follow_parent
+from llm.signals import Signalled, raised
 
 TRACEBACK = "HYDRA_FULL_ERROR"
 WANTED = "LLM_FULL_ERROR"  # what the user had set it to; also for the jobs of a sweep
@@ -35,7 +38,7 @@ def reported(main: Callable[[Any], Any]) -> Callable[[Any], Any]:
         try:
             return main(cfg)
         except Stop as stop:
-            if isinstance(stop, Refused):
+            if isinstance(stop, Refused) and not isinstance(stop, InUse):
                 _leave_summary(cfg, stop)
             _exit(stop, stop.exit_status)
         except OmegaConfBaseException as error:  # an interpolation, met when it is resolved
@@ -61,18 +64,20 @@ def command(main: Callable[[], Any]) -> None:
     os.environ.setdefault(WANTED, os.environ.get(TRACEBACK, ""))
     os.environ[TRACEBACK] = "1"  # makes Hydra raise what it would print before it exits with 1
     try:
-        sys.argv[1:] = _with_saved_groups(_multirun_first(quote_arguments(sys.argv[1:])))
-        main()
+        with raised():
+            sys.argv[1:] = _with_saved_groups(_multirun_first(quote_arguments(sys.argv[1:])))
+            main()
     except Stop as stop:
         _exit(stop, stop.exit_status)
+    except Signalled as signal:
+        again = typed_command()
+        _exit(Interrupted(f"stopped by {signal}; to continue: {again}"), Interrupted.exit_status)
     except (HydraException, OmegaConfBaseException) as error:
         _exit(error, 2)
     except ValueError as error:
         if not str(error).startswith("Config group override"):  # Hydra's word on model=1
             raise
         _exit(Refused(f"{error}: take one of its options, as in model=small"), 2)
-    except SweepStopped:
-        sys.exit(Interrupted.exit_status)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
@@ -117,7 +122,8 @@ def _leave_summary(cfg: Any, refusal: Refused) -> None:
     if run and run.sweep and run.dir:
         folder = Path(run.dir.replace(BREAK, ""))
         if read_summary(folder) is None:
-            write_summary(make_folder(folder), status=refusal.status, reason=str(refusal))
+            with contextlib.suppress(InUse), locked(make_folder(folder)):
+                write_summary(folder, status=refusal.status, reason=str(refusal))
 
 
 def _multirun_first(arguments: list[str]) -> list[str]:

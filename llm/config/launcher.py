@@ -27,9 +27,10 @@ from llm.config.schema import TrainSettings
 from llm.config.settings import read_settings
 from llm.config.verbatim import as_typed
 from llm.data.config import SAFE
-from llm.errors import Refused, Stop, require
+from llm.errors import Interrupted, Refused, Stop, require
 from llm.experiment.rundir import claim, read_summary
-from llm.experiment.sweep import Job, SweepStopped, run_job
+from llm.experiment.sweep import Job, run_job
+from llm.signals import Signalled
 
 PLUGIN = "hydra_plugins.llm_process"
 MULTIRUN, NAME = Path("multirun"), "%Y-%m-%d_%H-%M-%S"  # and of a sweep without a name
@@ -113,11 +114,10 @@ class ProcessLauncher(Launcher):
             for place, job in enumerate(jobs, 1):
                 title(f"job {place} of {len(jobs)}: {_label(job.overrides)}")
                 done.append((job, run_job(job, self.timeout_seconds)))
-        except SweepStopped as stop:
+        except Signalled as stop:
             done += _not_started(done, jobs)
             jobs_table([(_label(job.overrides), found) for job, found in done])
-            say(f"stopped by {stop}; to continue: {again}")
-            raise
+            raise Interrupted(f"stopped by {stop}; to continue: {again}") from None
         jobs_table([(_label(job.overrides), found) for job, found in done])
         if any(found["status"] != "finished" for _, found in done):
             say(f"to run what did not finish again: {again}")

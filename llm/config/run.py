@@ -1,12 +1,20 @@
 """Which folder a run writes to, and whether there is something in it to continue."""
 
+import contextlib
+import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm.checkpoint.checkpoint import Checkpoint, newest_checkpoint
+from llm.checkpoint.checkpoint import Checkpoint
+from llm.checkpoint.folder import FOLDER, clean, newest_valid, point, set_aside
 from llm.config.schema import TrainSettings
-from llm.config.settings import config_digest, identity, load_plain, to_plain, to_yaml
+from llm.config.settings import Plain, config_digest, identity, load_plain, to_plain, to_yaml
+from llm.config.verbatim import typed_command
+from llm.disk import could_not_write
 from llm.errors import Refused, require
+from llm.experiment.console import warn
+from llm.experiment.lock import locked
 from llm.experiment.rundir import (
     CONFIG,
     cut_metrics,
@@ -22,79 +30,118 @@ EXTENDABLE = {"trainer.max_steps"}  # may differ from the folder's on an explici
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder that this process may write to."""
+    """A run folder that this process, and no other, may write to."""
 
     folder: Path
     identity: dict[str, str]  # config_digest and data_digest
-    checkpoint: Checkpoint | None  # what to continue from
-    is_new: bool
-    best_val_loss: float | None  # of a run that is finished already
+    again: str  # the command that continues it
+    checkpoint: Checkpoint | None = None  # what to continue from
+    is_new: bool = False
+    best_val_loss: float | None = None  # of a run that is finished already
     is_finished: bool = False  # there is nothing left to do then
 
 
-def open_run(settings: TrainSettings, data_digest: str) -> Run:
-    """The run folder for resolved ``settings``, made now, or found with what it holds.
+@contextlib.contextmanager
+def open_run(settings: TrainSettings, data_digest: str) -> Iterator[Run]:
+    """The run folder for resolved ``settings``, made now, or found with what it holds; it is locked
+    while inside.
 
     A folder that exists is continued if the same thing was trained there. Raises
     :class:`llm.errors.Refused` naming the keys that differ, and for a folder that cannot be
-    written.
+    written or that another process is writing to.
     """
-    plain = to_plain(settings)
-    digests = {"config_digest": config_digest(plain, data_digest), "data_digest": data_digest}
-    evaluates = settings.trainer.eval_only
+    folder = _named_folder(settings)
+    exists = folder is not None and (folder / CONFIG).exists()
+    if folder is None:
+        folder = new_folder(OUTPUTS)
+    elif not exists:
+        folder = make_folder(folder)
+    with locked(folder):
+        yield (
+            _found(folder, settings, data_digest)
+            if exists
+            else _start(folder, settings, data_digest)
+        )
+
+
+def _named_folder(settings: TrainSettings) -> Path | None:
+    run, resume = settings.run, settings.resume
     require(
-        not (evaluates and settings.run.name),
+        not (settings.trainer.eval_only and run.name),
         "trainer.eval_only=true trains nothing that run.name could continue: leave run.name out",
     )
-    require(
-        settings.run.dir or not settings.run.sweep,
-        f"run.sweep={settings.run.sweep} names a sweep: add -m",
-    )
-    named = settings.run.dir or (settings.run.name and str(OUTPUTS / settings.run.name))
-    if not named:
-        return _start(new_folder(OUTPUTS), settings, digests)
-    folder = Path(named)
+    require(run.dir or not run.sweep, f"run.sweep={run.sweep} names a sweep: add -m")
+    if not (run.dir or run.name):
+        return None
+    folder = Path(run.dir) if run.dir else OUTPUTS / str(run.name)
     if not (folder / CONFIG).exists():
-        require(
-            not settings.resume, f"resume={settings.resume} is not a run folder: it has no {CONFIG}"
-        )
-        occupied = folder.is_dir() and any(path.name != "summary.json" for path in folder.iterdir())
-        require(not occupied, f"run folder {folder} has other files in it: take another run.name")
-        return _start(make_folder(folder), settings, digests)
-    _refuse_differences(folder, identity(plain, data_digest), data_digest, bool(settings.resume))
-    summary, newest = read_summary(folder), newest_checkpoint(folder)
-    checkpoint = Checkpoint.open(newest) if newest else None
-    reached = checkpoint.step if checkpoint else 0
-    finished = summary is not None and summary.get("status") == "finished"
+        require(not resume, f"resume={resume} is not a run folder: it has no {CONFIG}")
+        # What a run that was killed at once, and a job that was refused, leave.
+        alike = ("summary.json", ".lock", ".probe", f".{CONFIG}")
+        others = [p for p in folder.glob("*") if not p.name.startswith(alike)]
+        require(not others, f"run folder {folder} has other files in it: take another run.name")
+    return folder
+
+
+def _start(folder: Path, settings: TrainSettings, data_digest: str) -> Run:
+    _write_config(folder, settings)
+    return Run(folder, _digests(settings, data_digest), _again(folder, settings), is_new=True)
+
+
+def _found(folder: Path, settings: TrainSettings, data_digest: str) -> Run:
+    newest, damaged = newest_valid(folder)
+    _refuse_differences(folder, settings, data_digest, newest)
+    digests, again = _digests(settings, data_digest), _again(folder, settings)
+    summary, reached = read_summary(folder), newest.step if newest else 0
+    finished = summary is not None and summary.get("status") == "finished" and not damaged
     if finished and (reached >= settings.trainer.max_steps or not settings.resume):
         loss = (summary or {}).get("best_val_loss")
-        return Run(folder, digests, checkpoint, is_new=False, best_val_loss=loss, is_finished=True)
-    if checkpoint is not None:
-        checkpoint.verify()  # before anything in the folder is touched
+        return Run(folder, digests, again, newest, best_val_loss=loss, is_finished=True)
     make_folder(folder)
-    cut_metrics(folder, reached if checkpoint else -1)
-    replace_text(folder / CONFIG, to_yaml(settings))
-    return Run(folder, digests, checkpoint, is_new=False, best_val_loss=None)
+    clean(folder / FOLDER)
+    for path, why in damaged.items():
+        aside = set_aside(path)
+        warn(f"{why}: set aside as {aside.name}, going on from step {reached}")
+    if newest is not None:
+        point(newest.path.parent, "last", newest.path)
+    # A row that a signal put off is in the checkpoint, to be finished: it may be here already.
+    put_off = newest is not None and newest.state.get("row") is not None
+    cut_metrics(folder, reached - put_off if newest else -1)
+    _write_config(folder, settings)
+    return Run(folder, digests, again, newest)
 
 
-def _start(folder: Path, settings: TrainSettings, digests: dict[str, str]) -> Run:
-    replace_text(folder / CONFIG, to_yaml(settings))
-    return Run(folder, digests, None, is_new=True, best_val_loss=None)
+def _digests(settings: TrainSettings, data_digest: str) -> dict[str, str]:
+    digest = config_digest(to_plain(settings), data_digest)
+    return {"config_digest": digest, "data_digest": data_digest}
+
+
+def _again(folder: Path, settings: TrainSettings) -> str:
+    if settings.run.name:
+        return typed_command()
+    return shlex.join(["python", "run_train.py", f"resume={folder}"])
+
+
+def _write_config(folder: Path, settings: TrainSettings) -> None:
+    try:
+        replace_text(folder / CONFIG, to_yaml(settings))
+    except OSError as error:
+        raise could_not_write(folder / CONFIG, error) from error
 
 
 def _refuse_differences(
-    folder: Path, mine: dict[str, object], data_digest: str, resumed: bool
+    folder: Path, settings: TrainSettings, data_digest: str, newest: Checkpoint | None
 ) -> None:
-    theirs = identity(load_plain(folder), data_digest)
-    checkpoint = newest_checkpoint(folder)
-    if checkpoint is not None:
-        theirs["data_digest"] = Checkpoint.open(checkpoint).identity.get("data_digest")
-    allowed = EXTENDABLE if resumed else set()
+    mine = identity(to_plain(settings), data_digest)
+    theirs: Plain = identity(load_plain(folder), data_digest)
+    if newest is not None:
+        theirs["data_digest"] = newest.identity.get("data_digest")
+    allowed = EXTENDABLE if settings.resume else set()
     keys = [
         key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key) and key not in allowed
     ]
     if keys:
-        listed = ", ".join(f"{key} was {theirs.get(key)}, now {mine.get(key)}" for key in keys[:5])
+        listed = ", ".join(f"{key} was {theirs.get(key)}, now {mine.get(key)}" for key in keys)
         raise Refused(
             f"{folder} holds another run ({listed}): take another run.name, the same settings, or "
             f"go on with more steps by resume={folder} trainer.max_steps=MORE"

@@ -151,11 +151,13 @@ class TrainSettings:
     seed: int = 1337
     init_from: str | None = None
     resume: str | None = None
+    verify: bool = False
 
     def check(self) -> None:
         """Raise :class:`llm.errors.Refused` naming the first values that cannot work."""
         for key in ("init_from", "resume"):
             require(getattr(self, key) != "", f"{key} is empty: give a run folder, or leave it out")
+        require(self.resume or not self.verify, "verify=true needs a run folder: add resume=FOLDER")
         for section in (self.data, self.optimizer, self.trainer, self.logger, self.run):
             section.check()
         self.model.resolve(self.data.declared_vocab_size())

@@ -86,7 +86,8 @@ def to_plain(settings: TrainSettings) -> Plain:
     for section in plain.values():
         if isinstance(section, dict):
             section.pop("_target_", None)
-    plain.pop("resume")
+    for of_this_start in ("resume", "verify"):
+        plain.pop(of_this_start)
     return plain
 
 

@@ -6,7 +6,10 @@ and the mark for a missing value, are broken up with a code point that no text h
 again on the way in.
 """
 
+import shlex
+import sys
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 KEYS = frozenset(
@@ -95,6 +98,11 @@ def unquote(value: str) -> str:
 
     parsed = OverridesParser.create().parse_override(f"key={value}").value()
     return str(parsed).replace(BREAK, "") if parsed is not None else ""
+
+
+def typed_command() -> str:
+    """This command as it was typed, for a shell."""
+    return shlex.join(["python", Path(sys.argv[0]).name, *as_typed(sys.argv[1:])])
 
 
 def as_typed(arguments: list[str]) -> list[str]:

@@ -38,7 +38,8 @@ class Document:
         """Its text in pieces; a byte order mark is dropped and line ends become ``\n``, as Python
         reads text.
 
-        Raises :class:`llm.errors.Refused` with the offset of the first byte that is not UTF-8.
+        Raises :class:`llm.errors.Refused` with the offset of the first byte that is not UTF-8, or
+        NUL: valid UTF-8, but it is archives and UTF-16 that have it, not text.
         """
         utf8 = codecs.getincrementaldecoder("utf-8")()
         newlines = io.IncrementalNewlineDecoder(None, translate=True)
@@ -50,6 +51,12 @@ class Document:
             while True:
                 raw = stream.read(PIECE)
                 pending = len(utf8.getstate()[0])
+                nul = raw.find(b"\0")
+                require(
+                    nul < 0,
+                    f"{self.name} is not text: a NUL byte (U+0000) at offset {offset + nul}, "
+                    "as in archives, UTF-16 and other binary files",
+                )
                 try:
                     text = utf8.decode(raw, final=not raw)
                 except UnicodeDecodeError as error:
@@ -113,7 +120,11 @@ def _shakespeare() -> Corpus:
 
 
 def _tiny_shakespeare(path: str | None) -> Corpus:
-    raw = _file(Path(path)).read_bytes() if path else assets.tiny_shakespeare()
+    if path:
+        with _file(Path(path)).open("rb") as file:
+            raw = file.read(2 * PIECE)  # more than it has: another file may be of any size
+    else:
+        raw = assets.tiny_shakespeare()
     assets.check_tiny_shakespeare(raw, str(path))
     return Corpus("tiny Shakespeare", [Document("tinyshakespeare", raw)], assets.sha256(raw))
 
@@ -123,17 +134,21 @@ def _text(path: str | None) -> Corpus:
         raise Refused("data=text needs data.path=FILE_OR_FOLDER")
     root = Path(path).expanduser()
     if root.is_dir():
+        # Links to files are followed wherever they lead; links to folders, which may be loops, are
+        # not, and pipes and devices are no files.
         files = sorted(
             p for p in root.rglob("*") if p.is_file() and not _hidden(p.relative_to(root))
         )
         require(files, f"data.path={path} is a folder without files")
     else:
         files = [_file(root)]
+    documents = [Document(str(file), file) for file in files]
+    require(any(document.size() for document in documents), f"data.path={path} is empty")
+    for document in documents:  # what is no text mostly shows at once, before all of it is hashed
+        next(document.pieces(), "")
     named = [(str(file.relative_to(root)) if root.is_dir() else file.name, file) for file in files]
     digests = {name: file_sha256(file) for name, file in named}
     whole = digests[named[0][0]] if root.is_file() else assets.sha256(json.dumps(digests).encode())
-    documents = [Document(str(file), file) for _, file in named]
-    require(any(document.size() for document in documents), f"data.path={path} is empty")
     return Corpus(path, documents, whole)
 
 

@@ -8,16 +8,19 @@ checkpoint.
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llm.data.prepare import FORMAT_VERSION, SPLITS
+from llm.data.meta import AGAIN, META, read_meta
 from llm.data.tokenizer import Tokenizer, from_json
 from llm.errors import Refused, require
 
+READ = 1 << 20  # bytes hashed at a time
+LARGE = 1 << 30  # bytes; more take longer to verify than a run should take to start
 Batch = tuple[np.ndarray, np.ndarray]  # inputs and targets, both (B, T) int64
 
 
@@ -36,21 +39,21 @@ class Dataset:
 
     @classmethod
     def open(cls, folder: Path) -> "Dataset":
-        """Map the files of ``folder`` and check them against ``meta.json``.
+        """Map the files of ``folder`` and compare their sizes with ``meta.json``; what is in them
+        is left to :meth:`verify`.
 
         Raises :class:`llm.errors.Refused` naming the file that does not fit.
         """
-        meta = _read_meta(folder)
+        meta = read_meta(folder)
         tokenizer = from_json(meta["tokenizer"])
         vocab_size, max_id = meta["vocab_size"], meta["max_id"]
         require(
             tokenizer.vocab_size == vocab_size,
-            f"{folder}/meta.json says vocab_size={vocab_size}, which its tokenizer denies",
+            f"{folder / META} says vocab_size={vocab_size}, which its tokenizer denies",
         )
         require(
             max_id < vocab_size,
-            f"{folder} holds token id {max_id}, beyond its vocabulary of {vocab_size}: "
-            "prepare it again with data.overwrite=true",
+            f"{folder} holds token id {max_id}, beyond its vocabulary of {vocab_size}: {AGAIN}",
         )
         identity = json.dumps([meta["sha256"], meta["dtype"], tokenizer.digest()], sort_keys=True)
         return cls(
@@ -61,6 +64,33 @@ class Dataset:
             digest=hashlib.sha256(identity.encode()).hexdigest(),
             bytes_per_token=meta["bytes"]["val"] / max(1, meta["tokens"]["val"]),
         )
+
+    @property
+    def size(self) -> int:
+        """Bytes of both splits."""
+        return int(self.train.nbytes + self.val.nbytes)
+
+    def verify(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Read both splits and compare them with their digests in ``meta.json``.
+
+        ``on_progress`` is called with (bytes done, bytes in all). Raises
+        :class:`llm.errors.Refused` naming the file that is no longer what was prepared.
+        """
+        done = 0
+        for split, expected in read_meta(self.folder)["sha256"].items():
+            path, digest = self.folder / f"{split}.bin", hashlib.sha256()
+            try:
+                with path.open("rb") as file:
+                    while piece := file.read(READ):
+                        digest.update(piece)
+                        done += len(piece)
+                        on_progress(done, self.size)
+            except OSError as error:
+                raise Refused(f"{path} cannot be read: {error.strerror}") from None
+            require(
+                digest.hexdigest() == expected,
+                f"{path} is damaged: its sha256 is not that in {META}: {AGAIN}",
+            )
 
     def check(self, block_size: int, vocab_size: int) -> None:
         """Raise :class:`llm.errors.Refused` unless a model of this shape can be trained on the
@@ -79,51 +109,21 @@ class Dataset:
         )
 
 
-def _read_meta(folder: Path) -> dict[str, Any]:
-    path = folder / "meta.json"
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise Refused(f"{folder} is not a prepared dataset: it has no meta.json") from None
-    except (OSError, ValueError) as error:
-        raise Refused(f"{path} cannot be read: {error}") from None
-    version = meta.get("format_version") if isinstance(meta, dict) else None
-    require(
-        version == FORMAT_VERSION,
-        f"{path} has format_version={version}, and this version reads {FORMAT_VERSION}: "
-        "prepare it again with data.overwrite=true",
-    )
-    kinds = {"dtype": str, "vocab_size": int, "max_id": int, "tokenizer": dict}
-    for key, kind in {"tokens": int, "bytes": int, "sha256": str}.items():
-        each = meta.get(key)
-        require(
-            isinstance(each, dict)
-            and set(each) == set(SPLITS)
-            and all(isinstance(value, kind) for value in each.values()),
-            f"{path} has no usable {key} per split",
-        )
-    for key, kind in kinds.items():
-        require(isinstance(meta.get(key), kind), f"{path} has no usable {key}")
-    require(
-        meta["dtype"] in ("uint16", "uint32"),
-        f"{path} has dtype={meta['dtype']}: uint16 or uint32 expected",
-    )
-    return dict(meta)
-
-
 def _map(folder: Path, split: str, meta: dict[str, Any]) -> np.ndarray:
     path, tokens = folder / f"{split}.bin", meta["tokens"][split]
     dtype = np.dtype(meta["dtype"]).newbyteorder("<")
     size = path.stat().st_size if path.is_file() else -1
     require(
         size == tokens * dtype.itemsize,
-        f"{path} has {size} bytes, but meta.json says {tokens} tokens of {dtype.itemsize}: "
-        "prepare it again with data.overwrite=true",
+        f"{path} has {size} bytes, but {META} says {tokens} tokens of {dtype.itemsize}: {AGAIN}",
     )
-    tokens_on_disk: np.ndarray = (
-        np.memmap(path, dtype=dtype, mode="r") if tokens else np.zeros(0, dtype)
-    )
-    return tokens_on_disk
+    try:
+        mapped: np.ndarray = (
+            np.memmap(path, dtype=dtype, mode="r") if tokens else np.zeros(0, dtype)
+        )
+    except OSError as error:
+        raise Refused(f"{path} cannot be read: {error.strerror}") from None
+    return mapped
 
 
 # Steps whose places are computed at once: for one alone it is all overhead.

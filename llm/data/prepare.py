@@ -20,12 +20,13 @@ import numpy as np
 
 from llm.data.assets import sha256
 from llm.data.config import DataConfig
-from llm.data.corpus import Corpus, file_sha256, read_corpus, source_digest
+from llm.data.corpus import Corpus, read_corpus, source_digest
+from llm.data.dataset import Dataset
+from llm.data.meta import FORMAT_VERSION, SPLITS, read_meta, write_meta
 from llm.data.tokenizer import Tokenizer, build_tokenizer
+from llm.disk import sync_folder
 from llm.errors import DiskError, Refused, as_stop, require
 
-FORMAT_VERSION = 1
-SPLITS = ("train", "val")
 Progress = Callable[[int, int], None]  # called with (bytes done, bytes in all)
 CHUNK = 1 << 20  # characters tokenized at a time
 
@@ -83,20 +84,20 @@ def _is_ready(folder: Path, config: DataConfig, made_from: dict[str, Any]) -> bo
     if not folder.exists():
         return False
     try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        saved = meta["made_from"] | {"vocab_size": meta["vocab_size"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        meta, saved = {}, {}
+        meta = read_meta(folder)
+    except Refused:
+        if config.overwrite:
+            return False
+        raise
+    saved = meta["made_from"] | {"vocab_size": meta["vocab_size"]}
     declared = {"vocab_size": config.vocab_size} if config.vocab_size is not None else {}
     wanted = made_from | declared
     keys = [key for key in wanted if key not in saved or saved[key] != wanted[key]]
     if config.overwrite:
-        return not keys and _is_intact(folder, meta)
+        return not keys and meta["format_version"] == FORMAT_VERSION and _is_intact(folder)
     if not keys:
         return True  # whether its files are whole is for Dataset.open to say
-    was = (
-        ", ".join(f"{key}={saved[key]}" for key in keys if key in saved) or "no readable meta.json"
-    )
+    was = ", ".join(f"{key}={saved.get(key)}" for key in keys)
     want = ", ".join(f"{key}={wanted[key]}" for key in keys)
     raise Refused(
         f"{folder} was prepared with {was}, but the config says {want}: "
@@ -104,13 +105,12 @@ def _is_ready(folder: Path, config: DataConfig, made_from: dict[str, Any]) -> bo
     )
 
 
-def _is_intact(folder: Path, meta: dict[str, Any]) -> bool:
+def _is_intact(folder: Path) -> bool:
     try:
-        return meta["format_version"] == FORMAT_VERSION and all(
-            file_sha256(folder / f"{split}.bin") == meta["sha256"][split] for split in SPLITS
-        )
-    except (OSError, KeyError, TypeError):
+        Dataset.open(folder).verify()
+    except Refused:
         return False
+    return True
 
 
 @contextlib.contextmanager
@@ -133,9 +133,11 @@ def _prepare_into(
     temporary.mkdir()
     try:
         _write(temporary, config, made_from, on_progress)
+        sync_folder(temporary)
         if folder.exists():
             folder.rename(replaced)
         temporary.rename(folder)
+        sync_folder(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
@@ -175,6 +177,8 @@ def _write(
                 read(piece)
         for writer in writers.values():
             writer.finish()
+    # Where a path is not Unicode, Python's name for it cannot be written as UTF-8.
+    description = corpus.description.encode(errors="backslashreplace").decode()
     meta = {
         "format_version": FORMAT_VERSION,
         "name": config.name,
@@ -185,11 +189,11 @@ def _write(
         "tokens": {split: writer.tokens for split, writer in writers.items()},
         "bytes": {split: writer.bytes for split, writer in writers.items()},
         "sha256": {split: writer.sha256.hexdigest() for split, writer in writers.items()},
-        "source": {"description": corpus.description, "sha256": corpus.sha256},
+        "source": {"description": description, "sha256": corpus.sha256},
         "made_from": made_from,
         "tokenizer": tokenizer.to_json(),
     }
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+    write_meta(folder, meta)
 
 
 def _survey(corpus: Corpus, read: Callable[[str], None]) -> tuple[int, str]:

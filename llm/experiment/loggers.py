@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
 from llm.checkpoint.checkpoint import Checkpoint
+from llm.disk import could_not_write
 from llm.errors import Stop
 from llm.experiment.console import Row, TrainingScreen, warn
-from llm.experiment.rundir import METRICS, SAMPLES
+from llm.experiment.rundir import METRICS, SAMPLES, cut_metrics
+from llm.signals import STOPPED, Signalled
+from llm.training.resume import read_run_id
 
 
 class RunLike(Protocol):
@@ -44,9 +47,10 @@ class RunLogger:
     """Hands every row and sample to the files, to W&B and to the screen."""
 
     def __init__(
-        self, folder: Path, screen: TrainingScreen, wandb_run: Any | None, run_id: str
+        self, folder: Path, screen: TrainingScreen, start_wandb: Callable[[], Any], run_id: str
     ) -> None:
-        self.folder, self.screen, self.wandb_run, self.run_id = folder, screen, wandb_run, run_id
+        self.folder, self.screen, self.run_id = folder, screen, run_id
+        self.start_wandb, self.wandb_run = start_wandb, start_wandb()
         self.metrics = (folder / METRICS).open("a", encoding="utf-8")
 
     def tick(self, step: int) -> None:
@@ -55,8 +59,9 @@ class RunLogger:
 
     def log(self, row: Row) -> None:
         """One row of metrics; ``row`` holds ``step`` and ``tokens``."""
-        self.metrics.write(json.dumps(row) + "\n")
-        self.metrics.flush()
+        with self._written(METRICS):
+            self.metrics.write(json.dumps(row) + "\n")
+            self.metrics.flush()
         if self.wandb_run is not None:
             known = {key: v for key, v in row.items() if v is not None and key != "step"}
             self._to_wandb(lambda run: run.log(known, step=row["step"]))
@@ -65,7 +70,7 @@ class RunLogger:
     def sample(self, step: int, prompt: str, text: str, scores: dict[str, float]) -> None:
         """Text that the model wrote after ``step``, and how much it repeats itself."""
         record = {"step": step, "prompt": prompt, "text": text} | scores
-        with (self.folder / SAMPLES).open("a", encoding="utf-8") as file:
+        with self._written(SAMPLES), (self.folder / SAMPLES).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
         if self.wandb_run is not None:
             import wandb
@@ -75,10 +80,34 @@ class RunLogger:
             self._to_wandb(lambda run: run.log({"sample": shown}, step=step))
         self.screen.sample(step, text)
 
+    def warn(self, message: str) -> None:
+        """A line on the screen and in the log."""
+        warn(message)
+
+    def sync(self) -> None:
+        """Wait until the rows are on the disk: none may be missing before a checkpoint's step."""
+        with self._written(METRICS):
+            os.fsync(self.metrics.fileno())
+
+    def rewind(self, step: int) -> None:
+        """Forget the rows after ``step``, where the run goes on from; W&B gets a new segment."""
+        self.close(exit_code=0)
+        cut_metrics(self.folder, step)
+        self.metrics = (self.folder / METRICS).open("a", encoding="utf-8")
+        self.wandb_run = self.start_wandb()
+
     def close(self, exit_code: int) -> None:
         """End the W&B run, so that the next one of this process does not merge into it."""
-        self.metrics.close()
+        with contextlib.suppress(OSError):  # a full disk: it has been told of
+            self.metrics.close()
         self._to_wandb(lambda run: run.finish(exit_code=exit_code))
+
+    @contextlib.contextmanager
+    def _written(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise could_not_write(self.folder / name, error) from error
 
     def _to_wandb(self, call: Callable[[Any], object]) -> None:
         """Whatever goes wrong in W&B is a warning: the run and its own files are worth more."""
@@ -104,18 +133,21 @@ def open_logger(
 
     ``config`` is shown in W&B; ``sweep`` is the folder of the sweep that the run is a job of.
     """
-    state = run.checkpoint.state if run.checkpoint else {}
-    run_id = state.get("run_id") or new_run_id()
+    run_id = read_run_id(run.checkpoint.state.get("run_id")) if run.checkpoint else new_run_id()
     screen = TrainingScreen(max_steps, run.checkpoint.step if run.checkpoint else 0)
     logger = RunLogger(
-        run.folder, screen, start_wandb(run.folder, run_id, config, options, sweep), run_id
-    )
+        run.folder, screen,
+        lambda: start_wandb(run.folder, run_id, config, options, sweep), run_id,
+    )  # fmt: skip
     exit_code = 1
     try:
         yield logger
         exit_code = 0
     except Stop as stop:
         exit_code = stop.exit_status
+        raise
+    except Signalled:
+        exit_code = STOPPED
         raise
     finally:
         logger.close(exit_code)

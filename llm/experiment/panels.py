@@ -47,6 +47,8 @@ def show_start(folder: Path, trainer: Started, dataset: Dataset, precision: str)
         + (f" (only {options.overfit_batches} batches, over and over)" * overfits),
         "run folder": str(folder),
     }
+    if options.deterministic:
+        facts["promise"] = "the same bits each time, on this machine with these versions"
     if trainer.progress.step:
         facts["continues"] = f"after step {trainer.progress.step:,}"
     panel("training", facts)
@@ -63,6 +65,10 @@ def show_end(folder: Path, progress: Progress, summary: dict[str, Any]) -> None:
         )
     if progress.train_seconds:
         facts["throughput"] = f"{summary['tokens_per_second']:,.0f} tokens/s"
+    if progress.skipped or progress.rollbacks:
+        facts["divergence"] = (
+            f"{progress.skipped:,} steps left out, {progress.rollbacks} times back"
+        )
     facts["peak memory"] = gib(summary["peak_memory_bytes"])
     facts["wall time"] = (
         f"{duration(summary['wall_seconds'])}: training {duration(progress.train_seconds)}, "

@@ -3,9 +3,9 @@
 import contextlib
 import json
 import logging
+import math
 import os
 import platform
-import shlex
 import shutil
 import subprocess
 import time
@@ -15,11 +15,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from llm.errors import DiskError, Interrupted, Refused, Stop, as_stop
+from llm.disk import cannot_use, could_not_write, replace_file, sync_folder
+from llm.errors import Diverged, Interrupted, Refused, Stop, as_stop
+from llm.signals import Signalled, remember
 
 Plain = dict[str, Any]
 SUMMARY, METRICS, SAMPLES = "summary.json", "metrics.jsonl", "samples.jsonl"
-CONFIG, LOG = "config.yaml", "run_train.log"
+CONFIG, LOG, DIVERGED = "config.yaml", "run_train.log", "diverged.json"
 SUMMARY_KEYS = (
     "status", "reason", "step", "tokens", "parameters", "best_val_loss", "val_loss",
     "bits_per_byte", "tokens_per_second", "peak_memory_bytes", "predicted_memory_bytes",
@@ -48,14 +50,15 @@ def make_folder(path: Path, exist_ok: bool = True) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=exist_ok)
         probe = path / f".probe.{os.getpid()}"
-        probe.touch()
+        probe.write_bytes(b"written before the first step, so that the disk does not refuse later")
         probe.unlink()
+        sync_folder(path.parent)
     except FileExistsError:
         if exist_ok:
             raise Refused(f"run folder {path} is a file: take another run.name") from None
         raise
     except OSError as error:
-        raise Refused(f"run folder {path} cannot be written: {error.strerror}") from None
+        raise cannot_use(path, error) from None
     return path
 
 
@@ -70,15 +73,7 @@ def read_summary(folder: Path) -> Plain | None:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a whole file or, where that fails, nothing: it is either the old or the new text."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_file(path, text.encode())
 
 
 def write_summary(folder: Path, **values: Any) -> None:
@@ -130,30 +125,35 @@ def versions() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def recording(folder: Path, facts: Plain, remove_if_refused: bool) -> Iterator[Plain]:
+def recording(folder: Path, facts: Plain, again: str, remove_if_refused: bool) -> Iterator[Plain]:
     """Log into ``folder`` while inside, and write its summary at the end, whatever the end is.
 
-    ``facts`` are the values known from the start; the caller adds to the yielded copy. A run that
-    is refused after all leaves no folder if ``remove_if_refused``.
+    ``facts`` are the values known from the start; the caller adds to the yielded copy. ``again`` is
+    the command that continues the run. One that is refused after all leaves no folder if
+    ``remove_if_refused``.
     """
-    handler = logging.FileHandler(folder / LOG, encoding="utf-8")
+    handler = _LogFile(folder / LOG, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     before = (read_summary(folder) or {}).get("wall_seconds") or 0.0
-    (folder / SUMMARY).unlink(missing_ok=True)  # it speaks of an end, which is not reached yet
+    for of_an_end in (SUMMARY, DIVERGED):  # which is not reached yet
+        (folder / of_an_end).unlink(missing_ok=True)
     start = time.perf_counter()
     summary = dict(facts) | {"git_commit": git_commit(), "versions": versions()}
     status, reason = "failed", None
     try:
         yield summary
         status = "finished"
-    except Stop as stop:
+    except (Stop, Signalled) as error:
+        stop = error if isinstance(error, Stop) else Interrupted(f"{error} before the first step")
+        remember()  # what is still to be written must be whole
         status, reason = stop.status, str(stop)
         log.error("%s: %s", status, reason)
-        if isinstance(stop, Interrupted) and (folder / "checkpoints").exists():
-            command = shlex.join(["python", "run_train.py", f"resume={folder}"])
-            raise Interrupted(f"{stop}; to continue: {command}") from None
+        if isinstance(stop, Diverged):
+            _write_diverged(folder, stop)
+        if isinstance(stop, Interrupted):
+            raise Interrupted(f"{stop}; to continue: {again}") from None
         raise
     except BaseException as error:
         known = as_stop(error)
@@ -165,6 +165,7 @@ def recording(folder: Path, facts: Plain, remove_if_refused: bool) -> Iterator[P
             raise known from error
         raise
     finally:
+        remember()
         log.removeHandler(handler)
         handler.close()
         summary |= {
@@ -172,20 +173,38 @@ def recording(folder: Path, facts: Plain, remove_if_refused: bool) -> Iterator[P
             "reason": reason,
             "wall_seconds": before + time.perf_counter() - start,
         }
-        with _reported(summary):
+        with _reported(folder, finished=status == "finished"):
             write_summary(folder, **summary)
         if status == "refused" and remove_if_refused:
             _remove(folder)
 
 
+class _LogFile(logging.FileHandler):
+    """A full disk ends the log and not the run: what matters more is written elsewhere."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Called by logging where it would print a traceback."""
+
+
 @contextlib.contextmanager
-def _reported(summary: Plain) -> Iterator[None]:
+def _reported(folder: Path, finished: bool) -> Iterator[None]:
     """A summary that cannot be written ends a finished run, but hides no earlier failure."""
     try:
         yield
     except OSError as error:
-        if summary["status"] == "finished":
-            raise DiskError(f"{SUMMARY} could not be written: {error.strerror}") from error
+        if finished:
+            raise could_not_write(folder / SUMMARY, error) from error
+
+
+def _write_diverged(folder: Path, stop: Diverged) -> None:
+    """``diverged.json``: where, and with which numbers; those that are none as text."""
+    numbers = {
+        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in stop.facts.items()
+    }
+    with _reported(folder, finished=False):
+        text = json.dumps({"reason": str(stop), **numbers}, indent=1)
+        replace_text(folder / DIVERGED, text + "\n")
 
 
 def _remove(folder: Path) -> None:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm.errors import Refused
+from llm.errors import InUse, Refused
+from llm.experiment.lock import locked
 from llm.experiment.rundir import read_summary, write_summary
+from llm.signals import SIGNALS, Signalled
 
 PARENT_PIPE = "LLM_PARENT_PIPE"  # a file descriptor that closes when whoever started a job is gone
 GRACE_SECONDS = 60  # for a job that has been told to stop: one step and one save
@@ -28,14 +30,11 @@ class Job:
     command: list[str]
 
 
-class SweepStopped(BaseException):
-    """A signal to the sweep. Its current job has been told to save and stop, and has ended."""
-
-
 def run_job(job: Job, timeout_seconds: float | None = None) -> dict[str, Any]:
     """Run a job to its end and return its ``summary.json``, written here if the job could not.
 
-    Raises :class:`SweepStopped` when this process is told to stop meanwhile.
+    Raises :class:`llm.signals.Signalled` when this process is told to stop meanwhile; the job has
+    been told to save and stop then, and has ended.
     """
     before = read_summary(job.folder)
     start = time.perf_counter()
@@ -49,7 +48,8 @@ def run_job(job: Job, timeout_seconds: float | None = None) -> dict[str, Any]:
     facts: dict[str, Any] = {"status": status, "reason": _reason(code, timeout_seconds)}
     if found is None:  # else it speaks of another run, which this job was refused to touch
         job.folder.mkdir(parents=True, exist_ok=True)
-        write_summary(job.folder, **facts, wall_seconds=time.perf_counter() - start)
+        with contextlib.suppress(InUse), locked(job.folder):
+            write_summary(job.folder, **facts, wall_seconds=time.perf_counter() - start)
     return facts
 
 
@@ -74,7 +74,7 @@ def _wait(command: list[str], timeout_seconds: float | None) -> int | None:
     except subprocess.TimeoutExpired:
         _ask_to_stop(child)
         return None
-    except SweepStopped:
+    except Signalled:
         _ask_to_stop(child)
         raise
     finally:
@@ -97,11 +97,11 @@ def _stop_signals() -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
         received.append(number)
         if len(received) == 1:
-            raise SweepStopped(signal.Signals(number).name)
+            raise Signalled(signal.Signals(number))
         if number == signal.SIGINT:
             raise KeyboardInterrupt  # a second Ctrl-C: the job is not waited for any longer
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
     try:
         yield
     finally:

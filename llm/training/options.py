@@ -6,7 +6,7 @@ from llm.errors import require
 
 AT_LEAST_ONE = (
     "max_steps", "batch_size", "micro_batch_size", "eval_interval", "eval_batches", "log_interval",
-    "checkpoint_interval", "keep_last", "patience", "sample_interval",
+    "checkpoint_interval", "keep_last", "patience", "sample_interval", "max_skipped",
 )  # fmt: skip
 
 CHECKPOINTED = {"none": 0, "full": 1, "every_2": 2}  # every how many blocks one is computed again
@@ -21,6 +21,9 @@ class TrainerOptions:
     batch_size: int = 8  # sequences per optimizer step
     micro_batch_size: int | None = None  # sequences per forward pass; None: batch_size
     grad_clip: float = 1.0  # 0: none
+    max_skipped: int = 20  # steps in a row whose loss or gradients are not finite
+    skip_spikes: bool = False  # leave out steps that stand out from those before
+    rollbacks: int = 0  # how often a run that diverges goes back, at half the rate
     eval_interval: int = 200
     eval_batches: int | None = 40  # of 8 sequences; None: the whole split
     eval_only: bool = False
@@ -32,6 +35,7 @@ class TrainerOptions:
     compile: bool = False
     profile: bool = False
     device: str = "auto"
+    deterministic: bool = False
     sample_interval: int | None = None
     overfit_batches: int = 0  # train on the first so many only: does the loss go to zero?
 
@@ -45,7 +49,7 @@ class TrainerOptions:
         for key in AT_LEAST_ONE:
             value = getattr(self, key)
             require(value is None or value >= 1, f"trainer.{key}={value} must be at least 1")
-        for key in ("grad_clip", "overfit_batches"):
+        for key in ("grad_clip", "overfit_batches", "rollbacks"):
             require(
                 getattr(self, key) >= 0, f"trainer.{key}={getattr(self, key)} must be 0 or more"
             )

@@ -4,15 +4,17 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from llm.device import peak_memory_bytes
+from llm.errors import require
 from llm.evaluation.loss import bits_per_byte
 from llm.model.gpt import GPT
+from llm.training.random_state import random_tensors, restore_random
 
 
 @dataclass
@@ -25,9 +27,23 @@ class Progress:
     best_val_loss: float | None = None
     best_step: int = 0
     evaluations_since_best: int = 0
+    skipped: int = 0  # steps that the weights did not take
+    rollbacks: int = 0  # times that the run went back to a checkpoint; each halves the rate
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
     checkpoint_seconds: float = 0.0
+
+    @classmethod
+    def from_plain(cls, plain: Any) -> "Progress":
+        """From the values of a checkpoint; :class:`llm.errors.Refused` if these are others."""
+        types = {field.name: field.type for field in fields(cls)}
+        same = isinstance(plain, dict) and set(plain) == set(types)
+        require(same, "the checkpoint has no usable progress")
+        for key, value in plain.items():
+            kind: Any = types[key]
+            right = type(value) in (get_args(kind) or (kind,))
+            require(right, f"the checkpoint has progress.{key}={value!r}")
+        return cls(**plain)
 
     @property
     def seconds(self) -> float:
@@ -65,19 +81,25 @@ def outcome(
 def training_tensors(
     model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
 ) -> dict[str, Tensor]:
-    """The optimizer's state by parameter name, and the random state that dropout draws from."""
+    """The optimizer's state by parameter name, and the state of each random generator."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     tensors = {
         f"optimizer/{names[parameter]}/{key}": value
         for parameter, state in optimizer.state.items()
         for key, value in state.items()
     }
-    tensors["random/cpu"] = torch.get_rng_state()
-    if device.type == "cuda":
-        tensors["random/cuda"] = torch.cuda.get_rng_state(device)
-    elif device.type == "mps":
-        tensors["random/mps"] = torch.mps.get_rng_state()
-    return tensors
+    return tensors | random_tensors(device)
+
+
+def training_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """What the tensors above will take, told before the first step: Muon keeps one number for each
+    parameter, AdamW two.
+    """
+    return sum(
+        4 * parameter.numel() * (1 if group.get("muon") else 2)
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    )
 
 
 def restore_training(
@@ -103,8 +125,4 @@ def restore_training(
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )
-    torch.set_rng_state(tensors["random/cpu"])
-    if device.type == "cuda" and "random/cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random/cuda"], device)
-    elif device.type == "mps" and "random/mps" in tensors:
-        torch.mps.set_rng_state(tensors["random/mps"])
+    restore_random(tensors, device)

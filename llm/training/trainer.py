@@ -1,28 +1,32 @@
 """The training loop. Read :meth:`Trainer.fit`; what it calls is below it, in order."""
 
 import math
-from dataclasses import asdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from llm.checkpoint.checkpoint import Checkpoint, CheckpointFolder, load_weights
+from llm import signals
+from llm.checkpoint.checkpoint import Checkpoint
+from llm.checkpoint.folder import CheckpointFolder
 from llm.data.dataset import BatchSampler, Dataset, evaluation_batches, read_windows
-from llm.device import peak_memory_bytes, synchronize, to_device
+from llm.device import peak_memory_bytes, to_device
 from llm.errors import Diverged, Interrupted
 from llm.evaluation.loss import bits_per_byte, evaluate
 from llm.functional.loss import IGNORED
 from llm.model.gpt import GPT
 from llm.sampling.generate import SamplingOptions, generate
 from llm.sampling.looping import measure_repeats
-from llm.training.interrupt import StopRequest
+from llm.training.guard import Guard
 from llm.training.logger import Logger, Row
 from llm.training.options import CHECKPOINTED, TrainerOptions
 from llm.training.precision import Precision
 from llm.training.profiling import profiling
+from llm.training.random_state import random_tensors, restore_random
+from llm.training.resume import plain_state, resume, roll_back
 from llm.training.schedule import Schedule
-from llm.training.state import Progress, outcome, restore_training, training_tensors
+from llm.training.state import Progress, outcome, training_bytes, training_tensors
 from llm.training.throughput import flops_per_token, peak_flops
 
 SAMPLE = SamplingOptions(max_new_tokens=200)
@@ -51,6 +55,11 @@ class Trainer:
         # Compiled, it has the same weights and fused kernels.
         self.network = torch.compile(model) if self.options.compile else model
         self.progress = Progress()
+        self.guard = Guard(
+            self.options.max_skipped, self.options.skip_spikes, logger.warn,
+            scaled=precision.scaler.is_enabled(),
+        )  # fmt: skip
+        self.unreported: Row | None = {}  # numbers of this step that are not logged yet
         self.at_end = False  # whether this step is the last one
         self.saved_step: int | None = None
         self.flops_per_token = flops_per_token(model)
@@ -60,42 +69,79 @@ class Trainer:
     def fit(self) -> Progress:
         """Train until ``max_steps``, ``max_minutes`` or ``patience``; returns the counters reached.
 
-        Raises :class:`llm.errors.Diverged` when the loss is no longer finite and
-        :class:`llm.errors.Interrupted` after a signal, with a checkpoint to continue from saved.
+        Raises :class:`llm.errors.Diverged` when too many steps are not finite, after going back
+        ``rollbacks`` times, and :class:`llm.errors.Interrupted` after a signal, with a checkpoint
+        to continue from saved.
         """
-        options, progress = self.options, self.progress
-        folder = self.checkpoints.folder.parent if options.profile else None
-        with StopRequest() as stop, profiling(folder, self.device) as step_done:
-            if progress.val_loss is None or options.eval_only:
-                self.log(self.evaluate())
-            self.at_end = options.eval_only or self.is_over()
-            while not (self.at_end or stop.received or self.is_out_of_patience()):
-                with self.progress.clock("train_seconds"):
-                    loss, grad_norm = self.optimizer_step(progress.step + 1)
-                    progress.step += 1
-                    self.at_end = self.is_over()
-                    self.wait_for_device()
-                step_done()
-                self.logger.tick(progress.step)
-                row: Row = {}
-                if self.is_due(options.log_interval):
-                    row |= self.training_row(loss, grad_norm)
-                if self.is_due(options.eval_interval):
-                    row |= self.evaluate()
-                if self.is_due(options.sample_interval, at_end=False):
-                    self.finite(loss, "training loss")
-                    row |= self.sample()
-                self.log(row)
-                if self.is_due(options.checkpoint_interval):
-                    self.save(loss)
-            if stop.received and options.eval_only:
-                raise Interrupted(f"{stop.received.name} while evaluating")
-            if self.saved_step != progress.step and not options.eval_only:
-                self.save()  # patience or a signal ended it
-            if stop.received and not self.at_end:
-                name = stop.received.name
-                raise Interrupted(f"{name} at step {progress.step}: the checkpoint is saved")
-        return progress
+        self.compile_ahead()
+        folder = self.checkpoints.folder.parent if self.options.profile else None
+        with signals.remembered() as self.stop, profiling(folder, self.device) as step_done:
+            while True:
+                try:
+                    self.train(step_done)
+                    return self.progress
+                except Diverged as end:
+                    roll_back(self, end)
+
+    def train(self, step_done: Callable[[], object]) -> None:
+        """The loop, from where the counters stand to the end."""
+        options, progress, stop = self.options, self.progress, self.stop
+        self.at_end = options.eval_only or self.is_over()
+        if self.unreported is not None:  # step 0, or where a signal came in between
+            self.report(self.unreported)
+            self.saved_step = None
+        while not (self.at_end or stop.received or self.is_out_of_patience()):
+            with progress.clock("train_seconds"):
+                loss, grad_norm = self.optimizer_step(progress.step + 1)
+                progress.step += 1
+                self.at_end = self.is_over()
+            step_done()
+            self.logger.tick(progress.step)
+            logged = self.is_due(options.log_interval)
+            self.report(self.training_row(loss, grad_norm) if logged else {})
+            if self.is_due(options.checkpoint_interval):
+                self.save()
+        if self.saved_step != progress.step and not options.eval_only:
+            self.save()  # patience or a signal ended it
+        if stop.received and (self.unreported is not None or not self.at_end):
+            saved = "nothing is written" if options.eval_only else "the checkpoint is saved"
+            raise Interrupted(f"{stop.received.name} at step {progress.step}: {saved}")
+
+    def report(self, row: Row) -> None:
+        """Evaluate and write a sample where they are due, and log all numbers of this step.
+
+        When a signal comes meanwhile, the rest is put off: the checkpoint holds the row, and the
+        run that goes on from it finishes it first.
+        """
+        options, step = self.options, self.progress.step
+        self.unreported = row
+        try:
+            if self.is_due(options.eval_interval) and "val/loss" not in row:
+                row |= self.evaluate()
+            if self.is_due(options.sample_interval, at_end=False) and step > 0:
+                row |= self.sample()
+        except signals.Signalled:
+            return
+        self.unreported = None
+        if row:
+            self.logger.log({"step": step, "tokens": self.progress.tokens} | row)
+
+    def compile_ahead(self) -> None:
+        """Compile the network, which may take minutes, while a signal still ends it at once.
+
+        One batch goes through it; what that changes is put back.
+        """
+        if self.options.compile and not self.options.eval_only:
+            before = random_tensors(self.device)
+            self.model.train()
+            inputs, targets = self.sampler.batch(1)
+            size = self.options.micro_batch
+            x, y = to_device((inputs[:size], targets[:size]), self.device)
+            with self.precision.autocast:
+                loss = self.network(x, y, reduction="sum")
+            loss.backward()
+            self.optimizer.zero_grad(set_to_none=True)
+            restore_random(before, self.device)
 
     def is_due(self, interval: int | None, at_end: bool = True) -> bool:
         """Whether what happens every ``interval`` steps is due now; at the last step all is."""
@@ -113,19 +159,16 @@ class Trainer:
         patience = self.options.patience
         return patience is not None and self.progress.evaluations_since_best >= patience
 
-    def wait_for_device(self) -> None:
-        """Let what a GPU has queued finish, where the time is read next; not after every step."""
-        options = self.options
-        intervals = (options.log_interval, options.eval_interval, options.checkpoint_interval)
-        if any(self.is_due(interval) for interval in intervals):
-            synchronize(self.device)
+    def optimizer_step(self, step: int) -> tuple[float, float]:
+        """One update from one batch, in micro-batches: its mean loss and gradient norm.
 
-    def optimizer_step(self, step: int) -> tuple[Tensor, Tensor]:
-        """One update from one batch, in micro-batches: its mean loss and gradient norm."""
+        Reading these waits for the device at every step: no update is made from what is no number.
+        """
         inputs, targets = self.sampler.batch(step)
         n_targets = int((targets != IGNORED).sum())
+        rate = self.schedule(step, self.options.max_steps) * 0.5**self.progress.rollbacks
         for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * self.schedule(step, self.options.max_steps)
+            group["lr"] = group["base_lr"] * rate
         self.model.train()
         mean_loss = torch.zeros((), device=self.device)
         for start in range(0, self.batch_size, self.options.micro_batch):
@@ -135,33 +178,38 @@ class Trainer:
                 # A sum over the micro-batch by the count of the whole batch: every token weighs the
                 # same, however the batch is cut (transformers PR 34191 tells what goes wrong
                 # otherwise).
-                loss = self.network(x, y, reduction="sum") / n_targets
-            self.precision.scaler.scale(loss).backward()
-            mean_loss += loss.detach()
-        self.precision.scaler.unscale_(self.optimizer)
-        grad_norm = torch.nn.utils.clip_grad_norm_(
+                part_loss = self.network(x, y, reduction="sum") / n_targets
+            self.precision.scaler.scale(part_loss).backward()
+            mean_loss += part_loss.detach()
+        scaler = self.precision.scaler
+        scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(
             self.model.parameters(), self.options.grad_clip or math.inf
         )
-        self.precision.scaler.step(self.optimizer)  # not where float16 gradients overflowed
-        self.precision.scaler.update()
+        loss, grad_norm = torch.stack((mean_loss, norm)).tolist()
+        if self.guard.admits(step, loss, grad_norm, self.sampler.positions(step)):
+            scaler.step(self.optimizer)
+        else:
+            self.progress.skipped += 1
+        scaler.update()
+        self.guard.check_scale(step, scaler.get_scale())
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.tokens += n_targets
-        return mean_loss, grad_norm
+        return loss, grad_norm
 
-    def training_row(self, loss: Tensor, grad_norm: Tensor) -> Row:
-        """The numbers of this step. Reading them waits for the device: not done at every step."""
-        mean_loss, norm = self.finite(loss, "training loss"), float(grad_norm)
+    def training_row(self, loss: float, grad_norm: float) -> Row:
+        """The numbers of this step; None for what is no number."""
         tokens, seconds = self.progress.tokens, self.progress.train_seconds
         rate = (tokens - self.logged[0]) / max(1e-9, seconds - self.logged[1])
         self.logged = (tokens, seconds)
         return {
-            "train/loss": mean_loss,
+            "train/loss": loss if math.isfinite(loss) else None,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "grad_norm": norm if math.isfinite(norm) else None,  # None: the scaler left it out
+            "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
             "tokens_per_second": rate,
             "mfu": rate * self.flops_per_token / self.peak_flops if self.peak_flops else None,
             "peak_memory_bytes": peak_memory_bytes(self.device),
-        }
+        } | ({"skipped_steps": self.progress.skipped} if self.progress.skipped else {})
 
     def evaluate(self) -> Row:
         """Loss on a fixed set of validation windows; the lowest so far keeps the weights."""
@@ -172,7 +220,8 @@ class Trainer:
         )
         with self.progress.clock("eval_seconds"):
             self.model.eval()
-            batches = (read_windows(self.dataset.val, s, self.block_size) for s in starts)
+            reading = (read_windows(self.dataset.val, s, self.block_size) for s in starts)
+            batches = self.stop.each(reading)
             # Not the compiled network: compiling it again for this would take longer than it saves.
             found = evaluate(
                 self.model, (to_device(b, self.device) for b in batches), self.precision.autocast
@@ -185,17 +234,14 @@ class Trainer:
             progress.evaluations_since_best = 0
             if not options.eval_only and (progress.step > 0 or self.pretrained):
                 with self.progress.clock("checkpoint_seconds"):
-                    self.checkpoints.save_best(progress.step, self.model.state_dict(), self.state())
+                    self.checkpoints.save_best(
+                        progress.step, self.model.state_dict(), plain_state(self)
+                    )
         return {
             "val/loss": found.loss,
             "val/perplexity": found.perplexity,
             "val/bits_per_byte": bits_per_byte(found.loss, self.dataset.bytes_per_token),
         }
-
-    def log(self, row: Row) -> None:
-        """Hand a row to the logger, with the axes it is plotted over."""
-        if row:
-            self.logger.log({"step": self.progress.step, "tokens": self.progress.tokens} | row)
 
     def sample(self) -> Row:
         """Some text from the model as it is now, drawn without touching the random state.
@@ -210,48 +256,44 @@ class Trainer:
             drawn = generate(
                 self.model, prompt, SAMPLE, seed, tokenizer.vocab_size, tokenizer.end_of_text
             )
-            tokens = [token for token, _ in drawn]
+            tokens = [token for token, _ in self.stop.each(drawn)]
             text = tokenizer.decode(tokens)
         scores = measure_repeats(text).scores
         scores["end_of_text"] = float(len(tokens) < SAMPLE.max_new_tokens)
         self.logger.sample(self.progress.step, tokenizer.decode(prompt), text, scores)
         return {f"sample/{name}": score for name, score in scores.items()}
 
-    def save(self, loss: Tensor | None = None) -> None:
+    def save(self) -> None:
         """Publish a checkpoint to continue from; the last sound one is worth more than NaN."""
-        if loss is not None:
-            self.finite(loss, "training loss")
         for name, parameter in self.model.named_parameters():
             self.finite(parameter.detach().sum(), f"sum of {name}")
         with self.progress.clock("checkpoint_seconds"):
+            self.logger.sync()
             tensors = training_tensors(self.model, self.optimizer, self.device)
             self.checkpoints.save(
-                self.progress.step, self.model.state_dict(), tensors, self.state()
+                self.progress.step, self.model.state_dict(), tensors, plain_state(self)
             )
         self.saved_step = self.progress.step
-
-    def state(self) -> dict[str, Any]:
-        """The plain values of a checkpoint."""
-        scaler = self.precision.scaler.state_dict()
-        return {"progress": asdict(self.progress), "scaler": scaler, "run_id": self.logger.run_id}
 
     def outcome(self) -> dict[str, Any]:
         """What ``summary.json`` says of the run."""
         return outcome(self.progress, self.model, self.dataset.bytes_per_token, self.device)
 
+    def check_room(self) -> None:
+        """Raise :class:`llm.errors.DiskError` unless the disk has room for the checkpoints."""
+        if not self.options.eval_only:
+            weights = sum(tensor.nbytes for tensor in self.model.state_dict().values())
+            self.checkpoints.check_room(weights, training_bytes(self.optimizer))
+
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint of :meth:`save`."""
-        load_weights(self.model, checkpoint.weights(), str(checkpoint.path))
-        restore_training(checkpoint.training(), self.model, self.optimizer, self.device)
-        self.precision.scaler.load_state_dict(checkpoint.state["scaler"])
-        self.progress = Progress(**checkpoint.state["progress"])
-        self.saved_step = checkpoint.step
-        self.logged = (self.progress.tokens, self.progress.train_seconds)
+        """Continue from a checkpoint of :meth:`save`; :class:`llm.errors.Refused` if it is none."""
+        resume(self, checkpoint)
 
     def finite(self, value: Tensor | float, what: str) -> float:
         """The value as a number; :class:`llm.errors.Diverged` if it is none."""
-        number = float(value)
+        number, step = float(value), self.progress.step
         if not math.isfinite(number):
-            step = self.progress.step
-            raise Diverged(f"the {what} is {number} at step {step}: try a lower optimizer.lr")
+            raise Diverged(
+                f"the {what} is {number} at step {step}: try a lower optimizer.lr", step=step
+            )
         return number

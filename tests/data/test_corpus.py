@@ -214,3 +214,18 @@ def test_what_cannot_be_read_is_refused_with_its_path(tmp_path: Path) -> None:
         with pytest.raises(Refused) as refusal:
             read_corpus("text", str(path))
         assert str(refusal.value) == f"data.path={path} {reason}"
+
+
+def test_links_to_files_are_followed_and_loops_of_links_end(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "texts", tmp_path / "elsewhere.txt"
+    path = make_folder(root, {"a.txt": "a", "deep/b.txt": "b"})
+    elsewhere.write_text("outside")
+    (root / "c.txt").symlink_to(elsewhere)
+    (root / "deep" / "up").symlink_to(root)
+    (root / "itself").symlink_to(root / "itself")
+    (root / "nowhere").symlink_to(tmp_path / "none")
+    assert [text_of(d) for d in read_corpus("text", path).documents] == ["a", "outside", "b"]
+    (tmp_path / "link").symlink_to(root)
+    assert source_digest("text", str(tmp_path / "link")) == source_digest("text", path)
+    with pytest.raises(Refused, match="itself does not exist"):
+        read_corpus("text", str(root / "itself"))

@@ -1,9 +1,6 @@
 """A folder that is not what its meta.json says is refused, by the name of the file."""
 
-import json
 import os
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +9,7 @@ import pytest
 
 from llm.data.dataset import BatchSampler, Dataset
 from llm.errors import Refused
-
-
-@pytest.fixture
-def folder(dataset: Dataset, tmp_path: Path) -> Path:
-    """A copy of the prepared folder, to be damaged."""
-    return Path(shutil.copytree(dataset.folder, tmp_path / "play"))
-
-
-def edit_meta(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    change(meta)
-    (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+from tests.data.meta_file import edit_meta, saved_meta
 
 
 def test_a_dataset_holds_the_text_it_was_prepared_from(dataset: Dataset, text_file: Path) -> None:
@@ -41,7 +27,7 @@ def test_the_digest_names_the_contents_and_not_the_place(dataset: Dataset, folde
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-@pytest.mark.parametrize("change", [None, -2, -1, 1, 2])
+@pytest.mark.parametrize("change", [None, -1_000_000, -2, -1, 1, 2])
 def test_a_split_that_is_missing_or_of_another_size_is_refused(
     folder: Path, split: str, change: int | None
 ) -> None:
@@ -49,7 +35,7 @@ def test_a_split_that_is_missing_or_of_another_size_is_refused(
     if change is None:
         path.unlink()
     else:
-        os.truncate(path, path.stat().st_size + change)
+        os.truncate(path, max(0, path.stat().st_size + change))
     with pytest.raises(Refused) as refusal:
         Dataset.open(folder)
     assert str(refusal.value).startswith(f"{path} has ")
@@ -80,13 +66,18 @@ def test_an_id_beyond_the_vocabulary_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"format_version": 99}, "format_version=99"),
+        ({"format_version": 0}, "format_version=0"),
         ({"format_version": None}, "format_version=None"),
-        ({"dtype": "float32"}, "dtype=float32"),
+        ({"format_version": True}, "format_version=True"),
+        ({"format_version": [2]}, "format_version="),
+        ({"dtype": "float32"}, "dtype='float32'"),
+        ({"byte_order": "big"}, "byte_order='big'"),
+        ({"colour": "red"}, "unknown key 'colour'"),
         ({"dtype": None}, "dtype"),
         ({"vocab_size": 5}, "vocab_size=5"),
         ({"vocab_size": "28"}, "vocab_size"),
         ({"max_id": None}, "max_id"),
+        ({"made_from": []}, "made_from"),
         ({"tokenizer": None}, "tokenizer"),
         ({"tokens": None}, "tokens"),
         ({"tokens": {"train": 9}}, "tokens"),
@@ -106,9 +97,7 @@ def test_what_is_wrong_in_meta_json_is_refused_by_name(
 
 def test_a_key_that_meta_json_lacks_is_refused_by_name(folder: Path) -> None:
     whole = (folder / "meta.json").read_text(encoding="utf-8")
-    for key in (
-        "format_version", "dtype", "vocab_size", "max_id", "tokens", "bytes", "sha256", "tokenizer"
-    ):  # fmt: skip
+    for key in saved_meta(folder):
         edit_meta(folder, lambda meta, key=key: meta.pop(key))
         with pytest.raises(Refused, match=rf"{folder}/meta\.json has .*{key}"):
             Dataset.open(folder)

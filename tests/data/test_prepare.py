@@ -74,7 +74,7 @@ def test_a_folder_holds_two_splits_and_what_is_needed_to_read_them(
     ids = {split: np.frombuffer(raw[split], "<u2").tolist() for split in raw}
     text = {split: saved.decode(ids[split]) for split in ids}
     assert text["train"] + text["val"] == TEXT
-    assert (meta["format_version"], meta["dtype"]) == (1, "uint16")
+    assert (meta["format_version"], meta["dtype"]) == (2, "uint16")
     assert meta["vocab_size"] == saved.vocab_size
     assert meta["max_id"] == max(ids["train"] + ids["val"])
     assert meta["tokens"] == {split: len(ids[split]) for split in ids}
@@ -193,7 +193,11 @@ class CodePoints(Tokenizer):
 
 @pytest.mark.parametrize(
     ("vocab_size", "dtype", "ids"),
-    [(65_536, "uint16", [0, 65_535]), (70_000, "uint32", [0, 65_535, 65_536, 69_999])],
+    [
+        (65_536, "uint16", [0, 65_535]),
+        (65_537, "uint32", [0, 65_535, 65_536]),
+        (70_001, "uint32", [0, 65_535, 65_536, 70_000]),
+    ],
 )
 def test_ids_beyond_16_bits_get_32(
     tmp_path: Path, vocab_size: int, dtype: str, ids: list[int]

@@ -16,6 +16,7 @@ from llm.data.config import DataConfig
 from llm.data.dataset import Dataset
 from llm.data.prepare import folder_of, prepare
 from llm.errors import DiskError, Refused
+from tests.data.meta_file import as_version_1, edit_meta
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -77,6 +78,13 @@ def test_a_folder_prepared_from_something_else_is_refused_naming_both(
     assert state_of(folder) == before
 
 
+def test_a_folder_without_meta_json_is_refused_by_name(plays: DataConfig) -> None:
+    folder = Path(plays.dir) / plays.name
+    folder.mkdir(parents=True)
+    with pytest.raises(Refused, match=rf"^{folder} is not a prepared .*data\.overwrite=true$"):
+        prepare(plays)
+
+
 def test_a_folder_prepared_from_something_else_is_replaced_if_asked(plays: DataConfig) -> None:
     prepare(plays)
     other = replace(plays, tokenizer="byte", overwrite=True)
@@ -102,7 +110,7 @@ def test_a_folder_without_a_readable_meta_json_is_refused_and_can_be_replaced(
     folder = Path(plays.dir) / plays.name
     folder.mkdir(parents=True)
     (folder / "meta.json").write_text(meta, encoding="utf-8", errors="surrogateescape")
-    with pytest.raises(Refused, match=rf"^{folder} was prepared with no readable meta\.json"):
+    with pytest.raises(Refused, match=rf"^{folder}/meta\.json .*data\.overwrite=true$"):
         prepare(plays)
     assert len(Dataset.open(prepare(replace(plays, overwrite=True))).train) > 0
 
@@ -120,12 +128,27 @@ def flip(folder: Path) -> None:
     (folder / "val.bin").write_bytes(bytes([raw[0] ^ 1]) + raw[1:])
 
 
+def other_meta(folder: Path) -> None:
+    edit_meta(folder, lambda meta: meta["tokenizer"].update(kind="runes"))
+
+
+def alter_meta(folder: Path) -> None:
+    raw = (folder / "meta.json").read_bytes()
+    (folder / "meta.json").write_bytes(raw.replace(b'"max_id": ', b'"max_id": 1'))
+
+
 def age(folder: Path) -> None:
-    meta = json.loads((folder / "meta.json").read_text()) | {"format_version": 0}
-    (folder / "meta.json").write_text(json.dumps(meta))
+    edit_meta(folder, lambda meta: meta.update(format_version=0))
 
 
-@pytest.mark.parametrize("damage", [truncate, remove, flip, age])
+def come_from_the_future(folder: Path) -> None:
+    edit_meta(folder, lambda meta: meta.update(format_version=99))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [truncate, remove, flip, other_meta, alter_meta, age, come_from_the_future, as_version_1],
+)
 def test_a_damaged_folder_is_mended_if_it_may_be_replaced(
     config: DataConfig, damage: Callable[[Path], None]
 ) -> None:
@@ -134,6 +157,23 @@ def test_a_damaged_folder_is_mended_if_it_may_be_replaced(
     damage(folder)
     assert prepare(replace(config, overwrite=True)) == folder
     assert {name: raw for name, (_, _, raw) in state_of(folder).items()} == before
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no names of open files")
+def test_a_folder_is_on_the_disk_before_it_gets_its_name_and_its_name_after(
+    config: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, fsync, synced = folder_of(config), os.fsync, list[tuple[str, bool]]()
+
+    def recorded(handle: int) -> None:
+        synced.append((Path(f"/proc/self/fd/{handle}").readlink().name, folder.exists()))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    prepare(config)
+    new = f".{folder.name}.new"
+    before = [(name, False) for name in ("train.bin", "val.bin", "meta.json", new)]
+    assert synced == [*before, (folder.parent.name, True)]
 
 
 def test_a_refused_preparation_leaves_nothing_behind(config: DataConfig, tmp_path: Path) -> None:

@@ -1,0 +1,222 @@
+"""The ``checkpoints/`` of one run: what is published in it, kept, found again and set aside.
+
+A checkpoint is written under another name and renamed, so that one with its final name is whole.
+The order is what makes it last (Pillai et al. 2014, on what file systems promise): files to the
+disk, their folder, the new name, the folder that holds the name; only then is an older one deleted,
+its manifest first, so that what a crash leaves of it is no checkpoint any more.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import safetensors.torch
+from torch import Tensor
+
+from llm.checkpoint.checkpoint import MANIFEST, TRAINING, WEIGHTS, Checkpoint, load_weights
+from llm.checkpoint.formats import FORMAT_VERSION, TooNew
+from llm.data.tokenizer import Tokenizer
+from llm.disk import could_not_write, free_bytes, mib, sync_folder, write_durably
+from llm.errors import DiskError, Refused
+from llm.model.config import GPTConfig
+from llm.model.gpt import GPT
+from llm.sealed import Plain, sealed
+
+FOLDER = "checkpoints"  # in the folder of a run
+
+
+class CheckpointFolder:
+    """Saves the checkpoints of one run, and keeps the newest ``keep_last``."""
+
+    def __init__(
+        self, run: Path, keep_last: int, model: GPTConfig, tokenizer: Tokenizer, identity: Plain
+    ) -> None:
+        self.folder, self.keep_last = run / FOLDER, keep_last
+        self.model, self.tokenizer, self.identity = model, tokenizer, identity
+
+    def save(
+        self, step: int, weights: dict[str, Tensor], training: dict[str, Tensor], state: Plain
+    ) -> Path:
+        """Publish ``step-N``, point ``last`` at it, then drop what is too old.
+
+        Raises :class:`llm.errors.DiskError`; what was there before is still there then.
+        """
+        path = self.folder / f"step-{step:08d}"
+        with _reported(path):
+            self._publish(path, {WEIGHTS: weights, TRAINING: training}, step, state)
+            point(self.folder, "last", path)
+            for old in to_continue_from(self.folder)[: -self.keep_last]:
+                remove(old)
+        return path
+
+    def save_best(self, step: int, weights: dict[str, Tensor], state: Plain) -> Path:
+        """Publish ``best-N`` (weights only), point ``best`` at it, then drop the one before."""
+        path = self.folder / f"best-{step:08d}"
+        with _reported(path):
+            self._publish(path, {WEIGHTS: weights}, step, state)
+            point(self.folder, "best", path)
+            for old in self.folder.glob("best-*"):
+                if old != path:
+                    remove(old)
+        return path
+
+    def check_room(self, weights: int, training: int) -> None:
+        """Raise :class:`llm.errors.DiskError` unless all that a run keeps fits; sizes in bytes.
+
+        While one is replaced there is one more of each: ``keep_last`` and the best one.
+        """
+        wanted = (self.keep_last + 1) * (weights + training) + 2 * weights
+        there = sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file())
+        free = free_bytes(self.folder)
+        if free + there < wanted:
+            raise DiskError(
+                f"{self.folder} has {mib(free)} free, and the checkpoints of this run take up to "
+                f"{mib(wanted)}: make room, or lower trainer.keep_last={self.keep_last}"
+            )
+
+    def _publish(
+        self, final: Path, files: dict[str, dict[str, Tensor]], step: int, state: Plain
+    ) -> None:
+        clean(self.folder)
+        size = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
+        if free_bytes(self.folder) < size:  # do not write half of it first
+            free = mib(free_bytes(self.folder))
+            raise DiskError(f"{final} takes {mib(size)}, and only {free} are free: make room")
+        temporary = final.with_name(f".{final.name}.{os.getpid()}")
+        replaced = final.with_name(f".{final.name}.replaced")
+        try:
+            new = not self.folder.exists()
+            temporary.mkdir(parents=True)
+            digests = {file: _write(temporary / file, files[file]) for file in files}
+            manifest = {
+                "format_version": FORMAT_VERSION,
+                "step": step,
+                "model": asdict(self.model),
+                "state": state,
+                "identity": self.identity,
+                "files": digests,
+                "tokenizer": self.tokenizer.to_json(),
+            }
+            write_durably(temporary / MANIFEST, sealed(manifest).encode())
+            sync_folder(temporary)
+            if final.exists():  # the same step again, after going on from an earlier one
+                final.rename(replaced)
+            temporary.rename(final)
+            sync_folder(self.folder)
+            if new:
+                sync_folder(self.folder.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(replaced, ignore_errors=True)
+
+
+def point(folder: Path, name: str, target: Path) -> None:
+    """Make ``folder/name`` lead to ``target``, which is in ``folder``."""
+    temporary = folder / f".{name}.{os.getpid()}"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target.name)
+    os.replace(temporary, folder / name)
+
+
+def remove(checkpoint: Path) -> None:
+    """Delete a checkpoint; whenever that is cut short, what is left is none."""
+    (checkpoint / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint)
+
+
+def clean(folder: Path) -> None:
+    """Delete what a process has left that was killed while it wrote or deleted.
+
+    Only for who holds the run's lock: nobody else is writing then.
+    """
+    for rest in folder.glob(".*.*"):
+        if rest.is_dir() and not rest.is_symlink():
+            shutil.rmtree(rest, ignore_errors=True)
+        else:
+            rest.unlink(missing_ok=True)
+
+
+def to_continue_from(folder: Path) -> list[Path]:
+    """The ``step-N`` in a folder, fewest steps first."""
+    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def newest_valid(run: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
+    """What a run can continue from: the newest checkpoint that is whole, and of those that are
+    newer what is wrong with each.
+
+    Every digest of it is checked. Raises :class:`TooNew`, and :class:`llm.errors.Refused` if there
+    are checkpoints, and none of them is whole: starting again would lose them without a word.
+    """
+    skipped: dict[Path, str] = {}
+    for path in reversed(to_continue_from(run / FOLDER)):
+        try:
+            checkpoint = Checkpoint.open(path)
+            checkpoint.require_training()
+            checkpoint.verify()
+            return checkpoint, skipped
+        except TooNew:
+            raise
+        except Refused as refusal:
+            skipped[path] = str(refusal)
+    if skipped:
+        listed = "; ".join(skipped.values())
+        raise Refused(f"no checkpoint of {run} can be continued from ({listed}): take another run")
+    return None, {}
+
+
+def set_aside(path: Path) -> Path:
+    """Give a damaged checkpoint another name, so that it neither counts nor gets lost."""
+    aside = path.with_name(f"damaged-{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    return path.rename(aside)
+
+
+def find_checkpoint(key: str, typed: str) -> Path:
+    """The folder meant by ``key=typed``: a checkpoint, ``checkpoints/``, or a run (its best).
+
+    Raises :class:`llm.errors.Refused` saying what is missing, and naming the newest runs there are.
+    """
+    path = Path(typed)
+    places = [path / kind for kind in ("", "checkpoints/best", "checkpoints/last", "best", "last")]
+    for place in places:
+        if os.path.isfile(place / MANIFEST):  # Path.is_file raises where a name is too long
+            return place
+    what = "holds no checkpoint" if os.path.exists(path) else "does not exist"
+    raise Refused(f"{key}={typed} {what}{newest_runs()}")
+
+
+def start_from(model: GPT, place: str) -> None:
+    """Load the weights of ``init_from=place``: a run folder (its best) or a checkpoint."""
+    origin = Checkpoint.open(find_checkpoint("init_from", place))
+    load_weights(model, origin.weights(), str(origin.path))
+
+
+def newest_runs(count: int = 3) -> str:
+    """The end of a sentence that tells which runs there are."""
+    found = [p for depth in ("*", "*/*") for p in Path("outputs").glob(f"{depth}/{FOLDER}")]
+    newest = sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)[:count]
+    listed = ", ".join(str(path.parent) for path in newest)
+    return f": the newest runs are {listed}" if newest else ": train one with python run_train.py"
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> str:
+    """Write a tensor file; returns its sha256."""
+    plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    raw = safetensors.torch.save(plain)
+    write_durably(path, raw)
+    return hashlib.sha256(raw).hexdigest()
+
+
+@contextlib.contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise could_not_write(path, error) from error

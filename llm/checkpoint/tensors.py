@@ -1,0 +1,92 @@
+"""Tensor files: which tensors a model's may hold, and reading one that may be anybody's."""
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import safetensors
+import torch
+from torch import Tensor
+
+from llm.errors import require
+from llm.model.config import GPTConfig
+from llm.model.gpt import GPT
+
+LARGEST_HEADER = 4 << 20  # bytes; 512 layers need a fourth of it
+OF_OPTIMIZERS = ("step", "exp_avg", "exp_avg_sq", "momentum")
+# States of generators, see llm/training/random_state.py: lists of at most so many numbers.
+RANDOM = {
+    "random/cpu": "U8", "random/cuda": "U8", "random/mps": "U8", "random/python": "I64",
+    "random/numpy": "I64", "random/gauss": "F64",
+}  # fmt: skip
+LONGEST_RANDOM = 8192
+Shapes = dict[str, tuple[int, ...]]
+
+
+def weight_shapes(config: GPTConfig) -> Shapes:
+    """Of each tensor in ``model.safetensors``. Takes no memory, however large the model."""
+    with torch.device("meta"):
+        return {name: tuple(t.shape) for name, t in GPT(**asdict(config)).state_dict().items()}
+
+
+def read_tensors(
+    path: Path, weights: Shapes, verify: Callable[[], None], of_training: bool
+) -> dict[str, Tensor]:
+    """The tensors of a file, after ``verify`` has compared it with its digest.
+
+    They are those of a model with ``weights`` or, with ``of_training``, of its optimizer and of
+    generators. Raises :class:`llm.errors.Refused` for any other, before it is read, and for values
+    that are no numbers; ``OSError`` or ``SafetensorError`` for a file that is none.
+    """
+    require(os.path.isfile(path), f"{path} is missing, or not a regular file")
+    size = path.stat().st_size
+    largest = 4 * sum(map(math.prod, weights.values())) * (len(OF_OPTIMIZERS) if of_training else 1)
+    fits = size <= largest + LARGEST_HEADER + (1 << 20)
+    require(fits, f"{path} has {size:,} bytes, more than such a model can have")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    require(size < memory, f"{path} has {size:,} bytes, and this machine a memory of {memory:,}")
+    verify()
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    require(header <= LARGEST_HEADER, f"{path} is damaged: a header of {header:,} bytes")
+    with safetensors.safe_open(path, "pt") as found:
+        names = list(found.keys())
+        for name in names:
+            described = found.get_slice(name)
+            shape, kind = tuple(described.get_shape()), described.get_dtype()
+            if of_training:
+                _check_training(path, weights, name, shape, kind)
+            else:
+                _check(path, name, shape, kind, [weights[name]] if name in weights else [])
+        # Copies: what is mapped would keep the file's blocks on the disk after it is deleted.
+        tensors = {name: found.get_tensor(name).clone() for name in names}
+    for name, tensor in tensors.items():
+        finite = not tensor.is_floating_point() or bool(tensor.isfinite().all())
+        require(finite, f"{path}: {name} holds values that are no numbers")
+    return tensors
+
+
+def _check_training(
+    path: Path, weights: Shapes, name: str, shape: tuple[int, ...], kind: str
+) -> None:
+    group, _, rest = name.partition("/")
+    if group == "random":
+        short = len(shape) == 1 and shape[0] <= LONGEST_RANDOM
+        shapes = [shape if short else (LONGEST_RANDOM,)] if name in RANDOM else []
+        _check(path, name, shape, kind, shapes, RANDOM.get(name, ""))
+    else:
+        parameter, _, key = rest.rpartition("/")
+        known = group == "optimizer" and parameter in weights and key in OF_OPTIMIZERS
+        _check(path, name, shape, kind, [(), weights[parameter]] if known else [])
+
+
+def _check(
+    path: Path, name: str, shape: tuple[int, ...], kind: str,
+    shapes: list[tuple[int, ...]], wanted: str = "F32",
+) -> None:  # fmt: skip
+    require(shapes, f"{path} has a tensor {name} that this model lacks")
+    listed = " or ".join(map(str, shapes))
+    require(shape in shapes, f"{path}: {name} has shape {shape}, this model needs {listed}")
+    require(kind == wanted, f"{path}: {name} is {kind}, and {wanted} expected")

@@ -1,0 +1,63 @@
+"""Files that survive a crash of the process or of the machine, and words for a disk that fails."""
+
+import os
+import shutil
+from pathlib import Path
+
+from llm.errors import CANNOT_WRITE, DiskError, Refused, Stop
+
+
+def write_durably(path: Path, raw: bytes) -> None:
+    """Write a new file and wait until it is on the disk; its name is only after sync_folder."""
+    with path.open("wb") as file:
+        file.write(raw)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_file(path: Path, raw: bytes) -> None:
+    """Write a whole file or, where that fails, nothing: it is either the old or the new one.
+
+    Written beside it, since a rename is atomic within one file system only.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write_durably(temporary, raw)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk: a rename alone may be undone by a crash."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that may still be written where ``path`` is, or will be."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def could_not_write(path: Path, error: OSError) -> DiskError:
+    """What to tell of a write that failed: the path, the reason, and how much room there is."""
+    reason = error.strerror or str(error)
+    return DiskError(f"{path} could not be written: {reason} ({mib(free_bytes(path))} free)")
+
+
+def cannot_use(folder: Path, error: OSError) -> Stop:
+    """The same of a run folder, before anything is in it: another name may be all that it takes."""
+    if error.errno in CANNOT_WRITE:
+        return could_not_write(folder, error)
+    return Refused(f"run folder {folder} cannot be written: {error.strerror}")
+
+
+def mib(count: float) -> str:
+    """Bytes as MiB."""
+    return f"{count / 2**20:,.1f} MiB"

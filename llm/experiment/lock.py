@@ -1,0 +1,39 @@
+"""One process at a time in a run folder.
+
+The system lets go of a lock when its process dies, however that happens, so that no crash leaves
+one behind.
+"""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from llm.disk import cannot_use
+from llm.errors import InUse
+
+LOCK = ".lock"  # holds the number of the process; the lock itself is the system's
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` while inside; :class:`llm.errors.InUse` if another process does."""
+    try:
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise cannot_use(folder, error) from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(handle, 20).decode(errors="replace").strip() or "unknown"
+            raise InUse(
+                f"{folder} is in use by another run (process {owner}): wait for it, "
+                "or take another run.name"
+            ) from None
+        os.ftruncate(handle, 0)
+        os.write(handle, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        os.close(handle)

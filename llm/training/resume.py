@@ -1,0 +1,103 @@
+"""The plain values of a checkpoint, and going on from one. Each is checked, whoever wrote it."""
+
+import re
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from llm.checkpoint.checkpoint import Checkpoint, load_weights
+from llm.checkpoint.folder import newest_valid
+from llm.errors import Diverged, Refused, require
+from llm.training.logger import Row
+from llm.training.state import Progress, restore_training
+
+if TYPE_CHECKING:
+    from llm.training.trainer import Trainer
+
+
+def plain_state(trainer: "Trainer") -> dict[str, Any]:
+    """What a checkpoint holds besides tensors."""
+    return {
+        "progress": asdict(trainer.progress),
+        "row": trainer.unreported,
+        "guard": trainer.guard.to_plain(),
+        "scaler": trainer.precision.scaler.state_dict(),
+        "run_id": trainer.logger.run_id,
+        "environment": environment(trainer.device),
+    }
+
+
+def resume(trainer: "Trainer", checkpoint: Checkpoint) -> None:
+    """Continue from a checkpoint; :class:`llm.errors.Refused` if it is not one of such a trainer.
+
+    Nothing is changed before all plain values are known to be usable.
+    """
+    state = checkpoint.state
+    progress, row = Progress.from_plain(state.get("progress")), read_row(state.get("row"))
+    require(progress.step == checkpoint.step, f"{checkpoint.path} counts its steps in two ways")
+    trainer.guard.restore(state.get("guard"))
+    restore_scaler(trainer.precision.scaler, state.get("scaler"))
+    load_weights(trainer.model, checkpoint.weights(), str(checkpoint.path))
+    restore_training(checkpoint.training(), trainer.model, trainer.optimizer, trainer.device)
+    trainer.progress, trainer.unreported = progress, row
+    trainer.saved_step = checkpoint.step
+    trainer.logged = (progress.tokens, progress.train_seconds)
+    here, there = environment(trainer.device), state.get("environment")
+    if there and there != here:
+        trainer.logger.warn(f"trained with {there} so far, now {here}: the last bits may differ")
+
+
+def roll_back(trainer: "Trainer", end: Diverged) -> None:
+    """Go back to the last checkpoint, to train on at half the rate.
+
+    Raises ``end`` where that is not asked for any more, or there is none.
+    """
+    scale, skipped = trainer.precision.scaler.get_scale(), trainer.progress.skipped
+    end.facts |= {"scale": scale, "skipped_steps": skipped}
+    rollbacks = trainer.progress.rollbacks + 1
+    if rollbacks > trainer.options.rollbacks:
+        raise end
+    checkpoint, _ = newest_valid(trainer.checkpoints.folder.parent)
+    if checkpoint is None:
+        raise end
+    trainer.logger.warn(f"{end}; back to step {checkpoint.step}, at half the learning rate")
+    trainer.resume(checkpoint)
+    trainer.progress.rollbacks = rollbacks
+    trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.logger.rewind(checkpoint.step)
+
+
+def restore_scaler(scaler: torch.amp.GradScaler, plain: Any) -> None:
+    """The loss scale of a checkpoint; :class:`llm.errors.Refused` if it holds none for it."""
+    wanted = scaler.state_dict()
+    same = isinstance(plain, dict) and set(plain) == set(wanted)
+    right = same and all(type(plain[key]) in (int, float) for key in wanted)
+    require(right, "the checkpoint has no usable scaler: it was trained in another precision")
+    scaler.load_state_dict(plain)
+
+
+def read_row(plain: Any) -> Row | None:
+    """The row of metrics that a signal kept from being finished, if there is one."""
+    if plain is None:
+        return None
+    right = isinstance(plain, dict) and all(
+        type(v) in (int, float, type(None)) for v in plain.values()
+    )
+    require(right, "the checkpoint has no usable row")
+    return dict(plain)
+
+
+def read_run_id(plain: Any) -> str:
+    """The id of the run in W&B, which becomes a part of a path; :class:`llm.errors.Refused` if it
+    is none.
+    """
+    if isinstance(plain, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,128}", plain):
+        return plain
+    raise Refused("the checkpoint has no usable run_id")
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What the last bits of the numbers depend on, besides the settings."""
+    threads = {"threads": torch.get_num_threads()} if device.type == "cpu" else {}
+    return {"torch": str(torch.__version__), "device": device.type} | threads

@@ -1,0 +1,127 @@
+"""A bit that has changed anywhere in a prepared folder is noticed."""
+
+import json
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm.data.dataset import READ, Dataset
+from llm.data.meta import read_meta
+from llm.errors import Refused
+from tests.data.meta_file import as_version_1, edit_meta
+
+
+def flip(path: Path, bit: int) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(raw)
+
+
+def test_a_whole_folder_is_verified_with_progress_up_to_its_size(dataset: Dataset) -> None:
+    seen: list[tuple[int, int]] = []
+    dataset.verify(lambda done, total: seen.append((done, total)))
+    sizes = [(dataset.folder / f"{split}.bin").stat().st_size for split in ("train", "val")]
+    assert dataset.size == sum(sizes)
+    assert seen == [(sizes[0], dataset.size), (dataset.size, dataset.size)]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_flipped_bit_in_a_split_is_found_by_verify_though_the_folder_opens(
+    folder: Path, split: str
+) -> None:
+    path = folder / f"{split}.bin"
+    bits = 8 * path.stat().st_size
+    for bit in (0, bits - 1, *random.Random(0).sample(range(bits), 10)):
+        flip(path, bit)
+        opened = Dataset.open(folder)
+        with pytest.raises(Refused, match=rf"^{path} is damaged: .*data\.overwrite=true$"):
+            opened.verify()
+        flip(path, bit)
+    Dataset.open(folder).verify()
+
+
+def test_a_split_that_is_gone_after_it_was_opened_is_refused_by_verify(folder: Path) -> None:
+    opened = Dataset.open(folder)
+    (folder / "val.bin").unlink()
+    with pytest.raises(Refused, match=rf"^{folder}/val\.bin cannot be read: No such file"):
+        opened.verify()
+
+
+def test_a_split_of_several_pieces_is_hashed_whole(folder: Path) -> None:
+    tokens, path = 2 * READ, folder / "train.bin"  # 2 bytes each
+    os.truncate(path, 2 * tokens)
+    edit_meta(folder, lambda meta: meta["tokens"].update(train=tokens))
+    opened, seen = Dataset.open(folder), list[int]()
+    with pytest.raises(Refused, match="is damaged"):
+        opened.verify(lambda done, total: seen.append(done))
+    assert seen == [READ, 2 * READ, 3 * READ, 4 * READ]
+
+
+def test_a_flipped_bit_in_any_byte_of_meta_json_is_refused_or_means_nothing(folder: Path) -> None:
+    path, whole, chance = folder / "meta.json", read_meta(folder), random.Random(0)
+    refused, size = 0, path.stat().st_size
+    for byte in range(size):
+        bit = 8 * byte + chance.randrange(8)
+        flip(path, bit)
+        try:
+            assert read_meta(folder) == whole
+        except Refused:
+            refused += 1
+        flip(path, bit)
+    assert refused > 0.9 * size
+    assert read_meta(folder) == whole
+
+
+@pytest.mark.parametrize("change", [{"characters": "abc"}, {"kind": "byte"}, {"new": 0}], ids=str)
+def test_a_tokenizer_that_was_changed_is_refused(folder: Path, change: dict[str, Any]) -> None:
+    path = folder / "meta.json"
+    meta = json.loads(path.read_text(encoding="utf-8"))
+    meta["tokenizer"] |= change
+    path.write_text(json.dumps(meta), encoding="utf-8")
+    with pytest.raises(Refused, match=rf"^{path} is damaged: its digest.*data\.overwrite=true$"):
+        Dataset.open(folder)
+
+
+def test_a_folder_of_the_first_version_opens_to_the_same_dataset(
+    dataset: Dataset, folder: Path
+) -> None:
+    as_version_1(folder)
+    older = Dataset.open(folder)
+    assert (older.digest, older.bytes_per_token) == (dataset.digest, dataset.bytes_per_token)
+    older.verify()
+
+
+def test_a_digest_is_not_left_out_by_naming_the_first_version(folder: Path) -> None:
+    raw = (folder / "meta.json").read_text(encoding="utf-8")
+    (folder / "meta.json").write_text(raw.replace('"format_version": 2', '"format_version": 1'))
+    with pytest.raises(Refused, match=r"meta\.json has the unknown key 'digest'"):
+        Dataset.open(folder)
+
+
+def test_a_folder_of_a_newer_version_asks_for_an_update(folder: Path) -> None:
+    edit_meta(folder, lambda meta: meta.update(format_version=3, kind_of_news="unknown"))
+    with pytest.raises(Refused) as refusal:
+        Dataset.open(folder)
+    assert str(refusal.value) == (
+        f"{folder}/meta.json was written by a newer version of this program: update it"
+    )
+
+
+@pytest.mark.parametrize("name", ["meta.json", "train.bin", "val.bin"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_a_pipe_or_device_in_the_place_of_a_file_is_refused_and_not_waited_for(
+    folder: Path, name: str, kind: str
+) -> None:
+    path = folder / name
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    with pytest.raises(Refused, match=rf"^{path} "):
+        Dataset.open(folder)

@@ -16,8 +16,11 @@ train: $(VENV)/.core  ## fresh machine: install, prepare Shakespeare, train a sm
 test: $(VENV)/.dev  ## fresh machine: install, then run the whole test suite
 	$(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-test-slow: $(VENV)/.dev  ## what takes minutes: torch.compile, W&B without a network
+test-slow: $(VENV)/.dev  ## what takes minutes: torch.compile, hostile files, damage, signals, a long run
 	$(RUN) -m pytest -m slow
+
+test-crash: $(VENV)/.dev  ## kill training at random moments and at every step of a save
+	$(RUN) -m pytest -m crash
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	$(RUN) -m ruff check $(LINT)
@@ -44,5 +47,5 @@ $(VENV)/.dev: $(VENV)/.core
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.PHONY: help train test test-slow lint bench clean
+.PHONY: help train test test-slow test-crash lint bench clean
 .DEFAULT_GOAL := help

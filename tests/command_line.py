@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 
 import llm.config.cli  # noqa: F401  (registers the schemas and plugins that conf/ names)
 from llm.experiment.console import console
+from llm.signals import listener
 from tests.conftest import ROOT
 
 Done = subprocess.CompletedProcess[str]
@@ -42,6 +43,8 @@ def here(command: str, *typed: str, cwd: Path, stdin: bytes = b"", **environment
             status = 0
         except SystemExit as end:
             status = int(end.code or 0)
+        finally:
+            listener.stop_listening()  # which in a process of its own would end with it
     return Done([script, *typed], status, out.getvalue(), err.getvalue())
 
 

@@ -82,3 +82,17 @@ def run(tmp_path: Path, text_file: Path) -> Callable[..., subprocess.CompletedPr
         )  # fmt: skip
 
     return inner
+
+
+LINES = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Print a line at the end of the test run: how much was tried, and what came of it."""
+    return request.config.stash.setdefault(LINES, []).append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for line in terminalreporter.config.stash.get(LINES, []):
+        terminalreporter.write_line(line)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llm.checkpoint.checkpoint import newest_checkpoint
+from llm.checkpoint.folder import newest_valid
 from tests import wandb_file
 from tests.command_line import here, meanwhile, rows, started, summary, wait_until
 from tests.conftest import ROOT, TINY_RUN
@@ -30,7 +30,7 @@ def test_a_killed_run_and_an_interrupted_run_are_continued_to_the_end(
     command = [*text, *TINY, *steps, "run.name=long"]
     run = tmp_path / "outputs" / "long"
     with started("train", *command, cwd=tmp_path) as process:
-        wait_until(lambda: newest_checkpoint(run))
+        wait_until(lambda: newest_valid(run)[0])
         process.kill()
         process.wait(timeout=60)
     assert not (run / "summary.json").exists()
@@ -50,7 +50,7 @@ def test_a_killed_run_and_an_interrupted_run_are_continued_to_the_end(
     assert found["reason"].startswith("SIGTERM at step")
     assert stopped.stderr.startswith("run_train.py: SIGTERM at step")
     again = shlex.split(stopped.stderr.partition("to continue: ")[2])
-    assert again == ["python", "run_train.py", "resume=outputs/long"]
+    assert again == ["python", "run_train.py", *command]
 
     done = here("train", *again[2:], cwd=tmp_path)
     assert done.returncode == 0, done.stderr

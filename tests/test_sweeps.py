@@ -13,7 +13,7 @@ from unittest.mock import patch
 import pytest
 from hydra import compose, initialize_config_dir
 
-from llm.checkpoint.checkpoint import newest_checkpoint
+from llm.checkpoint.folder import newest_valid
 from llm.config import launcher
 from llm.data.config import SAFE
 from llm.experiment.rundir import read_summary, write_summary
@@ -54,7 +54,7 @@ def test_a_sweep_outlives_its_jobs_and_is_continued(tmp_path: Path, text: list[s
     sweep = tmp_path / "multirun" / name
     killed, first, last = (sweep / f"optimizer.lr-{rate}" for rate in ("0.002", "0.001", "0.003"))
     with started("train", *command, cwd=tmp_path) as process:
-        wait_until(lambda: newest_checkpoint(killed))
+        wait_until(lambda: newest_valid(killed)[0])
         pid = pid_of(f"run.dir={killed.relative_to(tmp_path)}")
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
@@ -103,7 +103,8 @@ def test_a_sweep_outlives_its_jobs_and_is_continued(tmp_path: Path, text: list[s
     assert summary(killed)["status"] == "interrupted"
     newest = rows(killed)[-1]["step"]
     assert summary(killed)["step"] == newest < 150
-    assert newest_checkpoint(killed) == killed / f"checkpoints/step-{newest:08d}"
+    checkpoint, _ = newest_valid(killed)
+    assert checkpoint is not None and checkpoint.step == newest
     assert shown.count("job 1 of 4") == 1
     assert "job 2 of 4" not in shown
     assert "stopped by SIGTERM; to continue: python run_train.py -m" in shown

@@ -11,9 +11,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from llm.checkpoint.checkpoint import MANIFEST, WEIGHTS, CheckpointFolder
+from llm.checkpoint.checkpoint import MANIFEST, WEIGHTS
+from llm.checkpoint.folder import CheckpointFolder
 from llm.data.dataset import Dataset
 from llm.model.gpt import GPT
+from llm.sealed import sealed
 
 STATE = {"progress": {"step": 4, "val_loss": 1.5}, "scaler": {}, "run_id": "abcd1234"}
 IDENTITY = {"config_digest": "c" * 64, "data_digest": "d" * 64}
@@ -40,10 +42,11 @@ def names(folder: CheckpointFolder) -> list[str]:
 
 
 def edit(path: Path, change: Edit) -> None:
-    """Change the manifest of a checkpoint."""
+    """Change the manifest of a checkpoint, and its digest with it."""
     manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    del manifest["digest"]
     change(manifest)
-    (path / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    (path / MANIFEST).write_text(sealed(manifest), encoding="utf-8")
 
 
 def replace_weights(path: Path, change: Edit) -> None:

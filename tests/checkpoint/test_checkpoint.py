@@ -11,14 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from llm.checkpoint.checkpoint import (
-    MANIFEST,
-    TRAINING,
-    WEIGHTS,
-    Checkpoint,
-    CheckpointFolder,
-    newest_checkpoint,
-)
+from llm.checkpoint.checkpoint import MANIFEST, TRAINING, WEIGHTS, Checkpoint
+from llm.checkpoint.folder import CheckpointFolder, newest_valid
 from llm.data.dataset import Dataset
 from llm.errors import DiskError, Refused
 from llm.model.gpt import GPT
@@ -73,12 +67,13 @@ def test_only_the_newest_keep_last_stay(
     for step in (8, 9, 10, 11):
         folder.save(step, tiny_model.state_dict(), training, STATE)
     assert names(folder) == ["last", "step-00000010", "step-00000011"]
-    newest = newest_checkpoint(folder.folder.parent)
-    assert newest is not None and newest.name == "step-00000011"
+    newest, skipped = newest_valid(folder.folder.parent)
+    assert newest is not None and newest.step == 11
+    assert not skipped
 
 
 def test_a_run_without_checkpoints_has_no_newest_one(tmp_path: Path) -> None:
-    assert newest_checkpoint(tmp_path) is None
+    assert newest_valid(tmp_path) == (None, {})
 
 
 def test_saving_a_step_again_replaces_it(

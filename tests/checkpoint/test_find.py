@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llm.checkpoint.checkpoint import CheckpointFolder, find_checkpoint
+from llm.checkpoint.folder import CheckpointFolder, find_checkpoint
 from llm.data.dataset import Dataset
 from llm.errors import Refused
 from llm.model.gpt import GPT

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from llm.checkpoint.checkpoint import CheckpointFolder
+from llm.checkpoint.folder import CheckpointFolder
 from llm.data.dataset import Dataset
 from llm.model.gpt import GPT
 from llm.training.optimizer import adamw
@@ -31,6 +31,7 @@ class Notebook:
         self.steps: list[int] = []
         self.rows: list[Row] = []
         self.samples: list[tuple[int, str, str, dict[str, float]]] = []
+        self.warnings: list[str] = []
         self.on_tick: Callable[[int], object] = lambda step: None
 
     def tick(self, step: int) -> None:
@@ -42,6 +43,15 @@ class Notebook:
 
     def sample(self, step: int, prompt: str, text: str, scores: dict[str, float]) -> None:
         self.samples.append((step, prompt, text, scores))
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+    def sync(self) -> None:
+        pass
+
+    def rewind(self, step: int) -> None:
+        self.rows = [row for row in self.rows if (row["step"] or 0) <= step]
 
     def column(self, key: str) -> dict[int, float]:
         """The values of ``key`` by step."""

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm.checkpoint.checkpoint import Checkpoint, newest_checkpoint
+from llm.checkpoint.checkpoint import Checkpoint
+from llm.checkpoint.folder import newest_valid
 from llm.errors import Diverged, Interrupted
 from tests.training.conftest import HandBuilt, MakeTrainer, assert_same_bits, copied
 
@@ -18,9 +19,9 @@ def checkpoints(trainer: HandBuilt) -> list[str]:
 
 
 def newest(trainer: HandBuilt) -> Checkpoint:
-    path = newest_checkpoint(trainer.folder.parent)
-    assert path is not None
-    return Checkpoint.open(path)
+    found, _ = newest_valid(trainer.folder.parent)
+    assert found is not None
+    return found
 
 
 def test_a_whole_run_leaves_its_last_steps_and_its_best(make_trainer: MakeTrainer) -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from llm.checkpoint.checkpoint import Checkpoint, newest_checkpoint
+from llm.checkpoint.checkpoint import Checkpoint
+from llm.checkpoint.folder import newest_valid
 from llm.errors import Interrupted, Refused
 from llm.sampling.generate import SamplingOptions
 from llm.training.optimizer import adamw, muon
@@ -30,10 +31,10 @@ def interrupted_and_resumed(make_trainer: MakeTrainer, step: int, **options: Any
     first.logger.on_tick = lambda now: os.kill(os.getpid(), signal.SIGTERM) if now == step else None
     with pytest.raises(Interrupted):
         first.fit()
-    path = newest_checkpoint(first.folder.parent)
-    assert path is not None
+    checkpoint, _ = newest_valid(first.folder.parent)
+    assert checkpoint is not None
     second = make_trainer("resumed", weights=99, **options)
-    second.resume(Checkpoint.open(path))
+    second.resume(checkpoint)
     assert second.progress.step == step
     second.fit()
     second.logger.rows[:0] = first.logger.rows

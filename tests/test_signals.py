@@ -1,0 +1,125 @@
+"""The first signal ends a command in good order, a second Ctrl-C at once."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from llm.signals import SIGNALS, Signalled, listener, raised, remembered
+from tests.conftest import ROOT
+
+WAITING = """
+import time
+from llm.signals import remembered
+with remembered() as stop:
+    print("ready", flush=True)
+    while stop.received is None:
+        time.sleep(0.01)
+    print(stop.received.name, flush=True)
+    time.sleep(30)
+"""
+
+
+@pytest.fixture(autouse=True)
+def handlers_of_before() -> Iterator[None]:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    yield
+    listener.stop_listening()
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_in_the_loop_a_signal_is_remembered_and_the_work_goes_on(number: signal.Signals) -> None:
+    with remembered() as stop:
+        assert stop.received is None
+        os.kill(os.getpid(), number)
+        assert stop.received is number
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_before_the_loop_a_signal_interrupts(number: signal.Signals) -> None:
+    with pytest.raises(Signalled, match=number.name), raised():
+        os.kill(os.getpid(), number)
+        raise AssertionError("it went on")
+
+
+def test_it_is_no_exception_that_a_library_would_catch() -> None:
+    assert not issubclass(Signalled, Exception)
+
+
+def test_after_the_loop_of_a_command_nothing_is_interrupted_any_more() -> None:
+    with raised():
+        with remembered():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert listener.received is signal.SIGTERM
+
+
+def test_a_signal_that_somebody_swallowed_is_known_in_the_loop() -> None:
+    with raised():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except BaseException:  # as a destructor does
+            pass
+        with remembered() as stop:
+            assert stop.received is signal.SIGTERM
+
+
+def test_what_is_gone_through_one_by_one_ends_with_a_signal() -> None:
+    seen = []
+    with remembered() as stop, pytest.raises(Signalled):
+        for item in stop.each(range(5)):
+            seen.append(item)
+            if item == 2:
+                os.kill(os.getpid(), signal.SIGUSR1)
+    assert seen == [0, 1, 2]
+
+
+def test_a_signal_with_the_last_item_loses_nothing() -> None:
+    with remembered() as stop:
+        assert [os.kill(os.getpid(), signal.SIGTERM) or item for item in stop.each([7])] == [7]
+
+
+def test_terminating_twice_does_not_hurry() -> None:
+    with remembered() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.received is signal.SIGTERM
+
+
+def test_handlers_are_given_back_after_a_loop_of_its_own_whatever_happens() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with pytest.raises(ValueError, match="inside"), remembered():
+        assert [signal.getsignal(number) for number in SIGNALS] != before
+        raise ValueError("inside")
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    assert listener.received is None
+
+
+@pytest.mark.parametrize("first", SIGNALS)
+def test_ctrl_c_after_a_first_signal_ends_the_process_with_130(first: signal.Signals) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITING], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(first)
+        assert process.stdout.readline() == f"{first.name}\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == 130
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_while_a_command_is_being_loaded_a_signal_ends_it_on_the_spot(
+    number: signal.Signals,
+) -> None:
+    loading = f"import llm.start, os; os.kill(os.getpid(), {int(number)}); print('went on')"
+    done = subprocess.run(
+        [sys.executable, "-c", loading], capture_output=True, text=True, cwd=ROOT, timeout=30
+    )
+    assert (done.returncode, done.stdout) == (75, "")
+    assert done.stderr == f"stopped by {number.name}, nothing was begun\n"

@@ -1,6 +1,5 @@
 """What a user can get wrong: one line that names it, exit status 2, and nothing left behind."""
 
-import json
 import os
 import re
 import shutil
@@ -13,6 +12,7 @@ import torch
 
 from tests.command_line import Done, here, listing, summary
 from tests.conftest import ROOT, TINY_RUN
+from tests.data.meta_file import edit_meta
 
 CHAR = ["data=text", "data.tokenizer=char"]
 
@@ -125,10 +125,8 @@ def test_a_dataset_made_from_something_else_or_beyond_its_vocabulary_is_refused(
     text = ["data=text", "data.tokenizer=byte", "data.path=play.txt"]
     assert here("prepare", *text, cwd=folder).returncode == 0
     (made,) = (folder / "data").iterdir()
-    meta = json.loads((made / "meta.json").read_text(encoding="utf-8"))
 
-    meta["max_id"] = 257
-    (made / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    edit_meta(made, lambda meta: meta.update(max_id=257))
     done = here("train", *text, *TINY_RUN, cwd=folder)
     assert_refused(
         done, f"{made.relative_to(folder)}", "token id 257, beyond its vocabulary of 257"
@@ -136,8 +134,7 @@ def test_a_dataset_made_from_something_else_or_beyond_its_vocabulary_is_refused(
 
     other = folder / "data" / "tinyshakespeare_char"
     shutil.copytree(made, other)
-    meta["made_from"]["corpus"] = "tinyshakespeare"
-    (other / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    edit_meta(other, lambda meta: meta["made_from"].update(corpus="tinyshakespeare"))
     done = here("train", "data=tinyshakespeare_char", *TINY_RUN, cwd=folder)
     words = ["data/tinyshakespeare_char was prepared with", "tokenizer=byte", "tokenizer=char"]
     assert_refused(done, *words, "take another data.name, or replace it with data.overwrite=true")

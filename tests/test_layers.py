@@ -8,7 +8,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"errors"},
-    {"device", "sealed", "signals"},
+    {"device", "disk", "sealed", "signals"},
+    {"start"},
     {"functional"},
     {"model", "data"},
     {"checkpoint"},

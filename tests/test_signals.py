@@ -1,5 +1,6 @@
 """The first signal ends a command in good order, a second Ctrl-C at once."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -60,10 +61,8 @@ def test_after_the_loop_of_a_command_nothing_is_interrupted_any_more() -> None:
 
 def test_a_signal_that_somebody_swallowed_is_known_in_the_loop() -> None:
     with raised():
-        try:
+        with contextlib.suppress(BaseException):  # as a destructor does
             os.kill(os.getpid(), signal.SIGTERM)
-        except BaseException:  # as a destructor does
-            pass
         with remembered() as stop:
             assert stop.received is signal.SIGTERM
 

@@ -25,7 +25,8 @@ from llm.experiment.rundir import (
 )  # fmt: skip
 
 OUTPUTS = Path("outputs")
-EXTENDABLE = {"trainer.max_steps"}  # may differ from the folder's on an explicit resume=
+# May differ from the folder's on an explicit resume=: to go on further, or after a divergence.
+EXTENDABLE = {"trainer.max_steps", "trainer.skip_spikes", "trainer.rollbacks"}
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,14 @@ IDENTITY = {
     "optimizer": None,
     "schedule": None,
     "precision": None,
-    "trainer": ("max_steps", "batch_size", "grad_clip", "overfit_batches"),
+    "trainer": (
+        "max_steps",
+        "batch_size",
+        "grad_clip",
+        "overfit_batches",
+        "skip_spikes",
+        "rollbacks",
+    ),
 }
 NAMED_GROUPS = ("optimizer", "schedule")  # their file also decides which class is built
 
@@ -118,7 +125,9 @@ def identity(plain: Plain, data_digest: str) -> Plain:
     found: Plain = {"data_digest": data_digest}
     for section, keys in IDENTITY.items():
         values = plain.get(section) or {}
-        found |= {f"{section}.{key}": values.get(key) for key in (values if keys is None else keys)}
+        # What came after a run was started has changed nothing in it: it is as by default.
+        known = values if keys is None else asdict(getattr(TrainSettings(), section)) | values
+        found |= {f"{section}.{key}": known.get(key) for key in (known if keys is None else keys)}
     return found | {key: plain.get(key) for key in ("init_from", "seed")}
 
 

@@ -19,21 +19,33 @@ LOCK = ".lock"  # holds the number of the process; the lock itself is the system
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold ``folder`` while inside; :class:`llm.errors.InUse` if another process does."""
+    handle = _acquired(folder / LOCK)
     try:
-        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise cannot_use(folder, error) from None
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.read(handle, 20).decode(errors="replace").strip() or "unknown"
-            raise InUse(
-                f"{folder} is in use by another run (process {owner}): wait for it, "
-                "or take another run.name"
-            ) from None
         os.ftruncate(handle, 0)
         os.write(handle, f"{os.getpid()}\n".encode())
         yield
     finally:
+        (folder / LOCK).unlink(missing_ok=True)
         os.close(handle)
+
+
+def _acquired(path: Path) -> int:
+    """A descriptor of the file, which is locked, and still has its name."""
+    while True:
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise cannot_use(path.parent, error) from None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(handle, 20).decode(errors="replace").strip() or "unknown"
+            os.close(handle)
+            raise InUse(
+                f"{path.parent} is in use by another run (process {owner}): wait for it, "
+                "or take another run.name"
+            ) from None
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(path), os.fstat(handle)):
+                return handle
+        os.close(handle)  # its owner has removed it since it was opened

@@ -43,7 +43,7 @@ IDENTITY: dict[str, Any] = {
     "schedule.name": "cosine", "schedule.warmup_steps": 7, "schedule.min_lr_ratio": 0.5,
     "schedule.cooldown_fraction": 0.5, "precision.name": "bf16",
     "trainer.max_steps": 7, "trainer.batch_size": 7, "trainer.grad_clip": 0.5,
-    "trainer.overfit_batches": 1, "seed": 1, "init_from": "outputs/other",
+    "trainer.overfit_batches": 1, "trainer.skip_spikes": True, "trainer.rollbacks": 1, "seed": 1, "init_from": "outputs/other",
 }  # fmt: skip
 WATCHED: dict[str, Any] = {
     "data.dir": "elsewhere", "data.path": "copy.txt", "data.overwrite": True,
@@ -52,7 +52,7 @@ WATCHED: dict[str, Any] = {
     "trainer.checkpoint_interval": 9, "trainer.keep_last": 9, "trainer.patience": 9,
     "model.loss": "full", "trainer.activation_checkpointing": "full",
     "trainer.compile": True, "trainer.profile": True, "trainer.device": "cpu",
-    "trainer.sample_interval": 9,
+    "trainer.sample_interval": 9, "trainer.max_skipped": 9, "trainer.deterministic": True,
     "logger.mode": "disabled", "logger.project": "other", "logger.entity": "me",
     "logger.name": "n", "logger.tags": ["a"], "logger.notes": "n",
     "run.name": "n", "run.dir": "d", "run.sweep": "s",

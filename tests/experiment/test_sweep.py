@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from llm.experiment.rundir import write_summary
-from llm.experiment.sweep import PARENT_PIPE, Job, SweepStopped, follow_parent, run_job
+from llm.experiment.sweep import PARENT_PIPE, Job, follow_parent, run_job
+from llm.signals import SIGNALS, Signalled
 from tests.command_line import listing, summary, wait_until
 from tests.conftest import ROOT
 
@@ -108,7 +109,7 @@ open("pid", "w").write(str(subprocess.Popen(["sleep", "60"]).pid))
     wait_until(lambda: not is_running(pid), seconds=5)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_to_the_sweep_is_passed_on_and_waited_for(
     number: signal.Signals, tmp_path: Path
 ) -> None:
@@ -119,7 +120,7 @@ def test_a_signal_to_the_sweep_is_passed_on_and_waited_for(
     before = signal.getsignal(number)
     sender = threading.Thread(target=send)
     sender.start()
-    with pytest.raises(SweepStopped, match=number.name):
+    with pytest.raises(Signalled, match=number.name):
         run_job(job(tmp_path / "job", SAVES_WHEN_TOLD))
     sender.join()
     assert (tmp_path / "told").exists()

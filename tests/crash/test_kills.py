@@ -1,0 +1,172 @@
+"""Killed over and over at random moments, a run ends with the bits of one that was left alone."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llm.checkpoint.checkpoint import Checkpoint
+from llm.checkpoint.folder import find_checkpoint, newest_valid
+from tests.command_line import here, listing, rows, summary
+from tests.conftest import TINY_RUN
+
+SEEDS, KILLS, STEPS, EVERY = 5, 50, 300, 3
+OPTIONS = [
+    *(o for o in TINY_RUN if not o.startswith("trainer.")), "model.dropout=0.1", "trainer.device=cpu",
+    f"trainer.max_steps={STEPS}", "trainer.batch_size=4", "trainer.log_interval=1",
+    f"trainer.checkpoint_interval={EVERY}", "trainer.eval_interval=4", "trainer.eval_batches=1",
+    "trainer.sample_interval=50",
+]  # fmt: skip
+OF_TIME = {"tokens_per_second", "mfu", "peak_memory_bytes"}
+
+
+@pytest.mark.crash
+def test_fifty_kills_at_random_moments_change_no_bit_of_what_a_run_ends_with(
+    tmp_path: Path, text_file: Path, report: Callable[[str], None]
+) -> None:
+    data = ["data=text", f"data.path={text_file}", "data.tokenizer=byte", f"data.dir={tmp_path}"]
+    assert here("prepare", *data, cwd=tmp_path).returncode == 0
+    runs = [(seed, tmp_path / str(seed), data) for seed in range(SEEDS)]
+    # Fresh processes, which have no threads: a fork copies only the one that calls it.
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        ends = pool.starmap(end_after_kills, runs, chunksize=1)
+    equal = sum(end.is_equal for end in ends)
+    kills, resumed = sum(end.kills for end in ends), sum(end.resumed for end in ends)
+    report(f"crash: kills={kills} resumed={resumed} bitwise_equal={equal}/{SEEDS}")
+    report(f"crash: kills at {json.dumps({k: sum(e.at[k] for e in ends) for k in ends[0].at})}")
+    assert (kills, resumed, equal) == (KILLS * SEEDS, KILLS * SEEDS, SEEDS)
+    assert len({end.weights for end in ends}) == SEEDS, "each seed gives weights of its own"
+
+
+@dataclass
+class End:
+    """What came of one run and its kills."""
+
+    weights: str
+    is_equal: bool
+    kills: int
+    resumed: int
+    at: dict[str, int]
+
+
+def end_after_kills(seed: int, cwd: Path, data: list[str]) -> End:
+    """Let one run be, kill another at random moments, and compare what they end with."""
+    torch.set_num_threads(1)
+    cwd.mkdir()
+    command = [*data, *OPTIONS, f"seed={seed}"]
+    whole, run = cwd / "outputs/whole", cwd / "outputs/run"
+    times = time_of_phases([*command, "run.name=whole"], whole, cwd)
+    rng, step, kills, resumed = random.Random(seed), 0, 0, 0
+    at = dict.fromkeys(("start", "training", "end", "finished"), 0)
+    while kills < KILLS:
+        seen, over = last_step(run), (run / "summary.json").exists()
+        if over or rng.random() < 0.25:
+            phase, after = "finished" if over else "start", -1
+        elif kills < KILLS - 8:
+            phase, after = "training", seen
+        else:
+            phase, after = "end", max(seen, STEPS - EVERY)
+        child = start([*command, "run.name=run"], cwd)
+        if wait(child, lambda after=after: last_step(run) > after) is None:
+            end = time.monotonic() + rng.uniform(0, times.get(phase, times["start"]))
+            if wait(child, lambda end=end: time.monotonic() > end) is None:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                kills, resumed = kills + 1, resumed + (step > 0)
+                at[phase] += 1
+        step = valid_step(run, step)
+    assert wait(start([*command, "run.name=run"], cwd), lambda: False) == 0
+    is_equal = ending(run) == ending(whole)
+    assert is_equal, "the files show where they differ"
+    weights = Checkpoint.open(run / "checkpoints/last").files["model.safetensors"]
+    return End(weights, is_equal, kills, kills, at)
+
+
+def time_of_phases(command: list[str], run: Path, cwd: Path) -> dict[str, float]:
+    """Seconds that a run takes to its first step, for a few checkpoints, and from its last one."""
+    begin, child, moments = time.monotonic(), start(command, cwd), []
+    for step in (1, STEPS - EVERY):
+        assert wait(child, lambda step=step: last_step(run) >= step) is None
+        moments.append(time.monotonic())
+    assert wait(child, lambda: False) == 0
+    first, last, end = moments[0], moments[1], time.monotonic()
+    return {"start": first - begin, "training": 15 * (last - first) / STEPS, "end": end - last}
+
+
+def start(command: list[str], cwd: Path) -> int:
+    """The number of a new process that runs the command, with all that is imported here."""
+    assert len(os.listdir("/proc/self/task")) == 1, "a fork would lose threads"
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            done = here("train", *command, cwd=cwd)
+            status = done.returncode
+            os.write(2, done.stderr.encode())
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return child
+
+
+def wait(child: int, until: Callable[[], bool]) -> int | None:
+    """None once ``until`` is true; the exit status, 0, if the process has ended before."""
+    while not until():
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            assert status == 0, "a start was refused, or failed"
+            return status
+        time.sleep(0.002)
+    return None
+
+
+def last_step(run: Path) -> int:
+    """Of the last whole line of ``metrics.jsonl``; 0 if there is none."""
+    try:
+        lines = (run / "metrics.jsonl").read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return 0
+    return int(json.loads(lines[-2])["step"]) if len(lines) > 1 else 0
+
+
+def valid_step(run: Path, before: int) -> int:
+    """The step to go on from; that it is whole and never goes back is asserted."""
+    newest, skipped = newest_valid(run)
+    step = newest.step if newest else 0
+    assert step >= before and not skipped
+    if newest:
+        Checkpoint.open(find_checkpoint("ckpt", str(run))).verify()
+    return step
+
+
+def ending(run: Path) -> dict[str, Any]:
+    """All that a run leaves, without what depends on the time."""
+    found: dict[str, Any] = {"names": listing(run)}
+    for kind in ("last", "best"):
+        checkpoint = Checkpoint.open(run / "checkpoints" / kind)
+        checkpoint.verify()
+        progress = checkpoint.state["progress"].items()
+        found[kind] = {
+            "files": checkpoint.files,  # their digests: weights, optimizer and random state
+            "step": checkpoint.step,
+            "progress": {key: value for key, value in progress if not key.endswith("seconds")},
+        }
+    metrics = rows(run)
+    assert [row["step"] for row in metrics] == list(range(STEPS + 1))
+    found["metrics"] = [{k: v for k, v in row.items() if k not in OF_TIME} for row in metrics]
+    found["samples"] = (run / "samples.jsonl").read_text(encoding="utf-8")
+    keys = ("status", "reason", "step", "tokens", "best_val_loss", "val_loss", "config_digest")
+    found["summary"] = {key: summary(run)[key] for key in keys}
+    assert found["summary"]["status"] == "finished"
+    return found

@@ -1,22 +1,27 @@
 """A run that was interrupted, or watched more closely, ends with the same bits."""
 
 import os
+import random
 import signal
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llm.checkpoint.checkpoint import Checkpoint
 from llm.checkpoint.folder import newest_valid
 from llm.errors import Interrupted, Refused
 from llm.sampling.generate import SamplingOptions
 from llm.training.optimizer import adamw, muon
-from llm.training.state import training_tensors
+from llm.training.state import Progress, training_tensors
 from tests.training.conftest import HandBuilt, MakeTrainer, assert_same_bits, copied
 
 DROPPING: dict[str, Any] = {"dropout": 0.1, "micro_batch_size": 2, "log_interval": 1}
+TIMES = {"train_seconds", "eval_seconds", "checkpoint_seconds"}
+COMPARED = ("train/loss", "val/loss", "lr", "grad_norm", "tokens")
 
 
 def everything(trainer: HandBuilt) -> dict[str, Tensor]:
@@ -25,20 +30,46 @@ def everything(trainer: HandBuilt) -> dict[str, Tensor]:
     return copied(trainer.model.state_dict() | tensors)
 
 
+def stopped(make_trainer: MakeTrainer, step: int, **options: Any) -> HandBuilt:
+    """A run that a signal has ended after ``step``."""
+    trainer = make_trainer("resumed", **options)
+    trainer.logger.on_tick = lambda now: (
+        os.kill(os.getpid(), signal.SIGTERM) if now == step else None
+    )
+    with pytest.raises(Interrupted):
+        trainer.fit()
+    return trainer
+
+
+def resumed(make_trainer: MakeTrainer, before: HandBuilt, **options: Any) -> HandBuilt:
+    """Another trainer, with other weights, that is where ``before`` was when it was saved."""
+    checkpoint, _ = newest_valid(before.folder.parent)
+    assert checkpoint is not None
+    trainer = make_trainer("resumed", weights=99, **options)
+    trainer.resume(checkpoint)
+    trainer.logger.rows = list(before.logger.rows)
+    return trainer
+
+
 def interrupted_and_resumed(make_trainer: MakeTrainer, step: int, **options: Any) -> HandBuilt:
     """A run that was stopped after ``step`` and went on in a trainer with other weights."""
-    first = make_trainer("resumed", **options)
-    first.logger.on_tick = lambda now: os.kill(os.getpid(), signal.SIGTERM) if now == step else None
-    with pytest.raises(Interrupted):
-        first.fit()
-    checkpoint, _ = newest_valid(first.folder.parent)
-    assert checkpoint is not None
-    second = make_trainer("resumed", weights=99, **options)
-    second.resume(checkpoint)
+    first = stopped(make_trainer, step, **options)
+    second = resumed(make_trainer, first, **options)
     assert second.progress.step == step
     second.fit()
-    second.logger.rows[:0] = first.logger.rows
     return second
+
+
+def assert_same_run(parts: HandBuilt, whole: HandBuilt) -> None:
+    """The same bits at the end, and the same numbers on the way, each step once."""
+    assert_same_bits(everything(parts), everything(whole))
+    assert parts.precision.scaler.state_dict() == whole.precision.scaler.state_dict()
+    assert parts.guard.to_plain() == whole.guard.to_plain()
+    for key in COMPARED:
+        assert parts.logger.column(key) == whole.logger.column(key), key
+    assert len(parts.logger.rows) == len(whole.logger.rows)
+    for key in Progress.__dataclass_fields__.keys() - TIMES:
+        assert getattr(parts.progress, key) == getattr(whole.progress, key), key
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
@@ -50,13 +81,138 @@ def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(
     whole = make_trainer("whole", **options)
     whole.fit()
     parts = interrupted_and_resumed(make_trainer, step, **options)
-    assert_same_bits(everything(parts), everything(whole))
-    assert parts.precision.scaler.state_dict() == whole.precision.scaler.state_dict()
+    assert_same_run(parts, whole)
     assert bool(parts.precision.scaler.state_dict()) is (precision == "fp16")
-    for key in ("train/loss", "val/loss", "lr", "grad_norm", "tokens"):
-        assert parts.logger.column(key) == whole.logger.column(key), key
-    for key in ("step", "tokens", "val_loss", "best_val_loss", "best_step"):
-        assert getattr(parts.progress, key) == getattr(whole.progress, key), key
+
+
+def test_it_does_over_the_end_of_an_epoch_and_twice_in_a_row(make_trainer: MakeTrainer) -> None:
+    options = DROPPING | {"batch_size": 450, "micro_batch_size": 150}
+    whole = make_trainer("whole", **options)
+    assert 2 * whole.batch_size < whole.sampler.windows < 3 * whole.batch_size
+    whole.fit()
+    first = stopped(make_trainer, 2, **options)  # the third step ends one epoch, begins another
+    second = resumed(make_trainer, first, **options)
+    second.logger.on_tick = lambda now: os.kill(os.getpid(), signal.SIGINT) if now == 3 else None
+    with pytest.raises(Interrupted):
+        second.fit()
+    third = resumed(make_trainer, second, **options)
+    third.fit()
+    assert_same_run(third, whole)
+
+
+@pytest.fixture
+def quickly_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile without code generation, which takes most of its time."""
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: compiled(model, backend="eager"))
+
+
+@pytest.mark.usefixtures("quickly_compiled")
+def test_a_compiled_run_ends_with_the_bits_of_an_uninterrupted_one(
+    make_trainer: MakeTrainer,
+) -> None:
+    whole = make_trainer("whole", **DROPPING, compile=True)
+    whole.fit()
+    assert_same_run(interrupted_and_resumed(make_trainer, 3, **DROPPING, compile=True), whole)
+
+
+@pytest.mark.parametrize("compiled_first", [True, False])
+@pytest.mark.usefixtures("quickly_compiled")
+def test_a_run_may_be_compiled_in_one_part_only(
+    make_trainer: MakeTrainer, compiled_first: bool
+) -> None:
+    whole = make_trainer("whole")
+    whole.fit()
+    first = stopped(make_trainer, 3, compile=compiled_first)
+    saved, _ = newest_valid(first.folder.parent)
+    assert saved is not None
+    assert set(saved.weights()) == set(whole.model.state_dict()), "no prefix of the compiler's"
+    second = resumed(make_trainer, first, compile=not compiled_first)
+    assert (second.network is second.model) is compiled_first
+    second.fit()
+    # Fused kernels add in another order, so that the last bits may differ.
+    losses = second.logger.column("val/loss")
+    assert losses == pytest.approx(whole.logger.column("val/loss"), abs=1e-4)
+
+
+@pytest.mark.usefixtures("quickly_compiled")
+def test_compiling_ahead_changes_nothing(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(dropout=0.1, compile=True)
+    before = everything(trainer)
+    trainer.compile_ahead()
+    assert_same_bits(everything(trainer), before)
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+
+
+LEFT_OUT: dict[str, Callable[[HandBuilt], object]] = {
+    "weights": lambda t: t.model.initialise(),
+    "optimizer": lambda t: t.optimizer.state.clear(),
+    "scaler": lambda t: t.precision.scaler.load_state_dict(
+        t.precision.scaler.state_dict() | {"scale": 1024.0}
+    ),
+    "torch's random state": lambda t: torch.manual_seed(5),
+    "Python's random state": lambda t: random.seed(5),
+    "numpy's random state": lambda t: np.random.seed(5),
+    "step": lambda t: setattr(t.progress, "step", 0),
+    "tokens": lambda t: setattr(t.progress, "tokens", 0),
+    "best loss": lambda t: setattr(t.progress, "best_val_loss", None),
+    "patience": lambda t: setattr(t.progress, "evaluations_since_best", 0),
+    "guard": lambda t: t.guard.losses.clear(),
+    "row put off": lambda t: setattr(t, "unreported", {}),
+}
+
+
+def with_other_generators(trainer: HandBuilt) -> HandBuilt:
+    """Draws from Python's and numpy's generators too, as a module of somebody else's may."""
+
+    def noise(module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
+        if not module.training:
+            return None
+        return output * (1 + 0.01 * random.gauss(0, 1) + 0.01 * float(np.random.standard_normal()))
+
+    trainer.model.embed.register_forward_hook(noise)
+    return trainer
+
+
+@pytest.mark.parametrize("item", [None, *LEFT_OUT])
+def test_each_thing_that_is_saved_is_needed(make_trainer: MakeTrainer, item: str | None) -> None:
+    """The test of the tests above: the loss goes up, so that patience ends the run."""
+    random.seed(3)
+    np.random.seed(3)
+    options = DROPPING | {
+        "precision": "fp16", "lr": 0.2, "eval_interval": 1, "patience": 5, "max_steps": 40,
+    }  # fmt: skip
+    before = random.getstate(), np.random.get_state()
+    whole = with_other_generators(make_trainer("whole", **options))
+    whole.fit()
+    assert 5 < whole.progress.step < 40, "patience ended it"
+    random.setstate(before[0])
+    np.random.set_state(before[1])
+    first = with_other_generators(make_trainer("resumed", **options))
+    stop_after = whole.progress.step - 3
+    first.logger.on_tick = lambda now: (
+        os.kill(os.getpid(), signal.SIGTERM) if now == stop_after else None
+    )
+    with pytest.raises(Interrupted):
+        first.fit()
+    random.seed(99)
+    np.random.seed(99)
+    second = with_other_generators(resumed(make_trainer, first, **options))
+    assert second.unreported is not None, "the signal came before the evaluation"
+    if item is None:
+        second.fit()
+        assert_same_run(second, whole)
+    else:
+        LEFT_OUT[item](second)
+        second.fit()
+        with pytest.raises(AssertionError):
+            assert_same_run(second, whole)
+
+
+def test_the_run_keeps_its_id(make_trainer: MakeTrainer) -> None:
+    first = stopped(make_trainer, 3)
+    saved, _ = newest_valid(first.folder.parent)
+    assert saved is not None and saved.state["run_id"] == first.logger.run_id
 
 
 def test_another_dropout_state_would_have_ended_with_other_bits(make_trainer: MakeTrainer) -> None:

@@ -29,19 +29,27 @@ def read_json(path: Path) -> Plain:
     if there is no such file.
     """
     try:
-        found = path.stat()
-        # A pipe would be waited for, a device might never end.
-        require(stat.S_ISREG(found.st_mode), f"{path} is not a regular file")
-        require(found.st_size <= LARGEST, f"{path} is too large: {found.st_size:,} bytes")
-        with path.open("rb") as file:
-            raw = file.read(LARGEST)
-        values = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+        text = read_bounded(path, LARGEST).decode("utf-8")
+        values = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
     except FileNotFoundError:
         raise
     except (OSError, ValueError, RecursionError) as error:
         raise Refused(f"{path} cannot be read: {error}") from None
     require(isinstance(values, dict), f"{path} is not a JSON object")
     return dict(values)
+
+
+def read_bounded(path: Path, largest: int) -> bytes:
+    """The contents of a regular file of at most ``largest`` bytes.
+
+    Raises :class:`llm.errors.Refused` for any other, and ``OSError``.
+    """
+    found = path.stat()
+    # A pipe would be waited for, a device might never end.
+    require(stat.S_ISREG(found.st_mode), f"{path} is not a regular file")
+    require(found.st_size <= largest, f"{path} is too large: {found.st_size:,} bytes")
+    with path.open("rb") as file:
+        return file.read(largest)
 
 
 def opened(values: Plain, path: Path) -> Plain:
@@ -56,6 +64,13 @@ def opened(values: Plain, path: Path) -> Plain:
 
 def _digest(values: Plain) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> Plain:
+    values = dict(pairs)
+    if len(values) < len(pairs):  # who reads the first of them and who reads the last disagree
+        raise ValueError("a key is there twice")
+    return values
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -99,6 +99,14 @@ def remember() -> None:
     listener.reaction = Reaction.REMEMBER
 
 
+def ignore() -> None:
+    """For the last moment of a process, in which Python gives its handlers back: its work is done,
+    and its exit status should say so.
+    """
+    for number in listener.before:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def remembered() -> Iterator[Listener]:
     """For the loop: a signal is in ``received`` of what this yields, and interrupts nothing.

@@ -1,14 +1,16 @@
 """A device that is there is found, one that is not is refused in one line."""
 
+import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from llm.device import describe, peak_memory_bytes, select_device
+from llm.device import describe, peak_memory_bytes, select_device, set_deterministic
 from llm.errors import Refused
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -56,6 +58,41 @@ def test_a_device_without_its_number_is_refused(name: str) -> None:
 
 def test_the_cpu_is_described_with_its_threads() -> None:
     assert describe(torch.device("cpu")) == f"cpu ({torch.get_num_threads()} threads)"
+
+
+@pytest.fixture
+def choice_of_algorithms(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+def scatter() -> None:
+    """One of the operations for which torch has no algorithm that repeats itself."""
+    torch.zeros(3).put_(torch.tensor([1, 1]), torch.ones(2))
+
+
+def test_what_cannot_give_the_same_bits_again_fails_where_they_are_asked_for(
+    choice_of_algorithms: None,
+) -> None:
+    set_deterministic(True)
+    with pytest.raises(RuntimeError, match="does not have a deterministic implementation"):
+        scatter()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    set_deterministic(False)
+    scatter()
+
+
+def test_a_setting_of_ones_own_for_cublas_is_kept(
+    choice_of_algorithms: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_deterministic(False)
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    set_deterministic(True)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -112,6 +112,12 @@ def test_ctrl_c_after_a_first_signal_ends_the_process_with_130(first: signal.Sig
         assert process.wait(timeout=10) == 130
 
 
+def test_a_process_that_is_done_keeps_its_exit_status() -> None:
+    ending = "import llm.start, os\nclass Late:\n def __del__(self): os.kill(os.getpid(), 2)\n"
+    done = subprocess.run([sys.executable, "-c", f"{ending}sys = Late()"], cwd=ROOT, timeout=30)
+    assert done.returncode == 0
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_while_a_command_is_being_loaded_a_signal_ends_it_on_the_spot(
     number: signal.Signals,

@@ -12,7 +12,6 @@ of the model implies, before any of it is loaded.
 """
 
 import hashlib
-import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import get_args
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from llm.checkpoint.formats import current
-from llm.checkpoint.tensors import read_tensors, weight_shapes
+from llm.checkpoint.tensors import Shapes, read_tensors, require_size, weight_shapes
 from llm.data.tokenizer import Tokenizer, from_json
 from llm.errors import Refused, require
 from llm.model.config import GPTConfig
@@ -98,7 +97,7 @@ class Checkpoint:
         if name in self.intact:
             return
         try:
-            require(os.path.isfile(self.path / name), f"{self.path / name} is missing")
+            require_size(self.path / name, weight_shapes(self.model), of_training=name == TRAINING)
             with (self.path / name).open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
@@ -120,14 +119,19 @@ def load_weights(model: GPT, weights: dict[str, Tensor], where: str) -> None:
 
     :class:`llm.errors.Refused` names the first tensor that does not fit, and ``where`` it is from.
     """
-    own = model.state_dict()
-    for name in own:
-        require(name in weights, f"{where} has no tensor {name}")
-        found, wanted = tuple(weights[name].shape), tuple(own[name].shape)
-        require(found == wanted, f"{where}: {name} has shape {found}, this model needs {wanted}")
-    extra = sorted(set(weights) - set(own))
-    require(not extra, f"{where} has a tensor {extra[0] if extra else ''} that this model lacks")
+    require_fitting(model, {name: tuple(t.shape) for name, t in weights.items()}, where)
     model.load_state_dict(weights)
+
+
+def require_fitting(model: GPT, found: Shapes, where: str) -> None:
+    """The same check, for weights that have not been read yet."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name, shape in wanted.items():
+        require(name in found, f"{where} has no tensor {name}")
+        right = found.get(name) == shape
+        require(right, f"{where}: {name} has shape {found.get(name)}, this model needs {shape}")
+    extra = sorted(set(found) - set(wanted))
+    require(not extra, f"{where} has a tensor {extra[0] if extra else ''} that this model lacks")
 
 
 # Options that came after the first checkpoints; where missing, their defaults change nothing.

@@ -18,8 +18,16 @@ from pathlib import Path
 import safetensors.torch
 from torch import Tensor
 
-from llm.checkpoint.checkpoint import MANIFEST, TRAINING, WEIGHTS, Checkpoint, load_weights
+from llm.checkpoint.checkpoint import (
+    MANIFEST,
+    TRAINING,
+    WEIGHTS,
+    Checkpoint,
+    load_weights,
+    require_fitting,
+)
 from llm.checkpoint.formats import FORMAT_VERSION, TooNew
+from llm.checkpoint.tensors import weight_shapes
 from llm.data.tokenizer import Tokenizer
 from llm.disk import could_not_write, free_bytes, mib, sync_folder, write_durably
 from llm.errors import DiskError, Refused
@@ -195,6 +203,8 @@ def find_checkpoint(key: str, typed: str) -> Path:
 def start_from(model: GPT, place: str) -> None:
     """Load the weights of ``init_from=place``: a run folder (its best) or a checkpoint."""
     origin = Checkpoint.open(find_checkpoint("init_from", place))
+    # Before all of a larger model's are read.
+    require_fitting(model, weight_shapes(origin.model), str(origin.path))
     load_weights(model, origin.weights(), str(origin.path))
 
 

@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import safetensors
@@ -26,9 +26,29 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def weight_shapes(config: GPTConfig) -> Shapes:
-    """Of each tensor in ``model.safetensors``. Takes no memory, however large the model."""
+    """Of each tensor in ``model.safetensors``.
+
+    Takes neither memory nor, since all layers are like the first, time, however large the model.
+    """
     with torch.device("meta"):
-        return {name: tuple(t.shape) for name, t in GPT(**asdict(config)).state_dict().items()}
+        one_layer = GPT(**asdict(replace(config, n_layer=1))).state_dict()
+    shapes = {}
+    for name, tensor in one_layer.items():
+        layers = range(config.n_layer if name.startswith("blocks.0.") else 1)
+        for layer in layers:
+            shapes[name.replace("blocks.0.", f"blocks.{layer}.", 1)] = tuple(tensor.shape)
+    return shapes
+
+
+def require_size(path: Path, weights: Shapes, of_training: bool) -> None:
+    """Raise :class:`llm.errors.Refused` unless a file is there whose size such a model can have."""
+    require(os.path.isfile(path), f"{path} is missing, or not a regular file")
+    size = path.stat().st_size
+    largest = 4 * sum(map(math.prod, weights.values())) * (len(OF_OPTIMIZERS) if of_training else 1)
+    fits = size <= largest + LARGEST_HEADER + (1 << 20)
+    require(fits, f"{path} has {size:,} bytes, more than such a model can have")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    require(size < memory, f"{path} has {size:,} bytes, and this machine a memory of {memory:,}")
 
 
 def read_tensors(
@@ -40,13 +60,7 @@ def read_tensors(
     generators. Raises :class:`llm.errors.Refused` for any other, before it is read, and for values
     that are no numbers; ``OSError`` or ``SafetensorError`` for a file that is none.
     """
-    require(os.path.isfile(path), f"{path} is missing, or not a regular file")
-    size = path.stat().st_size
-    largest = 4 * sum(map(math.prod, weights.values())) * (len(OF_OPTIMIZERS) if of_training else 1)
-    fits = size <= largest + LARGEST_HEADER + (1 << 20)
-    require(fits, f"{path} has {size:,} bytes, more than such a model can have")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    require(size < memory, f"{path} has {size:,} bytes, and this machine a memory of {memory:,}")
+    require_size(path, weights, of_training)
     verify()
     with path.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")

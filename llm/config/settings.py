@@ -12,8 +12,17 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from llm.config.plain_yaml import read_yaml
 from llm.config.schema import Model, PrepareSettings, SampleSettings, TrainSettings
-from llm.config.verbatim import BREAK, guard, guard_all, unguard_all
+from llm.config.verbatim import (
+    BREAK,
+    KEYS,
+    guard,
+    guard_all,
+    leaves,
+    refuse_calls,
+    unguard_all,
+)
 from llm.errors import Refused, did_you_mean, require
 from llm.model.config import GPTConfig
 
@@ -38,6 +47,7 @@ IDENTITY = {
     ),
 }
 NAMED_GROUPS = ("optimizer", "schedule")  # their file also decides which class is built
+OF_THIS_START = ("resume", "verify")  # typed for one start of a run, no settings of it
 
 
 def read_settings(cfg: DictConfig, kind: type[Settings]) -> Settings:
@@ -45,6 +55,8 @@ def read_settings(cfg: DictConfig, kind: type[Settings]) -> Settings:
 
     With ``resume=FOLDER`` they are the folder's, under what was typed.
     """
+    for key, value in leaves(OmegaConf.to_container(cfg, resolve=False)):
+        refuse_calls(key, value)
     if kind is TrainSettings and cfg.get("resume"):
         cfg = _resumed(cfg)
     _refuse_additions(cfg, kind)
@@ -93,8 +105,8 @@ def to_plain(settings: TrainSettings) -> Plain:
     for section in plain.values():
         if isinstance(section, dict):
             section.pop("_target_", None)
-    for of_this_start in ("resume", "verify"):
-        plain.pop(of_this_start)
+    for key in OF_THIS_START:
+        plain.pop(key)
     return plain
 
 
@@ -104,10 +116,13 @@ def to_yaml(settings: TrainSettings) -> str:
 
 
 def load_plain(folder: Path) -> Plain:
-    """The contents of ``folder/config.yaml``; :class:`llm.errors.Refused` if there are none."""
+    """The contents of ``folder/config.yaml``; :class:`llm.errors.Refused` if there are none, or if
+    a run cannot have written them.
+    """
     path = folder / "config.yaml"
     try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+        _refuse_links(folder)
+        plain = read_yaml(path)
     except FileNotFoundError:
         what = "is not a run folder: it has no config.yaml" if folder.exists() else "does not exist"
         raise Refused(f"resume={folder} {what}") from None
@@ -117,7 +132,18 @@ def load_plain(folder: Path) -> Plain:
     for section in IDENTITY:
         found = plain.get(section)
         require(isinstance(found, dict | None), f"{path}: {section} is {found!r}, not a section")
+    for key, value in leaves(plain):
+        require(isinstance(value, str | int | float | None), f"{path}: {key} is no plain value")
+        if key not in KEYS:
+            refuse_calls(f"{path}: {key}", value)
     return cast(Plain, plain)
+
+
+def _refuse_links(folder: Path) -> None:
+    # What continues a run appends to files in its folder and deletes old ones: of a link, others.
+    for path in sorted(folder.iterdir()):
+        plain = not path.is_symlink() and (path.is_file() or path.is_dir())
+        require(plain, f"{path} is neither a file nor a folder, so nothing is continued here")
 
 
 def identity(plain: Plain, data_digest: str) -> Plain:
@@ -160,6 +186,10 @@ def _resumed(composed: DictConfig) -> DictConfig:
         f"{folder} was trained with optimizer={was}, whose state optimizer={typed} cannot use: "
         f"start from its weights by init_from={folder}",
     )
+    for key in OF_THIS_START:
+        saved.pop(key, None)
+    # It may delete a folder, whose name is in the file as well: only who types it knows which.
+    (saved.get("data") or {}).pop("overwrite", None)
     try:
         cfg = cast(DictConfig, OmegaConf.merge(cfg, guard_all(saved)))
     except OmegaConfBaseException as error:

@@ -6,11 +6,15 @@ and the mark for a missing value, are broken up with a code point that no text h
 again on the way in.
 """
 
+import re
 import shlex
 import sys
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
+
+from llm.errors import require
 
 KEYS = frozenset(
     [
@@ -29,6 +33,7 @@ KEYS = frozenset(
 )
 TEXT = frozenset(["prompt", "data.dir"])  # of these, what cannot be null: "null" is a word there
 LISTS = frozenset(["stop"])  # of these, what may be typed several times: each adds to a list
+REFERENCE = re.compile(r"(?<!\\)\$\{[\w.\[\]-]+\}")  # to another key, as in ${model.n_embed}
 BREAK = "\ufdd0"  # a noncharacter: Unicode reserves it for use inside programs
 
 
@@ -50,6 +55,8 @@ def quote_arguments(arguments: list[str]) -> list[str]:
 def quote_argument(argument: str) -> str:
     """``prompt=What's this`` -> ``prompt='What\\'s this'``."""
     key, equals, value = argument.partition("=")
+    if key not in KEYS:
+        refuse_calls(key, value)
     free = key in KEYS and (value != "null" or key in TEXT)
     return f"{key}={quoted(value)}" if equals and free else argument
 
@@ -59,6 +66,28 @@ def quoted(value: str) -> str:
     from hydra.core.override_parser.types import Quote, QuotedString
 
     return QuotedString(text=guard(value), quote=Quote.single).with_quotes()
+
+
+def refuse_calls(key: str, value: object) -> None:
+    """Raise :class:`llm.errors.Refused` for an interpolation that is no plain reference.
+
+    Others call functions, which may read the environment or files: what they find, a password
+    perhaps, would be in ``config.yaml`` and in W&B. For the same reason the value is not repeated.
+    """
+    plain = not isinstance(value, str) or "${" not in REFERENCE.sub("", value)
+    require(plain, f"{key} holds an interpolation other than ${{key}}: give the value itself")
+
+
+def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """What is in plain lists and dicts, each with its dotted key."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from leaves(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for item in value:
+            yield from leaves(item, key)
+    else:
+        yield key, value
 
 
 def guard(value: str) -> str:

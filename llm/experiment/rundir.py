@@ -140,9 +140,10 @@ def recording(folder: Path, facts: Plain, again: str, remove_if_refused: bool) -
     for of_an_end in (SUMMARY, DIVERGED):  # which is not reached yet
         (folder / of_an_end).unlink(missing_ok=True)
     start = time.perf_counter()
-    summary = dict(facts) | {"git_commit": git_commit(), "versions": versions()}
+    summary = dict(facts)
     status, reason = "failed", None
     try:
+        summary |= {"git_commit": git_commit(), "versions": versions()}
         yield summary
         status = "finished"
     except (Stop, Signalled) as error:

@@ -54,6 +54,8 @@ def restore_random(tensors: dict[str, Tensor], device: torch.device) -> None:
             words = tuple(tensors["random/python"].tolist())
             random.setstate((3, words, python if has_python else None))
             *key, position = tensors["random/numpy"].tolist()
+            if len(key) != 624 or not 0 <= position <= 624:
+                raise ValueError("numpy itself would read memory that is none of it")
             np.random.set_state(("MT19937", np.array(key), position, int(has_numpy), numpy))
         if "random/cpu" in tensors:
             torch.set_rng_state(tensors["random/cpu"])

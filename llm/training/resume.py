@@ -10,6 +10,7 @@ from llm.checkpoint.checkpoint import Checkpoint, load_weights
 from llm.checkpoint.folder import newest_valid
 from llm.errors import Diverged, Refused, require
 from llm.training.logger import Row
+from llm.training.precision import Precision
 from llm.training.state import Progress, restore_training
 
 if TYPE_CHECKING:
@@ -62,10 +63,12 @@ def roll_back(trainer: "Trainer", end: Diverged) -> None:
     if checkpoint is None:
         raise end
     trainer.logger.warn(f"{end}; back to step {checkpoint.step}, at half the learning rate")
+    trainer.precision = Precision(trainer.precision.name, trainer.device)  # a scaler amid no step
     trainer.resume(checkpoint)
-    trainer.progress.rollbacks = rollbacks
+    trainer.progress.rollbacks, trainer.saved_step = rollbacks, None  # no checkpoint says so yet
     trainer.optimizer.zero_grad(set_to_none=True)
-    trainer.logger.rewind(checkpoint.step)
+    # A row that a signal had put off is finished once more.
+    trainer.logger.rewind(checkpoint.step - (trainer.unreported is not None))
 
 
 def restore_scaler(scaler: torch.amp.GradScaler, plain: Any) -> None:

@@ -99,8 +99,8 @@ class Trainer:
             self.logger.tick(progress.step)
             logged = self.is_due(options.log_interval)
             self.report(self.training_row(loss, grad_norm) if logged else {})
-            if self.is_due(options.checkpoint_interval):
-                self.save()
+            if self.is_due(options.checkpoint_interval) and not self.guard.in_a_row:
+                self.save()  # not amid failing steps: what to go back to is from before them
         if self.saved_step != progress.step and not options.eval_only:
             self.save()  # patience or a signal ended it
         if stop.received and (self.unreported is not None or not self.at_end):
@@ -226,8 +226,7 @@ class Trainer:
             found = evaluate(
                 self.model, (to_device(b, self.device) for b in batches), self.precision.autocast
             )
-        progress.val_loss = found.loss
-        self.finite(found.loss, "validation loss")
+        progress.val_loss = self.finite(found.loss, "validation loss")
         progress.evaluations_since_best += 1
         if progress.best_val_loss is None or found.loss < progress.best_val_loss:
             progress.best_val_loss, progress.best_step = found.loss, progress.step

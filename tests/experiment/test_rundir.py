@@ -3,7 +3,9 @@
 import errno
 import json
 import logging
+import math
 import os
+import signal
 from pathlib import Path
 from unittest.mock import patch
 
@@ -22,6 +24,7 @@ from llm.experiment.rundir import (
     versions,
     write_summary,
 )
+from llm.signals import Signalled, listener, raised
 from tests.command_line import listing, summary
 
 # house.md, part 3.
@@ -30,6 +33,7 @@ CONTRACT = [
     "bits_per_byte", "tokens_per_second", "peak_memory_bytes", "predicted_memory_bytes",
     "wall_seconds", "train_seconds", "config_digest", "data_digest", "git_commit", "versions",
 ]  # fmt: skip
+AGAIN = "python run_train.py 'resume=outputs/it'\\''s'"
 FULL_DISK = OSError(errno.ENOSPC, "No space left on device", "checkpoints/step-1")
 
 
@@ -111,7 +115,7 @@ def test_cutting_makes_no_files(tmp_path: Path) -> None:
 
 def test_a_finished_run_is_recorded_with_what_it_did(tmp_path: Path) -> None:
     write_summary(tmp_path, status="interrupted", wall_seconds=100.0)
-    with recording(tmp_path, {"config_digest": "c"}, remove_if_refused=True) as facts:
+    with recording(tmp_path, {"config_digest": "c"}, AGAIN, remove_if_refused=True) as facts:
         assert read_summary(tmp_path) is None, "the old one spoke of another end"
         logging.getLogger("llm").info("hello")
         facts["step"] = 7
@@ -144,7 +148,7 @@ ENDS = [
 def test_every_end_has_its_status_and_reason(
     error: BaseException, raised: type, status: str, reason: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(raised), recording(tmp_path, {}, remove_if_refused=True):
+    with pytest.raises(raised), recording(tmp_path, {}, AGAIN, remove_if_refused=True):
         raise error
     found = summary(tmp_path)
     assert found["status"] == status
@@ -154,18 +158,76 @@ def test_every_end_has_its_status_and_reason(
     assert ("Traceback" in log) is not isinstance(error, Diverged | OutOfMemory)
 
 
-def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
-    folder = tmp_path / "it's (mine)"
-    (folder / "checkpoints").mkdir(parents=True)
-    with pytest.raises(Interrupted) as stop, recording(folder, {}, remove_if_refused=True):
-        raise Interrupted("SIGTERM at step 4: the checkpoint is saved")
-    command = str(stop.value).partition("to continue: ")[2]
-    assert command.startswith("python run_train.py 'resume=")
-    assert "\n" not in command
-    assert (summary(folder)["status"], summary(folder)["reason"]) == (
-        "interrupted",
-        "SIGTERM at step 4: the checkpoint is saved",
-    )
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        (
+            Interrupted("SIGTERM at step 4: the checkpoint is saved"),
+            "SIGTERM at step 4: the checkpoint is saved",
+        ),
+        (Signalled(signal.SIGUSR1), "SIGUSR1 before the first step"),
+    ],
+    ids=["in the loop", "while it is set up"],
+)
+def test_an_interrupted_run_says_how_to_go_on_and_keeps_the_command_to_itself(
+    end: BaseException, reason: str, tmp_path: Path
+) -> None:
+    with (
+        pytest.raises(Interrupted) as stop,
+        recording(tmp_path, {}, AGAIN, remove_if_refused=True),
+    ):
+        raise end
+    assert str(stop.value) == f"{reason}; to continue: {AGAIN}"
+    found = summary(tmp_path)
+    assert (found["status"], found["reason"]) == ("interrupted", reason)
+    log = (tmp_path / "run_train.log").read_text(encoding="utf-8")
+    assert log.endswith(f"ERROR interrupted: {reason}\n")
+
+
+def test_a_signal_while_the_run_looks_about_is_recorded_too(tmp_path: Path) -> None:
+    write_summary(tmp_path, status="finished")
+    git = patch.object(rundir, "git_commit", side_effect=Signalled(signal.SIGINT))
+    with git, pytest.raises(Interrupted), recording(tmp_path, {}, AGAIN, True):
+        raise AssertionError("it went on")
+    assert summary(tmp_path)["status"] == "interrupted"
+    assert not logging.getLogger("llm").handlers
+
+
+def test_a_signal_after_training_interrupts_nothing_that_is_still_to_be_written(
+    tmp_path: Path,
+) -> None:
+    replace_text = rundir.replace_text
+
+    def interrupted(path: Path, text: str) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        replace_text(path, text)
+
+    writing = patch.object(rundir, "replace_text", interrupted)
+    try:
+        with writing, raised(), pytest.raises(Diverged), recording(tmp_path, {}, AGAIN, True):
+            raise Diverged("nan", loss=1.0)
+    finally:
+        listener.stop_listening()
+    assert {"summary.json", "diverged.json"} <= listing(tmp_path)
+
+
+def test_where_a_run_diverged_is_kept_in_json_that_any_reader_takes(tmp_path: Path) -> None:
+    facts = {"step": 9, "loss": math.nan, "grad_norm": -math.inf, "positions": [3, 1], "scale": 1.0}
+    with pytest.raises(Diverged), recording(tmp_path, {}, AGAIN, True):
+        raise Diverged("step 9: loss nan", **facts)
+    text = (tmp_path / "diverged.json").read_text(encoding="utf-8")
+    assert json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON")) == {
+        "reason": "step 9: loss nan", "step": 9, "loss": "nan", "grad_norm": "-inf",
+        "positions": [3, 1], "scale": 1.0,
+    }  # fmt: skip
+
+
+def test_a_run_that_goes_on_has_not_diverged(tmp_path: Path) -> None:
+    with pytest.raises(Diverged), recording(tmp_path, {}, AGAIN, True):
+        raise Diverged("nan")
+    with recording(tmp_path, {}, AGAIN, True):
+        assert listing(tmp_path) == {"run_train.log"}
+    assert listing(tmp_path) == {"run_train.log", "summary.json"}
 
 
 def test_a_refused_run_leaves_no_folder_but_a_refused_job_leaves_its_summary(
@@ -174,7 +236,7 @@ def test_a_refused_run_leaves_no_folder_but_a_refused_job_leaves_its_summary(
     monkeypatch.chdir(tmp_path)
     for remove in (True, False):
         folder = new_folder(Path("outputs"))
-        with pytest.raises(Refused), recording(folder, {}, remove_if_refused=remove):
+        with pytest.raises(Refused), recording(folder, {}, AGAIN, remove_if_refused=remove):
             raise Refused("no")
         assert (tmp_path / "outputs").exists() is not remove
     assert summary(folder)["status"] == "refused"
@@ -182,7 +244,7 @@ def test_a_refused_run_leaves_no_folder_but_a_refused_job_leaves_its_summary(
 
 def test_a_full_disk_does_not_hide_why_a_run_ended(tmp_path: Path) -> None:
     with patch.object(rundir, "write_summary", side_effect=FULL_DISK):
-        with pytest.raises(Diverged, match="nan"), recording(tmp_path, {}, True):
+        with pytest.raises(Diverged, match="nan"), recording(tmp_path, {}, AGAIN, True):
             raise Diverged("nan")
-        with pytest.raises(DiskError, match=r"summary.json"), recording(tmp_path, {}, True):
+        with pytest.raises(DiskError, match=r"summary.json"), recording(tmp_path, {}, AGAIN, True):
             pass

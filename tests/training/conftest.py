@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from llm.checkpoint.folder import CheckpointFolder
+from llm.checkpoint.checkpoint import Checkpoint
+from llm.checkpoint.folder import CheckpointFolder, newest_valid
 from llm.data.dataset import Dataset
 from llm.model.gpt import GPT
 from llm.training.optimizer import adamw
@@ -52,6 +53,7 @@ class Notebook:
 
     def rewind(self, step: int) -> None:
         self.rows = [row for row in self.rows if (row["step"] or 0) <= step]
+        self.samples = [sample for sample in self.samples if sample[0] <= step]
 
     def column(self, key: str) -> dict[int, float]:
         """The values of ``key`` by step."""
@@ -67,6 +69,13 @@ class HandBuilt(Trainer):
     def folder(self) -> Path:
         """Where its checkpoints are."""
         return self.checkpoints.folder
+
+    @property
+    def newest(self) -> Checkpoint:
+        """What a resume goes on from."""
+        found, _ = newest_valid(self.folder.parent)
+        assert found is not None
+        return found
 
 
 MakeTrainer = Callable[..., HandBuilt]

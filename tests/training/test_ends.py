@@ -1,5 +1,6 @@
 """However a run ends, what it leaves is whole: a checkpoint, counters, and the signal handlers."""
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -8,8 +9,8 @@ import pytest
 import torch
 
 from llm.checkpoint.checkpoint import Checkpoint
-from llm.checkpoint.folder import newest_valid
 from llm.errors import Diverged, Interrupted
+from llm.signals import SIGNALS
 from tests.training.conftest import HandBuilt, MakeTrainer, assert_same_bits, copied
 
 
@@ -18,20 +19,14 @@ def checkpoints(trainer: HandBuilt) -> list[str]:
     return sorted(path.name for path in trainer.folder.glob("*-*"))
 
 
-def newest(trainer: HandBuilt) -> Checkpoint:
-    found, _ = newest_valid(trainer.folder.parent)
-    assert found is not None
-    return found
-
-
 def test_a_whole_run_leaves_its_last_steps_and_its_best(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer()
     progress = trainer.fit()
     assert progress.step == 8
     best = f"best-{progress.best_step:08d}"
     assert checkpoints(trainer) == [best, "step-00000004", "step-00000008"]
-    assert_same_bits(newest(trainer).weights(), copied(trainer.model.state_dict()))
-    assert newest(trainer).state["run_id"] == "abcd1234"
+    assert_same_bits(trainer.newest.weights(), copied(trainer.model.state_dict()))
+    assert trainer.newest.state["run_id"] == "abcd1234"
 
 
 def test_the_best_checkpoint_has_the_weights_of_the_lowest_validation_loss(
@@ -58,7 +53,7 @@ def test_time_running_out_ends_with_an_evaluation_and_a_checkpoint(
     trainer.logger.on_tick = an_hour_passes
     assert trainer.fit().step == 3
     assert list(trainer.logger.column("val/loss")) == [0, 3]
-    assert newest(trainer).step == 3
+    assert trainer.newest.step == 3
 
 
 def test_a_loss_that_no_longer_improves_ends_the_run_after_patience(
@@ -67,7 +62,7 @@ def test_a_loss_that_no_longer_improves_ends_the_run_after_patience(
     trainer = make_trainer(lr=0.0, patience=2, eval_interval=2, checkpoint_interval=None)
     assert trainer.fit().step == 4
     assert list(trainer.logger.column("val/loss")) == [0, 2, 4]  # the first is the best
-    assert newest(trainer).step == 4
+    assert trainer.newest.step == 4
 
 
 def test_a_loss_that_improves_renews_the_patience(make_trainer: MakeTrainer) -> None:
@@ -99,18 +94,18 @@ def test_eval_only_that_is_interrupted_writes_nothing_either(make_trainer: MakeT
     assert not trainer.folder.exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(
     make_trainer: MakeTrainer, number: signal.Signals
 ) -> None:
-    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    before = {n: signal.getsignal(n) for n in SIGNALS}
     trainer = make_trainer()
     trainer.logger.on_tick = lambda step: os.kill(os.getpid(), number) if step == 3 else None
     with pytest.raises(Interrupted, match=f"{number.name} at step 3: the checkpoint is saved"):
         trainer.fit()
     assert trainer.logger.steps == [1, 2, 3]
-    assert newest(trainer).step == 3
-    assert newest(trainer).training()
+    assert trainer.newest.step == 3
+    assert trainer.newest.training()
     assert {n: signal.getsignal(n) for n in before} == before
 
 
@@ -124,9 +119,9 @@ def test_a_signal_before_the_first_step_leaves_a_checkpoint_too(make_trainer: Ma
     trainer.logger.log = interrupt
     with pytest.raises(Interrupted, match="at step 0"):
         trainer.fit()
-    assert newest(trainer).step == 0
+    assert trainer.newest.step == 0
     again = make_trainer("again")
-    again.resume(newest(trainer))
+    again.resume(trainer.newest)
     again.fit()
     steps = [row["step"] for row in [*log, *again.logger.rows] if "val/loss" in row]
     assert steps == [0, 4, 8]
@@ -149,42 +144,19 @@ def test_weights_that_are_not_numbers_end_the_run_and_replace_no_sound_checkpoin
     trainer.logger.on_tick = break_weights
     with pytest.raises(Diverged, match="at step 5"):
         trainer.fit()
-    assert newest(trainer).step == 4
-    assert all(tensor.isfinite().all() for tensor in newest(trainer).weights().values())
-
-
-def test_a_training_loss_that_is_no_number_ends_the_run(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer(log_interval=1, checkpoint_interval=4, eval_interval=100)
-    with torch.no_grad():
-        trainer.model.embed.weight[:] = float("nan")
-    trainer.progress.val_loss = 1.0  # as if it had begun well
-    with pytest.raises(Diverged, match="the training loss is nan at step 1: try a lower"):
-        trainer.fit()
-    assert not trainer.folder.exists()
-
-
-def test_a_loss_that_is_no_number_is_noticed_at_a_checkpoint_too(
-    make_trainer: MakeTrainer,
-) -> None:
-    trainer = make_trainer(precision="fp16", checkpoint_interval=2, log_interval=9, eval_interval=9)
-
-    def overflow(step: int) -> None:
-        if step == 3:  # the scaler leaves the step out, so that the weights stay sound
-            trainer.network = lambda *_, **__: trainer.model.norm.weight.sum() * float("inf")
-
-    trainer.logger.on_tick = overflow
-    with pytest.raises(Diverged, match="the training loss is inf at step 4"):
-        trainer.fit()
-    assert newest(trainer).step == 2
+    assert trainer.newest.step == 4
+    assert all(tensor.isfinite().all() for tensor in trainer.newest.weights().values())
 
 
 def test_a_validation_loss_that_is_no_number_ends_the_run(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer()
     with torch.no_grad():
         trainer.model.norm.weight[0] = float("inf")
-    with pytest.raises(Diverged, match="the validation loss is nan at step 0"):
+    with pytest.raises(Diverged, match="the validation loss is nan at step 0") as end:
         trainer.fit()
+    assert end.value.facts == {"step": 0, "scale": 1.0, "skipped_steps": 0}
     assert trainer.logger.rows == []
+    json.dumps(trainer.outcome(), allow_nan=False)  # for summary.json
 
 
 def test_handlers_are_given_back_after_a_failure(make_trainer: MakeTrainer) -> None:

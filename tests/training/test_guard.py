@@ -113,7 +113,7 @@ def test_too_many_in_a_row_end_the_run_with_all_that_is_known() -> None:
     guard = Judge(most_in_a_row=3)
     for loss in (NAN, INF, 1.0, NAN, NAN):  # one that is finite starts the count anew
         guard.judge(loss)
-    with pytest.raises(Diverged, match="step 9: loss nan, .* 3 steps in a row were not") as end:
+    with pytest.raises(Diverged, match=r"step 9: loss nan, .* 3 steps in a row were not") as end:
         guard.judge(NAN, 2.5)
     facts = end.value.facts
     assert math.isnan(facts.pop("loss"))

@@ -26,6 +26,7 @@ def test_counts_and_intervals_below_one_are_refused(key: str, value: int) -> Non
         ({"grad_clip": -1.0}, r"trainer\.grad_clip=-1\.0 must be 0 or more"),
         ({"grad_clip": float("nan")}, r"trainer\.grad_clip=nan must be 0 or more"),
         ({"overfit_batches": -1}, r"trainer\.overfit_batches=-1 must be 0 or more"),
+        ({"rollbacks": -1}, r"trainer\.rollbacks=-1 must be 0 or more"),
         ({"max_minutes": 0.0}, r"trainer\.max_minutes=0\.0 must be more than 0"),
         ({"batch_size": 4, "micro_batch_size": 3}, r"trainer\.micro_batch_size=3 does not divide"),
         ({"batch_size": 4, "micro_batch_size": 8}, r"trainer\.micro_batch_size=8 does not divide"),

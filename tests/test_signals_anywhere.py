@@ -1,0 +1,160 @@
+"""Real commands that are told to stop at any moment: status 75, and the same bits in the end."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from llm.checkpoint.folder import newest_valid
+from llm.signals import SIGNALS
+from tests.command_line import rows
+from tests.conftest import PLAY, ROOT, TINY_RUN
+
+pytestmark = pytest.mark.slow
+# Evaluations, samples and saves take much of the time, so that signals come in all of them.
+OPTIONS = [
+    *TINY_RUN, "model.dropout=0.1", "trainer.max_steps=40", "trainer.eval_interval=10",
+    "trainer.eval_batches=9", "trainer.sample_interval=15", "trainer.checkpoint_interval=4",
+    "run.name=run",
+]  # fmt: skip
+LONGEST = 10.0  # seconds from a signal to the end, on a busy machine; it is under 1 on an idle one
+TIMES = {"tokens_per_second", "mfu", "peak_memory_bytes"}
+
+
+class Attempt:
+    """A command in a folder of its own."""
+
+    def __init__(self, cwd: Path, *options: str) -> None:
+        self.cwd, self.command = cwd, [sys.executable, str(ROOT / "run_train.py"), *options]
+        cwd.mkdir()
+
+    @property
+    def run(self) -> Path:
+        return self.cwd / "outputs" / "run"
+
+    def start(self) -> subprocess.Popen[str]:
+        """The command, as soon as it answers signals."""
+        process = subprocess.Popen(
+            self.command, cwd=self.cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        while process.poll() is None and not answers(process.pid):
+            time.sleep(0.002)
+        return process
+
+    def finish(self) -> None:
+        """The same command to its end."""
+        process = self.start()
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+
+    def stop(self, when: Callable[[], bool], number: signal.Signals) -> int:
+        """Start it, send a signal once ``when`` holds, and return its exit status."""
+        process = self.start()
+        while not when() and process.poll() is None:
+            time.sleep(0.002)
+        process.send_signal(number)
+        sent = time.monotonic()
+        output, _ = process.communicate(timeout=120)
+        took = time.monotonic() - sent
+        assert process.returncode in (0, 75), output
+        assert took < LONGEST, f"{took:.1f} s after {number.name}: {output}"
+        assert "Traceback" not in output, output
+        if process.returncode == 75:
+            assert f"{number.name}" in output.splitlines()[-1], output
+        return process.returncode
+
+
+def answers(pid: int) -> bool:
+    """Whether a process has a handler for SIGUSR1, by Linux's list of caught signals."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    found = re.search(r"^SigCgt:\s*(\w+)$", status, re.MULTILINE)
+    return found is not None and bool(int(found[1], 16) >> (signal.SIGUSR1 - 1) & 1)
+
+
+def result(run: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, object]]]:
+    """Weights, optimizer and random state at the end, and the rows without what depends on time."""
+    checkpoint, skipped = newest_valid(run)
+    assert checkpoint is not None and not skipped
+    kept = [{key: v for key, v in row.items() if key not in TIMES} for row in rows(run)]
+    return checkpoint.weights() | checkpoint.training(), kept
+
+
+def assert_same(run: Path, whole: Path) -> None:
+    (found, found_rows), (wanted, wanted_rows) = result(run), result(whole)
+    assert found.keys() == wanted.keys()
+    assert not [name for name in wanted if not torch.equal(found[name], wanted[name])]
+    assert found_rows == wanted_rows
+
+
+def test_a_run_told_to_stop_at_any_moment_is_continued_to_the_same_bits(
+    tmp_path: Path, report: Callable[[str], None]
+) -> None:
+    text = tmp_path / "play.txt"
+    text.write_text(PLAY, encoding="utf-8")
+    options = ["data=text", f"data.path={text}", "data.tokenizer=char", *OPTIONS]
+    whole = Attempt(tmp_path / "whole", *options)
+    start = time.monotonic()
+    whole.finish()
+    seconds = time.monotonic() - start
+    draw = random.Random(5)
+
+    def moment(number: int) -> int:
+        attempt = Attempt(tmp_path / f"run-{number}", *options)
+        end = time.monotonic() + draw.uniform(0, 1.4 * seconds)  # two at a time are slower
+        status = attempt.stop(lambda: time.monotonic() > end, SIGNALS[number % len(SIGNALS)])
+        attempt.finish()
+        assert_same(attempt.run, whole.run)
+        return status
+
+    with ThreadPoolExecutor(2) as pool:
+        statuses = list(pool.map(moment, range(20)))
+    stopped = statuses.count(75)
+    assert stopped >= 10
+    report(f"signals: n={len(statuses)} stopped={stopped} bitwise_equal={len(statuses)}")
+
+
+LARGE = ["trainer.eval_interval=1", "trainer.eval_batches=null", "trainer.batch_size=1"]
+PLACES: dict[str, tuple[list[str], Callable[[Attempt], bool]]] = {
+    "preparing": (
+        ["data.tokenizer=gpt2"],
+        lambda a: any(a.cwd.glob("data/.text-*/train.bin")),
+    ),
+    "evaluating": (LARGE, lambda a: (a.run / "metrics.jsonl").exists()),
+    "saving": (
+        ["trainer.checkpoint_interval=1", "trainer.log_interval=100"],
+        lambda a: any(a.run.glob("checkpoints/.step-*")),
+    ),
+    "compiling": (["trainer.compile=true"], lambda a: (a.run / "run_train.log").exists()),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_signal_is_answered_in_time_while(place: str, tmp_path: Path) -> None:
+    text = tmp_path / "plays.txt"
+    text.write_text(PLAY * 400, encoding="utf-8")  # 7 MB
+    options, when = PLACES[place]
+    attempt = Attempt(
+        tmp_path / "run", "data=text", f"data.path={text}", "data.tokenizer=char", *OPTIONS,
+        "trainer.sample_interval=null", *options,
+    )  # fmt: skip
+    seen: list[float] = []
+
+    def there() -> bool:
+        if when(attempt) and not seen:
+            seen.append(time.monotonic())
+        return bool(seen) and time.monotonic() > seen[0] + (place == "compiling") * 4
+
+    assert attempt.stop(there, signal.SIGTERM) == 75
+    assert seen, "the moment came"
+    if place == "preparing":
+        assert [path.name for path in (attempt.cwd / "data").glob("*")] == []

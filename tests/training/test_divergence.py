@@ -1,0 +1,331 @@
+"""What is no number reaches no weight, a spike is told of, and a run that diverges can go back."""
+
+import json
+import math
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from llm.checkpoint.checkpoint import Checkpoint
+from llm.errors import Diverged, Interrupted
+from llm.experiment.console import TrainingScreen
+from llm.experiment.loggers import RunLogger
+from llm.experiment.rundir import recording
+from llm.training.schedule import Constant
+from llm.training.state import training_tensors
+from tests.command_line import rows
+from tests.training.conftest import HandBuilt, MakeTrainer, assert_same_bits, copied
+
+NAN, PRECISIONS = math.nan, ["fp32", "bf16", "fp16"]
+LONG: dict[str, Any] = {"max_steps": 48, "eval_interval": 100, "checkpoint_interval": None}
+
+
+def disturb(
+    trainer: HandBuilt, change: Callable[[Tensor], Tensor], when: Callable[[int], bool]
+) -> None:
+    """Do something to the loss of the steps for which ``when`` holds."""
+    network = trainer.network
+
+    def inner(*tokens: Tensor, reduction: str) -> Tensor:
+        loss: Tensor = network(*tokens, reduction=reduction)
+        return change(loss) if when(trainer.progress.step + 1) else loss
+
+    trainer.network = inner
+
+
+def no_number(loss: Tensor) -> Tensor:
+    return loss * NAN
+
+
+def no_gradient(loss: Tensor) -> Tensor:
+    """The loss is sound, what comes back from it is not."""
+    loss.register_hook(lambda gradient: gradient * NAN)
+    return loss
+
+
+def overflow(loss: Tensor) -> Tensor:
+    """A finite loss with gradients that float16 cannot hold at any scale."""
+    return loss * 1e30
+
+
+def spike(loss: Tensor) -> Tensor:
+    return loss * 100
+
+
+def steps_taken(trainer: HandBuilt) -> list[int]:
+    """Filled while it trains: the steps after which the weights are others."""
+    before, taken = copied(trainer.model.state_dict()), list[int]()
+
+    def compare(step: int) -> None:
+        now = copied(trainer.model.state_dict())
+        assert all(tensor.isfinite().all() for tensor in now.values())
+        if any(not torch.equal(now[name], before[name]) for name in now):
+            taken.append(step)
+        before.update(now)
+
+    trainer.logger.on_tick = compare
+    return taken
+
+
+def stop_at(trainer: HandBuilt, step: int) -> None:
+    """Train until a signal comes after ``step``."""
+    trainer.logger.on_tick = lambda now: os.kill(os.getpid(), signal.SIGTERM) if now == step else 0
+    with pytest.raises(Interrupted, match=f"at step {step}:"):
+        trainer.fit()
+
+
+def everything(trainer: HandBuilt) -> dict[str, Tensor]:
+    """Weights, optimizer state and random state."""
+    tensors = training_tensors(trainer.model, trainer.optimizer, trainer.device)
+    return copied(trainer.model.state_dict() | tensors)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("broken", [no_number, no_gradient])
+def test_one_step_that_is_no_number_is_left_out_and_the_others_are_taken(
+    make_trainer: MakeTrainer, broken: Callable[[Tensor], Tensor], precision: str
+) -> None:
+    trainer = make_trainer(precision=precision, max_steps=12, log_interval=1, micro_batch_size=2)
+    disturb(trainer, broken, lambda step: step == 7)
+    taken = steps_taken(trainer)
+    progress = trainer.fit()
+    assert taken == [step for step in range(1, 13) if step != 7]
+    assert (progress.step, progress.skipped, progress.tokens) == (12, 1, 12 * 64)
+    seventh = next(row for row in trainer.logger.rows if row["step"] == 7)
+    assert (seventh["train/loss"] is None) is (broken is no_number)
+    assert seventh["grad_norm"] is None
+    assert trainer.logger.column("skipped_steps") == dict.fromkeys(range(7, 13), 1)
+    if precision == "fp16":  # where overflows are how the scale is found
+        assert trainer.precision.scaler.get_scale() == 2.0**15
+        assert trainer.logger.warnings == []
+    else:
+        (warning,) = trainer.logger.warnings
+        assert warning.startswith("step 7: loss ")
+        assert warning.endswith(f"({', '.join(map(str, trainer.sampler.positions(7)))})")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("interval", [2, 6])
+def test_a_run_that_stays_without_numbers_ends_and_keeps_its_last_sound_checkpoint(
+    make_trainer: MakeTrainer, precision: str, interval: int
+) -> None:
+    trainer = make_trainer(
+        precision=precision, max_steps=30, max_skipped=5, checkpoint_interval=interval
+    )
+    disturb(trainer, no_number, lambda step: step >= 7)
+    taken, run = steps_taken(trainer), trainer.folder.parent
+    run.mkdir()
+    with pytest.raises(Diverged, match="5 steps in a row") as end, recording(run, {}, "", True):
+        trainer.fit()
+    assert end.value.exit_status == 3
+    assert taken == [1, 2, 3, 4, 5, 6]
+    told = json.loads((run / "diverged.json").read_text(encoding="utf-8"))
+    assert told == {
+        "reason": str(end.value), "step": 11, "loss": "nan", "grad_norm": "nan",
+        "positions": trainer.sampler.positions(11).tolist(),
+        "scale": 2.0**12 if precision == "fp16" else 1.0,  # halved four times from 2^16
+        "skipped_steps": 4,  # and the fifth ended it
+    }  # fmt: skip
+    assert trainer.newest.step == 6
+    assert_same_bits(trainer.newest.weights(), copied(trainer.model.state_dict()))
+
+
+def test_gradients_that_always_overflow_end_the_run_before_they_ruin_it(
+    make_trainer: MakeTrainer,
+) -> None:
+    trainer = make_trainer(precision="fp16", max_steps=201, max_skipped=1000, log_interval=1)
+    disturb(trainer, overflow, lambda step: step <= 200)
+    taken = steps_taken(trainer)
+    with pytest.raises(Diverged, match=r"step 17: .* overflow even at a loss scale of 0\.5") as end:
+        trainer.fit()
+    assert end.value.facts == {"step": 17, "scale": 0.5, "skipped_steps": 17}
+    assert taken == []
+    assert all(tensor.isfinite().all() for tensor in trainer.model.state_dict().values())
+
+
+def test_the_scaler_of_torch_alone_would_ruin_it(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(precision="fp16")
+    disturb(trainer, overflow, lambda step: step <= 200)
+    scaler, optimizer = trainer.precision.scaler, trainer.optimizer
+    for step in range(1, 202):
+        assert all(tensor.isfinite().all() for tensor in trainer.model.state_dict().values())
+        trainer.progress.step = step - 1
+        tokens, targets = map(torch.from_numpy, trainer.sampler.batch(1))
+        with trainer.precision.autocast:
+            loss = trainer.network(tokens, targets, reduction="sum")
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    assert loss.isfinite()
+    assert trainer.model.embed.weight.isnan().any()
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_spike_is_told_once_and_left_out_where_that_is_asked_for(
+    make_trainer: MakeTrainer, skip: bool
+) -> None:
+    trainer = make_trainer(skip_spikes=skip, log_interval=1, **LONG)
+    disturb(trainer, spike, lambda step: step == 40)
+    taken = steps_taken(trainer)
+    trainer.fit()
+    assert taken == [step for step in range(1, 49) if not (skip and step == 40)]
+    assert trainer.progress.skipped == skip
+    where = ", ".join(map(str, trainer.sampler.positions(40)))
+    loss, norm = (trainer.logger.column(key)[40] for key in ("train/loss", "grad_norm"))
+    assert loss > 100
+    assert trainer.logger.warnings == [
+        f"step 40: loss {loss:.4g}, gradient norm {norm:.4g}: a spike{', left out' * skip} "
+        f"(windows at {where})"
+    ]
+
+
+@pytest.mark.parametrize("remembered", [True, False], ids=["restored", "forgotten"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_spike_is_judged_the_same_after_a_resume_by_what_came_before_it(
+    make_trainer: MakeTrainer, precision: str, remembered: bool
+) -> None:
+    options = LONG | {"skip_spikes": True, "precision": precision, "dropout": 0.1}
+    whole, first = make_trainer("whole", **options), make_trainer("parts", **options)
+    second = make_trainer("parts", weights=9, **options)
+    for trainer in (whole, first, second):
+        disturb(trainer, spike, lambda step: step == 40)
+    whole.fit()
+    stop_at(first, 30)
+    second.resume(first.newest)
+    if not remembered:
+        second.guard.losses.clear()
+        second.guard.norms.clear()
+    second.fit()
+    assert len(whole.logger.warnings) == whole.progress.skipped == 1
+    assert (second.logger.warnings == whole.logger.warnings) is remembered
+    assert second.progress.skipped == remembered
+    same = torch.equal(second.model.embed.weight, whole.model.embed.weight)
+    assert same is remembered
+    if remembered:
+        assert_same_bits(everything(second), everything(whole))
+        assert second.guard.to_plain() == whole.guard.to_plain()
+
+
+ROLLING: dict[str, Any] = {
+    "max_steps": 12, "log_interval": 1, "max_skipped": 3, "rollbacks": 2, "dropout": 0.1,
+}  # fmt: skip
+
+
+def until_it_has_gone_back(trainer: HandBuilt, times: int = 1) -> Callable[[int], bool]:
+    return lambda step: step >= 7 and trainer.progress.rollbacks < times
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_run_that_diverges_goes_back_and_on_at_half_the_rate(
+    make_trainer: MakeTrainer, precision: str
+) -> None:
+    options = ROLLING | {"precision": precision, "lr": 1e-2}
+    trainer = make_trainer(schedule=Constant("constant", warmup_steps=0), **options)
+    disturb(trainer, no_number, until_it_has_gone_back(trainer))
+    progress = trainer.fit()
+    assert (progress.step, progress.rollbacks, progress.skipped) == (12, 1, 0)
+    assert progress.tokens == 12 * 64
+    assert trainer.logger.warnings[-1].endswith("; back to step 4, at half the learning rate")
+    assert [row["step"] for row in trainer.logger.rows] == list(range(13)), "each of them once"
+    wanted = dict.fromkeys(range(1, 5), 1e-2) | dict.fromkeys(range(5, 13), 5e-3)
+    assert trainer.logger.column("lr") == wanted
+
+    halved = make_trainer("halved", schedule=Constant("constant", warmup_steps=0), **options)
+    halved.fit()
+    halved = make_trainer("halved", schedule=Constant("constant", warmup_steps=0), **options)
+    halved.resume(Checkpoint.open(halved.folder / "step-00000004"))
+    halved.progress.rollbacks = 1
+    halved.fit()
+    assert_same_bits(everything(trainer), everything(halved))
+    assert trainer.precision.scaler.state_dict() == halved.precision.scaler.state_dict()
+    assert trainer.guard.to_plain() == halved.guard.to_plain()
+
+
+def test_its_files_hold_each_step_once(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    trainer = make_trainer(sample_interval=3, **ROLLING)
+    disturb(trainer, no_number, until_it_has_gone_back(trainer))
+    (tmp_path / "run").mkdir()
+    with TrainingScreen(12) as screen:
+        logger = RunLogger(tmp_path / "run", screen, lambda: None, "abcd1234")
+        trainer.logger = logger  # type: ignore[assignment]
+        trainer.fit()
+        logger.close(0)
+    assert [row["step"] for row in rows(tmp_path / "run")] == list(range(13))
+    text = (tmp_path / "run" / "samples.jsonl").read_text(encoding="utf-8")
+    assert [json.loads(line)["step"] for line in text.splitlines()] == [3, 6, 9, 12]
+
+
+def test_a_run_that_diverges_again_and_again_ends(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(**ROLLING)
+    disturb(trainer, no_number, lambda step: step >= 7)
+    with pytest.raises(Diverged, match=r"step 9: .* 3 steps in a row") as end:
+        trainer.fit()
+    assert sum("back to step 4" in warning for warning in trainer.logger.warnings) == 2
+    assert trainer.progress.rollbacks == 2
+    assert end.value.facts["step"] == 9
+    rate = trainer.logger.column("lr")
+    assert rate[8] == pytest.approx(1e-2 * trainer.schedule(8, 12) / 4)
+    assert trainer.newest.step == 4
+
+
+@pytest.mark.parametrize("rollbacks", [0, 2])
+def test_a_run_with_nowhere_to_go_back_to_ends(make_trainer: MakeTrainer, rollbacks: int) -> None:
+    trainer = make_trainer(**ROLLING | {"rollbacks": rollbacks})
+    disturb(trainer, no_number, lambda step: step >= 2)
+    with pytest.raises(Diverged, match="step 4: "):
+        trainer.fit()
+    assert trainer.progress.rollbacks == 0
+    assert not any("back to" in warning for warning in trainer.logger.warnings)
+
+
+def test_weights_that_are_no_numbers_are_gone_back_from_too(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(**ROLLING)
+
+    def ruin(step: int) -> None:
+        if step == 7 and trainer.progress.rollbacks == 0:
+            with torch.no_grad():
+                trainer.model.norm.weight[0] = NAN
+
+    trainer.logger.on_tick = ruin
+    assert trainer.fit().step == 12
+    assert trainer.progress.rollbacks == 1
+    assert all(tensor.isfinite().all() for tensor in trainer.model.state_dict().values())
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("step", [4, 6, 10], ids=["as it goes back", "below", "beyond"])
+def test_a_run_that_went_back_is_the_same_after_an_interruption(
+    make_trainer: MakeTrainer, step: int, precision: str
+) -> None:
+    options = ROLLING | {"precision": precision}
+    whole, first = make_trainer("whole", **options), make_trainer("parts", **options)
+    second = make_trainer("parts", weights=9, **options)
+    for trainer in (whole, first):  # the second meets no trouble: it must remember the first's
+        disturb(trainer, no_number, until_it_has_gone_back(trainer))
+    whole.fit()
+
+    def interrupt(now: int) -> None:
+        if now == step and first.progress.rollbacks:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    rewind = first.logger.rewind
+    first.logger.on_tick = interrupt
+    first.logger.rewind = lambda to: (rewind(to), interrupt(to))
+    with pytest.raises(Interrupted, match=f"at step {step}:"):
+        first.fit()
+    assert first.newest.step == step
+    second.resume(first.newest)
+    second.fit()
+    assert second.progress.rollbacks == 1
+    assert_same_bits(everything(second), everything(whole))
+    second.logger.rows[:0] = first.logger.rows
+    for key in ("train/loss", "val/loss", "lr"):
+        assert second.logger.column(key) == whole.logger.column(key), key
+    assert [row["step"] for row in second.logger.rows] == list(range(13))

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Protocol
 
 import numpy as np
@@ -85,7 +86,7 @@ class Ours:
             schedule=build(settings.schedule),
             precision=Precision(precision, CPU),
             checkpoints=None,  # a step neither saves nor logs
-            logger=None,
+            logger=SimpleNamespace(warn=lambda message: None),
             seed=settings.seed,
         )
 

@@ -14,6 +14,7 @@ from llm.errors import Refused, require
 
 Plain = dict[str, Any]  # strings, numbers, booleans, None, lists and dicts of them
 LARGEST = 4 << 20  # bytes; GPT-2's vocabulary takes half a megabyte
+LONGEST_NUMBER = 40  # characters
 DIGEST = "digest"
 
 
@@ -30,7 +31,9 @@ def read_json(path: Path) -> Plain:
     """
     try:
         text = read_bounded(path, LARGEST).decode("utf-8")
-        values = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+        values = json.loads(
+            text, parse_int=_short, parse_constant=_refuse_constant, object_pairs_hook=_unique
+        )
     except FileNotFoundError:
         raise
     except (OSError, ValueError, RecursionError) as error:
@@ -71,6 +74,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> Plain:
     if len(values) < len(pairs):  # who reads the first of them and who reads the last disagree
         raise ValueError("a key is there twice")
     return values
+
+
+def _short(number: str) -> int:
+    if len(number) > LONGEST_NUMBER:  # of which some library may make infinity, or fail
+        raise ValueError(f"a number of {len(number)} digits")
+    return int(number)
 
 
 def _refuse_constant(name: str) -> NoReturn:

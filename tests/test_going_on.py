@@ -1,10 +1,14 @@
 """What a run folder may and may not go through when its command is typed again or changed."""
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+from llm.checkpoint.checkpoint import Checkpoint
+from llm.experiment.lock import locked
+from tests.checkpoint.conftest import edit, to_version_1
 from tests.command_line import here, rows, summary
 from tests.conftest import TINY_RUN
 
@@ -48,17 +52,151 @@ def test_evaluating_only_never_takes_the_place_of_training(cwd: Path, data: list
     assert summary(other)["step"] == 0
 
 
-def test_a_damaged_checkpoint_is_refused_before_the_folder_is_touched(cwd: Path) -> None:
-    base = cwd / "outputs/base"
-    path = base / "checkpoints/last/training.safetensors"
-    raw = bytearray(path.read_bytes())
+def damage(file: Path) -> None:
+    raw = bytearray(file.read_bytes())
     raw[len(raw) // 2] ^= 1
-    path.write_bytes(raw)
+    file.write_bytes(raw)
+
+
+def ending(run: Path) -> tuple[object, ...]:
+    """What a run ends with, without what depends on the time."""
+    last, of_time = Checkpoint.open(run / "checkpoints/last"), ("tokens_per_second", "mfu", "peak")
+    metrics = [{k: v for k, v in row.items() if not k.startswith(of_time)} for row in rows(run)]
+    return last.step, last.files, metrics, summary(run)["status"]
+
+
+def test_a_damaged_checkpoint_is_set_aside_by_name_and_the_run_ends_as_it_would_have(
+    cwd: Path,
+) -> None:
+    base = cwd / "outputs/base"
+    wanted = ending(base)
+    damage(base / "checkpoints/step-00000006/training.safetensors")
+    done = here("train", "resume=outputs/base", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    said = (
+        "outputs/base/checkpoints/step-00000006/training.safetensors is damaged: its sha256 is not "
+        "the recorded one: set aside as damaged-step-00000006, going on from step 4"
+    )
+    assert said in " ".join(done.stdout.split())
+    assert ending(base) == wanted
+    names = {path.name for path in (base / "checkpoints").iterdir()}
+    steps = {"step-00000004", "step-00000006", "damaged-step-00000006"}
+    assert names == {"best", "best-00000006", "last"} | steps
+
+
+def test_with_no_whole_checkpoint_a_run_is_refused_and_stays_as_it_is(cwd: Path) -> None:
+    base = cwd / "outputs/base"
+    for name in ("step-00000004/checkpoint.json", "step-00000006/model.safetensors"):
+        damage(base / "checkpoints" / name)
     before = contents(base)
     done = here("train", "resume=outputs/base", "trainer.max_steps=9", cwd=cwd)
     assert done.returncode == 2
-    assert "training.safetensors is damaged" in done.stderr
+    assert "no checkpoint of outputs/base can be continued from" in done.stderr
+    for name in ("step-00000004/checkpoint.json", "step-00000006/model.safetensors is damaged"):
+        assert name in done.stderr
     assert contents(base) == before
+
+
+def test_verify_has_a_line_for_all_that_is_compared_and_changes_nothing(cwd: Path) -> None:
+    base = cwd / "outputs/base"
+    before = contents(base)
+    done = here("train", "resume=outputs/base", "verify=true", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split()[:2] for line in done.stdout.splitlines()]
+    steps = ("best-00000006", "step-00000004", "step-00000006")
+    (dataset,) = (path.name for path in (cwd / "data").iterdir())
+    assert lines == [
+        *([f"outputs/base/checkpoints/{step}", "intact"] for step in steps),
+        [f"data/{dataset}", "intact"],
+    ]
+    assert contents(base) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["best-00000006/model.safetensors", "step-00000004/checkpoint.json"]
+)
+def test_verify_names_what_is_damaged_and_ends_with_2(cwd: Path, name: str) -> None:
+    damage(cwd / "outputs/base/checkpoints" / name)
+    done = here("train", "resume=outputs/base", "verify=true", cwd=cwd)
+    assert done.returncode == 2
+    assert f"outputs/base: {name.partition('/')[0]} cannot be used" in done.stderr
+    assert name in done.stdout
+    assert done.stdout.count("intact") == 3
+
+
+def test_verify_is_refused_where_no_run_is_named(cwd: Path, data: list[str]) -> None:
+    before = set(contents(cwd))
+    for typed in (["run.name=base"], []):
+        done = here("train", *data, *TINY_RUN, "verify=true", *typed, cwd=cwd)
+        assert done.returncode == 2
+        assert "verify=true needs a run folder: add resume=FOLDER" in done.stderr
+    assert set(contents(cwd)) == before
+
+
+def test_a_checkpoint_of_a_later_version_is_refused_and_not_passed_over(cwd: Path) -> None:
+    base = cwd / "outputs/base"
+    edit(base / "checkpoints/step-00000006", lambda m: m.update(format_version=3))
+    before = contents(base)
+    done = here("train", "resume=outputs/base", "trainer.max_steps=9", cwd=cwd)
+    assert done.returncode == 2
+    assert "step-00000006/checkpoint.json has format_version=3" in done.stderr
+    assert "update the program" in done.stderr
+    assert contents(base) == before
+
+
+def test_a_run_of_the_first_format_goes_on_bit_by_bit(cwd: Path) -> None:
+    base = cwd / "outputs/base"
+    wanted = ending(base)
+    shutil.rmtree(base / "checkpoints/step-00000006")
+    to_version_1(base / "checkpoints/step-00000004")
+    done = here("train", "resume=outputs/base", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert "continues: after step 4" in (base / "run_train.log").read_text(encoding="utf-8")
+    assert ending(base) == wanted
+
+
+def test_what_killed_processes_have_left_is_gone_after_the_next_start(
+    cwd: Path, data: list[str]
+) -> None:
+    base = cwd / "outputs/base"
+    before = {path.relative_to(base) for path in base.rglob("*")}
+    for left in (".probe.7", ".config.yaml.7", ".summary.json.7", ".metrics.jsonl.7", ".lock"):
+        (base / left).write_text("7", encoding="ascii")
+    for half in (".step-00000006.7", ".step-00000002.7"):
+        (base / "checkpoints" / half).mkdir()
+        (base / "checkpoints" / half / "model.safetensors").write_bytes(b"half")
+    (base / "checkpoints/.last.7").symlink_to("step-00000002")
+    (base / "summary.json").unlink()
+    done = here("train", *data, *TINY_RUN, "run.name=base", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert {path.relative_to(base) for path in base.rglob("*")} == before
+
+
+def test_a_run_folder_in_use_is_refused_by_the_number_of_its_process_and_left_alone(
+    cwd: Path, data: list[str]
+) -> None:
+    base = cwd / "outputs/base"
+    (base / "checkpoints/.step-00000008.7").mkdir()
+    (base / "summary.json").unlink()
+    command = [*data, *TINY_RUN]
+    # As a process that has just started, and one that is long at it.
+    (cwd / "outputs/new").mkdir()
+    job = ["run.sweep=s", "run.dir=outputs/base"]  # as the launcher of a sweep starts one
+    with locked(base), locked(cwd / "outputs/new"):
+        before = contents(cwd), {path.name for path in base.rglob("*")}
+        for typed in (
+            [*command, "run.name=base"], ["resume=outputs/base"], [*command, *job],
+            [*command, "run.name=new"],
+        ):  # fmt: skip
+            done = here("train", *typed, cwd=cwd)
+            assert done.returncode == 2
+            assert f"is in use by another run (process {os.getpid()})" in done.stderr
+        done = here("train", *command, *job, "model.block_size=100000", cwd=cwd)
+        assert done.returncode == 2
+        assert "model.block_size=100000 needs" in done.stderr
+        assert (contents(cwd), {path.name for path in base.rglob("*")}) == before
+    done = here("train", *command, "run.name=base", cwd=cwd)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_run_that_started_from_other_weights_goes_on_without_them(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm.errors import Refused
-from llm.sealed import LARGEST, opened, read_json, sealed
+from llm.sealed import LARGEST, opened, read_bounded, read_json, sealed
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -50,10 +50,26 @@ def test_a_value_that_is_not_the_one_that_was_sealed_is_refused(change: dict[str
         (b'{"loss": -Infinity}', "-Infinity is not a JSON value"),
         (b"[" * 100_000, "cannot be read"),
         (b"9" * 10_000, "cannot be read"),
+        (b'{"a": %s}' % (b"9" * 41), "a number of 41 digits"),
+        (b'{"a": 1, "a": 1}', "a key is there twice"),
+        (b'{"a": [{"b": 1, "b": 2}]}', "a key is there twice"),
         (b"[]", "is not a JSON object"),
         (b" " * (LARGEST + 1), "is too large"),
     ],
-    ids=["empty", "cut", "not UTF-8", "NaN", "infinite", "deep", "long", "a list", "too large"],
+    ids=[
+        "empty",
+        "cut",
+        "not UTF-8",
+        "NaN",
+        "infinite",
+        "deep",
+        "long",
+        "rather long",
+        "twice",
+        "twice inside",
+        "a list",
+        "too large",
+    ],
 )
 def test_what_is_no_json_object_of_a_bounded_size_is_refused(
     tmp_path: Path, raw: bytes, reason: str
@@ -71,3 +87,16 @@ def test_a_pipe_is_not_waited_for_and_a_missing_file_is_told_from_a_bad_one(tmp_
         read_json(tmp_path / "pipe")
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / "none")
+
+
+def test_no_more_is_read_than_was_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"12345")
+    assert read_bounded(path, 5) == b"12345"
+    with pytest.raises(Refused, match="is too large: 5 bytes"):
+        read_bounded(path, 4)
+    endless = tmp_path / "endless"
+    endless.symlink_to("/dev/zero")
+    for strange in (endless, tmp_path):
+        with pytest.raises(Refused, match="is not a regular file"):
+            read_bounded(strange, 5)

@@ -64,6 +64,11 @@ class Checkpoint:
         kept = {key: manifest[key] for key in ("step", "state", "identity", "files")}
         return cls(path=path, model=model, tokenizer=tokenizer, **kept)
 
+    @functools.cached_property
+    def shapes(self) -> Shapes:
+        """Of the weights, by the shape of the model."""
+        return weight_shapes(self.model)
+
     def weights(self) -> dict[str, Tensor]:
         """The checked tensors of the model, named as :meth:`GPT.state_dict` names them."""
         return self._read(WEIGHTS)
@@ -97,7 +102,7 @@ class Checkpoint:
         if name in self.intact:
             return
         try:
-            require_size(self.path / name, weight_shapes(self.model), of_training=name == TRAINING)
+            require_size(self.path / name, self.shapes, of_training=name == TRAINING)
             with (self.path / name).open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
@@ -108,8 +113,9 @@ class Checkpoint:
 
     def _read(self, name: str) -> dict[str, Tensor]:
         try:
-            shapes, verify = weight_shapes(self.model), lambda: self._verify(name)
-            return read_tensors(self.path / name, shapes, verify, of_training=name == TRAINING)
+            return read_tensors(
+                self.path / name, self.shapes, lambda: self._verify(name), name == TRAINING
+            )
         except (OSError, safetensors.SafetensorError) as error:
             raise Refused(f"{self.path / name} cannot be read: {error}") from None
 

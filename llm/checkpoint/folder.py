@@ -58,7 +58,9 @@ class CheckpointFolder:
         with _reported(path):
             self._publish(path, {WEIGHTS: weights, TRAINING: training}, step, state)
             point(self.folder, "last", path)
-            for old in to_continue_from(self.folder)[: -self.keep_last]:
+            found = to_continue_from(self.folder)
+            # What comes after it is of a try that was given up, and replaces nothing.
+            for old in found[: found.index(path) + 1][: -self.keep_last]:
                 remove(old)
         return path
 
@@ -96,7 +98,7 @@ class CheckpointFolder:
             free = mib(free_bytes(self.folder))
             raise DiskError(f"{final} takes {mib(size)}, and only {free} are free: make room")
         temporary = final.with_name(f".{final.name}.{os.getpid()}")
-        replaced = final.with_name(f".{final.name}.replaced")
+        replaced = final.with_name(f"{final.name}.replaced")
         try:
             new = not self.folder.exists()
             temporary.mkdir(parents=True)
@@ -112,15 +114,16 @@ class CheckpointFolder:
             }
             write_durably(temporary / MANIFEST, sealed(manifest).encode())
             sync_folder(temporary)
-            if final.exists():  # the same step again, after going on from an earlier one
+            if final.exists():  # the same step again: a kill leaves the one or the other
+                remove(replaced)
                 final.rename(replaced)
             temporary.rename(final)
             sync_folder(self.folder)
             if new:
                 sync_folder(self.folder.parent)
+            remove(replaced)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(replaced, ignore_errors=True)
 
 
 def point(folder: Path, name: str, target: Path) -> None:
@@ -132,9 +135,11 @@ def point(folder: Path, name: str, target: Path) -> None:
 
 
 def remove(checkpoint: Path) -> None:
-    """Delete a checkpoint; whenever that is cut short, what is left is none."""
-    (checkpoint / MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(checkpoint)
+    """Delete a checkpoint if there is one; whenever that is cut short, what is left is none."""
+    if checkpoint.exists():
+        rest = checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}"))
+        (rest / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(rest)
 
 
 def clean(folder: Path) -> None:
@@ -142,7 +147,7 @@ def clean(folder: Path) -> None:
 
     Only for who holds the run's lock: nobody else is writing then.
     """
-    for rest in folder.glob(".*.*"):
+    for rest in folder.glob(".*.[0-9]*"):  # the number of its process
         if rest.is_dir() and not rest.is_symlink():
             shutil.rmtree(rest, ignore_errors=True)
         else:
@@ -150,9 +155,9 @@ def clean(folder: Path) -> None:
 
 
 def to_continue_from(folder: Path) -> list[Path]:
-    """The ``step-N`` in a folder, fewest steps first."""
-    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)]
-    return sorted(found, key=lambda path: int(path.name[5:]))
+    """The ``step-N`` in a folder, fewest steps first; before each, one that it replaces."""
+    found = [p for p in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}(\.replaced)?", p.name)]
+    return sorted(found, key=lambda p: (int(p.name[5:].partition(".")[0]), p.suffix == ""))
 
 
 def newest_valid(run: Path) -> tuple[Checkpoint | None, dict[Path, str]]:

@@ -28,13 +28,13 @@ def current(manifest: Plain, where: Path) -> Plain:
     version = manifest.get("format_version")
     if type(version) is not int or version < 1:
         raise Refused(f"{where} has format_version={version!r}: it is none of this program's")
+    if version >= 2:  # first of all: a flipped bit may have made it a later one
+        manifest = opened(manifest, where)
     if version > FORMAT_VERSION:
         raise TooNew(
             f"{where} has format_version={version}, and this version reads up to {FORMAT_VERSION}: "
             "update the program"
         )
-    if version >= 2:
-        manifest = opened(manifest, where)
     extra = sorted(set(manifest) - set(KINDS))
     require(not extra, f"{where} has an unknown key {extra[0] if extra else ''}")
     for key, kind in KINDS.items():

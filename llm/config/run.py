@@ -52,17 +52,13 @@ def open_run(settings: TrainSettings, data_digest: str) -> Iterator[Run]:
     written or that another process is writing to.
     """
     folder = _named_folder(settings)
-    exists = folder is not None and (folder / CONFIG).exists()
     if folder is None:
         folder = new_folder(OUTPUTS)
-    elif not exists:
+    elif not (folder / CONFIG).exists():
         folder = make_folder(folder)
-    with locked(folder):
-        yield (
-            _found(folder, settings, data_digest)
-            if exists
-            else _start(folder, settings, data_digest)
-        )
+    with locked(folder):  # from here on nobody else changes what is in it
+        found = (folder / CONFIG).exists()
+        yield (_found if found else _start)(folder, settings, data_digest)
 
 
 def _named_folder(settings: TrainSettings) -> Path | None:
@@ -85,6 +81,7 @@ def _named_folder(settings: TrainSettings) -> Path | None:
 
 
 def _start(folder: Path, settings: TrainSettings, data_digest: str) -> Run:
+    clean(folder)
     _write_config(folder, settings)
     return Run(folder, _digests(settings, data_digest), _again(folder, settings), is_new=True)
 
@@ -99,6 +96,7 @@ def _found(folder: Path, settings: TrainSettings, data_digest: str) -> Run:
         loss = (summary or {}).get("best_val_loss")
         return Run(folder, digests, again, newest, best_val_loss=loss, is_finished=True)
     make_folder(folder)
+    clean(folder)
     clean(folder / FOLDER)
     for path, why in damaged.items():
         aside = set_aside(path)

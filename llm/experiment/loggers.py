@@ -92,8 +92,9 @@ class RunLogger:
     def rewind(self, step: int) -> None:
         """Forget the rows after ``step``, where the run goes on from; W&B gets a new segment."""
         self.close(exit_code=0)
-        cut_metrics(self.folder, step)
-        self.metrics = (self.folder / METRICS).open("a", encoding="utf-8")
+        with self._written(METRICS):
+            cut_metrics(self.folder, step)
+            self.metrics = (self.folder / METRICS).open("a", encoding="utf-8")
         self.wandb_run = self.start_wandb()
 
     def close(self, exit_code: int) -> None:

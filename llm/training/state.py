@@ -108,7 +108,10 @@ def restore_training(
     optimizer: torch.optim.Optimizer,
     device: torch.device,
 ) -> None:
-    """Undo :func:`training_tensors`; ``optimizer`` keeps the hyperparameters it was built with."""
+    """Undo :func:`training_tensors`; ``optimizer`` keeps the hyperparameters it was built with.
+
+    Raises :class:`llm.errors.Refused` for the state of another optimizer, or a part of one's.
+    """
     index = {
         parameter: place
         for place, parameter in enumerate(
@@ -122,6 +125,11 @@ def restore_training(
         if kind == "optimizer":
             parameter, _, key = rest.rpartition("/")
             state.setdefault(index[by_name[parameter]], {})[key] = tensor
+    for group in optimizer.param_groups:
+        wanted = {"momentum"} if group.get("muon") else {"step", "exp_avg", "exp_avg_sq"}
+        for parameter in group["params"]:
+            whole = not state or set(state.get(index[parameter], {})) == wanted
+            require(whole, "the checkpoint holds no usable state of this optimizer")
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )

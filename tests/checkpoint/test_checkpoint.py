@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from llm.checkpoint.checkpoint import MANIFEST, TRAINING, WEIGHTS, Checkpoint
-from llm.checkpoint.folder import CheckpointFolder, newest_valid
+from llm.checkpoint.folder import CheckpointFolder, newest_valid, set_aside
+from llm.checkpoint.formats import TooNew
 from llm.data.dataset import Dataset
 from llm.errors import DiskError, Refused
 from llm.model.gpt import GPT
-from tests.checkpoint.conftest import IDENTITY, STATE, assert_equal, edit, names
+from tests.checkpoint.conftest import IDENTITY, STATE, assert_equal, edit, names, to_version_1
 
 
 def test_what_is_saved_comes_back_bit_by_bit(
@@ -84,6 +85,29 @@ def test_saving_a_step_again_replaces_it(
     assert folder.save(4, tiny_model.state_dict(), training, STATE) == saved
     assert_equal(Checkpoint.open(saved).weights(), tiny_model.state_dict())
     assert names(folder) == ["last", "step-00000004"]
+
+
+def test_while_a_step_is_replaced_the_one_before_still_counts(
+    folder: CheckpointFolder, saved: Path, tiny_model: GPT, training: dict[str, Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    rename = Path.rename
+
+    def cut_short(path: Path, target: Path) -> Path:
+        if target == saved:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", cut_short)
+        with pytest.raises(DiskError):
+            folder.save(4, tiny_model.state_dict(), training, STATE)
+    found, skipped = newest_valid(folder.folder.parent)
+    assert found is not None and (found.step, found.state) == (4, STATE)
+    assert not skipped and not saved.exists()
+    for _ in range(2):
+        folder.save(4, tiny_model.state_dict(), training, STATE)
+        assert names(folder) == ["last", "step-00000004"]
 
 
 def test_what_a_killed_process_left_half_written_is_in_nobodys_way(
@@ -186,3 +210,88 @@ def test_a_checkpoint_from_before_an_option_existed_has_the_default_of_it(saved:
     wanted = Checkpoint.open(saved).model
     edit(saved, forget)
     assert Checkpoint.open(saved).model == wanted
+
+
+def test_one_of_the_first_format_is_read_and_gets_what_came_later(saved: Path) -> None:
+    wanted = Checkpoint.open(saved)
+    to_version_1(saved)
+    before = (saved / MANIFEST).read_bytes()
+    found = Checkpoint.open(saved)
+    assert (found.step, found.model, found.files) == (4, wanted.model, wanted.files)
+    assert found.state == STATE | {
+        "progress": {"step": 4, "val_loss": 1.5, "skipped": 0, "rollbacks": 0},
+        "row": None,
+        "environment": {},
+        "guard": {"in_a_row": 0, "losses": [], "norms": []},
+    }
+    found.verify()
+    assert (saved / MANIFEST).read_bytes() == before
+
+
+@pytest.mark.parametrize("key", ["digest", "stranger"])
+def test_one_of_the_first_format_with_a_key_that_it_did_not_have_is_refused(
+    saved: Path, key: str
+) -> None:
+    to_version_1(saved)
+    manifest = json.loads((saved / MANIFEST).read_text(encoding="utf-8"))
+    (saved / MANIFEST).write_text(json.dumps(manifest | {key: ""}), encoding="utf-8")
+    with pytest.raises(Refused, match=f"has an unknown key {key}"):
+        Checkpoint.open(saved)
+
+
+def test_one_of_a_later_format_is_refused_and_none_before_it_is_taken_instead(
+    folder: CheckpointFolder, saved: Path, tiny_model: GPT, training: dict[str, Tensor]
+) -> None:
+    newer = folder.save(6, tiny_model.state_dict(), training, STATE)
+    edit(newer, lambda manifest: manifest.update(format_version=3, new=[]))
+    with pytest.raises(TooNew, match="format_version=3, and this version reads up to 2"):
+        newest_valid(folder.folder.parent)
+
+
+@pytest.mark.parametrize("version", [0, -1, True, "2", 2.0, None])
+def test_a_format_that_never_was_is_refused(saved: Path, version: Any) -> None:
+    edit(saved, lambda manifest: manifest.update(format_version=version))
+    with pytest.raises(Refused, match="it is none of this program's"):
+        Checkpoint.open(saved)
+
+
+def test_the_newest_that_is_whole_counts_and_what_is_wrong_with_newer_ones_is_told(
+    folder: CheckpointFolder, tiny_model: GPT, training: dict[str, Tensor]
+) -> None:
+    folder.keep_last = 3
+    paths = [folder.save(s, tiny_model.state_dict(), training, STATE) for s in (2, 4, 6)]
+    (paths[2] / MANIFEST).unlink()
+    (paths[1] / TRAINING).write_bytes(b"")
+    found, skipped = newest_valid(folder.folder.parent)
+    assert found is not None and found.path == paths[0]
+    assert list(skipped) == [paths[2], paths[1]]
+    assert "has no checkpoint.json" in skipped[paths[2]]
+    assert f"{TRAINING} is damaged" in skipped[paths[1]]
+    (paths[0] / WEIGHTS).unlink()
+    with pytest.raises(Refused, match=r"model\.safetensors is missing.*: take another run"):
+        newest_valid(folder.folder.parent)
+
+
+def test_a_damaged_one_of_later_steps_does_not_take_the_place_of_the_one_just_saved(
+    folder: CheckpointFolder, tiny_model: GPT, training: dict[str, Tensor]
+) -> None:
+    folder.keep_last = 1
+    later = folder.save(8, tiny_model.state_dict(), training, STATE)
+    (later / WEIGHTS).write_bytes(b"")
+    for step in (4, 6):  # as after going back to an earlier one
+        folder.save(step, tiny_model.state_dict(), training, STATE)
+    assert names(folder) == ["last", "step-00000006", "step-00000008"]
+    found, skipped = newest_valid(folder.folder.parent)
+    assert found is not None and found.step == 6 and set(skipped) == {later}
+
+
+def test_what_is_set_aside_counts_no_more_and_is_kept(
+    folder: CheckpointFolder, saved: Path, tiny_model: GPT, training: dict[str, Tensor]
+) -> None:
+    before = (saved / WEIGHTS).read_bytes()
+    aside = set_aside(saved)
+    assert newest_valid(folder.folder.parent) == (None, {})
+    for step in (4, 6, 8):
+        folder.save(step, tiny_model.state_dict(), training, STATE)
+    assert (aside / WEIGHTS).read_bytes() == before
+    assert names(folder) == ["damaged-step-00000004", "last", "step-00000006", "step-00000008"]

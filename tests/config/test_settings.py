@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -43,7 +43,8 @@ IDENTITY: dict[str, Any] = {
     "schedule.name": "cosine", "schedule.warmup_steps": 7, "schedule.min_lr_ratio": 0.5,
     "schedule.cooldown_fraction": 0.5, "precision.name": "bf16",
     "trainer.max_steps": 7, "trainer.batch_size": 7, "trainer.grad_clip": 0.5,
-    "trainer.overfit_batches": 1, "trainer.skip_spikes": True, "trainer.rollbacks": 1, "seed": 1, "init_from": "outputs/other",
+    "trainer.overfit_batches": 1, "trainer.skip_spikes": True, "trainer.rollbacks": 1,
+    "seed": 1, "init_from": "outputs/other",
 }  # fmt: skip
 WATCHED: dict[str, Any] = {
     "data.dir": "elsewhere", "data.path": "copy.txt", "data.overwrite": True,
@@ -87,6 +88,9 @@ REFUSED = [
     ("data.val_fraction=1", "data.val_fraction=1.0 must be between 0 and 1", []),
     ("data.corpus=text", "data.path is missing", ["data.val_fraction=0.1"]),
 ]
+
+
+NAMES = "optimizer: {name: muon}\nschedule: {name: wsd}"
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +216,10 @@ def test_a_sample_needs_a_checkpoint_a_count_and_one_prompt() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (f"{NAMES}\nmodel: {{shell: x}}", "config.yaml: Key 'shell' not in 'Model'"),
+        (f"{NAMES}\nmodel: {{n_layer: {{a: 1}}}}", "could not be converted to Integer"),
+        (f"{NAMES}\nlogger: x", "config.yaml: "),
+        ("optimizer: {_target_: os.system}", "line 1 has the key '_target_'"),
         (None, "is not a run folder: it has no config.yaml"),
         ("model: [", "cannot be read"),
         ("[1]", "holds no settings"),
@@ -228,3 +236,21 @@ def test_a_config_yaml_that_cannot_be_continued_is_refused_in_one_line(
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("value", ["${oc.env:HOME}", "x${oc.env:HOME}", "${a.${b}}", "\\${a}"])
+def test_an_interpolation_that_is_no_plain_reference_is_refused_unresolved(
+    value: str, base: DictConfig
+) -> None:
+    for key in ("logger.project", "run.name", "optimizer.name", "resume"):
+        cfg = OmegaConf.merge(base, {})
+        OmegaConf.update(cfg, key, value)
+        with pytest.raises(Refused, match=f"^{key} holds an interpolation") as refusal:
+            read_settings(cast(DictConfig, cfg), TrainSettings)
+        assert "HOME" not in str(refusal.value)
+
+
+def test_a_plain_reference_stands_for_the_value_of_another_key(base: DictConfig) -> None:
+    cfg = OmegaConf.merge(base, {"logger": {"project": "${data.name}-${model.n_layer}"}})
+    found = read_settings(cast(DictConfig, cfg), TrainSettings)
+    assert found.logger.project == f"{found.data.name}-{found.model.n_layer}"

@@ -14,11 +14,13 @@ from llm.config.verbatim import (
     as_typed,
     guard,
     guard_all,
+    leaves,
     quote_argument,
     quote_arguments,
     unguard_all,
     unquote,
 )
+from llm.errors import Refused
 from tests.command_line import composed
 from tests.conftest import ROOT
 
@@ -123,3 +125,23 @@ def test_text_without_interpolations_is_not_changed_by_the_guard() -> None:
     assert guard("a $ { } ???? b") == "a $ { } ???? b"
     assert BREAK in guard("${x}")
     assert BREAK in guard("???")
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "seed=${oc.env:X}", "+notes=${x:}", "model=${oc.env:X}", "hydra.run.dir=${now:%Y}",
+        "logger={project: '${oc.env:X}'}", "seed=${a.${oc.env:X}}", "seed=\\${a}",
+    ],
+)  # fmt: skip
+def test_an_argument_that_calls_a_function_is_refused_and_not_repeated(argument: str) -> None:
+    key = argument.partition("=")[0]
+    with pytest.raises(Refused) as refusal:
+        quote_arguments(["seed=1", argument])
+    told = str(refusal.value)
+    assert told == f"{key} holds an interpolation other than ${{key}}: give the value itself"
+
+
+def test_leaves_are_named_by_where_they_are() -> None:
+    plain = {"a": {"b": 1, "c": [None, {"d": "x"}]}, "e": [], "f": 2.0}
+    assert list(leaves(plain)) == [("a.b", 1), ("a.c", None), ("a.c.d", "x"), ("f", 2.0)]

@@ -1,5 +1,8 @@
 """Numbers reach metrics.jsonl and W&B; logging never asks a question and never ends a run."""
 
+import errno
+import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -11,10 +14,12 @@ from unittest.mock import patch
 import pytest
 
 from llm.config.schema import LoggerSection
-from llm.errors import Diverged
+from llm.errors import DiskError, Diverged
+from llm.experiment import loggers
 from llm.experiment.loggers import RunLogger, new_run_id, open_logger
+from llm.signals import Signalled
 from tests import wandb_file
-from tests.command_line import listing, rows
+from tests.command_line import listing, rows, wait_until
 from tests.conftest import ROOT
 
 CONFIG = {"model": {"n_layer": 4}, "optimizer": {"betas": [0.9, 0.95]}, "seed": 1}
@@ -138,11 +143,91 @@ def test_a_continued_run_keeps_its_id_and_a_named_one_its_name(folder: Path) -> 
     assert [row["_step"] for row in found["history"]] == [5]
 
 
-@pytest.mark.parametrize(("error", "exit_code"), [(Diverged("nan"), 3), (ZeroDivisionError(), 1)])
-def test_wandb_learns_how_a_run_ended(error: Exception, exit_code: int, folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("error", "exit_code"),
+    [(Diverged("nan"), 3), (ZeroDivisionError(), 1), (Signalled(signal.SIGTERM), 75)],
+)
+def test_wandb_learns_how_a_run_ended(error: BaseException, exit_code: int, folder: Path) -> None:
     with pytest.raises(type(error)), open_logger(Run(folder), LoggerSection(), {}, 4, None):
         raise error
     assert wandb_file.read(folder)["exit_code"] == exit_code
+
+
+def test_going_back_forgets_the_rows_after_and_begins_a_segment_of_the_same_wandb_run(
+    folder: Path,
+) -> None:
+    with open_logger(Run(folder), LoggerSection(), CONFIG, 4, None) as logger:
+        log(logger)
+        logger.rewind(2)
+        assert [row["step"] for row in rows(folder)] == [0, 2]
+        assert (folder / "samples.jsonl").read_text(encoding="utf-8") == ""
+        logger.log({"step": 3, "tokens": 192, "train/loss": 3.25})
+        logger.sample(4, "<", "again", {})
+    assert [row["step"] for row in rows(folder)] == [0, 2, 3]
+    assert "again" in (folder / "samples.jsonl").read_text(encoding="utf-8")
+    paths = sorted(folder.glob("wandb/offline-run-*/*.wandb"))
+    wait_until(lambda: all(wandb_file.read_file(p)["exit_code"] is not None for p in paths))
+    first, second = map(wandb_file.read_file, paths)
+    assert first["run"].run_id == second["run"].run_id == logger.run_id
+    assert [first["exit_code"], second["exit_code"]] == [0, 0]
+    assert {row["_step"] for row in first["history"]} == {0, 2, 4}
+    assert {row["_step"] for row in second["history"]} == {3, 4}
+
+
+def test_going_back_needs_no_wandb(folder: Path) -> None:
+    with open_logger(Run(folder), LoggerSection(mode="disabled"), CONFIG, 4, None) as logger:
+        log(logger)
+        logger.rewind(0)
+        logger.log({"step": 1, "tokens": 64})
+    assert [row["step"] for row in rows(folder)] == [0, 1]
+    assert listing(folder) == {"metrics.jsonl", "samples.jsonl"}
+
+
+def test_a_warning_is_on_the_screen_and_in_the_log(
+    folder: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with open_logger(Run(folder), LoggerSection(mode="disabled"), CONFIG, 4, None) as logger:
+        logger.warn("step 7: a spike [windows at 3]")
+    assert "warning: step 7: a spike [windows at 3]" in capfd.readouterr().out
+    assert [(r.levelname, r.message) for r in caplog.records] == [
+        ("WARNING", "step 7: a spike [windows at 3]")
+    ]
+
+
+def test_what_was_logged_is_on_the_disk_after_sync(folder: Path) -> None:
+    synced: list[str] = []
+
+    def fsync(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.append(path.read_text(encoding="utf-8"))
+
+    with open_logger(Run(folder), LoggerSection(mode="disabled"), CONFIG, 4, None) as logger:
+        logger.log({"step": 0, "tokens": 0})
+        with patch.object(os, "fsync", fsync):
+            logger.sync()
+    assert synced == ['{"step": 0, "tokens": 0}\n']
+
+
+def test_a_full_disk_is_named_with_the_file_and_the_room_there_is(folder: Path) -> None:
+    (folder / "metrics.jsonl").symlink_to("/dev/full")
+    (folder / "samples.jsonl").symlink_to("/dev/full")
+    full = r"could not be written: No space left on device \([\d,.]+ MiB free\)"
+    with open_logger(Run(folder), LoggerSection(mode="disabled"), CONFIG, 4, None) as logger:
+        with pytest.raises(DiskError, match=f"^{folder}/metrics.jsonl {full}"):
+            logger.log({"step": 0, "tokens": 0})
+        with pytest.raises(DiskError, match=f"^{folder}/samples.jsonl {full}"):
+            logger.sample(0, "<", "text", {})
+        broken = OSError(errno.EIO, "Input/output error")
+        with (
+            patch.object(os, "fsync", side_effect=broken),
+            pytest.raises(DiskError, match=r"/metrics.jsonl could not be written: Input/output"),
+        ):
+            logger.sync()
+        with (
+            patch.object(loggers, "cut_metrics", side_effect=broken),
+            pytest.raises(DiskError, match=r"/metrics.jsonl could not be written: Input/output"),
+        ):
+            logger.rewind(0)
 
 
 @pytest.mark.parametrize("broken", ["wandb.init", "wandb.Run.log", "wandb.Run.finish"])

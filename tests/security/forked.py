@@ -40,12 +40,14 @@ class Commands:
 
     def __init__(self, parent: "subprocess.Popen[str]") -> None:
         self.parent = parent
+        self.ended: list[Ended] = []  # all so far
         self.idle = self._ask(None, Path.cwd(), {})["memory"]
 
     def run(self, command: str, *typed: str, cwd: Path, **environment: str) -> Ended:
         """``python run_<command>.py *typed`` in ``cwd``."""
         found = self._ask([str(ROOT / f"run_{command}.py"), *typed], cwd, environment)
-        return Ended(**found | {"memory": found["memory"] - self.idle})
+        self.ended.append(Ended(**found | {"memory": found["memory"] - self.idle}))
+        return self.ended[-1]
 
     def _ask(self, argv: list[str] | None, cwd: Path, environment: dict[str, str]) -> Any:
         assert self.parent.stdin is not None
@@ -69,14 +71,18 @@ def commands() -> Iterator[Commands]:
 
 def serve() -> None:
     """Import what commands need, then answer until the input ends."""
-    import llm.config.run  # noqa: F401
-    import llm.experiment.loggers  # noqa: F401
-    import llm.experiment.samples  # noqa: F401
+    import llm.config.run
+    import llm.experiment.loggers
+    import llm.experiment.samples
     import llm.training.trainer  # noqa: F401
     from llm.checkpoint.tensors import weight_shapes
     from llm.model.config import GPTConfig
+    from tests.command_line import composed
 
-    weight_shapes(GPTConfig(vocab_size=2))  # torch imports some of itself when first needed
+    # What torch imports and what Hydra's parser learns when they are first needed.
+    weight_shapes(GPTConfig(vocab_size=2))
+    for command in ("train", "sample"):
+        composed(command, "device=cpu" if command == "sample" else "trainer.device=cpu")
     for line in sys.stdin:
         print(json.dumps(answer(*json.loads(line))), flush=True)
 

@@ -1,5 +1,6 @@
 """A trainer built by hand, and a logger that only remembers."""
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from llm.checkpoint.checkpoint import Checkpoint
 from llm.checkpoint.folder import CheckpointFolder, newest_valid
 from llm.data.dataset import Dataset
 from llm.model.gpt import GPT
+from llm.training import throughput
 from llm.training.optimizer import adamw
 from llm.training.precision import Precision
 from llm.training.schedule import Cosine, Schedule
@@ -88,6 +90,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+measured_once = functools.cache(throughput.measured_matmul_flops)
+
+
+@pytest.fixture(autouse=True)
+def known_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each trainer asks how fast the CPU is, which takes longer than most trainings here."""
+    monkeypatch.setattr(throughput, "measured_matmul_flops", measured_once)
 
 
 @pytest.fixture

@@ -12,18 +12,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from llm.checkpoint.checkpoint import Checkpoint
 from llm.errors import Diverged, Interrupted
 from llm.experiment.console import TrainingScreen
 from llm.experiment.loggers import RunLogger
 from llm.experiment.rundir import recording
+from llm.sampling.generate import SamplingOptions
 from llm.training.schedule import Constant
 from llm.training.state import training_tensors
 from tests.command_line import rows
 from tests.training.conftest import HandBuilt, MakeTrainer, assert_same_bits, copied
 
 NAN, PRECISIONS = math.nan, ["fp32", "bf16", "fp16"]
-LONG: dict[str, Any] = {"max_steps": 48, "eval_interval": 100, "checkpoint_interval": None}
+LONG: dict[str, Any] = {"max_steps": 40, "eval_interval": 100, "checkpoint_interval": None}
 
 
 def disturb(
@@ -50,8 +50,9 @@ def no_gradient(loss: Tensor) -> Tensor:
 
 
 def overflow(loss: Tensor) -> Tensor:
-    """A finite loss with gradients that float16 cannot hold at any scale."""
-    return loss * 1e30
+    """The loss is sound, its gradients are too large at any scale."""
+    loss.register_hook(lambda gradient: gradient * math.inf)
+    return loss
 
 
 def spike(loss: Tensor) -> Tensor:
@@ -107,17 +108,14 @@ def test_one_step_that_is_no_number_is_left_out_and_the_others_are_taken(
     else:
         (warning,) = trainer.logger.warnings
         assert warning.startswith("step 7: loss ")
-        assert warning.endswith(f"({', '.join(map(str, trainer.sampler.positions(7)))})")
+        assert warning.endswith(f"(windows at {', '.join(map(str, trainer.sampler.positions(7)))})")
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("interval", [2, 6])
 def test_a_run_that_stays_without_numbers_ends_and_keeps_its_last_sound_checkpoint(
-    make_trainer: MakeTrainer, precision: str, interval: int
+    make_trainer: MakeTrainer, precision: str
 ) -> None:
-    trainer = make_trainer(
-        precision=precision, max_steps=30, max_skipped=5, checkpoint_interval=interval
-    )
+    trainer = make_trainer(precision=precision, max_skipped=5, checkpoint_interval=2, max_steps=30)
     disturb(trainer, no_number, lambda step: step >= 7)
     taken, run = steps_taken(trainer), trainer.folder.parent
     run.mkdir()
@@ -149,22 +147,20 @@ def test_gradients_that_always_overflow_end_the_run_before_they_ruin_it(
     assert all(tensor.isfinite().all() for tensor in trainer.model.state_dict().values())
 
 
-def test_the_scaler_of_torch_alone_would_ruin_it(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer(precision="fp16")
-    disturb(trainer, overflow, lambda step: step <= 200)
-    scaler, optimizer = trainer.precision.scaler, trainer.optimizer
+def test_the_scaler_of_torch_alone_would_ruin_them() -> None:
+    linear, scaler = torch.nn.Linear(2, 2), torch.amp.GradScaler("cpu")
+    optimizer = torch.optim.AdamW(linear.parameters())
     for step in range(1, 202):
-        assert all(tensor.isfinite().all() for tensor in trainer.model.state_dict().values())
-        trainer.progress.step = step - 1
-        tokens, targets = map(torch.from_numpy, trainer.sampler.batch(1))
-        with trainer.precision.autocast:
-            loss = trainer.network(tokens, targets, reduction="sum")
-        scaler.scale(loss).backward()
+        assert linear.weight.isfinite().all()
+        loss = linear(torch.ones(2)).square().sum()
+        assert loss.isfinite()
+        scaler.scale(overflow(loss) if step <= 200 else loss).backward()
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(linear.parameters(), 1.0)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
-    assert loss.isfinite()
-    assert trainer.model.embed.weight.isnan().any()
+    assert linear.weight.isnan().all()
 
 
 @pytest.mark.parametrize("skip", [False, True])
@@ -172,32 +168,40 @@ def test_a_spike_is_told_once_and_left_out_where_that_is_asked_for(
     make_trainer: MakeTrainer, skip: bool
 ) -> None:
     trainer = make_trainer(skip_spikes=skip, log_interval=1, **LONG)
-    disturb(trainer, spike, lambda step: step == 40)
+    disturb(trainer, spike, lambda step: step == 36)
     taken = steps_taken(trainer)
     trainer.fit()
-    assert taken == [step for step in range(1, 49) if not (skip and step == 40)]
+    assert taken == [step for step in range(1, 41) if not (skip and step == 36)]
     assert trainer.progress.skipped == skip
-    where = ", ".join(map(str, trainer.sampler.positions(40)))
-    loss, norm = (trainer.logger.column(key)[40] for key in ("train/loss", "grad_norm"))
+    where = ", ".join(map(str, trainer.sampler.positions(36)))
+    loss, norm = (trainer.logger.column(key)[36] for key in ("train/loss", "grad_norm"))
     assert loss > 100
     assert trainer.logger.warnings == [
-        f"step 40: loss {loss:.4g}, gradient norm {norm:.4g}: a spike{', left out' * skip} "
+        f"step 36: loss {loss:.4g}, gradient norm {norm:.4g}: a spike{', left out' * skip} "
         f"(windows at {where})"
     ]
 
 
-@pytest.mark.parametrize("remembered", [True, False], ids=["restored", "forgotten"])
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    ("precision", "remembered"), [("fp32", True), ("bf16", True), ("fp16", True), ("fp32", False)]
+)
 def test_a_spike_is_judged_the_same_after_a_resume_by_what_came_before_it(
     make_trainer: MakeTrainer, precision: str, remembered: bool
 ) -> None:
     options = LONG | {"skip_spikes": True, "precision": precision, "dropout": 0.1}
-    whole, first = make_trainer("whole", **options), make_trainer("parts", **options)
-    second = make_trainer("parts", weights=9, **options)
-    for trainer in (whole, first, second):
-        disturb(trainer, spike, lambda step: step == 40)
+
+    def disturbed(run: str, **more: Any) -> HandBuilt:
+        trainer = make_trainer(run, **options, **more)
+        if precision == "fp16":  # at the usual scale the spike would overflow
+            trainer.precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+        disturb(trainer, spike, lambda step: step == 36)
+        return trainer
+
+    whole = disturbed("whole")
     whole.fit()
-    stop_at(first, 30)
+    first = disturbed("parts")
+    stop_at(first, 20)
+    second = disturbed("parts", weights=9)
     second.resume(first.newest)
     if not remembered:
         second.guard.losses.clear()
@@ -238,9 +242,9 @@ def test_a_run_that_diverges_goes_back_and_on_at_half_the_rate(
     assert trainer.logger.column("lr") == wanted
 
     halved = make_trainer("halved", schedule=Constant("constant", warmup_steps=0), **options)
-    halved.fit()
+    stop_at(halved, 4)
     halved = make_trainer("halved", schedule=Constant("constant", warmup_steps=0), **options)
-    halved.resume(Checkpoint.open(halved.folder / "step-00000004"))
+    halved.resume(halved.newest)
     halved.progress.rollbacks = 1
     halved.fit()
     assert_same_bits(everything(trainer), everything(halved))
@@ -248,7 +252,10 @@ def test_a_run_that_diverges_goes_back_and_on_at_half_the_rate(
     assert trainer.guard.to_plain() == halved.guard.to_plain()
 
 
-def test_its_files_hold_each_step_once(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+def test_its_files_hold_each_step_once(
+    make_trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm.training.trainer.SAMPLE", SamplingOptions(max_new_tokens=5))
     trainer = make_trainer(sample_interval=3, **ROLLING)
     disturb(trainer, no_number, until_it_has_gone_back(trainer))
     (tmp_path / "run").mkdir()
@@ -299,17 +306,19 @@ def test_weights_that_are_no_numbers_are_gone_back_from_too(make_trainer: MakeTr
     assert all(tensor.isfinite().all() for tensor in trainer.model.state_dict().values())
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("step", [4, 6, 10], ids=["as it goes back", "below", "beyond"])
+@pytest.mark.parametrize(
+    ("step", "precision"), [(4, "fp32"), (6, "fp16"), (10, "fp32")],
+    ids=["as it goes back", "before it diverged", "beyond that"],
+)  # fmt: skip
 def test_a_run_that_went_back_is_the_same_after_an_interruption(
     make_trainer: MakeTrainer, step: int, precision: str
 ) -> None:
     options = ROLLING | {"precision": precision}
-    whole, first = make_trainer("whole", **options), make_trainer("parts", **options)
-    second = make_trainer("parts", weights=9, **options)
-    for trainer in (whole, first):  # the second meets no trouble: it must remember the first's
-        disturb(trainer, no_number, until_it_has_gone_back(trainer))
+    whole = make_trainer("whole", **options)
+    disturb(whole, no_number, until_it_has_gone_back(whole))
     whole.fit()
+    first = make_trainer("parts", **options)
+    disturb(first, no_number, until_it_has_gone_back(first))
 
     def interrupt(now: int) -> None:
         if now == step and first.progress.rollbacks:
@@ -321,6 +330,7 @@ def test_a_run_that_went_back_is_the_same_after_an_interruption(
     with pytest.raises(Interrupted, match=f"at step {step}:"):
         first.fit()
     assert first.newest.step == step
+    second = make_trainer("parts", weights=9, **options)  # which meets no trouble of its own
     second.resume(first.newest)
     second.fit()
     assert second.progress.rollbacks == 1

@@ -1,0 +1,110 @@
+"""A config.yaml gives plain values in bounded time, whoever wrote it, or is refused in one line."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from llm.config.plain_yaml import LARGEST, MOST, read_yaml
+from llm.config.settings import load_plain
+from llm.errors import Refused
+
+OURS: dict[str, Any] = {
+    "model": {"n_layer": 4, "head_size": None, "dropout": 0.0, "bias": True, "norm": "rmsnorm"},
+    "optimizer": {"lr": 6e-05, "betas": [0.9, 0.95], "name": "muon"},
+    "logger": {"tags": [], "notes": "_target_: &a *a !!x ${y}\n", "name": "1e3"},
+    "seed": 2**63 - 1,
+}
+REFUSED = [
+    ("a: &x 1\nb: *x", "line 1 has an anchor or alias"),
+    ("a: 1\nb: *x", "line 2 has an anchor or alias"),
+    ("a: &x [*x]", "line 1 has an anchor or alias"),
+    ("a: !!python/object/apply:os.system [ls]", "line 1 has a tag"),
+    ("a: !!str 1", "line 1 has a tag"),
+    ("%TAG ! tag:yaml.org,2002:\n---\na: !binary aaaa", "line 3 has a tag"),
+    ("a: 1\nb: 2\na: 3", "line 3 has 'a' for the second time"),
+    ("model: {_target_: llm.x}", "line 1 has the key '_target_'"),
+    ("model: {'_partial_': true}", "line 1 has the key '_partial_'"),
+    ("a: {_: {}}", "line 1 has the key '_'"),
+    ("<<: {a: 1}", "line 1 has a key that is no name"),
+    ("1: a", "line 1 has a key that is no name"),
+    ("~: a", "line 1 has a key that is no name"),
+    ("[a]: a", "line 1 has a key that is no name"),
+    ("a: 2020-01-01", "a is no plain value"),
+    ("a: [[[[1]]]]", "line 1 has a list or section inside too many others"),
+    ("a: " + "9" * 41, "line 1 has too long a number"),
+    ("a: 0." + "9" * 41, "line 1 has too long a number"),
+    ("a: 1" + ":59" * 100_000, "line 1 has too long a number"),
+    ("a: [" + "1," * MOST + "]", "line 1 has one value too many"),
+    ("[" * LARGEST, "line 1 has a list or section inside too many others"),
+    ("{" * LARGEST, "line 1 has a list or section inside too many others"),
+    ("? " * 100_000, "line 1 has a list or section inside too many others"),
+    ("a: '\0'", "special characters are not allowed"),
+    ("a: 1\n---\nb: 1", "expected a single document"),
+    ("", "holds no settings"),
+    ("a", "holds no settings"),
+    ("model: 1", "model is 1, not a section"),
+    ("logger: {project: '${oc.env:HOME}'}", "logger.project holds an interpolation"),
+    ("model: {n_layer: '${a:b}'}", "model.n_layer holds an interpolation"),
+    ("logger: {tags: [a, '${x:}']}", "logger.tags holds an interpolation"),
+    ("#" * LARGEST, "holds no settings"),
+    ("\n" * LARGEST, "holds no settings"),
+    ("#" * (LARGEST + 1), "is too large"),
+]
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_what_is_written_comes_back(tmp_path: Path) -> None:
+    assert read_yaml(write(tmp_path, yaml.safe_dump(OURS))) == OURS
+    assert load_plain(tmp_path) == OURS
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"), REFUSED, ids=[f"{n} {reason}" for n, (_, reason) in enumerate(REFUSED)]
+)
+def test_what_no_run_has_written_is_refused_at_once(text: str, reason: str, tmp_path: Path) -> None:
+    path = write(tmp_path, text)
+    began = time.process_time()
+    with pytest.raises(Refused) as refusal:
+        load_plain(tmp_path)
+    assert time.process_time() - began < 5
+    assert str(refusal.value).startswith(str(path))
+    assert reason in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert "HOME" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("key", ["init_from", "logger.notes", "logger.name", "data.path"])
+def test_free_text_may_look_like_an_interpolation(key: str, tmp_path: Path) -> None:
+    section, _, name = key.rpartition(".")
+    values = {section: {name: "${oc.env:HOME}"}} if section else {name: "${oc.env:HOME}"}
+    write(tmp_path, yaml.safe_dump(values))
+    assert load_plain(tmp_path) == values
+
+
+def test_links_pipes_and_devices_in_a_run_folder_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    write(folder, yaml.safe_dump(OURS))
+    assert load_plain(folder) == OURS
+    for name, make in (
+        ("run_train.log", lambda path: path.symlink_to("../mine.txt")),
+        ("samples.jsonl", lambda path: path.symlink_to("../not-there.txt")),
+        ("wandb", lambda path: path.symlink_to("..")),
+        ("metrics.jsonl", lambda path: path.symlink_to("metrics.jsonl")),
+        ("summary.json", os.mkfifo),
+    ):
+        make(folder / name)
+        with pytest.raises(Refused, match=f"{name} is neither a file nor a folder"):
+            load_plain(folder)
+        (folder / name).unlink()
+    assert load_plain(folder) == OURS

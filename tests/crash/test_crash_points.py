@@ -1,0 +1,229 @@
+"""Killed at any system call of a save, a run has a whole checkpoint at most one interval old."""
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.pool import Pool
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from llm.checkpoint.checkpoint import MANIFEST, TRAINING, WEIGHTS, Checkpoint
+from llm.checkpoint.folder import CheckpointFolder, newest_valid
+from llm.data.tokenizer import ByteTokenizer
+from llm.errors import Refused
+from llm.model.gpt import GPT
+from tests.command_line import listing
+from tests.conftest import TINY_MODEL
+
+pytestmark = [
+    pytest.mark.crash,
+    pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed"),
+]
+CALLS = (
+    "open,openat,creat,write,pwrite64,writev,ftruncate,fsync,fdatasync,rename,renameat,renameat2,"
+    "link,linkat,symlink,symlinkat,unlink,unlinkat,mkdir,mkdirat,rmdir"
+)
+ANY_TRACER, SET_TRACER = -1, 0x59616D61  # of prctl(2): else only an ancestor may trace
+Call = tuple[str, str]  # its name and, as strace shows them, its arguments
+
+
+@dataclass(frozen=True)
+class Case:
+    """A save, into a folder that holds checkpoints of the steps ``before`` it."""
+
+    before: tuple[int, ...]
+    step: int
+    keep_last: int
+    always: int  # whole checkpoints that there must be at any moment
+    after: tuple[int, ...]  # and when all is well
+
+
+CASES = {
+    "the first": Case((), 2, 2, 0, (2,)),
+    "with two before": Case((2, 4), 6, 2, 2, (4, 6)),
+    "with one before, and one kept": Case((4,), 6, 1, 1, (6,)),
+    "of the same step again": Case((4,), 4, 1, 1, (4,)),
+}
+
+
+class CannotTrace(Exception):
+    """The system does not let strace look at a process."""
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    """Fresh processes, which have no threads: a fork copies only the one that calls it."""
+    with multiprocessing.get_context("spawn").Pool(2) as found:
+        yield found
+
+
+@pytest.fixture
+def trace(pool: Pool, tmp_path: Path) -> Callable[[str], list[Call]]:
+    """The system calls of a whole save, into the folder that is named like the case."""
+
+    def inner(name: str) -> list[Call]:
+        try:
+            return pool.apply(calls_of_save, (CASES[name], tmp_path / name))
+        except CannotTrace as error:
+            pytest.skip(str(error))
+
+    return inner
+
+
+def test_a_kill_at_any_system_call_of_a_save_loses_no_more_than_that_save(
+    trace: Callable[[str], list[Call]],
+    pool: Pool,
+    tmp_path: Path,
+    report: Callable[[str], None],
+) -> None:
+    points, lost = 0, []
+    for name, case in CASES.items():
+        work = [
+            (case, tmp_path / f"{name} {n}", place) for n, place in enumerate(places(trace(name)))
+        ]
+        found = pool.starmap(valid_after_kill, work, chunksize=1)
+        points += len(found)
+        for valid, (_, _, place) in zip(found, work, strict=True):
+            if len(valid) < case.always or max(valid, default=0) < max(case.before, default=0):
+                lost.append((name, place, valid))
+        one_more = max(map(len, found)) == len(case.before) + 1
+        assert one_more, "an old one is deleted after the new one is there"
+    report(f"crash points: n={points} lost={len(lost)}")
+    assert points > 80 and not lost
+
+
+def test_all_is_on_the_disk_before_it_has_its_name_and_that_before_an_old_one_is_deleted(
+    trace: Callable[[str], list[Call]], tmp_path: Path
+) -> None:
+    calls = trace("with two before")
+    folder = tmp_path / "with two before" / "checkpoints"
+    new = f"{folder}/.step-00000006."
+
+    def only(name: str, *words: str) -> int:
+        """Where in the trace is the one call with these words in its arguments, in this order."""
+        pattern = ".*".join(map(re.escape, words))
+        (place,) = (
+            n for n, (c, args) in enumerate(calls) if c == name and re.search(pattern, args)
+        )
+        return place
+
+    published = only("rename", new, f'"{folder}/step-00000006"')
+    named, pointed = only("fsync", f"<{folder}>"), only("rename", f'"{folder}/last"')
+    complete = published - 1
+    assert re.fullmatch(rf"\(\d+<{re.escape(new)}\d+>\)", calls[complete][1])
+    assert calls[complete][0] == "fsync", "of the folder with all names in it"
+    for name in (WEIGHTS, TRAINING, MANIFEST):
+        created, synced = only("openat", new, name, "O_CREAT"), only("fsync", new, name)
+        written = [n for n, (c, args) in enumerate(calls) if c == "write" and name in args]
+        assert created < min(written) <= max(written) < synced < complete
+    old = [n for n, (_, args) in enumerate(calls) if "step-00000002" in args]
+    assert complete < published < named < pointed < min(old)
+    deleted = [calls[n] for n in old if calls[n][0].startswith("unlink")]
+    assert len(deleted) == 3 and MANIFEST in deleted[0][1]
+
+
+def test_with_the_first_checkpoint_the_name_of_their_folder_is_on_the_disk_too(
+    trace: Callable[[str], list[Call]], tmp_path: Path
+) -> None:
+    synced = [arguments for name, arguments in trace("the first") if name == "fsync"]
+    assert synced[-1].endswith(f"<{tmp_path / 'the first'}>)")
+
+
+def calls_of_save(case: Case, run: Path) -> list[Call]:
+    """The system calls of a save that nothing disturbs."""
+    save = prepared(case, run)
+    assert traced(partial(save, case.step), "-o", f"{run}.strace") == 0
+    assert valid_steps(run) == list(case.after)
+    lines = Path(f"{run}.strace").read_text(encoding="utf-8").splitlines()
+    found = [re.match(r"(\w+)(\(.*\)) += \S", line) for line in lines]
+    return [(match[1], match[2]) for match in found if match]
+
+
+def places(calls: list[Call]) -> list[str]:
+    """Each call of a trace in strace's words: which, and the how manieth of its kind."""
+    names = [name for name, _ in calls]
+    return [
+        f"inject={name}:signal=SIGKILL:when={names[: n + 1].count(name)}"
+        for n, name in enumerate(names)
+    ]
+
+
+def valid_after_kill(case: Case, run: Path, place: str) -> list[int]:
+    """The steps that can be gone on from after a kill; the next save leaves nothing else behind."""
+    save = prepared(case, run)
+    assert traced(partial(save, case.step), "-e", place, "-o", os.devnull) == -signal.SIGKILL
+    found = valid_steps(run)
+    newest, skipped = newest_valid(run)
+    assert not skipped and (newest.step if newest else 0) == max(found, default=0)
+    save(8)
+    kept = [f"step-{step:08d}" for step in [*sorted({*found}), 8][-case.keep_last :]]
+    files = {f"{step}/{name}" for step in kept for name in (MANIFEST, WEIGHTS, TRAINING)}
+    assert listing(run / "checkpoints") == {"last", *kept} | files, place
+    return found
+
+
+def valid_steps(run: Path) -> list[int]:
+    """The step of every checkpoint that is whole, whatever it is called."""
+    found = []
+    for path in sorted((run / "checkpoints").glob("*step-*")):
+        with contextlib.suppress(Refused):
+            checkpoint = Checkpoint.open(path)
+            checkpoint.verify()
+            found += [] if path.name.startswith(".") else [checkpoint.step]
+    return found
+
+
+def prepared(case: Case, run: Path) -> Callable[[int], object]:
+    """Make a run with its checkpoints ``before``; returns what saves another."""
+    torch.set_num_threads(1)
+    run.mkdir()
+    tokenizer = ByteTokenizer()
+    model = GPT(**TINY_MODEL, vocab_size=tokenizer.vocab_size)
+    training = {"random/cpu": torch.get_rng_state()}
+    safetensors.torch.save(training)  # imports something, which is no part of a save
+
+    def save(step: int) -> object:
+        folder = CheckpointFolder(run, case.keep_last, model.config, tokenizer, {})
+        return folder.save(step, model.state_dict(), training, {})
+
+    for step in case.before:
+        save(step)
+    return save
+
+
+def traced(action: Callable[[], object], *options: str) -> int:
+    """The exit status of a fork of this process that does something under strace."""
+    assert len(os.listdir("/proc/self/task")) == 1, "a fork would lose threads"
+    ready, go = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            ctypes.CDLL(None).prctl(SET_TRACER, ANY_TRACER, 0, 0, 0)
+            os.read(ready, 1)
+            action()
+            status = 0
+        finally:
+            os._exit(status)
+    command = ["strace", "-y", "-s", "0", "-e", f"trace={CALLS}", *options, "-p", str(child)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as strace:
+        assert strace.stderr is not None
+        said = strace.stderr.readline()
+        os.write(go, b"!")
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os.close(ready)
+    os.close(go)
+    if "attached" not in said:
+        raise CannotTrace(said)
+    return status

@@ -1,0 +1,94 @@
+"""A run folder belongs to one process at a time, and to nobody once that is dead."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llm.errors import InUse, Refused
+from llm.experiment.lock import LOCK, locked
+from tests.conftest import ROOT
+
+HOLDING = """
+import sys, time
+from pathlib import Path
+from llm.experiment.lock import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_that_another_process_holds_is_refused_until_that_is_dead(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDING, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        wanted = f"{tmp_path} is in use by another run \\(process {process.pid}\\)"
+        with pytest.raises(InUse, match=wanted), locked(tmp_path):
+            raise AssertionError("two at once")
+        process.send_signal(signal.SIGKILL)
+    assert (tmp_path / LOCK).exists(), "nobody was there to tidy up"
+    with locked(tmp_path):
+        assert (tmp_path / LOCK).read_text(encoding="ascii") == f"{os.getpid()}\n"
+
+
+def test_nothing_is_left_in_the_folder_and_it_can_be_held_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        with locked(tmp_path):
+            assert (tmp_path / LOCK).exists()
+        assert not list(tmp_path.iterdir())
+
+
+def test_it_is_let_go_whatever_happens_inside(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="inside"), locked(tmp_path):
+        raise ValueError("inside")
+    with locked(tmp_path):
+        pass
+
+
+def test_a_refusal_changes_nothing_for_who_holds_the_folder(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        before = (tmp_path / LOCK).read_text(encoding="ascii")
+        for _ in range(2):
+            with pytest.raises(InUse), locked(tmp_path):
+                raise AssertionError("two at once")
+        assert (tmp_path / LOCK).read_text(encoding="ascii") == before
+
+
+def test_a_file_that_its_owner_removes_before_it_is_locked_is_not_taken_for_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock, removed = fcntl.flock, []
+
+    def after_its_owner_has_left(handle: int, operation: int) -> None:
+        if not removed:
+            removed.append(handle)
+            (tmp_path / LOCK).unlink()
+        flock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", after_its_owner_has_left)
+    with locked(tmp_path):
+        assert (tmp_path / LOCK).exists()
+        with pytest.raises(InUse), locked(tmp_path):
+            raise AssertionError("two at once")
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    wanted = "none cannot be written: No such file"
+    with pytest.raises(Refused, match=wanted), locked(tmp_path / "none"):
+        raise AssertionError("it went on")
+
+
+def test_a_folder_that_is_removed_meanwhile_is_no_fault(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with locked(tmp_path / "a"):
+        (tmp_path / "a" / LOCK).unlink()
+        (tmp_path / "a").rmdir()
+    assert not (tmp_path / "a").exists()

@@ -1,0 +1,70 @@
+"""What a checkpoint claims is compared with what its model implies, before it costs anything."""
+
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llm.checkpoint.checkpoint import TRAINING, Checkpoint
+from llm.checkpoint.folder import start_from
+from llm.checkpoint.tensors import weight_shapes
+from llm.errors import Refused
+from llm.model.config import GPTConfig
+from llm.model.gpt import GPT
+from tests.security import hostile
+
+SMALL = GPTConfig(n_layer=3, n_embed=16, head_size=8, block_size=8, vocab_size=11).resolve()
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"bias": True, "norm": "layernorm", "mlp": "gelu", "position": "learned"},
+    {"tie_embeddings": False, "qk_norm": True, "n_kv_head": 1, "smear": 3},
+    {"residual_scalars": True, "value_embeddings": True, "n_layer": 12},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_the_shapes_told_in_advance_are_those_of_the_network(options: dict[str, Any]) -> None:
+    config = replace(SMALL, **options)
+    real = GPT(**asdict(config)).state_dict()
+    assert weight_shapes(config) == {name: tuple(tensor.shape) for name, tensor in real.items()}
+
+
+def test_the_shapes_of_the_largest_network_take_no_time() -> None:
+    weight_shapes(SMALL)  # torch imports some of itself when first needed
+    largest = GPTConfig(n_layer=512, n_embed=16_384, head_size=128, vocab_size=1_048_576)
+    began = time.process_time()
+    assert len(weight_shapes(largest.resolve())) == 4610
+    assert time.process_time() - began < 1
+
+
+def test_weights_of_another_network_are_refused_without_reading_them(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = GPT(**asdict(replace(Checkpoint.open(place / hostile.STEP).model, n_embed=16)))
+    monkeypatch.setattr(Checkpoint, "weights", lambda _: pytest.fail("they were read"))
+    with pytest.raises(Refused, match=r"embed\.weight has shape"):
+        start_from(model, str(place / hostile.STEP))
+
+
+@pytest.mark.parametrize(
+    ("key", "shape"), [("exp_avg", ()), ("exp_avg", (2,)), ("step", (40, 32)), ("momentum", ())]
+)
+def test_a_state_that_a_kernel_would_write_beyond_is_refused(
+    key: str, shape: tuple[int, ...], place: Path
+) -> None:
+    wrong = {f"optimizer/embed.weight/{key}": torch.zeros(shape)}
+    hostile.tensors(lambda tensors: tensors.update(wrong), TRAINING)(place)
+    with pytest.raises(Refused, match=rf"embed\.weight/{key} has shape"):
+        Checkpoint.open(place / hostile.STEP).training()
+
+
+def test_a_file_larger_than_its_model_can_have_is_not_even_hashed(place: Path) -> None:
+    path = place / hostile.STEP / TRAINING
+    hostile.sparse(path, 100 << 30)
+    began = time.process_time()
+    with pytest.raises(Refused, match="more than such a model can have"):
+        Checkpoint.open(place / hostile.STEP).verify()
+    assert time.process_time() - began < 1

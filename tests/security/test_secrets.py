@@ -1,0 +1,151 @@
+"""What is in the environment or was typed beside the settings is in no file of a run."""
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import wandb_file
+from tests.command_line import Done, here, listing, rows, started, wait_until
+from tests.conftest import PLAY, TINY_RUN
+from tests.security.conftest import TEXT
+
+KEY, SECRET, TYPED = "c0ffee" * 6 + "c0de", "hush-my-lord-1603", "typed-beside-the-settings-7"
+CANARIES = (KEY, SECRET, TYPED)
+UNSAVED = "changed-and-not-committed-3"  # in the work tree, where W&B would make a diff of it
+LOGGED = [*TEXT, *(o for o in TINY_RUN if o != "logger=none"), "logger=wandb"]
+REFERENCE = "${oc.env:MY_SECRET}"
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository of the user's, with a text, and secrets in the environment."""
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("MY_SECRET", SECRET)
+    for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    place = tmp_path / "place"
+    place.mkdir()
+    (tmp_path / "home").mkdir()
+    (place / "play.txt").write_text(PLAY, encoding="utf-8")
+    (place / "mine.py").write_text("", encoding="utf-8")
+    me = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
+    for command in (["init", "-q"], ["add", "mine.py"], [*me, "commit", "-qm", "mine"]):
+        subprocess.run(["git", *command], cwd=place, check=True)
+    (place / "mine.py").write_text(f"password = '{UNSAVED}'\n", encoding="utf-8")
+    return place
+
+
+def leaks(place: Path) -> Iterator[str]:
+    """Files, below the place and the user's home, that hold or are named after a secret."""
+    count = 0
+    for path in sorted(place.parent.rglob("*")):
+        if ".git" in path.parts or path.name == "mine.py" or not path.is_file():
+            continue
+        count += 1
+        found = str(path.relative_to(place)).encode() if path.is_relative_to(place) else b""
+        found += path.read_bytes()
+        for secret in (*CANARIES, UNSAVED):
+            if secret.encode() in found:
+                yield f"{path}: {secret}"
+    assert count > 10
+
+
+def assert_nothing_of_the_code(place: Path) -> None:
+    names = {Path(name).name for name in listing(place)}
+    assert not {"code", "diff.patch", "wandb-metadata.json"} & names
+
+
+def test_an_interrupted_run_tells_the_screen_what_was_typed_and_no_file(place: Path) -> None:
+    typed = [*LOGGED, "trainer.max_steps=100000", "run.name=a", f"+hydra.job.env_set.X={TYPED}"]
+    with started("train", *typed, cwd=place) as process:
+        wait_until(lambda: len(rows(place / "outputs/a")) > 3)
+        process.send_signal(signal.SIGTERM)
+        shown, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, shown
+    assert f"+hydra.job.env_set.X={TYPED}" in shown.split("to continue:")[1]
+    assert KEY not in shown
+    assert SECRET not in shown
+    assert len(wandb_file.read(place / "outputs/a")["history"]) > 3
+    assert not list(leaks(place))
+    assert_nothing_of_the_code(place)
+    (place / "outputs" / "a" / "leak.bin").write_bytes(b"\0" + SECRET.encode() + b"\0")
+    assert len(list(leaks(place))) == 1, "one would have been found"
+
+
+@pytest.mark.slow
+def test_a_sweep_hands_a_secret_on_to_its_jobs_and_writes_it_nowhere(place: Path) -> None:
+    typed = [*LOGGED, "run.sweep=s", "seed=1,2", f"+hydra.job.env_set.X={TYPED}"]
+    with started("train", "-m", *typed, cwd=place) as process:
+        shown, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, shown
+    jobs = sorted(place.glob("multirun/s/seed-*"))
+    assert [len(wandb_file.read(job)["history"]) for job in jobs] == [7, 7]
+    assert not list(leaks(place))
+    assert_nothing_of_the_code(place)
+
+
+def assert_refused(done: Done, place: Path, *words: str) -> None:
+    assert done.returncode == 2, done
+    assert (done.stdout, done.stderr.count("\n")) == ("", 1)
+    for word in words:
+        assert word in done.stderr
+    for secret in CANARIES:
+        assert secret not in done.stderr
+    assert {name for name in listing(place) if not name.startswith(".git")} == {
+        "play.txt", "mine.py"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        [f"logger.project={REFERENCE}"], [f"logger.project=x-{REFERENCE}"],
+        [f"logger.tags=[a,'{REFERENCE}']"], [f"logger={{project: '{REFERENCE}'}}"],
+        ["seed=${oc.decode:${oc.env:MY_SECRET}}"], ["logger.project=${oc.env:NOT_THERE,x}"],
+        [f"+logger.api_key={REFERENCE}"], [f"model={REFERENCE}"], [f"hydra.run.dir={REFERENCE}"],
+        ["-m", f"logger.project={REFERENCE},b"], ["-m", f"run.name={REFERENCE}", "seed=1,2"],
+        ["logger.project=\\${oc.env:MY_SECRET}"],
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_reference_to_the_environment_is_refused_by_name_and_not_resolved(
+    typed: list[str], place: Path
+) -> None:
+    key = typed[-1 if typed[0] != "-m" else 1].partition("=")[0]
+    assert_refused(here("train", *TEXT, *typed, cwd=place), place, key, "interpolation")
+
+
+def test_one_in_a_configuration_of_the_users_own_is_refused_as_well(
+    place: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "conf" / "logger"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text(f"mode: offline\nproject: {REFERENCE}\n", encoding="utf-8")
+    typed = ["--config-dir", str(folder.parent), *TEXT, "logger=mine"]
+    assert_refused(here("train", *typed, cwd=place), place, "logger.project", "interpolation")
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        [f"api_key={TYPED}"], [f"+api_key={TYPED}"], [f"logger.api_key={TYPED}"],
+        [f"+logger.wandb_token={TYPED}"], [f"++trainer.password={TYPED}"],
+        ["-m", f"logger.api_key={TYPED}", "seed=1,2"],
+        ["-m", f"+logger.api_key={TYPED}", "seed=1,2"],
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_key_for_a_secret_is_unknown_and_its_value_is_not_repeated(
+    typed: list[str], place: Path
+) -> None:
+    assert_refused(here("train", *TEXT, *typed, cwd=place), place, "is unknown")
+
+
+def test_a_plain_reference_to_another_key_works(place: Path) -> None:
+    typed = ["logger.name=null", "logger.project=${run.name}", "run.name=b", "logger=none"]
+    done = here("train", *TEXT, *TINY_RUN, *typed, cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "project: b" in (place / "outputs/b/config.yaml").read_text(encoding="utf-8")

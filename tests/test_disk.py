@@ -1,0 +1,275 @@
+"""A disk that fails ends a run with status 5 and one line, and costs no checkpoint."""
+
+import contextlib
+import errno
+import os
+import resource
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import llm.checkpoint.folder
+from llm.checkpoint.folder import newest_valid
+from llm.disk import could_not_write, free_bytes, replace_file
+from tests.command_line import Done, here, listing, meanwhile, rows, summary, wait_until
+from tests.conftest import TINY_RUN
+
+ROWS = "metrics.jsonl"
+SIZE = 8 << 20  # bytes of a whole disk
+
+
+@pytest.fixture
+def data(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A dataset that is prepared already, on another disk."""
+    folder = tmp_path_factory.getbasetemp() / "prepared"
+    data = ["data=text", f"data.path={text_file}", "data.tokenizer=byte", f"data.dir={folder}"]
+    assert here("prepare", *data, cwd=text_file.parent).returncode == 0
+    return data
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small disk, mounted in a folder."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "llm", str(path)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("nothing can be mounted here")
+    yield path
+    subprocess.run(["umount", str(path)], check=True)
+
+
+def assert_disk_error(done: Done, *words: str) -> None:
+    assert done.returncode == 5, done
+    assert done.stderr.startswith("run_train.py: ") and done.stderr.count("\n") == 1, done.stderr
+    for word in (*words, "MiB"):
+        assert word in done.stderr
+
+
+def assert_nothing_half_done(run: Path) -> None:
+    """Every checkpoint that has a name is whole, and nothing else is there."""
+    newest, skipped = newest_valid(run)
+    assert newest is not None and not skipped
+    newest.weights()
+    newest.training()
+    assert not [name for name in listing(run) if "/." in f"/{name}"]
+    last = (run / "checkpoints/last").readlink().name
+    assert last == newest.path.name, "what is reported as saved is there"
+
+
+@pytest.mark.slow
+def test_a_disk_that_somebody_else_fills_ends_the_run_with_the_last_checkpoint_intact(
+    disk: Path, data: list[str]
+) -> None:
+    run = disk / "run"
+    command = [*data, *TINY_RUN, "trainer.max_steps=150", "trainer.checkpoint_interval=10"]
+
+    def fill() -> None:
+        wait_until(lambda: newest_valid(run)[0])
+        with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+
+    with meanwhile(fill):
+        done = here("train", *command, f"run.dir={run}", cwd=disk)
+    assert_disk_error(done, str(run))
+    assert "No space left on device" in done.stderr or "are free: make room" in done.stderr
+    assert_nothing_half_done(run)
+    reached = newest_valid(run)[0]
+    assert reached is not None and reached.step < 150
+
+    (disk / "filler").unlink()
+    done = here("train", *command, f"run.dir={run}", cwd=disk)
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in rows(run)] == list(range(151))
+    assert summary(run)["status"] == "finished"
+
+
+def test_a_save_that_meets_a_full_disk_half_way_leaves_what_was_there(
+    disk: Path, data: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, free = disk / "run", free_bytes
+    command = [*data, *TINY_RUN, f"run.dir={run}"]
+
+    def filled_after_asking(path: Path) -> int:
+        """As if somebody were faster: when a second checkpoint is written, there is little room."""
+        found = free(path)
+        if (run / "checkpoints/last").exists():
+            with (disk / "filler").open("wb") as file:
+                file.write(bytes(free(disk) - (64 << 10)))
+        return found
+
+    monkeypatch.setattr(llm.checkpoint.folder, "free_bytes", filled_after_asking)
+    done = here("train", *command, cwd=disk)
+    words = ["checkpoints/", "could not be written: No space left on device (0.", "free)"]
+    assert_disk_error(done, str(run), *words)
+    assert_nothing_half_done(run)
+    assert summary(run)["status"] == "disk_error"
+    assert summary(run)["reason"] in done.stderr
+
+
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file gets larger than this; what Python makes of the signal is an error of the write."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_checkpoint_larger_than_a_file_may_be_is_no_checkpoint(
+    tmp_path: Path, data: list[str]
+) -> None:
+    with largest_file(64 << 10):
+        done = here("train", *data, *TINY_RUN, "run.name=a", cwd=tmp_path)
+    words = ["outputs/a/checkpoints/step-00000002 could not be written: File too large", "free)"]
+    assert_disk_error(done, *words)
+    run = tmp_path / "outputs/a"
+    assert newest_valid(run) == (None, {})
+    assert not list((run / "checkpoints").iterdir())
+    assert summary(run)["status"] == "disk_error"
+    done = here("train", *data, *TINY_RUN, "run.name=a", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in rows(run)] == list(range(7))
+
+
+@pytest.mark.parametrize("name", ["training.safetensors", ROWS])
+def test_what_the_disk_does_not_take_is_not_saved(
+    name: str, tmp_path: Path, data: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, fsync = tmp_path / "outputs/a", os.fsync
+
+    def failing(handle: int) -> None:
+        path = Path(f"/proc/self/fd/{handle}").readlink()
+        if path.name == name and newest_valid(run)[0]:  # there is one before it
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    done = here("train", *data, *TINY_RUN, "run.name=a", cwd=tmp_path)
+    place = ROWS if name == ROWS else "checkpoints/step-00000004"
+    said = f"outputs/a/{place} could not be written: Input/output error ("
+    assert_disk_error(done, said, "free)")
+    assert_nothing_half_done(run)
+    newest, _ = newest_valid(run)
+    assert newest is not None and newest.step == 2
+    assert (summary(run)["status"], summary(run)["step"]) == ("disk_error", 4)
+
+
+def test_without_room_for_its_checkpoints_no_run_takes_a_step(
+    tmp_path: Path, data: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as little:
+        little.setattr(llm.checkpoint.folder, "free_bytes", lambda path: 700_000)
+        done = here("train", *data, *TINY_RUN, "run.name=a", cwd=tmp_path)
+    said = "outputs/a/checkpoints has 0.7 MiB free, and the checkpoints of this run take up to 0."
+    assert_disk_error(done, said, "make room, or lower trainer.keep_last=2")
+    run = tmp_path / "outputs/a"
+    assert not (run / "checkpoints").exists() and not rows(run)
+    assert summary(run)["status"] == "disk_error"
+    done = here("train", *data, *TINY_RUN, "run.name=a", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_a_run_keeps_already_counts_as_room_for_going_on(
+    tmp_path: Path, data: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [*data, *TINY_RUN, "run.name=a"]
+    assert here("train", *command, cwd=tmp_path).returncode == 0
+    monkeypatch.setattr(llm.checkpoint.folder, "free_bytes", lambda path: 500_000)
+    done = here("train", "resume=outputs/a", "trainer.max_steps=8", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_checkpoint_that_there_is_no_room_for_is_not_begun(
+    tmp_path: Path, data: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "outputs/a"
+
+    def free(path: Path) -> int:
+        return 1000 if (run / "checkpoints/step-00000002").exists() else 1 << 30
+
+    monkeypatch.setattr(llm.checkpoint.folder, "free_bytes", free)
+    monkeypatch.setattr(
+        llm.checkpoint.folder, "_write", only_before(run / "checkpoints/step-00000002")
+    )
+    done = here("train", *data, *TINY_RUN, "run.name=a", cwd=tmp_path)
+    assert_disk_error(done, "outputs/a/checkpoints/best-00000003 takes 0.1 MiB, and only 0.0 MiB")
+    assert_nothing_half_done(run)
+
+
+def only_before(path: Path) -> Callable[..., str]:
+    """What writes a tensor file, until ``path`` is there."""
+    write = llm.checkpoint.folder._write
+
+    def inner(*arguments: object) -> str:
+        assert not path.exists(), "half of it is written"
+        return write(*arguments)  # type: ignore[arg-type]
+
+    return inner
+
+
+def test_a_run_folder_that_may_not_be_written_is_refused_before_the_first_step(
+    tmp_path: Path, data: list[str]
+) -> None:
+    for name in ("closed", "made"):
+        (tmp_path / name).mkdir(mode=0o555)
+    if os.access(tmp_path / "closed", os.W_OK):
+        pytest.skip("root may write everywhere")
+    for where in ("closed/run", "made"):
+        done = here("train", *data, *TINY_RUN, f"run.dir={where}", cwd=tmp_path)
+        assert done.returncode == 2
+        assert f"run folder {where} cannot be written: Permission denied" in done.stderr
+    assert listing(tmp_path) == {"closed", "made"}
+
+
+def test_a_disk_that_can_only_be_read_is_told_of_before_the_first_step(
+    disk: Path, data: list[str]
+) -> None:
+    (disk / "made").mkdir()
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    for where in ("disk/run", "disk/made"):
+        done = here("train", *data, *TINY_RUN, f"run.dir={where}", cwd=disk.parent)
+        assert_disk_error(done, f"{where} could not be written: Read-only file system (8.0 MiB")
+    assert listing(disk) == {"made"}
+
+
+def test_a_folder_whose_parents_are_missing_is_made_where_that_can_be(
+    tmp_path: Path, data: list[str]
+) -> None:
+    done = here("train", *data, *TINY_RUN, "run.dir=a/b/c", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert summary(tmp_path / "a/b/c")["status"] == "finished"
+    done = here("train", *data, *TINY_RUN, "run.dir=/proc/none/run", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "run folder /proc/none/run cannot be written: No such file" in done.stderr
+
+
+def test_a_file_is_replaced_as_a_whole_or_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.json"
+    replace_file(path, b"old")
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            replace_file(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert listing(tmp_path) == {"a.json"}
+    replace_file(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_free_room_is_told_of_the_disk_on_which_a_folder_will_be(disk: Path) -> None:
+    assert free_bytes(disk / "not/yet/there") == free_bytes(disk) == SIZE
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    said = f"{disk}/a could not be written: No space left on device (8.0 MiB free)"
+    assert str(could_not_write(disk / "a", error)) == said

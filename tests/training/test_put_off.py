@@ -1,0 +1,152 @@
+"""An evaluation or a sample that a signal interrupts is done by the run that goes on."""
+
+import math
+import os
+import signal
+from typing import Any
+
+import pytest
+import torch
+
+from llm.checkpoint.checkpoint import Checkpoint
+from llm.errors import Interrupted
+from llm.sampling.generate import SamplingOptions
+from llm.training.logger import Row
+from tests.training.conftest import HandBuilt, MakeTrainer, assert_same_bits, copied
+
+# Evaluations at steps 0, 4 and 8, in four batches each; samples of 5 tokens at steps 3 and 6.
+OPTIONS: dict[str, Any] = {"log_interval": 1, "sample_interval": 3, "checkpoint_interval": None}
+MEASURED_ANEW = ("tokens_per_second", "mfu", "peak_memory_bytes")
+
+
+@pytest.fixture(autouse=True)
+def short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm.training.trainer.SAMPLE", SamplingOptions(max_new_tokens=5))
+
+
+def fit_until(trainer: HandBuilt, step: int, passes: int) -> None:
+    """Train until a signal comes with the ``passes``-th pass at ``step`` that is not training."""
+    left = passes
+
+    def count(norm: torch.nn.Module, inputs: object, output: object) -> None:
+        nonlocal left
+        left -= not norm.training and trainer.progress.step == step
+        if left == 0:
+            left = -1
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer.model.norm.register_forward_hook(count)
+    with pytest.raises(Interrupted, match=f"SIGTERM at step {step}: the checkpoint is saved"):
+        trainer.fit()
+
+
+def gone_on(make_trainer: MakeTrainer, first: HandBuilt, **options: Any) -> HandBuilt:
+    """Another trainer, at the last checkpoint of the first one, and with its rows so far."""
+    second = make_trainer("parts", weights=9, **OPTIONS | options)
+    second.resume(first.newest)
+    second.logger.rows[:] = first.logger.rows
+    second.logger.samples[:] = first.logger.samples
+    return second
+
+
+def results(trainer: HandBuilt) -> list[Row]:
+    """Its rows, less what differs from run to run."""
+    return [{k: v for k, v in row.items() if k not in MEASURED_ANEW} for row in trainer.logger.rows]
+
+
+@pytest.mark.parametrize(("step", "passes"), [(0, 1), (4, 3), (8, 1), (6, 4)], ids=str)
+def test_each_step_is_told_of_once_with_the_same_numbers(
+    make_trainer: MakeTrainer, step: int, passes: int
+) -> None:
+    whole = make_trainer("whole", dropout=0.1, **OPTIONS)
+    whole.fit()
+    first = make_trainer("parts", dropout=0.1, **OPTIONS)
+    fit_until(first, step, passes)
+    assert step not in first.logger.column("tokens"), "not before all of it is known"
+    second = gone_on(make_trainer, first, dropout=0.1)
+    second.fit()
+    assert results(second) == results(whole)
+    assert second.logger.samples == whole.logger.samples
+    assert_same_bits(copied(second.model.state_dict()), copied(whole.model.state_dict()))
+    for key in ("val_loss", "best_val_loss", "best_step", "evaluations_since_best"):
+        assert getattr(second.progress, key) == getattr(whole.progress, key), key
+    assert second.newest.step == 8
+    assert second.newest.state["row"] is None
+    assert Checkpoint.open(second.folder / "best").step == whole.progress.best_step
+
+
+def test_what_was_measured_before_the_signal_is_kept(make_trainer: MakeTrainer) -> None:
+    whole = make_trainer("whole", eval_interval=3, **OPTIONS)
+    whole.fit()
+    first = make_trainer("parts", eval_interval=3, **OPTIONS)
+    fit_until(first, 6, passes=4 + 2)  # in the sample
+    row = first.newest.state["row"]
+    assert row["val/loss"] == first.progress.val_loss == whole.logger.column("val/loss")[6]
+    second = gone_on(make_trainer, first, eval_interval=3)
+    evaluate, evaluated = second.evaluate, list[int]()
+    second.evaluate = lambda: evaluated.append(second.progress.step) or evaluate()
+    second.fit()
+    assert evaluated == [8]
+    assert results(second) == results(whole)
+    assert second.logger.rows[6] == second.logger.rows[6] | row, "its speed and memory too"
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_patience_counts_an_evaluation_that_was_put_off_once(
+    make_trainer: MakeTrainer, step: int
+) -> None:
+    options: dict[str, Any] = {"lr": 0.0, "patience": 2, "eval_interval": 2}  # out of it at step 4
+    whole = make_trainer("whole", **OPTIONS | options)
+    whole.fit()
+    first = make_trainer("parts", **OPTIONS | options)
+    fit_until(first, step, passes=2)
+    assert first.progress.evaluations_since_best == step // 2 - 1
+    second = gone_on(make_trainer, first, **options)
+    second.fit()
+    assert results(second) == results(whole)
+    assert second.progress.step == whole.progress.step == 4
+    assert second.newest.state["row"] is None
+
+
+def test_it_may_be_put_off_again(make_trainer: MakeTrainer) -> None:
+    whole = make_trainer("whole", **OPTIONS)
+    whole.fit()
+    first = make_trainer("parts", **OPTIONS)
+    fit_until(first, 4, passes=1)
+    second = gone_on(make_trainer, first)
+    fit_until(second, 4, passes=2)
+    third = gone_on(make_trainer, second)
+    third.fit()
+    assert results(third) == results(whole)
+
+
+def test_a_signal_at_the_very_end_puts_nothing_off(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(**OPTIONS)
+    log = trainer.logger.log
+
+    def last(row: Row) -> None:
+        log(row)
+        if row["step"] == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer.logger.log = last
+    assert trainer.fit().step == 8
+    assert trainer.newest.state["row"] is None
+
+
+def test_what_was_put_off_is_told_of_once_even_where_the_run_goes_back_to_it(
+    make_trainer: MakeTrainer,
+) -> None:
+    first = make_trainer("parts", **OPTIONS)
+    fit_until(first, 4, passes=1)
+    second = gone_on(make_trainer, first, rollbacks=1, max_skipped=2)
+    network = second.network
+
+    def failing(*tokens: Any, **options: Any) -> Any:
+        fails = second.progress.step >= 5 and second.progress.rollbacks == 0
+        return network(*tokens, **options) * (math.nan if fails else 1.0)
+
+    second.network = failing
+    second.fit()
+    assert second.progress.rollbacks == 1
+    assert [row["step"] for row in second.logger.rows] == list(range(9))

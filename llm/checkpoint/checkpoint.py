@@ -11,6 +11,7 @@ file is compared with its digest, and each tensor's name, shape and type with wh
 of the model implies, before any of it is loaded.
 """
 
+import functools
 import hashlib
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path

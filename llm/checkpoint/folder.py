@@ -136,7 +136,9 @@ def point(folder: Path, name: str, target: Path) -> None:
 
 def remove(checkpoint: Path) -> None:
     """Delete a checkpoint if there is one; whenever that is cut short, what is left is none."""
-    if checkpoint.exists():
+    if checkpoint.is_symlink():  # what it leads to is not of this run
+        checkpoint.unlink()
+    elif checkpoint.exists():
         rest = checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.{os.getpid()}"))
         (rest / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(rest)

@@ -11,7 +11,7 @@ from tests.command_line import listing
 from tests.conftest import TINY_RUN
 from tests.security.conftest import TEXT
 from tests.security.forked import Commands
-from tests.security.hostile import CANARY, CORPUS, PICKLES, SECRET, Case
+from tests.security.hostile import CANARY, CORPUS, PICKLES, SECRET, STEP, Case
 
 SECONDS, MEMORY = 5, 300 << 20
 SOME = [
@@ -107,6 +107,17 @@ def test_a_setting_that_makes_torch_trust_pickles_changes_nothing(
     cases = [replace(case, commands=case.commands - {"train"}) for case in PICKLES]
     _, wrong = problems(cases, trained, tmp_path, forked, **trusting)
     assert not wrong, "\n".join(wrong)
+
+
+def test_going_on_deletes_no_checkpoint_that_a_link_leads_to(place: Path, forked: Commands) -> None:
+    shutil.copytree(place / STEP, place / "mine")
+    before = listing(place / "mine")
+    for name in ("step-00000001", "step-00000002.replaced", "best-00000001"):
+        (place / STEP).with_name(name).symlink_to("../../../mine")
+    end = forked.run("train", "resume=outputs/run", "trainer.max_steps=9", cwd=place)
+    assert end.status == 0, end
+    assert listing(place / "mine") == before
+    assert not [path for path in (place / STEP).parent.glob("*-*") if path.is_symlink()]
 
 
 def test_a_config_cannot_have_a_folder_deleted_that_it_names(place: Path, forked: Commands) -> None:

@@ -54,8 +54,10 @@ def leaks(place: Path) -> Iterator[str]:
 
 
 def assert_nothing_of_the_code(place: Path) -> None:
-    names = {Path(name).name for name in listing(place)}
-    assert not {"code", "diff.patch", "wandb-metadata.json"} & names
+    files = [path for path in place.glob("*/**/wandb/**/*") if path.is_file()]
+    assert files
+    assert not [path for path in files if path.suffix == ".py" or "code" in path.parts]
+    assert not {"diff.patch", "wandb-metadata.json"} & {path.name for path in files}
 
 
 def test_an_interrupted_run_tells_the_screen_what_was_typed_and_no_file(place: Path) -> None:

@@ -61,6 +61,7 @@ def train(settings: Any, run: Any, dataset: Any, device: Any, precision: str) ->
     from llm.checkpoint.folder import CheckpointFolder, start_from
     from llm.config.build import build
     from llm.config.settings import to_plain
+    from llm.experiment.console import warn
     from llm.experiment.loggers import open_logger
     from llm.experiment.panels import show_end, show_start
     from llm.experiment.rundir import recording
@@ -69,6 +70,8 @@ def train(settings: Any, run: Any, dataset: Any, device: Any, precision: str) ->
 
     alone = run.is_new and not settings.run.sweep
     with recording(run.folder, run.identity, run.again, remove_if_refused=alone) as summary:
+        for note in run.notes:
+            warn(note)
         seed_everything(settings.seed)
         model = build(settings.model).to(device)
         if settings.init_from and run.checkpoint is None:

@@ -1,8 +1,11 @@
 """Files that survive a crash of the process or of the machine, and words for a disk that fails."""
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from llm.errors import CANNOT_WRITE, DiskError, Refused, Stop
 
@@ -15,14 +18,18 @@ def write_durably(path: Path, raw: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def replace_file(path: Path, raw: bytes) -> None:
-    """Write a whole file or, where that fails, nothing: it is either the old or the new one.
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[BinaryIO]:
+    """A new file, which takes the place of ``path`` at the end or, where that fails, does not.
 
     Written beside it, since a rename is atomic within one file system only.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        write_durably(temporary, raw)
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)
     finally:

@@ -10,6 +10,7 @@ from typing import Any
 
 # How torch says it: on CUDA and MPS, inside cuBLAS, and on a CPU (a plain RuntimeError).
 OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
+LONGEST = 4000  # characters of a message
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
@@ -69,6 +70,15 @@ def require(condition: object, message: str) -> None:
     """Raise :class:`Refused` with ``message`` unless ``condition`` holds."""
     if not condition:
         raise Refused(message)
+
+
+def printable(text: str) -> str:
+    """``text`` without what a terminal would obey, or could not show, and not longer than a page.
+
+    Names in a message may come from a stranger's file.
+    """
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:LONGEST])
+    return shown if len(text) <= LONGEST else f"{shown} ..."
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from llm.checkpoint.formats import current
-from llm.checkpoint.tensors import Shapes, read_tensors, require_size, weight_shapes
+from llm.checkpoint.shapes import Shapes, weight_shapes
+from llm.checkpoint.tensors import read_tensors, require_size
 from llm.data.tokenizer import Tokenizer, from_json
 from llm.errors import Refused, require
 from llm.model.config import GPTConfig

@@ -27,7 +27,7 @@ from llm.checkpoint.checkpoint import (
     require_fitting,
 )
 from llm.checkpoint.formats import FORMAT_VERSION, TooNew
-from llm.checkpoint.tensors import weight_shapes
+from llm.checkpoint.shapes import weight_shapes
 from llm.data.tokenizer import Tokenizer
 from llm.disk import could_not_write, free_bytes, mib, sync_folder, write_durably
 from llm.errors import DiskError, Refused

@@ -1,18 +1,15 @@
-"""Tensor files: which tensors a model's may hold, and reading one that may be anybody's."""
+"""Tensor files: reading one that may be anybody's."""
 
 import math
 import os
 from collections.abc import Callable
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import safetensors
-import torch
 from torch import Tensor
 
+from llm.checkpoint.shapes import Shapes
 from llm.errors import require
-from llm.model.config import GPTConfig
-from llm.model.gpt import GPT
 
 LARGEST_HEADER = 4 << 20  # bytes; 512 layers need a fourth of it
 OF_OPTIMIZERS = ("step", "exp_avg", "exp_avg_sq", "momentum")
@@ -22,22 +19,6 @@ RANDOM = {
     "random/numpy": "I64", "random/gauss": "F64",
 }  # fmt: skip
 LONGEST_RANDOM = 8192
-Shapes = dict[str, tuple[int, ...]]
-
-
-def weight_shapes(config: GPTConfig) -> Shapes:
-    """Of each tensor in ``model.safetensors``.
-
-    Takes neither memory nor, since all layers are like the first, time, however large the model.
-    """
-    with torch.device("meta"):
-        one_layer = GPT(**asdict(replace(config, n_layer=1))).state_dict()
-    shapes = {}
-    for name, tensor in one_layer.items():
-        layers = range(config.n_layer if name.startswith("blocks.0.") else 1)
-        for layer in layers:
-            shapes[name.replace("blocks.0.", f"blocks.{layer}.", 1)] = tuple(tensor.shape)
-    return shapes
 
 
 def require_size(path: Path, weights: Shapes, of_training: bool) -> None:

@@ -20,7 +20,7 @@ from llm.config import (
 )
 from llm.config.settings import saved_groups
 from llm.config.verbatim import BREAK, quote_arguments, typed_command, unquote
-from llm.errors import Interrupted, InUse, Refused, Stop, as_stop, did_you_mean
+from llm.errors import Interrupted, InUse, Refused, Stop, as_stop, did_you_mean, printable
 from llm.experiment.lock import locked
 from llm.experiment.rundir import make_folder, read_summary, write_summary
 from llm.experiment.sweep import follow_parent
@@ -111,7 +111,7 @@ def _leave() -> NoReturn:
 def _exit(error: BaseException, status: int) -> NoReturn:
     if os.environ.get(WANTED) == "1":
         traceback.print_exception(error)
-    text = one_line(error).replace(BREAK, "").replace("\n", "\\n")
+    text = printable(one_line(error).replace(BREAK, ""))
     print(f"{Path(sys.argv[0]).name}: {text}", file=sys.stderr)
     sys.exit(status)
 

@@ -3,7 +3,7 @@
 import contextlib
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from llm.checkpoint.checkpoint import Checkpoint
@@ -13,7 +13,6 @@ from llm.config.settings import Plain, config_digest, identity, load_plain, to_p
 from llm.config.verbatim import typed_command
 from llm.disk import could_not_write
 from llm.errors import Refused, require
-from llm.experiment.console import warn
 from llm.experiment.lock import locked
 from llm.experiment.rundir import (
     CONFIG,
@@ -39,6 +38,7 @@ class Run:
     checkpoint: Checkpoint | None = None  # what to continue from
     is_new: bool = False
     best_val_loss: float | None = None  # of a run that is finished already
+    notes: list[str] = field(default_factory=list)  # what to warn of, once there is a log
     is_finished: bool = False  # there is nothing left to do then
 
 
@@ -98,16 +98,17 @@ def _found(folder: Path, settings: TrainSettings, data_digest: str) -> Run:
     make_folder(folder)
     clean(folder)
     clean(folder / FOLDER)
-    for path, why in damaged.items():
-        aside = set_aside(path)
-        warn(f"{why}: set aside as {aside.name}, going on from step {reached}")
+    notes = [
+        f"{why}: set aside as {set_aside(path).name}, going on from step {reached}"
+        for path, why in damaged.items()
+    ]
     if newest is not None:
         point(newest.path.parent, "last", newest.path)
     # A row that a signal put off is in the checkpoint, to be finished: it may be here already.
     put_off = newest is not None and newest.state.get("row") is not None
     cut_metrics(folder, reached - put_off if newest else -1)
     _write_config(folder, settings)
-    return Run(folder, digests, again, newest)
+    return Run(folder, digests, again, newest, notes=notes)
 
 
 def _digests(settings: TrainSettings, data_digest: str) -> dict[str, str]:

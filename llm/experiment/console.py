@@ -22,6 +22,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from llm.errors import printable
+
 Row = dict[str, float | int | None]
 
 
@@ -40,12 +42,12 @@ log = logging.getLogger("llm")
 def warn(message: str) -> None:
     """One line on the screen and in the log."""
     log.warning(message)
-    console.print(f"warning: {message}", style="yellow", markup=False)
+    console.print(f"warning: {printable(message)}", style="yellow", markup=False)
 
 
 def say(message: str) -> None:
     """A line on the screen; brackets in it, as in ``betas=[0.9,0.99]``, are no markup."""
-    console.print(message, markup=False)
+    console.print(printable(message), markup=False)
 
 
 def title(text: str) -> None:

@@ -15,13 +15,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from llm.disk import cannot_use, could_not_write, replace_file, sync_folder
+from llm.disk import cannot_use, could_not_write, replaced, sync_folder
 from llm.errors import Diverged, Interrupted, Refused, Stop, as_stop
+from llm.sealed import read_json
 from llm.signals import Signalled, remember
 
 Plain = dict[str, Any]
 SUMMARY, METRICS, SAMPLES = "summary.json", "metrics.jsonl", "samples.jsonl"
 CONFIG, LOG, DIVERGED = "config.yaml", "run_train.log", "diverged.json"
+LONGEST_ROW = 1 << 20  # bytes
 SUMMARY_KEYS = (
     "status", "reason", "step", "tokens", "parameters", "best_val_loss", "val_loss",
     "bits_per_byte", "tokens_per_second", "peak_memory_bytes", "predicted_memory_bytes",
@@ -65,15 +67,15 @@ def make_folder(path: Path, exist_ok: bool = True) -> Path:
 def read_summary(folder: Path) -> Plain | None:
     """The run's ``summary.json``, or None if it has not ended or was killed."""
     try:
-        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(folder / SUMMARY)
+    except (FileNotFoundError, NotADirectoryError, Refused):
         return None
-    return summary if isinstance(summary, dict) else None
 
 
 def replace_text(path: Path, text: str) -> None:
     """Write a whole file or, where that fails, nothing: it is either the old or the new text."""
-    replace_file(path, text.encode())
+    with replaced(path) as file:
+        file.write(text.encode())
 
 
 def write_summary(folder: Path, **values: Any) -> None:
@@ -87,16 +89,17 @@ def cut_metrics(folder: Path, step: int) -> None:
     for name in (METRICS, SAMPLES):
         path = folder / name
         if path.exists():
-            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-            kept = [line for line in lines if _step(line) <= step]
-            replace_text(path, "".join(line + "\n" for line in kept))
+            with path.open("rb") as old, replaced(path) as new:
+                for line in iter(lambda: old.readline(LONGEST_ROW), b""):
+                    if line.endswith(b"\n") and _step(line) <= step:
+                        new.write(line)
 
 
-def _step(line: str) -> float:
+def _step(line: bytes) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")  # a line cut short by a kill
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        return math.inf  # no row, or one that a kill cut short
 
 
 def git_commit() -> str | None:
@@ -136,7 +139,8 @@ def recording(folder: Path, facts: Plain, again: str, remove_if_refused: bool) -
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
-    before = (read_summary(folder) or {}).get("wall_seconds") or 0.0
+    before = (read_summary(folder) or {}).get("wall_seconds")
+    before = before if isinstance(before, float) else 0.0
     for of_an_end in (SUMMARY, DIVERGED):  # which is not reached yet
         (folder / of_an_end).unlink(missing_ok=True)
     start = time.perf_counter()
@@ -176,7 +180,8 @@ def recording(folder: Path, facts: Plain, again: str, remove_if_refused: bool) -
         }
         with _reported(folder, finished=status == "finished"):
             write_summary(folder, **summary)
-        if status == "refused" and remove_if_refused:
+        # A trainer that has begun tells its step; one that has not has nothing worth keeping.
+        if remove_if_refused and status in ("refused", "disk_error") and "step" not in summary:
             _remove(folder)
 
 

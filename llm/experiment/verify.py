@@ -16,7 +16,7 @@ def verify_run(run: Path, data: DataConfig) -> None:
 
     Prints a line for each; raises :class:`llm.errors.Refused` if one is not intact.
     """
-    paths = sorted(path for path in (run / FOLDER).glob("*-*") if not path.name.startswith("."))
+    paths = sorted(p for kind in ("step", "best") for p in (run / FOLDER).glob(f"{kind}-*"))
     require(paths, f"{run} holds no checkpoints")
     wrong = [path.name for path in paths if not _is_intact(path)]
     try:

@@ -75,7 +75,7 @@ def serve() -> None:
     import llm.experiment.loggers
     import llm.experiment.samples
     import llm.training.trainer  # noqa: F401
-    from llm.checkpoint.tensors import weight_shapes
+    from llm.checkpoint.shapes import weight_shapes
     from llm.model.config import GPTConfig
     from tests.command_line import composed
 

@@ -10,7 +10,7 @@ import torch
 
 from llm.checkpoint.checkpoint import TRAINING, Checkpoint
 from llm.checkpoint.folder import start_from
-from llm.checkpoint.tensors import weight_shapes
+from llm.checkpoint.shapes import weight_shapes
 from llm.errors import Refused
 from llm.model.config import GPTConfig
 from llm.model.gpt import GPT
@@ -21,7 +21,9 @@ OPTIONS: list[dict[str, Any]] = [
     {},
     {"bias": True, "norm": "layernorm", "mlp": "gelu", "position": "learned"},
     {"tie_embeddings": False, "qk_norm": True, "n_kv_head": 1, "smear": 3},
-    {"residual_scalars": True, "value_embeddings": True, "n_layer": 12},
+    {"residual_scalars": True, "value_embeddings": True, "n_layer": 12, "n_kv_head": 1},
+    {"bias": True, "qk_norm": True, "norm": "layernorm", "tie_embeddings": False},
+    {"bias": True, "mlp": "swiglu", "zero_init": True, "hidden_size": 5},
 ]
 
 
@@ -33,7 +35,6 @@ def test_the_shapes_told_in_advance_are_those_of_the_network(options: dict[str, 
 
 
 def test_the_shapes_of_the_largest_network_take_no_time() -> None:
-    weight_shapes(SMALL)  # torch imports some of itself when first needed
     largest = GPTConfig(n_layer=512, n_embed=16_384, head_size=128, vocab_size=1_048_576)
     began = time.process_time()
     assert len(weight_shapes(largest.resolve())) == 4610

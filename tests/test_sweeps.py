@@ -78,11 +78,14 @@ def test_a_sweep_outlives_its_jobs_and_is_continued(tmp_path: Path, text: list[s
     links = {path.name: path for path in (sweep / "wandb").iterdir()}
     assert len(links) == 4
     assert all(path.is_symlink() and path.is_dir() for path in links.values())
+    # What is killed within W&B's first flush, 2 s, has not said its name yet.
     runs = [wandb_file.read_file(next(path.glob("*.wandb"))) for path in links.values()]
+    runs = [run for run in runs if "run" in run]
+    assert len(runs) in (3, 4)
     assert {run["run"].run_group for run in runs} == {name}
-    assert {run["run"].display_name for run in runs} == jobs
+    assert jobs - {run["run"].display_name for run in runs} <= {killed.name}
     assert {run["run"].notes for run in runs} == {"a, b"}
-    assert sorted(run["config"]["optimizer"]["lr"] for run in runs) == [0.001, 0.002, 0.003, 1e30]
+    assert {run["config"]["optimizer"]["lr"] for run in runs} >= {0.001, 0.003, 1e30}
     leet = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json"]
     shown = subprocess.run(
         [*leet, str(next(last.glob("wandb/offline-run-*")))],

@@ -148,7 +148,8 @@ ENDS = [
 def test_every_end_has_its_status_and_reason(
     error: BaseException, raised: type, status: str, reason: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(raised), recording(tmp_path, {}, AGAIN, remove_if_refused=True):
+    begun = {"step": 3}
+    with pytest.raises(raised), recording(tmp_path, begun, AGAIN, remove_if_refused=True):
         raise error
     found = summary(tmp_path)
     assert found["status"] == status

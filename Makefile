@@ -17,10 +17,10 @@ test: $(VENV)/.dev  ## fresh machine: install, then run the whole test suite
 	$(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(VENV)/.dev  ## what takes minutes: torch.compile, hostile files, damage, signals, a long run
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest -m slow -rs --numprocesses auto --maxprocesses 2 --dist loadfile
 
 test-crash: $(VENV)/.dev  ## kill training at random moments and at every step of a save
-	$(RUN) -m pytest -m crash
+	$(RUN) -m pytest -m crash -rs
 
 lint: $(VENV)/.dev  ## ruff and mypy
 	$(RUN) -m ruff check $(LINT)

@@ -1,6 +1,7 @@
 """Files that survive a crash of the process or of the machine, and words for a disk that fails."""
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,6 +17,10 @@ def write_durably(path: Path, raw: bytes) -> None:
         file.write(raw)
         file.flush()
         os.fsync(file.fileno())
+
+
+# What file systems answer that know no fsync of a folder: there, no more can be done.
+UNKNOWN_FOR_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 
 
 @contextlib.contextmanager
@@ -41,6 +46,9 @@ def sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in UNKNOWN_FOR_FOLDERS:
+            raise
     finally:
         os.close(handle)
 

@@ -95,6 +95,8 @@ def as_stop(error: BaseException) -> Stop | None:
     if isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY):
         advice = "try a smaller trainer.micro_batch_size or model.block_size"
         return OutOfMemory(f"out of memory ({text}): {advice}")
+    if "does not have a deterministic implementation" in text:
+        return Refused(f"{text.split(', but')[0]}: set trainer.deterministic=false")
     if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
         return DiskError(f"could not write {error.filename or 'a file'}: {error.strerror}")
     return None

@@ -6,6 +6,7 @@ values comes out of it.
 
 import hashlib
 import json
+import math
 import stat
 from pathlib import Path
 from typing import Any, NoReturn
@@ -32,7 +33,11 @@ def read_json(path: Path) -> Plain:
     try:
         text = read_bounded(path, LARGEST).decode("utf-8")
         values = json.loads(
-            text, parse_int=_short, parse_constant=_refuse_constant, object_pairs_hook=_unique
+            text,
+            parse_int=_short,
+            parse_float=_finite,
+            parse_constant=_refuse_constant,
+            object_pairs_hook=_unique,
         )
     except FileNotFoundError:
         raise
@@ -80,6 +85,13 @@ def _short(number: str) -> int:
     if len(number) > LONGEST_NUMBER:  # of which some library may make infinity, or fail
         raise ValueError(f"a number of {len(number)} digits")
     return int(number)
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):  # 1e999
+        raise ValueError(f"{number[:LONGEST_NUMBER]} is too large a number")
+    return value
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -71,6 +71,8 @@ class Listener:
         if self.received is not None:
             if number == signal.SIGINT:
                 os._exit(AT_ONCE)
+            if self.reaction is Reaction.RAISE:  # somebody swallowed the first
+                raise Signalled(self.received)
             return
         self.received = signal.Signals(number)
         if self.reaction is Reaction.LEAVE:

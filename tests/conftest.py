@@ -84,15 +84,19 @@ def run(tmp_path: Path, text_file: Path) -> Callable[..., subprocess.CompletedPr
     return inner
 
 
-LINES = pytest.StashKey[list[str]]()
+LINE = "line to print"
 
 
 @pytest.fixture
 def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Print a line at the end of the test run: how much was tried, and what came of it."""
-    return request.config.stash.setdefault(LINES, []).append
+    return lambda text: request.node.user_properties.append((LINE, text))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for line in terminalreporter.config.stash.get(LINES, []):
-        terminalreporter.write_line(line)
+    # Reports come here from the workers of pytest-xdist, too.
+    for kind in ("passed", "failed"):
+        for done in terminalreporter.stats.get(kind, []):
+            for name, text in getattr(done, "user_properties", []):
+                if name == LINE and done.when == "call":
+                    terminalreporter.write_line(text)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from llm.device import describe, peak_memory_bytes, select_device, set_deterministic
-from llm.errors import Refused
+from llm.errors import Refused, as_stop
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 with_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
@@ -78,8 +78,10 @@ def test_what_cannot_give_the_same_bits_again_fails_where_they_are_asked_for(
     choice_of_algorithms: None,
 ) -> None:
     set_deterministic(True)
-    with pytest.raises(RuntimeError, match="does not have a deterministic implementation"):
+    with pytest.raises(RuntimeError, match="does not have a deterministic implementation") as fault:
         scatter()
+    said = as_stop(fault.value)
+    assert isinstance(said, Refused) and "set trainer.deterministic=false" in str(said)
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     set_deterministic(False)
     scatter()

@@ -124,6 +124,20 @@ def test_verify_names_what_is_damaged_and_ends_with_2(cwd: Path, name: str) -> N
     assert done.stdout.count("intact") == 3
 
 
+def test_verify_names_data_that_is_damaged_or_not_what_was_trained_on(cwd: Path) -> None:
+    (folder,) = (cwd / "data").iterdir()
+    damage(folder / "train.bin")
+    done = here("train", "resume=outputs/base", "verify=true", cwd=cwd)
+    assert done.returncode == 2
+    assert f"data/{folder.name} cannot be used" in done.stderr
+    assert "train.bin is damaged" in done.stdout
+    damage(folder / "train.bin")  # the same bit again
+    edit(cwd / "outputs/base/checkpoints/step-00000006", lambda m: m["identity"].clear())
+    done = here("train", "resume=outputs/base", "verify=true", cwd=cwd)
+    assert done.returncode == 2
+    assert "is not what step-00000006 was trained on" in done.stdout
+
+
 def test_verify_is_refused_where_no_run_is_named(cwd: Path, data: list[str]) -> None:
     before = set(contents(cwd))
     for typed in (["run.name=base"], []):

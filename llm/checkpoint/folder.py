@@ -149,7 +149,9 @@ def clean(folder: Path) -> None:
 
     Only for who holds the run's lock: nobody else is writing then.
     """
-    for rest in folder.glob(".*.[0-9]*"):  # the number of its process
+    for rest in folder.glob(".*.*"):
+        if not re.fullmatch(r"\..+\.\d+", rest.name):  # the number of its process
+            continue
         if rest.is_dir() and not rest.is_symlink():
             shutil.rmtree(rest, ignore_errors=True)
         else:

@@ -19,7 +19,7 @@ from llm.config import (
     schema,  # noqa: F401  (registers the schemas that conf/*.yaml start with)
 )
 from llm.config.settings import saved_groups
-from llm.config.verbatim import BREAK, quote_arguments, typed_command, unquote
+from llm.config.verbatim import BREAK, TYPED, quote_arguments, typed_command, unquote
 from llm.errors import Interrupted, InUse, Refused, Stop, as_stop, did_you_mean, printable
 from llm.experiment.lock import locked
 from llm.experiment.rundir import make_folder, read_summary, write_summary
@@ -58,6 +58,7 @@ def command(main: Callable[[], Any]) -> None:
 
     ``HYDRA_FULL_ERROR=1`` in the environment shows the traceback as well.
     """
+    TYPED[:] = sys.argv
     follow_parent()
     if _others_want_the_cores():
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -74,7 +74,7 @@ def _named_folder(settings: TrainSettings) -> Path | None:
     if not (folder / CONFIG).exists():
         require(not resume, f"resume={resume} is not a run folder: it has no {CONFIG}")
         # What a run that was killed at once, and a job that was refused, leave.
-        alike = ("summary.json", ".lock", ".probe", f".{CONFIG}")
+        alike = ("summary.json", ".summary.json", ".lock", ".probe", f".{CONFIG}")
         others = [p for p in folder.glob("*") if not p.name.startswith(alike)]
         require(not others, f"run folder {folder} has other files in it: take another run.name")
     return folder
@@ -117,7 +117,7 @@ def _digests(settings: TrainSettings, data_digest: str) -> dict[str, str]:
 
 
 def _again(folder: Path, settings: TrainSettings) -> str:
-    if settings.run.name:
+    if settings.run.name or settings.trainer.eval_only:
         return typed_command()
     return shlex.join(["python", "run_train.py", f"resume={folder}"])
 

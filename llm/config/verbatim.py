@@ -34,6 +34,7 @@ KEYS = frozenset(
 TEXT = frozenset(["prompt", "data.dir"])  # of these, what cannot be null: "null" is a word there
 LISTS = frozenset(["stop"])  # of these, what may be typed several times: each adds to a list
 REFERENCE = re.compile(r"(?<!\\)\$\{[\w.\[\]-]+\}")  # to another key, as in ${model.n_embed}
+TYPED: list[str] = []  # the whole command line, before anything in it is quoted for Hydra
 BREAK = "\ufdd0"  # a noncharacter: Unicode reserves it for use inside programs
 
 
@@ -131,7 +132,8 @@ def unquote(value: str) -> str:
 
 def typed_command() -> str:
     """This command as it was typed, for a shell."""
-    return shlex.join(["python", Path(sys.argv[0]).name, *as_typed(sys.argv[1:])])
+    script, *arguments = TYPED or sys.argv
+    return shlex.join(["python", Path(script).name, *arguments])
 
 
 def as_typed(arguments: list[str]) -> list[str]:

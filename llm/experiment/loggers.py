@@ -123,7 +123,8 @@ class RunLogger:
 def new_run_id() -> str:
     """Eight letters and digits, the form of W&B's own ids; an agent of a W&B sweep gives one."""
     alphabet = string.ascii_lowercase + string.digits
-    return os.environ.get("WANDB_RUN_ID") or "".join(secrets.choice(alphabet) for _ in range(8))
+    given = os.environ.get("WANDB_RUN_ID") or "".join(secrets.choice(alphabet) for _ in range(8))
+    return read_run_id(given, "WANDB_RUN_ID")
 
 
 @contextlib.contextmanager
@@ -134,7 +135,8 @@ def open_logger(
 
     ``config`` is shown in W&B; ``sweep`` is the folder of the sweep that the run is a job of.
     """
-    run_id = read_run_id(run.checkpoint.state.get("run_id")) if run.checkpoint else new_run_id()
+    state = run.checkpoint.state if run.checkpoint else {}
+    run_id = read_run_id(state.get("run_id")) if run.checkpoint else new_run_id()
     screen = TrainingScreen(max_steps, run.checkpoint.step if run.checkpoint else 0)
     logger = RunLogger(
         run.folder, screen,

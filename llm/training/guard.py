@@ -52,7 +52,8 @@ class Guard:
                 f"{what}: {self.in_a_row} steps in a row were not finite, try a lower optimizer.lr",
                 step=step, loss=loss, grad_norm=norm, positions=positions.tolist(),
             )  # fmt: skip
-        if spikes or not (finite or self.scaled):
+        overflows = self.scaled and math.isfinite(loss)
+        if spikes or not (finite or overflows):
             where = ", ".join(map(str, positions[:8])) + (", ..." if len(positions) > 8 else "")
             how = "a spike" if spikes else "not finite"
             left_out = "" if admitted else ", left out"

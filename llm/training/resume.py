@@ -1,5 +1,6 @@
 """The plain values of a checkpoint, and going on from one. Each is checked, whoever wrote it."""
 
+import contextlib
 import re
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ import torch
 
 from llm.checkpoint.checkpoint import Checkpoint, load_weights
 from llm.checkpoint.folder import newest_valid
+from llm.device import describe
 from llm.errors import Diverged, Refused, require
 from llm.training.logger import Row
 from llm.training.precision import Precision
@@ -59,23 +61,33 @@ def roll_back(trainer: "Trainer", end: Diverged) -> None:
     rollbacks = trainer.progress.rollbacks + 1
     if rollbacks > trainer.options.rollbacks:
         raise end
-    checkpoint, _ = newest_valid(trainer.checkpoints.folder.parent)
-    if checkpoint is None:
+    before, sound = trainer.progress, None
+    with contextlib.suppress(Refused):
+        sound, _ = newest_valid(trainer.checkpoints.folder.parent)
+    if sound is None:
         raise end
-    trainer.logger.warn(f"{end}; back to step {checkpoint.step}, at half the learning rate")
-    trainer.precision = Precision(trainer.precision.name, trainer.device)  # a scaler amid no step
-    trainer.resume(checkpoint)
-    trainer.progress.rollbacks, trainer.saved_step = rollbacks, None  # no checkpoint says so yet
+    trainer.logger.warn(f"{end}; back to step {sound.step}, at half the learning rate")
     trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.precision = Precision(trainer.precision.name, trainer.device)  # a scaler amid no step
+    resume(trainer, sound)
+    trainer.saved_step = None  # no checkpoint says yet how often this run went back
+    after = trainer.progress
+    after.rollbacks = rollbacks
+    for counter in ("train_seconds", "eval_seconds", "checkpoint_seconds"):
+        setattr(after, counter, getattr(before, counter))  # what was in vain took time as well
+    if before.best_val_loss is not None and before.best_step > after.best_step:
+        # The best weights are still there, and nothing worse may take their place.
+        after.best_val_loss, after.best_step = before.best_val_loss, before.best_step
+    trainer.logged = (after.tokens, after.train_seconds)
     # A row that a signal had put off is finished once more.
-    trainer.logger.rewind(checkpoint.step - (trainer.unreported is not None))
+    trainer.logger.rewind(sound.step - (trainer.unreported is not None))
 
 
 def restore_scaler(scaler: torch.amp.GradScaler, plain: Any) -> None:
     """The loss scale of a checkpoint; :class:`llm.errors.Refused` if it holds none for it."""
     wanted = scaler.state_dict()
     same = isinstance(plain, dict) and set(plain) == set(wanted)
-    right = same and all(type(plain[key]) in (int, float) for key in wanted)
+    right = same and all(type(plain[k]) in (int, float) and plain[k] >= 0 for k in wanted)
     require(right, "the checkpoint has no usable scaler: it was trained in another precision")
     scaler.load_state_dict(plain)
 
@@ -91,16 +103,15 @@ def read_row(plain: Any) -> Row | None:
     return dict(plain)
 
 
-def read_run_id(plain: Any) -> str:
+def read_run_id(plain: Any, where: str = "the checkpoint's run_id") -> str:
     """The id of the run in W&B, which becomes a part of a path; :class:`llm.errors.Refused` if it
     is none.
     """
     if isinstance(plain, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,128}", plain):
         return plain
-    raise Refused("the checkpoint has no usable run_id")
+    raise Refused(f"{where} is no id of letters, digits, _ and -: {plain!r:.60}")
 
 
 def environment(device: torch.device) -> dict[str, Any]:
     """What the last bits of the numbers depend on, besides the settings."""
-    threads = {"threads": torch.get_num_threads()} if device.type == "cpu" else {}
-    return {"torch": str(torch.__version__), "device": device.type} | threads
+    return {"torch": str(torch.__version__), "device": describe(device)}

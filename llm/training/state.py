@@ -42,6 +42,7 @@ class Progress:
         for key, value in plain.items():
             kind: Any = types[key]
             right = type(value) in (get_args(kind) or (kind,))
+            right = right and (value is None or value >= 0)
             require(right, f"the checkpoint has progress.{key}={value!r}")
         return cls(**plain)
 

@@ -187,12 +187,13 @@ class Trainer:
             self.model.parameters(), self.options.grad_clip or math.inf
         )
         loss, grad_norm = torch.stack((mean_loss, norm)).tolist()
-        if self.guard.admits(step, loss, grad_norm, self.sampler.positions(step)):
+        admitted = self.guard.admits(step, loss, grad_norm, self.sampler.positions(step))
+        if admitted:
             scaler.step(self.optimizer)
-        else:
-            self.progress.skipped += 1
         scaler.update()
-        self.guard.check_scale(step, scaler.get_scale())
+        if not admitted:
+            self.progress.skipped += 1
+            self.guard.check_scale(step, scaler.get_scale())
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.tokens += n_targets
         return loss, grad_norm

@@ -1,5 +1,6 @@
 """A run folder belongs to one process at a time, and to nobody once that is dead."""
 
+import errno
 import fcntl
 import os
 import signal
@@ -92,3 +93,30 @@ def test_a_folder_that_is_removed_meanwhile_is_no_fault(tmp_path: Path) -> None:
         (tmp_path / "a" / LOCK).unlink()
         (tmp_path / "a").rmdir()
     assert not (tmp_path / "a").exists()
+
+
+def test_a_link_in_the_place_of_the_lock_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine", encoding="utf-8")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LOCK).symlink_to(tmp_path / "precious")
+    with pytest.raises(Refused, match="cannot be written"), locked(tmp_path / "run"):
+        raise AssertionError("it went on")
+    assert (tmp_path / "precious").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_pipe_in_the_place_of_the_lock_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / LOCK)
+    with pytest.raises(Refused, match="not a regular file"), locked(tmp_path):
+        raise AssertionError("it went on")
+
+
+def test_where_nothing_can_be_locked_a_warning_says_so_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unknown(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    with locked(tmp_path):
+        pass
+    assert "cannot be locked (No locks available)" in capsys.readouterr().out.replace("\n", " ")

@@ -14,7 +14,7 @@ from unittest.mock import patch
 import pytest
 
 from llm.config.schema import LoggerSection
-from llm.errors import DiskError, Diverged
+from llm.errors import DiskError, Diverged, Refused
 from llm.experiment import loggers
 from llm.experiment.loggers import RunLogger, new_run_id, open_logger
 from llm.signals import Signalled
@@ -326,3 +326,6 @@ def test_a_new_id_is_one_of_wandb_s_form_or_the_one_an_agent_gave(
     assert all(len(i) == 8 and i.isalnum() and i == i.lower() for i in ids)
     monkeypatch.setenv("WANDB_RUN_ID", "given")
     assert new_run_id() == "given"
+    monkeypatch.setenv("WANDB_RUN_ID", "exp.1")  # no resume would take it
+    with pytest.raises(Refused, match=r"WANDB_RUN_ID is no id of letters.*'exp\.1'"):
+        new_run_id()

@@ -94,3 +94,14 @@ def test_the_options_it_lists_are_those_of_conf() -> None:
     assert set(table) == groups
     for group in groups:
         assert table[group] == {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")}
+
+
+def test_every_check_names_tests_that_there_are() -> None:
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if re.match(r"\| \d", line)]
+    numbers = [int(n) for row in rows for n in re.findall(r"\d+", row.split(" | ")[0][:8])]
+    assert [n for n in range(1, 35) if n not in numbers] == []
+    for file, test in re.findall(r"`([\w/]+\.py)(?:::(\w+))?", "\n".join(rows)):
+        path = ROOT / "tests" / file
+        assert path.is_file(), file
+        assert f"def {test}" in path.read_text(encoding="utf-8"), f"{file}::{test}"

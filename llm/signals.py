@@ -42,9 +42,8 @@ class Listener:
     """Answers signals while it listens; there is one for each process: :data:`listener`."""
 
     def __init__(self) -> None:
-        self.received: signal.Signals | None = None
-        self.reaction = Reaction.LEAVE
         self.before: dict[signal.Signals, Any] = {}  # handlers; empty: it does not listen
+        self.stop_listening()
 
     def listen(self) -> None:
         """Take over from the handlers that there are."""
@@ -54,7 +53,9 @@ class Listener:
         """Give the handlers back and forget what was received."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
-        self.__init__()  # type: ignore[misc]
+        self.before = {}
+        self.received: signal.Signals | None = None
+        self.reaction = Reaction.LEAVE
 
     def check(self) -> None:
         """Raise :class:`Signalled` if a signal has come."""

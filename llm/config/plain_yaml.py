@@ -32,7 +32,7 @@ class _PlainLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """Called for every key and value, before anything is made of it."""
-        event = self.peek_event()  # type: ignore[no-untyped-call]
+        event = self.peek_event()  # type: ignore[no-untyped-call]  # by its stubs
         self.count, self.depth = self.count + 1, self.depth + 1
         _refuse(event.anchor, event, "an anchor or alias")
         _refuse(event.tag, event, "a tag")

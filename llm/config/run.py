@@ -9,7 +9,7 @@ from pathlib import Path
 from llm.checkpoint.checkpoint import Checkpoint
 from llm.checkpoint.folder import FOLDER, clean, newest_valid, point, set_aside
 from llm.config.schema import TrainSettings
-from llm.config.settings import Plain, config_digest, identity, load_plain, to_plain, to_yaml
+from llm.config.settings import config_digest, identity, load_plain, to_plain, to_yaml
 from llm.config.verbatim import typed_command
 from llm.disk import could_not_write
 from llm.errors import Refused, require
@@ -22,6 +22,7 @@ from llm.experiment.rundir import (
     read_summary,
     replace_text,
 )  # fmt: skip
+from llm.sealed import Plain
 
 OUTPUTS = Path("outputs")
 # May differ from the folder's on an explicit resume=: to go on further, or after a divergence.

@@ -5,7 +5,7 @@ import hashlib
 import json
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
@@ -25,9 +25,9 @@ from llm.config.verbatim import (
 )
 from llm.errors import Refused, did_you_mean, require
 from llm.model.config import GPTConfig
+from llm.sealed import Plain
 
 Settings = TypeVar("Settings", TrainSettings, SampleSettings, PrepareSettings)
-Plain = dict[str, Any]
 
 # What identifies a result (its config_digest). Left out is how a run is executed or watched:
 # device, compile, micro_batch_size, logger, intervals, folders, and what only saves memory.

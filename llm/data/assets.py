@@ -16,6 +16,7 @@ import urllib.request
 import zipfile
 from pathlib import Path
 
+from llm.disk import replaced
 from llm.errors import Refused
 
 # name: (version, sha256 of the wheel)
@@ -87,7 +88,8 @@ def tiny_shakespeare() -> bytes:
             ) from None
         check_tiny_shakespeare(raw, TINY_SHAKESPEARE_URL)
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, raw)
+        with replaced(path) as file:
+            file.write(raw)
     raw = path.read_bytes()
     check_tiny_shakespeare(raw, str(path))
     return raw
@@ -145,9 +147,3 @@ def _wheel(name: str) -> Path:
         path.unlink()
         raise Refused(f"{path.name} has the wrong sha256 and was removed from {folder}: try again")
     return path
-
-
-def _write(path: Path, raw: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(raw)
-    os.replace(temporary, path)

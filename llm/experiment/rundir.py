@@ -17,10 +17,9 @@ from typing import Any
 
 from llm.disk import cannot_use, could_not_write, replaced, sync_folder
 from llm.errors import Diverged, Interrupted, Refused, Stop, as_stop
-from llm.sealed import read_json
+from llm.sealed import Plain, read_json
 from llm.signals import Signalled, remember
 
-Plain = dict[str, Any]
 SUMMARY, METRICS, SAMPLES = "summary.json", "metrics.jsonl", "samples.jsonl"
 CONFIG, LOG, DIVERGED = "config.yaml", "run_train.log", "diverged.json"
 LONGEST_ROW = 1 << 20  # bytes

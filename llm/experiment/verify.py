@@ -1,6 +1,7 @@
 """Whether the files of a run are still what was written: ``resume=FOLDER verify=true``."""
 
-import contextlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from llm.checkpoint.checkpoint import MANIFEST, Checkpoint
@@ -19,11 +20,45 @@ def verify_run(run: Path, data: DataConfig) -> None:
     """
     paths = sorted(p for kind in ("step", "best") for p in (run / FOLDER).glob(f"{kind}-*"))
     require(paths, f"{run} holds no checkpoints")
-    wrong = [path.name for path in paths if not _is_intact(path)]
+    wrong = [path.name for path in paths if not _is_intact(path, partial(_checkpoint, path))]
     folder = _data_folder(data)
-    if folder is not None and not _is_the_data(folder, paths):
+    if folder is not None and not _is_intact(folder, partial(_dataset, folder, paths)):
         wrong.append(str(folder))
     require(not wrong, f"{run}: {', '.join(wrong)} cannot be used")
+
+
+def _is_intact(place: Path, compare: Callable[[], int]) -> bool:
+    """Whether ``compare``, which returns bytes, refuses nothing; one line tells of it."""
+    try:
+        say(f"{place}  intact  {gib(compare())}")
+    except Refused as refusal:
+        say(f"{place}  {refusal}")
+        return False
+    return True
+
+
+def _checkpoint(path: Path) -> int:
+    checkpoint = Checkpoint.open(path)
+    checkpoint.verify()
+    return sum((path / name).stat().st_size for name in [*checkpoint.files, MANIFEST])
+
+
+def _dataset(folder: Path, checkpoints: list[Path]) -> int:
+    """It must also be the one that the checkpoints were trained on."""
+    dataset = Dataset.open(folder)
+    dataset.verify()
+    for path in checkpoints:
+        same = _data_digest(path) in (None, dataset.digest)
+        require(same, f"is not what {path.name} was trained on")
+    return dataset.size
+
+
+def _data_digest(checkpoint: Path) -> str | None:
+    """What a checkpoint says it was trained on; None of one that has been told of already."""
+    try:
+        return str(Checkpoint.open(checkpoint).identity.get("data_digest"))
+    except Refused:
+        return None
 
 
 def _data_folder(data: DataConfig) -> Path | None:
@@ -37,32 +72,3 @@ def _data_folder(data: DataConfig) -> Path | None:
         say(f"dataset  not there: {folder}")
         return None
     return folder
-
-
-def _is_the_data(folder: Path, checkpoints: list[Path]) -> bool:
-    """Whether the dataset is intact, and the one that the checkpoints were trained on."""
-    try:
-        dataset = Dataset.open(folder)
-        dataset.verify()
-    except Refused as refusal:
-        say(f"{folder}  {refusal}")
-        return False
-    for path in checkpoints:
-        with contextlib.suppress(Refused):
-            if Checkpoint.open(path).identity.get("data_digest") != dataset.digest:
-                say(f"{folder}  is not what {path.name} was trained on")
-                return False
-    say(f"{folder}  intact  {gib(dataset.size)}")
-    return True
-
-
-def _is_intact(path: Path) -> bool:
-    try:
-        checkpoint = Checkpoint.open(path)
-        checkpoint.verify()
-    except Refused as refusal:
-        say(f"{path}  {refusal}")
-        return False
-    size = sum((path / name).stat().st_size for name in [*checkpoint.files, MANIFEST])
-    say(f"{path}  intact  {gib(size)}")
-    return True

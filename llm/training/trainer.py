@@ -60,6 +60,7 @@ class Trainer:
             scaled=precision.scaler.is_enabled(),
         )  # fmt: skip
         self.unreported: Row | None = {}  # numbers of this step that are not logged yet
+        self.stop = signals.listener  # has it received one?
         self.at_end = False  # whether this step is the last one
         self.saved_step: int | None = None
         self.flops_per_token = flops_per_token(model)
@@ -75,7 +76,7 @@ class Trainer:
         """
         self.compile_ahead()
         folder = self.checkpoints.folder.parent if self.options.profile else None
-        with signals.remembered() as self.stop, profiling(folder, self.device) as step_done:
+        with signals.remembered(), profiling(folder, self.device) as step_done:
             while True:
                 try:
                     self.train(step_done)

@@ -13,7 +13,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import decoding, int8, looping, memory, recipe, rows, step, transfer, vs_nanogpt
+from benchmarks import (
+    decoding,
+    durability,
+    int8,
+    looping,
+    memory,
+    recipe,
+    rows,
+    step,
+    transfer,
+    vs_nanogpt,
+)
 from benchmarks.nanogpt import NanoGPT, learning_rate
 from benchmarks.training import Ours, Shape, random_dataset, train, validation_loss
 from llm.config.compose import compose_training
@@ -388,3 +399,33 @@ def test_a_network_in_8_bits_is_measured(
     assert found["int8_loss"]["ratio"] == pytest.approx(1, abs=0.002)
     capsys.readouterr()
     assert "--data go together" in refusal(int8.main, typed, capsys)
+
+
+def test_saves_are_measured_beside_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = compose_training(*TINY_RUN)
+    monkeypatch.setattr(durability, "compose_training", lambda: tiny)
+    found = {row.id: row for row in durability.measure_saves(tmp_path, repeats=1)}
+    assert list(found) == ["durability_cost", "durability_of_save"]
+    assert all(row.ours > 0 and row.other > 0 for row in found.values())
+
+
+def test_starts_of_continued_runs_are_measured_beside_those_of_new_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts = []
+
+    def seconds(cwd: Path, *options: str) -> float:
+        starts.append((cwd.name, (cwd / "seen").exists()))
+        (cwd / "seen").touch()
+        return 5.0 + (cwd / "seen").exists()
+
+    monkeypatch.setattr(durability, "seconds_to_first_step", seconds)
+    (found,) = durability.measure_starts(tmp_path, "nano", repeats=2)
+    assert (found.id, found.ratio) == ("resume_start_nano", 0.0)
+    assert [seen for _, seen in starts] == [False, True, False, False, True], "continued, new, ..."
+
+
+def test_the_first_step_of_a_real_start_is_waited_for(tmp_path: Path, text_file: Path) -> None:
+    options = [*durability.QUICK, f"data.path={text_file}", "model.n_layer=1"]
+    assert 0.1 < durability.seconds_to_first_step(tmp_path, *options) < 60
+    assert (tmp_path / "outputs/run/checkpoints/last").exists(), "the next one goes on from it"

@@ -1,6 +1,6 @@
 """The name and shape of every weight of a network, from its options alone and without torch.
 
-Built on torch's meta device the network would tell the same, after two seconds of imports.
+Built on torch's meta device the network would tell the same, but import a compiler for it.
 """
 
 from llm.model.config import GPTConfig

@@ -65,6 +65,7 @@ def roll_back(trainer: "Trainer", end: Diverged) -> None:
     with contextlib.suppress(Refused):
         sound, _ = newest_valid(trainer.checkpoints.folder.parent)
     if sound is None:
+        trainer.logger.warn("nothing to go back to yet: try a smaller trainer.checkpoint_interval")
         raise end
     trainer.logger.warn(f"{end}; back to step {sound.step}, at half the learning rate")
     trainer.optimizer.zero_grad(set_to_none=True)

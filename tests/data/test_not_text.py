@@ -50,7 +50,7 @@ def tar_header(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", size: i
 
 MEMBERS = {
     "above": tar_header("../escaped.txt"),
-    "absolute": tar_header("/tmp/escaped.txt"),
+    "absolute": tar_header("/escaped.txt"),
     "link": tar_header("link", tarfile.SYMTYPE, "/etc/passwd"),
     "hard link": tar_header("link", tarfile.LNKTYPE, "/etc/passwd"),
     "device": tar_header("device", tarfile.CHRTYPE),

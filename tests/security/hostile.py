@@ -338,7 +338,7 @@ OPTIMIZER = f"optimizer/{E32}"
 STATES = [
     Case(name, change, {"resume"})
     for name, change in (
-        ("a run_id that is a path", state(run_id="../../../tmp/x")),
+        ("a run_id that is a path", state(run_id="../../../escaped")),
         ("a run_id that is none", state(run_id=["a"])),
         ("counters that are text", state(progress={"step": "${oc.env:SECRET}"})),
         ("counters of another name", state(progress={"__class__": 1})),

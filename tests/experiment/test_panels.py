@@ -1,0 +1,53 @@
+"""The panels tell what a person would ask first, and what is out of the ordinary."""
+
+from pathlib import Path
+
+import pytest
+
+from llm.experiment.panels import show_already_finished, show_end, show_start
+from llm.training.state import Progress
+from tests.training.conftest import MakeTrainer, make_trainer, one_thread  # noqa: F401  (fixtures)
+
+SUMMARY = {
+    "wall_seconds": 61.0, "peak_memory_bytes": 2**30, "tokens_per_second": 1234.0,
+    "bits_per_byte": 2.5,
+}  # fmt: skip
+
+
+def shown(capsys: pytest.CaptureFixture[str]) -> str:
+    return " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+def test_the_first_panel_tells_where_a_run_goes_on_and_what_is_promised(
+    make_trainer: MakeTrainer,  # noqa: F811  (the fixture)
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    trainer = make_trainer()
+    show_start(Path("outputs/a"), trainer, trainer.dataset, "fp32, as asked for")
+    text = shown(capsys)
+    assert "fp32, as asked for" in text and "outputs/a" in text
+    assert "continues" not in text and "promise" not in text
+    trainer = make_trainer(deterministic=True)
+    trainer.progress.step = 4
+    show_start(Path("outputs/a"), trainer, trainer.dataset, "fp32, as asked for")
+    text = shown(capsys)
+    assert "continues after step 4" in text
+    assert "promise the same bits each time" in text
+
+
+def test_the_last_panel_tells_of_steps_left_out_and_of_going_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    progress = Progress(step=8, best_val_loss=1.5, best_step=4, train_seconds=60.0)
+    show_end(tmp_path, progress, SUMMARY)
+    text = shown(capsys)
+    assert "1.5000 at step 4 (2.500 bits per byte)" in text
+    assert "divergence" not in text
+    progress.skipped, progress.rollbacks = 3, 1
+    show_end(tmp_path, progress, SUMMARY)
+    assert "divergence 3 steps left out, 1 times back" in shown(capsys)
+
+
+def test_a_finished_run_says_how_to_train_on(capsys: pytest.CaptureFixture[str]) -> None:
+    show_already_finished(Path("outputs/my run"))
+    assert "'resume=outputs/my run' trainer.max_steps=MORE" in shown(capsys)

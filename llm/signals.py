@@ -97,6 +97,20 @@ def raised() -> Iterator[None]:
         remember()  # the process is about to end by itself
 
 
+@contextlib.contextmanager
+def unswallowed() -> Iterator[None]:
+    """Until a signal is to be remembered: what fails after one has come fails because of it.
+
+    Code in the middle of an import may catch :class:`Signalled`, and leave half a module behind.
+    """
+    try:
+        yield
+    except Exception as error:
+        if listener.received is not None and listener.reaction is Reaction.RAISE:
+            raise Signalled(listener.received) from error
+        raise
+
+
 def remember() -> None:
     """From here to the end of the command a signal interrupts nothing."""
     listener.reaction = Reaction.REMEMBER

@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from llm.signals import SIGNALS, Signalled, listener, raised, remembered
-from tests.conftest import ROOT
+from llm.signals import SIGNALS, Signalled, listener, raised, remembered, unswallowed
+from tests.command_line import here, summary
+from tests.conftest import ROOT, TINY_RUN
 
 WAITING = """
 import time
@@ -65,6 +67,42 @@ def test_a_signal_that_somebody_swallowed_is_known_in_the_loop() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         with remembered() as stop:
             assert stop.received is signal.SIGTERM
+
+
+def test_what_fails_after_a_swallowed_signal_fails_because_of_it() -> None:
+    with pytest.raises(Signalled, match="SIGTERM"), raised(), unswallowed():
+        with contextlib.suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise RecursionError("half a module")
+
+
+def test_what_fails_without_a_signal_or_in_the_loop_is_a_fault_of_its_own() -> None:
+    with pytest.raises(RecursionError), raised(), unswallowed():
+        raise RecursionError("a whole module")
+    with pytest.raises(RecursionError), raised(), unswallowed(), remembered():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RecursionError("in the loop")
+
+
+@pytest.mark.parametrize("place", ["llm.device.select_device", "llm.experiment.panels.show_start"])
+def test_a_command_that_fails_after_a_swallowed_signal_was_stopped(
+    place: str, tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half_imported(*_: object, **__: object) -> None:
+        with contextlib.suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise RecursionError("maximum recursion depth exceeded")
+
+    monkeypatch.setattr(place, half_imported)
+    data = ["data=text", f"data.path={text_file}", "data.tokenizer=byte"]
+    done = here("train", *data, *TINY_RUN, "run.name=a", cwd=tmp_path)
+    assert done.returncode == 75, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "SIGTERM" in done.stderr and "to continue: python run_train.py" in done.stderr
+    run = tmp_path / "outputs" / "a"
+    assert run.exists() is (place == "llm.experiment.panels.show_start")
+    if run.exists():
+        assert summary(run)["status"] == "interrupted"
 
 
 def test_what_is_gone_through_one_by_one_ends_with_a_signal() -> None:

@@ -198,3 +198,24 @@ def test_writing_text_ends_on_a_signal_too(
     ]  # fmt: skip
     begun = time.monotonic()
     assert attempt.stop(lambda: time.monotonic() > begun + 5, number) == 75
+
+
+def test_a_signal_while_modules_are_loaded_is_never_a_fault(
+    tmp_path: Path, text_file: Path, report: Callable[[str], None]
+) -> None:
+    options = ["data=text", f"data.path={text_file}", "data.tokenizer=char", *OPTIONS]
+    first = Attempt(tmp_path / "whole", *options)
+    begun = time.monotonic()
+    assert first.stop(lambda: (first.run / "run_train.log").exists(), signal.SIGTERM) == 75
+    seconds = time.monotonic() - begun
+    draw = random.Random(6)
+
+    def moment(number: int) -> int:
+        attempt = Attempt(tmp_path / f"start-{number}", *options)
+        end = time.monotonic() + draw.uniform(0, 1.2 * seconds)
+        return attempt.stop(lambda: time.monotonic() > end, SIGNALS[number % len(SIGNALS)])
+
+    with ThreadPoolExecutor(2) as pool:
+        statuses = list(pool.map(moment, range(40)))
+    report(f"signals while starting: n={len(statuses)} status_75={statuses.count(75)}")
+    assert statuses.count(75) >= 35  # the others had finished

@@ -24,7 +24,7 @@ from llm.errors import Interrupted, InUse, Refused, Stop, as_stop, did_you_mean,
 from llm.experiment.lock import locked
 from llm.experiment.rundir import make_folder, read_summary, write_summary
 from llm.experiment.sweep import follow_parent
-from llm.signals import Signalled, raised
+from llm.signals import Signalled, raised, unswallowed
 
 TRACEBACK = "HYDRA_FULL_ERROR"
 WANTED = "LLM_FULL_ERROR"  # what the user had set it to; also for the jobs of a sweep
@@ -36,7 +36,8 @@ def reported(main: Callable[[Any], Any]) -> Callable[[Any], Any]:
     @functools.wraps(main)
     def inner(cfg: Any) -> Any:
         try:
-            return main(cfg)
+            with unswallowed():
+                return main(cfg)
         except Stop as stop:
             if isinstance(stop, Refused) and not isinstance(stop, InUse):
                 _leave_summary(cfg, stop)
@@ -65,7 +66,7 @@ def command(main: Callable[[], Any]) -> None:
     os.environ.setdefault(WANTED, os.environ.get(TRACEBACK, ""))
     os.environ[TRACEBACK] = "1"  # makes Hydra raise what it would print before it exits with 1
     try:
-        with raised():
+        with raised(), unswallowed():
             sys.argv[1:] = _with_saved_groups(_multirun_first(quote_arguments(sys.argv[1:])))
             main()
     except Stop as stop:

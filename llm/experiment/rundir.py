@@ -18,7 +18,7 @@ from typing import Any
 from llm.disk import cannot_use, could_not_write, replaced, sync_folder
 from llm.errors import Diverged, Interrupted, Refused, Stop, as_stop
 from llm.sealed import Plain, read_json
-from llm.signals import Signalled, remember
+from llm.signals import Signalled, remember, unswallowed
 
 SUMMARY, METRICS, SAMPLES = "summary.json", "metrics.jsonl", "samples.jsonl"
 CONFIG, LOG, DIVERGED = "config.yaml", "run_train.log", "diverged.json"
@@ -147,7 +147,8 @@ def recording(folder: Path, facts: Plain, again: str, remove_if_refused: bool) -
     status, reason = "failed", None
     try:
         summary |= {"git_commit": git_commit(), "versions": versions()}
-        yield summary
+        with unswallowed():
+            yield summary
         status = "finished"
     except (Stop, Signalled) as error:
         stop = error if isinstance(error, Stop) else Interrupted(f"{error} before the first step")

@@ -86,7 +86,9 @@ def test_a_preparation_killed_at_any_moment_leaves_nothing_or_a_whole_folder(
         if folder.exists():
             Dataset.open(folder).verify()
             shutil.rmtree(folder)
-        killed += killed_after(chance.uniform(0, 1.1 * takes), config)
+        in_time = killed_after(chance.uniform(0, 1.1 * takes), config)
+        killed += in_time
+        takes *= 1 if in_time else 0.7  # the machine was busier when it was measured
     assert killed >= 5
     assert prepare(config) == folder
     Dataset.open(folder).verify()

@@ -13,6 +13,7 @@ from hydra.core.config_store import ConfigStore
 
 from llm.data.config import SAFE, DataConfig
 from llm.errors import require
+from llm.memory.options import MemoryOptions
 from llm.model.config import GPTConfig
 from llm.sampling.options import SamplingOptions
 from llm.training.options import TrainerOptions
@@ -35,6 +36,7 @@ class Optimizer:
     lr: float = 2e-3
     weight_decay: float = 0.1
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    state_bits: int = 32
 
     def check(self) -> None:
         """Raise :class:`llm.errors.Refused` naming the first value out of its range."""
@@ -45,6 +47,8 @@ class Optimizer:
         betas = self.betas
         right = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
         require(right, f"optimizer.betas={betas} must be two numbers in [0, 1)")
+        bits = self.state_bits
+        require(bits in (8, 32), f"optimizer.state_bits={bits} is unknown: take 8 or 32")
 
 
 @dataclass
@@ -146,6 +150,7 @@ class TrainSettings:
     schedule: ScheduleSection = field(default_factory=ScheduleSection)
     precision: PrecisionSection = field(default_factory=PrecisionSection)
     trainer: Trainer = field(default_factory=Trainer)
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
     logger: LoggerSection = field(default_factory=LoggerSection)
     run: RunSection = field(default_factory=RunSection)
     seed: int = 1337
@@ -158,10 +163,12 @@ class TrainSettings:
         for key in ("init_from", "resume"):
             require(getattr(self, key) != "", f"{key} is empty: give a run folder, or leave it out")
         require(self.resume or not self.verify, "verify=true needs a run folder: add resume=FOLDER")
-        for section in (self.data, self.optimizer, self.trainer, self.logger, self.run):
+        for section in (
+            self.data, self.optimizer, self.trainer, self.memory, self.logger, self.run,
+        ):  # fmt: skip
             section.check()
         self.model.resolve(self.data.declared_vocab_size())
-        known = ("auto", "fp32", "bf16", "fp16")
+        known = ("auto", "fp32", "bf16", "fp16", "bf16_weights")
         require(
             self.precision.name in known,
             f"precision.name={self.precision.name}: take one of {', '.join(known)}",

@@ -9,7 +9,12 @@ FUSED = ("cuda", "cpu", "mps")  # devices with a fused AdamW: one kernel for all
 
 
 def adamw(
-    model: nn.Module, lr: float, weight_decay: float, betas: list[float], name: str = "adamw"
+    model: nn.Module,
+    lr: float,
+    weight_decay: float,
+    betas: list[float],
+    state_bits: int = 32,
+    name: str = "adamw",
 ) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) over the parameters of ``model``.
 
@@ -42,6 +47,7 @@ def muon(
     embed_lr_ratio: float = 0.5,
     head_lr_ratio: float = 64.0,
     vector_lr_ratio: float = 1.5,
+    state_bits: int = 32,
     name: str = "muon",
 ) -> Muon:
     """Muon at ``lr`` for the matrices of the layers, AdamW at shares of it for everything else.

@@ -32,6 +32,7 @@ class TrainerOptions:
     keep_last: int = 2
     patience: int | None = None  # evaluations without a better loss before stopping
     activation_checkpointing: str = "none"
+    step_in_backward: bool = False  # each weight is updated as soon as its gradient is there
     compile: bool = False
     profile: bool = False
     device: str = "auto"
@@ -66,4 +67,9 @@ class TrainerOptions:
             self.batch_size % self.micro_batch == 0,
             f"trainer.micro_batch_size={self.micro_batch} does not divide "
             f"trainer.batch_size={self.batch_size}",
+        )
+        require(
+            not self.step_in_backward or self.micro_batch == self.batch_size,
+            "trainer.step_in_backward=true cannot sum up the gradients of micro-batches: leave out "
+            "trainer.micro_batch_size, or take it and trainer.batch_size alike",
         )

@@ -26,6 +26,7 @@ def main(cfg: DictConfig) -> float | None:
     settings = read_settings(cfg, TrainSettings)  # plain and checked from here on
 
     # This late, so that --help, completion and a mistyped key need not wait for torch.
+    from llm.config.fitting import fit_memory, once_more_with_half
     from llm.config.run import open_run
     from llm.data.dataset import LARGE, Dataset
     from llm.data.prepare import prepare
@@ -40,6 +41,7 @@ def main(cfg: DictConfig) -> float | None:
     tune_allocator(settings.model.n_embed)
     device = select_device(settings.trainer.device)
     set_deterministic(settings.trainer.deterministic)
+    settings, plan = fit_memory(settings, device)  # what would not fit is refused before it begins
     with byte_progress(f"preparing {settings.data.name}") as on_progress:
         dataset = Dataset.open(prepare(settings.data, on_progress))
     if dataset.size <= LARGE:
@@ -47,16 +49,21 @@ def main(cfg: DictConfig) -> float | None:
     precision, why = resolve_precision(settings.precision.name, device)
     settings = resolve(settings, dataset.tokenizer.vocab_size, precision)
     dataset.check(settings.model.block_size, settings.model.vocab_size or 0)
+    settings, plan = fit_memory(settings, device, plan)
 
-    # The first thing that is written; what can be refused was refused above.
-    with open_run(settings, dataset.digest) as run:
-        if run.is_finished:
-            show_already_finished(run.folder)
-            return run.best_val_loss
-        return train(settings, run, dataset, device, f"{precision}, {why}")
+    def attempt(settings: TrainSettings) -> float | None:
+        with open_run(settings, dataset.digest) as run:  # the first thing that is written
+            if run.is_finished:
+                show_already_finished(run.folder)
+                return run.best_val_loss
+            return train(settings, run, dataset, device, f"{precision}, {why}", plan)
+
+    return once_more_with_half(settings, attempt)
 
 
-def train(settings: Any, run: Any, dataset: Any, device: Any, precision: str) -> float | None:
+def train(
+    settings: Any, run: Any, dataset: Any, device: Any, why: str, plan: Any
+) -> float | None:  # fmt: skip
     """Build everything for one run and let it run."""
     from llm.checkpoint.folder import CheckpointFolder, start_from
     from llm.config.build import build
@@ -65,15 +72,17 @@ def train(settings: Any, run: Any, dataset: Any, device: Any, precision: str) ->
     from llm.experiment.loggers import open_logger
     from llm.experiment.panels import show_end, show_start
     from llm.experiment.rundir import recording
-    from llm.training.precision import Precision
+    from llm.training.precision import Precision, to_precision
     from llm.training.random_state import seed_everything
 
     alone = run.is_new and not settings.run.sweep
-    with recording(run.folder, run.identity, run.again, remove_if_refused=alone) as summary:
+    facts = run.identity | plan.facts
+    with recording(run.folder, facts, run.again, remove_if_refused=alone) as summary:
         for note in run.notes:
             warn(note)
         seed_everything(settings.seed)
-        model = build(settings.model).to(device)
+        precision = Precision(settings.precision.name, device)
+        model = to_precision(build(settings.model), precision.weights).to(device)
         if settings.init_from and run.checkpoint is None:
             start_from(model, settings.init_from)
         sweep = run.folder.parent if settings.run.sweep else None
@@ -83,21 +92,15 @@ def train(settings: Any, run: Any, dataset: Any, device: Any, precision: str) ->
         )
         with open_logger(run, settings.logger, to_plain(settings), max_steps, sweep) as logger:
             trainer = build(
-                options,
-                model=model,
-                dataset=dataset,
-                optimizer=build(settings.optimizer, model=model),
-                schedule=build(settings.schedule),
-                precision=Precision(settings.precision.name, device),
-                checkpoints=checkpoints,
-                logger=logger,
-                seed=settings.seed,
+                options, model=model, dataset=dataset, precision=precision, logger=logger,
+                optimizer=build(settings.optimizer, model=model), checkpoints=checkpoints,
+                schedule=build(settings.schedule), seed=settings.seed,
                 pretrained=settings.init_from is not None,
-            )
+            )  # fmt: skip
             if run.checkpoint is not None:
                 trainer.resume(run.checkpoint)
             trainer.check_room()
-            show_start(run.folder, trainer, dataset, precision)
+            show_start(run.folder, trainer, dataset, why, plan.sentence)
             try:
                 with logger.screen:
                     trainer.fit()

@@ -1,18 +1,31 @@
-"""Peak memory of a training step beside nanoGPT's: python -m benchmarks.memory --nanogpt CLONE
+"""Memory: what a step takes beside nanoGPT's, whether predictions of it hold, what saving costs.
 
-Both train the same shape (model=small with GPT-2's 50,257 tokens) on the same random batch of 12
-sequences in float32, each with its own network and AdamW, in turn and each time in a fresh process;
-ours with ``tune_allocator``, as run_train.py calls it.
-Memory is what that process held at most, less what it held before the network was built. Settings
-to try, such as trainer.activation_checkpointing=full, count for ours only; without any, these are
-rows of :mod:`benchmarks.vs_nanogpt` too.
+    python -m benchmarks.memory --nanogpt CLONE [--only ID,...] [--json FILE]
+
+- ``step_memory``: peak bytes of a training step, ours over nanoGPT's; ``step_memory_speed`` beside
+  it. Both train the same shape (model=small with GPT-2's 50,257 tokens) on the same random batch of
+  12 sequences in float32, each with its own network and AdamW, in turn and each time in a fresh
+  process; ours with ``tune_allocator`` and the update of run_train.py. Memory is what that process
+  held at most, less what it held before the network was built. Settings to try, such as
+  trainer.activation_checkpointing=full, count for ours only; without any, these are rows of
+  :mod:`benchmarks.vs_nanogpt` too. ``step_memory_all_levers``: with all that saves memory.
+- ``rss``, ``compile_headroom``, ``oom_deaths``: real runs held to their prediction
+  (:mod:`benchmarks.held`).
+- ``plan``: seconds of run_plan.py for one point and for a thousand.
+- ``levers_loss``, ``levers``, ``few_tokens``, ``auto_vs_best``: what saving memory costs
+  (:mod:`benchmarks.levers`).
+- ``prediction_error``, ``largest_in_4gib``: predictions beside torch's MemTracker
+  (:mod:`benchmarks.largest`).
 """
 
+import argparse
 import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 

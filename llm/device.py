@@ -5,6 +5,7 @@ import os
 import resource
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -70,6 +71,8 @@ def tune_allocator(n_embed: int) -> None:
     whole; huge pages make that cheap, and decoding reads weights faster from them. Narrow networks
     have little to save, and blocks too small for huge pages, which are slow to map.
     """
+    # CUDA: blocks that can grow leave fewer gaps (torch reads it when it first asks for memory).
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     if sys.platform == "linux" and n_embed >= WIDE and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages: torch reads it once
         set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
@@ -104,6 +107,52 @@ def describe(device: torch.device) -> str:
         if device.type == "cpu"
         else device.type
     )
+
+
+def held_before(device: torch.device) -> int:
+    """Bytes that are taken before the first tensor of a run: what no prediction counts.
+
+    On a CPU the process with its libraries. On CUDA what is not free once the first product has
+    made its context and workspaces: also what other programs hold there.
+    """
+    x = torch.ones(256, 256, device=device)
+    (x @ x).sum().item()
+    if device.type == "cuda":
+        del x
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        free, total = torch.cuda.mem_get_info(device)
+        return total - free - torch.cuda.memory_reserved(device)
+    return _of_process("VmRSS") or peak_memory_bytes(device)
+
+
+def limit_memory(device: torch.device, further: int) -> None:
+    """Let this process take ``further`` bytes for tensors; for more, torch raises an error.
+
+    On a CPU that is the kernel's limit on private memory (Linux), which also counts what libraries
+    allocate meanwhile.
+    """
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, further / total), device)
+    elif data := _of_process("VmData"):
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (data + further, hard))
+
+
+def release_memory() -> None:
+    """Give back what the allocator keeps for later: another attempt begins from nothing."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _of_process(key: str) -> int:
+    """A line of Linux's account of this process, in bytes; 0 elsewhere."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        return 0
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(key))
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -6,6 +6,7 @@ Anything else that escapes is a fault of ours, shown with its traceback and exit
 
 import errno
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 # How torch says it: on CUDA and MPS, inside cuBLAS, and on a CPU (a plain RuntimeError).
@@ -42,10 +43,11 @@ class Diverged(Stop):
 
 
 class OutOfMemory(Stop):
-    """The device has no room for the next allocation."""
+    """The device has no room for the next allocation, in the run of a ``folder``."""
 
     exit_status = 4
     status = "out_of_memory"
+    folder: Path | None = None
 
 
 class InUse(Refused):
@@ -93,7 +95,7 @@ def as_stop(error: BaseException) -> Stop | None:
     """The known reason behind an error of the system or of torch; None for a fault of ours."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     if isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY):
-        advice = "try a smaller trainer.micro_batch_size or model.block_size"
+        advice = "try memory.fit=auto, a smaller trainer.micro_batch_size or model.block_size"
         return OutOfMemory(f"out of memory ({text}): {advice}")
     if "does not have a deterministic implementation" in text:
         return Refused(f"{text.split(', but')[0]}: set trainer.deterministic=false")

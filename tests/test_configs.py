@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
+from llm.config import launcher, planner
 from llm.config.build import build, check_target
 from llm.config.schema import SETTINGS, PrepareSettings, SampleSettings, TrainSettings
 from llm.config.settings import read_settings, resolve
@@ -200,12 +201,19 @@ def test_primary_configs_hold_every_key_of_their_schema(command: str) -> None:
     assert defaults[0] == f"{command}_schema"
     own, groups = file.keys() - {"defaults", "hydra"}, set(defaults) & known
     assert own | groups == known
-    assert not own & groups
-    if command == "train":
+    assert own & groups == ({"memory"} if command == "plan" else set())  # it adds to that group
+    if command in ("train", "plan"):
         assert set(CONTRACT) | {"seed", "init_from", "resume"} <= known
         assert set(file["run"]) == schema_of("run")
     if command == "sample":
         assert set(SAMPLE.split()) <= {field.name for field in dataclasses.fields(SampleSettings)}
+
+
+def test_a_plan_starts_from_the_settings_of_a_run() -> None:
+    run, plan = (OmegaConf.to_container(composed(command)) for command in ("train", "plan"))
+    assert isinstance(run, dict) and isinstance(plan, dict)
+    assert plan["memory"].pop("largest") is plan.pop("picture") is None
+    assert plan == run
 
 
 def knobs(path: Path) -> list[str]:
@@ -236,7 +244,12 @@ def test_a_target_is_code_of_ours(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     for target in re.findall(r"_target_:\s*(\S+)", text):
         if "hydra" in path.parts:  # a plugin, which Hydra wants under a name of its own
-            assert target.startswith("hydra_plugins.llm_process.")
-            assert inspect.getsourcefile(get_object(target)) == str(ROOT / "llm/config/launcher.py")
+            plugin, _, name = target.rpartition(".")
+            module = {
+                "hydra_plugins.llm_process": launcher,
+                "hydra_plugins.llm_plan": planner,
+            }[plugin]
+            assert get_object(target) is getattr(module, name)
+            assert inspect.getsourcefile(get_object(target)) == module.__file__
         else:
             check_target(target)

@@ -10,21 +10,27 @@ import yaml
 
 from tests.conftest import ROOT
 
-QUICK: list[tuple[list[str], str, list[str]]] = [
-    (["--help"], "", ["model=small data=shakespeare", "cosine, wsd", "max_steps: ", "-sc install"]),
-    (["--cfg", "job", "model=small"], "", ["n_embed: 768", "block_size: 128", "seed: 1337"]),
-    (["-sc", "query=bash"], "python run_train.py model=", ["model=nano", "model=gpt2"]),
-    (["-sc", "query=bash"], "python run_train.py trainer.max_s", ["trainer.max_steps="]),
+HELP = ["model=small data=shakespeare", "cosine, wsd", "max_steps: ", "-sc install"]
+QUICK: list[tuple[str, list[str], str, list[str]]] = [
+    ("train", ["--help"], "", HELP),
+    ("train", ["--cfg", "job", "model=small"], "", ["n_embed: 768", "block_size: 128", "seed: 13"]),
+    ("train", ["-sc", "query=bash"], "model=", ["model=nano", "model=gpt2"]),
+    ("train", ["-sc", "query=bash"], "trainer.max_s", ["trainer.max_steps="]),
+    ("plan", ["--help"], "", [*HELP, "memory.largest=n_layer", "picture: null"]),
+    ("plan", ["--cfg", "job", "model=small"], "", ["n_embed: 768", "largest: null"]),
+    ("plan", ["-sc", "query=bash"], "sweep=", ["sweep=depth", "sweep=width"]),
+    ("plan", ["-sc", "query=bash"], "memory.la", ["memory.largest="]),
 ]
 
 
 @pytest.mark.parametrize(
-    ("typed", "line", "words"), QUICK, ids=[f"{t[0]} {c}" for t, c, _ in QUICK]
+    ("name", "typed", "line", "words"), QUICK, ids=[f"{n} {t[0]} {c}" for n, t, c, _ in QUICK]
 )
 def test_help_and_completion_answer_at_once_without_torch(
-    typed: list[str], line: str, words: list[str], tmp_path: Path
+    name: str, typed: list[str], line: str, words: list[str], tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-X", "importtime", str(ROOT / "run_train.py"), *typed]
+    command = [sys.executable, "-X", "importtime", str(ROOT / f"run_{name}.py"), *typed]
+    line = f"python run_{name}.py {line}" if line else ""
     environment = os.environ | ({"COMP_LINE": line} if line else {})
     seconds = []
     for _ in range(3):

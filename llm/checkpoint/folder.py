@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-import safetensors.torch
 from torch import Tensor
 
 from llm.checkpoint.checkpoint import (
@@ -28,6 +27,7 @@ from llm.checkpoint.checkpoint import (
 )
 from llm.checkpoint.formats import FORMAT_VERSION, TooNew
 from llm.checkpoint.shapes import weight_shapes
+from llm.checkpoint.writing import pieces
 from llm.data.tokenizer import Tokenizer
 from llm.disk import could_not_write, free_bytes, mib, sync_folder, write_durably
 from llm.errors import DiskError, Refused
@@ -226,11 +226,16 @@ def newest_runs(count: int = 3) -> str:
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> str:
-    """Write a tensor file; returns its sha256."""
-    plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    raw = safetensors.torch.save(plain)
-    write_durably(path, raw)
-    return hashlib.sha256(raw).hexdigest()
+    """Write a tensor file and wait until it is on the disk; returns its sha256."""
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for piece in pieces(tensors):
+            file.write(piece)
+            digest.update(piece)
+            del piece  # it may be a copy, and the next one needs as much memory
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

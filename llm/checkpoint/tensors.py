@@ -11,8 +11,17 @@ from torch import Tensor
 from llm.checkpoint.shapes import Shapes
 from llm.errors import require
 
-LARGEST_HEADER = 4 << 20  # bytes; 512 layers need a fourth of it
-OF_OPTIMIZERS = ("step", "exp_avg", "exp_avg_sq", "momentum")
+LARGEST_HEADER = 8 << 20  # bytes; 512 layers and an optimizer in 8 bits need 7 million
+WEIGHTS = ("F32", "BF16")
+# What an optimizer keeps for a parameter, see llm/training/optimizer.py: a count, or one number for
+# each weight, or one for each block of weights. In all, they take MOST_STATE bytes for each weight,
+# or fewer.
+BLOCK = 256  # weights
+OF_OPTIMIZERS = {
+    "step": ("F32",), "momentum": ("F32",), "exp_avg": ("F32", "U8"), "exp_avg_sq": ("F32", "U8"),
+    "exp_avg_scale": ("F32",), "exp_avg_sq_scale": ("F32",),
+}  # fmt: skip
+MOST_STATE = 16
 # States of generators, see llm/training/random_state.py: lists of at most so many numbers.
 RANDOM = {
     "random/cpu": "U8", "random/cuda": "U8", "random/mps": "U8", "random/python": "I64",
@@ -25,7 +34,7 @@ def require_size(path: Path, weights: Shapes, of_training: bool) -> None:
     """Raise :class:`llm.errors.Refused` unless a file is there whose size such a model can have."""
     require(os.path.isfile(path), f"{path} is missing, or not a regular file")
     size = path.stat().st_size
-    largest = 4 * sum(map(math.prod, weights.values())) * (len(OF_OPTIMIZERS) if of_training else 1)
+    largest = sum(map(math.prod, weights.values())) * (MOST_STATE if of_training else 4)
     fits = size <= largest + LARGEST_HEADER + (1 << 20)
     require(fits, f"{path} has {size:,} bytes, more than such a model can have")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -54,7 +63,8 @@ def read_tensors(
             if of_training:
                 _check_training(path, weights, name, shape, kind)
             else:
-                _check(path, name, shape, kind, [weights[name]] if name in weights else [])
+                shapes = [weights[name]] if name in weights else []
+                _check(path, name, shape, kind, shapes, WEIGHTS)
         # Copies: what is mapped would keep the file's blocks on the disk after it is deleted.
         tensors = {name: found.get_tensor(name).clone() for name in names}
     for name, tensor in tensors.items():
@@ -70,20 +80,24 @@ def _check_training(
     if group == "random":
         short = len(shape) == 1 and shape[0] <= LONGEST_RANDOM
         shapes = [shape if short else (LONGEST_RANDOM,)] if name in RANDOM else []
-        _check(path, name, shape, kind, shapes, RANDOM.get(name, ""))
+        _check(path, name, shape, kind, shapes, (RANDOM.get(name, ""),))
     else:
         parameter, _, key = rest.rpartition("/")
         known = group == "optimizer" and parameter in weights and key in OF_OPTIMIZERS
         # Kernels of torch take the shapes to be right: they would write beyond what is too small.
-        wanted = () if key == "step" else weights.get(parameter, ())
-        _check(path, name, shape, kind, [wanted] if known else [])
+        wanted = weights.get(parameter, ())
+        if key == "step":
+            wanted = ()
+        elif key.endswith("_scale"):
+            wanted = (-(-math.prod(wanted) // BLOCK),)
+        _check(path, name, shape, kind, [wanted] if known else [], OF_OPTIMIZERS.get(key, ()))
 
 
 def _check(
     path: Path, name: str, shape: tuple[int, ...], kind: str,
-    shapes: list[tuple[int, ...]], wanted: str = "F32",
+    shapes: list[tuple[int, ...]], kinds: tuple[str, ...],
 ) -> None:  # fmt: skip
     require(shapes, f"{path} has a tensor {name} that this model lacks")
     listed = " or ".join(map(str, shapes))
     require(shape in shapes, f"{path}: {name} has shape {shape}, this model needs {listed}")
-    require(kind == wanted, f"{path}: {name} is {kind}, and {wanted} expected")
+    require(kind in kinds, f"{path}: {name} is {kind}, and {' or '.join(kinds)} expected")

@@ -183,6 +183,38 @@ class TrainSettings:
 
 
 @dataclass
+class PlanMemory(MemoryOptions):
+    """``memory/`` for ``run_plan.py``"""
+
+    largest: str | None = None  # a size whose largest fitting value is asked for
+
+    def check(self) -> None:
+        """Raise :class:`llm.errors.Refused` naming the first value that makes no sense."""
+        from llm.memory.fit import SIZES
+
+        super().check()
+        largest, known = self.largest, ", ".join(SIZES)
+        require(
+            largest is None or largest in SIZES,
+            f"memory.largest={largest} is no size: take one of {known}",
+        )
+
+
+@dataclass
+class PlanSettings(TrainSettings):
+    """Everything ``run_plan.py`` is told."""
+
+    memory: PlanMemory = field(default_factory=PlanMemory)
+    picture: str | None = None  # a PNG
+
+    def check(self) -> None:
+        """Raise :class:`llm.errors.Refused` naming the first values that cannot work."""
+        super().check()
+        named = self.picture is None or self.picture.lower().endswith(".png")
+        require(named, f"picture={self.picture} must be the name of a PNG, as in picture=plan.png")
+
+
+@dataclass
 class SampleSettings(SamplingOptions):
     """Everything ``run_sample.py`` is told."""
 
@@ -240,7 +272,10 @@ class PrepareSettings:
         self.data.check()
 
 
-SETTINGS = {"train": TrainSettings, "sample": SampleSettings, "prepare": PrepareSettings}
+SETTINGS = {
+    "train": TrainSettings, "sample": SampleSettings, "prepare": PrepareSettings,
+    "plan": PlanSettings,
+}  # fmt: skip
 
 # Each primary config starts with its schema: see conf/train.yaml.
 for _command, _schema in SETTINGS.items():

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from llm.config.plain_yaml import read_yaml
-from llm.config.schema import Model, PrepareSettings, SampleSettings, TrainSettings
+from llm.config.schema import Model, PlanSettings, PrepareSettings, SampleSettings, TrainSettings
 from llm.config.verbatim import (
     BREAK,
     KEYS,
@@ -27,7 +27,7 @@ from llm.errors import Refused, did_you_mean, require
 from llm.model.config import GPTConfig
 from llm.sealed import Plain
 
-Settings = TypeVar("Settings", TrainSettings, SampleSettings, PrepareSettings)
+Settings = TypeVar("Settings", TrainSettings, PlanSettings, SampleSettings, PrepareSettings)
 
 # What identifies a result (its config_digest). Left out is how a run is executed or watched:
 # device, compile, micro_batch_size, logger, intervals, folders, and what only saves memory.
@@ -57,7 +57,7 @@ def read_settings(cfg: DictConfig, kind: type[Settings]) -> Settings:
     """
     for key, value in leaves(OmegaConf.to_container(cfg, resolve=False)):
         refuse_calls(key, value)
-    if kind is TrainSettings and cfg.get("resume"):
+    if issubclass(kind, TrainSettings) and cfg.get("resume"):
         cfg = _resumed(cfg)
     _refuse_additions(cfg, kind)
     settings = cast(Settings, OmegaConf.to_object(cfg))

@@ -29,6 +29,7 @@ KEYS = frozenset(
         "run.dir",
         "init_from",
         "resume",
+        "picture",
     ]
 )
 TEXT = frozenset(["prompt", "data.dir"])  # of these, what cannot be null: "null" is a word there

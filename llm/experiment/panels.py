@@ -24,8 +24,10 @@ class Started(Protocol):
     peak_flops: float | None
 
 
-def show_start(folder: Path, trainer: Started, dataset: Dataset, precision: str) -> None:
-    """Device, precision and why, size, tokens per step, data, run folder."""
+def show_start(
+    folder: Path, trainer: Started, dataset: Dataset, precision: str, memory: str
+) -> None:  # fmt: skip
+    """Device, precision and why, size, tokens per step, memory, data, run folder."""
     options, config = trainer.options, trainer.model.config
     tokens = options.batch_size * config.block_size
     cut = options.batch_size // options.micro_batch
@@ -42,6 +44,7 @@ def show_start(folder: Path, trainer: Started, dataset: Dataset, precision: str)
         f"{config.n_head} heads of {config.head_size}, {config.vocab_size:,} tokens",
         "step": f"{tokens:,} tokens: {options.batch_size} sequences of {config.block_size}"
         + (f" in {cut} micro-batches" if cut > 1 else ""),
+        "memory": memory,
         "data": f"{dataset.folder}: {len(dataset.train):,} tokens to train on, "
         f"{options.max_steps:,} steps are {epochs:.2g} epochs"
         + (f" (only {options.overfit_batches} batches, over and over)" * overfits),
@@ -70,6 +73,8 @@ def show_end(folder: Path, progress: Progress, summary: dict[str, Any]) -> None:
             f"{progress.skipped:,} steps left out, {progress.rollbacks} times back"
         )
     facts["peak memory"] = gib(summary["peak_memory_bytes"])
+    if predicted := summary.get("predicted_memory_bytes"):
+        facts["peak memory"] += f", predicted {gib(predicted)}"
     facts["wall time"] = (
         f"{duration(summary['wall_seconds'])}: training {duration(progress.train_seconds)}, "
         f"evaluation {duration(progress.eval_seconds)}, "

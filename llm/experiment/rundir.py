@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llm.disk import cannot_use, could_not_write, replaced, sync_folder
-from llm.errors import Diverged, Interrupted, Refused, Stop, as_stop
+from llm.errors import Diverged, Interrupted, OutOfMemory, Refused, Stop, as_stop
 from llm.sealed import Plain, read_json
 from llm.signals import Signalled, remember, unswallowed
 
@@ -26,7 +26,8 @@ LONGEST_ROW = 1 << 20  # bytes
 SUMMARY_KEYS = (
     "status", "reason", "step", "tokens", "parameters", "best_val_loss", "val_loss",
     "bits_per_byte", "tokens_per_second", "peak_memory_bytes", "predicted_memory_bytes",
-    "wall_seconds", "train_seconds", "config_digest", "data_digest", "git_commit", "versions",
+    "memory_changes", "wall_seconds", "train_seconds", "config_digest", "data_digest",
+    "git_commit", "versions",
 )  # fmt: skip
 log = logging.getLogger("llm")
 
@@ -166,6 +167,8 @@ def recording(folder: Path, facts: Plain, again: str, remove_if_refused: bool) -
             (known.status, str(known)) if known else ("failed", f"{type(error).__name__}: {error}")
         )
         log.exception("the run failed")
+        if isinstance(known, OutOfMemory):
+            known.folder = folder
         if known:
             raise known from error
         raise

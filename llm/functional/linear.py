@@ -27,6 +27,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return out if bias is None else out.add_(bias)
 
 
+def for_products(x: Tensor) -> Tensor:
+    """``x`` in the type in which autocast has matrices multiplied: once for all that read it, since
+    each would convert, and keep, a copy of its own.
+    """
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
 def _plain(x: Tensor, weight: Tensor) -> bool:
     kept = not torch.is_autocast_enabled("cpu")  # it would convert each part of the matrix anew
     return kept and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32

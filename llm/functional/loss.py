@@ -63,8 +63,10 @@ class _ChunkedLoss(torch.autograd.Function):
             kept = target != IGNORED
             target = target.masked_fill(~kept, 0)
             torch.mm(inputs, weight.T, out=products[: len(inputs)])
-            logits = cap_logits(products[: len(inputs)].float(), softcap)
-            slope = None if softcap is None else 1 - (logits / softcap) ** 2  # tanh' = 1 - tanh^2
+            logits, slope = products[: len(inputs)].float(), None
+            if softcap is not None:  # cap_logits in place, and tanh' = 1 - tanh^2
+                slope = logits.div_(softcap).tanh_().square().neg_().add_(1)
+                logits.mul_(softcap)
             logits = torch.log_softmax(logits, dim=-1, out=probabilities[: len(inputs)])
             total -= (logits.gather(1, target) * kept).sum()
             if not learning:
@@ -78,12 +80,20 @@ class _ChunkedLoss(torch.autograd.Function):
                 for_head.addmm_(logits.T, inputs)  # without another tensor of the head's size
             elif for_head is not None:
                 for_head += logits.T @ inputs
+            del logits, slope  # else they are still there when the next chunk's are made
         ctx.save_for_backward(for_x, for_head)
+        ctx.applied = 1.0
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor | None, ...]:
-        # In place, since they are as large as the weights. What comes in is a single number, with
-        # the loss scale of float16 in it.
-        return *(g if g is None else g.mul_(incoming[0]) for g in ctx.saved_tensors), *[None] * 3
+        # In place, since they are as large as the weights: by what comes in (a single number, the
+        # loss scale of float16 in it) over what they were multiplied by in a pass before.
+        factor = incoming[0] / ctx.applied
+        ctx.applied = incoming[0]
+        # .data: what was saved may be changed, and unpacked again, without a complaint.
+        for gradient in ctx.saved_tensors:
+            if gradient is not None:
+                gradient.data.mul_(factor)
+        return *ctx.saved_tensors, *[None] * 3

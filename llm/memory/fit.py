@@ -1,11 +1,23 @@
 """Settings under which a run fits its budget, those that cost least speed first."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import product
 
+from llm.memory.network import LARGE_VOCABULARY
 from llm.memory.predict import Lines, Prediction, Setup, predict
+from llm.model.config import LARGEST
 
 # Keys whose largest fitting value can be asked for: memory.largest=...
 SIZES = ("n_layer", "n_embed", "block_size", "trainer.micro_batch_size")
+
+# What the levers cost: time per token against the same step without (python -m benchmarks.memory,
+# rows lever_*: model=small on two cores of an EPYC).
+CHUNKED_LOSS = 1.00
+CHECKPOINTED = {"none": 1.0, "every_2": 1.14, "full": 1.29}
+IN_BACKWARD = {True: 1.65, False: 1.0}  # clipped: gradients are computed twice
+EIGHT_BIT = 1.05
+FEW_TOKENS = 24  # in a forward pass: so many cost as much again in what does not depend on them
 
 
 @dataclass(frozen=True)
@@ -18,19 +30,192 @@ class Fitted:
     slowdown: float = 1.0  # time per token against the setup as it was, estimated
 
 
-def fit(setup: Setup, budget: int, reserve: Lines) -> Fitted | None:
+def fit(setup: Setup, budget: int, reserve: Lines, eight_bit: bool = True) -> Fitted | None:
     """``setup``, changed as little as costs speed so that it fits ``budget`` bytes; None: nothing
     does.
+
+    What fits as it is stays so. AdamW's state is cut to 8 bits, which changes the result, only
+    where nothing else is enough, and if that is there (``eight_bit``).
     """
-    prediction = predict(setup, reserve)  # to come: the levers
-    return Fitted(setup, prediction) if prediction.total <= budget else None
+    as_it_is = Fitted(setup, predict(setup, reserve))
+    if as_it_is.prediction.total <= budget:
+        return as_it_is
+    for bits in _bits(setup) if eight_bit else [setup.state_bits]:
+        best: Fitted | None = None
+        for candidate in sorted(levers(replace(setup, state_bits=bits)), key=cost):
+            if best and cost(candidate) / cost(setup) > best.slowdown:
+                break
+            found = _largest_portions(setup, candidate, budget, reserve)
+            if found and (best is None or _preference(found) < _preference(best)):
+                best = found
+        if best:
+            return best
+    return None
+
+
+def _preference(fitted: Fitted) -> tuple[float, int]:
+    return fitted.slowdown, len(fitted.changes)
 
 
 def cheapest_changes(setup: Setup, budget: int, reserve: Lines, count: int = 3) -> list[Fitted]:
     """Up to ``count`` ways to make ``setup`` fit, cheapest first; none contains another."""
-    return []
+    every = [
+        fitted
+        for bits in _bits(setup)
+        for candidate in levers(replace(setup, state_bits=bits))
+        for whole in ([True, False] if candidate.micro_batch > 1 else [True])
+        if (fitted := _largest_portions(setup, candidate, budget, reserve, whole))
+    ]
+    found: list[Fitted] = []
+    for one in sorted(every, key=lambda one: (len(one.changes), one.slowdown)):
+        keys = _keys(one)
+        if not any(_keys(other) <= keys for other in found):
+            found.append(one)
+    return sorted(found, key=lambda one: one.slowdown)[:count]
 
 
-def largest(setup: Setup, key: str, budget: int, reserve: Lines) -> int | None:
-    """The largest value of ``key`` (of :data:`SIZES`) that fits; None: not even the smallest."""
-    return None
+def _keys(fitted: Fitted) -> set[str]:
+    return {change.partition("=")[0] for change in fitted.changes}
+
+
+def _bits(setup: Setup) -> list[int]:
+    return sorted({setup.state_bits, 8}, reverse=True)
+
+
+def levers(setup: Setup) -> Iterator[Setup]:
+    """All ways to run ``setup`` with less memory and the same result, but for its micro-batch."""
+    given = CHECKPOINTED[setup.activation_checkpointing]
+    stronger = [name for name, cost in CHECKPOINTED.items() if cost >= given]
+    losses = [setup.model.loss] if _is_chunked(setup) else [setup.model.loss, "chunked"]
+    whole = setup.micro_batch == setup.batch_size and not setup.compile
+    backward = sorted({setup.step_in_backward, whole})
+    for loss, checkpointing, in_backward in product(losses, stronger, backward):
+        yield replace(
+            setup, model=replace(setup.model, loss=loss), activation_checkpointing=checkpointing,
+            step_in_backward=in_backward,
+        )  # fmt: skip
+
+
+def _is_chunked(setup: Setup) -> bool:
+    loss, V = setup.model.loss, setup.model.vocab_size or 0
+    return loss == "chunked" or (loss == "auto" and V >= LARGE_VOCABULARY)
+
+
+def _largest_portions(
+    before: Setup, setup: Setup, budget: int, reserve: Lines, whole: bool | None = None
+) -> Fitted | None:
+    """``setup`` with the largest micro-batch that fits, if one does. ``whole``: only the one it has
+    (or, if false, only smaller ones).
+    """
+    sizes = [n for n in range(1, setup.micro_batch + 1) if setup.batch_size % n == 0]
+    if whole or setup.step_in_backward:
+        sizes = sizes[-1:]
+    elif whole is False:
+        sizes = sizes[:-1]
+
+    def fits(count: int) -> bool:
+        return predict(replace(setup, micro_batch=sizes[count - 1]), reserve).total <= budget
+
+    count = bisected(fits, len(sizes))
+    if not count:
+        return None
+    setup = replace(setup, micro_batch=sizes[count - 1])
+    slowdown = cost(setup) / cost(before)
+    return Fitted(setup, predict(setup, reserve), changes(before, setup), slowdown)
+
+
+def cost(setup: Setup) -> float:
+    """Time per token, as a multiple of that without any lever."""
+    chunked = CHUNKED_LOSS if setup.model.loss == "chunked" else 1.0
+    backward = IN_BACKWARD[setup.clipped] if setup.step_in_backward else 1.0
+    bits = EIGHT_BIT if setup.state_bits == 8 else 1.0
+    few = 1 + FEW_TOKENS / (setup.micro_batch * setup.model.block_size)
+    return chunked * CHECKPOINTED[setup.activation_checkpointing] * backward * few * bits
+
+
+def changes(before: Setup, after: Setup) -> tuple[str, ...]:
+    """What to type to get from one to the other."""
+    found = {
+        "trainer.micro_batch_size": (before.micro_batch, after.micro_batch),
+        "model.loss": (before.model.loss, after.model.loss),
+        "trainer.activation_checkpointing": (
+            before.activation_checkpointing, after.activation_checkpointing,
+        ),
+        "trainer.step_in_backward": (before.step_in_backward, after.step_in_backward),
+        "optimizer.state_bits": (before.state_bits, after.state_bits),
+    }  # fmt: skip
+    return tuple(f"{key}={str(new).lower()}" for key, (old, new) in found.items() if old != new)
+
+
+def largest(
+    setup: Setup, key: str, budget: int, reserve: Lines, levers: bool = False,
+    eight_bit: bool = True,
+) -> int | None:  # fmt: skip
+    """The largest value of ``key`` (of :data:`SIZES`) that fits; None: not even the smallest.
+
+    With ``levers``, what :func:`fit` may change is changed. Memory grows with every size, so halves
+    are tried.
+    """
+
+    def fits(number: int) -> bool:
+        changed = with_size(setup, key, number)
+        if levers:
+            return fit(changed, budget, reserve, eight_bit) is not None
+        return predict(changed, reserve).total <= budget
+
+    if key == "trainer.micro_batch_size":
+        # From the top: the whole batch may fit where a part does not, whose gradients are kept.
+        sizes = [n for n in range(setup.batch_size, 0, -1) if setup.batch_size % n == 0]
+        return next((size for size in sizes if fits(size)), None)
+    first, step = _sizes(setup, key)
+    count = bisected(lambda n: fits(first + (n - 1) * step), (LARGEST[key] - first) // step + 1)
+    return first + (count - 1) * step if count else None
+
+
+def following(setup: Setup, key: str, size: int | None) -> int | None:
+    """The next larger value that ``key`` can have; None: there is none."""
+    if key == "trainer.micro_batch_size":
+        larger = range((size or 0) + 1, setup.batch_size + 1)
+        return next((n for n in larger if setup.batch_size % n == 0), None)
+    first, step = _sizes(setup, key)
+    number = first if size is None else size + step
+    return number if number <= LARGEST[key] else None
+
+
+def bisected(fits: Callable[[int], bool], most: int) -> int:
+    """The largest of 1 ... ``most`` that fits, where all below one that fits do; 0: none."""
+    low, high = 0, 1
+    while high <= most and fits(high):
+        low, high = high, 2 * high
+    high = min(high, most + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _sizes(setup: Setup, key: str) -> tuple[int, int]:
+    """The smallest value that a size of the model can have, and in what steps it grows."""
+    config = setup.model
+    if key == "n_embed":
+        assert config.head_size
+        return config.head_size, config.head_size
+    return (max(2, config.smear) + 1 if config.smear and key == "block_size" else 1), 1
+
+
+def with_size(setup: Setup, key: str, number: int) -> Setup:
+    """``setup`` with another size; :class:`llm.errors.Refused` if there is no such model."""
+    if key == "trainer.micro_batch_size":
+        return replace(setup, micro_batch=number)
+    config = setup.model
+    if key == "n_embed":
+        assert config.head_size and config.n_head and config.n_kv_head
+        shared = config.n_head // config.n_kv_head
+        heads = number // config.head_size
+        config = replace(
+            config, n_embed=number, n_head=heads, hidden_size=None,
+            n_kv_head=heads // shared if heads % shared == 0 else heads,
+        )  # fmt: skip
+    else:
+        config = replace(config, **{key: number})  # type: ignore[arg-type]  # a size
+    return replace(setup, model=config.resolve())

@@ -33,10 +33,14 @@ class MemoryOptions:
         budget, reserve = self.budget_gib, self.reserve_mib
         require(0 < budget < 2**20, f"memory.budget_gib={budget} must be more than 0 and finite")
         require(reserve is None or reserve >= 0, f"memory.reserve_mib={reserve} must be 0 or more")
-        require(
-            self.assumed_reserve < self.budget,
-            f"memory.budget_gib={budget:g} leaves nothing beside the reserve of "
-            f"{self.assumed_reserve // 2**20} MiB: take more, or a smaller memory.reserve_mib",
-        )
+        self.check_reserve(self.assumed_reserve)
         known = ", ".join(FITS)
         require(self.fit in FITS, f"memory.fit={self.fit} is unknown: take one of {known}")
+
+    def check_reserve(self, reserve: int) -> None:
+        """Raise :class:`llm.errors.Refused` where ``reserve`` bytes leave nothing of the budget."""
+        require(
+            reserve < self.budget,
+            f"memory.budget_gib={self.budget_gib:g} leaves nothing beside the reserve of "
+            f"{reserve // 2**20} MiB: take more, or a smaller memory.reserve_mib",
+        )

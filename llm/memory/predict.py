@@ -1,12 +1,27 @@
-"""How many bytes a run will hold at its peak, from its options alone and without torch."""
+"""How many bytes a run will hold at its peak, from its options alone and without torch.
+
+One step is gone through on a :class:`llm.memory.tape.Tape`, for few layers; each layer more adds
+the same again. The suite compares it with torch's MemTracker (tests/memory/).
+"""
 
 import math
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 
 from llm.checkpoint.shapes import weight_shapes
+from llm.memory.network import Network
+from llm.memory.tape import Leaf, Meter, Tape
+from llm.memory.updates import OF_EIGHT_BIT, state_bytes, step_bytes
 from llm.model.config import GPTConfig
 
 Lines = dict[str, int]  # what takes how many bytes
+# What torch.compile holds besides tensors once it has compiled a step, on a CPU: the compiler, and
+# code (python -m benchmarks.memory, row compile_headroom).
+COMPILE_HEADROOM = 400 * 2**20
+# What an allocator cannot fill, as a share of the tensors. CUDA's hands out pages of 2 MiB, and
+# keeps what it once had (assumed, not yet measured on a GPU). On a CPU large tensors are mapped one
+# by one, but for narrow networks: llm.device.tune_allocator (benchmarks.memory, rows rss_*).
+FRAGMENTS, OF_NARROW, WIDE = 0.03, 0.3, 512
 
 
 @dataclass(frozen=True)
@@ -37,7 +52,7 @@ class Prediction:
     @property
     def peak(self) -> str:
         """The kind of work that takes most."""
-        return max(self.moments, key=lambda name: sum(self.moments[name].values()))
+        return max(self.moments, key=lambda name: _sum(self.moments[name]))
 
     @property
     def lines(self) -> Lines:
@@ -45,12 +60,153 @@ class Prediction:
         return self.moments[self.peak] | self.reserve
 
     @property
+    def tensors(self) -> int:
+        """Bytes of tensors at the peak."""
+        return _sum(self.moments[self.peak]) - self.moments[self.peak]["fragments"]
+
+    @property
     def total(self) -> int:
         """Bytes at the peak, the reserve among them."""
-        return sum(self.lines.values())
+        return _sum(self.lines)
 
 
 def predict(setup: Setup, reserve: Lines) -> Prediction:
     """The peak of ``setup``. ``reserve``: what is no tensor, as named lines."""
-    n = sum(map(math.prod, weight_shapes(setup.model).values()))  # to be made exact
-    return Prediction({"training step": {"weights": 4 * n, "optimizer state": 8 * n}}, reserve)
+    steps = training_step(setup)
+    step = steps[max(steps, key=lambda phase: _sum(steps[phase]))]
+    if setup.state_bits == 8 and setup.device == "cpu":
+        step = step | {"8-bit update": OF_EIGHT_BIT}
+    moments: dict[str, Lines] = {
+        "training step": step,
+        "evaluation": _without_gradients(setup, setup.micro_batch, True),
+        "checkpoint": _kept(setup),
+    }
+    if setup.samples:
+        moments["sample"] = _without_gradients(setup, 1, False)
+    narrow = setup.device == "cpu" and setup.model.n_embed < WIDE
+    for lines in moments.values():
+        lines["fragments"] = int((OF_NARROW if narrow else FRAGMENTS) * _sum(lines))
+    compiler = {"compiler": COMPILE_HEADROOM} if setup.compile else {}
+    return Prediction(moments, reserve | compiler)
+
+
+def _sum(lines: Lines) -> int:
+    return sum(lines.values())
+
+
+def training_step(setup: Setup) -> dict[str, Lines]:
+    """What is held at the peak of each phase of an optimizer step."""
+    period = 2 if setup.activation_checkpointing == "every_2" else 1
+    layers = setup.model.n_layer
+    few = 2 * period + layers % period
+    if layers <= few + period:
+        return {phase: dict(held) for phase, held in _step(setup, layers, period).items()}
+    less, more = _step(setup, few, period), _step(setup, few + period, period)
+    further = (layers - few) // period
+    return {
+        phase: {
+            kind: less[phase][kind] + further * (more[phase][kind] - less[phase][kind])
+            for kind in more[phase]
+        }
+        for phase in more
+        if phase in less
+    }
+
+
+# The points of a grid share most of their answers.
+_KNOWN: dict[tuple[object, ...], dict[str, Counter[str]]] = {}
+
+
+def _step(setup: Setup, layers: int, period: int) -> dict[str, Counter[str]]:
+    config, accumulates = setup.model, setup.micro_batch < setup.batch_size
+    own = {**vars(setup), "model": None, "batch_size": accumulates, "samples": 0, "compile": 0}
+    key = (*own.values(), *({**vars(config), "n_layer": layers}).values())
+    if key not in _KNOWN:
+        few = replace(setup, model=replace(config, n_layer=layers))
+        _KNOWN[key] = _simulated(few, accumulates, period)
+    return _KNOWN[key]
+
+
+def _simulated(setup: Setup, accumulates: bool, period: int) -> dict[str, Counter[str]]:
+    meter = Meter()
+    tape = Tape(meter)
+    meter.phase = "start"
+    network = _network(tape, setup, setup.micro_batch)
+    leaves = list(network.leaves.values())
+    optimizer, bits = setup.optimizer, setup.state_bits
+    weights = [(leaf.name, leaf.shape, leaf.width) for leaf in leaves]
+    held = [tape.new(state_bytes(optimizer, bits, one), "optimizer state") for one in weights]
+    if accumulates:
+        for leaf in leaves:
+            leaf.gradient = tape.new(leaf.numbers * leaf.width, "gradients")
+
+    def update(leaf: Leaf) -> None:
+        one = (leaf.name, leaf.shape, leaf.width)
+        tape.temporary(step_bytes(optimizer, [one]))
+        leaf.gradient = None
+
+    def measure(leaf: Leaf) -> None:
+        leaf.gradient = None
+
+    loss = network.forward(setup.activation_checkpointing)
+    if setup.step_in_backward:
+        if setup.clipped:
+            tape.backward(loss, measure, "measuring", retain=True)
+        tape.backward(loss, update, "backward")
+    else:
+        tape.backward(loss, lambda leaf: None, "backward")
+        meter.phase = "update"
+        tape.temporary(step_bytes(optimizer, weights))
+    del held
+    return _ends(meter, setup.model.n_layer, period)
+
+
+def _ends(meter: Meter, layers: int, period: int) -> dict[str, Counter[str]]:
+    """The phases of the first and last layers; what is between them is between them."""
+    found = {}
+    for phase, (_, held) in meter.peaks.items():
+        kind, block, number = phase.partition("block ")
+        if not block or int(number) < period:
+            found[phase] = held
+        elif layers - int(number) <= period:
+            found[f"{kind}last block {layers - int(number)}"] = held
+    return found
+
+
+def _network(tape: Tape, setup: Setup, batch: int) -> Network:
+    return Network(tape, setup.model, batch, setup.precision, setup.device)
+
+
+def _kept(setup: Setup) -> Lines:
+    """What is there all the time."""
+    start = training_step(setup)["start"]
+    return {kind: start[kind] for kind in ("weights", "optimizer state")}
+
+
+def _without_gradients(setup: Setup, batch: int, with_loss: bool) -> Lines:
+    """An evaluation, or a text that grows to a full window, beside the optimizer's state."""
+    config, layers = setup.model, min(setup.model.n_layer, 2)
+    few = replace(setup, model=replace(config, n_layer=layers))
+    few = few if with_loss else _uncast(few)
+    key = (batch, with_loss, few.precision, few.device, *vars(few.model).values())
+    if key not in _KNOWN:
+        meter = Meter()
+        _network(Tape(meter, learning=False), few, batch).forward(with_loss=with_loss)
+        _KNOWN[key] = {"": max(meter.peaks.values())[1]}
+    lines = dict(_KNOWN[key][""]) | _kept(setup)
+    if not with_loss:
+        assert config.n_kv_head and config.head_size
+        width = 2 if setup.precision == "bf16_weights" else 4
+        keys = 2 * config.n_layer * config.n_kv_head * config.head_size * config.block_size * width
+        lines["keys and values"] = keys
+    return lines
+
+
+def _uncast(setup: Setup) -> Setup:
+    weights = setup.precision == "bf16_weights"
+    return replace(setup, precision="bf16_weights" if weights else "fp32")
+
+
+def n_parameters(config: GPTConfig) -> int:
+    """Number of weights, each counted once."""
+    return sum(map(math.prod, weight_shapes(config).values()))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from llm.functional.linear import linear
+from llm.functional.linear import for_products, linear
 from llm.functional.loss import cap_logits, head_loss
 from llm.functional.recompute import recomputed
 from llm.model import layers
@@ -52,9 +52,10 @@ class Block(nn.Module):
         if self.mix is not None:
             x = self.mix[0] * x + self.mix[1] * start
         value = None if self.value_embed is None else self.value_embed(tokens)
-        normed = recomputed(self.attention_norm, x)
+        normed = recomputed(lambda x: for_products(self.attention_norm(x)), x)
         x = x + self.drop(self.attention(normed, angles, value, cache))
-        out: Tensor = x + self.drop(self.mlp(recomputed(self.mlp_norm, x)))
+        normed = recomputed(lambda x: for_products(self.mlp_norm(x)), x)
+        out: Tensor = x + self.drop(self.mlp(normed))
         return out
 
 

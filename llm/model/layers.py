@@ -126,7 +126,7 @@ class Attention(nn.Module):
         B, T, _ = x.shape
         q, k, v = self.project(x)
         if value is not None:
-            v = v + value.view(v.shape)
+            v = v + value.view(v.shape).to(v.dtype)
         if self.qk_norm:  # in the weights' own precision: torch warns of a mix, and is slower
             q, k = self.q_norm(q.to(self.q.weight.dtype)), self.k_norm(k.to(self.k.weight.dtype))
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)

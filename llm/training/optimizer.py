@@ -1,11 +1,132 @@
 """Optimizers, built over the parameters of a model."""
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw as adamw_step
 
-from llm.training.muon import Muon, split
+from llm.training.eight_bit import SMALLEST, EightBit
+from llm.training.muon import muon_step, split
+from llm.training.rounding import in_float32, portions
 
 FUSED = ("cuda", "cpu", "mps")  # devices with a fused AdamW: one kernel for all parameters
+Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]  # shape and type, by name
+
+
+class Optimizer(torch.optim.Optimizer):
+    """Updates the parameters of each group by the group's ``rule``: ``adamw``, or ``muon``, which
+    wants one shape a group.
+
+    Weights are float32, or bfloat16 that is updated as :mod:`llm.training.rounding` says. With
+    ``state_bits`` of 8, AdamW keeps its running means as :mod:`llm.training.eight_bit` does.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], state_bits: int = 32) -> None:
+        super().__init__(groups, defaults={})
+        self.group_of = {p: n for n, group in enumerate(self.param_groups) for p in group["params"]}
+        device = next(iter(self.group_of)).device
+        self.eight_bit = EightBit(device) if state_bits == 8 else None
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # torch has overloads for a closure
+        """Update all parameters that have a gradient; a ``closure`` is not supported."""
+        if closure is not None:
+            raise ValueError("this optimizer takes no closure")
+        self.update(self.group_of)
+
+    @torch.no_grad()
+    def update(self, parameters: Iterable[Tensor]) -> None:
+        """Update those of ``parameters`` that have a gradient, and no other: each counts its steps
+        for itself.
+        """
+        by_group: dict[int, list[Tensor]] = {}
+        for parameter in parameters:
+            if parameter.grad is not None:
+                by_group.setdefault(self.group_of[parameter], []).append(parameter)
+        for number, found in by_group.items():
+            group = self.param_groups[number]
+            if group["rule"] == "muon":
+                muon_step(found, [self.kept(p)["momentum"] for p in found], group)
+            else:
+                self._adamw(found, group)
+
+    def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        whole = []
+        for parameter in parameters:
+            if eight_bit := self._eight_bit(parameter):
+                eight_bit.update(parameter, self.kept(parameter), group)
+            elif parameter.dtype == torch.float32:
+                whole.append(parameter)
+            else:
+                _adamw_in_portions(parameter, self.kept(parameter), group)
+        if whole:
+            gradients = [p.grad for p in whole if p.grad is not None]
+            states = [self.kept(p) for p in whole]
+            means, squares, steps = (
+                [s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "step")
+            )
+            _adamw_step(whole, gradients, means, squares, steps, group)
+
+    def layout(self, parameter: Tensor) -> Layout:
+        """Shape and type of all that is kept for a parameter from step to step."""
+        shape = tuple(parameter.shape)
+        if self.param_groups[self.group_of[parameter]]["rule"] == "muon":
+            return {"momentum": (shape, torch.float32)}
+        means: Layout = {name: (shape, torch.float32) for name in ("exp_avg", "exp_avg_sq")}
+        if eight_bit := self._eight_bit(parameter):
+            means = eight_bit.layout(shape)
+        return {"step": ((), torch.float32)} | means
+
+    def kept(self, parameter: Tensor) -> dict[str, Tensor]:
+        """What is kept for a parameter; zeros at first."""
+        state: dict[str, Tensor] = self.state[parameter]
+        if not state:
+            for name, (shape, dtype) in self.layout(parameter).items():
+                device = self._device(parameter, name)
+                # Under FakeTensorMode only what torch.tensor made has a value, as a count needs.
+                zero = torch.tensor(0.0, dtype=dtype, device=device)
+                state[name] = zero.new_zeros(shape) if shape else zero
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, which however would convert the state to the type of the weights."""
+        super().load_state_dict({"state": {}, "param_groups": state_dict["param_groups"]})
+        parameters = list(self.group_of)
+        for place, state in state_dict["state"].items():
+            parameter = parameters[place]
+            self.state[parameter] = {
+                name: tensor.to(self._device(parameter, name)) for name, tensor in state.items()
+            }
+
+    def _eight_bit(self, parameter: Tensor) -> EightBit | None:
+        return self.eight_bit if parameter.numel() >= SMALLEST else None
+
+    def _device(self, parameter: Tensor, name: str) -> torch.device:
+        # bitsandbytes wants the count as a number, for which a GPU would have to be waited for.
+        on_cpu = name == "step" and self._eight_bit(parameter)
+        return torch.device("cpu") if on_cpu else parameter.device
+
+
+def _adamw_in_portions(parameter: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+    assert parameter.grad is not None
+    parts = portions(parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
+    for weights, gradient, mean, square in parts:
+        step = state["step"].clone()  # of which each portion counts one on
+        with in_float32(weights) as wide:
+            _adamw_step([wide], [gradient.float()], [mean], [square], [step], group)
+    state["step"] += 1
+
+
+def _adamw_step(
+    parameters: list[Tensor], gradients: list[Tensor], means: list[Tensor], squares: list[Tensor],
+    steps: list[Tensor], group: dict[str, Any],
+) -> None:  # fmt: skip
+    adamw_step(
+        parameters, gradients, means, squares, [], steps, fused=group["fused"], amsgrad=False,
+        beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"],
+        weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
+    )  # fmt: skip
 
 
 def adamw(
@@ -15,26 +136,20 @@ def adamw(
     betas: list[float],
     state_bits: int = 32,
     name: str = "adamw",
-) -> torch.optim.AdamW:
+) -> Optimizer:
     """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) over the parameters of ``model``.
 
     Matrices and embeddings decay, norms and biases do not. ``base_lr`` in each group is the rate
     that the schedule scales.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    rule = {"rule": "adamw", "betas": (betas[0], betas[1]), "eps": 1e-8, "fused": _is_fused(model)}
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=lr,
-        betas=(betas[0], betas[1]),
-        fused=_is_fused(model),
-    )
-    for group in optimizer.param_groups:
-        group["base_lr"] = lr
-    return optimizer
+    own = {"lr": lr, "base_lr": lr}
+    return Optimizer([group | rule | own for group in groups if group["params"]], state_bits)
 
 
 def muon(
@@ -49,7 +164,7 @@ def muon(
     vector_lr_ratio: float = 1.5,
     state_bits: int = 32,
     name: str = "muon",
-) -> Muon:
+) -> Optimizer:
     """Muon at ``lr`` for the matrices of the layers, AdamW at shares of it for everything else.
 
     The head's rate is divided by its width, because a step of Adam moves every weight by as much,
@@ -60,7 +175,7 @@ def muon(
     for matrix in matrices:
         shapes.setdefault(matrix.shape, []).append(matrix)
     orthogonal = {
-        "muon": True,
+        "rule": "muon",
         "momentum": momentum,
         "ns_steps": ns_steps,
         "weight_decay": weight_decay,
@@ -70,7 +185,7 @@ def muon(
     head_lr_ratio /= width
     if not heads:  # the embeddings are the head too
         embed_lr_ratio = min(embed_lr_ratio, head_lr_ratio)
-    adam = {"muon": False, "betas": (betas[0], betas[1]), "fused": _is_fused(model)}
+    adam = {"rule": "adamw", "betas": (betas[0], betas[1]), "eps": 1e-10, "fused": _is_fused(model)}
     for parameters, ratio, decay in (
         (embeddings, embed_lr_ratio, weight_decay),
         (heads, head_lr_ratio, weight_decay),
@@ -81,7 +196,7 @@ def muon(
             groups.append({"params": parameters, **own, **adam})
     for group in groups:
         group["lr"] = group["base_lr"]
-    return Muon(groups)
+    return Optimizer(groups, state_bits)
 
 
 def _is_fused(model: nn.Module) -> bool:

@@ -73,3 +73,8 @@ class TrainerOptions:
             "trainer.step_in_backward=true cannot sum up the gradients of micro-batches: leave out "
             "trainer.micro_batch_size, or take it and trainer.batch_size alike",
         )
+        require(
+            not (self.step_in_backward and self.compile),
+            "trainer.compile=true computes all gradients at once, before "
+            "trainer.step_in_backward=true could use one: take one of the two",
+        )

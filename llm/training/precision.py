@@ -1,14 +1,22 @@
-"""The number format of a run: weights stay float32, matrix products may be 16-bit (AMP)."""
+"""The number format of a run: matrix products may be 16-bit (AMP), and even the weights."""
+
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 from llm.errors import require
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Network = TypeVar("Network", bound=nn.Module)
+# Of the products. Weights are float32 but for the last.
+DTYPES = {
+    "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
+    "bf16_weights": torch.bfloat16,
+}  # fmt: skip
 
 
 def resolve_precision(name: str, device: torch.device) -> tuple[str, str]:
-    """(fp32, bf16 or fp16; why), where ``auto`` is what the device is fast and safe with."""
+    """(a name of ``DTYPES``; why), where ``auto`` is what the device is fast and safe with."""
     if name != "auto":
         return name, "as asked for"
     if device.type != "cuda":
@@ -19,14 +27,32 @@ def resolve_precision(name: str, device: torch.device) -> tuple[str, str]:
 
 
 class Precision:
-    """Autocast and gradient scaling of one run."""
+    """Autocast and gradient scaling of one run, and the type of its ``weights``, which
+    :func:`to_precision` gives them.
+    """
 
     def __init__(self, name: str, device: torch.device) -> None:
         require(name in DTYPES, f"precision.name={name} is unknown: take auto, {', '.join(DTYPES)}")
         self.name, self.dtype = name, DTYPES[name]
+        self.weights = torch.bfloat16 if name == "bf16_weights" else torch.float32
         # Products that stay in float32: TensorFloat-32 on GPUs that have it, no change on a CPU.
         torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")
-        self.autocast = torch.autocast(device.type, dtype=self.dtype, enabled=name != "fp32")
+        mixed = self.dtype != self.weights
+        # Without its cache, in which the 16-bit copies of all weights would be kept until the end
+        # of a forward pass, also where none is needed for the way back. Each is used once.
+        self.autocast = torch.autocast(
+            device.type, dtype=self.dtype, enabled=mixed, cache_enabled=False
+        )
         # Small gradients vanish in float16, so the loss is scaled up and the gradients down again
         # (Micikevicius et al. 2017, arXiv:1710.03740). Switched off, the scaler changes nothing.
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+
+
+def to_precision(model: Network, dtype: torch.dtype) -> Network:
+    """``model`` with its parameters converted, which stay the same objects.
+
+    Buffers such as the rotary angles keep their type (bfloat16 counts positions up to 256 only).
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model

@@ -69,7 +69,8 @@ def roll_back(trainer: "Trainer", end: Diverged) -> None:
         raise end
     trainer.logger.warn(f"{end}; back to step {sound.step}, at half the learning rate")
     trainer.optimizer.zero_grad(set_to_none=True)
-    trainer.precision = Precision(trainer.precision.name, trainer.device)  # a scaler amid no step
+    # A scaler amid no step.
+    trainer.precision.scaler = Precision(trainer.precision.name, trainer.device).scaler
     resume(trainer, sound)
     trainer.saved_step = None  # no checkpoint says yet how often this run went back
     after = trainer.progress

@@ -14,6 +14,7 @@ from llm.device import peak_memory_bytes
 from llm.errors import require
 from llm.evaluation.loss import bits_per_byte
 from llm.model.gpt import GPT
+from llm.training.optimizer import Layout, Optimizer
 from llm.training.random_state import random_tensors, restore_random
 
 
@@ -92,46 +93,47 @@ def training_tensors(
     return tensors | random_tensors(device)
 
 
-def training_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """What the tensors above will take, told before the first step: Muon keeps one number for each
-    parameter, AdamW two.
-    """
+def training_bytes(optimizer: Optimizer) -> int:
+    """What the optimizer's part of the tensors above will take, told before the first step."""
     return sum(
-        4 * parameter.numel() * (1 if group.get("muon") else 2)
-        for group in optimizer.param_groups
-        for parameter in group["params"]
+        math.prod(shape) * dtype.itemsize
+        for parameter in optimizer.group_of
+        for shape, dtype in optimizer.layout(parameter).values()
     )
 
 
 def restore_training(
-    tensors: dict[str, Tensor],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    device: torch.device,
+    tensors: dict[str, Tensor], model: nn.Module, optimizer: Optimizer, device: torch.device
 ) -> None:
     """Undo :func:`training_tensors`; ``optimizer`` keeps the hyperparameters it was built with.
 
     Raises :class:`llm.errors.Refused` for the state of another optimizer, or a part of one's.
     """
-    index = {
-        parameter: place
-        for place, parameter in enumerate(
-            p for group in optimizer.param_groups for p in group["params"]
-        )
-    }
-    by_name = dict(model.named_parameters())
-    state: dict[int, dict[str, Any]] = {}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    state: dict[str, dict[str, Tensor]] = {names[p]: {} for p in optimizer.group_of}
+    unusable = "the checkpoint holds no usable state of this optimizer"
     for name, tensor in tensors.items():
         kind, _, rest = name.partition("/")
         if kind == "optimizer":
             parameter, _, key = rest.rpartition("/")
-            state.setdefault(index[by_name[parameter]], {})[key] = tensor
-    for group in optimizer.param_groups:
-        wanted = {"momentum"} if group.get("muon") else {"step", "exp_avg", "exp_avg_sq"}
-        for parameter in group["params"]:
-            whole = not state or set(state.get(index[parameter], {})) == wanted
-            require(whole, "the checkpoint holds no usable state of this optimizer")
+            require(parameter in state, unusable)
+            state[parameter][key] = tensor
+    found = [{n: (tuple(t.shape), t.dtype) for n, t in kept.items()} for kept in state.values()]
+    if any(found):  # an optimizer that has not stepped has no state
+        wanted = [optimizer.layout(parameter) for parameter in optimizer.group_of]
+        bits, own = _bits(found), _bits(wanted)
+        advice = f"the checkpoint's state has {bits} bits: set optimizer.state_bits={bits}"
+        require(bits == own, f"optimizer.state_bits={own}, and {advice}")
+        require(found == wanted, unusable)
     optimizer.load_state_dict(
-        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+        {
+            "state": dict(enumerate(state.values())),
+            "param_groups": optimizer.state_dict()["param_groups"],
+        }
     )
     restore_random(tensors, device)
+
+
+def _bits(layouts: list[Layout]) -> int:
+    types = {dtype for layout in layouts for _, dtype in layout.values()}
+    return 8 if torch.uint8 in types else 32

@@ -20,6 +20,7 @@ from llm.sampling.generate import SamplingOptions, generate
 from llm.sampling.looping import measure_repeats
 from llm.training.guard import Guard
 from llm.training.logger import Logger, Row
+from llm.training.optimizer import Optimizer
 from llm.training.options import CHECKPOINTED, TrainerOptions
 from llm.training.precision import Precision
 from llm.training.profiling import profiling
@@ -28,6 +29,7 @@ from llm.training.resume import plain_state, resume, roll_back
 from llm.training.schedule import Schedule
 from llm.training.state import Progress, outcome, training_bytes, training_tensors
 from llm.training.throughput import flops_per_token, peak_flops
+from llm.training.update import choose_update
 
 SAMPLE = SamplingOptions(max_new_tokens=200)
 EVAL_BATCH = 8  # sequences; not batch_size, or runs with different ones would not be comparable
@@ -37,7 +39,7 @@ class Trainer:
     """Fits ``model`` to ``dataset``. Options are the fields of :class:`TrainerOptions`."""
 
     def __init__(
-        self, *, model: GPT, dataset: Dataset, optimizer: torch.optim.Optimizer, schedule: Schedule,
+        self, *, model: GPT, dataset: Dataset, optimizer: Optimizer, schedule: Schedule,
         precision: Precision, checkpoints: CheckpointFolder, logger: Logger, seed: int,
         pretrained: bool = False,  # the weights come from another run: even step 0 may be the best
         **options: Any,
@@ -54,6 +56,10 @@ class Trainer:
         model.checkpoint_every = CHECKPOINTED[self.options.activation_checkpointing]
         # Compiled, it has the same weights and fused kernels.
         self.network = torch.compile(model) if self.options.compile else model
+        self.update = choose_update(
+            model, optimizer, precision, self.options.grad_clip, self.options.step_in_backward,
+            self.options.skip_spikes,
+        )  # fmt: skip
         self.progress = Progress()
         self.guard = Guard(
             self.options.max_skipped, self.options.skip_spikes, logger.warn,
@@ -180,22 +186,17 @@ class Trainer:
                 # same, however the batch is cut (transformers PR 34191 tells what goes wrong
                 # otherwise).
                 part_loss = self.network(x, y, reduction="sum") / n_targets
-            self.precision.scaler.scale(part_loss).backward()
             mean_loss += part_loss.detach()
-        scaler = self.precision.scaler
-        scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), self.options.grad_clip or math.inf
-        )
-        loss, grad_norm = torch.stack((mean_loss, norm)).tolist()
+            self.update.backward(part_loss)
+            del part_loss
+        loss, grad_norm = torch.stack((mean_loss, self.update.norm())).tolist()
         admitted = self.guard.admits(step, loss, grad_norm, self.sampler.positions(step))
         if admitted:
-            scaler.step(self.optimizer)
-        scaler.update()
+            self.update.step()
+        self.update.end()
         if not admitted:
             self.progress.skipped += 1
-            self.guard.check_scale(step, scaler.get_scale())
-        self.optimizer.zero_grad(set_to_none=True)
+            self.guard.check_scale(step, self.precision.scaler.get_scale())
         self.progress.tokens += n_targets
         return loss, grad_norm
 

@@ -34,7 +34,8 @@ IDENTITY: dict[str, Any] = {
     "model.qk_norm": True, "model.tie_embeddings": False, "model.logit_softcap": 15.0,
     "data.name": "other", "data.corpus": "text", "data.tokenizer": "byte", "data.vocab_size": 257,
     "data.val_fraction": 0.2, "data.allow_special": True,
-    "optimizer.name": "adamw", "optimizer.lr": 0.5, "optimizer.weight_decay": 0.2,
+    "optimizer.name": "adamw", "optimizer.state_bits": 8, "optimizer.lr": 0.5,
+    "optimizer.weight_decay": 0.2,
     "optimizer.momentum": 0.5, "optimizer.ns_steps": 3, "optimizer.embed_lr_ratio": 1.0,
     "optimizer.head_lr_ratio": 1.0, "optimizer.vector_lr_ratio": 1.0,
     "model.hidden_size": 300, "model.zero_init": True, "model.residual_scalars": True,
@@ -48,6 +49,8 @@ IDENTITY: dict[str, Any] = {
 }  # fmt: skip
 WATCHED: dict[str, Any] = {
     "data.dir": "elsewhere", "data.path": "copy.txt", "data.overwrite": True,
+    "memory.budget_gib": 2.0, "memory.reserve_mib": 100, "memory.fit": "auto",
+    "memory.enforce": True, "trainer.step_in_backward": True,
     "trainer.max_minutes": 5.0, "trainer.micro_batch_size": 1, "trainer.eval_interval": 9,
     "trainer.eval_batches": 9, "trainer.eval_only": True, "trainer.log_interval": 9,
     "trainer.checkpoint_interval": 9, "trainer.keep_last": 9, "trainer.patience": 9,

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from llm.config.schema import SampleSettings, TrainSettings
+from llm.config.schema import SETTINGS, SampleSettings, TrainSettings
 from llm.config.settings import read_settings
 from llm.config.verbatim import (
     BREAK,
@@ -116,7 +116,7 @@ def test_other_arguments_are_left_alone(argument: str) -> None:
 
 
 def test_every_free_text_is_a_key_of_some_command() -> None:
-    known = [composed("sample"), composed("train"), composed("prepare")]
+    known = [composed(command) for command in SETTINGS]
     for key in KEYS:
         assert any(OmegaConf.select(cfg, key, default="no") != "no" for cfg in known), key
 

@@ -1,13 +1,17 @@
 """Muon orthogonalises the matrices of the layers and leaves the rest to AdamW."""
 
 import copy
+import math
+from collections import Counter
 
 import pytest
 import torch
+from torch import Tensor
 
 from llm.model.gpt import GPT
-from llm.training.muon import Muon, orthogonalise
-from llm.training.optimizer import muon
+from llm.training import muon as rule
+from llm.training.muon import QUINTIC, orthogonalise, split
+from llm.training.optimizer import Optimizer, muon
 
 FAST = {"qk_norm": True, "tie_embeddings": False, "zero_init": True, "residual_scalars": True,
         "value_embeddings": True, "smear": 2}  # fmt: skip
@@ -25,7 +29,7 @@ def with_gradients(model: GPT, seed: int) -> None:
         parameter.grad = torch.randn(parameter.shape, generator=generator)
 
 
-def fast_muon(model: GPT, **options: object) -> Muon:
+def fast_muon(model: GPT, **options: object) -> Optimizer:
     settings = {"lr": 0.1, "weight_decay": 0.0, "betas": [0.8, 0.95]} | options
     return muon(model, **settings)
 
@@ -76,6 +80,54 @@ def test_matrices_step_as_torchs_own_muon_does_up_to_its_bfloat16() -> None:
         assert step.norm() == pytest.approx(float(wanted.norm()), rel=0.05), name
 
 
+def one_by_one(matrix: Tensor, gradients: list[Tensor], lr: float, decay: float) -> Tensor:
+    """Muon as it is written down, for one matrix at a time."""
+    mean, (a, b, c) = torch.zeros_like(matrix), QUINTIC
+    for gradient in gradients:
+        mean = 0.9 * mean + 0.1 * gradient
+        x = 0.9 * mean + 0.1 * gradient
+        x = x / x.norm()
+        for _ in range(5):
+            square = x @ x.T
+            x = a * x + b * square @ x + c * square @ square @ x
+        size = max(1, matrix.shape[0] / matrix.shape[1]) ** 0.5
+        matrix = matrix * (1 - lr * decay) - lr * size * x
+    return matrix
+
+
+@pytest.mark.parametrize("stacked", [1, 5000, 2**22])
+def test_matrices_step_as_each_would_alone_however_many_are_taken_together(
+    stacked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rule, "STACKED", stacked)
+    taken: list[int] = []
+
+    def counted(x: Tensor, ns_steps: int) -> Tensor:
+        taken.append(x.numel())
+        return orthogonalise(x, ns_steps)
+
+    monkeypatch.setattr(rule, "orthogonalise", counted)
+    model = network()
+    optimizer = fast_muon(model, weight_decay=0.1)
+    wanted = [matrix.detach() for matrix in split(model)[0]]
+    gradients: list[list[Tensor]] = [[] for _ in wanted]
+    before = [matrix.clone() for matrix in wanted]
+    for seed in range(3):
+        with_gradients(model, seed)
+        for seen, matrix in zip(gradients, split(model)[0], strict=True):
+            assert matrix.grad is not None
+            seen.append(matrix.grad)
+        optimizer.step()
+    for start, seen, matrix in zip(before, gradients, split(model)[0], strict=True):
+        alone = one_by_one(start, seen, lr=0.1, decay=0.1)
+        assert torch.allclose(matrix, alone, rtol=0, atol=1e-5)
+    largest = max(matrix.numel() for matrix in before)
+    assert max(taken) <= max(stacked, largest)
+    shapes = Counter(matrix.shape for matrix in before)
+    parts = (math.ceil(n / max(1, stacked // shape.numel())) for shape, n in shapes.items())
+    assert len(taken) == 3 * sum(parts)
+
+
 def test_everything_else_steps_as_torchs_adamw_does() -> None:
     ours, theirs = network(), network()
     optimizer = fast_muon(ours, weight_decay=0.1)
@@ -102,7 +154,7 @@ def test_every_parameter_is_in_exactly_one_group_and_knows_its_base_rate() -> No
     assert optimizer.param_groups[0]["base_lr"] == 0.1  # what the log shows as lr
     for group in optimizer.param_groups:
         assert group["lr"] == group["base_lr"]
-        assert len({p.shape for p in group["params"]}) == 1 or not group["muon"]
+        assert len({p.shape for p in group["params"]}) == 1 or group["rule"] == "adamw"
 
 
 def test_a_tied_head_counts_as_the_embedding() -> None:

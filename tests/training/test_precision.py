@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from llm.errors import Refused
+from llm.model.gpt import GPT
 from llm.training.optimizer import adamw, muon
-from llm.training.precision import DTYPES, Precision, resolve_precision
+from llm.training.precision import DTYPES, Precision, resolve_precision, to_precision
 from tests.training.conftest import MakeTrainer, assert_same_bits, copied
 
 CPU = torch.device("cpu")
+OPTIONS: dict[str, Any] = {"lr": 1e-2, "weight_decay": 0.1, "betas": [0.9, 0.95]}
 
 
 def test_auto_on_a_cpu_is_fp32_with_a_reason() -> None:
@@ -41,14 +43,32 @@ def test_an_unknown_format_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("name", "dtype"), DTYPES.items())
-def test_products_are_in_the_format_and_weights_in_float32(name: str, dtype: torch.dtype) -> None:
+def test_products_are_in_the_format_and_weights_in_theirs(name: str, dtype: torch.dtype) -> None:
     precision = Precision(name, CPU)
+    assert precision.weights == (torch.bfloat16 if name == "bf16_weights" else torch.float32)
     linear = torch.nn.Linear(4, 4)
+    to_precision(linear, precision.weights)
+    inputs = torch.ones(2, 4, dtype=precision.weights)
     with precision.autocast:
-        assert linear(torch.ones(2, 4)).dtype == dtype
-    assert linear.weight.dtype == torch.float32
-    assert linear(torch.ones(2, 4)).dtype == torch.float32
+        assert linear(inputs).dtype == dtype
+    assert linear.weight.dtype == precision.weights
+    assert linear(inputs).dtype == precision.weights
     assert precision.scaler.is_enabled() is (name == "fp16")
+
+
+def test_only_parameters_are_converted_and_stay_the_same_objects(tiny_model: GPT) -> None:
+    before, optimizer = list(tiny_model.parameters()), adamw(tiny_model, **OPTIONS)
+    to_precision(tiny_model, torch.bfloat16)
+    for was, parameter in zip(before, tiny_model.parameters(), strict=True):
+        assert was is parameter and parameter.dtype == torch.bfloat16
+    assert tiny_model.cos.dtype == tiny_model.sin.dtype == torch.float32
+    tokens = torch.arange(16).view(1, 16)
+    loss = tiny_model(tokens, tokens)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert all(p.grad is not None and p.grad.dtype == torch.bfloat16 for p in before)
+    optimizer.step()
+    assert optimizer.kept(before[0])["exp_avg"].dtype == torch.float32
 
 
 @pytest.mark.parametrize(("name", "tolerance"), [("bf16", 0.02), ("fp16", 0.005)])

@@ -115,7 +115,8 @@ def test_grad_clip_bounds_the_gradient_that_is_applied(
     trainer = make_trainer(
         max_steps=1, grad_clip=clip, log_interval=1, schedule=Constant("constant", warmup_steps=0)
     )
-    trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=1.0)
+    plain: Any = torch.optim.SGD(trainer.model.parameters(), lr=1.0)
+    trainer.optimizer = trainer.update.optimizer = plain
     trainer.optimizer.param_groups[0]["base_lr"] = 1.0
     before = copied(dict(trainer.model.named_parameters()))
     trainer.fit()

@@ -1,0 +1,221 @@
+"""Real runs held to their prediction: rows ``oom_deaths``, ``rss_*`` and ``compile_headroom_*`` of
+:mod:`benchmarks.memory`.
+
+Each is a ``run_train.py`` of a few steps in a process and a folder of its own. Nothing here imports
+torch at its top (:mod:`benchmarks.memory` says why).
+"""
+
+import json
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.rows import Row, row
+
+ROOT = Path(__file__).resolve().parent.parent
+MIB = 2**20
+SHORT = [
+    "trainer.max_steps=3", "trainer.eval_batches=1", "trainer.log_interval=1",
+    "trainer.device=cpu", "logger=none",
+]  # fmt: skip
+# How a lack of memory is told outside torch too, where it may end a process with any status.
+LACK = ("llocate memory", "out of memory", "MemoryError", "bad_alloc", "start new thread")
+OUT_OF_MEMORY = 4  # exit status
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process came to its end."""
+
+    status: int  # negative: by that signal
+    said: str
+    most: int  # bytes of private memory, as far as looking at it now and then shows
+
+    @property
+    def of_memory(self) -> bool:
+        """Whether it died of a lack of memory."""
+        told = self.status != 0 and any(words in self.said for words in LACK)
+        return self.status == OUT_OF_MEMORY or self.status < 0 or told
+
+
+def started(
+    arguments: list[str], cwd: Path, limit: int | None = None, settings: Mapping[str, str] = {}
+) -> Ended:
+    """Run Python with ``arguments`` until it ends; ``limit``: bytes of private memory that it may
+    have (RLIMIT_DATA); ``settings``: of its environment.
+    """
+
+    def limited() -> None:
+        assert limit is not None
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"} | settings
+    most = 0
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            [sys.executable, *arguments], cwd=cwd, env=environment, stdout=output,
+            stderr=subprocess.STDOUT, preexec_fn=limited if limit else None,
+        )  # fmt: skip
+        try:
+            while process.poll() is None:
+                most = max(most, private_memory(process.pid))
+                time.sleep(0.01)
+        finally:
+            process.kill()  # an interruption here must not leave it running
+            process.wait()
+        output.seek(0)
+        return Ended(process.returncode, output.read(), most)
+
+
+def private_memory(pid: int) -> int:
+    """Bytes that count for RLIMIT_DATA now (Linux); 0 for a process that has just ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData")), 0)
+
+
+def text_data(folder: Path) -> list[str]:
+    """Overrides for a text by bytes (257 tokens); the first run prepares it below ``folder``."""
+    text = folder / "text.txt"
+    text.write_text("So it goes on, and on.\n" * 20_000, encoding="utf-8")
+    return ["data=text", "data.tokenizer=byte", f"data.path={text}", f"data.dir={folder / 'data'}"]
+
+
+def trained(
+    overrides: list[str], cwd: Path, limit: int | None = None, settings: Mapping[str, str] = {}
+) -> tuple[Ended, dict[str, float]]:
+    """How a run ended, and its ``summary.json``; for a failure that is none of memory,
+    ``RuntimeError``.
+    """
+    folder = cwd / "run"
+    arguments = [str(ROOT / "run_train.py"), *overrides, f"run.dir={folder}"]
+    ended = started(arguments, cwd, limit, settings)
+    if ended.status and not (limit and ended.of_memory):
+        raise RuntimeError(f"{' '.join(arguments)} ended with {ended.status}: {ended.said}")
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    shutil.rmtree(folder, ignore_errors=True)  # or many checkpoints would fill the disk
+    return ended, summary
+
+
+# Deaths
+
+COUNT = 30
+JOB = {
+    "model.n_layer": (1, 2, 3, 4),
+    "model.n_embed": (512, 512, 640, 768, 1024, 128),
+    "model.head_size": (64, 128),
+    "model.block_size": (64, 128, 256),
+    "model.vocab_size": (257, 8192, 50_304),
+    "model.loss": ("auto", "full", "chunked"),
+    "optimizer": ("adamw", "muon"),
+    "optimizer.state_bits": (32, 32, 8),
+    "precision": ("fp32", "fp32", "bf16", "bf16_weights"),
+    "trainer.batch_size": (1, 2, 4, 8),
+    "trainer.micro_batch_size": ("null", "null", 1),
+    "trainer.grad_clip": (1.0, 0.0),
+    "trainer.activation_checkpointing": ("none", "full", "every_2"),
+    "trainer.step_in_backward": ("false", "false", "true"),
+}
+BASELINE = (
+    "import torch; x = torch.ones(256, 256); (x @ x).sum().item(); "
+    "print(next(line for line in open('/proc/self/status') if line.startswith('VmData')))"
+)
+
+
+def jobs() -> list[list[str]]:
+    """Overrides of ``COUNT`` runs; each value of each key is in as many of them as the next one."""
+    generator = random.Random(2024)
+    columns: dict[str, list[object]] = {}
+    for key, values in JOB.items():
+        columns[key] = [values[n % len(values)] for n in range(COUNT)]
+        generator.shuffle(columns[key])
+    found = []
+    for n in range(COUNT):
+        job = {key: column[n] for key, column in columns.items()}
+        if job["trainer.micro_batch_size"] != "null":
+            job["trainer.step_in_backward"] = "false"  # which wants the batch in one piece
+        found.append([f"{key}={value}" for key, value in job.items()])
+    return found
+
+
+def deaths(count: int = COUNT) -> Iterator[Row]:
+    """How many of ``count`` runs die of a lack of memory when they get what is predicted for them,
+    besides what a process with torch takes before the first tensor.
+    """
+    from llm.config.compose import compose_training
+    from llm.config.fitting import LIBRARIES
+    from llm.config.plan import setup_of
+    from llm.memory.predict import predict
+
+    died, most = 0, 0.0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data = text_data(folder)
+        before = int(started(["-c", BASELINE], folder).said.split()[1]) * 1024
+        trained([*data, *SHORT, "model.n_layer=1"], folder)  # prepares the data
+        for number, job in enumerate(jobs()[:count], 1):
+            overrides = [*data, *SHORT, *job]
+            setup = setup_of(compose_training(*overrides), "cpu")
+            predicted = predict(setup, {"libraries": LIBRARIES}).total
+            ended, _ = trained(overrides, folder, before + predicted)
+            died += ended.of_memory
+            most = max(most, (ended.most - before) / predicted)
+            print(
+                f"job {number}: {'died' if ended.of_memory else 'ended well'}, {predicted // MIB} "
+                f"MiB predicted, {(ended.most - before) // MIB} seen: {' '.join(job)}",
+                file=sys.stderr,
+            )
+            if ended.of_memory:
+                print(ended.said, file=sys.stderr)
+    what = (
+        f"of {count} runs limited to their prediction (beside {before // MIB} MiB of a process with"
+        f" torch) died; at most {most:.0%} of it was seen in use"
+    )
+    yield row("oom_deaths", what, [(died, count)], lambda ours, other: ours / other)
+
+
+# What a process holds
+
+MODELS = {"nano": [], "tiny": [], "small": ["model.vocab_size=50304"]}
+WIDER = ["model=nano", "model.n_embed=512", "model.n_layer=4", "model.head_size=64"]
+
+
+def resident(repeats: int) -> Iterator[Row]:
+    """The peak of whole processes beside what is predicted for them."""
+    with tempfile.TemporaryDirectory() as name:
+        data = text_data(Path(name))
+        for model, own in MODELS.items():
+            for optimizer in ("adamw", "muon"):
+                overrides = [*data, *SHORT, f"model={model}", f"optimizer={optimizer}", *own]
+                found = [trained(overrides, Path(name))[1] for _ in range(repeats)]
+                pairs = [(s["peak_memory_bytes"], s["predicted_memory_bytes"]) for s in found]
+                what = f"peak bytes of a run, model={model} optimizer={optimizer}; predicted"
+                yield row(f"rss_{model}_{optimizer}", what, pairs, lambda ours, other: ours / other)
+
+
+def compiling(repeats: int) -> Iterator[Row]:
+    """What torch.compile adds to the peak of a process that compiles for itself."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data = text_data(folder)
+        for id, own in (("nano", ["model=nano"]), ("wider", WIDER)):
+            pairs = []
+            for number in range(repeats):
+                overrides = [*data, *SHORT, *own]
+                cache = {"TORCHINDUCTOR_CACHE_DIR": str(folder / f"{id}-{number}")}
+                _, plain = trained(overrides, folder)
+                _, compiled = trained([*overrides, "trainer.compile=true"], folder, None, cache)
+                pairs.append((compiled["peak_memory_bytes"], plain["peak_memory_bytes"]))
+            what = f"peak bytes compiled; not ({' '.join(own)}); ratio: MiB between them"
+            yield row(f"compile_headroom_{id}", what, pairs, lambda a, b: (a - b) / MIB)

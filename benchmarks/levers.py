@@ -1,0 +1,211 @@
+"""What saving memory costs: rows ``lever_*``, ``few_tokens``, ``auto_vs_best_*`` and
+``levers_loss`` of :mod:`benchmarks.memory`.
+
+Steps are real ones on random tokens, of models for which a step takes about a second on a CPU. What
+is measured per token hardly depends on the size.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.held import trained
+from benchmarks.rows import Row, row
+from llm.device import tune_allocator
+from llm.memory.fit import FEW_TOKENS, fit, levers
+from llm.memory.predict import Setup, predict
+from llm.model.config import GPTConfig
+from llm.model.gpt import GPT
+from llm.training import optimizer as optimizers
+from llm.training.options import CHECKPOINTED
+from llm.training.precision import Precision, to_precision
+from llm.training.update import choose_update
+
+CPU = torch.device("cpu")
+# Of model=small the shares of head and layers, at a sixth of its weights: 4 layers of width 512.
+PROXY = Setup(
+    GPTConfig(
+        n_layer=4, n_embed=512, head_size=128, block_size=128, vocab_size=12_800, loss="full"
+    ).resolve()
+)
+LEVERS = {
+    "micro_batch": {"micro_batch": 2},
+    "chunked": {"model": replace(PROXY.model, loss="chunked")},
+    "every_2": {"activation_checkpointing": "every_2"},
+    "full": {"activation_checkpointing": "full"},
+    "in_backward_clipped": {"step_in_backward": True},
+    "in_backward_unclipped": {"step_in_backward": True, "clipped": False},
+    "state_bits": {"state_bits": 8},
+    "bf16_weights": {"precision": "bf16_weights"},
+}
+
+
+class Step:
+    """An optimizer step of a setup, as the trainer makes it; called, it tells its seconds."""
+
+    def __init__(self, setup: Setup) -> None:
+        torch.manual_seed(0)
+        self.setup, config = setup, setup.model
+        self.precision = Precision(setup.precision, CPU)
+        self.model = to_precision(GPT(**asdict(config)), self.precision.weights)
+        self.model.checkpoint_every = CHECKPOINTED[setup.activation_checkpointing]
+        build = {"adamw": optimizers.adamw, "muon": optimizers.muon}[setup.optimizer]
+        optimizer = build(self.model, 1e-3, 0.1, [0.9, 0.95], state_bits=setup.state_bits)
+        self.update = choose_update(
+            self.model, optimizer, self.precision, float(setup.clipped), setup.step_in_backward,
+            skip_spikes=False,
+        )  # fmt: skip
+        assert config.vocab_size
+        self.tokens = torch.randint(config.vocab_size, (setup.batch_size, config.block_size))
+        self()  # makes the optimizer's state
+
+    def __call__(self) -> float:
+        start = time.perf_counter()
+        for part in self.tokens.split(self.setup.micro_batch):
+            with self.precision.autocast:
+                loss = self.model(part, part, reduction="sum") / self.tokens.numel()
+            self.update.backward(loss)
+            del loss
+        self.update.norm().item()  # the trainer reads it too
+        self.update.step()
+        self.update.end()
+        return time.perf_counter() - start
+
+
+def costs(repeats: int) -> Iterator[Row]:
+    """Each lever alone: time per step, and predicted bytes, both beside those without any."""
+    tune_allocator(PROXY.model.n_embed)
+    config = PROXY.model
+    shape = (
+        f"{config.n_layer} layers of {config.n_embed}, {config.vocab_size} tokens, "
+        f"{PROXY.batch_size} x {config.block_size}"
+    )
+    for name, changes in LEVERS.items():
+        setup = replace(PROXY, **changes)
+        plain = replace(PROXY, clipped=setup.clipped)
+        # In turn, so that what disturbs the machine for a while disturbs both.
+        with_it, without = Step(setup), Step(plain)
+        seconds = [(with_it(), without()) for _ in range(2 * repeats)]
+        what = f"seconds of a step with {name}; without ({shape})"
+        yield row(f"lever_{name}", what, seconds, lambda ours, other: ours / other)
+        held = (predict(setup, {}).total, predict(plain, {}).total)
+        what = f"predicted bytes with {name}; without"
+        yield row(f"lever_{name}_bytes", what, [held], lambda ours, other: ours / other)
+
+
+def few_tokens(repeats: int) -> Iterator[Row]:
+    """How many tokens cost as much as what a forward and backward pass does once, however few they
+    are: ``a`` in 1 + a / tokens, fitted to whole steps in micro-batches of 1, 2, 4 and 8.
+    """
+    tune_allocator(PROXY.model.n_embed)
+    sizes = (1, 2, 4, 8)
+    steps = [Step(replace(PROXY, micro_batch=size)) for size in sizes]
+    inverse = [1 / (size * PROXY.model.block_size) for size in sizes]
+    pairs = []
+    for _ in range(repeats):
+        slope, constant = np.polyfit(inverse, [step() for step in steps], 1)
+        # What a step does once, the update, is in the constant with what each token costs.
+        pairs.append((float(slope / constant), float(FEW_TOKENS)))
+    what = "tokens that cost as much as a pass does once; as llm.memory.fit has it"
+    yield row("few_tokens", what, pairs, lambda ours, other: ours / other)
+
+
+# What `auto` picks beside the best there is
+
+CASES = {  # of each, most is taken by something else
+    "activations": Setup(
+        GPTConfig(n_layer=4, n_embed=256, block_size=256, vocab_size=257, head_size=64).resolve(),
+    ),
+    "logits": Setup(
+        GPTConfig(
+            n_layer=2, n_embed=128, block_size=128, vocab_size=12_800, head_size=32, loss="full"
+        ).resolve(),
+    ),
+    "weights": Setup(
+        GPTConfig(n_layer=4, n_embed=512, block_size=64, vocab_size=257, head_size=64).resolve(),
+        batch_size=4, micro_batch=4,
+    ),
+}  # fmt: skip
+OVER = 1.4  # the plain step takes so many times the budget
+
+
+def fitting(setup: Setup, budget: int) -> list[Setup]:
+    """Every way to run ``setup`` within ``budget`` bytes; with 8-bit state only if none is without."""
+    for bits in (setup.state_bits, 8):
+        found = [
+            one
+            for lever in levers(replace(setup, state_bits=bits))
+            for size in range(1, setup.batch_size + 1)
+            if setup.batch_size % size == 0
+            and (size == setup.batch_size or not lever.step_in_backward)
+            and predict(one := replace(lever, micro_batch=size), {}).total <= budget
+        ]
+        if found:
+            return found
+    return []
+
+
+def choices(repeats: int) -> Iterator[Row]:
+    """Tokens/s of what memory.fit=auto picks beside the fastest of all that fits."""
+    for name, setup in CASES.items():
+        tune_allocator(setup.model.n_embed)
+        budget = int(predict(setup, {}).total / OVER)
+        picked = fit(setup, budget, {})
+        every = fitting(setup, budget)
+        assert picked is not None and picked.setup in every
+        rates: dict[int, list[float]] = {number: [] for number in range(len(every))}
+        tokens = setup.batch_size * setup.model.block_size
+        for _ in range(repeats):
+            for number, one in enumerate(every):
+                step = Step(one)
+                rates[number].append(tokens / min(step(), step()))
+        medians = {number: float(np.median(found)) for number, found in rates.items()}
+        ours, best = every.index(picked.setup), max(medians, key=lambda n: medians[n])
+        pairs = list(zip(rates[ours], rates[best], strict=True))
+        what = (
+            f"tokens/s with {' '.join(picked.changes)}; fastest of {len(every)} settings that fit "
+            f"{budget // 2**20} MiB, most being {name}: {described(every[best])}"
+        )
+        yield row(f"auto_vs_best_{name}", what, pairs, lambda ours, other: ours / other)
+
+
+def described(setup: Setup) -> str:
+    """The levers of a setup."""
+    return (
+        f"micro_batch={setup.micro_batch} loss={setup.model.loss} "
+        f"{setup.activation_checkpointing} in_backward={setup.step_in_backward}"
+    )
+
+
+# What saving memory does to the loss
+
+TRAINING = [
+    "model=nano", "data=shakespeare_char", "optimizer=adamw", "logger=none", "trainer.device=cpu",
+    "trainer.eval_interval=1000000", "trainer.checkpoint_interval=null",
+]  # fmt: skip
+ALL = [
+    "precision=bf16_weights", "optimizer.state_bits=8", "trainer.step_in_backward=true",
+    "trainer.activation_checkpointing=full", "model.loss=chunked",
+]  # fmt: skip
+
+
+def losses(repeats: int, steps: int) -> Iterator[Row]:
+    """The loss after some training with every lever at once, beside that in plain float32."""
+    pairs = []
+    with tempfile.TemporaryDirectory() as name:
+        for number in range(repeats):
+            typed = [
+                *TRAINING, f"trainer.max_steps={steps}", f"seed={1337 + number}",
+                f"data.dir={Path(name) / 'data'}",
+            ]  # fmt: skip
+            saving, plain = (trained([*typed, *own], Path(name))[1] for own in (ALL, []))
+            pairs.append((saving["val_loss"], plain["val_loss"]))
+    what = f"validation loss after {steps} steps (model=nano) with {' '.join(ALL)}; with none"
+    yield row("levers_loss", what, pairs, lambda ours, other: ours / other)

@@ -1,0 +1,120 @@
+"""The peak of a training step as torch's own MemTracker sees it, of tensors without numbers."""
+
+import contextlib
+import random
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+
+from llm.memory.predict import Setup
+from llm.model.config import CHOICES, GPTConfig
+from llm.model.gpt import GPT
+from llm.training import optimizer as optimizers
+from llm.training import update
+from llm.training.options import CHECKPOINTED
+from llm.training.precision import Precision, to_precision
+
+COUNT = 48
+# Everything that changes memory, each value as often as the others.
+MODEL = {
+    "n_layer": (1, 2, 3, 4, 5),
+    "n_embed": (128, 256, 384),
+    "head_size": (32, 64),
+    "block_size": (64, 128, 256),
+    "vocab_size": (96, 512, 5_000, 20_000, 50_304),
+    "n_kv_head": (None, None, 1, 2),
+    "dropout": (0.0, 0.0, 0.1),
+    "bias": (False, True),
+    "norm": CHOICES["norm"],
+    "mlp": CHOICES["mlp"],
+    "position": CHOICES["position"],
+    "qk_norm": (False, True),
+    "tie_embeddings": (True, False),
+    "logit_softcap": (None, 15.0),
+    "loss": CHOICES["loss"],
+    "residual_scalars": (False, False, True),
+    "value_embeddings": (False, False, True),
+    "smear": (0, 0, 3),
+}
+RUN = {
+    "optimizer": ("adamw", "muon"),
+    "state_bits": (32, 8),
+    "precision": ("fp32", "bf16", "fp16", "bf16_weights"),
+    "micro_batch": (1, 2, 4, 8, 16),
+    "activation_checkpointing": tuple(CHECKPOINTED),
+    "step_in_backward": (False, False, True),
+    "clipped": (True, False),
+}
+
+
+def drawn() -> list[Setup]:
+    """``COUNT`` setups; each value of each option is in as many of them as the next one."""
+    generator = random.Random(2024)
+
+    def columns(options: dict[str, tuple[object, ...]]) -> list[dict[str, object]]:
+        found: dict[str, list[object]] = {}
+        for name, values in options.items():
+            column = [values[n % len(values)] for n in range(COUNT)]
+            generator.shuffle(column)
+            found[name] = column
+        return [{name: found[name][n] for name in options} for n in range(COUNT)]
+
+    setups = []
+    for shape, run in zip(columns(MODEL), columns(RUN), strict=True):
+        heads = int(str(shape["n_embed"])) // int(str(shape["head_size"]))
+        if shape["n_kv_head"] and heads % int(str(shape["n_kv_head"])):
+            shape["n_kv_head"] = None
+        times = 1 if run["step_in_backward"] else generator.choice((1, 1, 2))
+        config = GPTConfig(**shape).resolve()  # type: ignore[arg-type]  # by name
+        batch = times * int(str(run["micro_batch"]))
+        setups.append(Setup(config, batch_size=batch, **run))  # type: ignore[arg-type]  # by name
+    return setups
+
+
+STEPS = 2  # the second one has the optimizer's state from its beginning
+
+
+def tracked_peak(setup: Setup) -> int:
+    """Bytes at the peak of an optimizer step of the real network, optimizer and update."""
+    cpu = torch.device("cpu")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = GPT(**asdict(setup.model))
+        precision = Precision(setup.precision, cpu)
+        precision.scaler = torch.amp.GradScaler("cpu", enabled=False)  # it looks at numbers
+        to_precision(model, precision.weights)
+        model.checkpoint_every = CHECKPOINTED[setup.activation_checkpointing]
+        build = {"adamw": optimizers.adamw, "muon": optimizers.muon}[setup.optimizer]
+        optimizer = build(model, 1e-3, 0.1, [0.9, 0.95], state_bits=setup.state_bits)
+        stepping = update.choose_update(
+            model, optimizer, precision, float(setup.clipped), setup.step_in_backward, False
+        )
+        tokens = torch.zeros(setup.micro_batch, setup.model.block_size, dtype=torch.long)
+        tracker = MemTracker()
+        tracker.track_external(model, optimizer, tokens)
+        with tracker, _blind(tracker):
+            for _ in range(STEPS):
+                for _ in range(setup.batch_size // setup.micro_batch):
+                    with precision.autocast:
+                        loss = model(tokens, tokens, reduction="sum") / tokens.numel()
+                    stepping.backward(loss)
+                    del loss
+                    if not setup.step_in_backward:
+                        tracker.reset_mod_stats()  # or it refuses another forward pass
+                stepping.norm()
+                stepping.step()
+                stepping.end()
+                tracker.reset_mod_stats()
+        return int(tracker.get_tracker_snapshot("peak")[cpu]["Total"])
+
+
+@contextlib.contextmanager
+def _blind(tracker: MemTracker) -> Iterator[None]:
+    """Let every gradient be finite while inside: there is no number to ask."""
+    before, update.is_finite = update.is_finite, lambda value: True
+    try:
+        yield
+    finally:
+        update.is_finite = before

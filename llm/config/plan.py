@@ -1,0 +1,104 @@
+"""From the settings of a run to all that its memory depends on, and back; without torch."""
+
+import importlib.util
+from dataclasses import astuple, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from llm.config.schema import TrainSettings
+from llm.config.settings import resolve
+from llm.data.config import DataConfig
+from llm.data.meta import read_meta
+from llm.errors import Refused, require
+from llm.memory.fit import Fitted
+from llm.memory.options import MemoryOptions
+from llm.memory.predict import Lines, Setup
+
+DRIVERS = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidia0"))
+
+
+def setup_of(settings: TrainSettings, device: str) -> Setup:
+    """All that the memory of a run on ``device`` (a torch device's type) depends on.
+
+    Raises :class:`llm.errors.Refused` where the vocabulary is not known before the text is read.
+    """
+    size = vocabulary(settings)
+    if size is None:
+        raise Refused(
+            "data.vocab_size is not known before the text is read: give data.vocab_size=N"
+        )
+    cuda, precision = device == "cuda", settings.precision.name
+    if precision == "auto":
+        precision = "bf16" if cuda else "fp32"  # as a GPU since 2020 will have it
+    resolved = resolve(settings, size, precision)
+    trainer = resolved.trainer
+    return Setup(
+        model=resolved.model,
+        optimizer=resolved.optimizer.name,
+        state_bits=resolved.optimizer.state_bits,
+        precision=precision,
+        batch_size=trainer.batch_size,
+        micro_batch=trainer.micro_batch,
+        activation_checkpointing=trainer.activation_checkpointing,
+        step_in_backward=trainer.step_in_backward,
+        clipped=trainer.grad_clip > 0 or trainer.skip_spikes,
+        compile=trainer.compile,
+        device="cuda" if cuda else "cpu",
+        samples=trainer.sample_interval is not None,
+    )
+
+
+def apply(settings: TrainSettings, fitted: Fitted) -> TrainSettings:
+    """``settings`` with what was changed so that the run fits."""
+    setup = fitted.setup
+    return replace(
+        settings,
+        model=replace(settings.model, loss=setup.model.loss),
+        optimizer=replace(settings.optimizer, state_bits=setup.state_bits),
+        trainer=replace(
+            settings.trainer,
+            micro_batch_size=setup.micro_batch,
+            activation_checkpointing=setup.activation_checkpointing,
+            step_in_backward=setup.step_in_backward,
+        ),
+    )
+
+
+def vocabulary(settings: TrainSettings) -> int | None:
+    """Tokens in the vocabulary: declared, or of the prepared dataset; None: not known yet."""
+    try:
+        return settings.data.declared_vocab_size() or _prepared_vocabulary(astuple(settings.data))
+    except Refused:  # there is no such dataset, or no such text
+        return None
+
+
+@cache  # only what is found; the digest of the text is the same for all points of a grid
+def _prepared_vocabulary(data: tuple[Any, ...]) -> int:
+    from llm.data.prepare import folder_of
+
+    return int(read_meta(folder_of(DataConfig(*data)))["vocab_size"])
+
+
+def planned_device(name: str) -> str:
+    """``cuda`` or ``cpu``, for a ``trainer.device`` and without torch."""
+    kind = name.partition(":")[0]
+    known = ("auto", "cuda", "mps", "cpu")
+    require(
+        kind in known,
+        f"trainer.device={name} is unknown: take {', '.join(known[:3])} or {known[3]}",
+    )
+    if kind == "auto":
+        return "cuda" if any(path.exists() for path in DRIVERS) else "cpu"
+    return "cuda" if kind == "cuda" else "cpu"
+
+
+def has_eight_bit() -> bool:
+    """Whether the library for optimizer.state_bits=8 is installed."""
+    return importlib.util.find_spec("bitsandbytes") is not None
+
+
+def reserve_of(memory: MemoryOptions) -> Lines:
+    """What is set aside for what is no tensor, and cannot be measured before a run."""
+    how = "assumed" if memory.reserve_mib is None else "as given"
+    return {f"reserve ({how})": memory.assumed_reserve}

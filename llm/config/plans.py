@@ -1,0 +1,82 @@
+"""From the points of a grid to what each of them takes, and whether it fits."""
+
+from collections.abc import Sequence
+
+from llm.config.plan import has_eight_bit, planned_device, reserve_of, setup_of
+from llm.config.planner import Point, label
+from llm.config.schema import PlanSettings
+from llm.errors import Refused
+from llm.experiment.plan import Largest, Plan
+from llm.memory.fit import fit, following, largest, with_size
+from llm.memory.predict import Lines, Setup, n_parameters, predict
+
+
+def plan_all(points: Sequence[Point]) -> list[Plan]:
+    """A plan for each point whose memory is its own.
+
+    Where a key varies without any effect on memory, as a seed does, only its first value is kept.
+    """
+    setups = []
+    for point in points:
+        try:
+            setups.append(setup_of(point.settings, planned_device(point.settings.trainer.device)))
+        except Refused as refusal:
+            which = f"job {point.label} cannot run: " if point.values else ""
+            raise Refused(f"{which}{refusal}") from None
+    wanted = [(setup, point.settings.memory) for setup, point in zip(setups, points, strict=True)]
+    keys = [key for key in points[0].values if _matters(key, points, wanted)]
+    found: dict[tuple[str, ...], Plan] = {}
+    for setup, point in zip(setups, points, strict=True):
+        values = {key: point.values[key] for key in keys}
+        if tuple(values.values()) not in found:
+            found[tuple(values.values())] = plan(setup, point.settings, values)
+    return list(found.values())
+
+
+def _matters(key: str, points: Sequence[Point], wanted: Sequence[object]) -> bool:
+    """Whether two points that differ in ``key`` only need different memory."""
+    first: dict[tuple[str, ...], object] = {}
+    for point, needs in zip(points, wanted, strict=True):
+        others = tuple(value for name, value in point.values.items() if name != key)
+        if first.setdefault(others, needs) != needs:
+            return True
+    return False
+
+
+def plan(setup: Setup, settings: PlanSettings, values: dict[str, str]) -> Plan:
+    """What one run takes, whether it fits, and what would make it fit."""
+    memory, reserve = settings.memory, reserve_of(settings.memory)
+    is_auto = memory.fit == "auto"
+    eight_bit = not is_auto or has_eight_bit()  # what auto would do here; else what one could do
+    return Plan(
+        label=label(values),
+        values=values,
+        setup=setup,
+        parameters=n_parameters(setup.model),
+        prediction=predict(setup, reserve),
+        reserve=reserve,
+        budget=memory.budget,
+        mode=memory.fit,
+        eight_bit=eight_bit,
+        device=settings.trainer.device,
+        largest=_largest(setup, memory.largest, memory.budget, reserve, is_auto, eight_bit),
+    )
+
+
+def _largest(
+    setup: Setup, key: str | None, budget: int, reserve: Lines, levers: bool, eight_bit: bool
+) -> Largest | None:
+    if key is None:
+        return None
+
+    def peak(changed: Setup) -> int:
+        fitted = fit(changed, budget, reserve, eight_bit) if levers else None
+        return (fitted.prediction if fitted else predict(changed, reserve)).total
+
+    found = largest(setup, key, budget, reserve, levers, eight_bit)
+    larger = following(setup, key, found)
+    further = None if larger is None else peak(with_size(setup, key, larger))
+    if found is None:
+        return Largest(key, None, None, None, larger, further)
+    best = with_size(setup, key, found)
+    return Largest(key, found, n_parameters(best.model), peak(best), larger, further)

@@ -1,0 +1,155 @@
+"""A plan of memory as a picture: where the bytes go, and which points of a grid fit."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from llm.disk import could_not_write, replaced
+from llm.errors import CANNOT_WRITE, Refused
+from llm.experiment.plan import Plan, kinds, numeric_axes, ticks, to_csv
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BARS, BESIDE_A_MAP = 40, 12  # most bars of a picture
+NUMBERED = 150  # most cells of a map with their number in them
+GIB = 2**30
+
+
+def save(path: Path, plans: Sequence[Plan], is_grid: bool) -> list[Path]:
+    """Write the picture and, of a grid, a table beside it; returns what was written.
+
+    Without matplotlib only the table. Raises :class:`llm.errors.Refused` or
+    :class:`llm.errors.DiskError` where the folder cannot be written.
+    """
+    table = path.with_suffix(".csv")
+    with _writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written = []
+        if is_grid:
+            with replaced(table) as file:
+                file.write(to_csv(plans).encode())
+            written.append(table)
+        if can_draw():
+            with replaced(path) as file:
+                draw(file, plans)
+            written.insert(0, path)
+    return written
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in CANNOT_WRITE:
+            raise could_not_write(folder, error) from None
+        raise Refused(f"picture: {folder} cannot be written: {error.strerror}") from None
+
+
+def draw(file: BinaryIO, plans: Sequence[Plan]) -> None:
+    """A map with some bars where two numbers vary, else only bars, as PNG."""
+    from matplotlib.figure import Figure
+
+    axes = numeric_axes(plans)
+    if len(axes) == 2:
+        shown = _spread(plans, BESIDE_A_MAP)
+        figure = Figure(figsize=(15, 7), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=[1.2, 1])
+        _draw_map(left, plans, *axes)
+        _draw_bars(right, shown)
+    else:
+        shown = _spread(plans, BARS)
+        figure = Figure(figsize=(10, 2.2 + 0.32 * len(shown)), layout="constrained")
+        _draw_bars(figure.subplots(), shown)
+    figure.savefig(file, format="png")
+
+
+def _spread(plans: Sequence[Plan], most: int) -> Sequence[Plan]:
+    """All plans, or some from the smallest to the largest peak."""
+    if len(plans) <= most:
+        return plans
+    ordered = sorted(plans, key=lambda plan: plan.taken.total)
+    return [ordered[round(n * (len(ordered) - 1) / (most - 1))] for n in range(most)]
+
+
+def _draw_map(ax: "Axes", plans: Sequence[Plan], down: str, across: str) -> None:
+    """GiB at the peak by colour; hatched where it does not fit, with a line at the budget."""
+    from matplotlib.collections import PolyCollection
+    from matplotlib.patches import Patch
+
+    rows, columns = ticks(plans, down), ticks(plans, across)
+    found = {(plan.values[down], plan.values[across]): plan for plan in plans}
+    cells = [[found[row, column] for column in columns] for row in rows]
+    peaks = [[plan.taken.total / GIB for plan in line] for line in cells]
+    image = ax.imshow(peaks, cmap="cividis", origin="lower", aspect="auto")
+    ax.figure.colorbar(image, ax=ax, label="GiB at the peak")
+    middle = (max(map(max, peaks)) + min(map(min, peaks))) / 2
+    hatched: dict[str, list[list[tuple[float, float]]]] = {"black": [], "white": []}
+    for y, line in enumerate(cells):
+        for x, plan in enumerate(line):
+            ink = "black" if peaks[y][x] > middle else "white"
+            if plan.started is None:
+                left, low = x - 0.5, y - 0.5
+                corners = [(left, low), (left + 1, low), (left + 1, low + 1), (left, low + 1)]
+                hatched[ink].append(corners)
+            if len(plans) <= NUMBERED:
+                box = {"fc": "white" if ink == "black" else "black", "alpha": 0.4, "lw": 0}
+                number = f"{peaks[y][x]:.2f}"
+                ax.text(x, y, number, ha="center", va="center", color=ink, size=8, bbox=box)
+    for ink, squares in hatched.items():
+        ax.add_collection(PolyCollection(squares, fc="none", ec=ink, hatch="///", lw=0))
+    budgets = {plan.budget / GIB for plan in plans}
+    legend: list[Any] = []
+    if not all(plan.started for plan in plans):
+        legend.append(Patch(fc="grey", hatch="///", ec="white", label="does not fit"))
+    if len(budgets) == 1 and min(map(min, peaks)) < min(budgets) < max(map(max, peaks)):
+        (budget,) = budgets
+        if min(len(rows), len(columns)) > 1:
+            lines = ax.contour(peaks, levels=[budget], colors="#cc3311", linewidths=2.5)
+            legend.append(lines.legend_elements()[0][0])
+            legend[-1].set_label(f"budget, {budget:g} GiB")
+    if legend:
+        ax.legend(handles=legend, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+    _label(ax.set_xticks, columns)
+    _label(ax.set_yticks, rows)
+    ax.set_xlabel(across)
+    ax.set_ylabel(down)
+
+
+def _label(set_ticks: Any, values: Sequence[str]) -> None:
+    every = -(-len(values) // 24)  # with more of them the labels would run into each other
+    set_ticks(range(0, len(values), every), values[::every])
+
+
+def _draw_bars(ax: "Axes", plans: Sequence[Plan]) -> None:
+    """Where the bytes of each plan go, with a line at its budget."""
+    colours = kinds(plans)
+    places = range(len(plans))
+    lefts = [0.0] * len(plans)
+    for kind, colour in colours.items():
+        widths = [plan.taken.lines.get(kind, 0) / GIB for plan in plans]
+        ax.barh(places, widths, left=lefts, color=colour, label=kind)
+        lefts = [left + width for left, width in zip(lefts, widths, strict=True)]
+    budgets = sorted({plan.budget / GIB for plan in plans})
+    if len(budgets) == 1:
+        ax.axvline(budgets[0], color="#cc3311", lw=2, label=f"budget, {budgets[0]:g} GiB")
+    for place, plan in zip(places, plans, strict=True):
+        mark = "" if plan.started else "  does not fit"
+        ax.text(lefts[place], place, f" {lefts[place]:.2f}{mark}", va="center", size=8)
+    ax.set_xlim(0, 1.3 * max([*lefts, *budgets]))
+    names = [" ".join(f"{k.rpartition('.')[2]}={v}" for k, v in p.values.items()) for p in plans]
+    ax.set_yticks(places, names)
+    ax.invert_yaxis()
+    ax.set_xlabel("GiB at the peak")
+    ax.figure.legend(*ax.get_legend_handles_labels(), loc="outside lower right", ncols=5)

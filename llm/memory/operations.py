@@ -1,0 +1,153 @@
+"""What each operation of the network allocates, keeps and takes on its way back."""
+
+import math
+
+from llm.checkpoint.shapes import weight_shapes
+from llm.memory.tape import Buffer, Leaf, Tape, Tensor
+from llm.model.config import GPTConfig
+
+RECOMPUTED_FROM = 2**20  # numbers: llm.functional.recompute
+
+
+class Operations:
+    """Those on ``batch`` sequences, with the weights of a network, on a tape."""
+
+    def __init__(
+        self, tape: Tape, config: GPTConfig, batch: int, precision: str, device: str
+    ) -> None:
+        self.tape, self.config, self.batch, self.device = tape, config, batch, device
+        self.tokens = batch * config.block_size
+        self.width = 2 if precision == "bf16_weights" else 4  # bytes of a weight
+        self.half = precision in ("bf16", "fp16")  # autocast
+        self.leaves: dict[str, Leaf] = {}
+        for name, shape in weight_shapes(config).items():
+            buffer = tape.new(math.prod(shape) * self.width, "weights")
+            self.leaves[name] = Leaf(buffer, name, shape, self.width)
+
+    def weight(self, name: str, cast: bool = False) -> Tensor:
+        """A parameter; with ``cast`` in the type of the products, as autocast copies it."""
+        leaf = self.leaves[name]
+        plain = Tensor(leaf.buffer, leaf.numbers, leaf.width, leaf)
+        return self.cast(plain, 2, "16-bit copies of weights") if cast and self.half else plain
+
+    def cast(self, x: Tensor, width: int, kind: str | None = None) -> Tensor:
+        """``x`` in another type."""
+        if x.width == width:
+            return x
+        before = x.numbers * x.width
+
+        def backward(gradient: Buffer, saved: list[Buffer]) -> list[Buffer | None]:
+            return [self.tape.temporary(before)]
+
+        return self.tape.apply(x.numbers, width, [x], [], backward, kind=kind)
+
+    def for_products(self, x: Tensor) -> Tensor:
+        """``x`` in the type of matrix products."""
+        return self.cast(x, 2) if self.half else x
+
+    def simple(
+        self, x: Tensor, saved: list[Buffer], width: int | None = None, scratch: float = 0
+    ) -> Tensor:
+        """An operation on each number; going back takes ``scratch`` times its size besides."""
+        tape, size = self.tape, x.numbers * x.width
+
+        def backward(gradient: Buffer, kept: list[Buffer]) -> list[Buffer | None]:
+            held = tape.temporary(int(scratch * size)) if scratch else None
+            result = tape.temporary(size)
+            del held
+            return [result]
+
+        return tape.apply(x.numbers, width or x.width, [x], saved, backward)
+
+    def with_result(self, x: Tensor) -> Tensor:
+        """An operation on each number whose way back needs its result, as that of tanh."""
+        out, size = self.tape.new(x.numbers * x.width), x.numbers * x.width
+
+        def backward(gradient: Buffer, saved: list[Buffer]) -> list[Buffer | None]:
+            return [self.tape.temporary(size)]
+
+        return self.tape.apply(x.numbers, x.width, [x], [out], backward, out=out)
+
+    def product(self, x: Tensor, y: Tensor, numbers: int) -> Tensor:
+        """A product of two batches of matrices."""
+        sizes = [x.numbers * x.width, y.numbers * y.width]
+
+        def backward(gradient: Buffer, saved: list[Buffer]) -> list[Buffer | None]:
+            for_y = self.tape.temporary(sizes[1])  # the second one's first
+            return [self.tape.temporary(sizes[0]), for_y]
+
+        return self.tape.apply(numbers, x.width, [x, y], [x.buffer, y.buffer], backward)
+
+    def linear(self, x: Tensor, name: str, out: int, kind: str | None = None) -> Tensor:
+        """x (tokens, C) @ weight.T + bias."""
+        tape, weight = self.tape, self.weight(f"{name}.weight", cast=True)
+        x = self.for_products(x)
+        inputs = [x, weight]
+        bias = f"{name}.bias"
+        if bias in self.leaves:
+            inputs.append(self.weight(bias, cast=True))
+        sizes = [t.numbers * t.width for t in inputs]
+
+        def backward(gradient: Buffer, saved: list[Buffer]) -> list[Buffer | None]:
+            for_weight = tape.temporary(sizes[1])
+            for_x = tape.temporary(sizes[0])
+            return [for_x, for_weight, *(tape.temporary(size) for size in sizes[2:])]
+
+        rows = x.numbers // self.columns(name)
+        saved = [x.buffer, weight.buffer]
+        return tape.apply(rows * out, x.width, inputs, saved, backward, kind=kind)
+
+    def columns(self, name: str) -> int:
+        """Numbers in a row of what a matrix is applied to."""
+        config = self.config
+        assert config.n_head and config.head_size and config.hidden_size
+        if name.endswith("mlp.down"):
+            return config.hidden_size
+        return config.n_head * config.head_size if name.endswith(".o") else config.n_embed
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """x + y; the gradient of the sum is that of both."""
+        same, size = y.width == x.width, y.numbers * y.width
+
+        def backward(gradient: Buffer, saved: list[Buffer]) -> list[Buffer | None]:
+            return [gradient, gradient if same else self.tape.temporary(size)]
+
+        return self.tape.apply(x.numbers, x.width, [x, y], [], backward)
+
+    def drop(self, x: Tensor) -> Tensor:
+        """Dropout, whose mask is kept."""
+        if not self.config.dropout or not self.tape.learning:
+            return x
+        # A CPU keeps factors, a GPU bits.
+        mask = self.tape.new(x.numbers * (x.width if self.device == "cpu" else 1))
+        return self.simple(x, [mask])
+
+    def norm(self, x: Tensor, name: str, size: int) -> Tensor:
+        """RMSNorm or LayerNorm over rows of ``size``, in the type of the products."""
+
+        def function(x: Tensor) -> Tensor:
+            normed = self.bare_norm(x, name, size)
+            return normed if name == "norm" else self.for_products(normed)
+
+        if x.numbers >= RECOMPUTED_FROM:
+            return self.tape.checkpoint(function, x)
+        return function(x)
+
+    def bare_norm(self, x: Tensor, name: str, size: int) -> Tensor:
+        """The norm itself."""
+        tape, bytes_of_x = self.tape, x.numbers * x.width
+        weight = self.weight(f"{name}.weight")
+        inputs = [x, weight]
+        layernorm = self.config.norm == "layernorm"
+        if layernorm and self.config.bias:
+            inputs.append(self.weight(f"{name}.bias"))
+        scale = tape.new(x.numbers // size * 4 * (2 if layernorm else 1))
+
+        def backward(gradient: Buffer, saved: list[Buffer]) -> list[Buffer | None]:
+            for_x = tape.temporary(bytes_of_x)
+            if not layernorm:
+                tape.temporary(x_wide)  # a product of the size of x, before it is summed up
+            return [for_x, *map(tape.temporary, small)]
+
+        x_wide, small = x.numbers * 4, [t.numbers * t.width for t in inputs[1:]]
+        return tape.apply(x.numbers, x.width, inputs, [x.buffer, weight.buffer, scale], backward)

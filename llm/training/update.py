@@ -1,0 +1,134 @@
+"""From gradients to weights: all at once, or each weight in the middle of the backward pass."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llm.training.optimizer import Optimizer
+from llm.training.precision import Precision
+
+
+class Update:
+    """One step: ``backward`` for each micro-batch, ``norm``, perhaps ``step``, and ``end``."""
+
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, precision: Precision, grad_clip: float
+    ) -> None:
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer, self.precision = optimizer, precision
+        self.grad_clip = grad_clip or torch.inf
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a micro-batch's loss."""
+        self.precision.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch's
+
+    def norm(self) -> Tensor:
+        """The norm of all gradients (), which are clipped to ``grad_clip`` from here on."""
+        self.precision.scaler.unscale_(self.optimizer)
+        return nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
+
+    def step(self) -> None:
+        """Change the weights."""
+        self.precision.scaler.step(self.optimizer)
+
+    def end(self) -> None:
+        """Free the gradients, whether or not the step was made."""
+        self.precision.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+class UpdateInBackward(Update):
+    """The same step with one gradient at a time (Lv et al. 2023, arXiv:2306.09782, section 3).
+
+    Clipping needs the norm of all gradients before the first weight changes: with ``first`` they
+    are computed twice, and first only measured. Without, a weight is changed as soon as its
+    gradient is there, unless that is not finite. Not for several micro-batches, whose gradients
+    would have to be kept to be summed.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, precision: Precision, grad_clip: float,
+        first: bool,
+    ) -> None:  # fmt: skip
+        super().__init__(model, optimizer, precision, grad_clip)
+        self.first = first or self.grad_clip < torch.inf
+        # A GradScaler looks for overflows in the gradients of an optimizer. The norm of all stands
+        # for them here: it is finite if they are.
+        self.probe = torch.zeros((), device=self.parameters[0].device, requires_grad=True)
+        self.of_probe = torch.optim.SGD([self.probe], lr=0.0)
+        self.squares: list[Tensor] = []
+        self.loss: Tensor | None = None
+        self.changes: bool | None = None  # in this backward pass; None: nothing is measured either
+        self.factor: Tensor = torch.ones(())
+        for parameter in self.parameters:
+            hook: Any = parameter.register_post_accumulate_grad_hook  # torch has no types for it
+            hook(self.arrived)
+
+    def backward(self, loss: Tensor) -> None:
+        """Remember the loss; its gradients come later."""
+        self.loss = self.precision.scaler.scale(loss)
+
+    def norm(self) -> Tensor:
+        """As :meth:`Update.norm`; without ``first``, this is the step as well."""
+        assert self.loss is not None
+        scale = self.precision.scaler.get_scale()
+        self.factor = torch.full((), 1 / scale, device=self.loss.device)
+        if self.first or is_finite(self.loss):
+            self.run(changes=not self.first)
+        norm = torch.stack(self.squares or [self.loss.detach()]).sum().sqrt()
+        self.squares.clear()
+        self.probe.grad = norm
+        self.precision.scaler.unscale_(self.of_probe)  # in place
+        self.factor *= (self.grad_clip / (norm + 1e-6)).clamp(max=1)
+        return norm
+
+    def step(self) -> None:
+        """Change the weights in a second pass, where the first one only measured."""
+        assert self.probe.grad is not None
+        if self.first and is_finite(self.probe.grad):
+            self.run(changes=True)
+        self.precision.scaler.step(self.of_probe)
+
+    def end(self) -> None:
+        """Free what the backward pass would need."""
+        self.loss = None
+        self.squares.clear()
+        self.precision.scaler.update()
+
+    def run(self, changes: bool) -> None:
+        """One backward pass, of which no gradient is left."""
+        assert self.loss is not None
+        self.changes = changes
+        try:
+            self.loss.backward(retain_graph=not changes)  # type: ignore[no-untyped-call]  # torch's
+        finally:
+            self.changes = None
+
+    def arrived(self, parameter: Tensor) -> None:
+        """The whole gradient of a parameter is there."""
+        gradient = parameter.grad
+        if self.changes is None or gradient is None:
+            return
+        norm = torch.linalg.vector_norm(gradient, dtype=torch.float32)
+        if not (self.changes and self.first):
+            self.squares.append(norm.square())
+        if self.changes and (self.first or is_finite(norm)):
+            gradient.mul_(self.factor)
+            self.optimizer.update([parameter])
+        parameter.grad = None
+
+
+def is_finite(value: Tensor) -> bool:
+    """Whether a single number is one; waits for the device."""
+    return bool(value.isfinite())
+
+
+def choose_update(
+    model: nn.Module, optimizer: Optimizer, precision: Precision, grad_clip: float,
+    in_backward: bool, skip_spikes: bool,
+) -> Update:  # fmt: skip
+    """The one that the trainer's options ask for."""
+    if not in_backward:
+        return Update(model, optimizer, precision, grad_clip)
+    return UpdateInBackward(model, optimizer, precision, grad_clip, first=skip_spikes)

@@ -1,0 +1,53 @@
+"""What would a run hold in memory, and does it fit? python run_plan.py model=small
+
+Nothing is trained and torch is not needed. The sweeper that conf/plan.yaml names
+(llm/config/planner.py) makes a list of points of what is typed, a single run being a list of one.
+"""
+
+import llm.start  # noqa: F401  (first of all: from here on signals are answered)
+
+# isort: split
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import hydra
+
+from llm.config.cli import command
+from llm.config.planner import as_points
+
+PICTURES, NAME = Path("outputs/plans"), "%Y-%m-%d_%H-%M-%S"
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="plan")
+@as_points
+def main(points: Any) -> None:
+    """Show the plan of one run, or of a grid with a picture; refuse what cannot fit."""
+    from llm.config.plans import plan_all
+    from llm.errors import Refused
+    from llm.experiment.console import say
+    from llm.experiment.plan import refusal
+    from llm.experiment.plan_picture import can_draw, save
+    from llm.experiment.plan_tables import show_grid, show_plan
+
+    plans, is_grid = plan_all(points), len(points) > 1
+    if is_grid:
+        show_grid(plans, len(points))
+    else:
+        show_plan(plans[0])
+    picture = points[0].settings.picture
+    if picture or is_grid:
+        path = Path(picture) if picture else PICTURES / f"{datetime.now():{NAME}}.png"
+        if not can_draw():
+            say("no picture: pip install matplotlib")
+        for written in save(path, plans, is_grid):
+            say(str(written))
+    if (why := refusal(plans, len(points))) is not None:
+        raise Refused(why)
+
+
+if __name__ == "__main__":
+    if not any(word.startswith(("-", "hydra.mode=")) for word in sys.argv[1:]):
+        sys.argv.append("-m")  # else Hydra says of a typing mistake in a grid that -m is missing
+    command(main)

@@ -1,0 +1,212 @@
+"""A grid becomes the settings that Hydra would have composed one by one, with few compositions."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, cast
+from unittest.mock import patch
+
+import pytest
+from hydra import initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.types import HydraContext, RunMode
+from omegaconf import OmegaConf
+
+from llm.config import plan, planner
+from llm.config.planner import Planner, Point
+from llm.config.plans import plan_all
+from llm.config.schema import PlanSettings, TrainSettings
+from llm.config.settings import read_settings
+from llm.errors import Refused
+from llm.memory.fit import Fitted
+from llm.memory.predict import predict
+from tests.command_line import composed
+from tests.conftest import ROOT
+
+
+@pytest.fixture(autouse=True)
+def own_hydra_config() -> Iterator[None]:
+    """What a single plan tells Hydra is forgotten again."""
+    before = HydraConfig.instance().cfg
+    yield
+    HydraConfig.instance().cfg = before
+
+
+def points(*typed: str) -> list[Point]:
+    """What ``python run_plan.py *typed`` hands to its main function."""
+    return counted(*typed)[0]
+
+
+def counted(*typed: str) -> tuple[list[Point], int]:
+    """The same, and how often Hydra has composed something for it."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        loader = hydra.config_loader
+        config = loader.load_configuration("plan", list(typed), RunMode.MULTIRUN)
+        made: list[Point] = []
+        found = Plugins.instance().instantiate_sweeper(
+            hydra_context=HydraContext(loader, Callbacks()),
+            task_function=cast(Any, made.extend),
+            config=config,
+        )
+        assert type(found) is Planner
+        with patch.object(loader, "load_sweep_config", wraps=loader.load_sweep_config) as compose:
+            arguments = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+            found.sweep(cast(list[str], arguments))
+        return made, compose.call_count
+
+
+def alone(*typed: str) -> PlanSettings:
+    """The settings of one point, all by Hydra."""
+    return read_settings(composed("plan", *typed), PlanSettings)
+
+
+GRIDS = [
+    (["model=small", "model.n_layer=4,8", "model.n_embed=384,768"], 4, 1),
+    (["model=small,medium", "trainer.batch_size=4,8,16", "precision=fp16"], 6, 2),
+    (["optimizer=adamw,muon", "optimizer.betas=[0.9,0.95],[0.8,0.9]", "seed=1,2"], 8, 2),
+    (["trainer.micro_batch_size=null,2", "memory.budget_gib=1,2.5", "seed=1,2"], 8, 1),
+    (["model.n_layer=range(4,17,4)", "optimizer.lr=choice(1e-3,2e-3)"], 8, 1),
+    (["model.n_head=2,4", "model.hidden_size=${model.n_embed}"], 2, 2),
+    (["model.n_layer=2,3", "model.hidden_size=64,${model.n_embed}"], 4, 3),
+    (["model={n_layer:2},{n_head:2}", "seed=3"], 2, 2),
+    (["sweep=depth"], 4, 1),
+    (["sweep=depth", "model.n_layer=3,5"], 2, 1),
+    (["sweep=transfer_depth", "optimizer.lr=1e-2", "seed=4"], 2, 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("typed", "count", "compositions"), GRIDS, ids=[g[0][0] for g in GRIDS])
+def test_each_point_is_what_hydra_would_have_composed(
+    typed: list[str], count: int, compositions: int
+) -> None:
+    found, composed_times = counted(*typed)
+    assert (len(found), composed_times) == (count, compositions)
+    assert len({point.label for point in found}) == count
+    given = [word for word in typed if word.partition("=")[0] not in found[0].values]
+    for point in found:
+        assert point.settings == alone(*given, *point.label.split(" "))
+
+
+def test_a_glob_is_all_options_of_a_group() -> None:
+    found, composed_times = counted("model=glob([n*,s*])", "model.n_layer=1,2")
+    labels = [point.label for point in found]
+    assert labels[::2] == ["model=nano model.n_layer=1", "model=small model.n_layer=1"]
+    assert composed_times == 2
+
+
+def test_one_plan_is_a_list_of_one_and_nothing_more_is_composed() -> None:
+    found, composed_times = counted("model=small")
+    assert found == [Point(alone("model=small"), {})]
+    assert composed_times == 0
+
+
+def test_a_point_shares_nothing_with_another_that_could_change_it() -> None:
+    first, second = points("optimizer.betas=[0.9,0.95],[0.8,0.9]")
+    assert first.settings.optimizer is not second.settings.optimizer
+    assert first.settings.optimizer.betas == [0.9, 0.95]
+
+
+MISTAKES = [
+    (["model.n_layer=4,abc"], "job model.n_layer=abc cannot run: model.n_layer=abc: Value 'abc'"),
+    (["model.n_layers=4,8"], "job model.n_layers=4 cannot run: model.n_layers is unknown"),
+    (["+model.x=4,8"], "job +model.x=4 cannot run: model.x is unknown"),
+    (["model=small,smal"], "job model=smal cannot run: model=smal is unknown: take one of"),
+    (["model.n_embed=128,100", "seed=1"], "job model.n_embed=100 cannot run: model.n_embed=100 is"),
+    (["trainer.batch_size=8,9", "trainer.micro_batch_size=4"], "batch_size=9 cannot run: trainer"),
+    (["model.n_layer=range(4,4)"], "there is nothing to plan"),
+    (["model.n_layer=interval(1,4)"], "has no end of values: take range(...) or choice(...)"),
+    (["seed=range(0,200)", "model.n_layer=range(1,200)"], "these are 39,800 combinations"),
+    (["memory.budget_gib=0.1,4"], "job memory.budget_gib=0.1 cannot run: memory.budget_gib=0.1 le"),
+    (["memory.largest=n_layer,seed"], "memory.largest=seed is no size: take one of n_layer, n_em"),
+    (["resume=outputs/a", "seed=1,2"], "resume= continues one run"),
+    (["picture=plan.jpg"], "picture=plan.jpg must be the name of a PNG"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("typed", "words"), MISTAKES, ids=[words for _, words in MISTAKES])
+def test_a_mistake_is_told_with_the_job_it_is_in(typed: list[str], words: str) -> None:
+    with pytest.raises(Refused) as refusal:
+        points(*typed)
+    assert words in str(refusal.value)
+
+
+# From settings to what memory depends on.
+
+
+def test_the_setup_is_resolved_as_a_run_resolves_it() -> None:
+    settings = alone("model=small", "data=shakespeare", "trainer.batch_size=12", "optimizer=adamw")
+    found = plan.setup_of(settings, "cuda")
+    assert (found.model.vocab_size, found.model.n_head) == (50_304, 6), "padded to a multiple of 64"
+    assert (found.optimizer, found.state_bits, found.precision) == ("adamw", 32, "bf16")
+    assert (found.batch_size, found.micro_batch, found.device) == (12, 12, "cuda")
+    assert (found.clipped, found.samples, found.compile) == (True, False, False)
+    other = ["trainer.grad_clip=0", "trainer.sample_interval=5", "trainer.micro_batch_size=2"]
+    found = plan.setup_of(alone("precision=fp16", *other), "cpu")
+    assert (found.precision, found.micro_batch) == ("fp16", 2)
+    assert (found.model.vocab_size, found.clipped, found.samples) == (77, False, True)
+    assert plan.setup_of(alone(), "mps").device == plan.setup_of(alone(), "cpu").device == "cpu"
+    assert plan.setup_of(alone(), "cpu").precision == "fp32"
+
+
+def test_what_was_changed_to_fit_is_put_into_the_settings() -> None:
+    settings: TrainSettings = alone("model=small")
+    setup = plan.setup_of(settings, "cpu")
+    changed = dataclasses.replace(
+        setup, micro_batch=2, activation_checkpointing="full", state_bits=8,
+        model=dataclasses.replace(setup.model, loss="chunked"),
+    )  # fmt: skip
+    applied = plan.apply(settings, Fitted(changed, predict(changed, {})))
+    assert plan.setup_of(applied, "cpu") == changed
+    applied.check()
+    assert plan.apply(applied, Fitted(changed, predict(changed, {}))) == applied
+    assert settings == alone("model=small"), "the settings themselves stay as they were"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_auto_is_cuda_where_there_is_a_driver(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "DRIVERS", (ROOT / "no_such_file", *[ROOT / "llm"] * there))
+    names = ("auto", "cuda", "cuda:1", "cpu", "mps")
+    auto = "cuda" if there else "cpu"
+    assert [plan.planned_device(name) for name in names] == [auto, "cuda", "cuda", "cpu", "cpu"]
+    with pytest.raises(Refused, match=r"trainer\.device=gpu is unknown: take auto, cuda, mps"):
+        plan.planned_device("gpu")
+
+
+def test_only_what_changes_memory_makes_another_plan() -> None:
+    found = points("model.n_layer=1,2", "seed=1,2,3", "optimizer.lr=1e-3,2e-3")
+    assert len(found) == 12
+    plans = plan_all(found)
+    assert [one.label for one in plans] == ["model.n_layer=1", "model.n_layer=2"]
+    (same,) = plan_all(points("seed=1,2"))
+    assert (same.label, same.values) == ("", {})
+    budgets = plan_all(points("memory.budget_gib=1,2", "seed=1,2"))
+    assert [one.budget for one in budgets] == [2**30, 2**31]
+
+
+def test_a_plan_knows_whether_it_fits_and_what_makes_it_fit() -> None:
+    large, small = plan_all(points("model=medium", "memory.budget_gib=2,20"))
+    assert (large.fits, small.fits) == (False, True)
+    assert small.fitted is not None and small.fitted.changes == () and small.verdict == "yes"
+    assert large.started is None and large.taken is large.prediction
+    assert large.reserve == {"reserve (assumed)": 600 * 2**20}
+    (given,) = plan_all(points("memory.reserve_mib=10"))
+    assert given.prediction.reserve == {"reserve (as given)": 10 * 2**20}
+
+
+def test_the_number_of_points_is_limited_before_they_are_made() -> None:
+    assert planner.MOST < 199 * 200
+
+
+def test_words_of_a_vocabulary_that_is_not_known_yet() -> None:
+    text = ["data=text", "data.path=no_such_file", "data.tokenizer=char"]
+    with pytest.raises(
+        Refused, match=r"not known before the text is read: give data\.vocab_size=N"
+    ):
+        plan_all(points(*text))
+    assert plan.vocabulary(alone(*text)) is None
+    (found,) = plan_all(points(*text, "data.vocab_size=65"))
+    assert found.setup.model.vocab_size == 65

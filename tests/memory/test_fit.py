@@ -1,0 +1,167 @@
+"""What is changed so that a run fits, and the largest that does."""
+
+from dataclasses import replace
+
+import pytest
+
+from llm.errors import Refused
+from llm.functional import loss, recompute
+from llm.memory import fit as fitting
+from llm.memory import network, operations, predict, updates
+from llm.memory.fit import SIZES, cheapest_changes, cost, fit, following, largest, with_size
+from llm.memory.options import MemoryOptions
+from llm.memory.predict import Setup
+from llm.model.config import GPTConfig
+from llm.training import eight_bit, muon, options, rounding
+
+RESERVE = {"reserve": 600 * 2**20}
+GIB = 2**30
+
+
+def setup(n_layer: int = 12, n_embed: int = 768, batch: int = 12, **changed: object) -> Setup:
+    config = GPTConfig(
+        n_layer=n_layer, n_embed=n_embed, head_size=64, block_size=512, vocab_size=50304
+    ).resolve()
+    plain = Setup(config, batch_size=batch, micro_batch=batch, precision="bf16", device="cuda")
+    return replace(plain, **changed)  # type: ignore[arg-type]  # by name
+
+
+def total(one: Setup) -> int:
+    return predict.predict(one, RESERVE).total
+
+
+def test_what_fits_stays_as_it_is() -> None:
+    found = fit(setup(), total(setup()), RESERVE)
+    assert found and found.setup == setup()
+    assert found.changes == () and found.slowdown == 1.0
+
+
+@pytest.mark.parametrize("share", [0.95, 0.85, 0.75, 0.65, 0.5])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_what_auto_chooses_fits_at_the_same_tokens_per_step(optimizer: str, share: float) -> None:
+    before = setup(optimizer=optimizer)
+    budget = int(share * total(before))
+    found = fit(before, budget, RESERVE)
+    if found is None:  # then nothing does, not even all levers together
+        least = replace(
+            before, micro_batch=12, activation_checkpointing="full", step_in_backward=True,
+            state_bits=8,
+        )  # fmt: skip
+        one = replace(least, micro_batch=1, step_in_backward=False)
+        assert min(total(least), total(one)) > budget
+        return
+    assert found.prediction.total == total(found.setup) <= budget
+    assert found.setup.batch_size == before.batch_size
+    assert before.batch_size % found.setup.micro_batch == 0
+    assert found.changes and found.slowdown >= 0.99
+
+
+def test_no_faster_setting_fits_than_the_one_that_auto_chooses() -> None:
+    before = setup()
+    budget = int(0.8 * total(before))
+    found = fit(before, budget, RESERVE)
+    assert found is not None
+    others = [
+        replace(candidate, micro_batch=size)
+        for candidate in fitting.levers(before)
+        for size in ((12,) if candidate.step_in_backward else (1, 2, 3, 4, 6, 12))
+    ]
+    fits = [one for one in others if total(one) <= budget]
+    assert fits
+    assert min(cost(one) for one in fits) == pytest.approx(cost(found.setup))
+
+
+def test_eight_bits_come_last_and_only_where_the_library_is_there() -> None:
+    before = setup(n_layer=24, n_embed=1024)
+    found = fit(before, 4 * GIB, RESERVE)
+    assert found is not None and "optimizer.state_bits=8" in found.changes
+    assert fit(before, 4 * GIB, RESERVE, eight_bit=False) is None
+    easy = fit(before, int(0.9 * total(before)), RESERVE)
+    assert easy is not None and easy.setup.state_bits == 32
+
+
+def test_nothing_fits_beside_weights_that_are_too_large() -> None:
+    assert fit(setup(n_layer=48, n_embed=1600), 4 * GIB, RESERVE) is None
+    assert cheapest_changes(setup(n_layer=48, n_embed=1600), 4 * GIB, RESERVE) == []
+
+
+def test_the_cheapest_changes_fit_and_none_contains_another() -> None:
+    before = setup(model=setup().model)
+    budget = int(0.8 * total(before))
+    ways = cheapest_changes(before, budget, RESERVE)
+    assert 2 <= len(ways) <= 3
+    assert [way.slowdown for way in ways] == sorted(way.slowdown for way in ways)
+    for way in ways:
+        assert total(way.setup) <= budget
+        keys = {change.partition("=")[0] for change in way.changes}
+        for other in ways:
+            if other is not way:
+                assert not {change.partition("=")[0] for change in other.changes} <= keys
+
+
+@pytest.mark.parametrize("levers", [False, True])
+@pytest.mark.parametrize("key", SIZES)
+def test_the_largest_value_fits_and_the_next_one_does_not(key: str, levers: bool) -> None:
+    before = setup(n_layer=8)
+    budget = int(1.1 * total(before)) if key != SIZES[3] else int(0.9 * total(before))
+
+    def fits(number: int) -> bool:
+        changed = with_size(before, key, number)
+        return total(changed) <= budget or (levers and fit(changed, budget, RESERVE) is not None)
+
+    found = largest(before, key, budget, RESERVE, levers)
+    assert found is not None and fits(found)
+    larger = following(before, key, found)
+    assert larger is None or not fits(larger)
+
+
+def test_no_size_fits_a_budget_that_the_smallest_exceeds() -> None:
+    assert largest(setup(), "n_layer", 700 * 2**20, RESERVE) is None
+    assert following(setup(), "n_layer", None) == 1
+    assert following(setup(), "n_embed", 64) == 128
+    assert following(setup(), "trainer.micro_batch_size", 6) == 12
+    assert following(setup(), "trainer.micro_batch_size", 12) is None
+
+
+def test_a_block_is_searched_from_the_smallest_that_the_model_can_have() -> None:
+    smeared = replace(setup(), model=replace(setup().model, smear=4))
+    found = largest(smeared, "block_size", 8 * GIB, RESERVE)
+    assert found is not None and found > 5
+
+
+def test_layers_in_between_are_told_from_few_as_from_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    for checkpointing in options.CHECKPOINTED:
+        for layers in (5, 8, 9):
+            one = setup(n_layer=layers, n_embed=128, activation_checkpointing=checkpointing)
+            period = 2 if checkpointing == "every_2" else 1
+            whole = predict._simulated(one, False, period)
+            peak = max(sum(held.values()) for held in whole.values())
+            told = max(sum(held.values()) for held in predict.training_step(one).values())
+            assert told == peak
+
+
+def test_the_numbers_it_shares_with_the_network_and_the_optimizers_are_theirs() -> None:
+    assert operations.RECOMPUTED_FROM == recompute.RECOMPUTED_FROM
+    assert (network.CHUNK, network.LARGE_VOCABULARY) == (loss.CHUNK, loss.LARGE_VOCABULARY)
+    assert network.CHECKPOINTED == options.CHECKPOINTED
+    assert updates.PORTION == rounding.PORTION
+    assert updates.STACKED == muon.STACKED
+    assert (updates.SMALLEST, updates.BLOCK) == (eight_bit.SMALLEST, eight_bit.BLOCK)
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"budget_gib": 0.0}, "memory.budget_gib=0.0"),
+        ({"budget_gib": -1.0}, "memory.budget_gib=-1.0"),
+        ({"budget_gib": float("nan")}, "memory.budget_gib=nan"),
+        ({"budget_gib": float("inf")}, "memory.budget_gib=inf"),
+        ({"budget_gib": 0.5}, "memory.budget_gib=0.5 leaves nothing beside the reserve of 600 MiB"),
+        ({"reserve_mib": -1}, "memory.reserve_mib=-1"),
+        ({"reserve_mib": 5000}, "leaves nothing beside the reserve of 5000 MiB"),
+        ({"fit": "yes"}, "memory.fit=yes is unknown: take one of off, check, auto"),
+    ],
+)
+def test_a_budget_that_makes_no_sense_is_refused(values: dict[str, object], named: str) -> None:
+    with pytest.raises(Refused, match=named):
+        MemoryOptions(**values).check()  # type: ignore[arg-type]  # by name

@@ -1,0 +1,203 @@
+"""``run_plan.py`` as it is typed: what is shown, how it ends, what it leaves, how long it takes."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import here, listing
+from tests.conftest import ROOT, TINY_RUN
+
+SMALL = ["model=small", "data=shakespeare", "precision=fp16", "trainer.device=cuda"]
+
+
+def test_one_plan_tells_what_takes_how_much_and_writes_nothing(tmp_path: Path) -> None:
+    done = here("plan", *SMALL, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    for words in (
+        "planned for  cuda, fp16", "109,428,480 parameters", "weights", "optimizer state",
+        "reserve (assumed)", "600.0", "total", "training step", "evaluation", "checkpoint",
+        "fits memory.budget_gib=4, with",
+    ):  # fmt: skip
+        assert words in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_device_that_is_left_open_is_named(tmp_path: Path) -> None:
+    done = here("plan", cwd=tmp_path)
+    driver = Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidia0").exists()
+    wanted = "cuda, bf16" if driver else "cpu, fp32 (trainer.device=auto: no NVIDIA driver here)"
+    assert f"planned for  {wanted}" in done.stdout
+
+
+def test_what_does_not_fit_is_an_answer_unless_it_was_to_be_checked(tmp_path: Path) -> None:
+    large = ["model=medium", "trainer.batch_size=64", "memory.budget_gib=2"]
+    done = here("plan", *large, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "does not fit memory.budget_gib=2: it takes" in done.stdout
+    checked = here("plan", *large, "memory.fit=check", cwd=tmp_path)
+    assert checked.returncode == 2
+    assert checked.stderr.startswith("run_plan.py: the run does not fit memory.budget_gib=2: it t")
+    assert checked.stderr.count("\n") == 1
+    assert checked.stdout == done.stdout
+    impossible = [*large, "memory.fit=auto", "model.n_layer=512", "model.n_embed=8192"]
+    done = here("plan", *impossible, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "memory.fit=auto finds nothing that fits" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_grid_makes_one_table_one_picture_and_no_other_folder(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    grid = ["model=small", "model.n_layer=4,8", "model.n_embed=384,768,1024"]
+    done = here("plan", *grid, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("model.n_layer=8 model.n_embed=") == 3
+    assert "model.n_layer \\ model.n_embed" in done.stdout
+    files = {path for path in listing(tmp_path) if (tmp_path / path).is_file()}
+    assert {Path(path).suffix for path in files} == {".png", ".csv"}
+    assert listing(tmp_path) == {"outputs", "outputs/plans", *files}
+    assert all(path in done.stdout for path in files)
+    with next(tmp_path.rglob("*.csv")).open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["model.n_layer"], row["model.n_embed"]) for row in rows] == [
+        (layers, width) for layers in ("4", "8") for width in ("384", "768", "1024")
+    ]
+    again = here("plan", "-m", *grid, "picture=it's (a) plan.png", cwd=tmp_path)
+    assert again.returncode == 0
+    assert (tmp_path / "it's (a) plan.png").exists() and (tmp_path / "it's (a) plan.csv").exists()
+    assert again.stdout.partition("GiB at the peak")[0] == done.stdout.partition("GiB at the")[0]
+
+
+def test_a_single_plan_has_a_picture_where_one_is_asked_for(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    assert here("plan", "picture=a.png", cwd=tmp_path).returncode == 0
+    assert listing(tmp_path) == {"a.png"}
+
+
+def test_without_matplotlib_one_line_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    done = here("plan", "model.n_layer=1,2", "picture=a.png", cwd=tmp_path)
+    assert done.returncode == 0
+    assert done.stdout.count("no picture: pip install matplotlib\n") == 1
+    assert listing(tmp_path) == {"a.csv"}
+
+
+def test_a_named_sweep_is_planned_by_what_changes_memory(tmp_path: Path) -> None:
+    done = here("plan", "sweep=transfer_width", "experiment=fast", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    words = "40 points, 4 different ones: only model.n_embed change what they take"
+    assert words in done.stdout
+    assert done.stdout.count("│ model.n_embed=") == 4
+    assert "optimizer.lr=" not in done.stdout
+
+
+def test_a_grid_in_which_nothing_fits_is_refused_after_its_table(tmp_path: Path) -> None:
+    grid = ["model.n_layer=256,512", "model.n_embed=4096", "model.head_size=64"]
+    done = here("plan", *grid, "memory.fit=auto", "picture=a.png", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "│ model.n_layer=256 │" in done.stdout
+    said = (
+        "run_plan.py: none of 2 points fits memory.budget_gib=4: the smallest, model.n_layer=256,"
+    )
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == 1
+    some = here("plan", *grid, "memory.budget_gib=4,4000", "picture=a.png", cwd=tmp_path)
+    assert (some.returncode, some.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("key", ["n_layer", "n_embed", "block_size", "trainer.micro_batch_size"])
+def test_the_largest_value_that_fits_fits_and_the_next_does_not(key: str, tmp_path: Path) -> None:
+    done = here("plan", "model=tiny", f"memory.largest={key}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    sentence = done.stdout.splitlines()[-1]
+    assert sentence.startswith((f"largest {key} that fits: ", f"no {key} fits"))
+    two = here("plan", "model=tiny", f"memory.largest={key}", "seed=1,2", cwd=tmp_path)
+    assert sentence in two.stdout
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["model.n_layer=4,x"], "job model.n_layer=x cannot run: model.n_layer=x: Value 'x' of"),
+        (["model.n_layer=x"], "model.n_layer=x: Value 'x' of type 'str' could not be converted"),
+        (["modl.n_layer=4,8"], "job modl.n_layer=4 cannot run: modl is unknown: there is no key"),
+        (["model=smal", "seed=1,2"], "model=smal is unknown: take one of"),
+        (["memory.largest=n_head"], "memory.largest=n_head is no size: take one of n_layer, n_em"),
+        (["memory.budget_gib=-1"], "memory.budget_gib=-1.0 must be more than 0 and finite"),
+        (["memory.budget_gib=0.5"], "memory.budget_gib=0.5 leaves nothing beside the reserve of"),
+        (["trainer.device=gpu"], "trainer.device=gpu is unknown: take auto, cuda, mps or cpu"),
+        (["resume=outputs/none"], "resume=outputs/none does not exist"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    typed: list[str], said: str, tmp_path: Path
+) -> None:
+    done = here("plan", *typed, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("run_plan.py: ") and said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_would_be_continued_is_planned_with_its_settings(
+    tmp_path: Path, text_file: Path
+) -> None:
+    text = ["data=text", f"data.path={text_file}", "data.tokenizer=char"]
+    unknown = here("plan", *text, cwd=tmp_path)
+    assert "data.vocab_size is not known before the text is read" in unknown.stderr
+    trained = here("train", *text, *TINY_RUN, "run.name=a", cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    prepared = here("plan", *text, cwd=tmp_path)
+    assert (prepared.returncode, prepared.stderr) == (0, ""), "meta.json has it now"
+    before = listing(tmp_path)
+    done = here("plan", "resume=outputs/a", "trainer.micro_batch_size=2", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1 layers, width 32, 2 heads of 16" in done.stdout
+    assert "4 sequences of 16 in 2 micro-batches" in done.stdout
+    plain = here("plan", "hydra.mode=RUN", cwd=tmp_path)
+    assert "planned for" in plain.stdout, "also as a single run of Hydra's"
+    assert listing(tmp_path) == before
+
+
+# How long it takes, and what is not imported for it.
+
+
+def timed(cwd: Path, *typed: str) -> tuple[float, set[str]]:
+    """Processor seconds of the command, the least of three (others may use the machine), and the
+    modules that it has loaded.
+    """
+    seconds = []
+    for _ in range(3):
+        before = os.times()
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", str(ROOT / "run_plan.py"), *typed],
+            cwd=cwd, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        after = os.times()
+        assert done.returncode == 0, done.stderr.splitlines()[-1]
+        seconds.append(after[2] - before[2] + after[3] - before[3])
+    return min(seconds), {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+
+
+def test_one_plan_takes_a_moment_and_no_torch(tmp_path: Path) -> None:
+    seconds, loaded = timed(tmp_path, *SMALL)
+    assert "llm.memory.predict" in loaded
+    assert not {"torch", "wandb", "numpy", "tiktoken", "matplotlib"} & loaded
+    assert seconds < 1.5
+
+
+@pytest.mark.slow
+def test_a_thousand_points_take_seconds_and_no_torch(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    grid = ["model.n_layer=range(1,41)", "model.n_embed=range(128,3201,128)"]
+    seconds, loaded = timed(tmp_path, *SMALL, *grid, "picture=a.png")
+    assert "matplotlib" in loaded
+    assert not {"torch", "wandb"} & loaded
+    assert seconds < 5

@@ -38,7 +38,7 @@ def main(cfg: DictConfig) -> float | None:
 
     if settings.verify:
         return verify_run(Path(str(settings.run.dir)), settings.data)
-    tune_allocator(settings.model.n_embed)
+    tune_allocator(settings.model.n_embed, settings.memory.matters)
     device = select_device(settings.trainer.device)
     set_deterministic(settings.trainer.deterministic)
     settings, plan = fit_memory(settings, device)  # what would not fit is refused before it begins
@@ -51,14 +51,14 @@ def main(cfg: DictConfig) -> float | None:
     dataset.check(settings.model.block_size, settings.model.vocab_size or 0)
     settings, plan = fit_memory(settings, device, plan)
 
-    def attempt(settings: TrainSettings) -> float | None:
+    def attempt(settings: TrainSettings, plan: Any) -> float | None:
         with open_run(settings, dataset.digest) as run:  # the first thing that is written
             if run.is_finished:
                 show_already_finished(run.folder)
                 return run.best_val_loss
             return train(settings, run, dataset, device, f"{precision}, {why}", plan)
 
-    return once_more_with_half(settings, attempt)
+    return once_more_with_half(settings, plan, attempt)
 
 
 def train(

@@ -149,7 +149,7 @@ def jobs() -> list[list[str]]:
     return found
 
 
-def deaths(count: int = COUNT) -> Iterator[Row]:
+def deaths(count: int = COUNT) -> Row:
     """How many of ``count`` runs die of a lack of memory when they get what is predicted for them,
     besides what a process with torch takes before the first tensor.
     """
@@ -182,7 +182,7 @@ def deaths(count: int = COUNT) -> Iterator[Row]:
         f"of {count} runs limited to their prediction (beside {before // MIB} MiB of a process with"
         f" torch) died; at most {most:.0%} of it was seen in use"
     )
-    yield row("oom_deaths", what, [(died, count)], lambda ours, other: ours / other)
+    return row("oom_deaths", what, [(died, count)], lambda ours, other: ours / other)
 
 
 # What a process holds
@@ -204,7 +204,7 @@ def resident(repeats: int) -> Iterator[Row]:
                 yield row(f"rss_{model}_{optimizer}", what, pairs, lambda ours, other: ours / other)
 
 
-def compiling(repeats: int) -> Iterator[Row]:
+def compiled(repeats: int) -> Iterator[Row]:
     """What torch.compile adds to the peak of a process that compiles for itself."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -215,7 +215,7 @@ def compiling(repeats: int) -> Iterator[Row]:
                 overrides = [*data, *SHORT, *own]
                 cache = {"TORCHINDUCTOR_CACHE_DIR": str(folder / f"{id}-{number}")}
                 _, plain = trained(overrides, folder)
-                _, compiled = trained([*overrides, "trainer.compile=true"], folder, None, cache)
-                pairs.append((compiled["peak_memory_bytes"], plain["peak_memory_bytes"]))
+                _, fast = trained([*overrides, "trainer.compile=true"], folder, None, cache)
+                pairs.append((fast["peak_memory_bytes"], plain["peak_memory_bytes"]))
             what = f"peak bytes compiled; not ({' '.join(own)}); ratio: MiB between them"
             yield row(f"compile_headroom_{id}", what, pairs, lambda a, b: (a - b) / MIB)

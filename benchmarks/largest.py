@@ -7,10 +7,8 @@ side has its own architecture: nanoGPT's is GPT-2's, without biases, ours what c
 common.
 """
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -37,9 +35,9 @@ def errors() -> Iterator[Row]:
         predicted = max(sum(lines.values()) for lines in training_step(setup).values())
         found.append((predicted, tracked_peak(setup)))
     found.sort(key=lambda pair: pair[0] / pair[1])
-    what = f"bytes predicted of a step; of MemTracker: %s of {len(found)}; ratio: the error, 0.01 = 1%%"
     for id, pair, which in (("max", found[-1], "highest"), ("min", found[0], "lowest")):
-        yield row(f"prediction_error_{id}", what % which, [pair], lambda a, b: a / b - 1)
+        what = f"bytes predicted of a step; MemTracker's; ratio: the error, {which} of {len(found)}"
+        yield row(f"prediction_error_{id}", what, [pair], lambda a, b: a / b - 1)
 
 
 def n_layer(k: int) -> int:
@@ -118,6 +116,4 @@ def largest(clone: Path) -> Iterator[Row]:
         f"bytes predicted of its step ({predicted.total / 2**30:.2f} GiB with what CUDA cannot "
         "fill); MemTracker's"
     )
-    yield row(
-        "largest_in_4gib_tracked", what, [(predicted.tensors, tracked)], lambda a, b: a / b
-    )
+    yield row("largest_in_4gib_tracked", what, [(predicted.tensors, tracked)], lambda a, b: a / b)

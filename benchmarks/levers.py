@@ -5,8 +5,6 @@ Steps are real ones on random tokens, of models for which a step takes about a s
 is measured per token hardly depends on the size.
 """
 
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,6 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks.held import trained
+from benchmarks.memory import ALL_LEVERS
 from benchmarks.rows import Row, row
 from llm.device import tune_allocator
 from llm.memory.fit import FEW_TOKENS, fit, levers
@@ -100,7 +99,7 @@ def costs(repeats: int) -> Iterator[Row]:
         yield row(f"lever_{name}_bytes", what, [held], lambda ours, other: ours / other)
 
 
-def few_tokens(repeats: int) -> Iterator[Row]:
+def few_tokens(repeats: int) -> Row:
     """How many tokens cost as much as what a forward and backward pass does once, however few they
     are: ``a`` in 1 + a / tokens, fitted to whole steps in micro-batches of 1, 2, 4 and 8.
     """
@@ -114,7 +113,7 @@ def few_tokens(repeats: int) -> Iterator[Row]:
         # What a step does once, the update, is in the constant with what each token costs.
         pairs.append((float(slope / constant), float(FEW_TOKENS)))
     what = "tokens that cost as much as a pass does once; as llm.memory.fit has it"
-    yield row("few_tokens", what, pairs, lambda ours, other: ours / other)
+    return row("few_tokens", what, pairs, lambda ours, other: ours / other)
 
 
 # What `auto` picks beside the best there is
@@ -137,7 +136,7 @@ OVER = 1.4  # the plain step takes so many times the budget
 
 
 def fitting(setup: Setup, budget: int) -> list[Setup]:
-    """Every way to run ``setup`` within ``budget`` bytes; with 8-bit state only if none is without."""
+    """Every way to run ``setup`` within ``budget`` bytes; in 8 bits only if none is without."""
     for bits in (setup.state_bits, 8):
         found = [
             one
@@ -190,13 +189,9 @@ TRAINING = [
     "model=nano", "data=shakespeare_char", "optimizer=adamw", "logger=none", "trainer.device=cpu",
     "trainer.eval_interval=1000000", "trainer.checkpoint_interval=null",
 ]  # fmt: skip
-ALL = [
-    "precision=bf16_weights", "optimizer.state_bits=8", "trainer.step_in_backward=true",
-    "trainer.activation_checkpointing=full", "model.loss=chunked",
-]  # fmt: skip
 
 
-def losses(repeats: int, steps: int) -> Iterator[Row]:
+def losses(repeats: int, steps: int) -> Row:
     """The loss after some training with every lever at once, beside that in plain float32."""
     pairs = []
     with tempfile.TemporaryDirectory() as name:
@@ -205,7 +200,9 @@ def losses(repeats: int, steps: int) -> Iterator[Row]:
                 *TRAINING, f"trainer.max_steps={steps}", f"seed={1337 + number}",
                 f"data.dir={Path(name) / 'data'}",
             ]  # fmt: skip
-            saving, plain = (trained([*typed, *own], Path(name))[1] for own in (ALL, []))
+            saving, plain = (trained([*typed, *own], Path(name))[1] for own in (ALL_LEVERS, []))
             pairs.append((saving["val_loss"], plain["val_loss"]))
-    what = f"validation loss after {steps} steps (model=nano) with {' '.join(ALL)}; with none"
-    yield row("levers_loss", what, pairs, lambda ours, other: ours / other)
+    what = (
+        f"validation loss after {steps} steps (model=nano) with {' '.join(ALL_LEVERS)}; with none"
+    )
+    return row("levers_loss", what, pairs, lambda ours, other: ours / other)

@@ -23,9 +23,8 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,34 +34,78 @@ from benchmarks.rows import Parser, Row, alternate, clone_of_nanogpt, report, ro
 # parent's, so nothing imports torch before `measure`, and what both sides need is imported there.
 
 BATCH_SIZE, BLOCK_SIZE, VOCAB_SIZE, STEPS = 12, 128, 50_257, 4
+ALL_LEVERS = [
+    "precision=bf16_weights", "optimizer.state_bits=8", "trainer.step_in_backward=true",
+    "trainer.activation_checkpointing=full", "model.loss=chunked",
+]  # fmt: skip
+# In the order of measuring: those that look at new processes, then those that make tensors here.
+IDS = [
+    "step_memory", "step_memory_all_levers", "rss", "compile_headroom", "oom_deaths", "plan",
+    "levers_loss", "levers", "few_tokens", "auto_vs_best", "prediction_error", "largest_in_4gib",
+]  # fmt: skip
+NEED_CLONE = ("step_memory", "step_memory_all_levers", "largest_in_4gib")
 
 
-def build_ours(overrides: list[str]) -> tuple[Any, Any]:
-    """Our network and optimizer, as ``run_train.py model=small`` builds them."""
+def build_ours(overrides: list[str]) -> Callable[[Any], None]:
+    """A step of ours on tokens (B, T), as ``run_train.py model=small`` makes it."""
+    import torch
+
     from llm.config.build import build
     from llm.config.compose import compose_training
     from llm.config.settings import resolve
     from llm.training.options import CHECKPOINTED
+    from llm.training.precision import Precision, resolve_precision, to_precision
+    from llm.training.update import choose_update
 
     settings = compose_training(
-        "model=small", "data=shakespeare", "optimizer=adamw", "schedule=cosine", *overrides
+        "model=small", "data=shakespeare", "optimizer=adamw", "schedule=cosine",
+        f"trainer.batch_size={BATCH_SIZE}", *overrides,
+    )  # fmt: skip
+    cpu = torch.device("cpu")
+    precision = Precision(resolve_precision(settings.precision.name, cpu)[0], cpu)
+    resolved = resolve(settings, VOCAB_SIZE, precision.name)
+    resolved.model.vocab_size = VOCAB_SIZE  # nanoGPT's would be padded likewise
+    trainer = resolved.trainer
+    model = to_precision(build(resolved.model), precision.weights)
+    model.checkpoint_every = CHECKPOINTED[trainer.activation_checkpointing]
+    optimizer = build(resolved.optimizer, model=model)
+    update = choose_update(
+        model, optimizer, precision, trainer.grad_clip, trainer.step_in_backward, False
     )
-    model_settings = resolve(settings, VOCAB_SIZE, "fp32").model
-    model_settings.vocab_size = VOCAB_SIZE  # nanoGPT's would be padded likewise
-    model = build(model_settings)
-    model.checkpoint_every = CHECKPOINTED[settings.trainer.activation_checkpointing]
-    return model, build(settings.optimizer, model=model)
+
+    def step(tokens: Any) -> None:
+        for part in tokens.split(trainer.micro_batch):
+            with precision.autocast:
+                loss = model(part, part, reduction="sum") / tokens.numel()
+            update.backward(loss)
+            del loss
+        update.norm()
+        update.step()
+        update.end()
+
+    return step
 
 
-def build_nanogpt(clone: Path) -> tuple[Any, Any]:
-    """The same shape of nanoGPT, with its own optimizer."""
+def build_nanogpt(clone: Path) -> Callable[[Any], None]:
+    """The same of nanoGPT, with its own optimizer."""
+    import torch
+
     from benchmarks.nanogpt import network
 
     model = network(
         clone, n_layer=10, n_head=6, n_embd=768, block_size=BLOCK_SIZE, vocab_size=VOCAB_SIZE,
         bias=False,
     )  # fmt: skip
-    return model, model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), "cpu")
+    optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), "cpu")
+
+    def step(tokens: Any) -> None:
+        loss = model(tokens, tokens)[1]  # its logits are not kept
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
 
 
 def measure(which: str, clone: Path, overrides: list[str]) -> dict[str, float]:
@@ -75,24 +118,21 @@ def measure(which: str, clone: Path, overrides: list[str]) -> dict[str, float]:
     import llm.config.compose
     import llm.config.settings
     import llm.model.gpt
-    import llm.training.optimizer  # noqa: F401  (all of these: not part of what a step takes)
+    import llm.training.optimizer
+    import llm.training.update  # noqa: F401  (all of these: not part of what a step takes)
     from llm.device import peak_memory_bytes, tune_allocator
 
+    if "optimizer.state_bits=8" in overrides:
+        import bitsandbytes.functional  # noqa: F401  (likewise)
     if which == "ours":
         tune_allocator(768)  # as run_train.py does, before the first tensor
     before = peak_memory_bytes(torch.device("cpu"))
-    model, optimizer = build_ours(overrides) if which == "ours" else build_nanogpt(clone)
+    step = build_ours(overrides) if which == "ours" else build_nanogpt(clone)
     tokens = torch.randint(VOCAB_SIZE, (BATCH_SIZE, BLOCK_SIZE))
     seconds = []
     for _ in range(STEPS):
         start = time.perf_counter()
-        found = model(tokens, tokens)
-        loss = found[1] if isinstance(found, tuple) else found  # nanoGPT returns its logits too
-        del found
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        step(tokens)
         seconds.append(time.perf_counter() - start)
     peak = peak_memory_bytes(torch.device("cpu")) - before
     # The first step makes the optimizer's state.
@@ -107,37 +147,75 @@ def in_fresh_process(which: str, clone: Path, overrides: list[str]) -> dict[str,
     return found
 
 
-def compare(clone: Path, overrides: list[str], repeats: int) -> list[Row]:
+def compare(
+    clone: Path, overrides: list[str], repeats: int, id: str = "step_memory"
+) -> Iterator[Row]:
     """Peak bytes and tokens/s of both, measured in turn."""
     pairs = alternate(
         lambda _: in_fresh_process("ours", clone, overrides),
         lambda _: in_fresh_process("nanogpt", clone, overrides),
         repeats,
     )
-    rows = []
-    for id, what, key in (
-        ("step_memory", "peak bytes of a training step; ours by nanoGPT's", "bytes"),
-        ("step_memory_speed", "tokens/s of it", "tokens_per_second"),
+    own = f" ({' '.join(overrides)})" if overrides else ""
+    for suffix, what, key in (
+        ("", f"peak bytes of a training step; ours{own} by nanoGPT's", "bytes"),
+        ("_speed", "tokens/s of it", "tokens_per_second"),
     ):
         values = [(mine[key], theirs[key]) for mine, theirs in pairs]
         shape = f"model=small, {BATCH_SIZE} sequences, float32: {what}"
-        rows.append(row(id, shape, values, lambda ours, other: ours / other))
-    return rows
+        yield row(id + suffix, shape, values, lambda ours, other: ours / other)
+
+
+def rows_of(id: str, typed: argparse.Namespace) -> Iterator[Row]:
+    """The rows that ``id`` stands for."""
+    if id == "step_memory":
+        yield from compare(typed.nanogpt, typed.overrides, typed.repeats)
+    elif id == "step_memory_all_levers":
+        yield from compare(typed.nanogpt, ALL_LEVERS, typed.repeats, id)
+    elif id in ("rss", "compile_headroom", "oom_deaths"):
+        from benchmarks import held
+
+        if id == "oom_deaths":
+            yield held.deaths(typed.jobs)
+        else:
+            yield from {"rss": held.resident, "compile_headroom": held.compiled}[id](typed.repeats)
+    elif id == "plan":
+        from benchmarks.planning import plans
+
+        yield from plans(typed.repeats)
+    elif id in ("prediction_error", "largest_in_4gib"):
+        from benchmarks import largest
+
+        yield from largest.errors() if id == "prediction_error" else largest.largest(typed.nanogpt)
+    else:
+        from benchmarks import levers
+
+        if id == "levers_loss":
+            yield levers.losses(typed.repeats, typed.steps)
+        elif id == "few_tokens":
+            yield levers.few_tokens(typed.repeats)
+        else:
+            yield from {"levers": levers.costs, "auto_vs_best": levers.choices}[id](typed.repeats)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure both in turn and print a table."""
-    parser = Parser("Memory of a training step beside nanoGPT's")
-    parser.add_argument(
-        "--nanogpt", type=clone_of_nanogpt, required=True, metavar="CLONE", help="a clone of it"
-    )
+    """Measure what was asked for and print a table."""
+    parser = Parser("Memory: beside nanoGPT's, as predicted, and what saving it costs", IDS)
+    parser.add_argument("--nanogpt", type=clone_of_nanogpt, metavar="CLONE", help="a clone of it")
+    parser.add_argument("--jobs", type=int, default=30, help="of oom_deaths (30)")
+    parser.add_argument("--steps", type=int, default=300, help="of a run of levers_loss (300)")
     parser.add_argument("--side", choices=["ours", "nanogpt"], help="measure one, in this process")
-    parser.add_argument("overrides", nargs="*", help="settings of ours, as for run_train.py")
+    parser.add_argument(
+        "overrides", nargs="*", help="settings of ours in step_memory, as for run_train.py"
+    )
     typed = parser.parse_args(arguments)
+    needing = [id for id in NEED_CLONE if id in typed.only]
+    if needing and typed.nanogpt is None:
+        parser.error(f"{needing[0]} needs --nanogpt CLONE")
     if typed.side:
         print(json.dumps(measure(typed.side, typed.nanogpt, typed.overrides)))
     else:
-        report(compare(typed.nanogpt, typed.overrides, typed.repeats), typed.json)
+        report((row for id in typed.only for row in rows_of(id, typed)), typed.json)
 
 
 if __name__ == "__main__":

@@ -63,17 +63,19 @@ MAPPED_FROM = 2 * 2**20  # bytes: from here on torch asks for huge pages
 WIDE = 512
 
 
-def tune_allocator(n_embed: int) -> None:
+def tune_allocator(n_embed: int, closely: bool = False) -> None:
     """Let the system reclaim large CPU tensors (Linux). Call it before the first tensor is made.
 
     glibc (2.36) rarely finds room for an aligned block where one of its size was freed, so that a
     training step comes to hold far more than it needs. Mapped one by one, large blocks go back
     whole; huge pages make that cheap, and decoding reads weights faster from them. Narrow networks
-    have little to save, and blocks too small for huge pages, which are slow to map.
+    have little to save, and blocks too small for huge pages, which are slow to map: those only
+    where memory is watched ``closely``.
     """
+    given = "MALLOC_MMAP_THRESHOLD_" in os.environ
     # CUDA: blocks that can grow leave fewer gaps (torch reads it when it first asks for memory).
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    if sys.platform == "linux" and n_embed >= WIDE and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
+    if sys.platform == "linux" and (closely or n_embed >= WIDE) and not given:
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages: torch reads it once
         set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
         if set_option:

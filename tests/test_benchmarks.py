@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -16,9 +17,13 @@ from torch import Tensor
 from benchmarks import (
     decoding,
     durability,
+    held,
     int8,
+    largest,
+    levers,
     looping,
     memory,
+    planning,
     recipe,
     rows,
     step,
@@ -28,7 +33,10 @@ from benchmarks import (
 from benchmarks.nanogpt import NanoGPT, learning_rate
 from benchmarks.training import Ours, Shape, random_dataset, train, validation_loss
 from llm.config.compose import compose_training
+from llm.config.plan import setup_of
 from llm.data.dataset import Dataset
+from llm.memory.predict import Setup
+from llm.model.config import GPTConfig
 from llm.model.gpt import GPT
 from tests.command_line import here
 from tests.conftest import ROOT, TINY_RUN
@@ -154,7 +162,7 @@ def test_memory_is_measured_before_torch_makes_the_process_large() -> None:
     assert subprocess.run([sys.executable, "-c", look], cwd=ROOT).returncode == 0
 
 
-@pytest.mark.parametrize("command", [vs_nanogpt, decoding, step])
+@pytest.mark.parametrize("command", [vs_nanogpt, decoding, step, memory])
 def test_an_unknown_row_is_named(
     command: ModuleType, nanogpt: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -429,3 +437,135 @@ def test_the_first_step_of_a_real_start_is_waited_for(tmp_path: Path, text_file:
     options = [*durability.QUICK, f"data.path={text_file}", "model.n_layer=1"]
     assert 0.1 < durability.seconds_to_first_step(tmp_path, *options) < 60
     assert (tmp_path / "outputs/run/checkpoints/last").exists(), "the next one goes on from it"
+
+
+def test_memory_can_be_looked_at_without_a_clone_but_for_rows_beside_nanogpt(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = refusal(memory.main, ["--only", "plan,largest_in_4gib"], capsys)
+    assert "largest_in_4gib needs --nanogpt CLONE" in said
+
+
+@pytest.mark.parametrize("own", [[], ["trainer.micro_batch_size=4"], memory.ALL_LEVERS])
+def test_the_step_whose_memory_is_measured_changes_every_weight(own: list[str]) -> None:
+    shape = ["model.n_layer=1", "model.n_embed=32", "model.head_size=16", "model.block_size=8"]
+    typed = [word for word in own if "state_bits" not in word]  # whose library takes seconds
+    built: list[GPT] = []
+    init = GPT.__init__
+
+    def remember(self: GPT, **options: object) -> None:
+        init(self, **options)  # type: ignore[arg-type]  # by name
+        built.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GPT, "__init__", remember)
+        make_step = memory.build_ours([*shape, *typed])
+    (model,) = built
+    before = [parameter.clone() for parameter in model.parameters()]
+    make_step(torch.randint(memory.VOCAB_SIZE, (memory.BATCH_SIZE, 8)))
+    assert not any(map(torch.equal, before, model.parameters()))
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_jobs_held_to_their_prediction_are_runs_that_can_be_planned() -> None:
+    jobs = held.jobs()
+    assert len(jobs) == held.COUNT
+    assert sum("optimizer=muon" in job for job in jobs) == held.COUNT / 2
+    data = ["data=text", "data.tokenizer=byte", "data.path=any"]
+    setups = [setup_of(compose_training(*data, *job), "cpu") for job in jobs[:6]]
+    assert len({str(setup) for setup in setups}) == 6
+
+
+def test_a_process_that_is_given_too_little_memory_dies_of_that(tmp_path: Path) -> None:
+    hungry = ["-c", "print(len(bytearray(2**28)))"]
+    assert held.started(hungry, tmp_path, limit=2**30).said == f"{2**28}\n"
+    ended = held.started(hungry, tmp_path, limit=2**27)
+    assert (ended.status, ended.of_memory) == (1, True)
+    assert not held.started(["-c", "1 / 0"], tmp_path, limit=2**30).of_memory
+    assert held.Ended(held.OUT_OF_MEMORY, "", 0).of_memory
+
+
+def test_runs_that_die_within_their_prediction_are_counted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits: list[int | None] = []
+
+    def trained(
+        overrides: list[str], cwd: Path, limit: int | None = None
+    ) -> tuple[held.Ended, dict[str, float]]:
+        limits.append(limit)
+        status = held.OUT_OF_MEMORY if len(limits) == 2 else 0
+        return held.Ended(status, "out of memory" if status else "", 0), {}
+
+    baseline = held.Ended(0, "VmData:\t1024 kB\n", 0)
+    monkeypatch.setattr(held, "started", lambda *typed: baseline)
+    monkeypatch.setattr(held, "trained", trained)
+    found = held.deaths(count=2)
+    assert (found.ours, found.other, found.ratio) == (1, 2, 0.5)
+    assert limits[0] is None, "the data are prepared first"
+    assert all(limit and limit > 2**20 for limit in limits[1:])
+    assert capsys.readouterr().err.count("job ") == 2
+
+
+def small_setup(**own: object) -> Setup:
+    """Of which a step takes no time."""
+    config = GPTConfig(n_layer=2, n_embed=32, head_size=16, block_size=16, vocab_size=61)
+    setup = Setup(replace(config, loss="full").resolve(), batch_size=4, micro_batch=4)
+    return replace(setup, **own)  # type: ignore[arg-type]  # by name
+
+
+def test_each_lever_is_measured_beside_a_step_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(levers, "tune_allocator", lambda n_embed: None)
+    monkeypatch.setattr(levers, "PROXY", small_setup())
+    chosen = {"in_backward_unclipped": levers.LEVERS["in_backward_unclipped"]}
+    monkeypatch.setattr(levers, "LEVERS", chosen | {"micro_batch": {"micro_batch": 1}})
+    found = {row.id: row for row in levers.costs(repeats=1)}
+    assert list(found) == [
+        "lever_in_backward_unclipped", "lever_in_backward_unclipped_bytes",
+        "lever_micro_batch", "lever_micro_batch_bytes",
+    ]  # fmt: skip
+    assert found["lever_in_backward_unclipped_bytes"].ratio < 1
+    assert min(row.ours for row in found.values()) > 0
+    monkeypatch.setattr(levers, "PROXY", small_setup(batch_size=8, micro_batch=8))
+    assert math.isfinite(levers.few_tokens(repeats=1).ratio)
+
+
+def test_what_auto_picks_is_among_all_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(levers, "tune_allocator", lambda n_embed: None)
+    monkeypatch.setattr(levers, "CASES", {"small": small_setup()})
+    (found,) = levers.choices(repeats=1)
+    assert found.id == "auto_vs_best_small"
+    assert 0 < found.ratio <= 1
+
+
+def test_saving_memory_is_compared_by_the_loss_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(overrides: list[str], cwd: Path) -> tuple[None, dict[str, float]]:
+        saving = "optimizer.state_bits=8" in overrides
+        return None, {"val_loss": 2.2 if saving else 2.0 + ("seed=1338" in overrides)}
+
+    monkeypatch.setattr(levers, "trained", trained)
+    found = levers.losses(repeats=2, steps=10)
+    assert (found.low, found.high) == (2.2 / 3.0, 2.2 / 2.0)
+
+
+def test_predictions_are_measured_beside_memtracker(
+    nanogpt: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(largest, "drawn", lambda: [small_setup(), small_setup(optimizer="muon")])
+    high, low = largest.errors()
+    assert -0.02 < low.ratio <= high.ratio < 0.03
+    for name, value in {"VOCAB_SIZE": 512, "BLOCK_SIZE": 32, "MOST": 2, "RESERVE": 0}.items():
+        monkeypatch.setattr(largest, name, value)
+    monkeypatch.setattr(largest, "BUDGET", 8 * 2**20)
+    size, tracked = largest.largest(nanogpt)
+    assert size.other == 512 * 512, "of the stand-in, whatever its width"
+    assert size.ours > 512 * 64
+    assert tracked.ratio == pytest.approx(1, abs=0.05)
+
+
+def test_plans_are_timed_beside_what_they_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        planning, "seconds_of", lambda typed, cwd: 0.3 if typed == planning.IMPORTS else 0.9
+    )
+    one, grid = planning.plans(repeats=2)
+    assert (one.id, one.ratio, one.other, grid.id) == ("plan_one", 0.9, 0.3, "plan_1000")

@@ -55,7 +55,7 @@ def read_tensors(
     with path.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
     require(header <= LARGEST_HEADER, f"{path} is damaged: a header of {header:,} bytes")
-    with safetensors.safe_open(path, "pt") as found:
+    with safetensors.safe_open(path, "pt", backend="pread") as found:
         names = list(found.keys())
         for name in names:
             described = found.get_slice(name)
@@ -65,7 +65,8 @@ def read_tensors(
             else:
                 shapes = [weights[name]] if name in weights else []
                 _check(path, name, shape, kind, shapes, WEIGHTS)
-        # Copies: what is mapped would keep the file's blocks on the disk after it is deleted.
+        # Read, not mapped, since those pages would count as memory besides the tensors; and copied
+        # into torch's own, which are aligned as its kernels like them.
         tensors = {name: found.get_tensor(name).clone() for name in names}
     for name, tensor in tensors.items():
         finite = not tensor.is_floating_point() or bool(tensor.isfinite().all())

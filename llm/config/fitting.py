@@ -16,7 +16,7 @@ from llm.errors import OutOfMemory, Refused
 from llm.experiment.console import warn
 from llm.experiment.rundir import CONFIG
 from llm.memory.fit import Fitted, cheapest_changes, fit
-from llm.memory.predict import Lines, Prediction, predict
+from llm.memory.predict import Lines, Prediction, Setup, predict
 from llm.sealed import Plain
 
 # Bytes that a process on a CPU comes to hold later on besides tensors: what is imported for the
@@ -35,8 +35,18 @@ class Planned:
     """What is known of a run's memory before it starts."""
 
     prediction: Prediction
+    setup: Setup
     budget: int
     changes: tuple[str, ...]  # that memory.fit=auto has made
+
+    def with_micro_batch(self, size: int) -> "Planned":
+        """The same with fewer sequences at a time."""
+        setup = replace(self.setup, micro_batch=size)
+        changes = [c for c in self.changes if not c.startswith("trainer.micro_batch_size=")]
+        return Planned(
+            predict(setup, self.prediction.reserve), setup, self.budget,
+            (f"trainer.micro_batch_size={size}", *changes),
+        )  # fmt: skip
 
     @property
     def facts(self) -> Plain:
@@ -80,40 +90,41 @@ def fit_memory(
         fitted = fit(setup, budget, reserve, has_eight_bit()) if options.fit == "auto" else None
         if fitted is None:
             raise Refused(too_large(prediction, budget, cheapest_changes(setup, budget, reserve)))
-        settings, prediction, changes = apply(settings, fitted), fitted.prediction, fitted.changes
+        settings, setup, changes = apply(settings, fitted), fitted.setup, fitted.changes
+        prediction = fitted.prediction
     if options.enforce or (options.enforce is None and options.fit != "off" and _is_gpu(device)):
         limit_memory(device, budget - sum(reserve.values()))
-    return settings, Planned(prediction, budget, changes)
+    return settings, Planned(prediction, setup, budget, changes)
 
 
 def once_more_with_half(
-    settings: TrainSettings, attempt: Callable[[TrainSettings], float | None]
-) -> float | None:
-    """``attempt(settings)``; where ``memory.fit=auto`` ran out of memory after all, once more from
-    the last checkpoint with half the micro-batch.
+    settings: TrainSettings, plan: Planned,
+    attempt: Callable[[TrainSettings, Planned], float | None],
+) -> float | None:  # fmt: skip
+    """``attempt(settings, plan)``; where ``memory.fit=auto`` ran out of memory after all, once more
+    from the last checkpoint with half the micro-batch.
     """
     try:
-        return attempt(settings)
+        return attempt(settings, plan)
     except OutOfMemory as error:
-        smaller = _half(settings, error.folder)
-        if smaller is None:
+        size = _half(settings)
+        if size is None or error.folder is None:
             raise
-        warn(f"{error}: once more, with trainer.micro_batch_size={smaller.trainer.micro_batch}")
+        warn(f"{error}: once more, with trainer.micro_batch_size={size}")
+        folder = str(error.folder)
     gc.collect()  # all that the first attempt has held
     release_memory()
-    return attempt(smaller)
+    run = settings.run if settings.run.name else replace(settings.run, dir=folder)
+    smaller = replace(settings, run=run, trainer=replace(settings.trainer, micro_batch_size=size))
+    return attempt(smaller, plan.with_micro_batch(size))
 
 
-def _half(settings: TrainSettings, folder: Path | None) -> TrainSettings | None:
-    options, run = settings.trainer, settings.run
+def _half(settings: TrainSettings) -> int | None:
+    """The largest micro-batch of at most half the size, if there may be one."""
+    options = settings.trainer
     sizes = [n for n in range(1, options.micro_batch // 2 + 1) if options.batch_size % n == 0]
-    if settings.memory.fit != "auto" or not sizes or options.step_in_backward or folder is None:
-        return None
-    return replace(
-        settings,
-        trainer=replace(options, micro_batch_size=sizes[-1]),
-        run=run if run.name or run.dir else replace(run, dir=str(folder)),
-    )
+    may = settings.memory.fit == "auto" and sizes and not options.step_in_backward
+    return sizes[-1] if may else None
 
 
 def _reserve(settings: TrainSettings, device: torch.device) -> Lines:

@@ -18,6 +18,11 @@ class MemoryOptions:
     enforce: bool | None = None  # end a run that takes more; None: on a GPU, unless fit is off
 
     @property
+    def matters(self) -> bool:
+        """Whether a run is to keep to the budget."""
+        return self.fit != "off" or bool(self.enforce)
+
+    @property
     def budget(self) -> int:
         """Bytes for everything."""
         return int(self.budget_gib * 2**30)

@@ -40,6 +40,7 @@ class Setup:
     compile: bool = False
     device: str = "cpu"  # or cuda
     samples: bool = False  # whether text is written during training
+    closely: bool = False  # whether narrow networks too have their memory mapped
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def predict(setup: Setup, reserve: Lines) -> Prediction:
     }
     if setup.samples:
         moments["sample"] = _without_gradients(setup, 1, False)
-    narrow = setup.device == "cpu" and setup.model.n_embed < WIDE
+    narrow = setup.device == "cpu" and setup.model.n_embed < WIDE and not setup.closely
     for lines in moments.values():
         lines["fragments"] = int((OF_NARROW if narrow else FRAGMENTS) * _sum(lines))
     compiler = {"compiler": COMPILE_HEADROOM} if setup.compile else {}

@@ -1,0 +1,143 @@
+"""memory.fit and memory.enforce, as typed: what is refused, changed, ended and kept."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import Done, here, rows, summary
+from tests.conftest import ROOT
+
+DATA = ["data=shakespeare_char", "data.dir=data"]
+SHORT = [
+    "logger=none", "trainer.max_steps=4", "trainer.eval_interval=4", "trainer.eval_batches=1",
+    "trainer.log_interval=1", "trainer.checkpoint_interval=2",
+]  # fmt: skip
+# What a process holds is another number in each test run; a reserve that is given is not.
+BUDGET = ["trainer.batch_size=64", "memory.reserve_mib=100"]
+
+
+def alone(*typed: str, cwd: Path) -> Done:
+    """``python run_train.py`` in a process of its own, which a limit may end."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "run_train.py"), *typed],
+        cwd=cwd, text=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    cwd = tmp_path_factory.mktemp("prepared")
+    assert here("prepare", *DATA, cwd=cwd).returncode == 0
+    return cwd
+
+
+def test_check_refuses_before_the_data_is_touched_and_names_what_fits(tmp_path: Path) -> None:
+    done = here("train", *DATA, *SHORT, *BUDGET, "memory.budget_gib=0.3", "memory.fit=check",
+                cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 2
+    assert list(tmp_path.iterdir()) == []
+    said = done.stderr.strip()
+    assert "\n" not in said
+    assert "memory.budget_gib=0.3 is 307.2 MiB; most are " in said
+    ways = said.partition("fastest first: ")[2].split(" | ")
+    assert 1 <= len(ways) <= 3
+    fits = here("plan", *DATA, *SHORT, *BUDGET, "memory.budget_gib=0.3", "memory.fit=check",
+                *ways[0].split(), cwd=tmp_path)  # fmt: skip
+    assert fits.returncode == 0, fits.stdout
+
+
+def test_auto_runs_within_the_budget_at_the_same_tokens_per_step_and_to_the_same_losses(
+    prepared: Path,
+) -> None:
+    plain = here("train", *DATA, *SHORT, *BUDGET, "run.name=plain", cwd=prepared)
+    fitted = here("train", *DATA, *SHORT, *BUDGET, "run.name=fitted", "memory.budget_gib=0.3",
+                  "memory.fit=auto", cwd=prepared)  # fmt: skip
+    assert plain.returncode == fitted.returncode == 0, fitted.stderr
+    found = summary(prepared / "outputs/fitted")
+    assert found["memory_changes"]
+    assert found["memory_changes"][0] in fitted.stdout
+    assert found["predicted_memory_bytes"] <= 0.3 * 2**30
+    assert summary(prepared / "outputs/plain")["memory_changes"] == []
+    one, other = (rows(prepared / "outputs" / name) for name in ("plain", "fitted"))
+    assert [row["tokens"] for row in one] == [row["tokens"] for row in other]
+    for mine, theirs in zip(one, other, strict=True):
+        for key in ("train/loss", "val/loss"):
+            if key in mine:
+                assert mine[key] == pytest.approx(theirs[key], rel=1e-4)
+    again = here("train", *DATA, *SHORT, *BUDGET, "run.name=fitted", "memory.budget_gib=0.3",
+                 "memory.fit=auto", cwd=prepared)  # fmt: skip
+    assert "is finished already" in again.stdout
+    # A run that goes on keeps what was decided, also where more would fit now.
+    more = here("train", "resume=outputs/fitted", "trainer.max_steps=6", "memory.budget_gib=4",
+                cwd=prepared)  # fmt: skip
+    assert more.returncode == 0, more.stderr
+    size = found["memory_changes"][0].partition("=")[2]
+    assert f"micro_batch_size: {size}\n" in (prepared / "outputs/fitted/config.yaml").read_text()
+
+
+def test_nothing_fits_beside_weights_that_are_too_large(tmp_path: Path) -> None:
+    done = here("train", "model=medium", "data=shakespeare", "memory.fit=auto",
+                "memory.budget_gib=1", cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 2
+    assert "no setting of how it is run makes it fit: take a smaller model" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_limit_ends_a_run_with_status_4_and_the_last_checkpoint_stays(prepared: Path) -> None:
+    run = ["run.dir=limited", "memory.reserve_mib=1"]
+    first = alone(*DATA, *SHORT, *run, "trainer.batch_size=64", cwd=prepared)
+    assert first.returncode == 0, first.stderr
+    # As much as the tensors need, and nothing for libraries; more steps than before.
+    limited = ["memory.enforce=true", "memory.budget_gib=0.2", "trainer.max_steps=8"]
+    done = alone("resume=limited", *limited, cwd=prepared)
+    assert done.returncode == 4, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "out of memory" in done.stderr
+    found = summary(prepared / "limited")
+    assert found["status"] == "out_of_memory"
+    assert found["step"] == 4
+    assert found["predicted_memory_bytes"] > 0.2 * 2**30
+    assert found["peak_memory_bytes"] > 0
+    more = alone("resume=limited", "trainer.max_steps=8", "memory.enforce=false", cwd=prepared)
+    assert more.returncode == 0, more.stderr
+    assert summary(prepared / "limited")["step"] == 8
+
+
+def test_where_auto_runs_out_after_all_it_tries_once_more_with_half(prepared: Path) -> None:
+    # It just fits, as predicted; but nothing is set aside for what the libraries take.
+    typed = [*DATA, *SHORT, "run.dir=halved", "trainer.batch_size=64", "memory.reserve_mib=1"]
+    done = alone(*typed, "memory.budget_gib=0.295", "memory.fit=auto", "memory.enforce=true",
+                 cwd=prepared)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "once more, with trainer.micro_batch_size=32" in done.stdout + done.stderr
+    found = summary(prepared / "halved")
+    assert found["status"] == "finished"
+    assert found["memory_changes"] == ["trainer.micro_batch_size=32"]
+    assert "micro_batch_size: 32\n" in (prepared / "halved/config.yaml").read_text()
+    assert found["predicted_memory_bytes"] < 0.295 * 2**30
+
+
+@pytest.mark.parametrize(
+    ("typed", "named"),
+    [
+        (["memory.budget_gib=0"], "memory.budget_gib=0"),
+        (["memory.budget_gib=-4"], "memory.budget_gib=-4"),
+        (["memory.budget_gib=0.5"], "memory.budget_gib=0.5 leaves nothing beside the reserve"),
+        (["memory.reserve_mib=-1"], "memory.reserve_mib=-1 must be 0 or more"),
+        (["memory.fit=maybe"], "memory.fit=maybe is unknown: take one of off, check, auto"),
+        (["trainer.step_in_backward=true", "trainer.micro_batch_size=2"], "step_in_backward=true"),
+        (["trainer.step_in_backward=true", "trainer.compile=true"], "trainer.compile=true"),
+        (["optimizer.state_bits=4"], "optimizer.state_bits=4 is unknown: take 8 or 32"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "plan"])
+def test_what_makes_no_sense_is_refused_in_one_line(
+    command: str, typed: list[str], named: str, tmp_path: Path
+) -> None:
+    done = here(command, *typed, cwd=tmp_path)
+    assert done.returncode == 2
+    assert named in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -111,6 +111,11 @@ def describe(device: torch.device) -> str:
     )
 
 
+def reserved_memory_bytes(device: torch.device) -> int | None:
+    """Most bytes that CUDA's allocator has taken so far, gaps included; None elsewhere."""
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
+
+
 def held_before(device: torch.device) -> int:
     """Bytes that are taken before the first tensor of a run: what no prediction counts.
 

@@ -76,7 +76,7 @@ def predict(setup: Setup, reserve: Lines) -> Prediction:
     steps = training_step(setup)
     step = steps[max(steps, key=lambda phase: _sum(steps[phase]))]
     if setup.state_bits == 8 and setup.device == "cpu":
-        step = step | {"8-bit update": OF_EIGHT_BIT}
+        step = step | {"8-bit update": OF_EIGHT_BIT[setup.precision == "bf16_weights"]}
     moments: dict[str, Lines] = {
         "training step": step,
         "evaluation": _without_gradients(setup, setup.micro_batch, True),

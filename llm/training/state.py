@@ -10,7 +10,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from llm.device import peak_memory_bytes
+from llm.device import peak_memory_bytes, reserved_memory_bytes
 from llm.errors import require
 from llm.evaluation.loss import bits_per_byte
 from llm.model.gpt import GPT
@@ -76,6 +76,7 @@ def outcome(
         "bits_per_byte": None if best is None else bits_per_byte(best, bytes_per_token),
         "tokens_per_second": progress.tokens / (progress.train_seconds or math.inf),
         "peak_memory_bytes": peak_memory_bytes(device),
+        "reserved_memory_bytes": reserved_memory_bytes(device),
         "train_seconds": progress.train_seconds,
     }
 

@@ -170,17 +170,19 @@ def deaths(count: int = COUNT) -> Row:
             predicted = predict(setup, {"libraries": LIBRARIES}).total
             ended, _ = trained(overrides, folder, before + predicted)
             died += ended.of_memory
-            most = max(most, (ended.most - before) / predicted)
+            fate = "ended well"
+            if ended.of_memory:  # what would it have taken?
+                fate = f"died ({ended.said.strip().splitlines()[-1:]})"
+                ended, _ = trained(overrides, folder)
+            used = (ended.most - before) / predicted
+            most = max(most, used)
             print(
-                f"job {number}: {'died' if ended.of_memory else 'ended well'}, {predicted // MIB} "
-                f"MiB predicted, {(ended.most - before) // MIB} seen: {' '.join(job)}",
+                f"job {number} {fate}: {used:.1%} of {predicted // MIB} MiB seen: {' '.join(job)}",
                 file=sys.stderr,
             )
-            if ended.of_memory:
-                print(ended.said, file=sys.stderr)
     what = (
         f"of {count} runs limited to their prediction (beside {before // MIB} MiB of a process with"
-        f" torch) died; at most {most:.0%} of it was seen in use"
+        f" torch) died; at most {most:.1%} of it was seen in use"
     )
     return row("oom_deaths", what, [(died, count)], lambda ours, other: ours / other)
 

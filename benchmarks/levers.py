@@ -28,22 +28,25 @@ from llm.training.precision import Precision, to_precision
 from llm.training.update import choose_update
 
 CPU = torch.device("cpu")
-# Of model=small the shares of head and layers, at a sixth of its weights: 4 layers of width 512.
-PROXY = Setup(
+# Of model=small the shares of head and layers, at a sixth of its weights.
+PLAIN = Setup(
     GPTConfig(
-        n_layer=4, n_embed=512, head_size=128, block_size=128, vocab_size=12_800, loss="full"
+        n_layer=4, n_embed=512, head_size=128, block_size=128, vocab_size=12_800, loss="chunked"
     ).resolve()
-)
-LEVERS = {
-    "micro_batch": {"micro_batch": 2},
-    "chunked": {"model": replace(PROXY.model, loss="chunked")},
-    "every_2": {"activation_checkpointing": "every_2"},
-    "full": {"activation_checkpointing": "full"},
-    "in_backward_clipped": {"step_in_backward": True},
-    "in_backward_unclipped": {"step_in_backward": True, "clipped": False},
-    "state_bits": {"state_bits": 8},
-    "bf16_weights": {"precision": "bf16_weights"},
+)  # fmt: skip
+UNCLIPPED = replace(PLAIN, clipped=False)
+FULL_LOSS = replace(PLAIN, model=replace(PLAIN.model, loss="full"))
+LEVERS = {  # without and with
+    "micro_batch": (PLAIN, replace(PLAIN, micro_batch=2)),
+    "chunked": (FULL_LOSS, PLAIN),
+    "every_2": (PLAIN, replace(PLAIN, activation_checkpointing="every_2")),
+    "full": (PLAIN, replace(PLAIN, activation_checkpointing="full")),
+    "in_backward_clipped": (PLAIN, replace(PLAIN, step_in_backward=True)),
+    "in_backward_unclipped": (UNCLIPPED, replace(UNCLIPPED, step_in_backward=True)),
+    "state_bits": (PLAIN, replace(PLAIN, state_bits=8)),
+    "bf16_weights": (PLAIN, replace(PLAIN, precision="bf16_weights")),
 }
+SMALL = {"n_layer": 10, "n_embed": 768, "vocab_size": 50_304, "hidden_size": None, "n_head": None}
 
 
 class Step:
@@ -79,34 +82,34 @@ class Step:
 
 
 def costs(repeats: int) -> Iterator[Row]:
-    """Each lever alone: time per step, and predicted bytes, both beside those without any."""
-    tune_allocator(PROXY.model.n_embed)
-    config = PROXY.model
-    shape = (
-        f"{config.n_layer} layers of {config.n_embed}, {config.vocab_size} tokens, "
-        f"{PROXY.batch_size} x {config.block_size}"
-    )
-    for name, changes in LEVERS.items():
-        setup = replace(PROXY, **changes)
-        plain = replace(PROXY, clipped=setup.clipped)
+    """Each lever alone: time per step, and bytes predicted for model=small."""
+    tune_allocator(PLAIN.model.n_embed)
+    for name, (plain, saving) in LEVERS.items():
         # In turn, so that what disturbs the machine for a while disturbs both.
-        with_it, without = Step(setup), Step(plain)
-        seconds = [(with_it(), without()) for _ in range(2 * repeats)]
-        what = f"seconds of a step with {name}; without ({shape})"
+        ours, other = Step(saving), Step(plain)
+        seconds = [(ours(), other()) for _ in range(2 * repeats)]
+        what = f"seconds of a step with {name}; without ({described(plain)})"
         yield row(f"lever_{name}", what, seconds, lambda ours, other: ours / other)
-        held = (predict(setup, {}).total, predict(plain, {}).total)
-        what = f"predicted bytes with {name}; without"
+        del ours, other
+        what = f"predicted bytes of model=small with {name}; without"
+        held = (predicted_of_small(saving), predicted_of_small(plain))
         yield row(f"lever_{name}_bytes", what, [held], lambda ours, other: ours / other)
+
+
+def predicted_of_small(setup: Setup) -> int:
+    """Bytes that model=small takes when it is run as ``setup``."""
+    model = replace(setup.model, **SMALL, n_kv_head=None)  # type: ignore[arg-type]  # by name
+    return predict(replace(setup, model=model.resolve()), {}).total
 
 
 def few_tokens(repeats: int) -> Row:
     """How many tokens cost as much as what a forward and backward pass does once, however few they
     are: ``a`` in 1 + a / tokens, fitted to whole steps in micro-batches of 1, 2, 4 and 8.
     """
-    tune_allocator(PROXY.model.n_embed)
+    tune_allocator(PLAIN.model.n_embed)
     sizes = (1, 2, 4, 8)
-    steps = [Step(replace(PROXY, micro_batch=size)) for size in sizes]
-    inverse = [1 / (size * PROXY.model.block_size) for size in sizes]
+    steps = [Step(replace(PLAIN, micro_batch=size)) for size in sizes]
+    inverse = [1 / (size * PLAIN.model.block_size) for size in sizes]
     pairs = []
     for _ in range(repeats):
         slope, constant = np.polyfit(inverse, [step() for step in steps], 1)
@@ -176,10 +179,13 @@ def choices(repeats: int) -> Iterator[Row]:
 
 
 def described(setup: Setup) -> str:
-    """The levers of a setup."""
+    """Shape and levers of a setup."""
+    model = setup.model
     return (
-        f"micro_batch={setup.micro_batch} loss={setup.model.loss} "
-        f"{setup.activation_checkpointing} in_backward={setup.step_in_backward}"
+        f"{model.n_layer} layers of {model.n_embed}, {model.vocab_size} tokens, batch "
+        f"{setup.batch_size} x {model.block_size}, micro_batch={setup.micro_batch} "
+        f"loss={model.loss} checkpointing={setup.activation_checkpointing} "
+        f"in_backward={setup.step_in_backward}"
     )
 
 

@@ -14,7 +14,7 @@ from llm.data.dataset import Dataset
 from llm.model.gpt import GPT
 from llm.training import throughput
 from llm.training.optimizer import adamw
-from llm.training.precision import Precision
+from llm.training.precision import Precision, to_precision
 from llm.training.schedule import Cosine, Schedule
 from llm.training.trainer import Row, Trainer
 
@@ -111,13 +111,15 @@ def make_trainer(dataset: Dataset, tmp_path: Path) -> MakeTrainer:
         **options: Any,
     ) -> HandBuilt:  # fmt: skip
         torch.manual_seed(weights)
+        kind = Precision(precision, torch.device("cpu"))
         model = GPT(**MODEL, dropout=dropout, vocab_size=dataset.tokenizer.vocab_size)
+        to_precision(model, kind.weights)
         return HandBuilt(
             model=model,
             dataset=dataset,
             optimizer=optimizer(model, lr=lr, weight_decay=0.1, betas=[0.9, 0.95]),
             schedule=schedule or Cosine("cosine", warmup_steps=2),
-            precision=Precision(precision, torch.device("cpu")),
+            precision=kind,
             checkpoints=CheckpointFolder(tmp_path / run, 2, model.config, dataset.tokenizer, {}),
             logger=Notebook(),
             seed=7,

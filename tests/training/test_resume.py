@@ -1,5 +1,6 @@
 """A run that was interrupted, or watched more closely, ends with the same bits."""
 
+import functools
 import os
 import random
 import signal
@@ -83,6 +84,23 @@ def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(
     parts = interrupted_and_resumed(make_trainer, step, **options)
     assert_same_run(parts, whole)
     assert bool(parts.precision.scaler.state_dict()) is (precision == "fp16")
+
+
+@pytest.mark.parametrize("optimizer", [adamw, muon])
+@pytest.mark.parametrize("bits", [32, 8])
+@pytest.mark.parametrize("in_backward", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16_weights"])
+def test_it_does_with_every_lever_that_saves_memory(
+    make_trainer: MakeTrainer, precision: str, in_backward: bool, bits: int, optimizer: Any
+) -> None:
+    options = DROPPING | {
+        "precision": precision, "step_in_backward": in_backward,
+        "optimizer": functools.partial(optimizer, state_bits=bits),
+        "activation_checkpointing": "full",
+    }  # fmt: skip
+    whole = make_trainer("whole", **options)
+    whole.fit()
+    assert_same_run(interrupted_and_resumed(make_trainer, 3, **options), whole)
 
 
 def test_it_does_over_the_end_of_an_epoch_and_twice_in_a_row(make_trainer: MakeTrainer) -> None:

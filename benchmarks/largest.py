@@ -1,13 +1,14 @@
 """Predictions beside torch's MemTracker: rows ``prediction_error_*`` and ``largest_in_4gib`` of
 :mod:`benchmarks.memory`. No tensor in it has numbers, so the sizes cost nothing.
 
-The largest GPT is looked for among those of heads of 64 channels, n_embed = 64 k and n_layer =
-n_embed / 40, rounded: about what is usual (GPT-2 has 64 channels a layer at 768, 33 at 1600). Each
-side has its own architecture: nanoGPT's is GPT-2's, without biases, ours what conf/model has in
-common.
+The largest GPT is looked for among those with heads of 64 channels, n_embed = 64 k and n_layer =
+n_embed / 40, rounded: about what is usual (GPT-2 has 64 channels a layer at 768, 33 at 1600). That
+width is then given as many further layers as fit, or a step of k would decide. Each side has its
+own architecture: nanoGPT's is GPT-2's, without biases, ours what conf/model has in common.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -40,15 +41,31 @@ def errors() -> Iterator[Row]:
         yield row(f"prediction_error_{id}", what, [pair], lambda a, b: a / b - 1)
 
 
-def n_layer(k: int) -> int:
-    """Layers of the model of width 64 ``k``, on both sides."""
-    return max(1, round(HEAD_SIZE * k / 40))
+@dataclass(frozen=True)
+class Size:
+    """Of the family that both sides are taken from."""
+
+    k: int
+    further: int = 0  # layers
+
+    @property
+    def n_embed(self) -> int:
+        """Channels."""
+        return HEAD_SIZE * self.k
+
+    @property
+    def n_layer(self) -> int:
+        """Layers."""
+        return max(1, round(self.n_embed / 40)) + self.further
+
+    def __str__(self) -> str:
+        return f"{self.n_layer} layers of {self.n_embed}"
 
 
-def ours(k: int, device: str = "cuda") -> Setup:
-    """Our model of width 64 ``k``, with everything that saves memory."""
+def ours(size: Size, device: str = "cuda") -> Setup:
+    """Our model of that size, with everything that saves memory."""
     model = GPTConfig(
-        n_layer=n_layer(k), n_embed=HEAD_SIZE * k, head_size=HEAD_SIZE, block_size=BLOCK_SIZE,
+        n_layer=size.n_layer, n_embed=size.n_embed, head_size=HEAD_SIZE, block_size=BLOCK_SIZE,
         vocab_size=VOCAB_SIZE, loss="chunked",
     )  # fmt: skip
     return Setup(
@@ -58,18 +75,27 @@ def ours(k: int, device: str = "cuda") -> Setup:
 
 
 class TheirStep:
-    """nanoGPT's network of width 64 ``k`` and a step of its train.py in mixed precision, under
-    MemTracker.
-    """
+    """nanoGPT's network of that size, and a step of its train.py in mixed precision."""
 
-    def __init__(self, clone: Path, k: int) -> None:
+    def __init__(self, clone: Path, size: Size) -> None:
         with FakeTensorMode(allow_non_fake_inputs=True):
             self.model = network(
-                clone, n_layer=n_layer(k), n_head=k, n_embd=HEAD_SIZE * k, block_size=BLOCK_SIZE,
-                vocab_size=VOCAB_SIZE, bias=False,
+                clone, n_layer=size.n_layer, n_head=size.k, n_embd=size.n_embed,
+                block_size=BLOCK_SIZE, vocab_size=VOCAB_SIZE, bias=False,
             )  # fmt: skip
             self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
-            self.peak = self.track()
+
+    def fits(self) -> bool:
+        """Whether it can be trained; tracking takes long, so not where weights, gradients and
+        AdamW's means alone are too much.
+        """
+        room = BUDGET - RESERVE
+        return 16 * self.parameters <= room and self.peak() <= room
+
+    def peak(self) -> int:
+        """Bytes at the peak that MemTracker sees."""
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            return self.track()
 
     def track(self) -> int:
         """Bytes at the peak of two steps, the second of which has the optimizer's state."""
@@ -90,28 +116,27 @@ class TheirStep:
         return int(tracker.get_tracker_snapshot("peak")[cpu]["Total"])
 
 
+def largest_of(fits: Callable[[Size], bool]) -> Size:
+    """The widest, then the deepest of its width."""
+    k = bisected(lambda k: fits(Size(k)), MOST)
+    return Size(k, bisected(lambda further: fits(Size(k, further)), MOST))
+
+
 def largest(clone: Path) -> Iterator[Row]:
     """Parameters of the largest model of each side whose step fits 4 GiB, and our prediction of
     its peak beside MemTracker's.
     """
-
-    def fits(k: int) -> bool:
-        return predict(ours(k), {"reserve": RESERVE}).total <= BUDGET
-
-    def theirs_fits(k: int) -> bool:
-        return TheirStep(clone, k).peak + RESERVE <= BUDGET
-
-    k, their_k = bisected(fits, MOST), bisected(theirs_fits, MOST)
-    theirs = TheirStep(clone, their_k)
-    parameters = n_parameters(ours(k).model)
+    size = largest_of(lambda size: predict(ours(size), {"reserve": RESERVE}).total <= BUDGET)
+    their_size = largest_of(lambda size: TheirStep(clone, size).fits())
+    theirs = TheirStep(clone, their_size)
     what = (
         f"parameters of the largest GPT whose step fits 4 GiB less {RESERVE // 2**20} MiB, one "
-        f"sequence of {BLOCK_SIZE}: {n_layer(k)} layers of {HEAD_SIZE * k}; nanoGPT's, in bf16 "
-        f"autocast: {n_layer(their_k)} of {HEAD_SIZE * their_k}, {theirs.peak / 2**30:.2f} GiB"
+        f"sequence of {BLOCK_SIZE}: {size}; nanoGPT's, in bf16 autocast: {their_size}, "
+        f"{theirs.peak() / 2**30:.2f} GiB"
     )
-    pair = (float(parameters), float(theirs.parameters))
+    pair = (float(n_parameters(ours(size).model)), float(theirs.parameters))
     yield row("largest_in_4gib", what, [pair], lambda a, b: a / b)
-    predicted, tracked = predict(ours(k), {}), tracked_peak(ours(k, device="cpu"))
+    predicted, tracked = predict(ours(size), {}), tracked_peak(ours(size, device="cpu"))
     what = (
         f"bytes predicted of its step ({predicted.total / 2**30:.2f} GiB with what CUDA cannot "
         "fill); MemTracker's"

@@ -80,14 +80,17 @@ class Step:
         self.update.end()
         return time.perf_counter() - start
 
+    def fastest(self) -> float:
+        """The shorter of two: whatever else runs can only make one longer."""
+        return min(self(), self())
+
 
 def costs(repeats: int) -> Iterator[Row]:
     """Each lever alone: time per step, and bytes predicted for model=small."""
     tune_allocator(PLAIN.model.n_embed)
     for name, (plain, saving) in LEVERS.items():
-        # In turn, so that what disturbs the machine for a while disturbs both.
         ours, other = Step(saving), Step(plain)
-        seconds = [(ours(), other()) for _ in range(2 * repeats)]
+        seconds = [(ours.fastest(), other.fastest()) for _ in range(repeats)]
         what = f"seconds of a step with {name}; without ({described(plain)})"
         yield row(f"lever_{name}", what, seconds, lambda ours, other: ours / other)
         del ours, other
@@ -112,7 +115,7 @@ def few_tokens(repeats: int) -> Row:
     inverse = [1 / (size * PLAIN.model.block_size) for size in sizes]
     pairs = []
     for _ in range(repeats):
-        slope, constant = np.polyfit(inverse, [step() for step in steps], 1)
+        slope, constant = np.polyfit(inverse, [step.fastest() for step in steps], 1)
         # What a step does once, the update, is in the constant with what each token costs.
         pairs.append((float(slope / constant), float(FEW_TOKENS)))
     what = "tokens that cost as much as a pass does once; as llm.memory.fit has it"
@@ -166,8 +169,7 @@ def choices(repeats: int) -> Iterator[Row]:
         tokens = setup.batch_size * setup.model.block_size
         for _ in range(repeats):
             for number, one in enumerate(every):
-                step = Step(one)
-                rates[number].append(tokens / min(step(), step()))
+                rates[number].append(tokens / Step(one).fastest())
         medians = {number: float(np.median(found)) for number, found in rates.items()}
         ours, best = every.index(picked.setup), max(medians, key=lambda n: medians[n])
         pairs = list(zip(rates[ours], rates[best], strict=True))

@@ -1,6 +1,7 @@
 """The one device a process computes on, and what it says about its memory."""
 
 import ctypes
+import importlib
 import os
 import resource
 import sys
@@ -70,16 +71,17 @@ def tune_allocator(n_embed: int, closely: bool = False) -> None:
     training step comes to hold far more than it needs. Mapped one by one, large blocks go back
     whole; huge pages make that cheap, and decoding reads weights faster from them. Narrow networks
     have little to save, and blocks too small for huge pages, which are slow to map: those only
-    where memory is watched ``closely``.
+    where memory is watched ``closely``, and smaller ones too.
     """
     given = "MALLOC_MMAP_THRESHOLD_" in os.environ
     # CUDA: blocks that can grow leave fewer gaps (torch reads it when it first asks for memory).
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     if sys.platform == "linux" and (closely or n_embed >= WIDE) and not given:
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages: torch reads it once
         set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
         if set_option:
-            set_option(M_MMAP_THRESHOLD, MAPPED_FROM)
+            set_option(M_MMAP_THRESHOLD, MAPPED_FROM // 4 if closely else MAPPED_FROM)
             set_option(M_TRIM_THRESHOLD, 128 * MAPPED_FROM)  # else the heap is trimmed all the time
 
 
@@ -142,9 +144,13 @@ def limit_memory(device: torch.device, further: int) -> None:
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, further / total), device)
-    elif data := _of_process("VmData"):
+        return
+    importlib.import_module("torch._dynamo")  # as the first step does, amid which it would fail
+    if data := _of_process("VmData"):
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (data + further, hard))
+        limit = data + further
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
 
 def release_memory() -> None:

@@ -33,6 +33,7 @@ CONTRACT = {
     "optimizer": "name lr weight_decay betas",
     "schedule": "name warmup_steps min_lr_ratio cooldown_fraction",
     "precision": "name",
+    "memory": "budget_gib reserve_mib fit",
     "trainer": "max_steps max_minutes batch_size micro_batch_size grad_clip eval_interval "
     "eval_batches eval_only log_interval checkpoint_interval keep_last patience compile device "
     "sample_interval overfit_batches",

@@ -77,6 +77,68 @@ def test_auto_runs_within_the_budget_at_the_same_tokens_per_step_and_to_the_same
     assert f"micro_batch_size: {size}\n" in (prepared / "outputs/fitted/config.yaml").read_text()
 
 
+@pytest.fixture
+def eight(prepared: Path) -> list[str]:
+    """How ``outputs/eight`` was begun and finished: with AdamW's state in 8 bits."""
+    typed = [*DATA, *SHORT, "optimizer=adamw", "run.name=eight"]
+    if not (prepared / "outputs/eight").exists():
+        done = here("train", *typed, "optimizer.state_bits=8", cwd=prepared)
+        assert done.returncode == 0, done.stderr
+    return typed
+
+
+def test_a_run_keeps_the_bits_of_its_state_unless_others_are_typed(
+    prepared: Path, eight: list[str]
+) -> None:
+    for more in ([], ["memory.fit=auto"], ["memory.fit=auto", "trainer.micro_batch_size=2"]):
+        again = here("train", *eight, *more, cwd=prepared)
+        assert "is finished already" in again.stdout, again.stderr
+    typed = here("train", *eight, "optimizer.state_bits=32", cwd=prepared)
+    assert typed.returncode == 2
+    assert "optimizer.state_bits was 8, now 32" in typed.stderr
+
+
+def test_a_finished_run_is_skipped_where_it_would_not_fit_any_more(
+    prepared: Path, eight: list[str]
+) -> None:
+    small = ["memory.fit=check", "memory.budget_gib=0.11", "memory.reserve_mib=100"]
+    assert "is finished already" in here("train", *eight, *small, cwd=prepared).stdout
+    more = here("train", "resume=outputs/eight", "trainer.max_steps=9", *small, cwd=prepared)
+    assert more.returncode == 2
+    assert "the run would take" in more.stderr
+
+
+def test_a_run_from_before_there_were_levers_goes_on(prepared: Path) -> None:
+    typed = [*DATA, *SHORT, "optimizer=adamw", "run.name=old"]
+    assert here("train", *typed, cwd=prepared).returncode == 0
+    config = prepared / "outputs/old/config.yaml"
+    lines = config.read_text().splitlines(keepends=True)
+    new = ("state_bits", "step_in_backward", "memory:", "budget_gib", "reserve_mib",
+           "enforce", "fit:")  # fmt: skip
+    config.write_text("".join(line for line in lines if not line.strip().startswith(new)))
+    assert "is finished already" in here("train", *typed, cwd=prepared).stdout
+    more = here("train", "resume=outputs/old", "trainer.max_steps=6", cwd=prepared)
+    assert more.returncode == 0, more.stderr
+
+
+def test_levers_that_no_run_has_written_are_refused(prepared: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "outputs/strange"
+    folder.mkdir(parents=True)
+    text = "trainer:\n  micro_batch_size: abc\n"
+    (folder / "config.yaml").write_text(text)
+    done = here("train", *SHORT, "run.name=strange", "memory.fit=auto", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "trainer.micro_batch_size is 'abc'" in done.stderr
+
+
+def test_an_evaluation_is_not_judged_by_what_training_would_take(
+    prepared: Path, eight: list[str]
+) -> None:
+    small = ["memory.fit=check", "memory.budget_gib=0.11", "memory.reserve_mib=100"]
+    done = here("train", "resume=outputs/eight", "trainer.eval_only=true", *small, cwd=prepared)
+    assert done.returncode == 0, done.stderr
+
+
 def test_nothing_fits_beside_weights_that_are_too_large(tmp_path: Path) -> None:
     done = here("train", "model=medium", "data=shakespeare", "memory.fit=auto",
                 "memory.budget_gib=1", cwd=tmp_path)  # fmt: skip
@@ -124,7 +186,10 @@ def test_where_auto_runs_out_after_all_it_tries_once_more_with_half(prepared: Pa
     [
         (["memory.budget_gib=0"], "memory.budget_gib=0"),
         (["memory.budget_gib=-4"], "memory.budget_gib=-4"),
-        (["memory.budget_gib=0.5"], "memory.budget_gib=0.5 leaves nothing beside the reserve"),
+        (
+            ["memory.reserve_mib=5000", "memory.fit=check"],
+            "memory.budget_gib=4 leaves nothing beside the reserve of 5000 MiB",
+        ),
         (["memory.reserve_mib=-1"], "memory.reserve_mib=-1 must be 0 or more"),
         (["memory.fit=maybe"], "memory.fit=maybe is unknown: take one of off, check, auto"),
         (["trainer.step_in_backward=true", "trainer.micro_batch_size=2"], "step_in_backward=true"),

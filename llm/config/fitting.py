@@ -8,26 +8,27 @@ from pathlib import Path
 import torch
 
 from llm.config.plan import apply, has_eight_bit, setup_of, vocabulary
+from llm.config.run import OUTPUTS
 from llm.config.schema import TrainSettings
-from llm.config.settings import load_plain
+from llm.config.settings import load_plain, typed_keys
 from llm.device import held_before, limit_memory, release_memory
 from llm.disk import mib
-from llm.errors import OutOfMemory, Refused
-from llm.experiment.console import warn
-from llm.experiment.rundir import CONFIG
+from llm.errors import OutOfMemory, Refused, require
+from llm.experiment.console import say, warn
+from llm.experiment.rundir import CONFIG, read_summary
 from llm.memory.fit import Fitted, cheapest_changes, fit
+from llm.memory.fit import changes as changed
 from llm.memory.predict import Lines, Prediction, Setup, predict
 from llm.sealed import Plain
 
 # Bytes that a process on a CPU comes to hold later on besides tensors: what is imported for the
 # loop, stacks of threads, workspaces (python -m benchmarks.memory, rows rss_*).
 LIBRARIES = 120 * 2**20
-# What `auto` decides, and a run that goes on keeps.
-LEVERS = {
-    "trainer": ("micro_batch_size", "activation_checkpointing", "step_in_backward"),
-    "model": ("loss",),
-    "optimizer": ("state_bits",),
-}
+# What `auto` decides, and a run that goes on keeps: section, key, and what it may be.
+LEVERS = (
+    ("trainer", "micro_batch_size", int), ("trainer", "activation_checkpointing", str),
+    ("trainer", "step_in_backward", bool), ("model", "loss", str), ("optimizer", "state_bits", int),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,22 +77,26 @@ def fit_memory(
     """
     if known is not None:
         return settings, known
-    options = settings.memory
-    if options.fit == "auto":
-        settings = _as_begun(settings)
+    options, typed, folder = settings.memory, settings, _begun(settings)
+    if folder is not None:
+        settings = _as_begun(settings, folder)
     if vocabulary(settings) is None:
         return settings, None
-    reserve = _reserve(settings, device)
-    options.check_reserve(sum(reserve.values()))
-    setup, budget = setup_of(settings, device.type), options.budget
+    reserve, budget = _reserve(settings, device), options.budget
+    if options.matters:
+        options.check_reserve(sum(reserve.values()))
+    setup = setup_of(settings, device.type)
     prediction = predict(setup, reserve)
-    changes: tuple[str, ...] = ()
-    if options.fit != "off" and prediction.total > budget:
-        fitted = fit(setup, budget, reserve, has_eight_bit()) if options.fit == "auto" else None
+    finished = folder is not None and (read_summary(folder) or {}).get("status") == "finished"
+    if options.fit != "off" and prediction.total > budget and not (finished and not typed.resume):
+        # The state of a run that goes on has the bits that it has.
+        eight_bit = folder is None and has_eight_bit()
+        fitted = fit(setup, budget, reserve, eight_bit) if options.fit == "auto" else None
         if fitted is None:
-            raise Refused(too_large(prediction, budget, cheapest_changes(setup, budget, reserve)))
-        settings, setup, changes = apply(settings, fitted), fitted.setup, fitted.changes
-        prediction = fitted.prediction
+            ways = cheapest_changes(setup, budget, reserve, eight_bit)
+            raise Refused(too_large(prediction, budget, ways))
+        settings, setup, prediction = apply(settings, fitted), fitted.setup, fitted.prediction
+    changes = changed(setup_of(typed, device.type), setup)
     if options.enforce or (options.enforce is None and options.fit != "off" and _is_gpu(device)):
         limit_memory(device, budget - sum(reserve.values()))
     return settings, Planned(prediction, setup, budget, changes)
@@ -110,7 +115,8 @@ def once_more_with_half(
         size = _half(settings)
         if size is None or error.folder is None:
             raise
-        warn(f"{error}: once more, with trainer.micro_batch_size={size}")
+        what = str(error).partition("): ")[0]
+        say(f"{what}): once more, with trainer.micro_batch_size={size}")
         folder = str(error.folder)
     gc.collect()  # all that the first attempt has held
     release_memory()
@@ -128,11 +134,16 @@ def _half(settings: TrainSettings) -> int | None:
 
 
 def _reserve(settings: TrainSettings, device: torch.device) -> Lines:
-    if settings.memory.reserve_mib is not None:
-        return {"reserve (as given)": settings.memory.reserve_mib * 2**20}
     what = "CUDA context and others" if _is_gpu(device) else "process"
-    found = {f"{what} (measured)": held_before(device)}
-    return found if _is_gpu(device) else found | {"libraries": LIBRARIES}
+    measured = {f"{what} (measured)": held_before(device)}
+    if not _is_gpu(device):
+        measured["libraries"] = LIBRARIES
+    options, taken = settings.memory, sum(measured.values())
+    if options.reserve_mib is None:
+        return measured
+    if options.matters and options.assumed_reserve < taken:
+        warn(f"memory.reserve_mib={options.reserve_mib}, but {mib(taken)} are taken by no tensor")
+    return {"reserve (as given)": options.assumed_reserve}
 
 
 def _is_gpu(device: torch.device) -> bool:
@@ -153,16 +164,24 @@ def too_large(prediction: Prediction, budget: int, ways: list[Fitted]) -> str:
     return f"{text}; what fits, fastest first: {listed}"
 
 
-def _as_begun(settings: TrainSettings) -> TrainSettings:
-    """With what was decided when the run's folder was begun, unless it is typed otherwise."""
+def _begun(settings: TrainSettings) -> Path | None:
+    """The folder of a run that was started before, if there is one."""
     run = settings.run
-    folder = Path(run.dir) if run.dir else Path("outputs") / str(run.name) if run.name else None
-    if folder is None or settings.trainer.micro_batch_size or not (folder / CONFIG).exists():
-        return settings
+    if not (run.dir or run.name) or settings.trainer.eval_only:
+        return None
+    folder = Path(run.dir) if run.dir else OUTPUTS / str(run.name)
+    return folder if (folder / CONFIG).exists() else None
+
+
+def _as_begun(settings: TrainSettings, folder: Path) -> TrainSettings:
+    """With what was decided when the run was begun, but for what is typed now."""
     begun: Plain = load_plain(folder)
-    for section, keys in LEVERS.items():
-        found = begun.get(section) or {}
-        kept = {key: found[key] for key in keys if key in found}
-        settings = replace(settings, **{section: replace(getattr(settings, section), **kept)})
+    typed = typed_keys()
+    for section, key, kind in LEVERS:
+        found = (begun.get(section) or {}).get(key)
+        if found is not None and f"{section}.{key}" not in typed:
+            require(type(found) is kind, f"{folder}/{CONFIG}: {section}.{key} is {found!r}")
+            own = replace(getattr(settings, section), **{key: found})
+            settings = replace(settings, **{section: own})
     settings.check()  # the file may be anybody's
     return settings

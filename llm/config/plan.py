@@ -46,6 +46,7 @@ def setup_of(settings: TrainSettings, device: str) -> Setup:
         compile=trainer.compile,
         device="cuda" if cuda else "cpu",
         samples=trainer.sample_interval is not None,
+        eval_only=trainer.eval_only,
         closely=settings.memory.matters,
     )
 

@@ -69,9 +69,11 @@ def _largest(
     if key is None:
         return None
 
-    def peak(changed: Setup) -> int:
-        fitted = fit(changed, budget, reserve, eight_bit) if levers else None
-        return (fitted.prediction if fitted else predict(changed, reserve)).total
+    def peak(changed: Setup) -> int | None:
+        if not levers:
+            return predict(changed, reserve).total
+        fitted = fit(changed, budget, reserve, eight_bit)
+        return None if fitted is None else fitted.prediction.total
 
     found = largest(setup, key, budget, reserve, levers, eight_bit)
     larger = following(setup, key, found)

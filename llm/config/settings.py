@@ -46,6 +46,7 @@ IDENTITY = {
         "rollbacks",
     ),
 }
+LATER = {"optimizer": {"state_bits": 32}}  # keys of such groups that came after the first runs
 NAMED_GROUPS = ("optimizer", "schedule")  # their file also decides which class is built
 OF_THIS_START = ("resume", "verify")  # typed for one start of a run, no settings of it
 
@@ -152,7 +153,10 @@ def identity(plain: Plain, data_digest: str) -> Plain:
     for section, keys in IDENTITY.items():
         values = plain.get(section) or {}
         # What came after a run was started has changed nothing in it: it is as by default.
-        known = values if keys is None else asdict(getattr(TrainSettings(), section)) | values
+        default = (
+            LATER.get(section, {}) if keys is None else asdict(getattr(TrainSettings(), section))
+        )
+        known = default | values
         found |= {f"{section}.{key}": known.get(key) for key in (known if keys is None else keys)}
     return found | {key: plain.get(key) for key in ("init_from", "seed")}
 
@@ -174,6 +178,13 @@ def saved_groups(folder: Path) -> list[str]:
             plain_name, f"{folder}/config.yaml: {group}.name={name!r} is not the name of an option"
         )
     return [f"{group}={name}" for group, name in names.items()]
+
+
+def typed_keys() -> set[str]:
+    """The keys on the command line; none where Hydra was not started from one."""
+    if not HydraConfig.initialized():
+        return set()
+    return {str(o).partition("=")[0].lstrip("+~") for o in HydraConfig.get().overrides.task}
 
 
 def _resumed(composed: DictConfig) -> DictConfig:

@@ -41,7 +41,7 @@ def save(path: Path, plans: Sequence[Plan], is_grid: bool) -> list[Path]:
 def can_draw() -> bool:
     """Whether matplotlib is installed."""
     try:
-        import matplotlib  # noqa: F401
+        import matplotlib  # noqa: F401  (only whether it can be)
     except ImportError:
         return False
     return True

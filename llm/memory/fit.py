@@ -57,11 +57,13 @@ def _preference(fitted: Fitted) -> tuple[float, int]:
     return fitted.slowdown, len(fitted.changes)
 
 
-def cheapest_changes(setup: Setup, budget: int, reserve: Lines, count: int = 3) -> list[Fitted]:
+def cheapest_changes(
+    setup: Setup, budget: int, reserve: Lines, eight_bit: bool = True, count: int = 3
+) -> list[Fitted]:
     """Up to ``count`` ways to make ``setup`` fit, cheapest first; none contains another."""
     every = [
         fitted
-        for bits in _bits(setup)
+        for bits in (_bits(setup) if eight_bit else [setup.state_bits])
         for candidate in levers(replace(setup, state_bits=bits))
         for whole in ([True, False] if candidate.micro_batch > 1 else [True])
         if (fitted := _largest_portions(setup, candidate, budget, reserve, whole))
@@ -116,7 +118,9 @@ def _largest_portions(
     def fits(count: int) -> bool:
         return predict(replace(setup, micro_batch=sizes[count - 1]), reserve).total <= budget
 
-    count = bisected(fits, len(sizes))
+    # The whole batch may fit where a part does not: gradients are kept between parts.
+    last = len(sizes)
+    count = last if last and fits(last) else bisected(fits, last - 1)
     if not count:
         return None
     setup = replace(setup, micro_batch=sizes[count - 1])

@@ -38,7 +38,8 @@ class MemoryOptions:
         budget, reserve = self.budget_gib, self.reserve_mib
         require(0 < budget < 2**20, f"memory.budget_gib={budget} must be more than 0 and finite")
         require(reserve is None or reserve >= 0, f"memory.reserve_mib={reserve} must be 0 or more")
-        self.check_reserve(self.assumed_reserve)
+        if self.matters and reserve is not None:
+            self.check_reserve(reserve * 2**20)
         known = ", ".join(FITS)
         require(self.fit in FITS, f"memory.fit={self.fit} is unknown: take one of {known}")
 

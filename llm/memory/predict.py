@@ -40,6 +40,7 @@ class Setup:
     compile: bool = False
     device: str = "cpu"  # or cuda
     samples: bool = False  # whether text is written during training
+    eval_only: bool = False
     closely: bool = False  # whether narrow networks too have their memory mapped
 
 
@@ -77,12 +78,17 @@ def predict(setup: Setup, reserve: Lines) -> Prediction:
     step = steps[max(steps, key=lambda phase: _sum(steps[phase]))]
     if setup.state_bits == 8 and setup.device == "cpu":
         step = step | {"8-bit update": OF_EIGHT_BIT[setup.precision == "bf16_weights"]}
+    evaluation = _without_gradients(setup, setup.micro_batch, True)
     moments: dict[str, Lines] = {
         "training step": step,
-        "evaluation": _without_gradients(setup, setup.micro_batch, True),
+        "evaluation": evaluation,
         "checkpoint": _kept(setup),
     }
-    if setup.samples:
+    if setup.device == "cpu":  # a GPU's weights come from a copy that is not on it
+        moments["going on"] = {"weights": _kept(setup)["weights"], "weights read": _read(setup)}
+    if setup.eval_only:
+        moments = {"evaluation": evaluation | {"optimizer state": 0}}
+    if setup.samples and not setup.eval_only:
         moments["sample"] = _without_gradients(setup, 1, False)
     narrow = setup.device == "cpu" and setup.model.n_embed < WIDE and not setup.closely
     for lines in moments.values():
@@ -182,6 +188,11 @@ def _kept(setup: Setup) -> Lines:
     """What is there all the time."""
     start = training_step(setup)["start"]
     return {kind: start[kind] for kind in ("weights", "optimizer state")}
+
+
+def _read(setup: Setup) -> int:
+    """A checkpoint's weights, beside the network's, before they are copied into it."""
+    return n_parameters(setup.model) * (2 if setup.precision == "bf16_weights" else 4)
 
 
 def _without_gradients(setup: Setup, batch: int, with_loss: bool) -> Lines:

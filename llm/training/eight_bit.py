@@ -31,6 +31,11 @@ class EightBit:
             raise Refused(
                 "optimizer.state_bits=8 needs bitsandbytes: pip install bitsandbytes"
             ) from None
+        except (OSError, RuntimeError) as error:  # installed, and broken
+            why = str(error).partition("\n")[0]
+            raise Refused(
+                f"optimizer.state_bits=8 needs bitsandbytes, which fails: {why}"
+            ) from None
         library: Any = bitsandbytes.functional
         self.update_portion = library.optimizer_update_8bit_blockwise
         # In a thread of its own: under FakeTensorMode, which is a thread's, none can be made.

@@ -68,7 +68,7 @@ def roll_back(trainer: "Trainer", end: Diverged) -> None:
         trainer.logger.warn("nothing to go back to yet: try a smaller trainer.checkpoint_interval")
         raise end
     trainer.logger.warn(f"{end}; back to step {sound.step}, at half the learning rate")
-    trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.update.drop()
     trainer.optimizer.state.clear()  # else there were two of it
     # A scaler amid no step.
     trainer.precision.scaler = Precision(trainer.precision.name, trainer.device).scaler

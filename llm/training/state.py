@@ -82,10 +82,13 @@ def outcome(
 
 
 def training_tensors(
-    model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+    model: nn.Module, optimizer: Optimizer, device: torch.device
 ) -> dict[str, Tensor]:
     """The optimizer's state by parameter name, and the state of each random generator."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    if optimizer.state:  # also of what has had no finite gradient yet
+        for parameter in optimizer.group_of:
+            optimizer.kept(parameter)
     tensors = {
         f"optimizer/{names[parameter]}/{key}": value
         for parameter, state in optimizer.state.items()

@@ -26,7 +26,12 @@ class Update:
     def norm(self) -> Tensor:
         """The norm of all gradients (), which are clipped to ``grad_clip`` from here on."""
         self.precision.scaler.unscale_(self.optimizer)
-        return nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
+        if self.precision.weights == torch.float32:
+            return nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
+        norms = [measured(p.grad) for p in self.parameters if p.grad is not None]
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        nn.utils.clip_grads_with_norm_(self.parameters, self.grad_clip, norm)
+        return norm
 
     def step(self) -> None:
         """Change the weights."""
@@ -35,6 +40,10 @@ class Update:
     def end(self) -> None:
         """Free the gradients, whether or not the step was made."""
         self.precision.scaler.update()
+        self.drop()
+
+    def drop(self) -> None:
+        """Free the gradients, amid a step that is given up."""
         self.optimizer.zero_grad(set_to_none=True)
 
 
@@ -90,11 +99,10 @@ class UpdateInBackward(Update):
             self.run(changes=True)
         self.precision.scaler.step(self.of_probe)
 
-    def end(self) -> None:
-        """Free what the backward pass would need."""
+    def drop(self) -> None:
+        """Free what a backward pass would need."""
         self.loss = None
         self.squares.clear()
-        self.precision.scaler.update()
 
     def run(self, changes: bool) -> None:
         """One backward pass, of which no gradient is left."""
@@ -110,13 +118,19 @@ class UpdateInBackward(Update):
         gradient = parameter.grad
         if self.changes is None or gradient is None:
             return
-        norm = torch.linalg.vector_norm(gradient, dtype=torch.float32)
+        norm = measured(gradient)
         if not (self.changes and self.first):
             self.squares.append(norm.square())
         if self.changes and (self.first or is_finite(norm)):
             gradient.mul_(self.factor)
             self.optimizer.update([parameter])
         parameter.grad = None
+
+
+def measured(gradient: Tensor) -> Tensor:
+    """The norm of a gradient () in float32, whatever its own type."""
+    norm: Tensor = torch.linalg.vector_norm(gradient, dtype=torch.float32)
+    return norm
 
 
 def is_finite(value: Tensor) -> bool:

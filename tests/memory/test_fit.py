@@ -1,5 +1,6 @@
 """What is changed so that a run fits, and the largest that does."""
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -69,6 +70,30 @@ def test_no_faster_setting_fits_than_the_one_that_auto_chooses() -> None:
     fits = [one for one in others if total(one) <= budget]
     assert fits
     assert min(cost(one) for one in fits) == pytest.approx(cost(found.setup))
+
+
+def test_nor_does_one_among_many_shapes_budgets_and_batches() -> None:
+    generator = random.Random(7)
+    for _ in range(60):
+        layers, width = generator.choice((2, 4, 12)), generator.choice((128, 256, 768))
+        before = setup(layers, width, generator.choice((2, 6, 12)))
+        before = replace(before, clipped=generator.random() < 0.5)
+        budget = int(RESERVE["reserve"] + generator.uniform(0.5, 1) * (total(before) - 600 * 2**20))
+        sizes = [n for n in range(1, 13) if before.batch_size % n == 0]
+        fitting_bits = {
+            bits: [
+                cost(one)
+                for candidate in fitting.levers(replace(before, state_bits=bits))
+                for size in ([before.batch_size] if candidate.step_in_backward else sizes)
+                if total(one := replace(candidate, micro_batch=size)) <= budget
+            ]
+            for bits in (32, 8)
+        }
+        found = fit(before, budget, RESERVE)
+        best = fitting_bits[32] or fitting_bits[8]
+        assert (found is None) == (not best)
+        if found is not None:
+            assert cost(found.setup) == pytest.approx(min(best))
 
 
 def test_eight_bits_come_last_and_only_where_the_library_is_there() -> None:
@@ -156,9 +181,8 @@ def test_the_numbers_it_shares_with_the_network_and_the_optimizers_are_theirs() 
         ({"budget_gib": -1.0}, "memory.budget_gib=-1.0"),
         ({"budget_gib": float("nan")}, "memory.budget_gib=nan"),
         ({"budget_gib": float("inf")}, "memory.budget_gib=inf"),
-        ({"budget_gib": 0.5}, "memory.budget_gib=0.5 leaves nothing beside the reserve of 600 MiB"),
         ({"reserve_mib": -1}, "memory.reserve_mib=-1"),
-        ({"reserve_mib": 5000}, "leaves nothing beside the reserve of 5000 MiB"),
+        ({"reserve_mib": 5000, "enforce": True}, "leaves nothing beside the reserve of 5000 MiB"),
         ({"fit": "yes"}, "memory.fit=yes is unknown: take one of off, check, auto"),
     ],
 )

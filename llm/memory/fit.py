@@ -11,8 +11,8 @@ from llm.model.config import LARGEST
 # Keys whose largest fitting value can be asked for: memory.largest=...
 SIZES = ("n_layer", "n_embed", "block_size", "trainer.micro_batch_size")
 
-# What the levers cost: time per token against the same step without (python -m benchmarks.memory,
-# rows lever_*: model=small on two cores of an EPYC).
+# What the levers cost: time per token against the same step without. Estimates, to be replaced by
+# what python -m benchmarks.memory --only levers measures.
 CHUNKED_LOSS = 1.00
 CHECKPOINTED = {"none": 1.0, "every_2": 1.14, "full": 1.29}
 IN_BACKWARD = {True: 1.65, False: 1.0}  # clipped: gradients are computed twice

@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -74,9 +75,6 @@ def drawn() -> list[Setup]:
     return setups
 
 
-STEPS = 2  # the second one has the optimizer's state from its beginning
-
-
 def tracked_peak(setup: Setup) -> int:
     """Bytes at the peak of an optimizer step of the real network, optimizer and update."""
     cpu = torch.device("cpu")
@@ -92,29 +90,32 @@ def tracked_peak(setup: Setup) -> int:
             model, optimizer, precision, float(setup.clipped), setup.step_in_backward, False
         )
         tokens = torch.zeros(setup.micro_batch, setup.model.block_size, dtype=torch.long)
+        for parameter in model.parameters():
+            optimizer.kept(parameter)  # as there is from the second step on
         tracker = MemTracker()
         tracker.track_external(model, optimizer, tokens)
-        with tracker, _blind(tracker):
-            for _ in range(STEPS):
-                for _ in range(setup.batch_size // setup.micro_batch):
-                    with precision.autocast:
-                        loss = model(tokens, tokens, reduction="sum") / tokens.numel()
-                    stepping.backward(loss)
-                    del loss
-                    if not setup.step_in_backward:
-                        tracker.reset_mod_stats()  # or it refuses another forward pass
-                stepping.norm()
-                stepping.step()
-                stepping.end()
-                tracker.reset_mod_stats()
+        with tracker, _blind():
+            for _ in range(setup.batch_size // setup.micro_batch):
+                with precision.autocast:
+                    loss = model(tokens, tokens, reduction="sum") / tokens.numel()
+                stepping.backward(loss)
+                del loss
+                if not setup.step_in_backward:
+                    tracker.reset_mod_stats()  # or it refuses another forward pass
+            stepping.norm()
+            stepping.step()
+            stepping.end()
         return int(tracker.get_tracker_snapshot("peak")[cpu]["Total"])
 
 
 @contextlib.contextmanager
-def _blind(tracker: MemTracker) -> Iterator[None]:
+def _blind() -> Iterator[None]:
     """Let every gradient be finite while inside: there is no number to ask."""
     before, update.is_finite = update.is_finite, lambda value: True
     try:
-        yield
+        with warnings.catch_warnings():
+            # MemTracker looks for each gradient after it has been used and freed in the backward.
+            warnings.filterwarnings("ignore", "Expected a tensor or a traceable wrapper")
+            yield
     finally:
         update.is_finite = before

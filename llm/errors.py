@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import Any
 
 # How torch says it: on CUDA and MPS, inside cuBLAS, and on a CPU (a plain RuntimeError).
-OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
+OUT_OF_MEMORY = (
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "can't allocate memory",
+    "bad_alloc",
+)
 LONGEST = 4000  # characters of a message
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 

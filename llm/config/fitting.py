@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from llm.config.plan import apply, has_eight_bit, setup_of, vocabulary
-from llm.config.run import OUTPUTS
+from llm.config.run import folder_of
 from llm.config.schema import TrainSettings
 from llm.config.settings import load_plain, typed_keys
 from llm.device import held_before, limit_memory, release_memory

@@ -77,7 +77,12 @@ def predict(setup: Setup, reserve: Lines) -> Prediction:
     steps = training_step(setup)
     step = steps[max(steps, key=lambda phase: _sum(steps[phase]))]
     if setup.state_bits == 8 and setup.device == "cpu":
-        step = step | {"8-bit update": OF_EIGHT_BIT[setup.precision == "bf16_weights"]}
+        step = step | {"8-bit update": OF_EIGHT_BIT}
+    if setup.precision != "fp32" and setup.device == "cpu":
+        # A CPU's library sums the gradient of a 16-bit weight up in float32, unseen by torch.
+        step = step | {
+            "16-bit products": 4 * max(map(math.prod, weight_shapes(setup.model).values()))
+        }
     evaluation = _without_gradients(setup, setup.micro_batch, True)
     moments: dict[str, Lines] = {
         "training step": step,

@@ -2,7 +2,7 @@
 
 A forward pass written with :class:`Tape` allocates, keeps and frees as torch does: a tensor is here
 a number of bytes that counts as long as something refers to it. ``Tape.backward`` then goes through
-the recorded operations in reverse. So the peak of a training step is found in a millisecond, and
+the recorded operations in reverse. So the peak of a training step is found in milliseconds, and
 without torch.
 """
 

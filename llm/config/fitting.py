@@ -23,7 +23,7 @@ from llm.sealed import Plain
 
 # Bytes that a process on a CPU comes to hold later on besides tensors: what is imported for the
 # loop, stacks of threads, workspaces (python -m benchmarks.memory, rows rss_*).
-LIBRARIES = 120 * 2**20
+LIBRARIES = 150 * 2**20
 # What `auto` decides, and a run that goes on keeps: section, key, and what it may be.
 LEVERS = (
     ("trainer", "micro_batch_size", int), ("trainer", "activation_checkpointing", str),
@@ -169,7 +169,7 @@ def _begun(settings: TrainSettings) -> Path | None:
     run = settings.run
     if not (run.dir or run.name) or settings.trainer.eval_only:
         return None
-    folder = Path(run.dir) if run.dir else OUTPUTS / str(run.name)
+    folder = folder_of(settings)
     return folder if (folder / CONFIG).exists() else None
 
 

@@ -62,6 +62,12 @@ def open_run(settings: TrainSettings, data_digest: str) -> Iterator[Run]:
         yield (_found if found else _start)(folder, settings, data_digest)
 
 
+def folder_of(settings: TrainSettings) -> Path:
+    """That of a run with a name or a folder of its own."""
+    run = settings.run
+    return Path(run.dir) if run.dir else OUTPUTS / str(run.name)
+
+
 def _named_folder(settings: TrainSettings) -> Path | None:
     run, resume = settings.run, settings.resume
     require(
@@ -71,7 +77,7 @@ def _named_folder(settings: TrainSettings) -> Path | None:
     require(run.dir or not run.sweep, f"run.sweep={run.sweep} names a sweep: add -m")
     if not (run.dir or run.name):
         return None
-    folder = Path(run.dir) if run.dir else OUTPUTS / str(run.name)
+    folder = folder_of(settings)
     if not (folder / CONFIG).exists():
         require(not resume, f"resume={resume} is not a run folder: it has no {CONFIG}")
         # What a run that was killed at once, and a job that was refused, leave.

@@ -1,6 +1,5 @@
 """A step that is made in the middle of the backward pass is the same step."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -23,14 +22,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "with dropout": {"dropout": 0.2},
 }
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def trained(

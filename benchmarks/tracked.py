@@ -21,7 +21,7 @@ from llm.training.precision import Precision, to_precision
 COUNT = 48
 # Everything that changes memory, each value as often as the others.
 MODEL = {
-    "n_layer": (1, 2, 3, 4, 5),
+    "n_layer": (1, 2, 3, 4),
     "n_embed": (128, 256, 384),
     "head_size": (32, 64),
     "block_size": (64, 128, 256),
@@ -90,10 +90,10 @@ def tracked_peak(setup: Setup) -> int:
             model, optimizer, precision, float(setup.clipped), setup.step_in_backward, False
         )
         tokens = torch.zeros(setup.micro_batch, setup.model.block_size, dtype=torch.long)
-        for parameter in model.parameters():
-            optimizer.kept(parameter)  # as there is from the second step on
         tracker = MemTracker()
-        tracker.track_external(model, optimizer, tokens)
+        # As there is from the second step on.
+        kept = [tensor for p in model.parameters() for tensor in optimizer.kept(p).values()]
+        tracker.track_external(model, tokens, *kept)
         with tracker, _blind():
             for _ in range(setup.batch_size // setup.micro_batch):
                 with precision.autocast:

@@ -1,7 +1,6 @@
 """The one device a process computes on, and what it says about its memory."""
 
 import ctypes
-import importlib
 import os
 import resource
 import sys
@@ -145,7 +144,6 @@ def limit_memory(device: torch.device, further: int) -> None:
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, further / total), device)
         return
-    importlib.import_module("torch._dynamo")  # as the first step does, amid which it would fail
     if data := _of_process("VmData"):
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         limit = data + further

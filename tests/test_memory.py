@@ -147,7 +147,7 @@ def test_an_evaluation_is_not_judged_by_what_training_would_take(
 
 def test_nothing_fits_beside_weights_that_are_too_large(tmp_path: Path) -> None:
     done = here("train", "model=medium", "data=shakespeare", "memory.fit=auto",
-                "memory.budget_gib=1", cwd=tmp_path)  # fmt: skip
+                "memory.budget_gib=1", "memory.reserve_mib=600", cwd=tmp_path)  # fmt: skip
     assert done.returncode == 2
     assert "no setting of how it is run makes it fit: take a smaller model" in done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -23,7 +23,7 @@ from llm.sealed import Plain
 
 # Bytes that a process on a CPU comes to hold later on besides tensors: what is imported for the
 # loop, stacks of threads, workspaces (python -m benchmarks.memory, rows rss_*).
-LIBRARIES = 150 * 2**20
+LIBRARIES = 100 * 2**20
 # What `auto` decides, and a run that goes on keeps: section, key, and what it may be.
 LEVERS = (
     ("trainer", "micro_batch_size", int), ("trainer", "activation_checkpointing", str),

@@ -11,13 +11,17 @@ from dataclasses import dataclass, replace
 from llm.checkpoint.shapes import weight_shapes
 from llm.memory.network import Network
 from llm.memory.tape import Leaf, Meter, Tape
-from llm.memory.updates import OF_EIGHT_BIT, state_bytes, step_bytes
+from llm.memory.updates import COPIED, state_bytes, step_bytes
 from llm.model.config import GPTConfig
 
 Lines = dict[str, int]  # what takes how many bytes
 # What torch.compile holds besides tensors once it has compiled a step, on a CPU: the compiler, and
 # code (python -m benchmarks.memory, row compile_headroom).
 COMPILE_HEADROOM = 400 * 2**20
+# What torch imports on a CPU to compute blocks again, and bitsandbytes needs as well, if nothing
+# is compiled; and bitsandbytes itself (rows rss_*).
+COMPILER_IMPORTED = 90 * 2**20
+BITSANDBYTES = 50 * 2**20
 # What an allocator cannot fill, as a share of the tensors. CUDA's hands out pages of 2 MiB, and
 # keeps what it once had (assumed, not yet measured on a GPU). On a CPU large tensors are mapped one
 # by one, but for narrow networks: llm.device.tune_allocator (benchmarks.memory, rows rss_*).
@@ -76,9 +80,10 @@ def predict(setup: Setup, reserve: Lines) -> Prediction:
     """The peak of ``setup``. ``reserve``: what is no tensor, as named lines."""
     steps = training_step(setup)
     step = steps[max(steps, key=lambda phase: _sum(steps[phase]))]
-    if setup.state_bits == 8 and setup.device == "cpu":
-        step = step | {"8-bit update": OF_EIGHT_BIT}
-    if setup.precision != "fp32" and setup.device == "cpu":
+    cpu = setup.device == "cpu"
+    if cpu and setup.state_bits == 8:
+        step = step | {"8-bit update": COPIED}
+    if cpu and setup.precision != "fp32":
         # A CPU's library sums the gradient of a 16-bit weight up in float32, unseen by torch.
         step = step | {
             "16-bit products": 4 * max(map(math.prod, weight_shapes(setup.model).values()))
@@ -89,17 +94,28 @@ def predict(setup: Setup, reserve: Lines) -> Prediction:
         "evaluation": evaluation,
         "checkpoint": _kept(setup),
     }
-    if setup.device == "cpu":  # a GPU's weights come from a copy that is not on it
+    if cpu:  # a GPU's weights come from a copy that is not on it
         moments["going on"] = {"weights": _kept(setup)["weights"], "weights read": _read(setup)}
     if setup.eval_only:
         moments = {"evaluation": evaluation | {"optimizer state": 0}}
     if setup.samples and not setup.eval_only:
         moments["sample"] = _without_gradients(setup, 1, False)
-    narrow = setup.device == "cpu" and setup.model.n_embed < WIDE and not setup.closely
+    narrow = cpu and setup.model.n_embed < WIDE and not setup.closely
     for lines in moments.values():
         lines["fragments"] = int((OF_NARROW if narrow else FRAGMENTS) * _sum(lines))
-    compiler = {"compiler": COMPILE_HEADROOM} if setup.compile else {}
-    return Prediction(moments, reserve | compiler)
+    return Prediction(moments, reserve | _libraries(setup))
+
+
+def _libraries(setup: Setup) -> Lines:
+    """What the compiler and some levers take for themselves."""
+    cpu, lines = setup.device == "cpu", {}
+    if setup.compile:
+        lines["compiler"] = COMPILE_HEADROOM
+    elif cpu and (setup.activation_checkpointing != "none" or setup.state_bits == 8):
+        lines["compiler, imported"] = COMPILER_IMPORTED
+    if cpu and setup.state_bits == 8:
+        lines["bitsandbytes"] = BITSANDBYTES
+    return lines
 
 
 def _sum(lines: Lines) -> int:

@@ -7,9 +7,9 @@ Weight = tuple[str, tuple[int, ...], int]  # name, shape, bytes of a number
 PORTION = 2**20  # numbers whose float32 copies exist at once: llm.training.rounding
 STACKED = 2**22  # numbers of the matrices that Muon takes together: llm.training.muon
 SMALLEST, BLOCK = 4096, 256  # for 8 bits: llm.training.eight_bit
-# On a CPU bitsandbytes itself takes 44 MiB, and makes float32 copies of a portion: both means, the
-# gradient, two on the way; from bfloat16 weights we make two more.
-OF_EIGHT_BIT = 50 * 2**20 + 7 * 4 * PORTION
+# On a CPU bitsandbytes makes float32 copies of a portion: both means, the gradient, two on the way;
+# from bfloat16 weights we make two more.
+COPIED = 7 * 4 * PORTION
 
 
 def is_muons(optimizer: str, name: str) -> bool:

@@ -1,6 +1,6 @@
 """Optimizers, built over the parameters of a model."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,25 +15,30 @@ FUSED = ("cuda", "cpu", "mps")  # devices with a fused AdamW: one kernel for all
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]  # shape and type, by name
 
 
-class Optimizer(torch.optim.Optimizer):
+class Optimizer:
     """Updates the parameters of each group by the group's ``rule``: ``adamw``, or ``muon``, which
     wants one shape a group.
 
-    Weights are float32, or bfloat16 that is updated as :mod:`llm.training.rounding` says. With
-    ``state_bits`` of 8, AdamW keeps its running means as :mod:`llm.training.eight_bit` does.
+    Not one of torch's, whose base class imports the compiler: seconds, and tens of MiB. Weights are
+    float32, or bfloat16 that is updated as :mod:`llm.training.rounding` says. With ``state_bits``
+    of 8, AdamW keeps its running means as :mod:`llm.training.eight_bit` does.
     """
 
     def __init__(self, groups: list[dict[str, Any]], state_bits: int = 32) -> None:
-        super().__init__(groups, defaults={})
+        self.param_groups = groups  # as a GradScaler knows them
+        self.state: dict[Tensor, dict[str, Tensor]] = {}
         self.group_of = {p: n for n, group in enumerate(self.param_groups) for p in group["params"]}
         device = next(iter(self.group_of)).device
         self.eight_bit = EightBit(device) if state_bits == 8 else None
 
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # torch has overloads for a closure
-        """Update all parameters that have a gradient; a ``closure`` is not supported."""
-        if closure is not None:
-            raise ValueError("this optimizer takes no closure")
+    def step(self) -> None:
+        """Update all parameters that have a gradient."""
         self.update(self.group_of)
+
+    def zero_grad(self) -> None:
+        """Free all gradients."""
+        for parameter in self.group_of:
+            parameter.grad = None
 
     @torch.no_grad()
     def update(self, parameters: Iterable[Tensor]) -> None:
@@ -80,7 +85,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def kept(self, parameter: Tensor) -> dict[str, Tensor]:
         """What is kept for a parameter; zeros at first."""
-        state: dict[str, Tensor] = self.state[parameter]
+        state = self.state.setdefault(parameter, {})
         if not state:
             for name, (shape, dtype) in self.layout(parameter).items():
                 device = self._device(parameter, name)
@@ -89,12 +94,9 @@ class Optimizer(torch.optim.Optimizer):
                 state[name] = zero.new_zeros(shape) if shape else zero
         return state
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, which however would convert the state to the type of the weights."""
-        super().load_state_dict({"state": {}, "param_groups": state_dict["param_groups"]})
-        parameters = list(self.group_of)
-        for place, state in state_dict["state"].items():
-            parameter = parameters[place]
+    def restore(self, states: Iterable[dict[str, Tensor]]) -> None:
+        """Go on from what was kept, told in the order of ``group_of``."""
+        for parameter, state in zip(self.group_of, states, strict=True):
             self.state[parameter] = {
                 name: tensor.to(self._device(parameter, name)) for name, tensor in state.items()
             }

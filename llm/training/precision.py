@@ -1,6 +1,6 @@
 """The number format of a run: matrix products may be 16-bit (AMP), and even the weights."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -45,7 +45,8 @@ class Precision:
         )
         # Small gradients vanish in float16, so the loss is scaled up and the gradients down again
         # (Micikevicius et al. 2017, arXiv:1710.03740). Switched off, the scaler changes nothing.
-        self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+        # Any: by its types it takes no optimizer but torch's.
+        self.scaler: Any = torch.amp.GradScaler(device.type, enabled=name == "fp16")
 
 
 def to_precision(model: Network, dtype: torch.dtype) -> Network:

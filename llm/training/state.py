@@ -129,12 +129,7 @@ def restore_training(
         advice = f"the checkpoint's state has {bits} bits: set optimizer.state_bits={bits}"
         require(bits == own, f"optimizer.state_bits={own}, and {advice}")
         require(found == wanted, unusable)
-    optimizer.load_state_dict(
-        {
-            "state": dict(enumerate(state.values())),
-            "param_groups": optimizer.state_dict()["param_groups"],
-        }
-    )
+    optimizer.restore(state.values())
     restore_random(tensors, device)
 
 

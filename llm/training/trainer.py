@@ -147,7 +147,7 @@ class Trainer:
             with self.precision.autocast:
                 loss = self.network(x, y, reduction="sum")
             loss.backward()
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad()
             restore_random(before, self.device)
 
     def is_due(self, interval: int | None, at_end: bool = True) -> bool:

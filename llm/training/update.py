@@ -21,7 +21,7 @@ class Update:
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a micro-batch's loss."""
-        self.precision.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch's
+        self.precision.scaler.scale(loss).backward()
 
     def norm(self) -> Tensor:
         """The norm of all gradients (), which are clipped to ``grad_clip`` from here on."""
@@ -44,7 +44,20 @@ class Update:
 
     def drop(self) -> None:
         """Free the gradients, amid a step that is given up."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
+
+
+class Probe:
+    """What a GradScaler takes for an optimizer, in whose gradients it looks for overflows: there is
+    one, the norm of all others, which is finite if they are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.norm = torch.zeros((), device=device, requires_grad=True)
+        self.param_groups = [{"params": [self.norm]}]
+
+    def step(self) -> None:
+        """Nothing is left to be done."""
 
 
 class UpdateInBackward(Update):
@@ -62,10 +75,7 @@ class UpdateInBackward(Update):
     ) -> None:  # fmt: skip
         super().__init__(model, optimizer, precision, grad_clip)
         self.first = first or self.grad_clip < torch.inf
-        # A GradScaler looks for overflows in the gradients of an optimizer. The norm of all stands
-        # for them here: it is finite if they are.
-        self.probe = torch.zeros((), device=self.parameters[0].device, requires_grad=True)
-        self.of_probe = torch.optim.SGD([self.probe], lr=0.0)
+        self.probe = Probe(self.parameters[0].device)
         self.squares: list[Tensor] = []
         self.loss: Tensor | None = None
         self.changes: bool | None = None  # in this backward pass; None: nothing is measured either
@@ -87,17 +97,17 @@ class UpdateInBackward(Update):
             self.run(changes=not self.first)
         norm = torch.stack(self.squares or [self.loss.detach()]).sum().sqrt()
         self.squares.clear()
-        self.probe.grad = norm
-        self.precision.scaler.unscale_(self.of_probe)  # in place
+        self.probe.norm.grad = norm
+        self.precision.scaler.unscale_(self.probe)  # in place
         self.factor *= (self.grad_clip / (norm + 1e-6)).clamp(max=1)
         return norm
 
     def step(self) -> None:
         """Change the weights in a second pass, where the first one only measured."""
-        assert self.probe.grad is not None
-        if self.first and is_finite(self.probe.grad):
+        assert self.probe.norm.grad is not None
+        if self.first and is_finite(self.probe.norm.grad):
             self.run(changes=True)
-        self.precision.scaler.step(self.of_probe)
+        self.precision.scaler.step(self.probe)
 
     def drop(self) -> None:
         """Free what a backward pass would need."""

@@ -38,7 +38,7 @@ class Matrices(nn.Module):
             parameter.grad = gradient.mul_(gradient.abs()).to(parameter.dtype)
 
 
-def stepped(model: Matrices, optimizer: torch.optim.Optimizer, steps: int = 3) -> None:
+def stepped(model: Matrices, optimizer: Optimizer, steps: int = 3) -> None:
     for seed in range(steps):
         model.set_gradients(seed)
         optimizer.step()

@@ -34,7 +34,7 @@ def fast_muon(model: GPT, **options: object) -> Optimizer:
     return muon(model, **settings)
 
 
-def step_both(*sides: tuple[GPT, torch.optim.Optimizer]) -> None:
+def step_both(*sides: tuple[GPT, Optimizer]) -> None:
     """Three steps on each side, from the same gradients."""
     for seed in range(3):
         for model, optimizer in sides:
@@ -170,7 +170,7 @@ def test_its_state_survives_saving_and_loading() -> None:
     optimizer.step()
     other = copy.deepcopy(model)
     continued = fast_muon(other)
-    continued.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    continued.restore(copy.deepcopy([optimizer.kept(p) for p in optimizer.group_of]))
     for each, its in ((model, optimizer), (other, continued)):
         with_gradients(each, 2)
         its.step()

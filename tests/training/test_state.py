@@ -33,7 +33,7 @@ def stepped(model: GPT, lr: float = 1e-2) -> Optimizer:
     return optimizer
 
 
-def saved(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def saved(model: GPT, optimizer: Optimizer) -> dict[str, Tensor]:
     return copied(training_tensors(model, optimizer, CPU))
 
 

@@ -46,6 +46,7 @@ LEVERS = {  # without and with
     "state_bits": (PLAIN, replace(PLAIN, state_bits=8)),
     "bf16_weights": (PLAIN, replace(PLAIN, precision="bf16_weights")),
 }
+# Bytes are told as for a GPU, where no library takes from the budget.
 SMALL = {"n_layer": 10, "n_embed": 768, "vocab_size": 50_304, "hidden_size": None, "n_head": None}
 
 
@@ -102,7 +103,7 @@ def costs(repeats: int) -> Iterator[Row]:
 def predicted_of_small(setup: Setup) -> int:
     """Bytes that model=small takes when it is run as ``setup``."""
     model = replace(setup.model, **SMALL, n_kv_head=None)  # type: ignore[arg-type]  # by name
-    return predict(replace(setup, model=model.resolve()), {}).total
+    return predict(replace(setup, model=model.resolve(), device="cuda"), {}).total
 
 
 def few_tokens(repeats: int) -> Row:
@@ -159,7 +160,8 @@ def fitting(setup: Setup, budget: int) -> list[Setup]:
 
 def choices(repeats: int) -> Iterator[Row]:
     """Tokens/s of what memory.fit=auto picks beside the fastest of all that fits."""
-    for name, setup in CASES.items():
+    for name, case in CASES.items():
+        setup = replace(case, device="cuda")
         tune_allocator(setup.model.n_embed)
         budget = int(predict(setup, {}).total / OVER)
         picked = fit(setup, budget, {})

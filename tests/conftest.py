@@ -10,6 +10,8 @@ import pytest
 
 os.environ["WANDB_ERROR_REPORTING"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks here are too small to share
+# Where threads are asked for nevertheless, they wait without work: others test at the same time.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from llm.data.config import DataConfig
 from llm.data.dataset import Dataset

@@ -30,8 +30,9 @@ KINDS = [
     pytest.param({"block_size": 2}, id="a window of two"),
     pytest.param({"block_size": 3, "position": "learned"}, id="a window of three"),
 ]
-GREEDY = SamplingOptions(max_new_tokens=70, temperature=0)
-DRAWN = SamplingOptions(max_new_tokens=70, temperature=1.0, top_k=20, min_p=0.01)
+LENGTH = 45  # nearly two windows
+GREEDY = SamplingOptions(max_new_tokens=LENGTH, temperature=0)
+DRAWN = SamplingOptions(max_new_tokens=LENGTH, temperature=1.0, top_k=20, min_p=0.01)
 PROMPTS = [[3], list(range(20)), [5, 9, 60], [(7 * i) % 61 for i in range(40)], [1, 1]]
 
 
@@ -68,7 +69,7 @@ def test_text_with_a_cache_is_that_without_also_past_block_size(
         prompts = [prompt]
         found = texts(KVCache(model), prompts, options)
         assert found == texts(Uncached(model), prompts, options)
-        assert len(found[0]) == 70
+        assert len(found[0]) == LENGTH
 
 
 @pytest.mark.parametrize("options", [GREEDY, DRAWN], ids=["greedy", "drawn"])
@@ -167,7 +168,7 @@ def test_verification_says_what_it_compared_and_where_a_wrong_cache_differs(
 ) -> None:
     model = made({})
     found = verify_cache(model, [3], DRAWN, 0, 61)
-    assert (found.tokens, found.different) == (70, None)
+    assert (found.tokens, found.different) == (LENGTH, None)
     assert 0 <= found.largest_difference < 1e-4
 
     step = KVCache.step

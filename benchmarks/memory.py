@@ -111,7 +111,7 @@ def build_nanogpt(clone: Path) -> Callable[[Any], None]:
 def measure(which: str, clone: Path, overrides: list[str]) -> dict[str, float]:
     """Peak bytes above the start and tokens/s of some training steps, in this process."""
     import torch
-    import torch._dynamo  # else the first optimizer imports it
+    import torch._dynamo  # nanoGPT's optimizer imports it
 
     import benchmarks.nanogpt  # noqa: F401  (nor is what it imports)
     import llm.config.build

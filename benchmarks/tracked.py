@@ -18,10 +18,10 @@ from llm.training import update
 from llm.training.options import CHECKPOINTED
 from llm.training.precision import Precision, to_precision
 
-COUNT = 48
+COUNT = 40
 # Everything that changes memory, each value as often as the others.
 MODEL = {
-    "n_layer": (1, 2, 3, 4),
+    "n_layer": (1, 2, 4),
     "n_embed": (128, 256, 384),
     "head_size": (32, 64),
     "block_size": (64, 128, 256),

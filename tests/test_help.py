@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -23,6 +24,14 @@ QUICK: list[tuple[str, list[str], str, list[str]]] = [
 ]
 
 
+def timed(command: list[str], **options: Any) -> tuple[subprocess.CompletedProcess[str], float]:
+    """What came of a command, and its seconds of the processor."""
+    before = os.times()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+    after = os.times()
+    return done, after[2] - before[2] + after[3] - before[3]
+
+
 @pytest.mark.parametrize(
     ("name", "typed", "line", "words"), QUICK, ids=[f"{n} {t[0]} {c}" for n, t, c, _ in QUICK]
 )
@@ -32,24 +41,19 @@ def test_help_and_completion_answer_at_once_without_torch(
     command = [sys.executable, "-X", "importtime", str(ROOT / f"run_{name}.py"), *typed]
     line = f"python run_{name}.py {line}" if line else ""
     environment = os.environ | ({"COMP_LINE": line} if line else {})
-    seconds = []
     for _ in range(3):
-        before = os.times()
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
-        )
-        after = os.times()
-        user, system = after[2] - before[2], after[3] - before[3]
-        seconds.append(user + system)  # of the processor: others may be using the machine
-        if seconds[-1] < 1:
+        done, seconds = timed(command, cwd=tmp_path, env=environment)
+        # Or others slow the machine down, and what no command can do without as well.
+        if seconds < max(1, 2.5 * timed([sys.executable, "-c", "import hydra"])[1]):
             break
+    else:
+        pytest.fail(f"{seconds:.2f} s")
     assert done.returncode == 0, done.stderr
     for word in words:
         assert word in done.stdout
     loaded = {entry.rpartition("|")[2].strip() for entry in done.stderr.splitlines()}
     assert "hydra" in loaded
     assert not {"torch", "wandb", "numpy", "tiktoken"} & loaded
-    assert min(seconds) < 1
     assert not list(tmp_path.iterdir())
     if typed[0] == "--cfg":
         assert yaml.safe_load(done.stdout)["model"]["n_layer"] == 10

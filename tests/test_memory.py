@@ -157,7 +157,7 @@ def test_nothing_fits_beside_weights_that_are_too_large(tmp_path: Path) -> None:
 
 def test_a_limit_ends_a_run_with_status_4_and_the_last_checkpoint_stays(prepared: Path) -> None:
     run = ["run.dir=limited", "memory.reserve_mib=1"]
-    first = alone(*DATA, *SHORT, *run, "trainer.batch_size=32", cwd=prepared)
+    first = here("train", *DATA, *SHORT, *run, "trainer.batch_size=32", cwd=prepared)
     assert first.returncode == 0, first.stderr
     # As much as the tensors need, and nothing for libraries; more steps than before.
     limited = ["memory.enforce=true", "memory.budget_gib=0.1", "trainer.max_steps=8"]
@@ -169,9 +169,10 @@ def test_a_limit_ends_a_run_with_status_4_and_the_last_checkpoint_stays(prepared
     assert found["step"] == 4
     assert found["predicted_memory_bytes"] > 0.1 * 2**30
     assert found["peak_memory_bytes"] > 0
-    more = alone("resume=limited", "trainer.max_steps=8", "memory.enforce=false", cwd=prepared)
+    more = here("train", "resume=limited", "trainer.max_steps=6", "memory.enforce=false",
+                cwd=prepared)  # fmt: skip
     assert more.returncode == 0, more.stderr
-    assert summary(prepared / "limited")["step"] == 8
+    assert summary(prepared / "limited")["step"] == 6
 
 
 def test_where_auto_runs_out_after_all_it_tries_once_more_with_half(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def _spread(plans: Sequence[Plan], most: int) -> Sequence[Plan]:
 
 def _draw_map(ax: "Axes", plans: Sequence[Plan], down: str, across: str) -> None:
     """GiB at the peak by colour; hatched where it does not fit, with a line at the budget."""
-    from matplotlib.collections import PolyCollection
+    from matplotlib.collections import LineCollection, PolyCollection
     from matplotlib.patches import Patch
 
     rows, columns = ticks(plans, down), ticks(plans, across)
@@ -105,7 +105,7 @@ def _draw_map(ax: "Axes", plans: Sequence[Plan], down: str, across: str) -> None
                 hatched[ink].append(corners)
             if len(plans) <= NUMBERED:
                 box = {"fc": "white" if ink == "black" else "black", "alpha": 0.4, "lw": 0}
-                number = f"{peaks[y][x]:.2f}"
+                number = f"{peaks[y][x]:.2f}{'' if plan.fits or not plan.started else '*'}"
                 ax.text(x, y, number, ha="center", va="center", color=ink, size=8, bbox=box)
     for ink, squares in hatched.items():
         ax.add_collection(PolyCollection(squares, fc="none", ec=ink, hatch="///", lw=0))
@@ -113,18 +113,29 @@ def _draw_map(ax: "Axes", plans: Sequence[Plan], down: str, across: str) -> None
     legend: list[Any] = []
     if not all(plan.started for plan in plans):
         legend.append(Patch(fc="grey", hatch="///", ec="white", label="does not fit"))
-    if len(budgets) == 1 and min(map(min, peaks)) < min(budgets) < max(map(max, peaks)):
-        (budget,) = budgets
-        if min(len(rows), len(columns)) > 1:
-            lines = ax.contour(peaks, levels=[budget], colors="#cc3311", linewidths=2.5)
-            legend.append(lines.legend_elements()[0][0])
-            legend[-1].set_label(f"budget, {budget:g} GiB")
+    if edges := _edges([[plan.taken.total <= plan.budget for plan in line] for line in cells]):
+        label = f"budget, {min(budgets):g} GiB" if len(budgets) == 1 else "budget"
+        legend.append(ax.add_collection(LineCollection(edges, color="#cc3311", lw=3, label=label)))
+    if any(plan.started and not plan.fits for plan in plans):
+        legend.append(Patch(fc="none", ec="none", label="* as memory.fit=auto would run it"))
     if legend:
         ax.legend(handles=legend, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
     _label(ax.set_xticks, columns)
     _label(ax.set_yticks, rows)
     ax.set_xlabel(across)
     ax.set_ylabel(down)
+
+
+def _edges(fits: list[list[bool]]) -> list[list[tuple[float, float]]]:
+    """The sides between cells that fit and cells that do not."""
+    found = []
+    for y, line in enumerate(fits):
+        for x, fit in enumerate(line):
+            if x + 1 < len(line) and fit != line[x + 1]:
+                found.append([(x + 0.5, y - 0.5), (x + 0.5, y + 0.5)])
+            if y + 1 < len(fits) and fit != fits[y + 1][x]:
+                found.append([(x - 0.5, y + 0.5), (x + 0.5, y + 0.5)])
+    return found
 
 
 def _label(set_ticks: Any, values: Sequence[str]) -> None:

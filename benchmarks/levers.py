@@ -87,22 +87,28 @@ class Step:
 
 
 def costs(repeats: int) -> Iterator[Row]:
-    """Each lever alone: time per step, and bytes predicted for model=small."""
+    """Each lever alone: time per step (float32), and bytes predicted for model=small."""
     tune_allocator(PLAIN.model.n_embed)
     for name, (plain, saving) in LEVERS.items():
-        ours, other = Step(saving), Step(plain)
-        seconds = [(ours.fastest(), other.fastest()) for _ in range(repeats)]
-        what = f"seconds of a step with {name}; without ({described(plain)})"
-        yield row(f"lever_{name}", what, seconds, lambda ours, other: ours / other)
-        del ours, other
-        what = f"predicted bytes of model=small with {name}; without"
-        held = (predicted_of_small(saving), predicted_of_small(plain))
-        yield row(f"lever_{name}_bytes", what, [held], lambda ours, other: ours / other)
+        if saving.precision == "fp32":  # a CPU without 16-bit products takes minutes for a step
+            yield _seconds(name, saving, plain, repeats)
+        for tokens in (128, 512):
+            what = f"predicted bytes of model=small, 8 x {tokens} tokens, with {name}; without"
+            held = (predicted_of_small(saving, tokens), predicted_of_small(plain, tokens))
+            yield row(f"lever_{name}_{tokens}", what, [held], lambda ours, other: ours / other)
 
 
-def predicted_of_small(setup: Setup) -> int:
+def _seconds(name: str, saving: Setup, plain: Setup, repeats: int) -> Row:
+    ours, other = Step(saving), Step(plain)
+    seconds = [(ours.fastest(), other.fastest()) for _ in range(repeats)]
+    what = f"seconds of a step with {name}; without ({described(plain)})"
+    return row(f"lever_{name}", what, seconds, lambda ours, other: ours / other)
+
+
+def predicted_of_small(setup: Setup, block_size: int) -> int:
     """Bytes that model=small takes when it is run as ``setup``."""
-    model = replace(setup.model, **SMALL, n_kv_head=None)  # type: ignore[arg-type]  # by name
+    shape = SMALL | {"block_size": block_size, "n_kv_head": None}
+    model = replace(setup.model, **shape)  # type: ignore[arg-type]  # by name
     return predict(replace(setup, model=model.resolve(), device="cuda"), {}).total
 
 
@@ -203,17 +209,29 @@ TRAINING = [
 ]  # fmt: skip
 
 
-def losses(repeats: int, steps: int) -> Row:
-    """The loss after some training with every lever at once, beside that in plain float32."""
-    pairs = []
+CHANGING = {  # what does not give the same result up to rounding
+    "levers_loss": ALL_LEVERS,
+    "levers_loss_state_bits": ["optimizer.state_bits=8"],
+    "levers_loss_bf16_weights": ["precision=bf16_weights"],
+}
+
+
+def losses(repeats: int, steps: int) -> Iterator[Row]:
+    """The loss after some training with every lever at once, and with those alone that change the
+    result, beside that in plain float32.
+    """
+    found: dict[str, list[float]] = {id: [] for id in ("plain", *CHANGING)}
     with tempfile.TemporaryDirectory() as name:
         for number in range(repeats):
             typed = [
                 *TRAINING, f"trainer.max_steps={steps}", f"seed={1337 + number}",
                 f"data.dir={Path(name) / 'data'}",
             ]  # fmt: skip
-            saving, plain = (trained([*typed, *own], Path(name))[1] for own in (ALL_LEVERS, []))
-            pairs.append((saving["val_loss"], plain["val_loss"]))
-    own = " ".join(ALL_LEVERS)
-    what = f"validation loss after {steps} steps (2 layers of 64) with {own}; with none"
-    return row("levers_loss", what, pairs, lambda ours, other: ours / other)
+            for id, own in {"plain": [], **CHANGING}.items():
+                found[id].append(trained([*typed, *own], Path(name))[1]["val_loss"])
+    for id, own in CHANGING.items():
+        what = (
+            f"validation loss after {steps} steps (2 layers of 64) with {' '.join(own)}; with none"
+        )
+        pairs = list(zip(found[id], found["plain"], strict=True))
+        yield row(id, what, pairs, lambda ours, other: ours / other)

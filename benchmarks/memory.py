@@ -192,7 +192,7 @@ def rows_of(id: str, typed: argparse.Namespace) -> Iterator[Row]:
         from benchmarks import levers
 
         if id == "levers_loss":
-            yield levers.losses(typed.repeats, typed.steps)
+            yield from levers.losses(typed.repeats, typed.steps)
         elif id == "few_tokens":
             yield levers.few_tokens(typed.repeats)
         else:

@@ -524,9 +524,9 @@ def test_each_lever_is_measured_beside_a_step_without(monkeypatch: pytest.Monkey
     }
     monkeypatch.setattr(levers, "LEVERS", chosen)
     found = {row.id: row for row in levers.costs(repeats=1)}
-    assert list(found) == [f"lever_{n}{b}" for n in chosen for b in ("", "_bytes")]
+    assert list(found) == [f"lever_{n}{b}" for n in chosen for b in ("", "_128", "_512")]
     assert min(row.ours for row in found.values()) > 0
-    assert found["lever_micro_batch_bytes"].other > 4 * 109e6, "of model=small"
+    assert found["lever_micro_batch_128"].other > 4 * 109e6, "of model=small"
     monkeypatch.setattr(levers, "PLAIN", plain)
     assert math.isfinite(levers.few_tokens(repeats=1).ratio)
 
@@ -545,8 +545,9 @@ def test_saving_memory_is_compared_by_the_loss_at_the_end(monkeypatch: pytest.Mo
         return None, {"val_loss": 2.2 if saving else 2.0 + ("seed=1338" in overrides)}
 
     monkeypatch.setattr(levers, "trained", trained)
-    found = levers.losses(repeats=2, steps=10)
-    assert (found.low, found.high) == (2.2 / 3.0, 2.2 / 2.0)
+    every, bits, weights = levers.losses(repeats=2, steps=10)
+    assert (every.low, every.high) == (bits.low, bits.high) == (2.2 / 3.0, 2.2 / 2.0)
+    assert (weights.low, weights.high) == (1, 1)
 
 
 # MemTracker looks at gradients that a step in the backward pass has freed already.

@@ -85,30 +85,37 @@ def _spread(plans: Sequence[Plan], most: int) -> Sequence[Plan]:
 
 def _draw_map(ax: "Axes", plans: Sequence[Plan], down: str, across: str) -> None:
     """GiB at the peak by colour; hatched where it does not fit, with a line at the budget."""
-    from matplotlib.collections import LineCollection, PolyCollection
-    from matplotlib.patches import Patch
+    from matplotlib.collections import LineCollection
+    from matplotlib.patches import Patch, PathPatch
+    from matplotlib.path import Path as Outline
 
     rows, columns = ticks(plans, down), ticks(plans, across)
     found = {(plan.values[down], plan.values[across]): plan for plan in plans}
     cells = [[found[row, column] for column in columns] for row in rows]
     peaks = [[plan.taken.total / GIB for plan in line] for line in cells]
-    image = ax.imshow(peaks, cmap="cividis", origin="lower", aspect="auto")
-    ax.figure.colorbar(image, ax=ax, label="GiB at the peak")
-    middle = (max(map(max, peaks)) + min(map(min, peaks))) / 2
+    least, most = min(map(min, peaks)), max(map(max, peaks))
+    top = min(most, 2 * max(plan.budget / GIB for plan in plans))  # or what fits is one colour
+    image = ax.imshow(peaks, cmap="cividis", origin="lower", aspect="auto", vmin=least, vmax=top)
+    extend = "max" if top < most else "neither"
+    ax.figure.colorbar(image, ax=ax, label="GiB at the peak", extend=extend)
+    middle = (least + top) / 2
     hatched: dict[str, list[list[tuple[float, float]]]] = {"black": [], "white": []}
     for y, line in enumerate(cells):
         for x, plan in enumerate(line):
             ink = "black" if peaks[y][x] > middle else "white"
             if plan.started is None:
                 left, low = x - 0.5, y - 0.5
-                corners = [(left, low), (left + 1, low), (left + 1, low + 1), (left, low + 1)]
+                right, high = left + 1, low + 1
+                corners = [(left, low), (right, low), (right, high), (left, high), (left, low)]
                 hatched[ink].append(corners)
             if len(plans) <= NUMBERED:
                 box = {"fc": "white" if ink == "black" else "black", "alpha": 0.4, "lw": 0}
                 number = f"{peaks[y][x]:.2f}{'' if plan.fits or not plan.started else '*'}"
                 ax.text(x, y, number, ha="center", va="center", color=ink, size=8, bbox=box)
     for ink, squares in hatched.items():
-        ax.add_collection(PolyCollection(squares, fc="none", ec=ink, hatch="///", lw=0))
+        if squares:
+            outline = Outline.make_compound_path(*(Outline(one, closed=True) for one in squares))
+            ax.add_patch(PathPatch(outline, fc="none", ec=ink, hatch="///", lw=0))
     budgets = {plan.budget / GIB for plan in plans}
     legend: list[Any] = []
     if not all(plan.started for plan in plans):
@@ -120,8 +127,9 @@ def _draw_map(ax: "Axes", plans: Sequence[Plan], down: str, across: str) -> None
         legend.append(Patch(fc="none", ec="none", label="* as memory.fit=auto would run it"))
     if legend:
         ax.legend(handles=legend, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
-    _label(ax.set_xticks, columns)
-    _label(ax.set_yticks, rows)
+    width = 2 + max(map(len, columns))
+    _label(ax.set_xticks, columns, most=90 // width)
+    _label(ax.set_yticks, rows, most=24)
     ax.set_xlabel(across)
     ax.set_ylabel(down)
 
@@ -138,8 +146,8 @@ def _edges(fits: list[list[bool]]) -> list[list[tuple[float, float]]]:
     return found
 
 
-def _label(set_ticks: Any, values: Sequence[str]) -> None:
-    every = -(-len(values) // 24)  # with more of them the labels would run into each other
+def _label(set_ticks: Any, values: Sequence[str], most: int) -> None:
+    every = -(-len(values) // most)  # with more of them the labels would run into each other
     set_ticks(range(0, len(values), every), values[::every])
 
 

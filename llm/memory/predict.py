@@ -195,9 +195,9 @@ def _ends(meter: Meter, layers: int, period: int) -> dict[str, Counter[str]]:
     for phase, (_, held) in meter.peaks.items():
         kind, block, number = phase.partition("block ")
         if not block or int(number) < period:
-            found[phase] = held
+            found[phase] = Counter(held)
         elif layers - int(number) <= period:
-            found[f"{kind}last block {layers - int(number)}"] = held
+            found[f"{kind}last block {layers - int(number)}"] = Counter(held)
     return found
 
 
@@ -225,7 +225,7 @@ def _without_gradients(setup: Setup, batch: int, with_loss: bool) -> Lines:
     if key not in _KNOWN:
         meter = Meter()
         _network(Tape(meter, learning=False), few, batch).forward(with_loss=with_loss)
-        _KNOWN[key] = {"": max(meter.peaks.values())[1]}
+        _KNOWN[key] = {"": Counter(max(meter.peaks.values(), key=lambda peak: peak[0])[1])}
     lines = dict(_KNOWN[key][""]) | _kept(setup)
     if not with_loss:
         assert config.n_kv_head and config.head_size

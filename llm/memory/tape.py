@@ -8,7 +8,7 @@ without torch.
 
 import contextlib
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import cast
 
@@ -19,16 +19,16 @@ class Meter:
     """Bytes held, by kind, and for each phase what they were when their sum was highest."""
 
     def __init__(self) -> None:
-        self.held: Counter[str] = Counter()
+        self.held: defaultdict[str, int] = defaultdict(int)
         self.total, self.phase = 0, ""
-        self.peaks: dict[str, tuple[int, Counter[str]]] = {}
+        self.peaks: dict[str, tuple[int, dict[str, int]]] = {}
 
     def add(self, kind: str, size: int) -> None:
         """Count ``size`` more bytes, or fewer."""
         self.held[kind] += size
         self.total += size
         if size > 0 and self.total > self.peaks.get(self.phase, (-1,))[0]:
-            self.peaks[self.phase] = (self.total, self.held.copy())
+            self.peaks[self.phase] = (self.total, dict(self.held))
 
 
 class Buffer:

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed._tools.mem_tracker import MemTracker
 
 from benchmarks.nanogpt import network
 from benchmarks.rows import Row, row
-from benchmarks.tracked import drawn, tracked_peak
+from benchmarks.tracked import drawn, memory_tracker, tracked_peak
 from llm.memory.fit import bisected
 from llm.memory.options import ASSUMED_RESERVE_MIB
 from llm.memory.predict import Setup, n_parameters, predict, training_step
@@ -102,7 +101,7 @@ class TheirStep:
         model, cpu = self.model, torch.device("cpu")
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
         tokens = torch.zeros(1, BLOCK_SIZE, dtype=torch.long)
-        tracker = MemTracker()
+        tracker = memory_tracker()
         tracker.track_external(model, optimizer, tokens)
         with tracker:
             for _ in range(2):
@@ -112,7 +111,6 @@ class TheirStep:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-                tracker.reset_mod_stats()
         return int(tracker.get_tracker_snapshot("peak")[cpu]["Total"])
 
 

@@ -90,7 +90,7 @@ def tracked_peak(setup: Setup) -> int:
             model, optimizer, precision, float(setup.clipped), setup.step_in_backward, False
         )
         tokens = torch.zeros(setup.micro_batch, setup.model.block_size, dtype=torch.long)
-        tracker = MemTracker()
+        tracker = memory_tracker()
         # As there is from the second step on.
         kept = [tensor for p in model.parameters() for tensor in optimizer.kept(p).values()]
         tracker.track_external(model, tokens, *kept)
@@ -100,12 +100,29 @@ def tracked_peak(setup: Setup) -> int:
                     loss = model(tokens, tokens, reduction="sum") / tokens.numel()
                 stepping.backward(loss)
                 del loss
-                if not setup.step_in_backward:
-                    tracker.reset_mod_stats()  # or it refuses another forward pass
             stepping.norm()
             stepping.step()
             stepping.end()
         return int(tracker.get_tracker_snapshot("peak")[cpu]["Total"])
+
+
+def memory_tracker() -> MemTracker:
+    """A MemTracker that has no account of each module, whose hooks keep gradients that torch frees:
+    those of blocks, which with a graph kept for another backward pass are there at the peak.
+    """
+    tracker = MemTracker()
+    tracker._mod_tracker = _NoModules()
+    return tracker
+
+
+class _NoModules(contextlib.nullcontext[None]):
+    """In place of torch's ModTracker."""
+
+    def register_user_hooks(self, *hooks: object) -> None:
+        """Nothing is told of a module."""
+
+    clear_user_hooks = register_user_hooks
+    is_bw = False
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ BITSANDBYTES = 50 * 2**20
 # What an allocator cannot fill, as a share of the tensors. CUDA's hands out pages of 2 MiB, and
 # keeps what it once had (assumed, not yet measured on a GPU). On a CPU large tensors are mapped one
 # by one, but for narrow networks: llm.device.tune_allocator (benchmarks.memory, rows rss_*).
-FRAGMENTS, OF_NARROW, WIDE = 0.03, 0.3, 512
+FRAGMENTS, OF_NARROW, WIDE = 0.03, 0.5, 512
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def assert_same(ours: GPT, theirs: nn.Module) -> None:
     with torch.no_grad():
         found, wanted = ours(tokens), theirs(input_ids=tokens).logits
     assert wanted.std() > 0.5  # not a comparison of zeros
-    assert (found - wanted).abs().max() < 1e-5
+    assert (found - wanted).abs().max() < 3e-5  # of up to 5: sums in another order
 
     labels = tokens.clone()
     labels[0, 5:9] = labels[2, 20:] = -100

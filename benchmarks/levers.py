@@ -182,8 +182,9 @@ def choices(repeats: int) -> Iterator[Row]:
         ours, best = every.index(picked.setup), max(medians, key=lambda n: medians[n])
         pairs = list(zip(rates[ours], rates[best], strict=True))
         what = (
-            f"tokens/s with {' '.join(picked.changes)}; fastest of {len(every)} settings that fit "
-            f"{budget // 2**20} MiB, most being {name}: {described(every[best])}"
+            f"tokens/s with {' '.join(picked.changes)}; fastest of {len(every)} settings of "
+            f"{picked.setup.state_bits} bits that fit {budget // 2**20} MiB, most being {name}: "
+            f"{described(every[best])}"
         )
         yield row(f"auto_vs_best_{name}", what, pairs, lambda ours, other: ours / other)
 

@@ -163,7 +163,7 @@ def compare(
         ("_speed", "tokens/s of it", "tokens_per_second"),
     ):
         values = [(mine[key], theirs[key]) for mine, theirs in pairs]
-        shape = f"model=small, {BATCH_SIZE} sequences, float32: {what}"
+        shape = f"model=small, {BATCH_SIZE} sequences: {what}"
         yield row(id + suffix, shape, values, lambda ours, other: ours / other)
 
 

@@ -1,4 +1,4 @@
-"""The peak of a training step as torch's own MemTracker sees it, of tensors without numbers."""
+"""The peak of a training step and of other work, as torch's own MemTracker sees it."""
 
 import contextlib
 import random
@@ -13,12 +13,15 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from llm.memory.predict import Setup
 from llm.model.config import CHOICES, GPTConfig
 from llm.model.gpt import GPT
+from llm.sampling.generate import generate
+from llm.sampling.options import SamplingOptions
 from llm.training import optimizer as optimizers
 from llm.training import update
 from llm.training.options import CHECKPOINTED
 from llm.training.precision import Precision, to_precision
 
 COUNT = 40
+CPU = torch.device("cpu")
 # Everything that changes memory, each value as often as the others.
 MODEL = {
     "n_layer": (1, 2, 4),
@@ -77,23 +80,13 @@ def drawn() -> list[Setup]:
 
 def tracked_peak(setup: Setup) -> int:
     """Bytes at the peak of an optimizer step of the real network, optimizer and update."""
-    cpu = torch.device("cpu")
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model = GPT(**asdict(setup.model))
-        precision = Precision(setup.precision, cpu)
-        precision.scaler = torch.amp.GradScaler("cpu", enabled=False)  # it looks at numbers
-        to_precision(model, precision.weights)
+        model, precision, optimizer = _built(setup)
         model.checkpoint_every = CHECKPOINTED[setup.activation_checkpointing]
-        build = {"adamw": optimizers.adamw, "muon": optimizers.muon}[setup.optimizer]
-        optimizer = build(model, 1e-3, 0.1, [0.9, 0.95], state_bits=setup.state_bits)
         stepping = update.choose_update(
             model, optimizer, precision, float(setup.clipped), setup.step_in_backward, False
         )
-        tokens = torch.zeros(setup.micro_batch, setup.model.block_size, dtype=torch.long)
-        tracker = memory_tracker()
-        # As there is from the second step on.
-        kept = [tensor for p in model.parameters() for tensor in optimizer.kept(p).values()]
-        tracker.track_external(model, tokens, *kept)
+        tokens, tracker = _tracked(setup, model, optimizer)
         with tracker, _blind():
             for _ in range(setup.batch_size // setup.micro_batch):
                 with precision.autocast:
@@ -103,7 +96,53 @@ def tracked_peak(setup: Setup) -> int:
             stepping.norm()
             stepping.step()
             stepping.end()
-        return int(tracker.get_tracker_snapshot("peak")[cpu]["Total"])
+    return _peak(tracker)
+
+
+def tracked_evaluation(setup: Setup) -> int:
+    """The same of an evaluation between two steps."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model, precision, optimizer = _built(setup)
+        tokens, tracker = _tracked(setup, model.eval(), optimizer)
+        with tracker, torch.no_grad(), precision.autocast:
+            model(tokens, tokens, reduction="sum")
+    return _peak(tracker)
+
+
+def tracked_sample(setup: Setup) -> int:
+    """The same of a text that outgrows the window, with tensors that hold numbers."""
+    model, _, optimizer = _built(setup)
+    _, tracker = _tracked(setup, model.eval(), optimizer)
+    assert setup.model.vocab_size
+    options = SamplingOptions(max_new_tokens=setup.model.block_size + 2)
+    with tracker:
+        for _ in generate(model, [0], options, 1, setup.model.vocab_size):
+            pass
+    return _peak(tracker)
+
+
+def _built(setup: Setup) -> tuple[GPT, Precision, optimizers.Optimizer]:
+    model, precision = GPT(**asdict(setup.model)), Precision(setup.precision, CPU)
+    precision.scaler = torch.amp.GradScaler("cpu", enabled=False)  # it looks at numbers
+    to_precision(model, precision.weights)
+    build = {"adamw": optimizers.adamw, "muon": optimizers.muon}[setup.optimizer]
+    return model, precision, build(model, 1e-3, 0.1, [0.9, 0.95], state_bits=setup.state_bits)
+
+
+def _tracked(
+    setup: Setup, model: GPT, optimizer: optimizers.Optimizer
+) -> tuple[torch.Tensor, MemTracker]:
+    """Tokens, and a tracker that knows of them and of all that is kept from step to step."""
+    tokens = torch.zeros(setup.micro_batch, setup.model.block_size, dtype=torch.long)
+    tracker = memory_tracker()
+    # As there is from the second step on.
+    kept = [tensor for p in model.parameters() for tensor in optimizer.kept(p).values()]
+    tracker.track_external(model, tokens, *kept)
+    return tokens, tracker
+
+
+def _peak(tracker: MemTracker) -> int:
+    return int(tracker.get_tracker_snapshot("peak")[CPU]["Total"])
 
 
 def memory_tracker() -> MemTracker:

@@ -134,21 +134,33 @@ def held_before(device: torch.device) -> int:
     return _of_process("VmRSS") or peak_memory_bytes(device)
 
 
-def limit_memory(device: torch.device, further: int) -> None:
-    """Let this process take ``further`` bytes for tensors; for more, torch raises an error.
+def total_memory(device: torch.device) -> int | None:
+    """Bytes that a GPU has; None elsewhere, where the system may have more."""
+    if device.type != "cuda":
+        return None
+    return int(torch.cuda.get_device_properties(device).total_memory)
 
-    On a CPU that is the kernel's limit on private memory (Linux), which also counts what libraries
-    allocate meanwhile.
+
+def limit_memory(device: torch.device, further: int) -> bool:
+    """Let this process take ``further`` bytes; for more, torch raises an error. Whether that can be
+    done here.
+
+    On CUDA that is its allocator's, on a CPU the kernel's limit on private memory (Linux), which
+    also counts what libraries allocate meanwhile.
     """
     if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, further / total), device)
-        return
-    if data := _of_process("VmData"):
-        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        limit = data + further
-        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+        index = torch.cuda.current_device() if device.index is None else device.index
+        share = further / (total_memory(device) or further)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, share), index)
+        return True
+    data = _of_process("VmData")
+    if device.type != "cpu" or not data:
+        return False
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = data + further
+    limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+    return True
 
 
 def release_memory() -> None:

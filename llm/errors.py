@@ -15,6 +15,8 @@ OUT_OF_MEMORY = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "can't allocate memory",
     "bad_alloc",
+    "Cannot allocate memory",  # ENOMEM, of the system
+    "can't start new thread",  # whose stack has no room
 )
 LONGEST = 4000  # characters of a message
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)

@@ -6,11 +6,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from llm.device import describe, peak_memory_bytes, select_device, set_deterministic
+from llm.device import (
+    describe,
+    limit_memory,
+    peak_memory_bytes,
+    select_device,
+    set_deterministic,
+)
 from llm.errors import Refused, as_stop
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -110,6 +117,7 @@ def test_peak_memory_of_the_process_is_what_the_kernel_says_in_bytes() -> None:
 def test_a_tuned_allocator_gives_large_tensors_back_to_the_system() -> None:
     program = """
 from pathlib import Path
+from types import SimpleNamespace
 from llm.device import WIDE, tune_allocator
 tune_allocator(WIDE)
 import torch
@@ -127,3 +135,23 @@ print(resident() - before)
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
     )
     assert int(found.stdout) < 8 << 20
+
+
+@pytest.mark.parametrize(("name", "index"), [("cuda", 1), ("cuda:0", 0)])
+def test_a_gpu_without_a_number_is_limited_too(
+    name: str, index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[float, int]] = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda.memory, "_lazy_init", lambda: None)
+    facts = SimpleNamespace(total_memory=8 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: facts)
+    monkeypatch.setattr(
+        torch._C, "_cuda_setMemoryFraction", lambda *both: given.append(both), raising=False
+    )
+    assert limit_memory(torch.device(name), 2 * 2**30)
+    assert given == [(0.25, index)]
+
+
+def test_where_nothing_can_be_limited_that_is_told() -> None:
+    assert not limit_memory(torch.device("mps"), 2**30)

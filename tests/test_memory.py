@@ -1,8 +1,10 @@
 """memory.fit and memory.enforce, as typed: what is refused, changed, ended and kept."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from llm.config.fitting import Planned, fit_memory, once_more_with_half
 from llm.config.schema import TrainSettings
 from llm.config.settings import resolve
 from llm.errors import OutOfMemory
+from llm.training.trainer import Trainer
 from tests.command_line import Done, here, rows, summary
 from tests.conftest import ROOT
 
@@ -173,6 +176,64 @@ def test_a_limit_ends_a_run_with_status_4_and_the_last_checkpoint_stays(prepared
                 cwd=prepared)  # fmt: skip
     assert more.returncode == 0, more.stderr
     assert summary(prepared / "limited")["step"] == 6
+
+
+def test_a_run_that_may_take_what_is_predicted_for_it_ends_well(prepared: Path) -> None:
+    wide = [*DATA, *SHORT, "model.n_layer=4", "model.n_embed=512", "run.dir=enforced"]
+    limited = [*wide, "memory.fit=check", "memory.enforce=true"]
+    refused = alone(*limited, "memory.budget_gib=0.5", "trainer.batch_size=4", cwd=prepared)
+    found = re.search(r"the run would take ([\d.]+) MiB", refused.stderr)
+    assert refused.returncode == 2 and found, refused.stderr
+    # A process is never twice of the same size.
+    budget = f"memory.budget_gib={(float(found[1]) + 20) / 1024:.3f}"
+    done = alone(*limited, budget, "trainer.batch_size=4", cwd=prepared)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_run_with_another_batch_is_refused_for_that(prepared: Path) -> None:
+    first = here("train", *DATA, *SHORT, "run.name=batch", "trainer.batch_size=12", cwd=prepared)
+    assert first.returncode == 0, first.stderr
+    other = here("train", *DATA, *SHORT, "run.name=batch", "trainer.batch_size=8", cwd=prepared)
+    assert other.returncode == 2
+    assert "trainer.batch_size was 12, now 8" in other.stderr
+
+
+def test_a_run_that_runs_out_after_all_goes_on_with_half_from_its_last_checkpoint(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, calls = Trainer.optimizer_step, []
+
+    def optimizer_step(self: Trainer, *arguments: Any) -> Any:
+        calls.append(self.options.micro_batch)
+        if len(calls) == 4:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return whole(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "optimizer_step", optimizer_step)
+    done = here("train", *DATA, *SHORT, "run.name=half", "trainer.batch_size=64",
+                "memory.fit=auto", cwd=prepared)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "once more, with trainer.micro_batch_size=32" in done.stdout
+    assert calls == [64, 64, 64, 64, 32, 32]  # the checkpoint is of step 2
+    found = summary(prepared / "outputs/half")
+    assert (found["status"], found["step"]) == ("finished", 4)
+    assert found["memory_changes"] == ["trainer.micro_batch_size=32"]
+
+
+def test_a_smaller_micro_batch_that_takes_more_is_no_way_out() -> None:
+    settings = compose_training("model.n_layer=2", "model.n_embed=512", "memory.fit=auto",
+                                "trainer.batch_size=2", "optimizer=adamw")  # fmt: skip
+    settings, plan = fit_memory(resolve(settings, 77, "fp32"), torch.device("cpu"))
+    assert plan is not None
+    assert plan.with_micro_batch(1).prediction.total > plan.prediction.total
+
+    def attempt(settings: TrainSettings, plan: Planned) -> float:
+        error = OutOfMemory("out of memory (no room): try less")
+        error.folder = Path("any")
+        raise error
+
+    with pytest.raises(OutOfMemory):
+        once_more_with_half(settings, plan, attempt)
 
 
 def test_where_auto_runs_out_after_all_it_tries_once_more_with_half(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -116,9 +117,18 @@ def test_the_largest_value_that_fits_fits_and_the_next_does_not(key: str, tmp_pa
     done = here("plan", "model=tiny", f"memory.largest={key}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     sentence = done.stdout.splitlines()[-1]
-    assert sentence.startswith((f"largest {key} that fits: ", f"no {key} fits"))
+    size = re.match(rf"largest {key} that fits: ([\d,]+) ", sentence)
+    assert size, sentence
     two = here("plan", "model=tiny", f"memory.largest={key}", "seed=1,2", cwd=tmp_path)
     assert sentence in two.stdout
+    larger = re.search(r"; ([\d,]+) takes", sentence)
+    full = key if "." in key else f"model.{key}"
+    for found, verdict in ((size, "fits memory.budget_gib=4"), (larger, "does not fit memory.bud")):
+        if found:
+            number = found[1].replace(",", "")
+            one = here("plan", "model=tiny", f"{full}={number}", cwd=tmp_path)
+            assert any(line.startswith(verdict) for line in one.stdout.splitlines()), one.stdout
+    assert larger or key == "trainer.micro_batch_size"  # the whole batch may fit
 
 
 @pytest.mark.parametrize(

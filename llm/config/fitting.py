@@ -11,13 +11,14 @@ from llm.config.plan import apply, has_eight_bit, setup_of, vocabulary
 from llm.config.run import folder_of
 from llm.config.schema import TrainSettings
 from llm.config.settings import load_plain, typed_keys
-from llm.device import held_before, limit_memory, release_memory
+from llm.device import held_before, limit_memory, release_memory, total_memory
 from llm.disk import mib
 from llm.errors import OutOfMemory, Refused, require
 from llm.experiment.console import say, warn
 from llm.experiment.rundir import CONFIG, read_summary
 from llm.memory.fit import Fitted, cheapest_changes, fit
 from llm.memory.fit import changes as changed
+from llm.memory.options import MemoryOptions
 from llm.memory.predict import Lines, Prediction, Setup, predict
 from llm.sealed import Plain
 
@@ -82,7 +83,9 @@ def fit_memory(
         settings = _as_begun(settings, folder)
     if vocabulary(settings) is None:
         return settings, None
-    reserve, budget = _reserve(settings, device), options.budget
+    held = held_before(device)
+    reserve = _reserve(options, device, held)
+    budget = min(options.budget, total_memory(device) or options.budget)
     if options.matters:
         options.check_reserve(sum(reserve.values()))
     setup = setup_of(settings, device.type)
@@ -97,8 +100,11 @@ def fit_memory(
             raise Refused(too_large(prediction, budget, ways))
         settings, setup, prediction = apply(settings, fitted), fitted.setup, fitted.prediction
     changes = changed(setup_of(typed, device.type), setup)
-    if options.enforce or (options.enforce is None and options.fit != "off" and _is_gpu(device)):
-        limit_memory(device, budget - sum(reserve.values()))
+    by_default = options.fit != "off" and _is_gpu(device)
+    enforce = by_default if options.enforce is None else options.enforce
+    # What is held already does not count again; the rest of the reserve is yet to be taken.
+    if enforce and not limit_memory(device, budget - min(held, sum(reserve.values()))):
+        warn(f"memory.enforce has no effect: nothing here limits a process on {device.type}")
     return settings, Planned(prediction, setup, budget, changes)
 
 
@@ -112,7 +118,7 @@ def once_more_with_half(
     try:
         return attempt(settings, plan)
     except OutOfMemory as error:
-        size = _half(settings)
+        size = _half(settings, plan)
         if size is None or error.folder is None:
             raise
         what = str(error).partition("): ")[0]
@@ -125,20 +131,24 @@ def once_more_with_half(
     return attempt(smaller, plan.with_micro_batch(size))
 
 
-def _half(settings: TrainSettings) -> int | None:
-    """The largest micro-batch of at most half the size, if there may be one."""
-    options = settings.trainer
+def _half(settings: TrainSettings, plan: Planned) -> int | None:
+    """The largest micro-batch of at most half the size that takes less, if there may be one: where
+    the whole batch is cut for the first time, the gradients that are kept may outweigh the rest.
+    """
+    options, taken = settings.trainer, plan.prediction.total
+    if settings.memory.fit != "auto" or options.step_in_backward:
+        return None
     sizes = [n for n in range(1, options.micro_batch // 2 + 1) if options.batch_size % n == 0]
-    may = settings.memory.fit == "auto" and sizes and not options.step_in_backward
-    return sizes[-1] if may else None
+    less = (n for n in reversed(sizes) if plan.with_micro_batch(n).prediction.total < taken)
+    return next(less, None)
 
 
-def _reserve(settings: TrainSettings, device: torch.device) -> Lines:
+def _reserve(options: MemoryOptions, device: torch.device, held: int) -> Lines:
     what = "CUDA context and others" if _is_gpu(device) else "process"
-    measured = {f"{what} (measured)": held_before(device)}
+    measured = {f"{what} (measured)": held}
     if not _is_gpu(device):
         measured["libraries"] = LIBRARIES
-    options, taken = settings.memory, sum(measured.values())
+    taken = sum(measured.values())
     if options.reserve_mib is None:
         return measured
     if options.matters and options.assumed_reserve < taken:
@@ -174,14 +184,17 @@ def _begun(settings: TrainSettings) -> Path | None:
 
 
 def _as_begun(settings: TrainSettings, folder: Path) -> TrainSettings:
-    """With what was decided when the run was begun, but for what is typed now."""
+    """With what was decided when the run was begun, but for keys that are typed now."""
     begun: Plain = load_plain(folder)
     typed = typed_keys()
     for section, key, kind in LEVERS:
         found = (begun.get(section) or {}).get(key)
-        if found is not None and f"{section}.{key}" not in typed:
-            require(type(found) is kind, f"{folder}/{CONFIG}: {section}.{key} is {found!r}")
-            own = replace(getattr(settings, section), **{key: found})
-            settings = replace(settings, **{section: own})
+        if found is None or f"{section}.{key}" in typed:
+            continue
+        require(type(found) is kind, f"{folder}/{CONFIG}: {section}.{key} is {found!r}")
+        if key == "micro_batch_size" and found > 0 and settings.trainer.batch_size % found:
+            continue  # that of another batch, as which the run will be refused
+        own = replace(getattr(settings, section), **{key: found})
+        settings = replace(settings, **{section: own})
     settings.check()  # the file may be anybody's
     return settings

@@ -42,7 +42,7 @@ def setup_of(settings: TrainSettings, device: str) -> Setup:
         micro_batch=trainer.micro_batch,
         activation_checkpointing=trainer.activation_checkpointing,
         step_in_backward=trainer.step_in_backward,
-        clipped=trainer.grad_clip > 0 or trainer.skip_spikes,
+        clipped=trainer.grad_clip > 0 or trainer.skip_spikes or precision == "fp16",
         compile=trainer.compile,
         device="cuda" if cuda else "cpu",
         samples=trainer.sample_interval is not None,

@@ -73,8 +73,10 @@ def show_end(folder: Path, progress: Progress, summary: dict[str, Any]) -> None:
             f"{progress.skipped:,} steps left out, {progress.rollbacks} times back"
         )
     facts["peak memory"] = gib(summary["peak_memory_bytes"])
+    if reserved := summary.get("reserved_memory_bytes"):  # CUDA: only tensors have been counted
+        facts["peak memory"] += f" of tensors, {gib(reserved)} reserved for them"
     if predicted := summary.get("predicted_memory_bytes"):
-        facts["peak memory"] += f", predicted {gib(predicted)}"
+        facts["peak memory"] += f", predicted {gib(predicted)}" + " in all" * bool(reserved)
     facts["wall time"] = (
         f"{duration(summary['wall_seconds'])}: training {duration(progress.train_seconds)}, "
         f"evaluation {duration(progress.eval_seconds)}, "

@@ -85,7 +85,7 @@ def _show_verdict(plan: Plan) -> None:
     else:
         most = largest_of(plan.prediction.lines)
         say(f"does not fit {budget}: it takes {gib(total - plan.budget)} more, most is {most}")
-        ways = cheapest_changes(plan.setup, plan.budget, plan.reserve)
+        ways = cheapest_changes(plan.setup, plan.budget, plan.reserve, plan.eight_bit)
         say("it would with, fastest first:" if ways else "no setting of how it is run makes it fit")
         for way in ways:
             say(f"  {' '.join(way.changes)}   {_what_it_costs(way)}")

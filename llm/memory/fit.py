@@ -85,7 +85,9 @@ def _bits(setup: Setup) -> list[int]:
 
 
 def levers(setup: Setup) -> Iterator[Setup]:
-    """All ways to run ``setup`` with less memory and the same result, but for its micro-batch."""
+    """All ways to run ``setup`` with less memory and, while all gradients are finite, the same
+    result, but for its micro-batch.
+    """
     given = CHECKPOINTED[setup.activation_checkpointing]
     stronger = [name for name, cost in CHECKPOINTED.items() if cost >= given]
     losses = [setup.model.loss] if _is_chunked(setup) else [setup.model.loss, "chunked"]
@@ -157,8 +159,9 @@ def largest(
 ) -> int | None:  # fmt: skip
     """The largest value of ``key`` (of :data:`SIZES`) that fits; None: not even the smallest.
 
-    With ``levers``, what :func:`fit` may change is changed. Memory grows with every size, so halves
-    are tried.
+    With ``levers``, what :func:`fit` may change is changed. Halves are tried, as memory grows with
+    every size but where layers begin to compute again what they do not keep (RECOMPUTED_FROM): what
+    is found fits and the next one does not, and beyond such a point there may be more.
     """
 
     def fits(number: int) -> bool:
@@ -170,6 +173,7 @@ def largest(
     if key == "trainer.micro_batch_size":
         # From the top: the whole batch may fit where a part does not, whose gradients are kept.
         sizes = [n for n in range(setup.batch_size, 0, -1) if setup.batch_size % n == 0]
+        sizes = sizes[:1] if setup.step_in_backward else sizes  # which wants the batch whole
         return next((size for size in sizes if fits(size)), None)
     first, step = _sizes(setup, key)
     count = bisected(lambda n: fits(first + (n - 1) * step), (LARGEST[key] - first) // step + 1)

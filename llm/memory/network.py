@@ -35,7 +35,6 @@ class Network(Operations):
         q = self.linear(x, f"{name}.q", inner)
         k = self.linear(x, f"{name}.k", shared)
         v = self.linear(x, f"{name}.v", shared)
-        del x
         if value is not None:
             v = self.add(v, self.cast(value, v.width))
         if config.qk_norm:
@@ -105,7 +104,6 @@ class Network(Operations):
         swiglu = self.config.mlp == "swiglu"
         gate = [self.linear(x, f"{name}.gate", hidden)] if swiglu else []
         up = self.linear(x, f"{name}.up", hidden)
-        del x
 
         def function(*parts: Tensor) -> Tensor:
             inner = self.gated(*parts) if swiglu else self.activated(parts[0])
@@ -146,7 +144,7 @@ class Network(Operations):
             value = self.embedding(f"{name}.value_embed.weight", shared)
         normed = self.norm(x, f"{name}.attention_norm", config.n_embed)
         x = self.add(x, self.drop(self.attention(normed, f"{name}.attention", value)))
-        del normed, value
+        del normed
         return self.add(
             x, self.drop(self.mlp(self.norm(x, f"{name}.mlp_norm", config.n_embed), f"{name}.mlp"))
         )
@@ -217,9 +215,9 @@ class Network(Operations):
                 x = tape.checkpoint(lambda x, start, i=i: self.block(x, start, i), x, start)
             else:
                 x = self.block(x, start, i)
-        del start
         tape.meter.phase = "loss"
         x = self.norm(x, "norm", config.n_embed)
+        del start
         if not with_loss:
             return x
         tape.kind = "logits and loss"

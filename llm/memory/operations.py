@@ -45,9 +45,7 @@ class Operations:
         """``x`` in the type of matrix products."""
         return self.cast(x, 2) if self.half else x
 
-    def simple(
-        self, x: Tensor, saved: list[Buffer], width: int | None = None, scratch: float = 0
-    ) -> Tensor:
+    def simple(self, x: Tensor, saved: list[Buffer], scratch: float = 0) -> Tensor:
         """An operation on each number; going back takes ``scratch`` times its size besides."""
         tape, size = self.tape, x.numbers * x.width
 
@@ -57,7 +55,7 @@ class Operations:
             del held
             return [result]
 
-        return tape.apply(x.numbers, width or x.width, [x], saved, backward)
+        return tape.apply(x.numbers, x.width, [x], saved, backward)
 
     def with_result(self, x: Tensor) -> Tensor:
         """An operation on each number whose way back needs its result, as that of tanh."""
@@ -78,7 +76,7 @@ class Operations:
 
         return self.tape.apply(numbers, x.width, [x, y], [x.buffer, y.buffer], backward)
 
-    def linear(self, x: Tensor, name: str, out: int, kind: str | None = None) -> Tensor:
+    def linear(self, x: Tensor, name: str, out: int) -> Tensor:
         """x (tokens, C) @ weight.T + bias."""
         tape, weight = self.tape, self.weight(f"{name}.weight", cast=True)
         x = self.for_products(x)
@@ -95,7 +93,7 @@ class Operations:
 
         rows = x.numbers // self.columns(name)
         saved = [x.buffer, weight.buffer]
-        return tape.apply(rows * out, x.width, inputs, saved, backward, kind=kind)
+        return tape.apply(rows * out, x.width, inputs, saved, backward)
 
     def columns(self, name: str) -> int:
         """Numbers in a row of what a matrix is applied to."""

@@ -40,7 +40,7 @@ class Setup:
     micro_batch: int = 8  # sequences per forward pass
     activation_checkpointing: str = "none"
     step_in_backward: bool = False
-    clipped: bool = True  # trainer.grad_clip > 0
+    clipped: bool = True  # whether a step needs the norm of all gradients before it begins
     compile: bool = False
     device: str = "cpu"  # or cuda
     samples: bool = False  # whether text is written during training
@@ -84,9 +84,10 @@ def predict(setup: Setup, reserve: Lines) -> Prediction:
     if cpu and setup.state_bits == 8:
         step = step | {"8-bit update": COPIED}
     if cpu and setup.precision != "fp32":
-        # A CPU's library sums the gradient of a 16-bit weight up in float32, unseen by torch.
+        # A CPU's library sums the gradient of a 16-bit weight up in float32, unseen by torch, and
+        # takes half as much again on the way (benchmarks.memory, row oom_deaths).
         step = step | {
-            "16-bit products": 4 * max(map(math.prod, weight_shapes(setup.model).values()))
+            "16-bit products": 6 * max(map(math.prod, weight_shapes(setup.model).values()))
         }
     evaluation = _without_gradients(setup, setup.micro_batch, True)
     moments: dict[str, Lines] = {
@@ -94,10 +95,10 @@ def predict(setup: Setup, reserve: Lines) -> Prediction:
         "evaluation": evaluation,
         "checkpoint": _kept(setup),
     }
-    if cpu:  # a GPU's weights come from a copy that is not on it
-        moments["going on"] = {"weights": _kept(setup)["weights"], "weights read": _read(setup)}
     if setup.eval_only:
         moments = {"evaluation": evaluation | {"optimizer state": 0}}
+    if cpu:  # a GPU's weights come from a copy that is not on it
+        moments["going on"] = {"weights": _kept(setup)["weights"], "weights read": _read(setup)}
     if setup.samples and not setup.eval_only:
         moments["sample"] = _without_gradients(setup, 1, False)
     narrow = cpu and setup.model.n_embed < WIDE and not setup.closely

@@ -155,4 +155,6 @@ def choose_update(
     """The one that the trainer's options ask for."""
     if not in_backward:
         return Update(model, optimizer, precision, grad_clip)
-    return UpdateInBackward(model, optimizer, precision, grad_clip, first=skip_spikes)
+    # Where gradients overflow now and then, the whole step is left out, as without.
+    first = skip_spikes or precision.scaler.is_enabled()
+    return UpdateInBackward(model, optimizer, precision, grad_clip, first)

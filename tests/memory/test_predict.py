@@ -1,9 +1,11 @@
 """The prediction beside torch's MemTracker, on the real network, optimizer and update."""
 
+from dataclasses import replace
+
 import pytest
 
-from benchmarks.tracked import COUNT, drawn, tracked_peak
-from llm.memory.predict import training_step
+from benchmarks.tracked import COUNT, drawn, tracked_evaluation, tracked_peak, tracked_sample
+from llm.memory.predict import Setup, predict, training_step
 
 SETUPS = drawn()
 
@@ -14,3 +16,31 @@ def test_the_peak_of_a_training_step_is_predicted_as_memtracker_sees_it(number: 
     predicted = max(sum(lines.values()) for lines in training_step(setup).values())
     error = predicted / tracked_peak(setup) - 1
     assert -0.02 <= error <= 0.03, f"{error:+.2%} for {setup}"
+
+
+def moment(name: str, setup: Setup) -> int:
+    lines = predict(replace(setup, samples=True), {}).moments[name]
+    return sum(lines.values()) - lines["fragments"]
+
+
+@pytest.mark.parametrize("number", range(0, COUNT, 2))
+def test_the_peak_of_an_evaluation_is_predicted_as_memtracker_sees_it(number: int) -> None:
+    setup = SETUPS[number]
+    error = moment("evaluation", setup) / tracked_evaluation(setup) - 1
+    assert -0.02 <= error <= 0.03, f"{error:+.2%} for {setup}"
+
+
+@pytest.mark.parametrize("number", range(1, COUNT, 4))
+def test_a_text_takes_no_more_than_predicted(number: int) -> None:
+    setup = SETUPS[number]
+    error = moment("sample", setup) / tracked_sample(setup) - 1
+    # Of a window that is full at once: an upper bound, close where weights outweigh the window.
+    assert 0 <= error <= 0.2, f"{error:+.2%} for {setup}"
+
+
+def test_an_evaluation_of_a_checkpoint_counts_the_weights_that_are_read() -> None:
+    setup = replace(SETUPS[0], eval_only=True, micro_batch=1)
+    moments = predict(setup, {}).moments
+    assert "optimizer state" not in {k for k, size in moments["evaluation"].items() if size}
+    going_on = moments["going on"]
+    assert going_on["weights read"] == pytest.approx(going_on["weights"], rel=0.01)

@@ -102,6 +102,8 @@ def fit_memory(
     changes = changed(setup_of(typed, device.type), setup)
     by_default = options.fit != "off" and _is_gpu(device)
     enforce = by_default if options.enforce is None else options.enforce
+    if enforce and prediction.total > budget and options.fit == "off":
+        warn(f"{mib(prediction.total)} predicted, and memory.budget_gib={options.budget_gib:g}")
     # What is held already does not count again; the rest of the reserve is yet to be taken.
     if enforce and not limit_memory(device, budget - min(held, sum(reserve.values()))):
         warn(f"memory.enforce has no effect: nothing here limits a process on {device.type}")

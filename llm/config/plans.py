@@ -73,7 +73,10 @@ def _largest(
         if not levers:
             return predict(changed, reserve).total
         fitted = fit(changed, budget, reserve, eight_bit)
-        return None if fitted is None else fitted.prediction.total
+        sized = key == "trainer.micro_batch_size"  # which must not be cut further
+        if fitted is None or (sized and fitted.setup.micro_batch != changed.micro_batch):
+            return None
+        return fitted.prediction.total
 
     found = largest(setup, key, budget, reserve, levers, eight_bit)
     larger = following(setup, key, found)

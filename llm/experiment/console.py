@@ -41,7 +41,8 @@ log = logging.getLogger("llm")
 
 def warn(message: str) -> None:
     """One line on the screen and in the log."""
-    log.warning(message)
+    if log.hasHandlers():  # else Python would print it a second time
+        log.warning(message)
     console.print(f"warning: {printable(message)}", style="yellow", markup=False)
 
 

@@ -26,14 +26,17 @@ class Largest:
     parameters: int | None
     peak: int | None  # bytes
     next_value: int | None  # None: there is none
-    next_peak: int | None
+    next_peak: int | None  # None: no way to run it fits
 
     @property
     def sentence(self) -> str:
         """``largest n_layer that fits: 14 (...); 15 takes 4.12 GiB``"""
-        more = f"{self.next_value:,} takes {gib(self.next_peak)}" if self.next_peak else ""
+        more = ""
+        if self.next_value is not None:
+            takes = f"takes {gib(self.next_peak)}" if self.next_peak else "does not fit"
+            more = f"{self.next_value:,} {takes}"
         if self.value is None:
-            return f"no {self.key} fits" + (f": {more}" if more else "")
+            return f"no {self.key} fits" + (f": {more}" if self.next_peak else "")
         size = f"{self.parameters:,} parameters, {gib(self.peak or 0)}"
         more = more or "there is no larger one"
         return f"largest {self.key} that fits: {self.value:,} ({size}); {more}"

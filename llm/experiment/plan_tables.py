@@ -89,6 +89,8 @@ def _show_verdict(plan: Plan) -> None:
         say("it would with, fastest first:" if ways else "no setting of how it is run makes it fit")
         for way in ways:
             say(f"  {' '.join(way.changes)}   {_what_it_costs(way)}")
+        if plan.setup.device == "cpu" and "reserve (assumed)" in plan.reserve:
+            say("(a CPU's reserve is measured before a run, some 340 MiB: memory.reserve_mib=340)")
     if plan.mode == "auto":
         say(_what_auto_does(plan))
     if plan.largest is not None:

@@ -167,7 +167,9 @@ def largest(
     def fits(number: int) -> bool:
         changed = with_size(setup, key, number)
         if levers:
-            return fit(changed, budget, reserve, eight_bit) is not None
+            fitted = fit(changed, budget, reserve, eight_bit)
+            kept = fitted is not None and fitted.setup.micro_batch == changed.micro_batch
+            return kept if key == "trainer.micro_batch_size" else fitted is not None
         return predict(changed, reserve).total <= budget
 
     if key == "trainer.micro_batch_size":

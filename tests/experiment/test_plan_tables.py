@@ -149,7 +149,8 @@ def test_the_largest_is_shown_with_the_next(shown: Shown) -> None:
         Largest("n_layer", None, None, None, 1, GIB).sentence == "no n_layer fits: 1 takes 1.00 GiB"
     )
     assert Largest("n_layer", None, None, None, 1, None).sentence == "no n_layer fits"
-    assert Largest("n_layer", 512, 9, GIB, 513, None).sentence.endswith("there is no larger one")
+    assert Largest("n_layer", 512, 9, GIB, None, None).sentence.endswith("there is no larger one")
+    assert Largest("n_layer", 511, 9, GIB, 512, None).sentence.endswith("; 512 does not fit")
 
 
 def test_a_grid_has_a_row_for_each_point_and_a_map(shown: Shown) -> None:

@@ -87,11 +87,10 @@ class Step:
 
 
 def costs(repeats: int) -> Iterator[Row]:
-    """Each lever alone: time per step (float32), and bytes predicted for model=small."""
+    """Each lever alone: time per step, and bytes predicted for model=small."""
     tune_allocator(PLAIN.model.n_embed)
     for name, (plain, saving) in LEVERS.items():
-        if saving.precision == "fp32":  # a CPU without 16-bit products takes minutes for a step
-            yield _seconds(name, saving, plain, repeats)
+        yield _seconds(name, saving, plain, repeats)
         for tokens in (128, 512):
             what = f"predicted bytes of model=small, 8 x {tokens} tokens, with {name}; without"
             held = (predicted_of_small(saving, tokens), predicted_of_small(plain, tokens))

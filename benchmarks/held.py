@@ -156,8 +156,7 @@ def deaths(count: int = COUNT) -> Row:
     besides what a process with torch takes before the first tensor.
     """
     from llm.config.compose import compose_training
-    from llm.config.fitting import LIBRARIES
-    from llm.config.plan import setup_of
+    from llm.config.plan import LIBRARIES, setup_of
     from llm.memory.predict import predict
 
     died, most = 0, 0.0

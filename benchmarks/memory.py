@@ -130,7 +130,7 @@ def measure(which: str, clone: Path, overrides: list[str]) -> dict[str, float]:
     step = build_ours(overrides) if which == "ours" else build_nanogpt(clone)
     tokens = torch.randint(VOCAB_SIZE, (BATCH_SIZE, BLOCK_SIZE))
     seconds = []
-    # A CPU without bfloat16 of its own may take minutes for a step in it; the second has it all.
+    # A CPU without bfloat16 instructions may take minutes for a step in it; the second has it all.
     for _ in range(2 if "precision=bf16_weights" in overrides else STEPS):
         start = time.perf_counter()
         step(tokens)

@@ -1,6 +1,7 @@
 """The one device a process computes on, and what it says about its memory."""
 
 import ctypes
+import json
 import os
 import resource
 import sys
@@ -184,3 +185,8 @@ def peak_memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB on Linux
+
+
+if __name__ == "__main__":  # what llm.config.plan asks about a GPU
+    _device = select_device(sys.argv[1])
+    print(json.dumps([_device.type, held_before(_device), total_memory(_device)]))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from llm.config.plan import apply, has_eight_bit, setup_of, vocabulary
+from llm.config.plan import apply, has_eight_bit, measured, setup_of, vocabulary
 from llm.config.run import folder_of
 from llm.config.schema import TrainSettings
 from llm.config.settings import load_plain, typed_keys
@@ -22,9 +22,6 @@ from llm.memory.options import MemoryOptions
 from llm.memory.predict import Lines, Prediction, Setup, predict
 from llm.sealed import Plain
 
-# Bytes that a process on a CPU comes to hold later on besides tensors: what is imported for the
-# loop, stacks of threads, workspaces (python -m benchmarks.memory, rows rss_*).
-LIBRARIES = 100 * 2**20
 # What `auto` decides, and a run that goes on keeps: section, key, and what it may be.
 LEVERS = (
     ("trainer", "micro_batch_size", int), ("trainer", "activation_checkpointing", str),
@@ -100,7 +97,7 @@ def fit_memory(
             raise Refused(too_large(prediction, budget, ways))
         settings, setup, prediction = apply(settings, fitted), fitted.setup, fitted.prediction
     changes = changed(setup_of(typed, device.type), setup)
-    by_default = options.fit != "off" and _is_gpu(device)
+    by_default = options.fit != "off" and device.type == "cuda"
     enforce = by_default if options.enforce is None else options.enforce
     if enforce and prediction.total > budget and options.fit == "off":
         warn(f"{mib(prediction.total)} predicted, and memory.budget_gib={options.budget_gib:g}")
@@ -146,20 +143,13 @@ def _half(settings: TrainSettings, plan: Planned) -> int | None:
 
 
 def _reserve(options: MemoryOptions, device: torch.device, held: int) -> Lines:
-    what = "CUDA context and others" if _is_gpu(device) else "process"
-    measured = {f"{what} (measured)": held}
-    if not _is_gpu(device):
-        measured["libraries"] = LIBRARIES
-    taken = sum(measured.values())
+    found = measured(device.type, held)
+    taken = sum(found.values())
     if options.reserve_mib is None:
-        return measured
+        return found
     if options.matters and options.assumed_reserve < taken:
         warn(f"memory.reserve_mib={options.reserve_mib}, but {mib(taken)} are taken by no tensor")
     return {"reserve (as given)": options.assumed_reserve}
-
-
-def _is_gpu(device: torch.device) -> bool:
-    return device.type == "cuda"
 
 
 def too_large(prediction: Prediction, budget: int, ways: list[Fitted]) -> str:

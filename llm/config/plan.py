@@ -1,6 +1,9 @@
 """From the settings of a run to all that its memory depends on, and back; without torch."""
 
 import importlib.util
+import json
+import subprocess
+import sys
 from dataclasses import astuple, replace
 from functools import cache
 from pathlib import Path
@@ -15,6 +18,9 @@ from llm.memory.fit import Fitted
 from llm.memory.options import MemoryOptions
 from llm.memory.predict import Lines, Setup
 
+# Bytes that a process on a CPU comes to hold later on besides tensors: what is imported for the
+# loop, stacks of threads, workspaces (python -m benchmarks.memory, rows rss_*).
+LIBRARIES = 100 * 2**20
 DRIVERS = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidia0"))
 
 
@@ -91,8 +97,12 @@ def planned_device(name: str) -> str:
         f"trainer.device={name} is unknown: take {', '.join(known[:3])} or {known[3]}",
     )
     if kind == "auto":
-        return "cuda" if any(path.exists() for path in DRIVERS) else "cpu"
+        return "cuda" if _has_driver() else "cpu"
     return "cuda" if kind == "cuda" else "cpu"
+
+
+def _has_driver() -> bool:
+    return any(path.exists() for path in DRIVERS)
 
 
 def has_eight_bit() -> bool:
@@ -100,7 +110,44 @@ def has_eight_bit() -> bool:
     return importlib.util.find_spec("bitsandbytes") is not None
 
 
-def reserve_of(memory: MemoryOptions) -> Lines:
-    """What is set aside for what is no tensor, and cannot be measured before a run."""
-    how = "assumed" if memory.reserve_mib is None else "as given"
-    return {f"reserve ({how})": memory.assumed_reserve}
+def measured(kind: str, held: int) -> Lines:
+    """What ``held`` bytes that are no tensor stand for on a device of that kind."""
+    if kind == "cuda":
+        return {"CUDA context and others (measured)": held}
+    return {"process (measured)": held, "libraries": LIBRARIES}
+
+
+@cache
+def ask_gpu(name: str) -> tuple[int, int] | None:
+    """Bytes of the GPU ``name`` (a trainer.device) that tensors cannot have, and all it has.
+
+    A process with torch measures them, which takes some seconds. None without a driver, or where
+    torch sees no GPU.
+    """
+    if not _has_driver():
+        return None
+    # The process finds this package whatever the folder is that the user stands in.
+    root = Path(__file__).resolve().parents[2]
+    asked = subprocess.run(
+        [sys.executable, "-m", "llm.device", name], cwd=root, capture_output=True, text=True,
+    )  # fmt: skip
+    if asked.returncode:
+        return None
+    kind, held, total = json.loads(asked.stdout.splitlines()[-1])
+    return (held, total) if kind == "cuda" else None
+
+
+def reserve_of(memory: MemoryOptions, device: str) -> tuple[Lines, int]:
+    """What is set aside for what is no tensor, and the budget: no more than a GPU has.
+
+    Measured where there is a GPU to ask. Raises :class:`llm.errors.Refused` where nothing is left.
+    """
+    gpu = ask_gpu(device) if planned_device(device) == "cuda" else None
+    if memory.reserve_mib is not None:
+        reserve = {"reserve (as given)": memory.assumed_reserve}
+    elif gpu:
+        reserve = measured("cuda", gpu[0])
+    else:
+        reserve = {"reserve (assumed)": memory.assumed_reserve}
+    memory.check_reserve(sum(reserve.values()))
+    return reserve, min(memory.budget, gpu[1]) if gpu else memory.budget

@@ -16,20 +16,23 @@ def plan_all(points: Sequence[Point]) -> list[Plan]:
 
     Where a key varies without any effect on memory, as a seed does, only its first value is kept.
     """
-    setups = []
+    setups, limits = [], []
     for point in points:
+        device = point.settings.trainer.device
         try:
-            setups.append(setup_of(point.settings, planned_device(point.settings.trainer.device)))
+            setups.append(setup_of(point.settings, planned_device(device)))
+            limits.append(reserve_of(point.settings.memory, device))
         except Refused as refusal:
             which = f"job {point.label} cannot run: " if point.values else ""
             raise Refused(f"{which}{refusal}") from None
-    wanted = [(setup, point.settings.memory) for setup, point in zip(setups, points, strict=True)]
+    memories = [point.settings.memory for point in points]
+    wanted = list(zip(setups, limits, memories, strict=True))
     keys = [key for key in points[0].values if _matters(key, points, wanted)]
     found: dict[tuple[str, ...], Plan] = {}
-    for setup, point in zip(setups, points, strict=True):
+    for setup, limit, point in zip(setups, limits, points, strict=True):
         values = {key: point.values[key] for key in keys}
         if tuple(values.values()) not in found:
-            found[tuple(values.values())] = plan(setup, point.settings, values)
+            found[tuple(values.values())] = plan(setup, *limit, point.settings, values)
     return list(found.values())
 
 
@@ -43,9 +46,11 @@ def _matters(key: str, points: Sequence[Point], wanted: Sequence[object]) -> boo
     return False
 
 
-def plan(setup: Setup, settings: PlanSettings, values: dict[str, str]) -> Plan:
-    """What one run takes, whether it fits, and what would make it fit."""
-    memory, reserve = settings.memory, reserve_of(settings.memory)
+def plan(
+    setup: Setup, reserve: Lines, budget: int, settings: PlanSettings, values: dict[str, str]
+) -> Plan:
+    """What one run takes, whether it fits ``budget`` bytes, and what would make it fit."""
+    memory = settings.memory
     is_auto = memory.fit == "auto"
     eight_bit = not is_auto or has_eight_bit()  # what auto would do here; else what one could do
     return Plan(
@@ -55,11 +60,11 @@ def plan(setup: Setup, settings: PlanSettings, values: dict[str, str]) -> Plan:
         parameters=n_parameters(setup.model),
         prediction=predict(setup, reserve),
         reserve=reserve,
-        budget=memory.budget,
+        budget=budget,
         mode=memory.fit,
         eight_bit=eight_bit,
         device=settings.trainer.device,
-        largest=_largest(setup, memory.largest, memory.budget, reserve, is_auto, eight_bit),
+        largest=_largest(setup, memory.largest, budget, reserve, is_auto, eight_bit),
     )
 
 

@@ -194,7 +194,6 @@ class PlanMemory(MemoryOptions):
 
         super().check()
         self.largest = self.largest and self.largest.removeprefix("model.")
-        self.check_reserve(self.assumed_reserve)  # here the budget always counts
         largest, known = self.largest, ", ".join(SIZES)
         require(
             largest is None or largest in SIZES,

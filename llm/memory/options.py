@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from llm.errors import require
 
-ASSUMED_RESERVE_MIB = 600  # of a CUDA context, its workspaces and fragments, until it is measured
+ASSUMED_RESERVE_MIB = 600  # of a CUDA context and its workspaces, where there is no GPU to ask
 FITS = ("off", "check", "auto")
 
 

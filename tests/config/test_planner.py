@@ -1,7 +1,11 @@
 """A grid becomes the settings that Hydra would have composed one by one, with few compositions."""
 
 import dataclasses
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 from unittest.mock import patch
 
@@ -130,7 +134,7 @@ MISTAKES = [
 @pytest.mark.parametrize(("typed", "words"), MISTAKES, ids=[words for _, words in MISTAKES])
 def test_a_mistake_is_told_with_the_job_it_is_in(typed: list[str], words: str) -> None:
     with pytest.raises(Refused) as refusal:
-        points(*typed)
+        plan_all(points(*typed))
     assert words in str(refusal.value)
 
 
@@ -197,6 +201,53 @@ def test_a_plan_knows_whether_it_fits_and_what_makes_it_fit() -> None:
     assert large.reserve == {"reserve (assumed)": 600 * 2**20}
     (given,) = plan_all(points("memory.reserve_mib=10"))
     assert given.prediction.reserve == {"reserve (as given)": 10 * 2**20}
+
+
+GPU = (410 * 2**20, 3 * 2**30)
+
+
+def test_a_plan_for_a_gpu_has_what_is_measured_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "ask_gpu", {"cuda": GPU, "cuda:1": None}.get)
+    there, elsewhere, cpu = plan_all(points("trainer.device=cuda,cuda:1,cpu"))
+    assert there.reserve == {"CUDA context and others (measured)": GPU[0]}
+    assert there.budget == GPU[1]  # the GPU is smaller than memory.budget_gib=4
+    for unknown in (elsewhere, cpu):
+        assert unknown.reserve == {"reserve (assumed)": 600 * 2**20}
+        assert unknown.budget == 4 * 2**30
+    assert len(plan_all(points("trainer.device=cuda,cuda:1"))) == 2
+    # Where less is measured than would be assumed, so much less is enough.
+    (small,) = plan_all(points("trainer.device=cuda", "memory.budget_gib=0.5"))
+    assert small.budget == 2**29
+    with pytest.raises(Refused, match=r"budget_gib=0\.4 leaves nothing beside the reserve of 410"):
+        plan_all(points("trainer.device=cuda", "memory.budget_gib=0.4"))
+
+
+def test_a_process_of_its_own_is_asked_about_the_gpu_and_only_where_there_is_a_driver(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked, ask = [], plan.ask_gpu.__wrapped__
+    monkeypatch.chdir(tmp_path)  # wherever one stands
+
+    def answers(*command: object, **options: object) -> object:
+        asked.append(command)
+        return run(*command, **options)
+
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", answers)
+    monkeypatch.setattr(plan, "DRIVERS", (tmp_path / "no_such_file",))
+    assert ask("cuda") is None and not asked
+    monkeypatch.setattr(plan, "DRIVERS", (tmp_path,))
+    assert ask("cuda:99") is None and asked  # torch sees no such GPU
+    assert ask("cpu") is None  # it has answered, and is no GPU
+
+
+def test_the_process_that_is_asked_measures_as_a_run_does() -> None:
+    command = [sys.executable, "-m", "llm.device", "cpu"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    kind, held, total = json.loads(found.stdout)
+    assert (kind, total) == ("cpu", None)
+    assert 100 * 2**20 < held < 600 * 2**20
+    assert list(plan.measured(kind, held)) == ["process (measured)", "libraries"]
 
 
 def test_words_of_a_vocabulary_that_is_not_known_yet() -> None:

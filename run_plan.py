@@ -1,7 +1,8 @@
 """What would a run hold in memory, and does it fit? python run_plan.py model=small
 
-Nothing is trained and torch is not needed. The sweeper that conf/plan.yaml names
-(llm/config/planner.py) makes a list of points of what is typed, a single run being a list of one.
+Nothing is trained, and torch is needed only by the process that asks a GPU for its reserve. The
+sweeper that conf/plan.yaml names (llm/config/planner.py) makes a list of points of what is typed, a
+single run being a list of one.
 """
 
 import llm.start  # noqa: F401  (first of all: from here on signals are answered)

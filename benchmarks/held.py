@@ -111,7 +111,7 @@ def trained(
 # Deaths
 
 COUNT = 30
-# Of few tokens: a CPU without bfloat16 of its own takes seconds for each.
+# Of few tokens: a CPU without bfloat16 instructions takes seconds for each.
 JOB = {
     "model.n_layer": (1, 2, 3, 4),
     "model.n_embed": (512, 512, 640, 768, 128),

@@ -206,7 +206,7 @@ def described(setup: Setup) -> str:
 
 # What saving memory does to the loss
 
-# Half of nano each way: a CPU without bfloat16 of its own takes ten times as long in it.
+# Half of nano each way: a CPU without bfloat16 instructions takes ten times as long in it.
 TRAINING = [
     "model=nano", "model.n_layer=2", "model.n_embed=64", "model.block_size=64",
     "data=shakespeare_char", "optimizer=adamw", "logger=none", "trainer.device=cpu",

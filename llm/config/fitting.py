@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from llm.config.plan import apply, has_eight_bit, measured, setup_of, vocabulary
+from llm.config.plan import apply, has_eight_bit, measured, reserve_of, setup_of, vocabulary
 from llm.config.run import folder_of
 from llm.config.schema import TrainSettings
 from llm.config.settings import load_plain, typed_keys
@@ -144,12 +144,10 @@ def _half(settings: TrainSettings, plan: Planned) -> int | None:
 
 def _reserve(options: MemoryOptions, device: torch.device, held: int) -> Lines:
     found = measured(device.type, held)
-    taken = sum(found.values())
-    if options.reserve_mib is None:
-        return found
-    if options.matters and options.assumed_reserve < taken:
+    reserve, taken = reserve_of(options, found), sum(found.values())
+    if options.matters and sum(reserve.values()) < taken:
         warn(f"memory.reserve_mib={options.reserve_mib}, but {mib(taken)} are taken by no tensor")
-    return {"reserve (as given)": options.assumed_reserve}
+    return reserve
 
 
 def too_large(prediction: Prediction, budget: int, ways: list[Fitted]) -> str:

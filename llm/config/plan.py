@@ -137,17 +137,20 @@ def ask_gpu(name: str) -> tuple[int, int] | None:
     return (held, total) if kind == "cuda" else None
 
 
-def reserve_of(memory: MemoryOptions, device: str) -> tuple[Lines, int]:
-    """What is set aside for what is no tensor, and the budget: no more than a GPU has.
+def reserve_of(memory: MemoryOptions, found: Lines | None) -> Lines:
+    """What is set aside for what is no tensor: as given, else as ``found``, else assumed."""
+    if memory.reserve_mib is not None:
+        return {"reserve (as given)": memory.assumed_reserve}
+    return found or {"reserve (assumed)": memory.assumed_reserve}
 
-    Measured where there is a GPU to ask. Raises :class:`llm.errors.Refused` where nothing is left.
+
+def limits_of(memory: MemoryOptions, device: str) -> tuple[Lines, int]:
+    """The reserve and the budget of a plan, as measured where there is a GPU to ask.
+
+    The budget is no more than that GPU has. Raises :class:`llm.errors.Refused` where the reserve
+    leaves nothing of ``memory.budget_gib``.
     """
     gpu = ask_gpu(device) if planned_device(device) == "cuda" else None
-    if memory.reserve_mib is not None:
-        reserve = {"reserve (as given)": memory.assumed_reserve}
-    elif gpu:
-        reserve = measured("cuda", gpu[0])
-    else:
-        reserve = {"reserve (assumed)": memory.assumed_reserve}
+    reserve = reserve_of(memory, measured("cuda", gpu[0]) if gpu else None)
     memory.check_reserve(sum(reserve.values()))
     return reserve, min(memory.budget, gpu[1]) if gpu else memory.budget

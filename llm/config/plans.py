@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from llm.config.plan import has_eight_bit, planned_device, reserve_of, setup_of
+from llm.config.plan import has_eight_bit, limits_of, planned_device, setup_of
 from llm.config.planner import Point, label
 from llm.config.schema import PlanSettings
 from llm.errors import Refused
@@ -21,7 +21,7 @@ def plan_all(points: Sequence[Point]) -> list[Plan]:
         device = point.settings.trainer.device
         try:
             setups.append(setup_of(point.settings, planned_device(device)))
-            limits.append(reserve_of(point.settings.memory, device))
+            limits.append(limits_of(point.settings.memory, device))
         except Refused as refusal:
             which = f"job {point.label} cannot run: " if point.values else ""
             raise Refused(f"{which}{refusal}") from None

@@ -3,16 +3,19 @@
 import contextlib
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
+from llm.memory.lora import LoRA
 from llm.memory.predict import Setup
 from llm.model.config import CHOICES, GPTConfig
 from llm.model.gpt import GPT
+from llm.model.layers import Linear
 from llm.sampling.generate import generate
 from llm.sampling.options import SamplingOptions
 from llm.training import optimizer as optimizers
@@ -20,7 +23,7 @@ from llm.training import update
 from llm.training.options import CHECKPOINTED
 from llm.training.precision import Precision, to_precision
 
-COUNT = 40
+COUNT, OF_LORA = 40, 20
 CPU = torch.device("cpu")
 # Everything that changes memory, each value as often as the others.
 MODEL = {
@@ -52,22 +55,28 @@ RUN = {
     "step_in_backward": (False, False, True),
     "clipped": (True, False),
 }
+LORA = {"lora": (LoRA(4), LoRA(16), LoRA(8, ("q", "v")), LoRA(8, ("o", "up", "down")))}
 
 
 def drawn() -> list[Setup]:
-    """``COUNT`` setups; each value of each option is in as many of them as the next one."""
-    generator = random.Random(2024)
+    """``COUNT`` setups that train all weights, and ``OF_LORA`` that train what LoRA adds."""
+    return [*_drawn(RUN, COUNT, 2024), *_drawn(RUN | LORA, OF_LORA, 2026)]
 
-    def columns(options: dict[str, tuple[object, ...]]) -> list[dict[str, object]]:
+
+def _drawn(options: Mapping[str, tuple[object, ...]], count: int, seed: int) -> list[Setup]:
+    """Each value of each option is in as many of the setups as the next one."""
+    generator = random.Random(seed)
+
+    def columns(options: Mapping[str, tuple[object, ...]]) -> list[dict[str, object]]:
         found: dict[str, list[object]] = {}
         for name, values in options.items():
-            column = [values[n % len(values)] for n in range(COUNT)]
+            column = [values[n % len(values)] for n in range(count)]
             generator.shuffle(column)
             found[name] = column
-        return [{name: found[name][n] for name in options} for n in range(COUNT)]
+        return [{name: found[name][n] for name in options} for n in range(count)]
 
     setups = []
-    for shape, run in zip(columns(MODEL), columns(RUN), strict=True):
+    for shape, run in zip(columns(MODEL), columns(options), strict=True):
         heads = int(str(shape["n_embed"])) // int(str(shape["head_size"]))
         if shape["n_kv_head"] and heads % int(str(shape["n_kv_head"])):
             shape["n_kv_head"] = None
@@ -124,9 +133,27 @@ def tracked_sample(setup: Setup) -> int:
 def _built(setup: Setup) -> tuple[GPT, Precision, optimizers.Optimizer]:
     model, precision = GPT(**asdict(setup.model)), Precision(setup.precision, CPU)
     precision.scaler = torch.amp.GradScaler("cpu", enabled=False)  # it looks at numbers
+    if setup.lora:
+        adapt(model, setup.lora)
     to_precision(model, precision.weights)
     build = {"adamw": optimizers.adamw, "muon": optimizers.muon}[setup.optimizer]
     return model, precision, build(model, 1e-3, 0.1, [0.9, 0.95], state_bits=setup.state_bits)
+
+
+def adapt(model: GPT, lora: LoRA) -> None:
+    """Train nothing but low-rank matrices beside those of the layers, as LoRA does: a reference."""
+    model.requires_grad_(False)
+    for name, matrix in list(model.blocks.named_modules()):
+        if isinstance(matrix, Linear) and lora.is_beside(name):
+            matrix.lora_A = Linear(matrix.in_features, lora.rank, bias=False)
+            matrix.lora_B = Linear(lora.rank, matrix.out_features, bias=False)
+            matrix.register_forward_hook(_with_low_rank)
+
+
+def _with_low_rank(matrix: torch.nn.Module, inputs: Any, out: torch.Tensor) -> torch.Tensor:
+    low = matrix.lora_A(inputs[0]) * 2.0  # alpha / rank
+    sum_of_both: torch.Tensor = out + matrix.lora_B(low)
+    return sum_of_both
 
 
 def _tracked(
@@ -136,7 +163,7 @@ def _tracked(
     tokens = torch.zeros(setup.micro_batch, setup.model.block_size, dtype=torch.long)
     tracker = memory_tracker()
     # As there is from the second step on.
-    kept = [tensor for p in model.parameters() for tensor in optimizer.kept(p).values()]
+    kept = [tensor for p in optimizer.group_of for tensor in optimizer.kept(p).values()]
     tracker.track_external(model, tokens, *kept)
     return tokens, tracker
 

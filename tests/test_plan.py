@@ -27,6 +27,19 @@ def test_one_plan_tells_what_takes_how_much_and_writes_nothing(tmp_path: Path) -
     assert not list(tmp_path.iterdir())
 
 
+def test_a_plan_of_lora_says_that_it_is_only_a_plan(tmp_path: Path) -> None:
+    done = here("plan", *SMALL, "finetune.rank=8", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (
+        "LoRA         only 1,167,360 more parameters are trained, of rank 8 beside" in done.stdout
+    )
+    assert "LoRA weights" in done.stdout
+    trained = here("train", "finetune.rank=8", cwd=tmp_path)
+    assert (trained.returncode, trained.stdout) == (2, "")
+    assert "finetune is unknown" in trained.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_device_that_is_left_open_is_named(tmp_path: Path) -> None:
     done = here("plan", cwd=tmp_path)
     driver = Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidia0").exists()

@@ -1,6 +1,7 @@
 """From the points of a grid to what each of them takes, and whether it fits."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from llm.config.plan import has_eight_bit, limits_of, planned_device, setup_of
 from llm.config.planner import Point, label
@@ -20,7 +21,8 @@ def plan_all(points: Sequence[Point]) -> list[Plan]:
     for point in points:
         device = point.settings.trainer.device
         try:
-            setups.append(setup_of(point.settings, planned_device(device)))
+            setup = setup_of(point.settings, planned_device(device))
+            setups.append(replace(setup, lora=point.settings.finetune.lora))
             limits.append(limits_of(point.settings.memory, device))
         except Refused as refusal:
             which = f"job {point.label} cannot run: " if point.values else ""

@@ -13,6 +13,7 @@ from hydra.core.config_store import ConfigStore
 
 from llm.data.config import SAFE, DataConfig
 from llm.errors import require
+from llm.memory.lora import TARGETS, LoRA
 from llm.memory.options import MemoryOptions
 from llm.model.config import GPTConfig
 from llm.sampling.options import SamplingOptions
@@ -202,15 +203,35 @@ class PlanMemory(MemoryOptions):
 
 
 @dataclass
+class FinetuneSection:
+    """``finetune``, which so far can only be planned."""
+
+    rank: int | None = None
+    targets: list[str] = field(default_factory=lambda: [*TARGETS])
+
+    @property
+    def lora(self) -> LoRA | None:
+        """What is trained in the stead of the network's own weights; None: these are."""
+        return None if self.rank is None else LoRA(self.rank, tuple(self.targets))
+
+    def check(self) -> None:
+        """Raise :class:`llm.errors.Refused` naming the first value that makes no sense."""
+        if self.lora:
+            self.lora.check()
+
+
+@dataclass
 class PlanSettings(TrainSettings):
     """Everything ``run_plan.py`` is told."""
 
     memory: PlanMemory = field(default_factory=PlanMemory)
+    finetune: FinetuneSection = field(default_factory=FinetuneSection)
     picture: str | None = None  # a PNG
 
     def check(self) -> None:
         """Raise :class:`llm.errors.Refused` naming the first values that cannot work."""
         super().check()
+        self.finetune.check()
         named = self.picture is None or self.picture.lower().endswith(".png")
         require(named, f"picture={self.picture} must be the name of a PNG, as in picture=plan.png")
 

@@ -8,6 +8,7 @@ from rich.text import Text
 from llm.experiment.console import console, gib, panel, say
 from llm.experiment.plan import Plan, kinds, largest_of, numeric_axes, ticks
 from llm.memory.fit import Fitted, cheapest_changes
+from llm.memory.predict import n_trained
 
 ROWS = 40  # points that a table shows
 BAR = 60  # characters
@@ -58,11 +59,22 @@ def _show_what(plan: Plan) -> None:
             "model": f"{plan.parameters:,} parameters: {model.n_layer} layers, width "
             f"{model.n_embed}, {model.n_head} heads of {model.head_size}, "
             f"{model.vocab_size:,} tokens",
+            **_finetune(plan),
             "step": f"{setup.batch_size} sequences of {model.block_size}"
             + (f" in {cut} micro-batches" if cut > 1 else "")
             + f", {setup.optimizer}",
         },
     )
+
+
+def _finetune(plan: Plan) -> dict[str, str]:
+    if (lora := plan.setup.lora) is None:
+        return {}
+    beside = f"of rank {lora.rank} beside {', '.join(lora.targets)}"
+    return {
+        "LoRA": f"only {n_trained(plan.setup):,} more parameters are trained, {beside} "
+        "(run_train.py cannot do so yet)"
+    }
 
 
 def _show_bar(plan: Plan, colours: dict[str, str], marks: dict[str, str]) -> None:

@@ -116,14 +116,14 @@ class Network(Operations):
 
     def gated(self, gate: Tensor, up: Tensor) -> Tensor:
         """silu(gate) * up."""
-        tape, size = self.tape, up.numbers * up.width
         opened = self.simple(gate, [gate.buffer])
+        gradients = self.gradients([opened, up])
 
         def backward(gradient: Buffer, saved: list[Buffer]) -> list[Buffer | None]:
-            return [tape.temporary(size), tape.temporary(size)]
+            return [gradients(0), gradients(1)]
 
-        kept = [opened.buffer, up.buffer]
-        return tape.apply(up.numbers, up.width, [opened, up], kept, backward)
+        kept = self.factors(opened, up)
+        return self.tape.apply(up.numbers, up.width, [opened, up], kept, backward)
 
     def activated(self, up: Tensor) -> Tensor:
         """gelu(up), or relu(up) ** 2."""
@@ -152,13 +152,15 @@ class Network(Operations):
     def scaled(self, x: Tensor, name: str) -> Tensor:
         """x times a learned number."""
         tape, mix, size = self.tape, self.weight(name), x.numbers * x.width
+        gradients, learns = self.gradients([x, mix]), mix.learns
 
         def backward(gradient: Buffer, saved: list[Buffer]) -> list[Buffer | None]:
-            for_x = tape.temporary(size)
-            tape.temporary(size)  # the product whose sum is the number's gradient
-            return [for_x, tape.temporary(mix.numbers * mix.width)]
+            for_x = gradients(0)
+            if learns:
+                tape.temporary(size)  # the product whose sum is the number's gradient
+            return [for_x, gradients(1)]
 
-        return tape.apply(x.numbers, x.width, [x, mix], [x.buffer, mix.buffer], backward)
+        return tape.apply(x.numbers, x.width, [x, mix], self.factors(x, mix), backward)
 
     # The whole
 
@@ -259,20 +261,23 @@ class Network(Operations):
         rows, head = min(CHUNK, self.tokens), self.weight(f"{self.head}.weight")
         weight = tape.new(head.numbers * 2) if width != self.width else None
         kept = []
-        if tape.learning:
-            kept = [tape.new(x.numbers * x.width), tape.new(head.numbers * self.width)]
+        if tape.learning and x.learns:
+            kept.append(tape.new(x.numbers * x.width))
+        if tape.learning and head.learns:
+            kept.append(tape.new(head.numbers * self.width))
         chunk = [tape.new(rows * V * width), tape.new(rows * V * 4)]
         slope = tape.new(rows * V * 4) if self.config.logit_softcap is not None else None
         wide = tape.new(rows * V * 4) if width == 2 else None
         del wide
         narrow = tape.new(rows * V * 2) if width == 2 and tape.learning else None
-        product = tape.new(head.numbers * 2) if weight and tape.learning else None
+        product = tape.new(head.numbers * 2) if weight and tape.learning and head.learns else None
         del slope, narrow
         del chunk, product, weight
 
         def backward(gradient: Buffer, saved: list[Buffer]) -> list[Buffer | None]:
-            return list(saved)
+            return [saved.pop(0) if learns else None for learns in wanted]
 
+        wanted = [x.learns, head.learns]
         return tape.apply(1, 4, [x, head], kept, backward)
 
     @property

@@ -1,8 +1,10 @@
 """What each operation of the network allocates, keeps and takes on its way back."""
 
 import math
+from collections.abc import Callable
 
 from llm.checkpoint.shapes import weight_shapes
+from llm.memory.lora import LoRA
 from llm.memory.tape import Buffer, Leaf, Tape, Tensor
 from llm.model.config import GPTConfig
 
@@ -13,21 +15,25 @@ class Operations:
     """Those on ``batch`` sequences, with the weights of a network, on a tape."""
 
     def __init__(
-        self, tape: Tape, config: GPTConfig, batch: int, precision: str, device: str
-    ) -> None:
+        self, tape: Tape, config: GPTConfig, batch: int, precision: str, device: str,
+        lora: LoRA | None = None,
+    ) -> None:  # fmt: skip
         self.tape, self.config, self.batch, self.device = tape, config, batch, device
         self.tokens = batch * config.block_size
         self.width = 2 if precision == "bf16_weights" else 4  # bytes of a weight
         self.half = precision in ("bf16", "fp16")  # autocast
-        self.leaves: dict[str, Leaf] = {}
-        for name, shape in weight_shapes(config).items():
-            buffer = tape.new(math.prod(shape) * self.width, "weights")
+        self.lora, self.leaves = lora, dict[str, Leaf]()
+        added = lora.shapes(config) if lora else {}
+        for name, shape in (weight_shapes(config) | added).items():
+            kind = "LoRA weights" if name in added else "weights"
+            buffer = tape.new(math.prod(shape) * self.width, kind)
             self.leaves[name] = Leaf(buffer, name, shape, self.width)
+        self.trained = {n: leaf for n, leaf in self.leaves.items() if not lora or n in added}
 
     def weight(self, name: str, cast: bool = False) -> Tensor:
         """A parameter; with ``cast`` in the type of the products, as autocast copies it."""
         leaf = self.leaves[name]
-        plain = Tensor(leaf.buffer, leaf.numbers, leaf.width, leaf)
+        plain = Tensor(leaf.buffer, leaf.numbers, leaf.width, self.trained.get(name))
         return self.cast(plain, 2, "16-bit copies of weights") if cast and self.half else plain
 
     def cast(self, x: Tensor, width: int, kind: str | None = None) -> Tensor:
@@ -68,32 +74,52 @@ class Operations:
 
     def product(self, x: Tensor, y: Tensor, numbers: int) -> Tensor:
         """A product of two batches of matrices."""
-        sizes = [x.numbers * x.width, y.numbers * y.width]
+        gradients = self.gradients([x, y])
 
         def backward(gradient: Buffer, saved: list[Buffer]) -> list[Buffer | None]:
-            for_y = self.tape.temporary(sizes[1])  # the second one's first
-            return [self.tape.temporary(sizes[0]), for_y]
+            for_y = gradients(1)  # the second one's first
+            return [gradients(0), for_y]
 
-        return self.tape.apply(numbers, x.width, [x, y], [x.buffer, y.buffer], backward)
+        return self.tape.apply(numbers, x.width, [x, y], self.factors(x, y), backward)
+
+    def factors(self, x: Tensor, y: Tensor) -> list[Buffer]:
+        """What a product keeps: of each factor, if a gradient of the other is wanted."""
+        return [x.buffer] * y.learns + [y.buffer] * x.learns
+
+    def gradients(self, inputs: list[Tensor]) -> Callable[[int], Buffer | None]:
+        """Makes the gradient of one of the ``inputs``, whose memory it does not hold, if wanted."""
+        sizes = [t.numbers * t.width if t.learns else None for t in inputs]
+
+        def gradient(number: int) -> Buffer | None:
+            size = sizes[number]
+            return None if size is None else self.tape.temporary(size)
+
+        return gradient
 
     def linear(self, x: Tensor, name: str, out: int) -> Tensor:
-        """x (tokens, C) @ weight.T + bias."""
-        tape, weight = self.tape, self.weight(f"{name}.weight", cast=True)
+        """x (tokens, C) @ weight.T + bias, and what A and B add to it."""
         x = self.for_products(x)
+        rows = x.numbers // self.columns(name)
+        y = self.matrix(x, name, rows * out)
+        if not self.lora or f"{name}.lora_A.weight" not in self.leaves:
+            return y
+        low = self.simple(self.matrix(x, f"{name}.lora_A", rows * self.lora.rank), [])  # scaled
+        return self.add(y, self.matrix(low, f"{name}.lora_B", rows * out))
+
+    def matrix(self, x: Tensor, name: str, numbers: int) -> Tensor:
+        """One matrix with its bias; ``numbers`` come out."""
+        weight = self.weight(f"{name}.weight", cast=True)
         inputs = [x, weight]
         bias = f"{name}.bias"
         if bias in self.leaves:
             inputs.append(self.weight(bias, cast=True))
-        sizes = [t.numbers * t.width for t in inputs]
+        gradients, count = self.gradients(inputs), len(inputs)
 
         def backward(gradient: Buffer, saved: list[Buffer]) -> list[Buffer | None]:
-            for_weight = tape.temporary(sizes[1])
-            for_x = tape.temporary(sizes[0])
-            return [for_x, for_weight, *(tape.temporary(size) for size in sizes[2:])]
+            for_weight = gradients(1)
+            return [gradients(0), for_weight, *map(gradients, range(2, count))]
 
-        rows = x.numbers // self.columns(name)
-        saved = [x.buffer, weight.buffer]
-        return tape.apply(rows * out, x.width, inputs, saved, backward)
+        return self.tape.apply(numbers, x.width, inputs, self.factors(x, weight), backward)
 
     def columns(self, name: str) -> int:
         """Numbers in a row of what a matrix is applied to."""

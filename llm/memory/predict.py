@@ -8,7 +8,8 @@ import math
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from llm.checkpoint.shapes import weight_shapes
+from llm.checkpoint.shapes import Shapes, weight_shapes
+from llm.memory.lora import LoRA
 from llm.memory.network import Network
 from llm.memory.tape import Leaf, Meter, Tape
 from llm.memory.updates import COPIED, state_bytes, step_bytes
@@ -46,6 +47,7 @@ class Setup:
     samples: bool = False  # whether text is written during training
     eval_only: bool = False
     closely: bool = False  # whether narrow networks too have their memory mapped
+    lora: LoRA | None = None  # None: all weights are trained
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,7 @@ def predict(setup: Setup, reserve: Lines) -> Prediction:
     if cpu and setup.precision != "fp32":
         # A CPU's library sums the gradient of a 16-bit weight up in float32, unseen by torch, and
         # takes half as much again on the way (benchmarks.memory, row oom_deaths).
-        step = step | {
-            "16-bit products": 6 * max(map(math.prod, weight_shapes(setup.model).values()))
-        }
+        step = step | {"16-bit products": 6 * max(map(math.prod, _trained(setup).values()))}
     evaluation = _without_gradients(setup, setup.micro_batch, True)
     moments: dict[str, Lines] = {
         "training step": step,
@@ -98,7 +98,9 @@ def predict(setup: Setup, reserve: Lines) -> Prediction:
     if setup.eval_only:
         moments = {"evaluation": evaluation | {"optimizer state": 0}}
     if cpu:  # a GPU's weights come from a copy that is not on it
-        moments["going on"] = {"weights": _kept(setup)["weights"], "weights read": _read(setup)}
+        going_on = _kept(setup) | {"weights read": _read(setup)}
+        going_on.pop("optimizer state")
+        moments["going on"] = going_on
     if setup.samples and not setup.eval_only:
         moments["sample"] = _without_gradients(setup, 1, False)
     narrow = cpu and setup.model.n_embed < WIDE and not setup.closely
@@ -161,7 +163,7 @@ def _simulated(setup: Setup, accumulates: bool, period: int) -> dict[str, Counte
     tape = Tape(meter)
     meter.phase = "start"
     network = _network(tape, setup, setup.micro_batch)
-    leaves = list(network.leaves.values())
+    leaves = list(network.trained.values())
     optimizer, bits = setup.optimizer, setup.state_bits
     weights = [(leaf.name, leaf.shape, leaf.width) for leaf in leaves]
     held = [tape.new(state_bytes(optimizer, bits, one), "optimizer state") for one in weights]
@@ -203,18 +205,20 @@ def _ends(meter: Meter, layers: int, period: int) -> dict[str, Counter[str]]:
 
 
 def _network(tape: Tape, setup: Setup, batch: int) -> Network:
-    return Network(tape, setup.model, batch, setup.precision, setup.device)
+    return Network(tape, setup.model, batch, setup.precision, setup.device, setup.lora)
 
 
 def _kept(setup: Setup) -> Lines:
     """What is there all the time."""
     start = training_step(setup)["start"]
-    return {kind: start[kind] for kind in ("weights", "optimizer state")}
+    kept = ("weights", "LoRA weights", "optimizer state")
+    return {kind: start[kind] for kind in kept if kind in start}
 
 
 def _read(setup: Setup) -> int:
     """A checkpoint's weights, beside the network's, before they are copied into it."""
-    return n_parameters(setup.model) * (2 if setup.precision == "bf16_weights" else 4)
+    numbers = n_parameters(setup.model) + (n_trained(setup) if setup.lora else 0)
+    return numbers * (2 if setup.precision == "bf16_weights" else 4)
 
 
 def _without_gradients(setup: Setup, batch: int, with_loss: bool) -> Lines:
@@ -222,7 +226,7 @@ def _without_gradients(setup: Setup, batch: int, with_loss: bool) -> Lines:
     config, layers = setup.model, min(setup.model.n_layer, 2)
     few = replace(setup, model=replace(config, n_layer=layers))
     few = few if with_loss else _uncast(few)
-    key = (batch, with_loss, few.precision, few.device, *vars(few.model).values())
+    key = (batch, with_loss, few.precision, few.device, few.lora, *vars(few.model).values())
     if key not in _KNOWN:
         meter = Meter()
         _network(Tape(meter, learning=False), few, batch).forward(with_loss=with_loss)
@@ -244,3 +248,12 @@ def _uncast(setup: Setup) -> Setup:
 def n_parameters(config: GPTConfig) -> int:
     """Number of weights, each counted once."""
     return sum(map(math.prod, weight_shapes(config).values()))
+
+
+def n_trained(setup: Setup) -> int:
+    """Number of weights that are trained: all, or those that LoRA adds."""
+    return sum(map(math.prod, _trained(setup).values()))
+
+
+def _trained(setup: Setup) -> Shapes:
+    return setup.lora.shapes(setup.model) if setup.lora else weight_shapes(setup.model)

@@ -78,12 +78,17 @@ Backward = Callable[[Buffer, list[Buffer]], list[Buffer | None]]
 
 
 class Tensor:
-    """``numbers`` of ``width`` bytes each."""
+    """``numbers`` of ``width`` bytes each; without a ``source``, nothing before it is trained."""
 
     __slots__ = ("buffer", "numbers", "source", "width")
 
     def __init__(self, buffer: Buffer, numbers: int, width: int, source: Source = None) -> None:
         self.buffer, self.numbers, self.width, self.source = buffer, numbers, width, source
+
+    @property
+    def learns(self) -> bool:
+        """Whether a gradient is wanted of it."""
+        return self.source is not None
 
 
 class Slot:
@@ -110,7 +115,7 @@ class Frame:
 
     def __init__(self, tape: "Tape", function: Callable[..., Tensor], inputs: "list[Tensor]"):
         self.tape, self.function, self.count = tape, function, 0
-        self.inputs = [(tape.save(t.buffer), t.numbers, t.width) for t in inputs]
+        self.inputs = [(tape.save(t.buffer), t.numbers, t.width, t.learns) for t in inputs]
         self.again: dict[int, Buffer] = {}
         self.replayed = False
 
@@ -121,7 +126,10 @@ class Frame:
         return self.again.pop(place)
 
     def _replay(self) -> None:
-        inputs = [Tensor(s.unpack(), n, w, _NOTHING) for s, n, w in self.inputs]
+        inputs = [
+            Tensor(slot.unpack(), numbers, width, _NOTHING if learns else None)
+            for slot, numbers, width, learns in self.inputs
+        ]
         before, self.tape.kind = self.tape.kind, "temporaries"
         with self.tape.context(_Replay(self)), contextlib.suppress(_Stop):
             self.function(*inputs)
@@ -185,7 +193,7 @@ class Tape:
         backward: Backward, out: Buffer | None = None, kind: str | None = None,
     ) -> Tensor:  # fmt: skip
         """The result of an operation. ``out`` is its memory where that is not new: a view."""
-        if not self.learning:
+        if not self.learning or not any(tensor.learns for tensor in inputs):
             return Tensor(out or self.new(numbers * width, kind), numbers, width)
         slots = [self.save(buffer) for buffer in saved]  # before the result is made: see _Stop
         node = Node(self.meter.phase, inputs, slots, backward)
@@ -201,9 +209,11 @@ class Tape:
         if not self.learning:
             return function(*inputs)
         frame = Frame(self, function, list(inputs))
-        self.frames.append(frame)
         with self.context(_Record(frame)):
-            return function(*inputs)
+            out = function(*inputs)
+        if frame.count:  # else there is nothing to be computed again
+            self.frames.append(frame)
+        return out
 
     def backward(
         self, loss: Tensor, arrived: Callable[[Leaf], object], name: str, retain: bool = False

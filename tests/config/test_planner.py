@@ -25,6 +25,7 @@ from llm.config.schema import PlanSettings, TrainSettings
 from llm.config.settings import read_settings
 from llm.errors import Refused
 from llm.memory.fit import Fitted
+from llm.memory.lora import LoRA
 from llm.memory.predict import predict
 from tests.command_line import composed
 from tests.conftest import ROOT
@@ -127,6 +128,8 @@ MISTAKES = [
     (["memory.budget_gib=0.1,4"], "job memory.budget_gib=0.1 cannot run: memory.budget_gib=0.1 le"),
     (["memory.largest=n_layer,seed"], "memory.largest=seed is no size: take one of n_layer, n_em"),
     (["resume=outputs/a", "seed=1,2"], "resume= continues one run"),
+    (["finetune.rank=4,0"], "job finetune.rank=0 cannot run: finetune.rank=0 must be between 1"),
+    (["finetune.rank=4", "finetune.targets=[q,x]"], "finetune.targets=x is unknown: take some of"),
     (["picture=plan.jpg"], "picture=plan.jpg must be the name of a PNG"),
 ]  # fmt: skip
 
@@ -156,6 +159,14 @@ def test_the_setup_is_resolved_as_a_run_resolves_it() -> None:
     assert (found.model.vocab_size, found.clipped, found.samples) == (77, False, True)
     assert plan.setup_of(alone(), "mps").device == plan.setup_of(alone(), "cpu").device == "cpu"
     assert plan.setup_of(alone(), "cpu").precision == "fp32"
+
+
+def test_lora_is_planned_where_a_rank_is_given() -> None:
+    plain, low = plan_all(points("model=small", "finetune.rank=null,8", "finetune.targets=[q,v]"))
+    assert (plain.setup.lora, low.setup.lora) == (None, LoRA(8, ("q", "v")))
+    assert low.prediction.total < plain.prediction.total
+    (every,) = plan_all(points("model=small", "finetune.rank=8"))
+    assert every.setup.lora == LoRA(8)
 
 
 def test_what_was_changed_to_fit_is_put_into_the_settings() -> None:

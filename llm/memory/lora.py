@@ -1,0 +1,45 @@
+"""The weights that low-rank adaptation (LoRA) adds to a network, whose own then stay as they are.
+
+Beside a matrix W stand A, of ``rank`` rows, and B: the output is x W^T + (x A^T) B^T, and only A
+and B are trained (Hu et al. 2021, arXiv:2106.09685).
+"""
+
+from dataclasses import dataclass
+
+from llm.checkpoint.shapes import Shapes, weight_shapes
+from llm.errors import require
+from llm.model.config import GPTConfig
+
+TARGETS = ("q", "k", "v", "o", "gate", "up", "down")  # the matrices of a layer
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Which matrices of each layer have A and B beside them, and of what rank."""
+
+    rank: int
+    targets: tuple[str, ...] = TARGETS
+
+    def check(self) -> None:
+        """Raise :class:`llm.errors.Refused` naming the first value that makes no sense."""
+        rank, known = self.rank, ", ".join(TARGETS)
+        require(1 <= rank <= 1024, f"finetune.rank={rank} must be between 1 and 1024")
+        require(self.targets, f"finetune.targets is empty: take some of {known}")
+        for target in self.targets:
+            require(
+                target in TARGETS, f"finetune.targets={target} is unknown: take some of {known}"
+            )
+
+    def shapes(self, config: GPTConfig) -> Shapes:
+        """Name and shape of every A and B; a network without a gate has none beside it."""
+        found: Shapes = {}
+        for name, shape in weight_shapes(config).items():
+            matrix = name.removesuffix(".weight")
+            if name.startswith("blocks.") and self.is_beside(matrix) and matrix != name:
+                found[f"{matrix}.lora_A.weight"] = (self.rank, shape[1])
+                found[f"{matrix}.lora_B.weight"] = (shape[0], self.rank)
+        return found
+
+    def is_beside(self, matrix: str) -> bool:
+        """Whether the matrix of that name (``blocks.0.attention.q``) has A and B."""
+        return matrix.rpartition(".")[2] in self.targets

@@ -1,0 +1,109 @@
+"""What LoRA adds beside a network whose own weights stay as they are, and what it saves."""
+
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from benchmarks.tracked import adapt
+from llm.errors import Refused
+from llm.memory.fit import fit
+from llm.memory.lora import TARGETS, LoRA
+from llm.memory.predict import Setup, n_parameters, n_trained, predict, training_step
+from llm.model.config import GPTConfig
+from llm.model.gpt import GPT
+
+GPTS = [
+    GPTConfig(vocab_size=60).resolve(),
+    GPTConfig(vocab_size=60, mlp="gelu", bias=True, position="learned", norm="layernorm").resolve(),
+    GPTConfig(
+        vocab_size=60, n_kv_head=2, qk_norm=True, tie_embeddings=False, value_embeddings=True
+    ).resolve(),
+]
+ADAPTERS = [LoRA(4), LoRA(9, ("q", "v")), LoRA(2, ("gate", "o"))]
+
+
+def adapted(config: GPTConfig, lora: LoRA) -> GPT:
+    model = GPT(**asdict(config))
+    adapt(model, lora)
+    return model
+
+
+@pytest.mark.parametrize("config", GPTS, ids=["llama", "gpt2", "grouped"])
+@pytest.mark.parametrize("lora", ADAPTERS, ids=str)
+def test_shapes_are_those_of_what_is_trained_in_a_real_network(
+    config: GPTConfig, lora: LoRA
+) -> None:
+    named = adapted(config, lora).named_parameters()
+    real = {name: tuple(one.shape) for name, one in named if one.requires_grad}
+    assert real
+    assert lora.shapes(config) == real
+    setup = Setup(config, lora=lora)
+    assert n_trained(setup) == sum(torch.Size(shape).numel() for shape in real.values())
+    assert n_trained(replace(setup, lora=None)) == n_parameters(config)
+
+
+def test_the_reference_is_lora() -> None:
+    # y = W x + (B A x) alpha / rank, and nothing else learns (Hu et al. 2021, section 4.1).
+    config, tokens = GPTS[0], torch.arange(12)[None]
+    torch.manual_seed(0)
+    plain = GPT(**asdict(config))
+    model = adapted(config, LoRA(4, ("down",)))
+    model.load_state_dict(plain.state_dict(), strict=False)
+    for block, own in zip(model.blocks, plain.blocks, strict=True):
+        low = block.mlp.down.lora_B.weight @ block.mlp.down.lora_A.weight
+        own.mlp.down.weight.data += 2 * low.detach()
+    torch.testing.assert_close(model(tokens), plain(tokens))
+    model(tokens, tokens).backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == (".lora_" in name), name
+
+
+def test_only_what_is_trained_has_gradients_and_a_state() -> None:
+    config = GPTConfig(n_layer=6, n_embed=256, vocab_size=5_000).resolve()
+    whole = Setup(config, batch_size=2, micro_batch=2)
+    lora = replace(whole, lora=LoRA(8))
+    numbers = n_trained(lora)
+    most = max(training_step(lora).values(), key=lambda lines: sum(lines.values()))
+    assert most["weights"] == pytest.approx(4 * n_parameters(config), rel=0.01)
+    assert most["LoRA weights"] == pytest.approx(4 * numbers, rel=0.01)
+    assert most["optimizer state"] == pytest.approx(8 * numbers, rel=0.01)
+    update = training_step(replace(lora, optimizer="muon"))["update"]
+    assert update["gradients"] == pytest.approx(4 * numbers, rel=0.01)
+    of_lora, of_whole = predict(lora, {}), predict(whole, {})
+    assert of_lora.total < 0.65 * of_whole.total
+    for moment in ("checkpoint", "evaluation"):
+        assert "LoRA weights" in of_lora.moments[moment]
+        assert "LoRA weights" not in of_whole.moments[moment]
+    assert of_lora.moments["going on"]["weights read"] == 4 * (n_parameters(config) + numbers)
+
+
+def test_a_higher_rank_and_more_targets_take_more() -> None:
+    def total(rank: int, *targets: str) -> int:
+        return predict(Setup(GPTS[0], lora=LoRA(rank, targets or TARGETS)), {}).total
+
+    assert total(4, "q", "v") < total(16, "q", "v") < total(16) < total(64)
+
+
+def test_it_is_made_to_fit_as_every_other_run() -> None:
+    config = GPTConfig(n_layer=8, n_embed=512, block_size=256, vocab_size=5_000).resolve()
+    setup = Setup(config, batch_size=16, micro_batch=16, lora=LoRA(8))
+    budget = predict(setup, {}).total // 2
+    found = fit(setup, budget, {})
+    assert found and found.changes
+    assert found.setup.lora == setup.lora
+    assert found.prediction.total <= budget
+
+
+@pytest.mark.parametrize(
+    ("lora", "said"),
+    [
+        (LoRA(0), "finetune.rank=0 must be between 1 and 1024"),
+        (LoRA(2000), "finetune.rank=2000 must be between 1 and 1024"),
+        (LoRA(4, ()), "finetune.targets is empty"),
+        (LoRA(4, ("q", "head")), "finetune.targets=head is unknown: take some of q, k, v"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_named(lora: LoRA, said: str) -> None:
+    with pytest.raises(Refused, match=said.replace(".", r"\.")):
+        lora.check()

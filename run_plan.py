@@ -41,7 +41,7 @@ def main(points: Any) -> None:
     if picture or is_grid:
         path = Path(picture) if picture else PICTURES / f"{datetime.now():{NAME}}.png"
         if not can_draw():
-            say("no picture: pip install matplotlib")
+            say("no picture: pip install -c constraints.txt matplotlib")
         for written in save(path, plans, is_grid):
             say(str(written))
     if (why := refusal(plans, len(points))) is not None:

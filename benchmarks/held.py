@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MIB = 2**20
 SHORT = [
     "trainer.max_steps=3", "trainer.eval_batches=1", "trainer.log_interval=1",
-    "trainer.device=cpu", "logger=none",
+    "trainer.device=cpu",
 ]  # fmt: skip
 # How a lack of memory is told outside torch too, where it may end a process with any status.
 LACK = ("llocate memory", "out of memory", "MemoryError", "bad_alloc", "start new thread")
@@ -128,6 +128,8 @@ JOB = {
     "trainer.grad_clip": (1.0, 0.0),
     "trainer.activation_checkpointing": ("none", "full", "every_2"),
     "trainer.step_in_backward": ("false", "false", "true"),
+    "memory.fit": ("off", "check"),
+    "logger": ("none", "wandb"),
 }
 BASELINE = (
     "import torch; x = torch.ones(256, 256); (x @ x).sum().item(); "
@@ -156,7 +158,7 @@ def deaths(count: int = COUNT) -> Row:
     besides what a process with torch takes before the first tensor.
     """
     from llm.config.compose import compose_training
-    from llm.config.plan import LIBRARIES, setup_of
+    from llm.config.plan import measured, setup_of
     from llm.memory.predict import predict
 
     died, most = 0, 0.0
@@ -167,8 +169,9 @@ def deaths(count: int = COUNT) -> Row:
         trained([*data, *SHORT, "model.n_layer=1"], folder)  # prepares the data
         for number, job in enumerate(jobs()[:count], 1):
             overrides = [*data, *SHORT, *job]
-            setup = setup_of(compose_training(*overrides), "cpu")
-            predicted = predict(setup, {"libraries": LIBRARIES}).total
+            settings = compose_training(*overrides)
+            reserve = measured("cpu", 0, settings.logger.mode != "disabled")
+            predicted = predict(setup_of(settings, "cpu"), reserve).total
             ended, _ = trained(overrides, folder, before + predicted)
             died += ended.of_memory
             fate = "ended well"
@@ -190,7 +193,13 @@ def deaths(count: int = COUNT) -> Row:
 
 # What a process holds
 
-MODELS = {"nano": [], "tiny": [], "small": ["model.vocab_size=50304"]}
+MODELS = {
+    "nano": ["model=nano"],
+    "tiny": ["model=tiny"],
+    "tiny_fit": ["model=tiny", "memory.fit=check"],
+    "small": ["model=small", "model.vocab_size=50304"],
+    "small_fit": ["model=small", "model.n_layer=4", "memory.fit=check"],
+}
 WIDER = ["model=nano", "model.n_embed=512", "model.n_layer=4", "model.head_size=64"]
 
 
@@ -200,10 +209,10 @@ def resident(repeats: int) -> Iterator[Row]:
         data = text_data(Path(name))
         for model, own in MODELS.items():
             for optimizer in ("adamw", "muon"):
-                overrides = [*data, *SHORT, f"model={model}", f"optimizer={optimizer}", *own]
+                overrides = [*data, *SHORT, *own, f"optimizer={optimizer}"]
                 found = [trained(overrides, Path(name))[1] for _ in range(repeats)]
                 pairs = [(s["peak_memory_bytes"], s["predicted_memory_bytes"]) for s in found]
-                what = f"peak bytes of a run, model={model} optimizer={optimizer}; predicted"
+                what = f"peak bytes of a run, {' '.join(own)} optimizer={optimizer}; predicted"
                 yield row(f"rss_{model}_{optimizer}", what, pairs, lambda ours, other: ours / other)
 
 

@@ -23,12 +23,12 @@ from llm.training import update
 from llm.training.options import CHECKPOINTED
 from llm.training.precision import Precision, to_precision
 
-COUNT, OF_LORA = 40, 20
+COUNT, OF_LORA = 40, 18
 CPU = torch.device("cpu")
 # Everything that changes memory, each value as often as the others.
 MODEL = {
-    "n_layer": (1, 2, 4),
-    "n_embed": (128, 256, 384),
+    "n_layer": (1, 1, 2, 2, 4, 9),
+    "n_embed": (128, 256, 768),
     "head_size": (32, 64),
     "block_size": (64, 128, 256),
     "vocab_size": (96, 512, 5_000, 20_000),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from llm.config.plan import apply, has_eight_bit, measured, reserve_of, setup_of, vocabulary
+from llm.config.plan import apply, measured, reserve_of, setup_of, vocabulary
 from llm.config.run import folder_of
 from llm.config.schema import TrainSettings
 from llm.config.settings import load_plain, typed_keys
@@ -18,7 +18,7 @@ from llm.experiment.console import say, warn
 from llm.experiment.rundir import CONFIG, read_summary
 from llm.memory.fit import Fitted, cheapest_changes, fit
 from llm.memory.fit import changes as changed
-from llm.memory.options import MemoryOptions
+from llm.memory.options import EIGHT_BIT_NEEDS, MemoryOptions, has_eight_bit
 from llm.memory.predict import Lines, Prediction, Setup, predict
 from llm.sealed import Plain
 
@@ -81,20 +81,23 @@ def fit_memory(
     if vocabulary(settings) is None:
         return settings, None
     held = held_before(device)
-    reserve = _reserve(options, device, held)
+    found = measured(device.type, held, settings.logger.mode != "disabled")
+    reserve = _reserve(options, found)
     budget = min(options.budget, total_memory(device) or options.budget)
     if options.matters:
-        options.check_reserve(sum(reserve.values()))
+        options.check_reserve(reserve, budget)
     setup = setup_of(settings, device.type)
     prediction = predict(setup, reserve)
     finished = folder is not None and (read_summary(folder) or {}).get("status") == "finished"
     if options.fit != "off" and prediction.total > budget and not (finished and not typed.resume):
         # The state of a run that goes on has the bits that it has.
-        eight_bit = folder is None and has_eight_bit()
-        fitted = fit(setup, budget, reserve, eight_bit) if options.fit == "auto" else None
+        eight_bit = folder is None
+        fitted = None
+        if options.fit == "auto":
+            fitted = fit(setup, budget, reserve, eight_bit and has_eight_bit())
         if fitted is None:
             ways = cheapest_changes(setup, budget, reserve, eight_bit)
-            raise Refused(too_large(prediction, budget, ways))
+            raise Refused(too_large(prediction, budget, options.limit(budget), ways))
         settings, setup, prediction = apply(settings, fitted), fitted.setup, fitted.prediction
     changes = changed(setup_of(typed, device.type), setup)
     by_default = options.fit != "off" and device.type == "cuda"
@@ -142,26 +145,26 @@ def _half(settings: TrainSettings, plan: Planned) -> int | None:
     return next(less, None)
 
 
-def _reserve(options: MemoryOptions, device: torch.device, held: int) -> Lines:
-    found = measured(device.type, held)
+def _reserve(options: MemoryOptions, found: Lines) -> Lines:
     reserve, taken = reserve_of(options, found), sum(found.values())
     if options.matters and sum(reserve.values()) < taken:
         warn(f"memory.reserve_mib={options.reserve_mib}, but {mib(taken)} are taken by no tensor")
     return reserve
 
 
-def too_large(prediction: Prediction, budget: int, ways: list[Fitted]) -> str:
+def too_large(prediction: Prediction, budget: int, limit: str, ways: list[Fitted]) -> str:
     lines = prediction.lines
     most = max(lines, key=lambda name: lines[name])
     text = (
         f"the run would take {mib(prediction.total)} ({prediction.peak}), and "
-        f"memory.budget_gib={budget / 2**30:g} is {mib(budget)}; most are {most} "
+        f"{limit} is {mib(budget)}; most are {most} "
         f"({mib(lines[most])})"
     )
     if not ways:
         return f"{text}; no setting of how it is run makes it fit: take a smaller model"
     listed = " | ".join(" ".join(way.changes) for way in ways)
-    return f"{text}; what fits, fastest first: {listed}"
+    needs = f"; {EIGHT_BIT_NEEDS}" if "state_bits" in listed and not has_eight_bit() else ""
+    return f"{text}; what fits, fastest first: {listed}{needs}"
 
 
 def _begun(settings: TrainSettings) -> Path | None:

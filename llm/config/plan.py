@@ -1,6 +1,5 @@
 """From the settings of a run to all that its memory depends on, and back; without torch."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -20,7 +19,8 @@ from llm.memory.predict import Lines, Setup
 
 # Bytes that a process on a CPU comes to hold later on besides tensors: what is imported for the
 # loop, stacks of threads, workspaces (python -m benchmarks.memory, rows rss_*).
-LIBRARIES = 100 * 2**20
+LIBRARIES, WANDB = 110 * 2**20, 40 * 2**20
+PATIENCE = 60  # seconds for a GPU to answer in: some hang
 DRIVERS = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidia0"))
 
 
@@ -105,32 +105,32 @@ def _has_driver() -> bool:
     return any(path.exists() for path in DRIVERS)
 
 
-def has_eight_bit() -> bool:
-    """Whether the library for optimizer.state_bits=8 is installed."""
-    return importlib.util.find_spec("bitsandbytes") is not None
-
-
-def measured(kind: str, held: int) -> Lines:
-    """What ``held`` bytes that are no tensor stand for on a device of that kind."""
+def measured(kind: str, held: int, wandb: bool = True) -> Lines:
+    """What ``held`` bytes that are no tensor stand for on a device of that kind, with or without
+    W&B.
+    """
     if kind == "cuda":
         return {"CUDA context and others (measured)": held}
-    return {"process (measured)": held, "libraries": LIBRARIES}
+    lines = {"process (measured)": held, "libraries": LIBRARIES}
+    return lines | {"W&B": WANDB} if wandb else lines
 
 
 @cache
 def ask_gpu(name: str) -> tuple[int, int] | None:
     """Bytes of the GPU ``name`` (a trainer.device) that tensors cannot have, and all it has.
 
-    A process with torch measures them, which takes some seconds. None without a driver, or where
-    torch sees no GPU.
+    A process with torch measures them, which takes some seconds. None without a driver, where torch
+    sees no GPU, or where there is no answer for a minute.
     """
     if not _has_driver():
         return None
     # The process finds this package whatever the folder is that the user stands in.
     root = Path(__file__).resolve().parents[2]
-    asked = subprocess.run(
-        [sys.executable, "-m", "llm.device", name], cwd=root, capture_output=True, text=True,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "llm.device", name]
+    try:
+        asked = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        return None
     if asked.returncode:
         return None
     kind, held, total = json.loads(asked.stdout.splitlines()[-1])
@@ -148,9 +148,10 @@ def limits_of(memory: MemoryOptions, device: str) -> tuple[Lines, int]:
     """The reserve and the budget of a plan, as measured where there is a GPU to ask.
 
     The budget is no more than that GPU has. Raises :class:`llm.errors.Refused` where the reserve
-    leaves nothing of ``memory.budget_gib``.
+    leaves nothing of it.
     """
     gpu = ask_gpu(device) if planned_device(device) == "cuda" else None
     reserve = reserve_of(memory, measured("cuda", gpu[0]) if gpu else None)
-    memory.check_reserve(sum(reserve.values()))
-    return reserve, min(memory.budget, gpu[1]) if gpu else memory.budget
+    budget = min(memory.budget, gpu[1]) if gpu else memory.budget
+    memory.check_reserve(reserve, budget)
+    return reserve, budget

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from llm.config.plan import has_eight_bit, limits_of, planned_device, setup_of
+from llm.config.plan import limits_of, planned_device, setup_of
 from llm.config.planner import Point, label
 from llm.config.schema import PlanSettings
 from llm.errors import Refused
 from llm.experiment.plan import Largest, Plan
 from llm.memory.fit import fit, following, largest, with_size
+from llm.memory.options import has_eight_bit
 from llm.memory.predict import Lines, Setup, n_parameters, predict
 
 
@@ -22,7 +23,9 @@ def plan_all(points: Sequence[Point]) -> list[Plan]:
         device = point.settings.trainer.device
         try:
             setup = setup_of(point.settings, planned_device(device))
-            setups.append(replace(setup, lora=point.settings.finetune.lora))
+            if (lora := point.settings.finetune.lora) is not None:
+                lora.check_with(setup.model)
+            setups.append(replace(setup, lora=lora))
             limits.append(limits_of(point.settings.memory, device))
         except Refused as refusal:
             which = f"job {point.label} cannot run: " if point.values else ""
@@ -63,6 +66,7 @@ def plan(
         prediction=predict(setup, reserve),
         reserve=reserve,
         budget=budget,
+        limit=memory.limit(budget),
         mode=memory.fit,
         eight_bit=eight_bit,
         device=settings.trainer.device,

@@ -14,7 +14,7 @@ from hydra.core.config_store import ConfigStore
 from llm.data.config import SAFE, DataConfig
 from llm.errors import require
 from llm.memory.lora import TARGETS, LoRA
-from llm.memory.options import MemoryOptions
+from llm.memory.options import EIGHT_BIT_NEEDS, MemoryOptions, has_eight_bit
 from llm.model.config import GPTConfig
 from llm.sampling.options import SamplingOptions
 from llm.training.options import TrainerOptions
@@ -168,6 +168,7 @@ class TrainSettings:
             self.data, self.optimizer, self.trainer, self.memory, self.logger, self.run,
         ):  # fmt: skip
             section.check()
+        self.check_installed()
         self.model.resolve(self.data.declared_vocab_size())
         known = ("auto", "fp32", "bf16", "fp16", "bf16_weights")
         require(
@@ -181,6 +182,10 @@ class TrainSettings:
             not (data and model) or data <= model,
             f"model.vocab_size={model} is smaller than data.vocab_size={data}",
         )
+
+    def check_installed(self) -> None:
+        """Raise :class:`llm.errors.Refused` naming a library that is asked for and not there."""
+        require(self.optimizer.state_bits != 8 or has_eight_bit(), EIGHT_BIT_NEEDS)
 
 
 @dataclass
@@ -207,17 +212,20 @@ class FinetuneSection:
     """``finetune``, which so far can only be planned."""
 
     rank: int | None = None
-    targets: list[str] = field(default_factory=lambda: [*TARGETS])
+    targets: Any = field(default_factory=lambda: [*TARGETS])  # a name or a list of them
 
     @property
     def lora(self) -> LoRA | None:
-        """What is trained in the stead of the network's own weights; None: these are."""
-        return None if self.rank is None else LoRA(self.rank, tuple(self.targets))
+        """What is trained instead of the network's own weights; None: these are."""
+        return None if self.rank is None else self._with_rank(self.rank)
 
     def check(self) -> None:
         """Raise :class:`llm.errors.Refused` naming the first value that makes no sense."""
-        if self.lora:
-            self.lora.check()
+        self._with_rank(1 if self.rank is None else self.rank).check()
+
+    def _with_rank(self, rank: int) -> LoRA:
+        names = self.targets if isinstance(self.targets, list) else [self.targets]
+        return LoRA(rank, tuple(map(str, names)))
 
 
 @dataclass
@@ -234,6 +242,9 @@ class PlanSettings(TrainSettings):
         self.finetune.check()
         named = self.picture is None or self.picture.lower().endswith(".png")
         require(named, f"picture={self.picture} must be the name of a PNG, as in picture=plan.png")
+
+    def check_installed(self) -> None:
+        """A plan needs no library."""
 
 
 @dataclass

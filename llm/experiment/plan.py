@@ -33,13 +33,18 @@ class Largest:
         """``largest n_layer that fits: 14 (...); 15 takes 4.12 GiB``"""
         more = ""
         if self.next_value is not None:
-            takes = f"takes {gib(self.next_peak)}" if self.next_peak else "does not fit"
+            takes = f"takes {self._size(self.next_peak)}" if self.next_peak else "does not fit"
             more = f"{self.next_value:,} {takes}"
         if self.value is None:
             return f"no {self.key} fits" + (f": {more}" if self.next_peak else "")
-        size = f"{self.parameters:,} parameters, {gib(self.peak or 0)}"
+        size = f"{self.parameters:,} parameters, {self._size(self.peak or 0)}"
         more = more or "there is no larger one"
         return f"largest {self.key} that fits: {self.value:,} ({size}); {more}"
+
+    def _size(self, count: int) -> str:
+        """In GiB, unless both would read alike."""
+        alike = gib(self.peak or 0) == gib(self.next_peak or 0)
+        return f"{count / 2**20:,.1f} MiB" if alike else gib(count)
 
     @property
     def cell(self) -> str:
@@ -58,6 +63,7 @@ class Plan:
     prediction: Prediction  # as it was asked for
     reserve: Lines
     budget: int  # bytes
+    limit: str  # what sets it: memory.budget_gib=4, or a smaller GPU
     mode: str  # memory.fit
     eight_bit: bool  # whether optimizer.state_bits may be changed to 8
     device: str  # trainer.device
@@ -108,18 +114,21 @@ def refusal(plans: Sequence[Plan], points: int) -> str | None:
     """Why the command ends with a refusal: a single run that would be refused, or a grid of
     ``points`` in which nothing fits.
     """
+    asked = plans[0].largest
+    if asked and not any(plan.largest and plan.largest.value for plan in plans):
+        where = f"at any of {points:,} points" if points > 1 else plans[0].limit
+        return f"no {asked.key} fits {where}, not even the smallest"
     if any(plan.started for plan in plans) or (points == 1 and plans[0].mode == "off"):
         return None
     least = min(plans, key=lambda plan: plan.prediction.total - plan.budget)
-    budget = f"memory.budget_gib={least.budget / 2**30:g}"
-    takes = (
-        f"takes {gib(least.prediction.total)}, most is {largest_of(least.prediction.lines)}: "
-        "take a smaller model or batch, or more memory.budget_gib"
-    )
+    more = ", or more memory.budget_gib" if least.limit.startswith("memory.") else ""
+    advice = "change it as told above" if least.fitted else f"take a smaller model or batch{more}"
+    most = largest_of(least.prediction.lines)
+    takes = f"takes {gib(least.prediction.total)}, most is {most}: {advice}"
     if points == 1:
-        return f"the run does not fit {budget}: it {takes}"
+        return f"the run does not fit {least.limit}: it {takes}"
     which = f"the smallest, {least.label}," if least.label else "each"
-    return f"none of {points:,} points fits {budget}: {which} {takes}"
+    return f"none of {points:,} points fits {least.limit}: {which} {takes}"
 
 
 def numeric_axes(plans: Sequence[Plan]) -> list[str]:

@@ -8,6 +8,8 @@ from rich.text import Text
 from llm.experiment.console import console, gib, panel, say
 from llm.experiment.plan import Plan, kinds, largest_of, numeric_axes, ticks
 from llm.memory.fit import Fitted, cheapest_changes
+from llm.memory.lora import TARGETS
+from llm.memory.options import EIGHT_BIT_NEEDS, has_eight_bit
 from llm.memory.predict import n_trained
 
 ROWS = 40  # points that a table shows
@@ -70,10 +72,11 @@ def _show_what(plan: Plan) -> None:
 def _finetune(plan: Plan) -> dict[str, str]:
     if (lora := plan.setup.lora) is None:
         return {}
-    beside = f"of rank {lora.rank} beside {', '.join(lora.targets)}"
+    names = {name.split(".")[3] for name in lora.shapes(plan.setup.model)}
+    beside = ", ".join(target for target in TARGETS if target in names)
     return {
-        "LoRA": f"only {n_trained(plan.setup):,} more parameters are trained, {beside} "
-        "(run_train.py cannot do so yet)"
+        "LoRA": f"{n_trained(plan.setup):,} parameters are trained, of rank {lora.rank} beside "
+        f"{beside} (run_train.py cannot do so yet)"
     }
 
 
@@ -91,16 +94,20 @@ def _show_bar(plan: Plan, colours: dict[str, str], marks: dict[str, str]) -> Non
 
 
 def _show_verdict(plan: Plan) -> None:
-    budget, total = f"memory.budget_gib={plan.budget / 2**30:g}", plan.prediction.total
+    total = plan.prediction.total
     if plan.fits:
-        say(f"fits {budget}, with {gib(plan.budget - total)} to spare")
+        say(f"fits {plan.limit}, with {gib(plan.budget - total)} to spare")
     else:
         most = largest_of(plan.prediction.lines)
-        say(f"does not fit {budget}: it takes {gib(total - plan.budget)} more, most is {most}")
-        ways = cheapest_changes(plan.setup, plan.budget, plan.reserve, plan.eight_bit)
+        unchanged = "unchanged, it " if plan.started else ""
+        over = gib(total - plan.budget)
+        say(f"{unchanged}does not fit {plan.limit}: it takes {over} more, most is {most}")
+        ways = cheapest_changes(plan.setup, plan.budget, plan.reserve)
         say("it would with, fastest first:" if ways else "no setting of how it is run makes it fit")
         for way in ways:
             say(f"  {' '.join(way.changes)}   {_what_it_costs(way)}")
+        if any(way.setup.state_bits == 8 for way in ways) and not has_eight_bit():
+            say(f"({EIGHT_BIT_NEEDS})")
         if plan.setup.device == "cpu" and "reserve (assumed)" in plan.reserve:
             say("(a CPU's reserve is measured before a run, some 340 MiB: memory.reserve_mib=340)")
     if plan.mode == "auto":

@@ -1,7 +1,7 @@
 """The weights that low-rank adaptation (LoRA) adds to a network, whose own then stay as they are.
 
-Beside a matrix W stand A, of ``rank`` rows, and B: the output is x W^T + (x A^T) B^T, and only A
-and B are trained (Hu et al. 2021, arXiv:2106.09685).
+Beside a matrix W stand A, of ``rank`` rows, and B: the output is x W^T + s (x A^T) B^T, for some
+number s, and only A and B are trained (Hu et al. 2021, arXiv:2106.09685).
 """
 
 from dataclasses import dataclass
@@ -29,6 +29,11 @@ class LoRA:
             require(
                 target in TARGETS, f"finetune.targets={target} is unknown: take some of {known}"
             )
+
+    def check_with(self, config: GPTConfig) -> None:
+        """Raise :class:`llm.errors.Refused` where nothing of the network would be trained."""
+        names = ", ".join(self.targets)
+        require(self.shapes(config), f"finetune.targets={names}: the network has none of these")
 
     def shapes(self, config: GPTConfig) -> Shapes:
         """Name and shape of every A and B; a network without a gate has none beside it."""

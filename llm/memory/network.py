@@ -208,8 +208,7 @@ class Network(Operations):
         if config.smear:
             x = self.smeared(x)
         if config.position == "learned":
-            at = self.embedding("position.weight", config.n_embed, config.block_size)
-            x = self.add(x, at)
+            x = self.add(x, self.embedding("position.weight", config.n_embed, config.block_size))
         start = x = self.drop(x)
         for i in range(config.n_layer):
             tape.meter.phase = f"block {i}"

@@ -22,12 +22,16 @@ class Operations:
         self.tokens = batch * config.block_size
         self.width = 2 if precision == "bf16_weights" else 4  # bytes of a weight
         self.half = precision in ("bf16", "fp16")  # autocast
-        self.lora, self.leaves = lora, dict[str, Leaf]()
+        self.lora = lora
+        self.leaves: dict[str, Leaf] = {}
         added = lora.shapes(config) if lora else {}
         for name, shape in (weight_shapes(config) | added).items():
             kind = "LoRA weights" if name in added else "weights"
             buffer = tape.new(math.prod(shape) * self.width, kind)
             self.leaves[name] = Leaf(buffer, name, shape, self.width)
+        assert config.head_size
+        angles = 2 * config.block_size * config.head_size  # of rotary positions, used or not
+        self.angles = tape.new(4 * angles, "weights")
         self.trained = {n: leaf for n, leaf in self.leaves.items() if not lora or n in added}
 
     def weight(self, name: str, cast: bool = False) -> Tensor:
@@ -103,7 +107,8 @@ class Operations:
         y = self.matrix(x, name, rows * out)
         if not self.lora or f"{name}.lora_A.weight" not in self.leaves:
             return y
-        low = self.simple(self.matrix(x, f"{name}.lora_A", rows * self.lora.rank), [])  # scaled
+        low = self.matrix(x, f"{name}.lora_A", rows * self.lora.rank)
+        low = self.simple(low, [])  # times a number, which is a tensor of its own
         return self.add(y, self.matrix(low, f"{name}.lora_B", rows * out))
 
     def matrix(self, x: Tensor, name: str, numbers: int) -> Tensor:

@@ -134,7 +134,7 @@ def training_step(setup: Setup) -> dict[str, Lines]:
         return {phase: dict(held) for phase, held in _step(setup, layers, period).items()}
     less, more = _step(setup, few, period), _step(setup, few + period, period)
     further = (layers - few) // period
-    return {
+    found = {
         phase: {
             kind: less[phase][kind] + further * (more[phase][kind] - less[phase][kind])
             for kind in more[phase]
@@ -142,6 +142,11 @@ def training_step(setup: Setup) -> dict[str, Lines]:
         for phase in more
         if phase in less
     }
+    if "update" in found:  # of all layers together, of which no more than so many take part at once
+        width = 2 if setup.precision == "bf16_weights" else 4
+        weights = [(name, shape, width) for name, shape in _trained(setup).items()]
+        found["update"]["temporaries"] = step_bytes(setup.optimizer, weights)
+    return found
 
 
 # The points of a grid share most of their answers.

@@ -8,6 +8,7 @@ without torch.
 
 import contextlib
 import math
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import cast
@@ -94,7 +95,7 @@ class Tensor:
 class Slot:
     """Something kept for the backward pass, or to be computed again there by a ``frame``."""
 
-    __slots__ = ("buffer", "frame", "place")
+    __slots__ = ("__weakref__", "buffer", "frame", "place")
 
     def __init__(self, buffer: Buffer | None, frame: "Frame | None" = None, place: int = 0) -> None:
         self.buffer, self.frame, self.place = buffer, frame, place
@@ -114,9 +115,10 @@ class Frame:
     """A part of the forward pass of which only the inputs are kept (torch.utils.checkpoint)."""
 
     def __init__(self, tape: "Tape", function: Callable[..., Tensor], inputs: "list[Tensor]"):
-        self.tape, self.function, self.count = tape, function, 0
+        self.tape, self.function = tape, function
         self.inputs = [(tape.save(t.buffer), t.numbers, t.width, t.learns) for t in inputs]
         self.again: dict[int, Buffer] = {}
+        self.slots: list[weakref.ref[Slot]] = []
         self.replayed = False
 
     def unpack(self, place: int) -> Buffer:
@@ -141,9 +143,10 @@ class _Replay:
         self.frame, self.place = frame, 0
 
     def save(self, buffer: Buffer) -> Slot:
-        self.frame.again[self.place] = buffer
+        if self.frame.slots[self.place]():  # else nobody is left who wants it
+            self.frame.again[self.place] = buffer
         self.place += 1
-        if self.place == self.frame.count:
+        if self.place == len(self.frame.slots):
             raise _Stop
         return Slot(None)
 
@@ -153,8 +156,9 @@ class _Record:
         self.frame = frame
 
     def save(self, buffer: Buffer) -> Slot:
-        self.frame.count += 1
-        return Slot(None, self.frame, self.frame.count - 1)
+        slot = Slot(None, self.frame, len(self.frame.slots))
+        self.frame.slots.append(weakref.ref(slot))
+        return slot
 
 
 class Tape:
@@ -211,7 +215,7 @@ class Tape:
         frame = Frame(self, function, list(inputs))
         with self.context(_Record(frame)):
             out = function(*inputs)
-        if frame.count:  # else there is nothing to be computed again
+        if frame.slots:  # else there is nothing to be computed again
             self.frames.append(frame)
         return out
 

@@ -3,6 +3,7 @@
 A number is one of 256 between -1 and 1, denser near 0, times the largest of its block.
 """
 
+import logging
 import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from llm.errors import Refused
+from llm.memory.options import EIGHT_BIT_NEEDS
 from llm.training.rounding import in_float32, portions
 
 BLOCK = 256  # numbers with one scale
@@ -25,12 +27,12 @@ class EightBit:
     """
 
     def __init__(self, device: torch.device) -> None:
+        # It warns of a kernel for something else that it would like to download.
+        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
         try:
             import bitsandbytes.functional
         except ImportError:
-            raise Refused(
-                "optimizer.state_bits=8 needs bitsandbytes: pip install bitsandbytes"
-            ) from None
+            raise Refused(EIGHT_BIT_NEEDS) from None
         except (OSError, RuntimeError) as error:  # installed, and broken
             why = str(error).partition("\n")[0]
             raise Refused(

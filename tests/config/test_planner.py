@@ -24,6 +24,7 @@ from llm.config.plans import plan_all
 from llm.config.schema import PlanSettings, TrainSettings
 from llm.config.settings import read_settings
 from llm.errors import Refused
+from llm.experiment.plan import refusal
 from llm.memory.fit import Fitted
 from llm.memory.lora import LoRA
 from llm.memory.predict import predict
@@ -37,6 +38,12 @@ def own_hydra_config() -> Iterator[None]:
     before = HydraConfig.instance().cfg
     yield
     HydraConfig.instance().cfg = before
+
+
+@pytest.fixture(autouse=True)
+def no_gpu_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same answers on every machine."""
+    monkeypatch.setattr(plan, "DRIVERS", ())
 
 
 def points(*typed: str) -> list[Point]:
@@ -129,7 +136,7 @@ MISTAKES = [
     (["memory.largest=n_layer,seed"], "memory.largest=seed is no size: take one of n_layer, n_em"),
     (["resume=outputs/a", "seed=1,2"], "resume= continues one run"),
     (["finetune.rank=4,0"], "job finetune.rank=0 cannot run: finetune.rank=0 must be between 1"),
-    (["finetune.rank=4", "finetune.targets=[q,x]"], "finetune.targets=x is unknown: take some of"),
+    (["finetune.targets=[q,x]"], "finetune.targets=x is unknown: take some of"),
     (["picture=plan.jpg"], "picture=plan.jpg must be the name of a PNG"),
 ]  # fmt: skip
 
@@ -167,6 +174,9 @@ def test_lora_is_planned_where_a_rank_is_given() -> None:
     assert low.prediction.total < plain.prediction.total
     (every,) = plan_all(points("model=small", "finetune.rank=8"))
     assert every.setup.lora == LoRA(8)
+    gate = ["model.mlp=swiglu,gelu", "finetune.rank=8", "finetune.targets=[gate]"]
+    with pytest.raises(Refused, match=r"job model.mlp=gelu cannot run: finetune.targets=gate: the"):
+        plan_all(points(*gate))
 
 
 def test_what_was_changed_to_fit_is_put_into_the_settings() -> None:
@@ -229,36 +239,65 @@ def test_a_plan_for_a_gpu_has_what_is_measured_on_it(monkeypatch: pytest.MonkeyP
     # Where less is measured than would be assumed, so much less is enough.
     (small,) = plan_all(points("trainer.device=cuda", "memory.budget_gib=0.5"))
     assert small.budget == 2**29
-    with pytest.raises(Refused, match=r"budget_gib=0\.4 leaves nothing beside the reserve of 410"):
+    with pytest.raises(Refused, match=r"0\.4 leaves nothing beside the reserve of 410 MiB \(CUDA"):
         plan_all(points("trainer.device=cuda", "memory.budget_gib=0.4"))
+    with pytest.raises(Refused, match=r"the GPU's 3 GiB leaves nothing beside the reserve of 4000"):
+        plan_all(points("trainer.device=cuda", "memory.reserve_mib=4000", "memory.budget_gib=9"))
+    large = ["trainer.device=cuda", "model=medium", "model.n_layer=99", "memory.fit=check"]
+    told = refusal(plan_all(points(*large)), 1)
+    assert told and "does not fit the GPU's 3 GiB: it takes" in told
+    assert told.endswith("take a smaller model or batch")
 
 
 def test_a_process_of_its_own_is_asked_about_the_gpu_and_only_where_there_is_a_driver(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    asked, ask = [], plan.ask_gpu.__wrapped__
+    ended: list[Any] = []
+    ask = plan.ask_gpu.__wrapped__
     monkeypatch.chdir(tmp_path)  # wherever one stands
 
-    def answers(*command: object, **options: object) -> object:
-        asked.append(command)
-        return run(*command, **options)
+    def watched(*command: Any, **options: Any) -> Any:
+        try:
+            ended.append(run(*command, **options))
+        except subprocess.TimeoutExpired as error:
+            ended.append(error)
+            raise
+        return ended[-1]
 
     run = subprocess.run
-    monkeypatch.setattr(subprocess, "run", answers)
+    monkeypatch.setattr(subprocess, "run", watched)
     monkeypatch.setattr(plan, "DRIVERS", (tmp_path / "no_such_file",))
-    assert ask("cuda") is None and not asked
+    assert ask("cuda") is None and not ended
     monkeypatch.setattr(plan, "DRIVERS", (tmp_path,))
-    assert ask("cuda:99") is None and asked  # torch sees no such GPU
-    assert ask("cpu") is None  # it has answered, and is no GPU
+    assert ask("cuda:99") is None and "trainer.device=cuda:99" in ended[-1].stderr
+    assert ask("cpu") is None
+    kind, held, total = json.loads(ended[-1].stdout)
+    assert (kind, total) == ("cpu", None) and held > 0, "it has answered, and is no GPU"
+    monkeypatch.setattr(plan, "PATIENCE", 0.01)
+    assert ask("cpu") is None and isinstance(ended[-1], subprocess.TimeoutExpired)
+    answer = subprocess.CompletedProcess("", 0, 'a word before it\n["cuda", 5, 7]\n', "")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: answer)
+    assert ask("cuda") == (5, 7)
+
+
+AS_A_RUN = """
+import json, torch
+from llm.device import held_before
+print(json.dumps(["cpu", held_before(torch.device("cpu")), None]))
+"""
 
 
 def test_the_process_that_is_asked_measures_as_a_run_does() -> None:
-    command = [sys.executable, "-m", "llm.device", "cpu"]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    kind, held, total = json.loads(found.stdout)
-    assert (kind, total) == ("cpu", None)
-    assert 100 * 2**20 < held < 600 * 2**20
-    assert list(plan.measured(kind, held)) == ["process (measured)", "libraries"]
+    told = []
+    for code in (["-m", "llm.device", "cpu"], ["-c", AS_A_RUN]):
+        command = [sys.executable, *code]
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        told.append(json.loads(found.stdout))
+    (kind, held, _), (_, held_by_a_run, _) = told
+    assert told[0] == [kind, held, None] and kind == "cpu"
+    assert held == pytest.approx(held_by_a_run, rel=0.1)
+    assert list(plan.measured(kind, held)) == ["process (measured)", "libraries", "W&B"]
+    assert list(plan.measured(kind, held, wandb=False)) == ["process (measured)", "libraries"]
 
 
 def test_words_of_a_vocabulary_that_is_not_known_yet() -> None:

@@ -40,7 +40,7 @@ def made(weights: float, budget: float = 4, changes: str = "", **more: Any) -> P
     facts: dict[str, Any] = {
         "label": "", "values": {}, "setup": setup, "parameters": 1234, "reserve": RESERVE,
         "prediction": Prediction(moments, RESERVE), "budget": int(budget * GIB), "mode": "off",
-        "eight_bit": True, "device": "cpu",
+        "eight_bit": True, "device": "cpu", "limit": f"memory.budget_gib={budget:g}",
     }  # fmt: skip
     plan = Plan(**facts | more)
     fitted = Fitted(setup, smaller, tuple(changes.split()), 1.25) if changes else None

@@ -30,7 +30,8 @@ def test_the_peak_of_an_evaluation_is_predicted_as_memtracker_sees_it(number: in
     assert -0.02 <= error <= 0.03, f"{error:+.2%} for {setup}"
 
 
-@pytest.mark.parametrize("number", range(1, COUNT + 2, 4))
+# They are made with real numbers, and LoRA changes little of them: one with it is enough.
+@pytest.mark.parametrize("number", [*range(1, COUNT, 4), COUNT + 1])
 def test_a_text_takes_no_more_than_predicted(number: int) -> None:
     setup = SETUPS[number]
     error = moment("sample", setup) / tracked_sample(setup) - 1

@@ -23,7 +23,7 @@ from llm.training import update
 from llm.training.options import CHECKPOINTED
 from llm.training.precision import Precision, to_precision
 
-COUNT, OF_LORA = 40, 18
+COUNT, OF_LORA = 40, 16
 CPU = torch.device("cpu")
 # Everything that changes memory, each value as often as the others.
 MODEL = {

@@ -19,6 +19,7 @@ SMALL = ["model=small", "data=shakespeare", "precision=fp16", "trainer.device=cu
 @pytest.fixture(autouse=True)
 def no_gpu_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same answers on every machine."""
+    plan.ask_gpu.cache_clear()
     monkeypatch.setattr(plan, "DRIVERS", ())
 
 

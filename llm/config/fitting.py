@@ -85,7 +85,7 @@ def fit_memory(
     reserve = _reserve(options, found)
     budget = min(options.budget, total_memory(device) or options.budget)
     if options.matters:
-        options.check_reserve(reserve, budget)
+        options.check_reserve(sum(reserve.values()), budget)
     setup = setup_of(settings, device.type)
     prediction = predict(setup, reserve)
     finished = folder is not None and (read_summary(folder) or {}).get("status") == "finished"
@@ -103,7 +103,7 @@ def fit_memory(
     by_default = options.fit != "off" and device.type == "cuda"
     enforce = by_default if options.enforce is None else options.enforce
     if enforce and prediction.total > budget and options.fit == "off":
-        warn(f"{mib(prediction.total)} predicted, and memory.budget_gib={options.budget_gib:g}")
+        warn(f"{mib(prediction.total)} predicted, and {options.limit(budget)} is {mib(budget)}")
     # What is held already does not count again; the rest of the reserve is yet to be taken.
     if enforce and not limit_memory(device, budget - min(held, sum(reserve.values()))):
         warn(f"memory.enforce has no effect: nothing here limits a process on {device.type}")

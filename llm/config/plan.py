@@ -13,6 +13,7 @@ from llm.config.settings import resolve
 from llm.data.config import DataConfig
 from llm.data.meta import read_meta
 from llm.errors import Refused, require
+from llm.experiment.console import warn
 from llm.memory.fit import Fitted
 from llm.memory.options import MemoryOptions
 from llm.memory.predict import Lines, Setup
@@ -130,6 +131,7 @@ def ask_gpu(name: str) -> tuple[int, int] | None:
     try:
         asked = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=PATIENCE)
     except subprocess.TimeoutExpired:
+        warn(f"{name} has not answered for {PATIENCE:g} s: planned as if it were not there")
         return None
     if asked.returncode:
         return None
@@ -153,5 +155,5 @@ def limits_of(memory: MemoryOptions, device: str) -> tuple[Lines, int]:
     gpu = ask_gpu(device) if planned_device(device) == "cuda" else None
     reserve = reserve_of(memory, measured("cuda", gpu[0]) if gpu else None)
     budget = min(memory.budget, gpu[1]) if gpu else memory.budget
-    memory.check_reserve(reserve, budget)
+    memory.check_reserve(sum(reserve.values()), budget)
     return reserve, budget

@@ -57,7 +57,9 @@ def plan(
     """What one run takes, whether it fits ``budget`` bytes, and what would make it fit."""
     memory = settings.memory
     is_auto = memory.fit == "auto"
-    eight_bit = not is_auto or has_eight_bit()  # what auto would do here; else what one could do
+    begun = settings.resume is not None
+    # What auto would do here; else what one could do.
+    eight_bit = not begun and (not is_auto or has_eight_bit())
     return Plan(
         label=label(values),
         values=values,
@@ -70,6 +72,7 @@ def plan(
         mode=memory.fit,
         eight_bit=eight_bit,
         device=settings.trainer.device,
+        begun=begun,
         largest=_largest(setup, memory.largest, budget, reserve, is_auto, eight_bit),
     )
 

@@ -185,7 +185,8 @@ class TrainSettings:
 
     def check_installed(self) -> None:
         """Raise :class:`llm.errors.Refused` naming a library that is asked for and not there."""
-        require(self.optimizer.state_bits != 8 or has_eight_bit(), EIGHT_BIT_NEEDS)
+        needed = self.optimizer.state_bits == 8 and not self.verify
+        require(not needed or has_eight_bit(), EIGHT_BIT_NEEDS)
 
 
 @dataclass

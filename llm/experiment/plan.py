@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from llm.experiment.console import gib
-from llm.memory.fit import Fitted, fit
+from llm.memory.fit import Fitted, cheapest_changes, fit
 from llm.memory.predict import Lines, Prediction, Setup
 
 # Told apart with any kind of colour vision: Paul Tol's "muted" scheme (personal.sron.nl/~pault).
@@ -68,6 +68,7 @@ class Plan:
     eight_bit: bool  # whether optimizer.state_bits may be changed to 8
     device: str  # trainer.device
     largest: Largest | None = None
+    begun: bool = False  # then the optimizer's state has the bits that it has
 
     @property
     def fits(self) -> bool:
@@ -80,6 +81,11 @@ class Plan:
         if self.fits:
             return Fitted(self.setup, self.prediction)
         return fit(self.setup, self.budget, self.reserve, self.eight_bit)
+
+    @cached_property
+    def ways(self) -> list[Fitted]:
+        """The cheapest changes that make it fit, whether or not what they need is installed."""
+        return cheapest_changes(self.setup, self.budget, self.reserve, not self.begun)
 
     @property
     def started(self) -> Fitted | None:
@@ -115,20 +121,20 @@ def refusal(plans: Sequence[Plan], points: int) -> str | None:
     ``points`` in which nothing fits.
     """
     asked = plans[0].largest
-    if asked and not any(plan.largest and plan.largest.value for plan in plans):
+    if asked and all(plan.largest and plan.largest.value is None for plan in plans):
         where = f"at any of {points:,} points" if points > 1 else plans[0].limit
         return f"no {asked.key} fits {where}, not even the smallest"
     if any(plan.started for plan in plans) or (points == 1 and plans[0].mode == "off"):
         return None
     least = min(plans, key=lambda plan: plan.prediction.total - plan.budget)
     more = ", or more memory.budget_gib" if least.limit.startswith("memory.") else ""
-    advice = "change it as told above" if least.fitted else f"take a smaller model or batch{more}"
-    most = largest_of(least.prediction.lines)
-    takes = f"takes {gib(least.prediction.total)}, most is {most}: {advice}"
+    advice = f"take a smaller model or batch{more}"
+    takes = f"takes {gib(least.prediction.total)}, most is {largest_of(least.prediction.lines)}"
     if points == 1:
-        return f"the run does not fit {least.limit}: it {takes}"
+        advice = "change it as told above" if least.ways else advice
+        return f"the run does not fit {least.limit}: it {takes}: {advice}"
     which = f"the smallest, {least.label}," if least.label else "each"
-    return f"none of {points:,} points fits {least.limit}: {which} {takes}"
+    return f"none of {points:,} points fits {least.limit}: {which} {takes}: {advice}"
 
 
 def numeric_axes(plans: Sequence[Plan]) -> list[str]:

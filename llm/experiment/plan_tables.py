@@ -7,7 +7,7 @@ from rich.text import Text
 
 from llm.experiment.console import console, gib, panel, say
 from llm.experiment.plan import Plan, kinds, largest_of, numeric_axes, ticks
-from llm.memory.fit import Fitted, cheapest_changes
+from llm.memory.fit import Fitted
 from llm.memory.lora import TARGETS
 from llm.memory.options import EIGHT_BIT_NEEDS, has_eight_bit
 from llm.memory.predict import n_trained
@@ -72,8 +72,8 @@ def _show_what(plan: Plan) -> None:
 def _finetune(plan: Plan) -> dict[str, str]:
     if (lora := plan.setup.lora) is None:
         return {}
-    names = {name.split(".")[3] for name in lora.shapes(plan.setup.model)}
-    beside = ", ".join(target for target in TARGETS if target in names)
+    names = lora.shapes(plan.setup.model)
+    beside = ", ".join(t for t in TARGETS if any(f".{t}.lora_A" in name for name in names))
     return {
         "LoRA": f"{n_trained(plan.setup):,} parameters are trained, of rank {lora.rank} beside "
         f"{beside} (run_train.py cannot do so yet)"
@@ -102,14 +102,15 @@ def _show_verdict(plan: Plan) -> None:
         unchanged = "unchanged, it " if plan.started else ""
         over = gib(total - plan.budget)
         say(f"{unchanged}does not fit {plan.limit}: it takes {over} more, most is {most}")
-        ways = cheapest_changes(plan.setup, plan.budget, plan.reserve)
-        say("it would with, fastest first:" if ways else "no setting of how it is run makes it fit")
-        for way in ways:
+        found = "it would with, fastest first:"
+        say(found if plan.ways else "no setting of how it is run makes it fit")
+        for way in plan.ways:
             say(f"  {' '.join(way.changes)}   {_what_it_costs(way)}")
-        if any(way.setup.state_bits == 8 for way in ways) and not has_eight_bit():
-            say(f"({EIGHT_BIT_NEEDS})")
         if plan.setup.device == "cpu" and "reserve (assumed)" in plan.reserve:
-            say("(a CPU's reserve is measured before a run, some 340 MiB: memory.reserve_mib=340)")
+            say("(a CPU's reserve is measured before a run, some 390 MiB: memory.reserve_mib=390)")
+    told = [plan.setup, *(way.setup for way in ([] if plan.fits else plan.ways))]
+    if any(setup.state_bits == 8 for setup in told) and not has_eight_bit():
+        say(f"({EIGHT_BIT_NEEDS})")
     if plan.mode == "auto":
         say(_what_auto_does(plan))
     if plan.largest is not None:

@@ -185,7 +185,8 @@ def largest(
 def following(setup: Setup, key: str, size: int | None) -> int | None:
     """The next larger value that ``key`` can have; None: there is none."""
     if key == "trainer.micro_batch_size":
-        larger = range((size or 0) + 1, setup.batch_size + 1)
+        smallest = setup.batch_size if setup.step_in_backward else 1
+        larger = range(max(smallest, (size or 0) + 1), setup.batch_size + 1)
         return next((n for n in larger if setup.batch_size % n == 0), None)
     first, step = _sizes(setup, key)
     number = first if size is None else size + step

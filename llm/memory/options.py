@@ -7,7 +7,9 @@ from llm.errors import require
 
 ASSUMED_RESERVE_MIB = 600  # of a CUDA context and its workspaces, where there is no GPU to ask
 FITS = ("off", "check", "auto")
-EIGHT_BIT_NEEDS = "optimizer.state_bits=8 needs bitsandbytes: pip install bitsandbytes"
+EIGHT_BIT_NEEDS = (
+    "optimizer.state_bits=8 needs bitsandbytes: pip install -c constraints.txt bitsandbytes"
+)
 
 
 def has_eight_bit() -> bool:
@@ -46,7 +48,7 @@ class MemoryOptions:
         require(0 < budget < 2**20, f"memory.budget_gib={budget} must be more than 0 and finite")
         require(reserve is None or reserve >= 0, f"memory.reserve_mib={reserve} must be 0 or more")
         if self.matters and reserve is not None:
-            self.check_reserve({"as given": reserve * 2**20}, self.budget)
+            self.check_reserve(reserve * 2**20, self.budget)
         known = ", ".join(FITS)
         require(self.fit in FITS, f"memory.fit={self.fit} is unknown: take one of {known}")
 
@@ -56,13 +58,11 @@ class MemoryOptions:
             return f"the GPU's {budget / 2**30:.3g} GiB"
         return f"memory.budget_gib={self.budget_gib:g}"
 
-    def check_reserve(self, reserve: dict[str, int], budget: int) -> None:
-        """Raise :class:`llm.errors.Refused` where the lines of ``reserve`` leave nothing of the
-        ``budget`` (bytes).
-        """
-        size, what = sum(reserve.values()), ", ".join(reserve).removeprefix("reserve ").strip("()")
+    def check_reserve(self, reserve: int, budget: int) -> None:
+        """Raise :class:`llm.errors.Refused` where ``reserve`` bytes leave nothing of ``budget``."""
+        more = "" if budget < self.budget else "more, or "
         require(
-            size < budget,
-            f"{self.limit(budget)} leaves nothing beside the reserve of {size // 2**20} MiB "
-            f"({what}): take more, or a smaller memory.reserve_mib",
+            reserve < budget,
+            f"{self.limit(budget)} leaves nothing beside the reserve of {reserve // 2**20} MiB: "
+            f"take {more}a smaller memory.reserve_mib",
         )

@@ -16,6 +16,7 @@ from llm.memory.updates import COPIED, state_bytes, step_bytes
 from llm.model.config import GPTConfig
 
 Lines = dict[str, int]  # what takes how many bytes
+KEPT = ("weights", "LoRA weights", "optimizer state")  # what is there all the time
 # What torch.compile holds besides tensors once it has compiled a step, on a CPU: the compiler, and
 # code (python -m benchmarks.memory, row compile_headroom).
 COMPILE_HEADROOM = 400 * 2**20
@@ -82,6 +83,7 @@ def predict(setup: Setup, reserve: Lines) -> Prediction:
     """The peak of ``setup``. ``reserve``: what is no tensor, as named lines."""
     steps = training_step(setup)
     step = steps[max(steps, key=lambda phase: _sum(steps[phase]))]
+    kept = {kind: steps["start"][kind] for kind in KEPT if kind in steps["start"]}
     cpu = setup.device == "cpu"
     if cpu and setup.state_bits == 8:
         step = step | {"8-bit update": COPIED}
@@ -89,20 +91,18 @@ def predict(setup: Setup, reserve: Lines) -> Prediction:
         # A CPU's library sums the gradient of a 16-bit weight up in float32, unseen by torch, and
         # takes half as much again on the way (benchmarks.memory, row oom_deaths).
         step = step | {"16-bit products": 6 * max(map(math.prod, _trained(setup).values()))}
-    evaluation = _without_gradients(setup, setup.micro_batch, True)
+    evaluation = _without_gradients(setup, setup.micro_batch, True) | kept
     moments: dict[str, Lines] = {
         "training step": step,
         "evaluation": evaluation,
-        "checkpoint": _kept(setup),
+        "checkpoint": dict(kept),
     }
     if setup.eval_only:
         moments = {"evaluation": evaluation | {"optimizer state": 0}}
     if cpu:  # a GPU's weights come from a copy that is not on it
-        going_on = _kept(setup) | {"weights read": _read(setup)}
-        going_on.pop("optimizer state")
-        moments["going on"] = going_on
+        moments["going on"] = kept | {"optimizer state": 0, "weights read": _read(setup)}
     if setup.samples and not setup.eval_only:
-        moments["sample"] = _without_gradients(setup, 1, False)
+        moments["sample"] = _without_gradients(setup, 1, False) | kept
     narrow = cpu and setup.model.n_embed < WIDE and not setup.closely
     for lines in moments.values():
         lines["fragments"] = int((OF_NARROW if narrow else FRAGMENTS) * _sum(lines))
@@ -142,10 +142,11 @@ def training_step(setup: Setup) -> dict[str, Lines]:
         for phase in more
         if phase in less
     }
-    if "update" in found:  # of all layers together, of which no more than so many take part at once
+    if "update" in found:  # not linear in layers: Muon takes some at a time
         width = 2 if setup.precision == "bf16_weights" else 4
-        weights = [(name, shape, width) for name, shape in _trained(setup).items()]
-        found["update"]["temporaries"] = step_bytes(setup.optimizer, weights)
+        of_a_layer = replace(setup, model=replace(setup.model, n_layer=1))
+        weights = [(name, shape, width) for name, shape in _trained(of_a_layer).items()]
+        found["update"]["temporaries"] = step_bytes(setup.optimizer, weights, layers)
     return found
 
 
@@ -213,13 +214,6 @@ def _network(tape: Tape, setup: Setup, batch: int) -> Network:
     return Network(tape, setup.model, batch, setup.precision, setup.device, setup.lora)
 
 
-def _kept(setup: Setup) -> Lines:
-    """What is there all the time."""
-    start = training_step(setup)["start"]
-    kept = ("weights", "LoRA weights", "optimizer state")
-    return {kind: start[kind] for kind in kept if kind in start}
-
-
 def _read(setup: Setup) -> int:
     """A checkpoint's weights, beside the network's, before they are copied into it."""
     numbers = n_parameters(setup.model) + (n_trained(setup) if setup.lora else 0)
@@ -227,7 +221,7 @@ def _read(setup: Setup) -> int:
 
 
 def _without_gradients(setup: Setup, batch: int, with_loss: bool) -> Lines:
-    """An evaluation, or a text that grows to a full window, beside the optimizer's state."""
+    """An evaluation, or a text that grows to a full window, besides what is kept."""
     config, layers = setup.model, min(setup.model.n_layer, 2)
     few = replace(setup, model=replace(config, n_layer=layers))
     few = few if with_loss else _uncast(few)
@@ -236,7 +230,7 @@ def _without_gradients(setup: Setup, batch: int, with_loss: bool) -> Lines:
         meter = Meter()
         _network(Tape(meter, learning=False), few, batch).forward(with_loss=with_loss)
         _KNOWN[key] = {"": Counter(max(meter.peaks.values(), key=lambda peak: peak[0])[1])}
-    lines = dict(_KNOWN[key][""]) | _kept(setup)
+    lines = dict(_KNOWN[key][""])
     if not with_loss:
         assert config.n_kv_head and config.head_size
         width = 2 if setup.precision == "bf16_weights" else 4

@@ -29,14 +29,14 @@ def state_bytes(optimizer: str, bits: int, weight: Weight) -> int:
     return 8 * numbers
 
 
-def step_bytes(optimizer: str, weights: list[Weight]) -> int:
-    """Temporaries at the peak of updating ``weights`` together."""
+def step_bytes(optimizer: str, weights: list[Weight], layers: int = 1) -> int:
+    """Temporaries at the peak of updating ``weights``, those of a layer ``layers`` times."""
     together: dict[tuple[int, ...], int] = {}
     width = weights[0][2]
     most = 0
     for name, shape, _ in weights:
         if is_muons(optimizer, name):
-            together[shape] = together.get(shape, 0) + 1
+            together[shape] = together.get(shape, 0) + layers
         else:
             most = max(most, _rounding(math.prod(shape), width))
     return max([most, *(_muon_bytes(shape, count, width) for shape, count in together.items())])

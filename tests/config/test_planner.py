@@ -43,6 +43,7 @@ def own_hydra_config() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def no_gpu_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same answers on every machine."""
+    plan.ask_gpu.cache_clear()
     monkeypatch.setattr(plan, "DRIVERS", ())
 
 
@@ -239,9 +240,11 @@ def test_a_plan_for_a_gpu_has_what_is_measured_on_it(monkeypatch: pytest.MonkeyP
     # Where less is measured than would be assumed, so much less is enough.
     (small,) = plan_all(points("trainer.device=cuda", "memory.budget_gib=0.5"))
     assert small.budget == 2**29
-    with pytest.raises(Refused, match=r"0\.4 leaves nothing beside the reserve of 410 MiB \(CUDA"):
+    with pytest.raises(Refused, match=r"0\.4 leaves nothing beside the reserve of 410 MiB: take m"):
         plan_all(points("trainer.device=cuda", "memory.budget_gib=0.4"))
-    with pytest.raises(Refused, match=r"the GPU's 3 GiB leaves nothing beside the reserve of 4000"):
+    with pytest.raises(
+        Refused, match=r"the GPU's 3 GiB leaves .* of 4000 MiB: take a smaller memory"
+    ):
         plan_all(points("trainer.device=cuda", "memory.reserve_mib=4000", "memory.budget_gib=9"))
     large = ["trainer.device=cuda", "model=medium", "model.n_layer=99", "memory.fit=check"]
     told = refusal(plan_all(points(*large)), 1)
@@ -250,7 +253,7 @@ def test_a_plan_for_a_gpu_has_what_is_measured_on_it(monkeypatch: pytest.MonkeyP
 
 
 def test_a_process_of_its_own_is_asked_about_the_gpu_and_only_where_there_is_a_driver(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ended: list[Any] = []
     ask = plan.ask_gpu.__wrapped__
@@ -275,29 +278,52 @@ def test_a_process_of_its_own_is_asked_about_the_gpu_and_only_where_there_is_a_d
     assert (kind, total) == ("cpu", None) and held > 0, "it has answered, and is no GPU"
     monkeypatch.setattr(plan, "PATIENCE", 0.01)
     assert ask("cpu") is None and isinstance(ended[-1], subprocess.TimeoutExpired)
+    assert "cpu has not answered for 0.01 s" in capsys.readouterr().out
     answer = subprocess.CompletedProcess("", 0, 'a word before it\n["cuda", 5, 7]\n', "")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: answer)
     assert ask("cuda") == (5, 7)
 
 
-AS_A_RUN = """
+WITH_TORCH = """
 import json, torch
 from llm.device import held_before
 print(json.dumps(["cpu", held_before(torch.device("cpu")), None]))
 """
 
 
-def test_the_process_that_is_asked_measures_as_a_run_does() -> None:
+def test_the_process_that_is_asked_measures_what_one_with_torch_holds() -> None:
     told = []
-    for code in (["-m", "llm.device", "cpu"], ["-c", AS_A_RUN]):
+    for code in (["-m", "llm.device", "cpu"], ["-c", WITH_TORCH]):
         command = [sys.executable, *code]
         found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         told.append(json.loads(found.stdout))
-    (kind, held, _), (_, held_by_a_run, _) = told
+    (kind, held, _), (_, held_with_torch, _) = told
     assert told[0] == [kind, held, None] and kind == "cpu"
-    assert held == pytest.approx(held_by_a_run, rel=0.1)
+    assert held == pytest.approx(held_with_torch, rel=0.1)
     assert list(plan.measured(kind, held)) == ["process (measured)", "libraries", "W&B"]
     assert list(plan.measured(kind, held, wandb=False)) == ["process (measured)", "libraries"]
+
+
+def test_only_a_run_needs_the_library_of_8_bit_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    typed = ["optimizer.state_bits=8", "optimizer=adamw"]
+    (planned,) = plan_all(points(*typed))
+    assert planned.setup.state_bits == 8
+    with pytest.raises(Refused, match=r"state_bits=8 needs bitsandbytes: pip install -c constr"):
+        read_settings(composed("train", *typed), TrainSettings)
+    settings = read_settings(composed("train", "optimizer=adamw"), TrainSettings)
+    eight = dataclasses.replace(settings.optimizer, state_bits=8)
+    only_compared = {"optimizer": eight, "resume": "a", "verify": True}
+    dataclasses.replace(settings, **only_compared).check()
+
+
+def test_what_continues_a_run_keeps_the_bits_of_its_state() -> None:
+    one = points("model=medium", "data=shakespeare", "optimizer=adamw")[0]
+    new = plan_all([one])[0]
+    begun = plan_all([Point(dataclasses.replace(one.settings, resume="a"), {})])[0]
+    assert any(way.setup.state_bits == 8 for way in new.ways)
+    assert not any(way.setup.state_bits == 8 for way in begun.ways)
+    assert begun.fitted is None or begun.fitted.setup.state_bits == 32
 
 
 def test_words_of_a_vocabulary_that_is_not_known_yet() -> None:

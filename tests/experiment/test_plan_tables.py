@@ -3,11 +3,13 @@
 import csv
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 
+from llm.experiment import plan as plan_module
 from llm.experiment import plan_tables
 from llm.experiment.console import Screen, console
 from llm.experiment.plan import (
@@ -70,7 +72,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Shown:
                 show_grid(plans, len(plans))
         return capture.get()
 
-    monkeypatch.setattr(plan_tables, "cheapest_changes", lambda *_: [])
+    monkeypatch.setattr(plan_module, "cheapest_changes", lambda *_: [])
     return inner
 
 
@@ -123,19 +125,37 @@ def test_what_does_not_fit_names_the_largest_and_the_ways_to_make_it_fit(
     assert f"does not fit memory.budget_gib=4: {most}" in text
     assert "no setting of how it is run makes it fit" in text
     way = made(5, changes="model.loss=chunked trainer.micro_batch_size=1").fitted
-    monkeypatch.setattr(plan_tables, "cheapest_changes", lambda *_: [way])
+    monkeypatch.setattr(plan_module, "cheapest_changes", lambda *_: [way])
     text = shown(made(5))
     assert (
         "it would with, fastest first:\n  model.loss=chunked trainer.micro_batch_size=1   " in text
     )
     assert "(3.00 GiB, about 1.25x the time per token)" in text
     assert "memory.fit" not in text
+    assert "bitsandbytes" not in text
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_change_to_8_bits_says_what_it_needs_where_that_is_not_there(
+    there: bool, shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_tables, "has_eight_bit", lambda: there)
+    eight = replace(made(1).setup, state_bits=8)
+    way = Fitted(eight, made(1).prediction, ("optimizer.state_bits=8",), 1.4)
+    monkeypatch.setattr(plan_module, "cheapest_changes", lambda *_: [way])
+    told = "pip install -c constraints.txt bitsandbytes)"
+    assert (told in shown(made(5))) is not there
+    assert (told in shown(made(1, setup=eight))) is not there
+    assert told not in shown(made(1))
+    refused = refusal([made(5, mode="auto")], 1)
+    assert refused is not None and refused.endswith(": change it as told above")
 
 
 def test_auto_says_what_it_changes_and_shows_that(shown: Shown) -> None:
     text = shown(made(5, changes="model.loss=chunked", mode="auto"))
     assert "memory.fit=auto changes model.loss=chunked   (3.00 GiB, about 1.25x the time" in text
     assert bar(text).endswith("3.00 GiB of 4.00 GiB")
+    assert "\nunchanged, it does not fit memory.budget_gib=4: it takes 1.50 GiB more" in text
     assert "memory.fit=auto changes nothing" in shown(made(1, mode="auto"))
     assert "memory.fit=auto finds nothing that fits" in shown(made(5, mode="auto"))
 
@@ -200,6 +220,12 @@ def test_a_refusal_is_a_grid_in_which_nothing_fits_or_a_run_that_would_be_refuse
     )
     assert refusal(grid(["8", "9"], ["1"], mode="auto"), 2) is not None
     assert refusal(grid(["5", "6"], ["1"], changes="model.loss=chunked", mode="auto"), 2) is None
+    none, some = (
+        made(1, largest=Largest("n_layer", value, 10, GIB, None, None)) for value in (None, 3)
+    )
+    assert refusal([none], 1) == ("no n_layer fits memory.budget_gib=4, not even the smallest")
+    assert refusal([none, none], 2) == "no n_layer fits at any of 2 points, not even the smallest"
+    assert refusal([none, some], 2) is None
     told = refusal([made(9)], 3)
     assert told is not None and "none of 3 points fits memory.budget_gib=4: each takes" in told
 

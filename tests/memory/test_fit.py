@@ -148,6 +148,8 @@ def test_no_size_fits_a_budget_that_the_smallest_exceeds() -> None:
     assert following(setup(), "n_embed", 64) == 128
     assert following(setup(), "trainer.micro_batch_size", 6) == 12
     assert following(setup(), "trainer.micro_batch_size", 12) is None
+    whole = setup(step_in_backward=True)  # which wants the batch in one piece
+    assert following(whole, "trainer.micro_batch_size", None) == 12
 
 
 def test_a_block_is_searched_from_the_smallest_that_the_model_can_have() -> None:

@@ -155,7 +155,7 @@ def test_without_the_library_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(Refused) as refusal:
         adamw(Matrices([(64, 64)]), **OPTIONS, state_bits=8)
     assert str(refusal.value) == (
-        "optimizer.state_bits=8 needs bitsandbytes: pip install bitsandbytes"
+        "optimizer.state_bits=8 needs bitsandbytes: pip install -c constraints.txt bitsandbytes"
     )
     adamw(Matrices([(64, 64)]), **OPTIONS)
 

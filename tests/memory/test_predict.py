@@ -10,7 +10,12 @@ from llm.memory.predict import Setup, predict, training_step
 SETUPS = drawn()
 
 
-@pytest.mark.parametrize("number", range(len(SETUPS)))
+# Each takes seconds: every other one of a fine-tune is left to `make test-slow`.
+@pytest.mark.parametrize(
+    "number",
+    [*range(COUNT), *range(COUNT, len(SETUPS), 2)]
+    + [pytest.param(n, marks=pytest.mark.slow) for n in range(COUNT + 1, len(SETUPS), 2)],
+)
 def test_the_peak_of_a_training_step_is_predicted_as_memtracker_sees_it(number: int) -> None:
     setup = SETUPS[number]
     predicted = max(sum(lines.values()) for lines in training_step(setup).values())

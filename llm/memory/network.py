@@ -260,16 +260,16 @@ class Network(Operations):
         rows, head = min(CHUNK, self.tokens), self.weight(f"{self.head}.weight")
         weight = tape.new(head.numbers * 2) if width != self.width else None
         kept = []
-        if tape.learning and x.learns:
+        if x.learns:
             kept.append(tape.new(x.numbers * x.width))
-        if tape.learning and head.learns:
+        if head.learns:
             kept.append(tape.new(head.numbers * self.width))
         chunk = [tape.new(rows * V * width), tape.new(rows * V * 4)]
         slope = tape.new(rows * V * 4) if self.config.logit_softcap is not None else None
         wide = tape.new(rows * V * 4) if width == 2 else None
         del wide
         narrow = tape.new(rows * V * 2) if width == 2 and tape.learning else None
-        product = tape.new(head.numbers * 2) if weight and tape.learning and head.learns else None
+        product = tape.new(head.numbers * 2) if weight and head.learns else None
         del slope, narrow
         del chunk, product, weight
 

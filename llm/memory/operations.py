@@ -32,7 +32,8 @@ class Operations:
         assert config.head_size
         angles = 2 * config.block_size * config.head_size  # of rotary positions, used or not
         self.angles = tape.new(4 * angles, "weights")
-        self.trained = {n: leaf for n, leaf in self.leaves.items() if not lora or n in added}
+        names = (added or self.leaves) if tape.learning else ()
+        self.trained = {name: self.leaves[name] for name in names}
 
     def weight(self, name: str, cast: bool = False) -> Tensor:
         """A parameter; with ``cast`` in the type of the products, as autocast copies it."""

@@ -50,6 +50,11 @@ class Setup:
     closely: bool = False  # whether narrow networks too have their memory mapped
     lora: LoRA | None = None  # None: all weights are trained
 
+    @property
+    def width(self) -> int:
+        """Bytes of a weight."""
+        return 2 if self.precision == "bf16_weights" else 4
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -143,9 +148,8 @@ def training_step(setup: Setup) -> dict[str, Lines]:
         if phase in less
     }
     if "update" in found:  # not linear in layers: Muon takes some at a time
-        width = 2 if setup.precision == "bf16_weights" else 4
         of_a_layer = replace(setup, model=replace(setup.model, n_layer=1))
-        weights = [(name, shape, width) for name, shape in _trained(of_a_layer).items()]
+        weights = [(name, shape, setup.width) for name, shape in _trained(of_a_layer).items()]
         found["update"]["temporaries"] = step_bytes(setup.optimizer, weights, layers)
     return found
 
@@ -217,7 +221,7 @@ def _network(tape: Tape, setup: Setup, batch: int) -> Network:
 def _read(setup: Setup) -> int:
     """A checkpoint's weights, beside the network's, before they are copied into it."""
     numbers = n_parameters(setup.model) + (n_trained(setup) if setup.lora else 0)
-    return numbers * (2 if setup.precision == "bf16_weights" else 4)
+    return numbers * setup.width
 
 
 def _without_gradients(setup: Setup, batch: int, with_loss: bool) -> Lines:
@@ -233,9 +237,8 @@ def _without_gradients(setup: Setup, batch: int, with_loss: bool) -> Lines:
     lines = dict(_KNOWN[key][""])
     if not with_loss:
         assert config.n_kv_head and config.head_size
-        width = 2 if setup.precision == "bf16_weights" else 4
-        keys = 2 * config.n_layer * config.n_kv_head * config.head_size * config.block_size * width
-        lines["keys and values"] = keys
+        keys = 2 * config.n_layer * config.n_kv_head * config.head_size * config.block_size
+        lines["keys and values"] = keys * setup.width
     return lines
 
 

@@ -197,7 +197,7 @@ class Tape:
         backward: Backward, out: Buffer | None = None, kind: str | None = None,
     ) -> Tensor:  # fmt: skip
         """The result of an operation. ``out`` is its memory where that is not new: a view."""
-        if not self.learning or not any(tensor.learns for tensor in inputs):
+        if not any(tensor.learns for tensor in inputs):
             return Tensor(out or self.new(numbers * width, kind), numbers, width)
         slots = [self.save(buffer) for buffer in saved]  # before the result is made: see _Stop
         node = Node(self.meter.phase, inputs, slots, backward)

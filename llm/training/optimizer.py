@@ -141,14 +141,14 @@ def adamw(
 ) -> Optimizer:
     """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) over the parameters of ``model``.
 
-    Matrices and embeddings decay, norms and biases do not. ``base_lr`` in each group is the rate
-    that the schedule scales.
+    Matrices and embeddings decay; norms, biases and the scalars of a layer do not, as under Muon.
+    ``base_lr`` in each group is the rate that the schedule scales.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices, embeddings, heads, others = split(model)
     rule = {"rule": "adamw", "betas": (betas[0], betas[1]), "eps": 1e-8, "fused": _is_fused(model)}
     groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [*embeddings, *matrices, *heads], "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
     own = {"lr": lr, "base_lr": lr}
     return Optimizer([group | rule | own for group in groups if group["params"]], state_bits)

@@ -3,7 +3,7 @@
 import contextlib
 import re
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -26,6 +26,7 @@ def plain_state(trainer: "Trainer") -> dict[str, Any]:
         "row": trainer.unreported,
         "guard": trainer.guard.to_plain(),
         "scaler": trainer.precision.scaler.state_dict(),
+        "warmup_steps": trainer.schedule.warmup(trainer.options.max_steps),
         "run_id": trainer.logger.run_id,
         "environment": environment(trainer.device),
     }
@@ -39,11 +40,14 @@ def resume(trainer: "Trainer", checkpoint: Checkpoint) -> None:
     state = checkpoint.state
     progress, row = Progress.from_plain(state.get("progress")), read_row(state.get("row"))
     require(progress.step == checkpoint.step, f"{checkpoint.path} counts its steps in two ways")
+    warmup = read_warmup(state.get("warmup_steps"))
     trainer.guard.restore(state.get("guard"))
     restore_scaler(trainer.precision.scaler, state.get("scaler"))
     load_weights(trainer.model, checkpoint.weights(), str(checkpoint.path))
     restore_training(checkpoint.training(), trainer.model, trainer.optimizer, trainer.device)
     trainer.progress, trainer.unreported = progress, row
+    if trainer.schedule.warmup_steps is None:
+        trainer.schedule.warmup_steps = warmup
     trainer.saved_step = checkpoint.step
     trainer.logged = (progress.tokens, progress.train_seconds)
     here, there = environment(trainer.device), state.get("environment")
@@ -93,6 +97,15 @@ def restore_scaler(scaler: torch.amp.GradScaler, plain: Any) -> None:
     right = same and all(type(plain[k]) in (int, float) and plain[k] >= 0 for k in wanted)
     require(right, "the checkpoint has no usable scaler: it was trained in another precision")
     scaler.load_state_dict(plain)
+
+
+def read_warmup(plain: Any) -> int | None:
+    """The steps of warm-up that the run was begun with. They were derived from its ``max_steps``
+    where ``schedule.warmup_steps`` was left open; a run that is made longer must not warm up again.
+    """
+    right = plain is None or (type(plain) is int and plain >= 0)
+    require(right, f"the checkpoint has warmup_steps={plain!r:.60}")
+    return cast(int | None, plain)
 
 
 def read_row(plain: Any) -> Row | None:

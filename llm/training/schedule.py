@@ -1,7 +1,9 @@
 """Learning rate schedules: pure functions of the step, with no state that a resume would need.
 
 Each is called with the number of an optimizer step (from 1) and of the last one, and returns the
-share of ``optimizer.lr`` to use. Past the last step they stay where they ended.
+share of ``optimizer.lr`` to use. It is above 0 at every step, so that every step learns: the rate
+would reach its end (``min_lr_ratio``) one step after the last. The first step after the warm-up has
+the full rate, exactly 1. Steps past the last one have the last one's rate.
 """
 
 import math
@@ -40,13 +42,13 @@ class Schedule:
         warmup = self.warmup(max_steps)
         if step <= warmup:
             return step / (warmup + 1)
-        step = min(step, max_steps)
-        return self.min_lr_ratio + (1 - self.min_lr_ratio) * self.after_warmup(
-            step, warmup, max_steps
-        )
+        share = self.after_warmup(min(step, max_steps), warmup, max_steps)
+        return share + self.min_lr_ratio * (1 - share)
 
     def after_warmup(self, step: int, warmup: int, max_steps: int) -> float:
-        """From 1 (full rate) to 0 (``min_lr_ratio``)."""
+        """From 1 (full rate) at step ``warmup + 1`` towards 0 (``min_lr_ratio``), which it would
+        reach at step ``max_steps + 1``.
+        """
         raise NotImplementedError  # each schedule below has its own
 
 
@@ -54,23 +56,30 @@ class Constant(Schedule):
     """The full rate to the end."""
 
     def after_warmup(self, step: int, warmup: int, max_steps: int) -> float:
+        """1 at every step."""
         return 1.0
 
 
 class Cosine(Schedule):
-    """Half a cosine from full to least (Loshchilov & Hutter 2016, arXiv:1608.03983)."""
+    """Half a cosine from full to least (Loshchilov & Hutter 2016, arXiv:1608.03983), step by step
+    as nanoGPT's ``get_lr`` has it, whose iterations count from 0.
+    """
 
     def after_warmup(self, step: int, warmup: int, max_steps: int) -> float:
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (max_steps - warmup)))
+        """(1 + cos(pi x)) / 2 for x from 0 towards 1."""
+        left = (max_steps + 1 - step) / (max_steps - warmup)  # 1 - x
+        # The same as a square, which does not round to 0 near the end of a very long run.
+        return math.sin(0.5 * math.pi * left) ** 2
 
 
 class WSD(Schedule):
     """Warm-up, stable, decay: full rate, then a straight line down to the end.
 
-    The line takes the last ``cooldown_fraction`` of the steps (Hu et al. 2024, arXiv:2404.06395;
-    Hägele et al. 2024, arXiv:2405.18392).
+    The line takes the last ``cooldown_fraction`` of the steps, but the first step after the warm-up
+    (Hu et al. 2024, arXiv:2404.06395; Hägele et al. 2024, arXiv:2405.18392).
     """
 
     def after_warmup(self, step: int, warmup: int, max_steps: int) -> float:
-        cooldown = min(self.cooldown_fraction * max_steps, max_steps - warmup)
-        return min(1.0, (max_steps - step) / cooldown) if cooldown else 1.0
+        """1, then a line of as many steps as the cooldown has."""
+        cooldown = min(self.cooldown_fraction * max_steps, max_steps - warmup - 1)
+        return min(1.0, (max_steps + 1 - step) / (cooldown + 1))

@@ -55,7 +55,7 @@ def to_version_1(path: Path) -> None:
     """
     manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     del manifest["digest"]
-    for later in ("row", "guard", "environment"):
+    for later in ("row", "guard", "environment", "warmup_steps"):
         manifest["state"].pop(later, None)
     for later in ("skipped", "rollbacks"):
         manifest["state"]["progress"].pop(later, None)

@@ -340,6 +340,7 @@ STATES = [
     for name, change in (
         ("a run_id that is a path", state(run_id="../../../escaped")),
         ("a run_id that is none", state(run_id=["a"])),
+        ("a negative warm-up", state(warmup_steps=-1)),
         ("counters that are text", state(progress={"step": "${oc.env:SECRET}"})),
         ("counters of another name", state(progress={"__class__": 1})),
         ("a step of two kinds", manifest(lambda m: m["state"]["progress"].update(step=5))),

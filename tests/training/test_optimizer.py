@@ -14,15 +14,17 @@ from llm.training.precision import to_precision
 OPTIONS: dict[str, Any] = {"lr": 1e-2, "weight_decay": 0.3, "betas": [0.8, 0.9]}
 
 
-def test_matrices_and_embeddings_decay_norms_and_biases_do_not() -> None:
+@pytest.mark.parametrize("build", [adamw, muon])
+def test_matrices_and_embeddings_decay_norms_biases_and_scalars_do_not(build: Any) -> None:
     model = GPT(
-        n_layer=1, n_embed=32, vocab_size=40, bias=True, norm="layernorm", position="learned"
-    )
-    optimizer = adamw(model, lr=1e-3, weight_decay=0.2, betas=[0.9, 0.95])
+        n_layer=2, n_embed=32, vocab_size=40, bias=True, norm="layernorm", position="learned",
+        smear=3, residual_scalars=True, value_embeddings=True, tie_embeddings=False,
+    )  # fmt: skip
+    optimizer = build(model, lr=1e-3, weight_decay=0.2, betas=[0.9, 0.95])
     decay = {p: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert set(decay) == set(model.parameters())
     for name, parameter in model.named_parameters():
-        undecayed = name.endswith("bias") or "norm" in name
+        undecayed = name.endswith(("bias", "mix", "smear")) or "norm" in name
         assert decay[parameter] == (0.0 if undecayed else 0.2), name
 
 

@@ -17,6 +17,7 @@ from llm.checkpoint.folder import newest_valid
 from llm.errors import Interrupted, Refused
 from llm.sampling.generate import SamplingOptions
 from llm.training.optimizer import adamw, muon
+from llm.training.schedule import WSD
 from llm.training.state import Progress, training_tensors
 from tests.training.conftest import HandBuilt, MakeTrainer, assert_same_bits, copied
 
@@ -71,6 +72,19 @@ def assert_same_run(parts: HandBuilt, whole: HandBuilt) -> None:
     assert len(parts.logger.rows) == len(whole.logger.rows)
     for key in Progress.__dataclass_fields__.keys() - TIMES:
         assert getattr(parts.progress, key) == getattr(whole.progress, key), key
+
+
+def test_a_run_that_is_made_longer_does_not_warm_up_again(make_trainer: MakeTrainer) -> None:
+    options: dict[str, Any] = {"log_interval": 1, "lr": 1.0}  # 30 steps: 3 of warm-up; 100: 10
+    first = stopped(make_trainer, 5, schedule=WSD("wsd"), max_steps=30, **options)
+    second = resumed(make_trainer, first, schedule=WSD("wsd"), max_steps=100, **options)
+    second.logger.on_tick = lambda now: os.kill(os.getpid(), signal.SIGTERM) if now == 7 else None
+    with pytest.raises(Interrupted):
+        second.fit()
+    assert second.logger.column("lr") == {
+        1: 0.25, 2: 0.5, 3: 0.75, 4: 1.0, 5: 1.0, 6: 1.0, 7: 1.0,
+    }  # fmt: skip
+    assert second.newest.state["warmup_steps"] == 3
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

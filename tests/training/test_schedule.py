@@ -7,8 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm.config.build import build
+from llm.config.schema import TrainSettings
+from llm.config.settings import read_settings
 from llm.errors import Refused
 from llm.training.schedule import WSD, Constant, Cosine, Schedule
+from tests.command_line import composed
 
 KINDS: dict[str, type[Schedule]] = {"constant": Constant, "cosine": Cosine, "wsd": WSD}
 
@@ -16,8 +20,9 @@ KINDS: dict[str, type[Schedule]] = {"constant": Constant, "cosine": Cosine, "wsd
 @pytest.mark.parametrize(
     ("step", "share"),
     [
-        (1, 1 / 3), (2, 2 / 3),  # two steps of warm-up, after which the rate would be full
-        (4, 0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2), (6, 0.55), (10, 0.1), (11, 0.1), (500, 0.1),
+        (1, 1 / 3), (2, 2 / 3), (3, 1.0),  # two steps of warm-up, then the full rate
+        (5, 0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2), (7, 0.55),
+        (9, 0.1 + 0.9 * (1 - math.sqrt(0.5)) / 2),
     ],
 )  # fmt: skip
 def test_cosine_by_hand(step: int, share: float) -> None:
@@ -26,17 +31,51 @@ def test_cosine_by_hand(step: int, share: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "share"), [(1, 0.5), (2, 1.0), (6, 1.0), (7, 0.75), (8, 0.5), (10, 0.0), (99, 0.0)]
+    ("step", "share"), [(1, 0.5), (2, 1.0), (6, 1.0), (7, 0.8), (8, 0.6), (10, 0.2), (99, 0.2)]
 )
 def test_wsd_by_hand(step: int, share: float) -> None:
     schedule = WSD("wsd", warmup_steps=1, min_lr_ratio=0.0, cooldown_fraction=0.4)
     assert schedule(step, max_steps=10) == pytest.approx(share)
 
 
-def test_wsd_ends_at_the_least_rate_and_without_cooldown_at_the_full_one() -> None:
-    assert WSD("wsd", 0, min_lr_ratio=0.25)(10, 10) == pytest.approx(0.25)
+def test_wsd_without_cooldown_keeps_the_full_rate_and_with_nothing_else_falls_at_once() -> None:
     assert WSD("wsd", 0, cooldown_fraction=0.0)(10, 10) == 1.0
-    assert WSD("wsd", 5, min_lr_ratio=0.0, cooldown_fraction=1.0)(6, 10) == pytest.approx(0.8)
+    all_of_it = WSD("wsd", 5, min_lr_ratio=0.0, cooldown_fraction=1.0)
+    assert [all_of_it(step, 10) for step in (6, 7, 10)] == pytest.approx([1.0, 0.8, 0.2])
+    assert WSD("wsd", 5, min_lr_ratio=0.5, cooldown_fraction=1.0)(10, 10) == pytest.approx(0.6)
+
+
+def nanogpt_lr(it: int) -> float:
+    """``get_lr`` of nanoGPT's train.py with config/train_shakespeare_char.py, written anew."""
+    learning_rate, min_lr, warmup_iters, lr_decay_iters = 1e-3, 1e-4, 100, 5000
+    if it < warmup_iters:
+        return learning_rate * (it + 1) / (warmup_iters + 1)
+    if it > lr_decay_iters:
+        return min_lr
+    decay_ratio = (it - warmup_iters) / (lr_decay_iters - warmup_iters)
+    coefficient = 0.5 * (1.0 + math.cos(math.pi * decay_ratio))
+    return min_lr + coefficient * (learning_rate - min_lr)
+
+
+def test_nanogpts_recipe_has_nanogpts_rate_at_every_step() -> None:
+    settings = read_settings(composed("train", "experiment=nanogpt_char"), TrainSettings)
+    schedule, max_steps = build(settings.schedule), settings.trainer.max_steps
+    found = [settings.optimizer.lr * schedule(step, max_steps) for step in range(1, max_steps + 1)]
+    assert found == pytest.approx([nanogpt_lr(it) for it in range(max_steps)], rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("max_steps", [1, 2, 3, 10, 1000, 10**9])
+@pytest.mark.parametrize("cooldown", [0.0, 1e-9, 0.3, 0.6, 1.0])
+def test_every_step_learns_and_the_warm_up_ends_at_exactly_the_full_rate(
+    kind: str, max_steps: int, cooldown: float
+) -> None:
+    for warmup in {0, max_steps // 10, max_steps - 1}:
+        for least in (0.0, 0.1, 1 / 3):
+            schedule = KINDS[kind](kind, warmup, least, cooldown)
+            schedule.check(max_steps)
+            assert schedule(warmup + 1, max_steps) == 1.0
+            assert schedule(1, max_steps) > 0 and schedule(max_steps, max_steps) > 0
 
 
 @pytest.mark.parametrize(("step", "share"), [(1, 0.25), (3, 0.75), (4, 1.0), (10, 1.0), (99, 1.0)])
@@ -69,7 +108,8 @@ def test_after_the_warmup_the_rate_never_rises_and_stays_between_least_and_full(
     warmup = schedule.warmup(max_steps)
     shares = [schedule(step, max_steps) for step in range(1, max_steps + 10)]
     rising, falling = shares[:warmup], shares[warmup:]
-    assert all(0 < low < high for low, high in pairwise(rising))
+    assert all(0 < low < high for low, high in pairwise([*rising, falling[0]]))
+    assert falling[0] == 1.0 and all(share > 0 for share in shares)
     assert all(high >= low - 1e-12 for high, low in pairwise(falling))
     assert all(schedule.min_lr_ratio - 1e-12 <= share <= 1 + 1e-12 for share in falling)
     assert set(shares[max_steps:]) == {shares[max_steps - 1]}  # past the end: as at the end

@@ -23,13 +23,14 @@ SHAPES = [(64, 64), (67, 65), (1, rounding.PORTION + 300), (3, rounding.PORTION)
 
 
 class Matrices(nn.Module):
-    """Some parameters; ``seed`` is that of their values."""
+    """Some matrices, as weights that decay; ``seed`` is that of their values."""
 
     def __init__(self, shapes: list[tuple[int, ...]], seed: int = 0) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         drawn = (torch.randn(shape, generator=generator) for shape in shapes)
-        self.all = nn.ParameterList(nn.Parameter(values) for values in drawn)
+        layers = (nn.Embedding.from_pretrained(values, freeze=False) for values in drawn)
+        self.all = nn.ModuleList(layers)
 
     def set_gradients(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)

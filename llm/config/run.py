@@ -9,7 +9,14 @@ from pathlib import Path
 from llm.checkpoint.checkpoint import Checkpoint
 from llm.checkpoint.folder import FOLDER, clean, newest_valid, point, set_aside
 from llm.config.schema import TrainSettings
-from llm.config.settings import config_digest, identity, load_plain, to_plain, to_yaml
+from llm.config.settings import (
+    config_digest,
+    identity,
+    load_plain,
+    not_a_run,
+    to_plain,
+    to_yaml,
+)
 from llm.config.verbatim import typed_command
 from llm.disk import could_not_write
 from llm.errors import Refused, require
@@ -79,11 +86,13 @@ def _named_folder(settings: TrainSettings) -> Path | None:
         return None
     folder = folder_of(settings)
     if not (folder / CONFIG).exists():
-        require(not resume, f"resume={resume} is not a run folder: it has no {CONFIG}")
+        require(not resume, f"resume={resume} {not_a_run(folder)}")
         # What a run that was killed at once, and a job that was refused, leave.
         alike = ("summary.json", ".summary.json", ".lock", ".probe", f".{CONFIG}")
         others = [p for p in folder.glob("*") if not p.name.startswith(alike)]
-        require(not others, f"run folder {folder} has other files in it: take another run.name")
+        headless = (folder / FOLDER).is_dir()
+        what = "checkpoints but no config.yaml" if headless else "other files"
+        require(not others, f"run folder {folder} has {what} in it: take another run.name")
     return folder
 
 

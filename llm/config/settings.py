@@ -48,6 +48,7 @@ IDENTITY = {
 }
 LATER = {"optimizer": {"state_bits": 32}}  # keys of such groups that came after the first runs
 NAMED_GROUPS = ("optimizer", "schedule")  # their file also decides which class is built
+CHECKPOINTS = "checkpoints"  # the folder of a run's checkpoints
 OF_THIS_START = ("resume", "verify")  # typed for one start of a run, no settings of it
 
 
@@ -122,11 +123,11 @@ def load_plain(folder: Path) -> Plain:
     """
     path = folder / "config.yaml"
     try:
+        path.stat()  # before what else is here: there may be no run at all
         _refuse_links(folder)
         plain = read_yaml(path)
     except FileNotFoundError:
-        what = "is not a run folder: it has no config.yaml" if folder.exists() else "does not exist"
-        raise Refused(f"resume={folder} {what}") from None
+        raise Refused(f"resume={folder} {not_a_run(folder)}") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise Refused(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
     require(isinstance(plain, dict), f"{path} holds no settings")
@@ -138,6 +139,21 @@ def load_plain(folder: Path) -> Plain:
         if key not in KEYS:
             refuse_calls(f"{path}: {key}", value)
     return cast(Plain, plain)
+
+
+def not_a_run(folder: Path) -> str:
+    """The end of a sentence: why the run in ``folder``, which has no config.yaml, cannot go on."""
+    if not folder.exists():
+        return "does not exist"
+    for run in (folder, *list(folder.parents)[:2]):
+        if run != folder and (run / "config.yaml").exists() and (run / CHECKPOINTS).is_dir():
+            return f"is a part of a run: continue the whole run by resume={run}"
+    if not (folder / CHECKPOINTS).is_dir():
+        return "is not a run folder: it has no config.yaml"
+    return (
+        "has checkpoints but no config.yaml, so nothing tells how they were trained: use their "
+        f"weights by ckpt={folder} or init_from={folder}"
+    )
 
 
 def _refuse_links(folder: Path) -> None:

@@ -51,7 +51,7 @@ class RunLogger:
     ) -> None:
         self.folder, self.screen, self.run_id = folder, screen, run_id
         self.start_wandb, self.wandb_run = start_wandb, start_wandb()
-        self.metrics = (folder / METRICS).open("a", encoding="utf-8")
+        self.synced = True  # whether all rows are on the disk
 
     def tick(self, step: int) -> None:
         """A step is done."""
@@ -59,9 +59,10 @@ class RunLogger:
 
     def log(self, row: Row) -> None:
         """One row of metrics; ``row`` holds ``step`` and ``tokens``."""
-        with self._written(METRICS):
-            self.metrics.write(json.dumps(row) + "\n")
-            self.metrics.flush()
+        self.synced = False
+        # Opened for each row: a file that stays open takes rows after its folder was deleted.
+        with self._written(METRICS), (self.folder / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
         if self.wandb_run is not None:
             known = {key: v for key, v in row.items() if v is not None and key != "step"}
             self._to_wandb(lambda run: run.log(known, step=row["step"]))
@@ -86,21 +87,20 @@ class RunLogger:
 
     def sync(self) -> None:
         """Wait until the rows are on the disk: none may be missing before a checkpoint's step."""
-        with self._written(METRICS):
-            os.fsync(self.metrics.fileno())
+        if not self.synced:
+            with self._written(METRICS), (self.folder / METRICS).open("rb") as file:
+                os.fsync(file.fileno())
+            self.synced = True
 
     def rewind(self, step: int) -> None:
         """Forget the rows after ``step``, where the run goes on from; W&B gets a new segment."""
         self.close(exit_code=0)
         with self._written(METRICS):
             cut_metrics(self.folder, step)
-            self.metrics = (self.folder / METRICS).open("a", encoding="utf-8")
         self.wandb_run = self.start_wandb()
 
     def close(self, exit_code: int) -> None:
         """End the W&B run, so that the next one of this process does not merge into it."""
-        with contextlib.suppress(OSError):  # a full disk: it has been told of
-            self.metrics.close()
         self._to_wandb(lambda run: run.finish(exit_code=exit_code))
 
     @contextlib.contextmanager

@@ -82,7 +82,11 @@ class Trainer:
         """
         self.compile_ahead()
         folder = self.checkpoints.folder.parent if self.options.profile else None
-        with signals.remembered(), profiling(folder, self.device) as step_done:
+        steps = 0 if self.options.eval_only else self.options.max_steps - self.progress.step
+        with (
+            signals.remembered(),
+            profiling(folder, self.device, steps, self.logger.warn) as step_done,
+        ):
             while True:
                 try:
                     self.train(step_done)

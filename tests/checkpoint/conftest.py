@@ -24,6 +24,7 @@ Edit = Callable[[dict[str, Any]], object]
 
 @pytest.fixture
 def folder(tmp_path: Path, tiny_model: GPT, dataset: Dataset) -> CheckpointFolder:
+    (tmp_path / "run").mkdir()
     return CheckpointFolder(tmp_path / "run", 2, tiny_model.config, dataset.tokenizer, IDENTITY)
 
 

@@ -21,6 +21,7 @@ def make_run(
 
     def inner(name: str, *kinds: str) -> Path:
         run = Path(name)
+        run.mkdir(parents=True)
         folder = CheckpointFolder(run, 2, tiny_model.config, dataset.tokenizer, {})
         if "last" in kinds:
             folder.save(4, tiny_model.state_dict(), {}, {})

@@ -111,6 +111,7 @@ def make_trainer(dataset: Dataset, tmp_path: Path) -> MakeTrainer:
         **options: Any,
     ) -> HandBuilt:  # fmt: skip
         torch.manual_seed(weights)
+        (tmp_path / run).mkdir(exist_ok=True)
         kind = Precision(precision, torch.device("cpu"))
         model = GPT(**MODEL, dropout=dropout, vocab_size=dataset.tokenizer.vocab_size)
         to_precision(model, kind.weights)

@@ -119,7 +119,7 @@ def test_a_run_that_stays_without_numbers_ends_and_keeps_its_last_sound_checkpoi
     trainer = make_trainer(precision=precision, max_skipped=5, checkpoint_interval=2, max_steps=30)
     disturb(trainer, no_number, lambda step: step >= 7)
     taken, run = steps_taken(trainer), trainer.folder.parent
-    run.mkdir()
+    run.mkdir(exist_ok=True)
     with pytest.raises(Diverged, match="5 steps in a row") as end, recording(run, {}, "", True):
         trainer.fit()
     assert end.value.exit_status == 3
@@ -259,7 +259,7 @@ def test_its_files_hold_each_step_once(
     monkeypatch.setattr("llm.training.trainer.SAMPLE", SamplingOptions(max_new_tokens=5))
     trainer = make_trainer(sample_interval=3, **ROLLING)
     disturb(trainer, no_number, until_it_has_gone_back(trainer))
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run").mkdir(exist_ok=True)
     with TrainingScreen(12) as screen:
         logger = RunLogger(tmp_path / "run", screen, lambda: None, "abcd1234")
         trainer.logger = logger  # type: ignore[assignment]

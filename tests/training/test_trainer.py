@@ -227,6 +227,28 @@ def test_a_profile_says_where_the_time_of_a_step_goes(make_trainer: MakeTrainer)
         assert torch.equal(tensor, trainer.model.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("steps", [1, 2, 4, 5])
+def test_a_profile_of_a_few_steps_is_one_of_the_last_steps(
+    steps: int, make_trainer: MakeTrainer
+) -> None:
+    trainer = make_trainer(max_steps=steps, profile=True, eval_interval=20)
+    trainer.fit()
+    assert "aten::mm" in (trainer.folder.parent / "profile.txt").read_text(encoding="utf-8")
+    assert not trainer.logger.warnings
+
+
+def test_a_run_that_ends_before_the_step_to_measure_says_that_there_is_no_profile(
+    make_trainer: MakeTrainer,
+) -> None:
+    for options in ({"eval_only": True}, {"patience": 1, "eval_interval": 1, "lr": 0.0}):
+        trainer = make_trainer("a", max_steps=100, profile=True, **options)
+        trainer.fit()
+        assert trainer.logger.warnings == [
+            "trainer.profile=true measured nothing: the run ended before the step to measure"
+        ]
+        assert not (trainer.folder.parent / "profile.txt").exists()
+
+
 @pytest.mark.slow
 def test_evaluating_and_sampling_do_not_compile_again(make_trainer: MakeTrainer) -> None:
     torch._dynamo.reset()

@@ -101,7 +101,7 @@ class CheckpointFolder:
         replaced = final.with_name(f"{final.name}.replaced")
         try:
             new = not self.folder.exists()
-            # Not its parents: where the run's folder was deleted, nothing could continue from these.
+            # Not its parents: in a run folder that was deleted, nothing could continue from these.
             self.folder.mkdir(exist_ok=True)
             temporary.mkdir()
             digests = {file: _write(temporary / file, files[file]) for file in files}

@@ -162,8 +162,10 @@ def jobs_table(jobs: list[tuple[str, dict[str, Any]]]) -> None:
             overflow="fold",
             justify="left" if column in ("overrides", "status") else "right",
         )
-    for overrides, found in sorted(jobs, key=lambda job: job[1].get("best_val_loss") or math.inf):
-        loss = found.get("best_val_loss") if found.get("status") != "diverged" else None
+    for loss, overrides, found in sorted(
+        ((_loss(found), overrides, found) for overrides, found in jobs),
+        key=lambda job: math.inf if job[0] is None else job[0],
+    ):
         numbers = (found.get("parameters"), ","), (found.get("tokens_per_second"), ",.0f")
         shown = [(loss, ".4f"), *numbers]
         values = ["-" if value is None else f"{value:{form}}" for value, form in shown]
@@ -174,8 +176,16 @@ def jobs_table(jobs: list[tuple[str, dict[str, Any]]]) -> None:
     console.print(table)
 
 
+def _loss(found: dict[str, Any]) -> float | None:
+    """The best validation loss of a job; None where there is none to rely on."""
+    loss: float | None = found.get("best_val_loss")
+    return None if found.get("status") == "diverged" else loss
+
+
 def gib(count: float) -> str:
-    """Bytes as MiB or GiB."""
+    """Bytes as KiB, MiB or GiB."""
+    if count < 2**20:
+        return f"{count / 2**10:.0f} KiB"
     return f"{count / 2**20:.0f} MiB" if count < 2**30 else f"{count / 2**30:.2f} GiB"
 
 

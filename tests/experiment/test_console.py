@@ -89,7 +89,13 @@ def test_durations_are_short(seconds: float, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0 MiB"), (2**20, "1 MiB"), (2**30, "1.00 GiB"), (1.5 * 2**30, "1.50 GiB")],
+    [
+        (0, "0 KiB"),
+        (130_000, "127 KiB"),
+        (2**20, "1 MiB"),
+        (2**30, "1.00 GiB"),
+        (1.5 * 2**30, "1.50 GiB"),
+    ],
 )
 def test_bytes_are_mebibytes_until_they_are_gibibytes(count: float, text: str) -> None:
     assert gib(count) == text
@@ -176,3 +182,17 @@ def test_jobs_are_listed_with_the_lowest_loss_first(printed: io.StringIO) -> Non
     assert cells[1] == ["seed=[a]", "finished", "2.5000", "1,234,567", "-", "-", "-"]
     assert cells[2] == ["seed=2", "killed", "-", "-", "-", "-", "1m 01s"]
     assert cells[3][:2] == ["seed=4", "not started"]
+
+
+def test_a_loss_of_zero_is_listed_first_and_one_that_is_not_shown_last(
+    printed: io.StringIO,
+) -> None:
+    jobs_table(
+        [
+            ("seed=1", {"status": "diverged", "best_val_loss": -1.0}),
+            ("seed=2", {"status": "finished", "best_val_loss": 0.5}),
+            ("seed=3", {"status": "finished", "best_val_loss": 0.0}),
+        ]
+    )
+    rows = [line for line in printed.getvalue().splitlines() if "seed=" in line]
+    assert ["seed=3" in rows[0], "seed=2" in rows[1], "seed=1" in rows[2]] == [True] * 3

@@ -29,8 +29,9 @@ class Matrices(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         drawn = (torch.randn(shape, generator=generator) for shape in shapes)
-        layers = (nn.Embedding.from_pretrained(values, freeze=False) for values in drawn)
-        self.all = nn.ModuleList(layers)
+        layers = [nn.Embedding.from_pretrained(values, freeze=False) for values in drawn]
+        self.layers = nn.ModuleList(layers)
+        self.all = [layer.weight for layer in layers]
 
     def set_gradients(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)

@@ -18,7 +18,8 @@ from llm.config.build import build
 from llm.config.schema import TrainSettings
 from llm.config.settings import resolve
 from llm.data.dataset import Dataset, evaluation_batches, read_windows
-from llm.data.tokenizer import ByteTokenizer
+from llm.data.tokenizer import CharTokenizer
+from llm.functional.targets import IGNORED
 from llm.training.precision import Precision, resolve_precision
 from llm.training.trainer import Trainer
 
@@ -117,7 +118,7 @@ def train(training: Training, steps: int, seconds: float = math.inf) -> tuple[fl
 
 @torch.no_grad()
 def validation_loss(training: Training, tokens: np.ndarray, block_size: int) -> float:
-    """Mean cross-entropy (nats per token) over all windows of ``block_size`` that do not overlap.
+    """Mean cross-entropy (nats per token) over the whole split, in windows of ``block_size``.
 
     From logits, so that both sides are judged by the same lines, whatever their own loss is.
     """
@@ -127,8 +128,9 @@ def validation_loss(training: Training, tokens: np.ndarray, block_size: int) -> 
             torch.from_numpy(part) for part in read_windows(tokens, starts, block_size)
         )
         logits = training.logits(inputs).flatten(0, 1)
-        total += float(F.cross_entropy(logits, targets.flatten(), reduction="sum"))
-        count += targets.numel()
+        losses = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
+        total += float(losses)
+        count += int((targets != IGNORED).sum())
     return total / count
 
 
@@ -138,7 +140,8 @@ def random_dataset(folder: Path, vocab_size: int, tokens: int = 1_000_000) -> Da
     ids = np.random.default_rng(0).integers(0, vocab_size, tokens, dtype=np.uint16)
     ids.tofile(path)
     mapped = np.memmap(path, dtype=np.uint16, mode="r")
-    return Dataset(folder, mapped, mapped, ByteTokenizer(), digest="", bytes_per_token=1.0)
+    alphabet = CharTokenizer("".join(chr(0x10000 + i) for i in range(vocab_size)))
+    return Dataset(folder, mapped, mapped, alphabet, digest="", bytes_per_token=1.0)
 
 
 @contextlib.contextmanager

@@ -274,7 +274,7 @@ def test_nanogpts_learning_rate_rises_for_100_steps_and_ends_at_a_tenth() -> Non
     assert learning_rate(2001, 2000, 100) == 1e-4
 
 
-def test_the_validation_loss_counts_every_whole_window_once() -> None:
+def test_the_validation_loss_counts_every_token_but_the_first_once() -> None:
     class Knows:
         """Gives all its probability to the next number."""
 
@@ -294,7 +294,9 @@ def test_the_validation_loss_counts_every_whole_window_once() -> None:
 
     training = Knows()
     assert validation_loss(training, np.arange(900, dtype=np.uint16), 8) == pytest.approx(0)
-    assert torch.equal(torch.cat(training.seen).flatten(), torch.arange(112 * 8))
+    windows = torch.cat(training.seen)
+    assert torch.equal(windows[:112].flatten(), torch.arange(112 * 8))
+    assert torch.equal(windows[112:].flatten(), torch.arange(891, 899))  # the tail: 3 targets
 
 
 def test_pairs_alternate_who_is_first_and_their_ratios_are_taken_pair_by_pair() -> None:

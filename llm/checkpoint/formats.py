@@ -54,7 +54,8 @@ def _from_1(manifest: Plain) -> Plain:
         "guard": {"in_a_row": 0, "losses": [], "norms": []},
     }
     if isinstance(progress, dict):
-        later["progress"] = {"skipped": 0, "rollbacks": 0} | progress
+        known = {"skipped": 0, "rollbacks": 0, "best_bits_per_byte": None}
+        later["progress"] = known | progress
     return manifest | {"format_version": 2, "state": state | later}
 
 

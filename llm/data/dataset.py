@@ -1,14 +1,14 @@
 """Token files -> batches. A batch is a pure function of (seed, step), so that a run can be entered
 anywhere.
 
-Each epoch visits every window of ``block_size + 1`` tokens once, in an order given by a keyed
-bijection instead of a shuffled list: no memory proportional to the data, and nothing to save in a
-checkpoint.
+In each epoch every token but the first is a target once. The order of the windows is given by a
+keyed bijection instead of a shuffled list: no memory proportional to the data, and nothing to save
+in a checkpoint.
 """
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 from llm.data.meta import AGAIN, META, read_meta
 from llm.data.tokenizer import Tokenizer, from_json
 from llm.errors import Refused, require
+from llm.functional.targets import IGNORED
 
 READ = 1 << 20  # bytes hashed at a time
 LARGE = 1 << 30  # bytes; more take longer to verify than a run should take to start
@@ -51,10 +52,7 @@ class Dataset:
             tokenizer.vocab_size == vocab_size,
             f"{folder / META} says vocab_size={vocab_size}, which its tokenizer denies",
         )
-        require(
-            max_id < vocab_size,
-            f"{folder} holds token id {max_id}, beyond its vocabulary of {vocab_size}: {AGAIN}",
-        )
+        require(max_id < vocab_size, f"{folder} holds {beyond(max_id, vocab_size)}")
         identity = json.dumps([meta["sha256"], meta["dtype"], tokenizer.digest()], sort_keys=True)
         return cls(
             folder=folder,
@@ -91,6 +89,15 @@ class Dataset:
                 digest.hexdigest() == expected,
                 f"{path} is damaged: its sha256 is not that in {META}: {AGAIN}",
             )
+
+    def validation(
+        self, block_size: int, batch_size: int, sequences: int | None
+    ) -> Iterator[Batch]:
+        """The windows of :func:`evaluation_batches` in the validation split, read as they are
+        asked for.
+        """
+        for starts in evaluation_batches(self.val, block_size, batch_size, sequences):
+            yield read_windows(self.val, starts, block_size, self.tokenizer.vocab_size)
 
     def check(self, block_size: int, vocab_size: int) -> None:
         """Raise :class:`llm.errors.Refused` unless a model of this shape can be trained on the
@@ -133,8 +140,10 @@ AHEAD = 64
 class BatchSampler:
     """Training batches: ``batch(step)`` for steps 1, 2, 3, ... in any order.
 
-    Window ``i`` of an epoch starts at ``i * block_size`` plus an offset of that epoch's own, so
-    that the windows of two epochs do not begin at the same tokens.
+    Window ``i`` of an epoch starts at ``i * block_size`` less an offset of that epoch's own, so
+    that the windows of two epochs do not begin at the same tokens. Side by side they cover every
+    target once; the first and the last may reach beyond the text (see :func:`read_windows`).
+    ``vocab_size``: a larger id in a batch is refused.
     """
 
     def __init__(
@@ -144,42 +153,52 @@ class BatchSampler:
         batch_size: int,
         seed: int,
         overfit_batches: int = 0,
+        vocab_size: int | None = None,
     ) -> None:
         require(
             len(tokens) > block_size,
             f"{len(tokens)} tokens are too few for block_size={block_size}",
         )
         self.tokens, self.block_size, self.batch_size = tokens, block_size, batch_size
-        self.seed, self.overfit_batches = seed, overfit_batches
-        self.known: tuple[int, np.ndarray] | None = None  # the last block and its positions
-        # One window is kept free for the offset, where the data allows it.
-        self.windows = max(1, (len(tokens) - block_size) // block_size)
-        self.slack = min(block_size - 1, len(tokens) - 1 - self.windows * block_size)
+        self.seed, self.overfit_batches, self.vocab_size = seed, overfit_batches, vocab_size
+        self.known: tuple[int, np.ndarray] | None = None  # the last block and its windows
+        # At least half a window more than the targets fill, so that there are offsets to take.
+        targets = len(tokens) - 1
+        self.windows = -(-(targets + block_size // 2) // block_size)
+        surplus = self.windows * block_size - targets
+        # With a smaller offset the last window would hold no target, with a larger one the first.
+        self.least, self.most = max(0, surplus - block_size + 1), min(block_size - 1, surplus)
 
     def positions(self, step: int) -> np.ndarray:
         """Where the windows of a step start in the tokens: (batch_size,) int64."""
+        return moved_inside(self.tokens, self.nominal(step), self.block_size)
+
+    def nominal(self, step: int) -> np.ndarray:
+        """The same, before those that reach beyond the text are moved: (batch_size,) int64."""
         index = step - 1 if self.overfit_batches == 0 else (step - 1) % self.overfit_batches
         block, place = divmod(index, AHEAD)
         if self.known is None or self.known[0] != block:
             self.known = block, self.starts(block).reshape(AHEAD, self.batch_size)
-        positions: np.ndarray = self.known[1][place]
-        return positions
+        nominal: np.ndarray = self.known[1][place]
+        return nominal
 
     def starts(self, block: int) -> np.ndarray:
-        """The positions of :data:`AHEAD` steps, as :meth:`positions` has them one by one."""
+        """The windows of :data:`AHEAD` steps, as :meth:`nominal` has them one by one."""
         count = AHEAD * self.batch_size
         sequence = np.arange(block * count, (block + 1) * count, dtype=np.uint64)
         epoch, place = np.divmod(sequence, np.uint64(self.windows))
         key = mix(epoch + mix(np.uint64(self.seed)))
-        offset = mix(key + np.uint64(1)) % np.uint64(self.slack + 1)
-        starts: np.ndarray = permute(place, self.windows, key) * np.uint64(self.block_size) + offset
-        return starts.astype(np.int64)
+        varied = mix(key + np.uint64(1)) % np.uint64(self.most - self.least + 1)
+        offset = self.least + varied.astype(np.int64)
+        window: np.ndarray = permute(place, self.windows, key).astype(np.int64)
+        starts: np.ndarray = window * self.block_size - offset
+        return starts
 
     def batch(self, step: int) -> Batch:
         """Inputs and targets of optimizer step ``step`` (from 1): each (batch_size, block_size)
-        int64.
+        int64, at least one target of each row not ignored.
         """
-        return read_windows(self.tokens, self.positions(step), self.block_size)
+        return read_windows(self.tokens, self.nominal(step), self.block_size, self.vocab_size)
 
 
 def evaluation_batches(
@@ -187,19 +206,47 @@ def evaluation_batches(
 ) -> list[np.ndarray]:
     """Starting positions, in batches, of a fixed set of windows spread evenly over a split.
 
-    ``sequences`` is how many (None: all that fit without overlap).
+    ``sequences`` is how many (None: the whole split, in which every token but the first is a target
+    once).
     """
-    available = (len(tokens) - 1) // block_size
+    available = -(-max(0, len(tokens) - 1) // block_size)
     wanted = available if sequences is None else min(sequences, available)
     starts = np.arange(wanted) * available // wanted * block_size
     return [starts[i : i + batch_size] for i in range(0, wanted, batch_size)]
 
 
-def read_windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> Batch:
-    """Inputs and targets, each (len(starts), block_size) int64."""
-    rows: np.ndarray = tokens[starts[:, None] + np.arange(block_size + 1)].astype(np.int64)
+def read_windows(
+    tokens: np.ndarray, starts: np.ndarray, block_size: int, vocab_size: int | None = None
+) -> Batch:
+    """Inputs and targets, each (len(starts), block_size) int64.
+
+    A window that reaches beyond the text is moved inside, and the targets that it then shares with
+    its neighbour are ignored: every row has the same length, and no target counts twice.
+    Raises :class:`llm.errors.Refused` for an id that is not below ``vocab_size``.
+    """
+    inside = moved_inside(tokens, starts, block_size)
+    rows: np.ndarray = tokens[inside[:, None] + np.arange(block_size + 1)].astype(np.int64)
+    # What is too large to be verified at the start of a run is checked as it is read.
+    if vocab_size is not None and (largest := int(rows.max(initial=0))) >= vocab_size:
+        name = getattr(tokens, "filename", "the data")
+        raise Refused(f"{name} holds {beyond(largest, vocab_size)}")
     # Whole arrays of their own: a view with gaps could not be copied to a GPU without waiting.
-    return np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])
+    inputs, targets = rows[:, :-1].copy(), rows[:, 1:].copy()
+    if (inside != starts).any():
+        column = np.arange(block_size) - (starts - inside)[:, None]
+        targets[(column < 0) | (column >= block_size)] = IGNORED
+    return inputs, targets
+
+
+def moved_inside(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> np.ndarray:
+    """``starts`` of windows, moved so that all their inputs and targets are in ``tokens``."""
+    inside: np.ndarray = np.clip(starts, 0, len(tokens) - 1 - block_size)
+    return inside
+
+
+def beyond(largest: int, vocab_size: int) -> str:
+    """The end of a sentence about a file with an id that its tokenizer does not have."""
+    return f"token id {largest}, beyond its vocabulary of {vocab_size}: {AGAIN}"
 
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # splitmix64's increment, odd and without a pattern

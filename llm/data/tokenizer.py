@@ -7,7 +7,7 @@ checkpoint.
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,15 @@ class Tokenizer(ABC):
     @abstractmethod
     def token_bytes(self, token: int) -> bytes:
         """The UTF-8 bytes that ``token`` stands for; they may end inside a character."""
+
+    @cached_property
+    def byte_lengths(self) -> np.ndarray:
+        """How many bytes of text each id stands for: (vocab_size,) int64. The end-of-text id is no
+        text: 0.
+        """
+        ids = range(self.vocab_size)
+        lengths = [len(self.token_bytes(i)) if i != self.end_of_text else 0 for i in ids]
+        return np.array(lengths, dtype=np.int64)
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from llm.functional.loss import IGNORED
+from llm.functional.targets import IGNORED
 
 
 class LossFunction(Protocol):
@@ -25,15 +25,21 @@ def bits_per_byte(loss: float, bytes_per_token: float) -> float:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean cross-entropy in nats over ``tokens`` targets."""
+    """Mean cross-entropy in nats over ``tokens`` targets, which stand for ``bytes`` of UTF-8."""
 
     loss: float
     tokens: int
+    bytes: int = 0
 
     @property
     def perplexity(self) -> float | None:
         """exp(loss), or None where that is more than a float holds."""
         return math.exp(self.loss) if self.loss < 709 else None
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Of the very targets that the loss is of, or None where they stand for no bytes."""
+        return bits_per_byte(self.loss, self.bytes / self.tokens) if self.bytes else None
 
 
 @torch.no_grad()
@@ -41,13 +47,19 @@ def evaluate(
     model: LossFunction,
     batches: Iterable[Sequence[Tensor]],
     autocast: AbstractContextManager[Any] | None = None,
+    token_bytes: Tensor | None = None,
 ) -> Evaluation:
-    """Mean over all targets that are not ignored, however batches are cut; draws nothing random."""
-    total, count = 0.0, 0
+    """Mean over all targets that are not ignored, however batches are cut; draws nothing random.
+
+    ``token_bytes`` (vocab_size,): how many bytes each id stands for; None: they are not counted.
+    """
+    total, count, n_bytes = 0.0, 0, 0
     for inputs, targets in batches:
         with autocast or nullcontext():
             total += float(model(inputs, targets, reduction="sum"))
-        count += int((targets != IGNORED).sum())
+        kept = targets[targets != IGNORED]
+        count += len(kept)
+        n_bytes += 0 if token_bytes is None else int(token_bytes[kept].sum())
     if count == 0:
         raise ValueError("there is nothing to evaluate")
-    return Evaluation(total / count, count)
+    return Evaluation(total / count, count, n_bytes)

@@ -62,10 +62,9 @@ def show_end(folder: Path, progress: Progress, summary: dict[str, Any]) -> None:
     other = summary["wall_seconds"] - progress.seconds
     facts = {}
     if progress.best_val_loss is not None:
-        facts["best val loss"] = (
-            f"{progress.best_val_loss:.4f} at step {progress.best_step:,} "
-            f"({summary['bits_per_byte']:.3f} bits per byte)"
-        )
+        facts["best val loss"] = f"{progress.best_val_loss:.4f} at step {progress.best_step:,}"
+        if (bits := summary["bits_per_byte"]) is not None:
+            facts["best val loss"] += f" ({bits:.3f} bits per byte)"
     if progress.train_seconds:
         facts["throughput"] = f"{summary['tokens_per_second']:,.0f} tokens/s"
     if progress.skipped or progress.rollbacks:

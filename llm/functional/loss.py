@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-IGNORED = -1  # a target with this id adds nothing to the loss
+from llm.functional.targets import IGNORED
+
 CHUNK = 128  # tokens whose logits exist at once
 # From here on the chunked path is taken: it costs no time that matters, and all logits would weigh
 # as much as the layers. Time of the full path over its own on a CPU (python -m
@@ -26,7 +27,7 @@ def head_loss(
 ) -> Tensor:
     """Cross-entropy in nats of x (N, C) @ head (V, C).T against the ids ``targets`` (N,).
 
-    ``reduction``: ``sum`` or ``mean`` over the targets that are not :data:`IGNORED`, or ``none``
+    ``reduction``: ``sum`` or ``mean`` over the targets that are not ``IGNORED``, or ``none``
     (N,). ``how``: ``full``, ``chunked``, or what is cheaper (``auto``); ``none`` is always full.
     """
     if how == "full" or reduction == "none" or (how == "auto" and len(head) < LARGE_VOCABULARY):

@@ -84,7 +84,8 @@ def roll_back(trainer: "Trainer", end: Diverged) -> None:
         setattr(after, counter, getattr(before, counter))  # what was in vain took time as well
     if before.best_val_loss is not None and before.best_step > after.best_step:
         # The best weights are still there, and nothing worse may take their place.
-        after.best_val_loss, after.best_step = before.best_val_loss, before.best_step
+        for best in ("best_val_loss", "best_bits_per_byte", "best_step"):
+            setattr(after, best, getattr(before, best))
     trainer.logged = (after.tokens, after.train_seconds)
     # A row that a signal had put off is finished once more.
     trainer.logger.rewind(sound.step - (trainer.unreported is not None))

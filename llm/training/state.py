@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from llm.device import peak_memory_bytes, reserved_memory_bytes
 from llm.errors import require
-from llm.evaluation.loss import bits_per_byte
 from llm.model.gpt import GPT
 from llm.training.optimizer import Layout, Optimizer
 from llm.training.random_state import random_tensors, restore_random
@@ -26,6 +25,7 @@ class Progress:
     tokens: int = 0  # targets trained on
     val_loss: float | None = None
     best_val_loss: float | None = None
+    best_bits_per_byte: float | None = None  # of the evaluation with that loss
     best_step: int = 0
     evaluations_since_best: int = 0
     skipped: int = 0  # steps that the weights did not take
@@ -62,18 +62,15 @@ class Progress:
             setattr(self, counter, getattr(self, counter) + time.perf_counter() - start)
 
 
-def outcome(
-    progress: Progress, model: GPT, bytes_per_token: float, device: torch.device
-) -> dict[str, Any]:
+def outcome(progress: Progress, model: GPT, device: torch.device) -> dict[str, Any]:
     """What ``summary.json`` says of a run; ``bits_per_byte`` is that of the best loss."""
-    best = progress.best_val_loss
     return {
         "step": progress.step,
         "tokens": progress.tokens,
         "parameters": model.n_parameters(),
-        "best_val_loss": best,
+        "best_val_loss": progress.best_val_loss,
         "val_loss": progress.val_loss,
-        "bits_per_byte": None if best is None else bits_per_byte(best, bytes_per_token),
+        "bits_per_byte": progress.best_bits_per_byte,
         "tokens_per_second": progress.tokens / (progress.train_seconds or math.inf),
         "peak_memory_bytes": peak_memory_bytes(device),
         "reserved_memory_bytes": reserved_memory_bytes(device),

@@ -10,11 +10,11 @@ from torch import Tensor
 from llm import signals
 from llm.checkpoint.checkpoint import Checkpoint
 from llm.checkpoint.folder import CheckpointFolder
-from llm.data.dataset import BatchSampler, Dataset, evaluation_batches, read_windows
+from llm.data.dataset import BatchSampler, Dataset
 from llm.device import peak_memory_bytes, to_device
 from llm.errors import Diverged, Interrupted
-from llm.evaluation.loss import bits_per_byte, evaluate
-from llm.functional.loss import IGNORED
+from llm.evaluation.loss import evaluate
+from llm.functional.targets import IGNORED
 from llm.model.gpt import GPT
 from llm.sampling.generate import SamplingOptions, generate
 from llm.sampling.looping import measure_repeats
@@ -51,8 +51,9 @@ class Trainer:
         self.device = model.embed.weight.device
         self.block_size, self.batch_size = model.config.block_size, self.options.batch_size
         self.sampler = BatchSampler(
-            dataset.train, self.block_size, self.batch_size, seed, self.options.overfit_batches
-        )
+            dataset.train, self.block_size, self.batch_size, seed, self.options.overfit_batches,
+            dataset.tokenizer.vocab_size,
+        )  # fmt: skip
         model.checkpoint_every = CHECKPOINTED[self.options.activation_checkpointing]
         # Compiled, it has the same weights and fused kernels.
         self.network = torch.compile(model) if self.options.compile else model
@@ -222,21 +223,18 @@ class Trainer:
         """Loss on a fixed set of validation windows; the lowest so far keeps the weights."""
         options, progress = self.options, self.progress
         sequences = None if options.eval_batches is None else options.eval_batches * EVAL_BATCH
-        starts = evaluation_batches(
-            self.dataset.val, self.block_size, options.micro_batch, sequences
-        )
+        batches = self.dataset.validation(self.block_size, options.micro_batch, sequences)
         with self.progress.clock("eval_seconds"):
             self.model.eval()
-            reading = (read_windows(self.dataset.val, s, self.block_size) for s in starts)
-            batches = self.stop.each(reading)
+            moved = (to_device(batch, self.device) for batch in self.stop.each(batches))
+            token_bytes = torch.from_numpy(self.dataset.tokenizer.byte_lengths).to(self.device)
             # Not the compiled network: compiling it again for this would take longer than it saves.
-            found = evaluate(
-                self.model, (to_device(b, self.device) for b in batches), self.precision.autocast
-            )
+            found = evaluate(self.model, moved, self.precision.autocast, token_bytes)
         progress.val_loss = self.finite(found.loss, "validation loss")
         progress.evaluations_since_best += 1
         if progress.best_val_loss is None or found.loss < progress.best_val_loss:
             progress.best_val_loss, progress.best_step = found.loss, progress.step
+            progress.best_bits_per_byte = found.bits_per_byte
             progress.evaluations_since_best = 0
             if not options.eval_only and (progress.step > 0 or self.pretrained):
                 with self.progress.clock("checkpoint_seconds"):
@@ -246,7 +244,7 @@ class Trainer:
         return {
             "val/loss": found.loss,
             "val/perplexity": found.perplexity,
-            "val/bits_per_byte": bits_per_byte(found.loss, self.dataset.bytes_per_token),
+            "val/bits_per_byte": found.bits_per_byte,
         }
 
     def sample(self) -> Row:
@@ -283,7 +281,7 @@ class Trainer:
 
     def outcome(self) -> dict[str, Any]:
         """What ``summary.json`` says of the run."""
-        return outcome(self.progress, self.model, self.dataset.bytes_per_token, self.device)
+        return outcome(self.progress, self.model, self.device)
 
     def check_room(self) -> None:
         """Raise :class:`llm.errors.DiskError` unless the disk has room for the checkpoints."""

@@ -219,7 +219,13 @@ def test_one_of_the_first_format_is_read_and_gets_what_came_later(saved: Path) -
     found = Checkpoint.open(saved)
     assert (found.step, found.model, found.files) == (4, wanted.model, wanted.files)
     assert found.state == STATE | {
-        "progress": {"step": 4, "val_loss": 1.5, "skipped": 0, "rollbacks": 0},
+        "progress": {
+            "step": 4,
+            "val_loss": 1.5,
+            "skipped": 0,
+            "rollbacks": 0,
+            "best_bits_per_byte": None,
+        },
         "row": None,
         "environment": {},
         "guard": {"in_a_row": 0, "losses": [], "norms": []},

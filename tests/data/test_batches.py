@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from llm.data.dataset import BatchSampler, evaluation_batches, permute, read_windows
 from llm.errors import Refused
+from llm.functional.targets import IGNORED
 
 quick = settings(max_examples=80, deadline=None, database=None)
 SIZES = st.integers(1, 5000)
@@ -31,7 +32,8 @@ def test_targets_are_the_inputs_one_token_later(block_size: int) -> None:
     x, y = many.batch(3)
     assert x.shape == y.shape == (4, block_size)
     assert x.dtype == y.dtype == np.int64
-    assert (y == x + 1).all()  # tokens that count up
+    assert ((y == x + 1) | (y == IGNORED)).all()  # tokens that count up
+    assert (y != IGNORED).any(axis=1).all()
     assert x[:, 0].tolist() == many.positions(3).tolist()
 
 
@@ -48,24 +50,35 @@ def test_a_batch_depends_on_seed_and_step_and_not_on_how_it_was_reached(
     assert other.batch(9)[0].tolist() == expected
 
 
+def counted(y: np.ndarray) -> list[int]:
+    """The targets that are not ignored, sorted."""
+    return sorted(y[y != IGNORED].tolist())
+
+
 @quick
 @given(st.integers(2, 150), st.integers(1, 20), st.integers(2, 9), KEYS)
 @example(100, 8, 4, 0)
-def test_an_epoch_visits_every_window_once_wherever_its_batches_end(
+@example(97, 8, 4, 0)  # 96 targets: twelve windows would hold them, and leave no offset
+@example(9, 8, 2, 0)
+def test_every_token_but_the_first_is_a_target_once_an_epoch_wherever_its_batches_end(
     length: int, block_size: int, batch_size: int, seed: int
 ) -> None:
     block_size = min(block_size, length - 1)
     tried = sampler(length, block_size, batch_size, seed)
     windows = tried.windows
-    # All that fit side by side, or one fewer to leave room for the offset.
-    assert (length - 1) // block_size - windows in (0, 1)
+    assert windows - 1 <= -(-(length - 1) // block_size) <= windows
     steps = range(1, 3 * windows // batch_size + 2)
-    starts = np.concatenate([tried.positions(step) for step in steps])
+    rows = np.concatenate([tried.batch(step)[1] for step in steps])
     for epoch in range(3):
-        visited = np.sort(starts[epoch * windows : (epoch + 1) * windows])
-        assert 0 <= visited[0] < block_size
-        assert (np.diff(visited) == block_size).all()
-        assert visited[-1] + block_size < length
+        of_it = rows[epoch * windows : (epoch + 1) * windows]
+        assert counted(of_it) == list(range(1, length))
+        assert (of_it != IGNORED).any(axis=1).all()  # no window is read for nothing
+
+
+@pytest.mark.parametrize("tail", range(8))
+def test_windows_have_many_offsets_whatever_the_length_of_the_text(tail: int) -> None:
+    one = sampler(8 * 20 + tail + 1)
+    assert one.most - one.least + 1 >= 4
 
 
 @quick
@@ -76,12 +89,19 @@ def test_permute_is_a_bijection_of_any_size(size: int, key: int) -> None:
     assert sorted(permuted(size, key)) == list(range(size))
 
 
+def indices(one: BatchSampler, step: int) -> np.ndarray:
+    """Which windows of their epochs are in the batch of a step."""
+    found: np.ndarray = (one.nominal(step) + one.most) // one.block_size
+    return found
+
+
 @pytest.mark.parametrize("windows", [10, 100, 3000])
 def test_every_seed_and_every_epoch_has_an_order_of_its_own(windows: int) -> None:
     orders = []
     for seed in (0, 1, 2, 1337, 2**63 - 1):
-        one = sampler((windows + 1) * 8, batch_size=windows, seed=seed)
-        orders += [tuple((one.positions(epoch) // 8).tolist()) for epoch in (1, 2, 3)]
+        one = sampler((windows - 1) * 8 + 4, batch_size=windows, seed=seed)
+        assert one.windows == windows
+        orders += [tuple(indices(one, epoch).tolist()) for epoch in (1, 2, 3)]
     assert len(set(orders)) == 15
     for order in orders:  # by chance, one window in all is followed by the next of the text
         assert sorted(order) == list(range(windows))
@@ -89,13 +109,15 @@ def test_every_seed_and_every_epoch_has_an_order_of_its_own(windows: int) -> Non
 
 
 def test_windows_of_two_epochs_begin_at_different_tokens() -> None:
-    one = sampler(81, batch_size=9)
-    assert len({int(one.positions(epoch)[0]) % 8 for epoch in range(1, 20)}) > 4
+    one = sampler(80, batch_size=11)
+    assert one.windows == 11
+    assert len({int(one.nominal(epoch)[0]) % 8 for epoch in range(1, 20)}) > 4
 
 
 def test_every_window_comes_first_in_about_as_many_epochs() -> None:
-    epochs = sampler(21 * 8, batch_size=20 * 2000)
-    firsts = epochs.positions(1)[::20] // 8
+    epochs = sampler(19 * 8 + 4, batch_size=20 * 2000)
+    assert epochs.windows == 20
+    firsts = indices(epochs, 1)[::20]
     counts = np.bincount(firsts, minlength=20)
     assert (len(counts), counts.sum()) == (20, 2000)
     assert counts.min() > 55 and counts.max() < 145  # 100 +- 4.6 standard deviations
@@ -135,20 +157,40 @@ def test_overfit_batches_repeats_the_first_batches_of_the_run() -> None:
 def test_evaluation_windows_are_fixed_spread_evenly_and_do_not_overlap(
     length: int, block_size: int, batch_size: int, sequences: int | None
 ) -> None:
+    length = max(length, block_size + 1)
     tokens = np.arange(length)
     batches = evaluation_batches(tokens, block_size, batch_size, sequences)
     starts = [int(start) for batch in batches for start in batch]
     whole = evaluation_batches(tokens, block_size, 1000, sequences)
-    fit = max(0, length - 1) // block_size
+    all_of_them = -(-(length - 1) // block_size)
     assert starts == [int(start) for batch in whole for start in batch]
-    assert len(starts) == (fit if sequences is None else min(fit, sequences))
+    assert len(starts) == (all_of_them if sequences is None else min(all_of_them, sequences))
     assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
     if starts:
-        ends = [*starts[1:], fit * block_size]
+        ends = [*starts[1:], all_of_them * block_size]
         gaps = {end - start for start, end in zip(starts, ends, strict=True)}
         assert starts[0] == 0
         assert min(gaps) >= block_size
         assert max(gaps) - min(gaps) <= block_size
     for batch in batches:
         x, y = read_windows(tokens, batch, block_size)
-        assert (x[:, 0] == batch).all() and (y == x + 1).all()
+        assert (x[:-1, 0] == batch[:-1]).all()  # only the last of all may have been moved
+        assert ((y == x + 1) | (y == IGNORED)).all()
+        assert (y != IGNORED).any(axis=1).all()
+    if sequences is None:
+        read = [read_windows(tokens, batch, block_size)[1] for batch in batches]
+        assert counted(np.concatenate(read)) == list(range(1, length))
+
+
+def test_no_evaluation_windows_fit_into_no_text() -> None:
+    for length in (0, 1):
+        assert evaluation_batches(np.arange(length), 8, 4, None) == []
+
+
+def test_an_id_beyond_the_vocabulary_is_refused_as_it_is_read(tmp_path: Path) -> None:
+    np.array([0, 1, 2, 3, 9, 5] * 9, "<u2").tofile(tmp_path / "train.bin")
+    tokens = np.memmap(tmp_path / "train.bin", dtype="<u2", mode="r")
+    for step in range(1, 20):
+        BatchSampler(tokens, 8, 4, seed=1, vocab_size=10).batch(step)
+    with pytest.raises(Refused, match=r"train\.bin holds token id 9, beyond its vocabulary of 9: "):
+        BatchSampler(tokens, 8, 4, seed=1, vocab_size=9).batch(1)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llm.evaluation.loss import Evaluation, bits_per_byte, evaluate
-from llm.functional.loss import IGNORED
+from llm.functional.targets import IGNORED
 from llm.model.gpt import GPT
 
 VOCABULARY = 12
@@ -96,6 +96,20 @@ def test_guessing_among_equals_has_their_number_as_perplexity() -> None:
     assert found.perplexity == pytest.approx(256, rel=1e-5)
     assert bits_per_byte(found.loss, bytes_per_token=1) == pytest.approx(8, rel=1e-5)
     assert bits_per_byte(found.loss, bytes_per_token=4) == pytest.approx(2, rel=1e-5)
+
+
+def test_bits_per_byte_count_the_bytes_of_the_very_targets_that_were_evaluated() -> None:
+    def always(tokens: Tensor, targets: Tensor, reduction: str) -> Tensor:
+        return math.log(2) * (targets != IGNORED).sum()  # one bit a token
+
+    lengths = torch.tensor([1, 2, 3, 0])
+    targets = torch.tensor([[0, 1, IGNORED], [2, 2, 3]])
+    found = evaluate(always, [(targets, targets)], token_bytes=lengths)
+    assert (found.tokens, found.bytes) == (5, 9)
+    assert found.bits_per_byte == pytest.approx(5 / 9)
+    marks = torch.full((1, 4), 3)
+    assert evaluate(always, [(marks, marks)], token_bytes=lengths).bits_per_byte is None
+    assert evaluate(always, [(marks, marks)]).bits_per_byte is None
 
 
 def test_a_token_of_two_bytes_at_ln_two_is_half_a_bit_per_byte() -> None:

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from llm.functional.loss import CHUNK, IGNORED, LARGE_VOCABULARY, head_loss
+from llm.functional.loss import CHUNK, LARGE_VOCABULARY, head_loss
+from llm.functional.targets import IGNORED
 from llm.model.gpt import GPT
 
 C, V = 24, 70

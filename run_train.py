@@ -84,7 +84,7 @@ def train(
         precision = Precision(settings.precision.name, device)
         model = to_precision(build(settings.model), precision.weights).to(device)
         if settings.init_from and run.checkpoint is None:
-            start_from(model, settings.init_from)
+            start_from(model, settings.init_from, dataset.tokenizer)
         sweep = run.folder.parent if settings.run.sweep else None
         options, max_steps = settings.trainer, settings.trainer.max_steps
         checkpoints = CheckpointFolder(

@@ -30,7 +30,7 @@ from llm.checkpoint.shapes import weight_shapes
 from llm.checkpoint.writing import pieces
 from llm.data.tokenizer import Tokenizer
 from llm.disk import could_not_write, free_bytes, mib, sync_folder, write_durably
-from llm.errors import DiskError, Refused
+from llm.errors import DiskError, Refused, require
 from llm.model.config import GPTConfig
 from llm.model.gpt import GPT
 from llm.sealed import Plain, sealed
@@ -211,9 +211,20 @@ def find_checkpoint(key: str, typed: str) -> Path:
     raise Refused(f"{key}={typed} {what}{newest_runs()}")
 
 
-def start_from(model: GPT, place: str) -> None:
-    """Load the weights of ``init_from=place``: a run folder (its best) or a checkpoint."""
+def start_from(model: GPT, place: str, tokenizer: Tokenizer) -> None:
+    """Load the weights of ``init_from=place``: a run folder (its best) or a checkpoint.
+
+    ``tokenizer`` is that of the data: to weights that learned other ids its text means nothing.
+    Raises :class:`llm.errors.Refused` naming both, and for weights of another shape.
+    """
     origin = Checkpoint.open(find_checkpoint("init_from", place))
+    theirs, ours = origin.tokenizer, tokenizer
+    require(
+        theirs.digest() == ours.digest(),
+        f"init_from={place} was trained on {theirs.described(ours)}, and data.tokenizer="
+        f"{ours.kind} has {ours.described(theirs)}: take the data it was trained on, or train "
+        "without init_from",
+    )
     # Before all of a larger model's are read.
     require_fitting(model, weight_shapes(origin.model), str(origin.path))
     load_weights(model, origin.weights(), str(origin.path))

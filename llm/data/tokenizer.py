@@ -59,6 +59,10 @@ class Tokenizer(ABC):
         """Text of ``tokens``; bytes that are not UTF-8 become U+FFFD."""
         return b"".join(map(self.token_bytes, tokens)).decode("utf-8", errors="replace")
 
+    def described(self, other: "Tokenizer") -> str:
+        """Its ids in words that tell it from ``other``."""
+        return {"gpt2": "the 50,257 tokens of GPT-2", "byte": "bytes"}[self.kind]
+
     def digest(self) -> str:
         """sha256 of :meth:`to_json`."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
@@ -133,13 +137,19 @@ class CharTokenizer(Tokenizer):
         wrong = self.codes[np.minimum(ids, self.vocab_size - 1)] != codes
         if wrong.any():
             strangers = sorted({chr(code) for code in codes[wrong]})
-            named = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in strangers[:5])
-            more = ", ..." if len(strangers) > 5 else ""
-            raise Refused(f"not in this vocabulary of {self.vocab_size} characters: {named}{more}")
+            named = _named(strangers)
+            raise Refused(f"not in this vocabulary of {self.vocab_size} characters: {named}")
         return ids
 
     def token_bytes(self, token: int) -> bytes:
         return self.characters[token].encode() if token < self.vocab_size else b""
+
+    def described(self, other: Tokenizer) -> str:
+        words = f"an alphabet of {self.vocab_size} characters"
+        if not isinstance(other, CharTokenizer):
+            return words
+        own = [c for c in self.characters if c not in other.characters]
+        return f"{words} with {_named(own)}" if own else words
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "characters": self.characters}
@@ -164,6 +174,11 @@ class ByteTokenizer(Tokenizer):
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind}
+
+
+def _named(characters: list[str]) -> str:
+    named = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in characters[:5])
+    return named + ", ..." * (len(characters) > 5)
 
 
 def _refuse_surrogates(text: str) -> None:

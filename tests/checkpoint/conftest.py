@@ -58,7 +58,7 @@ def to_version_1(path: Path) -> None:
     del manifest["digest"]
     for later in ("row", "guard", "environment", "warmup_steps"):
         manifest["state"].pop(later, None)
-    for later in ("skipped", "rollbacks"):
+    for later in ("skipped", "rollbacks", "best_bits_per_byte"):
         manifest["state"]["progress"].pop(later, None)
     manifest["format_version"] = 1
     (path / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")

@@ -44,10 +44,11 @@ def test_the_shapes_of_the_largest_network_take_no_time() -> None:
 def test_weights_of_another_network_are_refused_without_reading_them(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = GPT(**asdict(replace(Checkpoint.open(place / hostile.STEP).model, n_embed=16)))
+    origin = Checkpoint.open(place / hostile.STEP)
+    model = GPT(**asdict(replace(origin.model, n_embed=16)))
     monkeypatch.setattr(Checkpoint, "weights", lambda _: pytest.fail("they were read"))
     with pytest.raises(Refused, match=r"embed\.weight has shape"):
-        start_from(model, str(place / hostile.STEP))
+        start_from(model, str(place / hostile.STEP), origin.tokenizer)
 
 
 @pytest.mark.parametrize(

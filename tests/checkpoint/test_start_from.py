@@ -1,0 +1,74 @@
+"""Weights are taken only where ids mean the same: a loss of others' would mean nothing."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from llm.checkpoint.folder import CheckpointFolder, start_from
+from llm.data.tokenizer import ByteTokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer
+from llm.errors import Refused
+from llm.model.gpt import GPT
+from tests.checkpoint.conftest import IDENTITY, STATE
+
+SHAPE = {"n_layer": 1, "n_embed": 16, "head_size": 8, "block_size": 8}
+
+
+def trained(folder: Path, tokenizer: Tokenizer, vocab_size: int) -> tuple[GPT, str]:
+    """A network, and the place where its weights are saved with their tokenizer."""
+    model = GPT(**SHAPE, vocab_size=vocab_size)
+    run = CheckpointFolder(folder, 1, model.config, tokenizer, IDENTITY)
+    return model, str(run.save_best(3, model.state_dict(), STATE))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "words"),
+    [
+        (
+            CharTokenizer("abé"),
+            CharTokenizer("abx"),
+            "an alphabet of 3 characters with 'é' (U+00E9), and data.tokenizer=char has "
+            "an alphabet of 3 characters with 'x' (U+0078): ",
+        ),
+        (
+            CharTokenizer("abcdefgh"),
+            CharTokenizer("ab"),
+            "an alphabet of 8 characters with 'c' (U+0063), 'd' (U+0064), 'e' (U+0065), "
+            "'f' (U+0066), 'g' (U+0067), ..., and data.tokenizer=char has "
+            "an alphabet of 2 characters: ",
+        ),
+        (
+            CharTokenizer("".join(map(chr, range(257)))),
+            ByteTokenizer(),
+            "an alphabet of 257 characters, and data.tokenizer=byte has bytes: ",
+        ),
+        (ByteTokenizer(), GPT2Tokenizer(), "bytes, and data.tokenizer=gpt2 has the 50,257 tok"),
+    ],
+    ids=["same size", "another size", "char or byte", "byte or gpt2"],
+)
+def test_weights_of_another_tokenizer_are_refused_naming_both(
+    tmp_path: Path, theirs: Tokenizer, ours: Tokenizer, words: str
+) -> None:
+    model, place = trained(tmp_path, theirs, vocab_size=theirs.vocab_size)
+    before = model.embed.weight.clone()
+    other = GPT(**SHAPE, vocab_size=max(ours.vocab_size, 3))
+    with pytest.raises(Refused) as refusal:
+        start_from(other, place, ours)
+    assert str(refusal.value).startswith(f"init_from={place} was trained on {words}")
+    assert "shape" not in str(refusal.value)
+    assert torch.equal(model.embed.weight, before)
+
+
+def test_weights_of_the_same_tokenizer_are_taken(tmp_path: Path) -> None:
+    model, place = trained(tmp_path, CharTokenizer("abé"), vocab_size=3)
+    other = GPT(**SHAPE, vocab_size=3)
+    start_from(other, place, CharTokenizer("abé"))
+    assert torch.equal(other.embed.weight, model.embed.weight)
+
+
+def test_weights_of_the_same_tokenizer_and_another_shape_are_refused_by_shape(
+    tmp_path: Path,
+) -> None:
+    _, place = trained(tmp_path, CharTokenizer("abé"), vocab_size=3)
+    with pytest.raises(Refused, match=r"embed\.weight has shape"):
+        start_from(GPT(**SHAPE, vocab_size=64), place, CharTokenizer("abé"))

@@ -17,7 +17,8 @@ from torch import Tensor
 from llm.config.build import build
 from llm.config.schema import TrainSettings
 from llm.config.settings import resolve
-from llm.data.dataset import Dataset, evaluation_batches, read_windows
+from llm.data.batches import evaluation_batches, read_windows
+from llm.data.dataset import Dataset
 from llm.data.tokenizer import CharTokenizer
 from llm.functional.targets import IGNORED
 from llm.training.precision import Precision, resolve_precision

@@ -1,10 +1,4 @@
-"""Token files -> batches. A batch is a pure function of (seed, step), so that a run can be entered
-anywhere.
-
-In each epoch every token but the first is a target once. The order of the windows is given by a
-keyed bijection instead of a shuffled list: no memory proportional to the data, and nothing to save
-in a checkpoint.
-"""
+"""A prepared folder as two memory-mapped splits, checked."""
 
 import hashlib
 import json
@@ -15,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from llm.data.meta import AGAIN, META, read_meta
+from llm.data.batches import Batch, BatchSampler, beyond, evaluation_batches, read_windows
+from llm.data.meta import AGAIN, META, SPLITS, read_meta
 from llm.data.tokenizer import Tokenizer, from_json
 from llm.errors import Refused, require
-from llm.functional.targets import IGNORED
+from llm.sealed import Plain
 
 READ = 1 << 20  # bytes hashed at a time
 LARGE = 1 << 30  # bytes; more take longer to verify than a run should take to start
-Batch = tuple[np.ndarray, np.ndarray]  # inputs and targets, both (B, T) int64
 
 
 @dataclass(frozen=True)
@@ -36,30 +30,25 @@ class Dataset:
     val: np.ndarray
     tokenizer: Tokenizer
     digest: str
-    bytes_per_token: float  # UTF-8 bytes of validation text per token, for bits per byte
+    bytes_per_token: float  # UTF-8 bytes of validation text per token
 
     @classmethod
     def open(cls, folder: Path) -> "Dataset":
-        """Map the files of ``folder`` and compare their sizes with ``meta.json``; what is in them
-        is left to :meth:`verify`.
+        """Map the files of ``folder`` and compare their sizes with ``meta.json``, whose counts must
+        be possible; what is in the files is left to :meth:`verify`.
 
         Raises :class:`llm.errors.Refused` naming the file that does not fit.
         """
         meta = read_meta(folder)
         tokenizer = from_json(meta["tokenizer"])
-        vocab_size, max_id = meta["vocab_size"], meta["max_id"]
-        require(
-            tokenizer.vocab_size == vocab_size,
-            f"{folder / META} says vocab_size={vocab_size}, which its tokenizer denies",
-        )
-        require(max_id < vocab_size, f"{folder} holds {beyond(max_id, vocab_size)}")
-        identity = json.dumps([meta["sha256"], meta["dtype"], tokenizer.digest()], sort_keys=True)
+        train, val = (_map(folder, split, meta) for split in SPLITS)
+        _require_possible(folder, meta, tokenizer)
         return cls(
             folder=folder,
-            train=_map(folder, "train", meta),
-            val=_map(folder, "val", meta),
+            train=train,
+            val=val,
             tokenizer=tokenizer,
-            digest=hashlib.sha256(identity.encode()).hexdigest(),
+            digest=_digest(meta, tokenizer),
             bytes_per_token=meta["bytes"]["val"] / max(1, meta["tokens"]["val"]),
         )
 
@@ -69,26 +58,47 @@ class Dataset:
         return int(self.train.nbytes + self.val.nbytes)
 
     def verify(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Read both splits and compare them with their digests in ``meta.json``.
+        """Read both splits and compare their digests, their largest id and the bytes of their text
+        with ``meta.json``.
 
         ``on_progress`` is called with (bytes done, bytes in all). Raises
         :class:`llm.errors.Refused` naming the file that is no longer what was prepared.
         """
-        done = 0
-        for split, expected in read_meta(self.folder)["sha256"].items():
-            path, digest = self.folder / f"{split}.bin", hashlib.sha256()
-            try:
-                with path.open("rb") as file:
-                    while piece := file.read(READ):
-                        digest.update(piece)
-                        done += len(piece)
-                        on_progress(done, self.size)
-            except OSError as error:
-                raise Refused(f"{path} cannot be read: {error.strerror}") from None
+        meta, largest, done = read_meta(self.folder), 0, 0
+        same = _digest(meta, self.tokenizer) == self.digest
+        require(same, f"{self.folder} changed while it was read: start again")
+
+        def read(count: int) -> None:
+            nonlocal done
+            done += count
+            on_progress(done, self.size)
+
+        for split in SPLITS:
+            path = self.folder / f"{split}.bin"
+            found = _contents(path, np.dtype(meta["dtype"]).newbyteorder("<"), self.tokenizer, read)
             require(
-                digest.hexdigest() == expected,
+                found.sha256 == meta["sha256"][split],
                 f"{path} is damaged: its sha256 is not that in {META}: {AGAIN}",
             )
+            size = self.tokenizer.vocab_size
+            require(found.largest < size, f"{path} holds {beyond(found.largest, size)}")
+            require(
+                found.bytes == meta["bytes"][split],
+                f"{path} holds {found.bytes} bytes of text, but {META} says "
+                f"{meta['bytes'][split]}: {AGAIN}",
+            )
+            largest = max(largest, found.largest)
+        require(
+            largest == meta["max_id"],
+            f"{self.folder} holds ids up to {largest}, but {META} says {meta['max_id']}: {AGAIN}",
+        )
+
+    def sampler(
+        self, block_size: int, batch_size: int, seed: int, overfit_batches: int = 0
+    ) -> BatchSampler:
+        """Batches of the training split."""
+        vocab_size = self.tokenizer.vocab_size
+        return BatchSampler(self.train, block_size, batch_size, seed, overfit_batches, vocab_size)
 
     def validation(
         self, block_size: int, batch_size: int, sequences: int | None
@@ -116,7 +126,60 @@ class Dataset:
         )
 
 
-def _map(folder: Path, split: str, meta: dict[str, Any]) -> np.ndarray:
+def _digest(meta: Plain, tokenizer: Tokenizer) -> str:
+    identity = json.dumps([meta["sha256"], meta["dtype"], tokenizer.digest()], sort_keys=True)
+    return hashlib.sha256(identity.encode()).hexdigest()
+
+
+def _require_possible(folder: Path, meta: Plain, tokenizer: Tokenizer) -> None:
+    """Raise :class:`llm.errors.Refused` for counts that no text of this tokenizer can have."""
+    vocab_size, max_id = meta["vocab_size"], meta["max_id"]
+    require(
+        tokenizer.vocab_size == vocab_size,
+        f"{folder / META} says vocab_size={vocab_size}, which its tokenizer denies",
+    )
+    require(max_id >= 0, f"{folder / META} says max_id={max_id}, which no id is: {AGAIN}")
+    require(max_id < vocab_size, f"{folder} holds {beyond(max_id, vocab_size)}")
+    lengths = tokenizer.byte_lengths
+    for split in SPLITS:
+        tokens, count = meta["tokens"][split], meta["bytes"][split]
+        least, most = max(min(1, tokens), int(lengths.min()) * tokens), int(lengths.max()) * tokens
+        require(
+            least <= count <= most,
+            f"{folder / META} says bytes.{split}={count}, but the text of {tokens} tokens has "
+            f"{least} to {most}: {AGAIN}",
+        )
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What a token file holds: ``bytes`` of text in ids below the vocabulary."""
+
+    sha256: str
+    largest: int
+    bytes: int
+
+
+def _contents(
+    path: Path, dtype: np.dtype[Any], tokenizer: Tokenizer, read: Callable[[int], None]
+) -> _Contents:
+    digest, largest, count = hashlib.sha256(), 0, 0
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(READ):
+                digest.update(piece)
+                ids = np.frombuffer(piece, dtype, len(piece) // dtype.itemsize)
+                largest = max(largest, int(ids.max(initial=0)))
+                if largest < tokenizer.vocab_size:  # else there is no length to look up
+                    times = np.bincount(ids, minlength=tokenizer.vocab_size)
+                    count += int(times @ tokenizer.byte_lengths)
+                read(len(piece))
+    except OSError as error:
+        raise Refused(f"{path} cannot be read: {error.strerror}") from None
+    return _Contents(digest.hexdigest(), largest, count)
+
+
+def _map(folder: Path, split: str, meta: Plain) -> np.ndarray:
     path, tokens = folder / f"{split}.bin", meta["tokens"][split]
     dtype = np.dtype(meta["dtype"]).newbyteorder("<")
     size = path.stat().st_size if path.is_file() else -1
@@ -131,158 +194,3 @@ def _map(folder: Path, split: str, meta: dict[str, Any]) -> np.ndarray:
     except OSError as error:
         raise Refused(f"{path} cannot be read: {error.strerror}") from None
     return mapped
-
-
-# Steps whose places are computed at once: for one alone it is all overhead.
-AHEAD = 64
-
-
-class BatchSampler:
-    """Training batches: ``batch(step)`` for steps 1, 2, 3, ... in any order.
-
-    Window ``i`` of an epoch starts at ``i * block_size`` less an offset of that epoch's own, so
-    that the windows of two epochs do not begin at the same tokens. Side by side they cover every
-    target once; the first and the last may reach beyond the text (see :func:`read_windows`).
-    ``vocab_size``: a larger id in a batch is refused.
-    """
-
-    def __init__(
-        self,
-        tokens: np.ndarray,
-        block_size: int,
-        batch_size: int,
-        seed: int,
-        overfit_batches: int = 0,
-        vocab_size: int | None = None,
-    ) -> None:
-        require(
-            len(tokens) > block_size,
-            f"{len(tokens)} tokens are too few for block_size={block_size}",
-        )
-        self.tokens, self.block_size, self.batch_size = tokens, block_size, batch_size
-        self.seed, self.overfit_batches, self.vocab_size = seed, overfit_batches, vocab_size
-        self.known: tuple[int, np.ndarray] | None = None  # the last block and its windows
-        # At least half a window more than the targets fill, so that there are offsets to take.
-        targets = len(tokens) - 1
-        self.windows = -(-(targets + block_size // 2) // block_size)
-        surplus = self.windows * block_size - targets
-        # With a smaller offset the last window would hold no target, with a larger one the first.
-        self.least, self.most = max(0, surplus - block_size + 1), min(block_size - 1, surplus)
-
-    def positions(self, step: int) -> np.ndarray:
-        """Where the windows of a step start in the tokens: (batch_size,) int64."""
-        return moved_inside(self.tokens, self.nominal(step), self.block_size)
-
-    def nominal(self, step: int) -> np.ndarray:
-        """The same, before those that reach beyond the text are moved: (batch_size,) int64."""
-        index = step - 1 if self.overfit_batches == 0 else (step - 1) % self.overfit_batches
-        block, place = divmod(index, AHEAD)
-        if self.known is None or self.known[0] != block:
-            self.known = block, self.starts(block).reshape(AHEAD, self.batch_size)
-        nominal: np.ndarray = self.known[1][place]
-        return nominal
-
-    def starts(self, block: int) -> np.ndarray:
-        """The windows of :data:`AHEAD` steps, as :meth:`nominal` has them one by one."""
-        count = AHEAD * self.batch_size
-        sequence = np.arange(block * count, (block + 1) * count, dtype=np.uint64)
-        epoch, place = np.divmod(sequence, np.uint64(self.windows))
-        key = mix(epoch + mix(np.uint64(self.seed)))
-        varied = mix(key + np.uint64(1)) % np.uint64(self.most - self.least + 1)
-        offset = self.least + varied.astype(np.int64)
-        window: np.ndarray = permute(place, self.windows, key).astype(np.int64)
-        starts: np.ndarray = window * self.block_size - offset
-        return starts
-
-    def batch(self, step: int) -> Batch:
-        """Inputs and targets of optimizer step ``step`` (from 1): each (batch_size, block_size)
-        int64, at least one target of each row not ignored.
-        """
-        return read_windows(self.tokens, self.nominal(step), self.block_size, self.vocab_size)
-
-
-def evaluation_batches(
-    tokens: np.ndarray, block_size: int, batch_size: int, sequences: int | None
-) -> list[np.ndarray]:
-    """Starting positions, in batches, of a fixed set of windows spread evenly over a split.
-
-    ``sequences`` is how many (None: the whole split, in which every token but the first is a target
-    once).
-    """
-    available = -(-max(0, len(tokens) - 1) // block_size)
-    wanted = available if sequences is None else min(sequences, available)
-    starts = np.arange(wanted) * available // wanted * block_size
-    return [starts[i : i + batch_size] for i in range(0, wanted, batch_size)]
-
-
-def read_windows(
-    tokens: np.ndarray, starts: np.ndarray, block_size: int, vocab_size: int | None = None
-) -> Batch:
-    """Inputs and targets, each (len(starts), block_size) int64.
-
-    A window that reaches beyond the text is moved inside, and the targets that it then shares with
-    its neighbour are ignored: every row has the same length, and no target counts twice.
-    Raises :class:`llm.errors.Refused` for an id that is not below ``vocab_size``.
-    """
-    inside = moved_inside(tokens, starts, block_size)
-    rows: np.ndarray = tokens[inside[:, None] + np.arange(block_size + 1)].astype(np.int64)
-    # What is too large to be verified at the start of a run is checked as it is read.
-    if vocab_size is not None and (largest := int(rows.max(initial=0))) >= vocab_size:
-        name = getattr(tokens, "filename", "the data")
-        raise Refused(f"{name} holds {beyond(largest, vocab_size)}")
-    # Whole arrays of their own: a view with gaps could not be copied to a GPU without waiting.
-    inputs, targets = rows[:, :-1].copy(), rows[:, 1:].copy()
-    if (inside != starts).any():
-        column = np.arange(block_size) - (starts - inside)[:, None]
-        targets[(column < 0) | (column >= block_size)] = IGNORED
-    return inputs, targets
-
-
-def moved_inside(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> np.ndarray:
-    """``starts`` of windows, moved so that all their inputs and targets are in ``tokens``."""
-    inside: np.ndarray = np.clip(starts, 0, len(tokens) - 1 - block_size)
-    return inside
-
-
-def beyond(largest: int, vocab_size: int) -> str:
-    """The end of a sentence about a file with an id that its tokenizer does not have."""
-    return f"token id {largest}, beyond its vocabulary of {vocab_size}: {AGAIN}"
-
-
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # splitmix64's increment, odd and without a pattern
-
-
-def mix(x: np.ndarray | np.uint64) -> Any:
-    """splitmix64's finaliser (Steele et al. 2014): spreads every bit of a uint64 over all
-    others.
-    """
-    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
-
-
-def permute(index: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
-    """A bijection of 0 .. size - 1 that depends on ``key``, applied to ``index`` (uint64, element
-    by element).
-
-    A Feistel network over the next even power of two is a bijection whatever its round function is
-    (Luby & Rackoff 1988); results beyond ``size`` are sent through again until they fall inside
-    ("cycle walking", Black & Rogaway 2002), which keeps it one.
-    """
-    half = np.uint64(max(1, (int(size - 1).bit_length() + 1) // 2))
-    mask = np.uint64((1 << int(half)) - 1)
-    result = index.copy()
-    outside = np.ones(index.shape, dtype=bool)
-    with np.errstate(over="ignore"):
-        while outside.any():
-            left, right = result[outside] >> half, result[outside] & mask
-            turn_key = key[outside] + GOLDEN  # the key of seed 0 is 0: every turn would be the same
-            for turn in range(6):
-                left, right = (
-                    right,
-                    left ^ (mix(right + turn_key * np.uint64(2 * turn + 3)) & mask),
-                )
-            result[outside] = left << half | right
-            outside = result >= size
-    return result

@@ -10,7 +10,7 @@ from torch import Tensor
 from llm import signals
 from llm.checkpoint.checkpoint import Checkpoint
 from llm.checkpoint.folder import CheckpointFolder
-from llm.data.dataset import BatchSampler, Dataset
+from llm.data.dataset import Dataset
 from llm.device import peak_memory_bytes, to_device
 from llm.errors import Diverged, Interrupted
 from llm.evaluation.loss import evaluate
@@ -50,10 +50,9 @@ class Trainer:
         self.checkpoints, self.logger, self.pretrained = checkpoints, logger, pretrained
         self.device = model.embed.weight.device
         self.block_size, self.batch_size = model.config.block_size, self.options.batch_size
-        self.sampler = BatchSampler(
-            dataset.train, self.block_size, self.batch_size, seed, self.options.overfit_batches,
-            dataset.tokenizer.vocab_size,
-        )  # fmt: skip
+        self.sampler = dataset.sampler(
+            self.block_size, self.batch_size, seed, self.options.overfit_batches
+        )
         model.checkpoint_every = CHECKPOINTED[self.options.activation_checkpointing]
         # Compiled, it has the same weights and fused kernels.
         self.network = torch.compile(model) if self.options.compile else model

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llm.data.dataset import BatchSampler, evaluation_batches, permute, read_windows
+from llm.data.batches import BatchSampler, evaluation_batches, permute, read_windows
 from llm.errors import Refused
 from llm.functional.targets import IGNORED
 

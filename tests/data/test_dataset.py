@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llm.data.dataset import BatchSampler, Dataset
+from llm.data.batches import BatchSampler
+from llm.data.dataset import Dataset
 from llm.errors import Refused
 from tests.data.meta_file import edit_meta, saved_meta
 
@@ -77,6 +78,7 @@ def test_an_id_beyond_the_vocabulary_is_refused(folder: Path) -> None:
         ({"vocab_size": 5}, "vocab_size=5"),
         ({"vocab_size": "28"}, "vocab_size"),
         ({"max_id": None}, "max_id"),
+        ({"max_id": -1}, "max_id=-1"),
         ({"made_from": []}, "made_from"),
         ({"tokenizer": None}, "tokenizer"),
         ({"tokens": None}, "tokens"),
@@ -119,15 +121,36 @@ def test_a_folder_without_meta_json_is_no_dataset(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("change", [0, -5, "one less", "one more", 10**12], ids=str)
+def test_bytes_that_the_text_of_so_many_tokens_cannot_have_are_refused(
+    folder: Path, split: str, change: int | str
+) -> None:
+    right = saved_meta(folder)["bytes"][split]  # one a character in this play
+    wrong = {"one less": right - 1, "one more": right + 1}.get(str(change), change)
+    edit_meta(folder, lambda meta: meta["bytes"].update({split: wrong}))
+    with pytest.raises(Refused) as refusal:
+        Dataset.open(folder)
+    assert str(refusal.value) == (
+        f"{folder}/meta.json says bytes.{split}={wrong}, but the text of {right} tokens has "
+        f"{right} to {right}: prepare it again with data.overwrite=true"
+    )
+
+
+def claim(folder: Path, split: str, tokens: int) -> None:
+    """Say in ``meta.json`` that a split has so many tokens, of one byte each."""
+    edit_meta(folder, lambda m: [m[key].update({split: tokens}) for key in ("tokens", "bytes")])
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
 def test_a_split_needs_one_token_more_than_a_block(folder: Path, split: str) -> None:
     path = folder / f"{split}.bin"
     for length in (0, 1, 16):
         os.truncate(path, 2 * length)
-        edit_meta(folder, lambda meta, length=length: meta["tokens"].update({split: length}))
+        claim(folder, split, length)
         with pytest.raises(Refused, match=rf"^{path} has {length} tokens, and .*=16 needs 17"):
             Dataset.open(folder).check(block_size=16, vocab_size=100)
     os.truncate(path, 2 * 17)
-    edit_meta(folder, lambda meta: meta["tokens"].update({split: 17}))
+    claim(folder, split, 17)
     opened = Dataset.open(folder)
     opened.check(block_size=16, vocab_size=100)
     x, y = BatchSampler(getattr(opened, split), 16, batch_size=3, seed=1).batch(step=5)

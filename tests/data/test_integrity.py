@@ -1,15 +1,20 @@
 """A bit that has changed anywhere in a prepared folder is noticed."""
 
+import hashlib
 import json
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from llm.data.config import DataConfig
 from llm.data.dataset import READ, Dataset
 from llm.data.meta import read_meta
+from llm.data.prepare import prepare
 from llm.errors import Refused
 from tests.data.meta_file import as_version_1, edit_meta
 
@@ -53,11 +58,78 @@ def test_a_split_that_is_gone_after_it_was_opened_is_refused_by_verify(folder: P
 def test_a_split_of_several_pieces_is_hashed_whole(folder: Path) -> None:
     tokens, path = 2 * READ, folder / "train.bin"  # 2 bytes each
     os.truncate(path, 2 * tokens)
-    edit_meta(folder, lambda meta: meta["tokens"].update(train=tokens))
+    edit_meta(folder, lambda m: [m[key].update(train=tokens) for key in ("tokens", "bytes")])
     opened, seen = Dataset.open(folder), list[int]()
     with pytest.raises(Refused, match="is damaged"):
         opened.verify(lambda done, total: seen.append(done))
     assert seen == [READ, 2 * READ, 3 * READ, 4 * READ]
+
+
+@pytest.fixture
+def of_bytes(tmp_path: Path, text_file: Path) -> Path:
+    """A folder of bytes, whose end-of-text id stands for none."""
+    return prepare(DataConfig("b", "text", str(tmp_path), str(text_file), "byte", val_fraction=0.1))
+
+
+def replace_ids(folder: Path, split: str, change: Callable[[np.ndarray], object]) -> None:
+    """Change the ids of a split, and its digest with them."""
+    path = folder / f"{split}.bin"
+    ids = np.fromfile(path, "<u2")
+    change(ids)
+    ids.tofile(path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    edit_meta(folder, lambda meta: meta["sha256"].update({split: digest}))
+
+
+def read_an_epoch(opened: Dataset) -> None:
+    """What is done with data that is too large to be verified at the start of a run."""
+    list(opened.validation(8, 64, None))
+    batches = opened.sampler(8, 64, seed=1)
+    for step in range(1, batches.windows // 64 + 2):
+        batches.batch(step)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_an_id_beyond_the_vocabulary_is_found_whatever_meta_json_says(
+    of_bytes: Path, split: str
+) -> None:
+    replace_ids(of_bytes, split, lambda ids: ids.__setitem__(-1, 65_535))
+    opened = Dataset.open(of_bytes)
+    with pytest.raises(
+        Refused, match=rf"{split}\.bin holds token id 65535, beyond its .* of 257: "
+    ):
+        opened.verify()
+    with pytest.raises(
+        Refused, match=rf"{split}\.bin holds token id 65535, beyond its .* of 257: "
+    ):
+        read_an_epoch(opened)
+
+
+def test_counts_that_are_possible_but_not_those_of_the_files_are_found(of_bytes: Path) -> None:
+    edit_meta(of_bytes, lambda meta: meta["bytes"].update(val=7))
+    with pytest.raises(Refused, match=r"val\.bin holds \d+ bytes of text, but meta\.json says 7: "):
+        Dataset.open(of_bytes).verify()
+    size = (of_bytes / "val.bin").stat().st_size // 2
+    edit_meta(of_bytes, lambda meta: meta["bytes"].update(val=size) or meta.update(max_id=250))
+    with pytest.raises(Refused, match=r"holds ids up to 121, but meta\.json says 250: "):
+        Dataset.open(of_bytes).verify()
+
+
+def test_end_of_text_ids_count_no_bytes(of_bytes: Path) -> None:
+    replace_ids(of_bytes, "val", lambda ids: ids.__setitem__(slice(5), 256))
+    edit_meta(
+        of_bytes, lambda m: m.update(max_id=256) or m["bytes"].update(val=m["bytes"]["val"] - 5)
+    )
+    Dataset.open(of_bytes).verify()
+
+
+def test_a_folder_that_is_replaced_after_it_was_opened_is_not_taken_for_the_old_one(
+    folder: Path,
+) -> None:
+    opened = Dataset.open(folder)
+    edit_meta(folder, lambda meta: meta["sha256"].update(train="0" * 64))
+    with pytest.raises(Refused, match=rf"^{folder} changed while it was read: start again$"):
+        opened.verify()
 
 
 def test_a_flipped_bit_in_any_byte_of_meta_json_is_refused_or_means_nothing(folder: Path) -> None:

@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from llm.data.batches import evaluation_batches
 from llm.data.config import DataConfig
-from llm.data.dataset import Dataset, evaluation_batches
+from llm.data.dataset import Dataset
 from llm.data.prepare import prepare
 from tests.training.conftest import HandBuilt, MakeTrainer
 from tests.training.test_resume import resumed, stopped

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llm.data.dataset import Batch
+from llm.data.batches import Batch
 from llm.functional.targets import IGNORED
 from llm.model.gpt import GPT
 from llm.sampling.generate import SamplingOptions

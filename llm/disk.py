@@ -1,14 +1,49 @@
-"""Files that survive a crash of the process or of the machine, and words for a disk that fails."""
+"""Files that survive a crash of the process or of the machine, what they may be called, and words
+for a disk that fails.
+"""
 
 import contextlib
 import errno
 import os
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from llm.errors import CANNOT_WRITE, DiskError, Refused, Stop
+from llm.errors import CANNOT_WRITE, DiskError, Refused, Stop, require
+
+LONGEST_NAME = 200  # bytes; file systems take 255, and something is added to some names
+
+
+def check_name(key: str, name: str) -> str:
+    """``name`` as a folder can be called on every system, in Unicode's composed form (NFC), so that
+    an accented letter is the same whatever keyboard it comes from.
+
+    Raises :class:`llm.errors.Refused` naming ``key`` for other characters than letters and digits
+    of any script, ``.``, ``_`` and ``-``, for dots only, and for too long a name.
+    """
+    name = unicodedata.normalize("NFC", name)
+    plain = all(character.isalnum() or character in "._-" for character in name)
+    require(
+        plain and name.strip("."),
+        f"{key}={name} must be letters, digits, . _ or - (letters of any script; no spaces)",
+    )
+    size = len(name.encode())
+    require(
+        size <= LONGEST_NAME,
+        f"{key}={name[:40]}... has {size} bytes, and a name may have {LONGEST_NAME}: shorten it",
+    )
+    return name
+
+
+def check_path(key: str, path: str) -> None:
+    """Raise :class:`llm.errors.Refused` where a part of ``path`` is longer than any file system
+    takes: before the folders above it are made.
+    """
+    part = max(Path(path).parts, key=lambda part: len(os.fsencode(part)), default="")
+    size = len(os.fsencode(part))
+    require(size <= 255, f"{key}: {part[:40]}... has {size} bytes, and a name may have 255")
 
 
 def write_durably(path: Path, raw: bytes) -> None:

@@ -106,6 +106,10 @@ def as_stop(error: BaseException) -> Stop | None:
         return OutOfMemory(f"out of memory ({text}): {advice}")
     if "does not have a deterministic implementation" in text:
         return Refused(f"{text.split(', but')[0]}: set trainer.deterministic=false")
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        name = str(error.filename)
+        what = name if len(name) <= 60 else f"{name[:60]}..."
+        return Refused(f"{what} is too long: most systems take 255 bytes for a name")
     if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
         return DiskError(f"could not write {error.filename or 'a file'}: {error.strerror}")
     return None

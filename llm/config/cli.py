@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import os
-import re
 import sys
 import time
 import traceback
@@ -11,16 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+import yaml
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
 from llm.config import (
     launcher,  # noqa: F401  (registers the sweeper and launcher that conf/train.yaml names)
     schema,  # noqa: F401  (registers the schemas that conf/*.yaml start with)
 )
+from llm.config.mistakes import one_line, refuse_dashes, unreadable_file
 from llm.config.settings import saved_groups
 from llm.config.verbatim import BREAK, TYPED, quote_arguments, typed_command, unquote
-from llm.errors import Interrupted, InUse, Refused, Stop, as_stop, did_you_mean, printable
+from llm.errors import Interrupted, InUse, Refused, Stop, as_stop, printable
 from llm.experiment.lock import locked
 from llm.experiment.rundir import make_folder, read_summary, write_summary
 from llm.experiment.sweep import follow_parent
@@ -67,6 +68,8 @@ def command(main: Callable[[], Any]) -> None:
     os.environ[TRACEBACK] = "1"  # makes Hydra raise what it would print before it exits with 1
     try:
         with raised(), unswallowed():
+            _require_folder()
+            refuse_dashes(sys.argv[1:])
             sys.argv[1:] = _with_saved_groups(_multirun_first(quote_arguments(sys.argv[1:])))
             main()
     except Stop as stop:
@@ -76,14 +79,34 @@ def command(main: Callable[[], Any]) -> None:
         _exit(Interrupted(f"stopped by {signal}; to continue: {again}"), Interrupted.exit_status)
     except (HydraException, OmegaConfBaseException) as error:
         _exit(error, 2)
-    except ValueError as error:
-        if not str(error).startswith("Config group override"):  # Hydra's word on model=1
-            raise
-        _exit(Refused(f"{error}: take one of its options, as in model=small"), 2)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
         _leave()
+    except Exception as error:
+        known = as_mistake(error) or as_stop(error)
+        if known is None:
+            raise
+        _exit(known, known.exit_status)
+
+
+def _require_folder() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise Refused("the folder you are in does not exist any more: cd into another") from None
+
+
+def as_mistake(error: Exception) -> Refused | None:
+    """A mistake in what was typed, or in an option file, behind an error that Hydra lets through;
+    None for a fault of ours.
+    """
+    if isinstance(error, yaml.YAMLError | UnicodeDecodeError):
+        text = unreadable_file(error)
+        return Refused(text) if text else None
+    if str(error).startswith("Config group override"):  # of model=1
+        return Refused(f"{error}: take one of its options, as in model=small")
+    return None
 
 
 def _others_want_the_cores(samples: int = 4) -> bool:
@@ -142,41 +165,3 @@ def _with_saved_groups(arguments: list[str]) -> list[str]:
     first = next(n for n, a in enumerate(arguments) if "=" in a and not a.startswith("-"))
     # Before what was typed, which counts more, but after flags such as --cfg job.
     return [*arguments[:first], *saved_groups(Path(folders[-1])), *arguments[first:]]
-
-
-def one_line(error: BaseException) -> str:
-    """What a user needs to know of an error of ours, of Hydra's or of OmegaConf's, in one line."""
-    if isinstance(error, Stop):
-        return str(error)
-    if isinstance(error, MissingConfigException) and error.options is not None:
-        group, _, option = str(error.missing_cfg_file).rpartition("/")
-        group = group or "option"
-        return (
-            f"{group}={option} is unknown: take one of {', '.join(error.options)}"
-            + did_you_mean(option, error.options)
-        )
-    if isinstance(error, OverrideParseException):
-        said = str(error).splitlines()
-        reason = [line for line in said if not line.startswith(("Error parsing", "See http"))]
-        why = re.sub(r" expecting \{.*\}", "", (reason or said)[0].strip())
-        if "missing EQUAL" in why:
-            why = "there is no = in it (or spaces around it)"
-        return f"{error.override} cannot be read as key=value: {why}"
-    chain: list[BaseException] = [error]
-    while (cause := chain[-1].__cause__) is not None:
-        chain.append(cause)
-    for link in chain:
-        if isinstance(link, ConfigAttributeError | ConfigKeyError) and link.key is not None:
-            known = [str(key) for key in link.parent_node] if link.parent_node is not None else []
-            place = str(link.full_key).rpartition(".")[0]
-            where = f"{place} has" if place else "there is"
-            hint = did_you_mean(str(link.key), known)
-            return f"{link.full_key} is unknown: {where} no key {link.key}{hint}"
-    # The first line of each link says it; OmegaConf goes on with the key and the schema's class.
-    lines = [str(link).strip().splitlines()[0].strip() for link in chain if str(link).strip()]
-    text = ": ".join(dict.fromkeys(lines)).removeprefix("Error merging override ")
-    if isinstance(error, OmegaConfBaseException) and error.full_key:
-        text = f"{error.full_key}: {text}"
-    if text.startswith("Ambiguous value"):
-        text += ": add -m to sweep over it, or put a list into [ ]"
-    return text

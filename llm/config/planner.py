@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from llm.config import launcher  # noqa: F401  (makes the package hydra_plugins)
-from llm.config.cli import one_line
+from llm.config.mistakes import one_line
 from llm.config.schema import PlanSettings
 from llm.config.settings import read_settings
 from llm.config.verbatim import leaves

@@ -11,7 +11,8 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from llm.data.config import SAFE, DataConfig
+from llm.data.config import DataConfig
+from llm.disk import check_name, check_path
 from llm.errors import require
 from llm.memory.lora import TARGETS, LoRA
 from llm.memory.options import EIGHT_BIT_NEEDS, MemoryOptions, has_eight_bit
@@ -19,6 +20,8 @@ from llm.model.config import GPTConfig
 from llm.sampling.options import SamplingOptions
 from llm.training.options import TrainerOptions
 from llm.training.schedule import Schedule
+
+MOST_TAGS = 100  # of a run; config.yaml, which holds them, must be readable again
 
 
 @dataclass
@@ -114,6 +117,8 @@ class LoggerSection:
         require(allowed, f"logger.project={self.project} must be a name without / \\ # ? % :")
         wrong = [tag for tag in self.tags if not 1 <= len(tag) <= 64]
         require(not wrong, f"logger.tags={self.tags}: each must have 1 to 64 characters")
+        count = len(self.tags)
+        require(count <= MOST_TAGS, f"logger.tags has {count} tags: give at most {MOST_TAGS}")
         known = ("online", "offline", "disabled")
         require(
             self.mode in known,
@@ -133,12 +138,13 @@ class RunSection:
         """Raise :class:`llm.errors.Refused` for a name that is no plain folder name."""
         for key in ("name", "sweep"):
             value = getattr(self, key)
-            plain = value is None or (set(value) <= SAFE and value.strip("."))
-            require(plain, f"run.{key}={value} must be letters, digits, . _ or -")
+            if value is not None:
+                setattr(self, key, check_name(f"run.{key}", value))
         require(
             self.name is None or self.dir is None, "run.name and run.dir are both given: take one"
         )
         require(self.dir != "", "run.dir is empty: give a folder, or leave it out")
+        check_path("run.dir", self.dir or "")
 
 
 @dataclass
@@ -243,6 +249,7 @@ class PlanSettings(TrainSettings):
         self.finetune.check()
         named = self.picture is None or self.picture.lower().endswith(".png")
         require(named, f"picture={self.picture} must be the name of a PNG, as in picture=plan.png")
+        check_path("picture", self.picture or "")
 
     def check_installed(self) -> None:
         """A plan needs no library."""

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import os
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TypeVar, cast
@@ -12,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from llm.config.keys import meant
 from llm.config.plain_yaml import read_yaml
 from llm.config.schema import Model, PlanSettings, PrepareSettings, SampleSettings, TrainSettings
 from llm.config.verbatim import (
@@ -23,7 +25,7 @@ from llm.config.verbatim import (
     refuse_calls,
     unguard_all,
 )
-from llm.errors import Refused, did_you_mean, require
+from llm.errors import Refused, require
 from llm.model.config import GPTConfig
 from llm.sealed import Plain
 
@@ -74,7 +76,7 @@ def _refuse_additions(cfg: DictConfig, kind: type, prefix: str = "") -> None:
     for key in [str(key) for key in cfg]:
         require(
             key in known,
-            f"{prefix}{key} is unknown: no key is called so{did_you_mean(key, known)}",
+            f"{prefix}{key} is unknown: no key is called so{meant(prefix + key, known)}",
         )
         if is_dataclass(known[key]):
             section = cast(type, OmegaConf.get_type(cfg, key))  # a group's own, e.g. Muon's
@@ -126,9 +128,9 @@ def load_plain(folder: Path) -> Plain:
         path.stat()  # before what else is here: there may be no run at all
         _refuse_links(folder)
         plain = read_yaml(path)
-    except FileNotFoundError:
-        raise Refused(f"resume={folder} {not_a_run(folder)}") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
+        if isinstance(error, OSError) and not os.path.lexists(path):  # or its name is too long
+            raise Refused(f"resume={folder} {not_a_run(folder)}") from None
         raise Refused(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
     require(isinstance(plain, dict), f"{path} holds no settings")
     for section in IDENTITY:
@@ -143,7 +145,7 @@ def load_plain(folder: Path) -> Plain:
 
 def not_a_run(folder: Path) -> str:
     """The end of a sentence: why the run in ``folder``, which has no config.yaml, cannot go on."""
-    if not folder.exists():
+    if not os.path.exists(folder):  # Path.exists raises where a name is too long
         return "does not exist"
     for run in (folder, *list(folder.parents)[:2]):
         if run != folder and (run / "config.yaml").exists() and (run / CHECKPOINTS).is_dir():

@@ -1,9 +1,12 @@
-"""Free text and paths on the command line, taken as they are typed.
+"""What is typed on the command line, before Hydra sees it.
 
-Hydra's grammar gives a meaning to quotes, commas, brackets, ``${`` and more. The values of the keys
-below are quoted for it before it sees them. Two things that quotes do not protect, an interpolation
-and the mark for a missing value, are broken up with a code point that no text has; it is taken out
-again on the way in.
+Free text and paths are taken as they are typed: Hydra's grammar gives a meaning to quotes, commas,
+brackets, ``${`` and more, so their values are quoted for it. Two things that quotes do not protect,
+an interpolation and the mark for a missing value, are broken up with a code point that no text has;
+it is taken out again on the way in.
+
+All other values are Hydra's to read: they can be swept, chosen, listed. Its grammar only knows
+ASCII outside quotes, so words with other letters are quoted, wherever they stand.
 """
 
 import re
@@ -14,28 +17,26 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from llm.config.keys import ALL_KEYS
 from llm.errors import require
 
-KEYS = frozenset(
+# Keys that hold a choice from a few words, or a name, can be swept: their values are Hydra's to
+# read. Any other key that holds text is free text or a path.
+WORDS = frozenset(
     [
-        "prompt",
-        "prompt_file",
-        "stop",
-        "ckpt",
-        "data.path",
-        "data.dir",
-        "logger.notes",
-        "logger.name",
-        "run.dir",
-        "init_from",
-        "resume",
-        "picture",
+        "model.norm", "model.mlp", "model.position", "model.loss", "data.name", "data.corpus",
+        "data.tokenizer", "optimizer.name", "schedule.name", "precision.name",
+        "trainer.activation_checkpointing", "trainer.device", "device", "memory.fit",
+        "memory.largest", "logger.mode", "logger.project", "logger.entity", "run.name", "run.sweep",
     ]
-)
-TEXT = frozenset(["prompt", "data.dir"])  # of these, what cannot be null: "null" is a word there
-LISTS = frozenset(["stop"])  # of these, what may be typed several times: each adds to a list
+)  # fmt: skip
+LISTS = frozenset(["stop"])  # may be typed several times: each adds to a list
+TEXT = frozenset(key for key, kind in ALL_KEYS.items() if kind is str) - WORDS  # never null
+KEYS = TEXT | LISTS | {key for key, kind in ALL_KEYS.items() if kind == str | None} - WORDS
 REFERENCE = re.compile(r"(?<!\\)\$\{[\w.\[\]-]+\}")  # to another key, as in ${model.n_embed}
 TYPED: list[str] = []  # the whole command line, before anything in it is quoted for Hydra
+# What stands in quotes, or a run of characters that have no meaning in Hydra's grammar.
+WORD = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^'"\\,:=()\[\]{}]+""")
 BREAK = "\ufdd0"  # a noncharacter: Unicode reserves it for use inside programs
 
 
@@ -55,12 +56,47 @@ def quote_arguments(arguments: list[str]) -> list[str]:
 
 
 def quote_argument(argument: str) -> str:
-    """``prompt=What's this`` -> ``prompt='What\\'s this'``."""
+    """``prompt=What's this`` -> ``prompt='What\\'s this'``; ``run.name=é`` -> ``run.name='é'``."""
     key, equals, value = argument.partition("=")
-    if key not in KEYS:
-        refuse_calls(key, value)
-    free = key in KEYS and (value != "null" or key in TEXT)
-    return f"{key}={quoted(value)}" if equals and free else argument
+    if not equals:
+        return argument
+    if key in KEYS:
+        return argument if value == "null" and key not in TEXT else f"{key}={quoted(value)}"
+    refuse_calls(key, value)
+    text = key in WORDS and not _is_readable(argument)  # it will be refused, by a check of ours
+    return f"{key}={quoted(value) if text else quote_words(value)}"
+
+
+def quote_words(value: str) -> str:
+    """``[a, ü]`` -> ``[a, 'ü']``: quotes around each word with letters that are not ASCII's."""
+    return WORD.sub(lambda word: word[0] if word[0].isascii() else _quoted_word(word[0]), value)
+
+
+def _quoted_word(found: str) -> str:
+    if found[0] in "'\"":
+        return found
+    word = found.strip()
+    return found.replace(word, f"'{word}'")
+
+
+def bare_words(value: str) -> str:
+    """Undo :func:`quote_words`."""
+    return WORD.sub(lambda word: word[0] if word[0].isascii() else _bare_word(word[0]), value)
+
+
+def _bare_word(found: str) -> str:
+    return found[1:-1] if found == f"'{found[1:-1]}'" and WORD.fullmatch(found[1:-1]) else found
+
+
+def _is_readable(argument: str) -> bool:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        OverridesParser.create().parse_override(quote_words(argument))
+    except HydraException:
+        return False
+    return True
 
 
 def quoted(value: str) -> str:
@@ -140,4 +176,7 @@ def typed_command() -> str:
 def as_typed(arguments: list[str]) -> list[str]:
     """Undo :func:`quote_arguments`."""
     pairs = [argument.partition("=") for argument in arguments]
-    return [f"{k}={unquote(v)}" if k in KEYS and v != "null" else f"{k}{e}{v}" for k, e, v in pairs]
+    return [
+        f"{k}={unquote(v)}" if k in KEYS and v != "null" else f"{k}{e}{bare_words(v)}"
+        for k, e, v in pairs
+    ]

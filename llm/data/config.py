@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from llm.disk import check_name, check_path
 from llm.errors import require
 
 TOKENIZERS = ("gpt2", "char", "byte")
@@ -12,7 +13,7 @@ KNOWN_SIZES = {
 CORPORA = ("shakespeare", "tinyshakespeare", "text")
 SAFE = frozenset(
     "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
-)  # in names of folders
+)  # in names of the folders of jobs
 
 
 @dataclass
@@ -54,10 +55,8 @@ class DataConfig:
             self.corpus != "text" or self.path,
             "data.path is missing: data=text needs data.path=FILE_OR_FOLDER",
         )
-        require(
-            self.name and set(self.name) <= SAFE and self.name.strip("."),
-            f"data.name={self.name} must be letters, digits, . _ or -",
-        )
+        self.name = check_name("data.name", self.name)
+        check_path("data.dir", self.dir)
         known_size, declared = KNOWN_SIZES.get(self.tokenizer), self.vocab_size
         require(
             declared is None or known_size in (None, declared),

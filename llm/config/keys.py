@@ -1,0 +1,92 @@
+"""The keys of every command, and what somebody meant who typed another one."""
+
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from llm.config.schema import SETTINGS
+from llm.errors import did_you_mean
+
+# Names of other programs (most are nanoGPT's) for what is called otherwise here. A name that only
+# lacks its section, as n_layer does, is found without this table.
+ELSEWHERE = {
+    "n_embd": "model.n_embed", "d_model": "model.n_embed", "num_layers": "model.n_layer",
+    "n_layers": "model.n_layer", "num_hidden_layers": "model.n_layer",
+    "num_heads": "model.n_head", "n_heads": "model.n_head", "num_attention_heads": "model.n_head",
+    "context_length": "model.block_size", "seq_len": "model.block_size",
+    "sequence_length": "model.block_size", "max_seq_len": "model.block_size",
+    "learning_rate": "optimizer.lr", "max_lr": "optimizer.lr", "beta1": "optimizer.betas",
+    "beta2": "optimizer.betas", "min_lr": "schedule.min_lr_ratio",
+    "warmup_iters": "schedule.warmup_steps", "decay_lr": "schedule",
+    "lr_decay_iters": "trainer.max_steps", "max_iters": "trainer.max_steps",
+    "num_iterations": "trainer.max_steps", "iters": "trainer.max_steps",
+    "steps": "trainer.max_steps", "epochs": "trainer.max_steps", "num_epochs": "trainer.max_steps",
+    "eval_iters": "trainer.eval_batches", "gradient_accumulation_steps": "trainer.micro_batch_size",
+    "grad_accum_steps": "trainer.micro_batch_size", "device_batch_size": "trainer.micro_batch_size",
+    "save_interval": "trainer.checkpoint_interval", "always_save_checkpoint": "trainer.keep_last",
+    "dtype": "precision", "dataset": "data", "out_dir": "run.name", "output_dir": "run.name",
+    "wandb_log": "logger.mode", "wandb_project": "logger.project", "wandb_run_name": "logger.name",
+    "start": "prompt", "max_tokens": "max_new_tokens", "max_length": "max_new_tokens",
+    "checkpoint": "ckpt", "load_from": "init_from",
+}  # fmt: skip
+
+
+def keys_of(section: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted keys of a class of settings, and their types."""
+    for field in fields(section):
+        if isinstance(field.type, type) and is_dataclass(field.type):
+            yield from keys_of(field.type, f"{prefix}{field.name}.")
+        elif not field.name.startswith("_"):
+            yield prefix + field.name, field.type
+
+
+ALL_KEYS: dict[str, Any] = {key: kind for one in SETTINGS.values() for key, kind in keys_of(one)}
+
+
+def keys_here() -> dict[str, Any]:
+    """The keys of the command that is running, and their types; all keys in another program."""
+    command = Path(sys.argv[0]).stem.removeprefix("run_")
+    return dict(keys_of(SETTINGS[command])) if command in SETTINGS else ALL_KEYS
+
+
+def is_key(key: str) -> bool:
+    """Whether ``key`` is one of this command's, or the name of a section or group."""
+    sections = {known.partition(".")[0] for known in keys_here()} | {"experiment", "sweep"}
+    return key in keys_here() or key in sections or key.startswith("hydra")
+
+
+def meant(key: str, siblings: Iterable[str] = ()) -> str:
+    """The end of a sentence about an unknown ``key``: which one may be meant, or nothing.
+
+    ``siblings`` are the keys there are where it was looked for.
+    """
+    word, known = key.rpartition(".")[2], keys_here()
+    same = [name for name in known if name.rpartition(".")[2] == word]
+    other = ELSEWHERE.get(word)
+    if other and (other in known or f"{other}.name" in known):
+        same.append(other)
+    if len(same) == 1 and known.get(same[0]) in (int, int | None):
+        same = [same[0] + _as_whole_number(key)]
+    if same:
+        return f"; did you mean {' or '.join(map(repr, same[:3]))}?"
+    return did_you_mean(word, siblings) or _close(word, known)
+
+
+def _as_whole_number(key: str) -> str:
+    """``=1000`` where ``key=1e3`` was typed, which is no whole number to Hydra; else nothing."""
+    for typed, _, value in (word.partition("=") for word in sys.argv[1:]):
+        if typed.lstrip("+~") == key and re.fullmatch(r"\d+(\.0*)?(e\d)?|\d*\.\d+e\d", value):
+            whole = float(value)
+            if whole.is_integer() and not value.isdigit():
+                return f"={int(whole)}"
+    return ""
+
+
+def _close(word: str, known: Iterable[str]) -> str:
+    # A word that is close to the last part of a key: n_layr to model.n_layer.
+    by_word = {name.rpartition(".")[2]: name for name in known}
+    hint = did_you_mean(word, by_word)
+    return hint and f"; did you mean '{by_word[hint.split(chr(39))[1]]}'?"

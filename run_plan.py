@@ -31,7 +31,9 @@ def main(points: Any) -> None:
     from llm.experiment.plan import refusal
     from llm.experiment.plan_picture import can_draw, save
     from llm.experiment.plan_tables import show_grid, show_plan
+    from llm.terminal import output_matters
 
+    output_matters()
     plans, is_grid = plan_all(points), len(points) > 1
     if is_grid:
         show_grid(plans, len(points))

@@ -31,7 +31,9 @@ def main(cfg: DictConfig) -> None:
         read_prompt,
     )  # fmt: skip
     from llm.sampling.layout import lay_out_for_decoding
+    from llm.terminal import output_matters
 
+    output_matters()
     checkpoint = Checkpoint.open(find_checkpoint("ckpt", str(settings.ckpt)))
     tokenizer = checkpoint.tokenizer
     tune_allocator(checkpoint.model.n_embed)

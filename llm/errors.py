@@ -8,6 +8,7 @@ import errno
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 # How torch says it: on CUDA and MPS, inside cuBLAS, and on a CPU (a plain RuntimeError).
 OUT_OF_MEMORY = (
@@ -19,6 +20,7 @@ OUT_OF_MEMORY = (
     "can't start new thread",  # whose stack has no room
 )
 LONGEST = 4000  # characters of a message
+JOINERS = "\u200c\u200d"  # Persian, Indic scripts and families of emoji are written with them
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
@@ -81,13 +83,21 @@ def require(condition: object, message: str) -> None:
         raise Refused(message)
 
 
-def printable(text: str) -> str:
+def printable(text: str, keep: str = "", longest: int | None = LONGEST) -> str:
     """``text`` without what a terminal would obey, or could not show, and not longer than a page.
 
-    Names in a message may come from a stranger's file.
+    Names in a message may come from a stranger's file. What is left out of ``isprintable`` is
+    escaped (controls, marks that reorder a line, invisible characters), but not wide spaces and the
+    joiners of emoji and of several scripts. ``keep``: controls that are left as they are.
     """
-    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:LONGEST])
-    return shown if len(text) <= LONGEST else f"{shown} ..."
+    cut = text if longest is None else text[:longest]
+    if not cut.isprintable():
+        kept = JOINERS + keep
+        cut = "".join(
+            c if c.isprintable() or c in kept or category(c) == "Zs" else ascii(c)[1:-1]
+            for c in cut
+        )
+    return cut if longest is None or len(text) <= longest else f"{cut} ..."
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

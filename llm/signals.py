@@ -1,21 +1,27 @@
-"""Ctrl-C, termination and SIGUSR1: the first signal ends a command in good order with status 75, a
-second Ctrl-C at once with 130.
+"""Ctrl-C, termination, a lost terminal and SIGUSR1: the first signal ends a command in good order
+with status 75, a second Ctrl-C at once with 130.
 
 How depends on what there is to lose. While modules are imported: nothing, so the process ends on
 the spot. Until training begins: what is half done is undone by an exception, :class:`Signalled`.
 From then on a signal is only remembered, and the loop looks after each step, and between the
 batches of an evaluation; work inside a handler may meet the interpreter in any state.
+
+Python calls a handler only between two of its own instructions, and one call of torch may take
+minutes. So a thread reads from a pipe, into which the system's own handler writes at once, which
+signals have come (``signal.set_wakeup_fd``). It says that Ctrl-C was heard, and a second one ends
+the process while the main thread is still inside that call.
 """
 
 import contextlib
 import os
 import signal
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum, auto
 from types import FrameType
 from typing import Any, TypeVar
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 STOPPED, AT_ONCE = 75, 130  # exit statuses
 T = TypeVar("T")
 
@@ -43,17 +49,26 @@ class Listener:
 
     def __init__(self) -> None:
         self.before: dict[signal.Signals, Any] = {}  # handlers; empty: it does not listen
+        self.pipe: int | None = None  # the end that the system writes to
+        self.at_once: list[Callable[[], object]] = []  # to call before a second Ctrl-C ends it
         self.stop_listening()
 
     def listen(self) -> None:
         """Take over from the handlers that there are."""
-        self.before = self.before or {n: signal.signal(n, self._answer) for n in SIGNALS}
+        if not self.before:
+            self._hear_at_once()
+            self.before = {n: signal.signal(n, self._answer) for n in answered()}
 
     def stop_listening(self) -> None:
         """Give the handlers back and forget what was received."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
         self.before = {}
+        if self.pipe is not None:
+            signal.set_wakeup_fd(-1)
+            os.close(self.pipe)  # which ends the thread
+            self.pipe = None
+            self.thread.join()
         self.received: signal.Signals | None = None
         self.reaction = Reaction.LEAVE
 
@@ -71,19 +86,69 @@ class Listener:
     def _answer(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
             if number == signal.SIGINT:
-                os._exit(AT_ONCE)
+                self._leave_at_once()
             if self.reaction is Reaction.RAISE:  # somebody swallowed the first
                 raise Signalled(self.received)
             return
         self.received = signal.Signals(number)
         if self.reaction is Reaction.LEAVE:
-            os.write(2, f"stopped by {self.received.name}, nothing was begun\n".encode())
+            say_at_once(f"stopped by {self.received.name}, nothing was begun")
             os._exit(STOPPED)
         if self.reaction is Reaction.RAISE:
             raise Signalled(self.received)
 
+    def _hear_at_once(self) -> None:
+        reading, self.pipe = os.pipe()
+        os.set_blocking(self.pipe, False)  # a handler must not wait
+        signal.set_wakeup_fd(self.pipe, warn_on_full_buffer=False)
+        self.thread = threading.Thread(target=self._hear, args=(reading,), daemon=True)
+        self.thread.start()
+
+    def _hear(self, reading: int) -> None:
+        """In a thread: read the number of each signal as it comes, until the pipe is closed."""
+        is_first = True
+        with open(reading, "rb", buffering=0) as pipe:
+            for (number,) in iter(lambda: pipe.read(1), b""):
+                if number in SIGNALS:
+                    self._heard(signal.Signals(number), is_first)
+                    is_first = False
+
+    def _heard(self, number: signal.Signals, is_first: bool) -> None:
+        if number != signal.SIGINT or self.reaction is Reaction.LEAVE:
+            return
+        if not is_first:
+            self._leave_at_once()
+        what = "stopping after this step" if self.reaction is Reaction.REMEMBER else "stopping"
+        say_at_once(f"{what}; Ctrl-C again stops now")
+
+    def _leave_at_once(self) -> None:
+        for call in self.at_once:
+            with contextlib.suppress(Exception):
+                call()
+        with contextlib.suppress(OSError):
+            if os.isatty(1):
+                os.write(1, b"\x1b[?25h")  # the cursor, which a progress bar has hidden
+        os._exit(AT_ONCE)
+
+
+def answered() -> list[signal.Signals]:
+    """:data:`SIGNALS` without SIGHUP where it was ignored when we started: that is what nohup does,
+    for commands that outlive their terminal.
+    """
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [n for n in SIGNALS if n != signal.SIGHUP or not ignored]
+
+
+def say_at_once(line: str) -> None:
+    """A line of its own on standard error, past all buffers and locks; lost where that fails."""
+    with contextlib.suppress(OSError):
+        break_off = "\n" if os.isatty(2) else ""  # a progress bar
+        os.write(2, f"{break_off}{line}\n".encode())
+
 
 listener = Listener()
+# A forked child must not write into our pipe: one Ctrl-C would be heard twice.
+os.register_at_fork(after_in_child=lambda: listener.pipe is None or signal.set_wakeup_fd(-1))
 
 
 @contextlib.contextmanager

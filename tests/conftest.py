@@ -1,9 +1,10 @@
 """What most tests need: a small text, a dataset of it, a small network, a way to run commands."""
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,14 @@ def run(tmp_path: Path, text_file: Path) -> Callable[..., subprocess.CompletedPr
         )  # fmt: skip
 
     return inner
+
+
+@pytest.fixture
+def hangup_ends() -> Iterator[None]:
+    """SIGHUP means what it usually does, also where the tests were started by nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 LINE = "line to print"

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"errors"},
-    {"device", "disk", "sealed", "signals"},
+    {"device", "disk", "sealed", "signals", "terminal"},
     {"start"},
     {"functional"},
     {"model", "data"},

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,8 +27,18 @@ with remembered() as stop:
 """
 
 
+COMPUTING = """
+import hashlib
+import llm.start
+from llm.signals import remembered
+with remembered():
+    print("ready", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # one call of C, for half an hour
+"""
+
+
 @pytest.fixture(autouse=True)
-def handlers_of_before() -> Iterator[None]:
+def handlers_of_before(hangup_ends: None) -> Iterator[None]:
     before = [signal.getsignal(number) for number in SIGNALS]
     yield
     listener.stop_listening()
@@ -148,6 +159,63 @@ def test_ctrl_c_after_a_first_signal_ends_the_process_with_130(first: signal.Sig
         assert process.stdout.readline() == f"{first.name}\n"
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=10) == 130
+
+
+def test_ctrl_c_is_heard_and_a_second_one_ends_the_process_inside_one_long_call() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMPUTING], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, cwd=ROOT,
+    )  # fmt: skip
+    never_longer = threading.Timer(60, process.kill)
+    never_longer.start()
+    try:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.readline()
+        assert said == "stopping after this step; Ctrl-C again stops now\n"
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == 130
+    finally:
+        never_longer.cancel()
+        process.kill()
+        process.communicate()
+
+
+def test_a_lost_terminal_is_a_signal_unless_nohup_wanted_it_ignored() -> None:
+    with remembered() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.received is signal.SIGHUP
+    listener.stop_listening()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with remembered() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.received is None
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_forked_process_does_not_speak_for_its_parent() -> None:
+    code = """
+import os, signal, sys, time
+import llm.start
+from llm.signals import listener, raised
+with raised():
+    if (child := os.fork()) == 0:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(7))
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert listener.received is None
+    os._exit(0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_a_process_that_is_done_keeps_its_exit_status() -> None:

@@ -19,7 +19,7 @@ from llm.signals import SIGNALS
 from tests.command_line import rows
 from tests.conftest import PLAY, ROOT, TINY_RUN
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("hangup_ends")]
 # Evaluations, samples and saves take much of the time, so that signals come in all of them.
 OPTIONS = [
     *TINY_RUN, "model.dropout=0.1", "trainer.max_steps=40", "trainer.eval_interval=10",

@@ -26,8 +26,10 @@ from llm.experiment.lock import locked
 from llm.experiment.rundir import make_folder, read_summary, write_summary
 from llm.experiment.sweep import follow_parent
 from llm.signals import Signalled, raised, unswallowed
+from llm.terminal import output_matters, written
 
 TRACEBACK = "HYDRA_FULL_ERROR"
+TELLS = ("--help", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version")  # and do nothing
 WANTED = "LLM_FULL_ERROR"  # what the user had set it to; also for the jobs of a sweep
 
 
@@ -61,13 +63,15 @@ def command(main: Callable[[], Any]) -> None:
     ``HYDRA_FULL_ERROR=1`` in the environment shows the traceback as well.
     """
     TYPED[:] = sys.argv
+    if any(word in TELLS for word in sys.argv[1:]):
+        output_matters()
     follow_parent()
     if _others_want_the_cores():
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault(WANTED, os.environ.get(TRACEBACK, ""))
     os.environ[TRACEBACK] = "1"  # makes Hydra raise what it would print before it exits with 1
     try:
-        with raised(), unswallowed():
+        with raised(), unswallowed(), written():
             _require_folder()
             refuse_dashes(sys.argv[1:])
             sys.argv[1:] = _with_saved_groups(_multirun_first(quote_arguments(sys.argv[1:])))

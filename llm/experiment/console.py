@@ -6,9 +6,9 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import IO, Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.panel import Panel
 from rich.progress import (
     BarColumn,
@@ -19,19 +19,37 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from llm.errors import printable
+from llm.terminal import unfiltered
 
 Row = dict[str, float | int | None]
 
 
 class Screen(Console):
-    """Goes on without a reader, such as ``head``, that has gone: a run is worth more than that."""
+    """Shows nothing that a terminal would obey, but for what rich itself makes for it."""
+
+    def _of_terminal(self) -> IO[str]:
+        found: IO[str] = unfiltered(Console.file.fget(self))  # type: ignore[attr-defined]
+        return found
+
+    def _to_another(self, file: IO[str]) -> None:
+        self._file = file
+
+    file = property(_of_terminal, _to_another)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Called by rich with everything that it shows, and with all parts of it."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else lines_of(text), style, control)
 
     def on_broken_pipe(self) -> None:
-        """Called by rich, which would end the process here."""
+        """Called by rich, which would end the process here. A plan goes on, to its exit status."""
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
@@ -51,9 +69,14 @@ def say(message: str) -> None:
     console.print(printable(message), markup=False)
 
 
+def lines_of(text: str) -> str:
+    """Text of a model or of a stranger's file, of several lines perhaps, without escape codes."""
+    return printable(text, keep="\n\t", longest=None)
+
+
 def title(text: str) -> None:
     """A line across the screen with ``text`` in it."""
-    console.rule(Text(text))
+    console.rule(Text(lines_of(text)))
 
 
 def panel(title: str, facts: dict[str, str]) -> None:
@@ -62,7 +85,7 @@ def panel(title: str, facts: dict[str, str]) -> None:
     grid.add_column(style="bold")
     grid.add_column(overflow="fold")
     for name, value in facts.items():
-        grid.add_row(name, Text(value))
+        grid.add_row(name, Text(lines_of(value)))
         log.info("%s: %s", name, value)
     console.print(Panel(grid, title=title, title_align="left", expand=False))
 
@@ -115,7 +138,9 @@ class TrainingScreen:
         """Show what the model wrote."""
         log.info("sample at step %d: %s", step, text)
         console.print(
-            Panel(Text(text.strip("\n")), title=f"sample at step {step}", title_align="left")
+            Panel(
+                Text(lines_of(text.strip("\n"))), title=f"sample at step {step}", title_align="left"
+            )
         )
 
 
@@ -172,7 +197,8 @@ def jobs_table(jobs: list[tuple[str, dict[str, Any]]]) -> None:
         memory = gib(found["peak_memory_bytes"]) if found.get("peak_memory_bytes") else "-"
         seconds = duration(found["wall_seconds"]) if found.get("wall_seconds") else "-"
         short = " ".join(re.sub(r"^[\w.]+\.(?=\w+=)", "", word) for word in overrides.split(" "))
-        table.add_row(Text(short), str(found.get("status")), *values, memory, seconds)
+        said = [Text(lines_of(word)) for word in (short, str(found.get("status")))]
+        table.add_row(*said, *values, memory, seconds)
     console.print(table)
 
 

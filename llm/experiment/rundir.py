@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llm.disk import cannot_use, could_not_write, replaced, sync_folder
-from llm.errors import Diverged, Interrupted, OutOfMemory, Refused, Stop, as_stop
+from llm.errors import Diverged, Interrupted, OutOfMemory, Refused, Stop, as_stop, printable
 from llm.sealed import Plain, read_json
 from llm.signals import Signalled, remember, unswallowed
 
@@ -136,7 +136,7 @@ def recording(folder: Path, facts: Plain, again: str, remove_if_refused: bool) -
     ``remove_if_refused``.
     """
     handler = _LogFile(folder / LOG, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(_Printable("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     before = (read_summary(folder) or {}).get("wall_seconds")
@@ -193,6 +193,14 @@ class _LogFile(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Called by logging where it would print a traceback."""
+
+
+class _Printable(logging.Formatter):
+    """A log is looked at on a terminal, and a model's text or a path may hold escape codes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Called by logging for each record."""
+        return printable(super().format(record), keep="\n\t", longest=None)
 
 
 @contextlib.contextmanager

@@ -8,13 +8,14 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llm.errors import InUse, Refused
 from llm.experiment.lock import locked
 from llm.experiment.rundir import read_summary, write_summary
-from llm.signals import SIGNALS, Signalled
+from llm.signals import Signalled, answered, listener
 
 PARENT_PIPE = "LLM_PARENT_PIPE"  # a file descriptor that closes when whoever started a job is gone
 GRACE_SECONDS = 60  # for a job that has been told to stop: one step and one save
@@ -69,6 +70,7 @@ def _wait(command: list[str], timeout_seconds: float | None) -> int | None:
     # A group of its own: Ctrl-C then reaches only this process, which tells the job once.
     child = subprocess.Popen(command, process_group=0, pass_fds=[reading], env=environment)
     os.close(reading)
+    listener.at_once[:] = [partial(os.killpg, child.pid, signal.SIGKILL)]
     try:
         return child.wait(timeout_seconds)
     except subprocess.TimeoutExpired:
@@ -78,6 +80,7 @@ def _wait(command: list[str], timeout_seconds: float | None) -> int | None:
         _ask_to_stop(child)
         raise
     finally:
+        listener.at_once.clear()
         with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: all are zombies
             os.killpg(child.pid, signal.SIGKILL)  # a job still running, or something it left behind
         child.wait()
@@ -101,7 +104,7 @@ def _stop_signals() -> Iterator[None]:
         if number == signal.SIGINT:
             raise KeyboardInterrupt  # a second Ctrl-C: the job is not waited for any longer
 
-    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    before = {number: signal.signal(number, stop) for number in answered()}
     try:
         yield
     finally:

@@ -26,7 +26,7 @@ def main(cfg: DictConfig) -> float | None:
     settings = read_settings(cfg, TrainSettings)  # plain and checked from here on
 
     # This late, so that --help, completion and a mistyped key need not wait for torch.
-    from llm.config.fitting import fit_memory, once_more_with_half
+    from llm.config.fitting import choose_precision, fit_memory, once_more_with_half
     from llm.config.run import open_run
     from llm.data.dataset import LARGE, Dataset
     from llm.data.prepare import prepare
@@ -34,7 +34,6 @@ def main(cfg: DictConfig) -> float | None:
     from llm.experiment.console import byte_progress
     from llm.experiment.panels import show_already_finished
     from llm.experiment.verify import verify_run
-    from llm.training.precision import resolve_precision
 
     if settings.verify:
         return verify_run(Path(str(settings.run.dir)), settings.data)
@@ -46,7 +45,7 @@ def main(cfg: DictConfig) -> float | None:
         dataset = Dataset.open(prepare(settings.data, on_progress))
     if dataset.size <= LARGE:
         dataset.verify()  # a larger one by run_prepare.py
-    precision, why = resolve_precision(settings.precision.name, device)
+    precision, why = choose_precision(settings.precision.name, device)
     settings = resolve(settings, dataset.tokenizer.vocab_size, precision)
     dataset.check(settings.model.block_size, settings.model.vocab_size or 0)
     settings, plan = fit_memory(settings, device, plan)
@@ -54,7 +53,7 @@ def main(cfg: DictConfig) -> float | None:
     def attempt(settings: TrainSettings, plan: Any) -> float | None:
         with open_run(settings, dataset.digest) as run:  # the first thing that is written
             if run.is_finished:
-                show_already_finished(run.folder)
+                show_already_finished(run.folder, run.reason)
                 return run.best_val_loss
             return train(settings, run, dataset, device, f"{precision}, {why}", plan)
 
@@ -74,17 +73,18 @@ def train(
     from llm.experiment.rundir import recording
     from llm.training.precision import Precision, to_precision
     from llm.training.random_state import seed_everything
+    from llm.training.resume import count_as
 
     alone = run.is_new and not settings.run.sweep
     facts = run.identity | plan.facts
-    with recording(run.folder, facts, run.again, remove_if_refused=alone) as summary:
+    with recording(run.folder, facts, run.again, alone, settings.memory.no_room) as summary:
         for note in run.notes:
             warn(note)
         seed_everything(settings.seed)
         precision = Precision(settings.precision.name, device)
         model = to_precision(build(settings.model), precision.weights).to(device)
-        if settings.init_from and run.checkpoint is None:
-            start_from(model, settings.init_from, dataset.tokenizer)
+        begins = settings.init_from and run.checkpoint is None
+        origin = start_from(model, settings.init_from, dataset.tokenizer) if begins else None
         sweep = run.folder.parent if settings.run.sweep else None
         options, max_steps = settings.trainer, settings.trainer.max_steps
         checkpoints = CheckpointFolder(
@@ -99,6 +99,8 @@ def train(
             )  # fmt: skip
             if run.checkpoint is not None:
                 trainer.resume(run.checkpoint)
+            elif origin is not None and options.eval_only:
+                count_as(trainer, origin)
             trainer.check_room()
             show_start(run.folder, trainer, dataset, why, plan.sentence)
             try:

@@ -108,12 +108,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-def as_stop(error: BaseException) -> Stop | None:
-    """The known reason behind an error of the system or of torch; None for a fault of ours."""
+def as_stop(error: BaseException, advice: str = "") -> Stop | None:
+    """The known reason behind an error of the system or of torch; None for a fault of ours.
+
+    ``advice`` says what to do where memory is not enough.
+    """
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     if isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY):
-        advice = "try memory.fit=auto, a smaller trainer.micro_batch_size or model.block_size"
-        return OutOfMemory(f"out of memory ({text}): {advice}")
+        return OutOfMemory(f"out of memory ({text})" + f": {advice}" * bool(advice))
     if "does not have a deterministic implementation" in text:
         return Refused(f"{text.split(', but')[0]}: set trainer.deterministic=false")
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:

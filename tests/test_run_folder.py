@@ -8,7 +8,9 @@ from unittest.mock import patch
 import pytest
 
 from llm.experiment.loggers import RunLogger
-from tests.command_line import Done, here, listing
+from llm.experiment.rundir import write_summary
+from llm.training.trainer import Trainer
+from tests.command_line import Done, here, listing, rows, summary
 from tests.conftest import TINY_RUN
 
 
@@ -91,3 +93,99 @@ def test_a_part_of_a_run_to_be_resumed_is_answered_with_the_name_of_the_run(
     (headless / "outputs/a/config.yaml").write_text("{}", encoding="utf-8")
     said = one_refusal(here("train", f"resume=outputs/a/{part}", cwd=headless))
     assert "is a part of a run: continue the whole run by resume=outputs/a\n" in said
+
+
+@pytest.fixture(scope="module")
+def trained(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``outputs/a``, which is finished, and its best weights after step 6."""
+    cwd = tmp_path_factory.mktemp("trained")
+    assert here("train", *data, *TINY_RUN, "run.name=a", cwd=cwd).returncode == 0
+    return cwd
+
+
+@pytest.fixture
+def cwd(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(trained, tmp_path / "copy", symlinks=True))
+
+
+def log_of(run: Path) -> str:
+    return (run / "run_train.log").read_text(encoding="utf-8")
+
+
+def test_a_resume_does_not_say_that_a_precision_was_asked_for_which_auto_chose(cwd: Path) -> None:
+    assert "precision: fp32, 16-bit is not faster on cpu" in log_of(cwd / "outputs/a")
+    done = here("train", "resume=outputs/a", "trainer.max_steps=7", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert "precision: fp32, as when it began" in log_of(cwd / "outputs/a")
+    done = here("train", "resume=outputs/a", "trainer.max_steps=8", "precision=fp32", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert "precision: fp32, as asked for" in log_of(cwd / "outputs/a")
+
+
+@pytest.mark.parametrize(
+    ("typed", "step", "reason"),
+    [
+        (
+            ["trainer.patience=1", "optimizer.lr=1e-30", "trainer.eval_interval=1"],
+            1,
+            "trainer.patience=1 evaluations without a better loss",
+        ),
+        (["trainer.max_minutes=1e-9"], 1, "trainer.max_minutes=1e-09 are used up"),
+    ],
+)
+def test_a_run_that_ends_before_its_last_step_says_why(
+    typed: list[str], step: int, reason: str, data: list[str], tmp_path: Path
+) -> None:
+    command = [*data, *TINY_RUN, *typed, "run.name=a"]
+    done = here("train", *command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "outputs/a"
+    assert (summary(run)["status"], summary(run)["step"]) == ("finished", step)
+    assert summary(run)["reason"] == reason
+    said = f"at step {step}: {reason}"
+    assert said in done.stdout and said in log_of(run)
+    done = here("train", *command, cwd=tmp_path)
+    assert "is finished already" in done.stdout and reason in done.stdout
+
+
+def test_a_run_that_took_all_its_steps_gives_no_reason(cwd: Path, data: list[str]) -> None:
+    assert summary(cwd / "outputs/a")["reason"] is None
+    done = here("train", *data, *TINY_RUN, "run.name=a", cwd=cwd)
+    assert "is finished already" in done.stdout and "ended early" not in done.stdout
+
+
+def test_weights_that_are_evaluated_only_are_told_with_the_step_they_are_from(
+    cwd: Path,
+) -> None:
+    best = int((cwd / "outputs/a/checkpoints/best").readlink().name.rpartition("-")[2])
+    done = here("train", "resume=outputs/a", "trainer.eval_only=true", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    (run,) = (path.parent for path in cwd.glob("outputs/*/*/summary.json"))
+    assert best > 0
+    assert [row["step"] for row in rows(run)] == [best] == [summary(run)["step"]]
+    assert f"step {best}/6  val loss" in log_of(run)
+    assert f"evaluates: the weights after step {best}" in log_of(run)
+    assert rows(run)[0]["tokens"] == rows(cwd / "outputs/a")[best]["tokens"]
+    assert rows(run)[0]["val/loss"] == rows(cwd / "outputs/a")[best]["val/loss"]
+
+
+def test_the_reason_in_a_summary_is_one_line(tmp_path: Path) -> None:
+    write_summary(tmp_path, status="failed", reason="ValueError: no\n  such\tthing\n")
+    assert summary(tmp_path)["reason"] == "ValueError: no such thing"
+
+
+@pytest.mark.parametrize(("fit", "advised"), [("auto", False), ("check", True)])
+def test_memory_fit_auto_is_not_advised_where_it_is_on(
+    fit: str, advised: bool, data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object) -> None:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(Trainer, "optimizer_step", no_room)
+    typed = [f"memory.fit={fit}", "trainer.batch_size=1", "run.name=a"]
+    done = here("train", *data, *TINY_RUN, *typed, cwd=tmp_path)
+    assert done.returncode == 4
+    for said in (done.stderr, summary(tmp_path / "outputs/a")["reason"]):
+        assert ("try memory.fit=auto" in said) is advised
+        assert ("memory.fit=auto is on and was not enough" in said) is not advised

@@ -211,8 +211,9 @@ def find_checkpoint(key: str, typed: str) -> Path:
     raise Refused(f"{key}={typed} {what}{newest_runs()}")
 
 
-def start_from(model: GPT, place: str, tokenizer: Tokenizer) -> None:
-    """Load the weights of ``init_from=place``: a run folder (its best) or a checkpoint.
+def start_from(model: GPT, place: str, tokenizer: Tokenizer) -> Checkpoint:
+    """Load the weights of ``init_from=place``, a run folder (its best) or a checkpoint, which is
+    returned.
 
     ``tokenizer`` is that of the data: to weights that learned other ids its text means nothing.
     Raises :class:`llm.errors.Refused` naming both, and for weights of another shape.
@@ -228,6 +229,7 @@ def start_from(model: GPT, place: str, tokenizer: Tokenizer) -> None:
     # Before all of a larger model's are read.
     require_fitting(model, weight_shapes(origin.model), str(origin.path))
     load_weights(model, origin.weights(), str(origin.path))
+    return origin
 
 
 def newest_runs(count: int = 3) -> str:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import yaml
 from hydra.errors import HydraException
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from llm.config import (
@@ -25,6 +26,7 @@ from llm.errors import Interrupted, InUse, Refused, Stop, as_stop, printable
 from llm.experiment.lock import locked
 from llm.experiment.rundir import make_folder, read_summary, write_summary
 from llm.experiment.sweep import follow_parent
+from llm.memory.options import MemoryOptions
 from llm.signals import Signalled, raised, unswallowed
 from llm.terminal import output_matters, written
 
@@ -50,7 +52,7 @@ def reported(main: Callable[[Any], Any]) -> Callable[[Any], Any]:
         except BrokenPipeError:
             _leave()
         except Exception as error:
-            if (known := as_stop(error)) is None:
+            if (known := as_stop(error, _advice(cfg))) is None:
                 raise
             _exit(known, known.exit_status)
 
@@ -143,6 +145,15 @@ def _exit(error: BaseException, status: int) -> NoReturn:
     text = printable(one_line(error).replace(BREAK, ""))
     print(f"{Path(sys.argv[0]).name}: {text}", file=sys.stderr)
     sys.exit(status)
+
+
+def _advice(cfg: Any) -> str:
+    """What to do where a command with this configuration has not enough memory."""
+    if isinstance(cfg, DictConfig) and "trainer" in cfg:
+        return MemoryOptions(fit=cfg.memory.fit).no_room
+    if isinstance(cfg, DictConfig) and "num_samples" in cfg:
+        return "try a smaller num_samples, or device=cpu"
+    return ""
 
 
 def _leave_summary(cfg: Any, refusal: Refused) -> None:

@@ -21,6 +21,7 @@ from llm.memory.fit import changes as changed
 from llm.memory.options import EIGHT_BIT_NEEDS, MemoryOptions, has_eight_bit
 from llm.memory.predict import Lines, Prediction, Setup, predict
 from llm.sealed import Plain
+from llm.training.precision import resolve_precision
 
 # What `auto` decides, and a run that goes on keeps: section, key, and what it may be.
 LEVERS = (
@@ -108,6 +109,14 @@ def fit_memory(
     if enforce and not limit_memory(device, budget - min(held, sum(reserve.values()))):
         warn(f"memory.enforce has no effect: nothing here limits a process on {device.type}")
     return settings, Planned(prediction, setup, budget, changes)
+
+
+def choose_precision(name: str, device: torch.device) -> tuple[str, str]:
+    """What :func:`llm.training.precision.resolve_precision` says; a resume keeps what it was."""
+    chosen, why = resolve_precision(name, device)
+    typed = {key.partition(".")[0] for key in typed_keys()}
+    kept = "resume" in typed and "precision" not in typed
+    return chosen, "as when it began" if kept else why
 
 
 def once_more_with_half(

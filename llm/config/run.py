@@ -46,6 +46,7 @@ class Run:
     checkpoint: Checkpoint | None = None  # what to continue from
     is_new: bool = False
     best_val_loss: float | None = None  # of a run that is finished already
+    reason: str | None = None  # and which option ended it before its last step
     notes: list[str] = field(default_factory=list)  # what to warn of, once there is a log
     is_finished: bool = False  # there is nothing left to do then
 
@@ -109,8 +110,10 @@ def _found(folder: Path, settings: TrainSettings, data_digest: str) -> Run:
     summary, reached = read_summary(folder), newest.step if newest else 0
     finished = summary is not None and summary.get("status") == "finished" and not damaged
     if finished and (reached >= settings.trainer.max_steps or not settings.resume):
-        loss = (summary or {}).get("best_val_loss")
-        return Run(folder, digests, again, newest, best_val_loss=loss, is_finished=True)
+        loss, reason = ((summary or {}).get(key) for key in ("best_val_loss", "reason"))
+        return Run(
+            folder, digests, again, newest, best_val_loss=loss, reason=reason, is_finished=True
+        )
     make_folder(folder)
     clean(folder)
     clean(folder / FOLDER)

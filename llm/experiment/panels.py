@@ -53,7 +53,11 @@ def show_start(
     if options.deterministic:
         facts["promise"] = "the same bits each time, on this machine with these versions"
     if trainer.progress.step:
-        facts["continues"] = f"after step {trainer.progress.step:,}"
+        after = f"after step {trainer.progress.step:,}"
+        if options.eval_only:
+            facts["evaluates"] = f"the weights {after}"
+        else:
+            facts["continues"] = after
     panel("training", facts)
 
 
@@ -61,6 +65,8 @@ def show_end(folder: Path, progress: Progress, summary: dict[str, Any]) -> None:
     """Best loss, throughput, where the time went, where things are, and what to type next."""
     other = summary["wall_seconds"] - progress.seconds
     facts = {}
+    if reason := summary.get("reason"):
+        facts["ended early"] = f"at step {progress.step:,}: {reason}"
     if progress.best_val_loss is not None:
         facts["best val loss"] = f"{progress.best_val_loss:.4f} at step {progress.best_step:,}"
         if (bits := summary["bits_per_byte"]) is not None:
@@ -91,8 +97,9 @@ def show_end(folder: Path, progress: Progress, summary: dict[str, Any]) -> None:
         say(f'next: python run_sample.py {shlex.quote(f"ckpt={folder}")} prompt="..."')
 
 
-def show_already_finished(folder: Path) -> None:
-    """Nothing is left to do."""
+def show_already_finished(folder: Path, reason: str | None) -> None:
+    """Nothing is left to do. ``reason``: which option ended it before its last step, if any."""
     command = f"python run_train.py {shlex.quote(f'resume={folder}')} trainer.max_steps=MORE"
     say(f"{folder} is finished already. To train on: {command}")
-    say("(raise trainer.max_minutes or trainer.patience too, if one of them has ended it)")
+    if reason:
+        say(f"(it ended early: {reason}. Raise that too)")

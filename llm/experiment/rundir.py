@@ -81,6 +81,8 @@ def replace_text(path: Path, text: str) -> None:
 def write_summary(folder: Path, **values: Any) -> None:
     """Write ``summary.json`` in one piece; keys that are not given are null."""
     summary = {key: values.get(key) for key in SUMMARY_KEYS}
+    if summary["reason"] is not None:
+        summary["reason"] = " ".join(summary["reason"].split())  # one line, as on the screen
     replace_text(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
 
 
@@ -128,12 +130,14 @@ def versions() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def recording(folder: Path, facts: Plain, again: str, remove_if_refused: bool) -> Iterator[Plain]:
+def recording(
+    folder: Path, facts: Plain, again: str, remove_if_refused: bool, advice: str = ""
+) -> Iterator[Plain]:
     """Log into ``folder`` while inside, and write its summary at the end, whatever the end is.
 
     ``facts`` are the values known from the start; the caller adds to the yielded copy. ``again`` is
     the command that continues the run. One that is refused after all leaves no folder if
-    ``remove_if_refused``.
+    ``remove_if_refused``. ``advice`` says what to do where memory is not enough.
     """
     handler = _LogFile(folder / LOG, encoding="utf-8")
     handler.setFormatter(_Printable("%(asctime)s %(levelname)s %(message)s"))
@@ -150,7 +154,9 @@ def recording(folder: Path, facts: Plain, again: str, remove_if_refused: bool) -
         summary |= {"git_commit": git_commit(), "versions": versions()}
         with unswallowed():
             yield summary
-        status = "finished"
+        status, reason = "finished", summary.get("reason")
+        if reason:
+            log.info("ended early at step %s: %s", summary.get("step"), reason)
     except (Stop, Signalled) as error:
         stop = error if isinstance(error, Stop) else Interrupted(f"{error} before the first step")
         remember()  # what is still to be written must be whole
@@ -162,7 +168,7 @@ def recording(folder: Path, facts: Plain, again: str, remove_if_refused: bool) -
             raise Interrupted(f"{stop}; to continue: {again}") from None
         raise
     except BaseException as error:
-        known = as_stop(error)
+        known = as_stop(error, advice)
         status, reason = (
             (known.status, str(known)) if known else ("failed", f"{type(error).__name__}: {error}")
         )

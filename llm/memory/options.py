@@ -32,6 +32,16 @@ class MemoryOptions:
         return self.fit != "off" or bool(self.enforce)
 
     @property
+    def no_room(self) -> str:
+        """What to do where memory was not enough after all."""
+        if self.fit == "auto":
+            return (
+                "memory.fit=auto is on and was not enough: try a smaller memory.budget_gib, for "
+                "which it changes more, or a smaller model.block_size"
+            )
+        return "try memory.fit=auto, a smaller trainer.micro_batch_size or model.block_size"
+
+    @property
     def budget(self) -> int:
         """Bytes for everything."""
         return int(self.budget_gib * 2**30)

@@ -3,30 +3,33 @@
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from llm.disk import could_not_write
+
+if TYPE_CHECKING:
+    from llm.training.trainer import Trainer
 
 SKIPPED, WARMUP, MEASURED = 2, 2, 6  # steps: the first ones allocate, and the profiler warms up too
 NOTHING = "trainer.profile=true measured nothing: the run ended before the step to measure"
 
 
 @contextlib.contextmanager
-def profiling(
-    folder: Path | None, device: torch.device, steps: int, warn: Callable[[str], None]
-) -> Iterator[Callable[[], object]]:
-    """Yields a function to call after each of at most ``steps`` steps. Some early steps are
-    measured and written to ``folder``; of a few steps, the last. None: nothing is measured.
+def profiling(trainer: "Trainer") -> Iterator[Callable[[], object]]:
+    """Yields a function to call after each step. With ``trainer.profile`` some early steps are
+    measured and written to the run folder; of a few steps, the last.
 
     Warns where the run ends before there is a step to measure. Raises
     :class:`llm.errors.DiskError`.
     """
-    if folder is None or steps < 1:
+    options, device, warn = trainer.options, trainer.device, trainer.logger.warn
+    folder = trainer.checkpoints.folder.parent
+    steps = 0 if options.eval_only else options.max_steps - trainer.progress.step
+    if not options.profile or steps < 1:
         yield lambda: None
-        if folder is not None:
+        if options.profile:
             warn(NOTHING)
         return
     table_path = folder / "profile.txt"

@@ -55,6 +55,12 @@ def resume(trainer: "Trainer", checkpoint: Checkpoint) -> None:
         trainer.logger.warn(f"trained with {there} so far, now {here}: the last bits may differ")
 
 
+def count_as(trainer: "Trainer", origin: Checkpoint) -> None:
+    """Count the steps and tokens of ``origin``, whose weights are evaluated and not trained."""
+    before = Progress.from_plain(origin.state.get("progress"))
+    trainer.progress.step, trainer.progress.tokens = origin.step, before.tokens
+
+
 def roll_back(trainer: "Trainer", end: Diverged) -> None:
     """Go back to the last checkpoint, to train on at half the rate.
 

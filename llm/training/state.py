@@ -14,6 +14,7 @@ from llm.device import peak_memory_bytes, reserved_memory_bytes
 from llm.errors import require
 from llm.model.gpt import GPT
 from llm.training.optimizer import Layout, Optimizer
+from llm.training.options import TrainerOptions
 from llm.training.random_state import random_tensors, restore_random
 
 
@@ -76,6 +77,18 @@ def outcome(progress: Progress, model: GPT, device: torch.device) -> dict[str, A
         "reserved_memory_bytes": reserved_memory_bytes(device),
         "train_seconds": progress.train_seconds,
     }
+
+
+def why_ended(progress: Progress, options: TrainerOptions) -> str | None:
+    """Which option ended a run before ``max_steps``; None if no option did."""
+    if options.eval_only or progress.step >= options.max_steps:
+        return None
+    if progress.evaluations_since_best >= (options.patience or math.inf):
+        return f"trainer.patience={options.patience} evaluations without a better loss"
+    minutes = options.max_minutes or math.inf
+    return (
+        f"trainer.max_minutes={minutes:g} are used up" if progress.seconds >= 60 * minutes else None
+    )
 
 
 def training_tensors(

@@ -27,7 +27,7 @@ from llm.training.profiling import profiling
 from llm.training.random_state import random_tensors, restore_random
 from llm.training.resume import plain_state, resume, roll_back
 from llm.training.schedule import Schedule
-from llm.training.state import Progress, outcome, training_bytes, training_tensors
+from llm.training.state import Progress, outcome, training_bytes, training_tensors, why_ended
 from llm.training.throughput import flops_per_token, peak_flops
 from llm.training.update import choose_update
 
@@ -81,12 +81,7 @@ class Trainer:
         to continue from saved.
         """
         self.compile_ahead()
-        folder = self.checkpoints.folder.parent if self.options.profile else None
-        steps = 0 if self.options.eval_only else self.options.max_steps - self.progress.step
-        with (
-            signals.remembered(),
-            profiling(folder, self.device, steps, self.logger.warn) as step_done,
-        ):
+        with signals.remembered(), profiling(self) as step_done:
             while True:
                 try:
                     self.train(step_done)
@@ -129,7 +124,8 @@ class Trainer:
         try:
             if self.is_due(options.eval_interval) and "val/loss" not in row:
                 row |= self.evaluate()
-            if self.is_due(options.sample_interval, at_end=False) and step > 0:
+            trained = step > 0 and not options.eval_only
+            if trained and self.is_due(options.sample_interval, at_end=False):
                 row |= self.sample()
         except signals.Signalled:
             return
@@ -161,8 +157,7 @@ class Trainer:
 
     def is_over(self) -> bool:
         """Whether the steps or the minutes are used up."""
-        minutes = self.options.max_minutes
-        out_of_time = minutes is not None and self.progress.seconds >= 60 * minutes
+        out_of_time = self.progress.seconds >= 60 * (self.options.max_minutes or math.inf)
         return out_of_time or self.progress.step >= self.options.max_steps
 
     def is_out_of_patience(self) -> bool:
@@ -280,7 +275,8 @@ class Trainer:
 
     def outcome(self) -> dict[str, Any]:
         """What ``summary.json`` says of the run."""
-        return outcome(self.progress, self.model, self.device)
+        reason = why_ended(self.progress, self.options)
+        return outcome(self.progress, self.model, self.device) | {"reason": reason}
 
     def check_room(self) -> None:
         """Raise :class:`llm.errors.DiskError` unless the disk has room for the checkpoints."""

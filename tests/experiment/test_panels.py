@@ -49,5 +49,5 @@ def test_the_last_panel_tells_of_steps_left_out_and_of_going_back(
 
 
 def test_a_finished_run_says_how_to_train_on(capsys: pytest.CaptureFixture[str]) -> None:
-    show_already_finished(Path("outputs/my run"))
+    show_already_finished(Path("outputs/my run"), None)
     assert "'resume=outputs/my run' trainer.max_steps=MORE" in shown(capsys)

@@ -1,10 +1,12 @@
 """The one place where a configuration becomes an object."""
 
 import inspect
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
 import hydra.utils
+
+NOT_BUILT = "not an argument"  # in the metadata of a field that is a setting and nothing else
 
 
 def build(section: Any, **runtime: Any) -> Any:
@@ -14,11 +16,11 @@ def build(section: Any, **runtime: Any) -> Any:
     class or function that is defined in ``llm``, and no value may hold an interpolation or a target
     of its own.
     """
-    plain = (
-        asdict(section)
-        if is_dataclass(section) and not isinstance(section, type)
-        else dict(section)
-    )
+    if is_dataclass(section) and not isinstance(section, type):
+        settings = {field.name for field in fields(section) if NOT_BUILT in field.metadata}
+        plain = {key: value for key, value in asdict(section).items() if key not in settings}
+    else:
+        plain = dict(section)
     check_target(plain["_target_"])
     for key, value in plain.items():
         _check_plain(key, value)

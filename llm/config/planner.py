@@ -143,6 +143,7 @@ class Family:
 
     def __init__(self, config: DictConfig) -> None:
         self.config, self.settings = config, read_settings(config, PlanSettings)
+        self.head_size = config.model.head_size  # as given: null, if n_head decides
         self.converted: dict[str, Any] = {}
         every = leaves(OmegaConf.to_container(config, resolve=False))
         self.is_plain = not any(_is_reference(value) for _, value in every)
@@ -160,11 +161,14 @@ class Family:
                 if section not in copied:
                     copied.add(section)
                     setattr(settings, section, copy.copy(getattr(settings, section)))
+                    if section == "model":
+                        settings.model.head_size = self.head_size
                 place = getattr(settings, section)
             try:
                 setattr(place, name, self.value(override))
             except OmegaConfBaseException:
                 return None
+        settings.model.settle()
         settings.check()
         return settings
 

@@ -5,12 +5,13 @@ that a YAML file names. Hydra checks keys and types against them, ``check()`` th
 anything is built.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
+from llm.config.build import NOT_BUILT
 from llm.data.config import DataConfig
 from llm.disk import check_name, check_path
 from llm.errors import require
@@ -29,6 +30,21 @@ class Model(GPTConfig):
     """``model/``"""
 
     _target_: str = "llm.model.gpt.GPT"
+    head_size: int | None = None  # None: n_embed / n_head
+    # Of a preset, so that its n_embed can be changed, and n_head too: n_head is null in it, and who
+    # gives n_head gets heads of n_embed / n_head. No argument of the network.
+    default_head_size: int = field(default=32, metadata={NOT_BUILT: True})
+
+    def settle(self) -> None:
+        """Fill in ``head_size`` where neither it nor ``n_head`` is given."""
+        if self.n_head is None and self.head_size is None:
+            self.head_size = self.default_head_size
+
+    def resolve(self, vocab_size: int | None = None) -> GPTConfig:
+        """The same shape with every ``None`` replaced by its number: see :class:`GPTConfig`."""
+        settled = replace(self)
+        settled.settle()
+        return super(Model, settled).resolve(vocab_size)
 
 
 @dataclass

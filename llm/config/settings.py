@@ -66,6 +66,8 @@ def read_settings(cfg: DictConfig, kind: type[Settings]) -> Settings:
     _refuse_additions(cfg, kind)
     settings = cast(Settings, OmegaConf.to_object(cfg))
     unguard_all(settings)
+    if isinstance(settings, TrainSettings):
+        settings.model.settle()
     settings.check()
     return settings
 
@@ -106,6 +108,7 @@ def resolve(settings: TrainSettings, vocab_size: int, precision: str) -> TrainSe
 def to_plain(settings: TrainSettings) -> Plain:
     """What ``config.yaml`` holds: plain values, and no class to build (a folder names no code)."""
     plain = asdict(settings)
+    del plain["model"]["default_head_size"]  # has become head_size, or was not needed
     for section in plain.values():
         if isinstance(section, dict):
             section.pop("_target_", None)

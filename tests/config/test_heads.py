@@ -1,0 +1,97 @@
+"""How wide a head is: n_embed / n_head for who gives n_head, the preset's size otherwise."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from llm.config.compose import compose_training
+from llm.config.schema import PlanSettings, TrainSettings
+from llm.config.settings import read_settings, resolve, to_plain
+from tests.command_line import composed, here
+from tests.config.test_planner import points
+from tests.conftest import ROOT
+from tests.test_bad_input import assert_refused
+
+# What is typed, and the n_head and head_size that follow.
+TYPED = [
+    ([], (4, 32)),
+    (["model.n_embed=768"], (24, 32)),
+    (["model.n_head=6", "model.n_embed=768"], (6, 128)),
+    (["model.n_head=8"], (8, 16)),
+    (["model.n_head=6", "model.n_embed=768", "model.head_size=32"], (6, 32)),
+    (["model.n_head=4", "model.head_size=64"], (4, 64)),
+    (["model.head_size=64"], (2, 64)),
+    (["model.n_head=4", "model.head_size=null"], (4, 32)),
+    (["model=small"], (6, 128)),
+    (["model=small", "model.n_head=12"], (12, 64)),
+    (["model=small", "model.n_embed=384"], (3, 128)),
+    (["model=gpt2"], (12, 64)),
+    (["model=gpt2", "model.n_embed=512"], (8, 64)),
+    (["model=gpt2", "model.head_size=32"], (24, 32)),
+    (["model=tiny", "model.n_head=3"], (3, 128)),
+    (["model=medium", "model.n_head=16"], (16, 64)),
+    (["experiment=nanogpt_char"], (6, 64)),
+    (["experiment=nanogpt_char", "model.n_head=12"], (12, 32)),
+    (["experiment=fast", "model.n_head=2"], (2, 64)),
+]
+
+
+@pytest.mark.parametrize(("typed", "heads"), TYPED, ids=[" ".join(t) for t, _ in TYPED])
+def test_heads_share_the_width_unless_their_size_is_given(
+    typed: list[str], heads: tuple[int, int]
+) -> None:
+    settings = compose_training(*typed)
+    model = settings.model.resolve(65)
+    assert (model.n_head, model.head_size) == heads
+    saved = to_plain(resolve(settings, 65, "fp32"))["model"]
+    assert (saved["n_head"], saved["head_size"]) == heads
+    assert "default_head_size" not in saved
+
+
+def test_a_recipe_that_gives_heads_over_any_preset_gets_heads_that_share_the_width() -> None:
+    recipe = OmegaConf.create({"model": {"n_head": 6, "n_embed": 768}})
+    cfg = OmegaConf.merge(composed("train"), recipe)  # as Hydra merges an experiment's file
+    model = read_settings(cfg, TrainSettings).model.resolve(65)
+    assert (model.n_head, model.head_size) == (6, 128)
+
+
+GRIDS = [
+    ["model.n_head=2,4,8"],
+    ["model.n_head=null,8,null,2", "model.n_embed=128,256"],
+    ["model.n_head=4,8", "model.head_size=null,16"],
+    ["model.n_embed=128,256,384"],
+    ["model=small,gpt2", "model.n_head=null,6"],
+]
+
+
+@pytest.mark.parametrize("typed", GRIDS, ids=[" ".join(grid) for grid in GRIDS])
+def test_points_of_a_grid_have_the_heads_that_each_would_have_alone(typed: list[str]) -> None:
+    made = points(*typed)
+    assert len(made) > 1
+    for point in made:
+        alone = read_settings(
+            composed("plan", *(f"{key}={value}" for key, value in point.values.items())),
+            PlanSettings,
+        )
+        assert point.settings == alone
+        model = point.settings.model.resolve(65)
+        if point.values.get("model.n_head", "null") != "null" and "model.head_size" not in (
+            point.values
+        ):
+            assert model.n_head and model.head_size == model.n_embed // model.n_head
+
+
+def test_heads_that_do_not_share_the_width_are_refused_in_every_job(tmp_path: Path) -> None:
+    done = here("train", "model.n_embed=130", "model.n_head=4", cwd=tmp_path)
+    named = "model.n_embed=130 is not divisible by model.n_head=4: take 128 or 132"
+    assert_refused(done, named)
+    done = here("train", "-m", "model.n_head=4,3", "seed=1", cwd=tmp_path)
+    assert_refused(done, "model.n_head=3", "model.n_embed=128 is not divisible", "none was started")
+
+
+def test_no_preset_gives_both_numbers() -> None:
+    for path in (ROOT / "conf" / "model").glob("*.yaml"):
+        found = OmegaConf.load(path)
+        assert found.n_head is None and found.head_size is None, path
+        assert found.n_embed % found.default_head_size == 0, path

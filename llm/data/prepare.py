@@ -7,28 +7,31 @@ vocabulary, once to tokenize it. Memory does not grow with its size.
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from llm.data.assets import sha256
 from llm.data.config import DataConfig
-from llm.data.corpus import Corpus, read_corpus, source_digest
+from llm.data.corpus import (
+    LEAVE_ALONE,
+    Corpus,
+    expanded,
+    read_corpus,
+    source_digest,
+    text_files,
+)  # fmt: skip
 from llm.data.dataset import Dataset
 from llm.data.meta import FORMAT_VERSION, SPLITS, read_meta, write_meta
-from llm.data.tokenizer import Tokenizer, build_tokenizer
+from llm.data.tokenizer import build_tokenizer
+from llm.data.writing import TokenWriter, after_mark, whole_marks
 from llm.disk import sync_folder
 from llm.errors import DiskError, Refused, as_stop, require
 
 Progress = Callable[[int, int], None]  # called with (bytes done, bytes in all)
-CHUNK = 1 << 20  # characters tokenized at a time
 
 
 def prepare(config: DataConfig, on_progress: Progress = lambda done, total: None) -> Path:
@@ -40,11 +43,11 @@ def prepare(config: DataConfig, on_progress: Progress = lambda done, total: None
     """
     config.check()
     made_from = _made_from(config)
-    folder = folder_of(config, made_from)
-    if _is_ready(folder, config, made_from):
-        return folder
-    created = [parent for parent in folder.parents if not parent.exists()]  # innermost first
+    folder, created = folder_of(config, made_from), list[Path]()
     try:
+        if _is_ready(folder, config, made_from):
+            return folder
+        created += [parent for parent in folder.parents if not parent.exists()]  # innermost first
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock(folder.parent):
             # Another process may have done it meanwhile.
@@ -64,9 +67,9 @@ def prepare(config: DataConfig, on_progress: Progress = lambda done, total: None
 def folder_of(config: DataConfig, made_from: dict[str, Any] | None = None) -> Path:
     """``dir/name``; for text of your own with a digest of the text and of how it is tokenized."""
     if config.corpus != "text":
-        return Path(config.dir) / config.name
+        return expanded(config.dir) / config.name
     digest = sha256(json.dumps(made_from or _made_from(config), sort_keys=True).encode())
-    return Path(config.dir) / f"{config.name}-{digest[:12]}"
+    return expanded(config.dir) / f"{config.name}-{digest[:12]}"
 
 
 def _made_from(config: DataConfig) -> dict[str, Any]:
@@ -97,6 +100,12 @@ def _is_ready(folder: Path, config: DataConfig, made_from: dict[str, Any]) -> bo
         return not keys and meta["format_version"] == FORMAT_VERSION and _is_intact(folder)
     if not keys:
         return True  # whether its files are whole is for Dataset.open to say
+    if keys == ["source_sha256"]:  # two digests tell nobody anything
+        raise Refused(
+            f"{folder} was prepared from another text than data.corpus={config.corpus} is now: "
+            "take another data.name, or replace it with data.overwrite=true"
+        )
+    keys = [key for key in keys if key != "source_sha256"]
     was = ", ".join(f"{key}={saved.get(key)}" for key in keys)
     want = ", ".join(f"{key}={wanted[key]}" for key in keys)
     raise Refused(
@@ -147,6 +156,7 @@ def _write(
     folder: Path, config: DataConfig, made_from: dict[str, Any], on_progress: Progress
 ) -> None:
     corpus = read_corpus(config.corpus, config.path)
+    require(corpus.sha256 == made_from["source_sha256"], _changed(config))
     total = 2 * corpus.size()
     done = 0
 
@@ -165,18 +175,28 @@ def _write(
     with contextlib.ExitStack() as stack:
         writers = {
             split: stack.enter_context(
-                _Writer(folder / f"{split}.bin", tokenizer, config.allow_special)
+                TokenWriter(folder / f"{split}.bin", tokenizer, config.allow_special)
             )
             for split in SPLITS
         }
-        for split, piece in _split(corpus, characters, config.val_fraction):
-            if piece is None:
-                writers[split].end_document()
-            else:
-                writers[split].write(piece)
-                read(piece)
+        special = writers["train"].special
+        try:
+            for split, piece in _split(corpus, characters, config.val_fraction, special):
+                if piece is None:
+                    writers[split].end_document()
+                else:
+                    writers[split].write(piece)
+                    read(piece)
+            _require_same_files(corpus, config)
+        except Refused:
+            # What was right before is mostly wrong now because something writes to the text.
+            require(_is_unchanged(config, made_from), _changed(config))
+            raise
         for writer in writers.values():
             writer.finish()
+    for split, writer in writers.items():
+        holds_text = writer.bytes > 0 or writer.tokens == 0
+        require(holds_text, f"data.val_fraction leaves {split} no text: take another")
     # Where a path is not Unicode, Python's name for it cannot be written as UTF-8.
     description = corpus.description.encode(errors="backslashreplace").decode()
     meta = {
@@ -196,6 +216,23 @@ def _write(
     write_meta(folder, meta)
 
 
+def _changed(config: DataConfig) -> str:
+    return f"data.path={config.path} changed while it was read: {LEAVE_ALONE}"
+
+
+def _is_unchanged(config: DataConfig, made_from: dict[str, Any]) -> bool:
+    try:
+        return bool(source_digest(config.corpus, config.path) == made_from["source_sha256"])
+    except Refused:
+        return False
+
+
+def _require_same_files(corpus: Corpus, config: DataConfig) -> None:
+    if config.corpus == "text":
+        found = text_files(str(config.path))
+        require(found == [d.source for d in corpus.documents], _changed(config))
+
+
 def _survey(corpus: Corpus, read: Callable[[str], None]) -> tuple[int, str]:
     """Number of characters in all, and the distinct ones in order."""
     count, seen = 0, {"\n"} if len(corpus.documents) > 1 else set()
@@ -209,23 +246,25 @@ def _survey(corpus: Corpus, read: Callable[[str], None]) -> tuple[int, str]:
 
 
 def _split(
-    corpus: Corpus, characters: int, val_fraction: float | None
+    corpus: Corpus, characters: int, val_fraction: float | None, special: bool
 ) -> Iterator[tuple[str, str | None]]:
     """(split, piece of text) in order, and (split, None) where one of several documents ends.
 
     By characters, the first ``1 - val_fraction`` of them for training as nanoGPT splits;
-    without a fraction, the documents that are held out.
+    without a fraction, the documents that are held out. With ``special``, neither the border nor
+    the end of a piece goes through an ``<|endoftext|>``: it stays with the text that it ends.
     """
     boundary = int(characters * (1 - val_fraction)) if val_fraction is not None else 0
     position, several, split = 0, len(corpus.documents) > 1, "train"
     for document in corpus.documents:
         if val_fraction is None:
             split = "val" if document.held_out else "train"
-        for piece in document.pieces():
+        for piece in whole_marks(document.pieces()) if special else document.pieces():
             if val_fraction is None:
                 yield split, piece
                 continue
             left = max(0, boundary - position)
+            left = after_mark(piece, left) if special else left
             position += len(piece)
             split = "train" if len(piece) <= left else "val"
             if piece[:left]:
@@ -234,74 +273,3 @@ def _split(
                 yield "val", piece[left:]
         if several:
             yield split, None
-
-
-class _Writer:
-    """Tokenizes text in chunks and appends the ids to one file."""
-
-    def __init__(self, path: Path, tokenizer: Tokenizer, special: bool) -> None:
-        self.file, self.tokenizer, self.special = path.open("wb"), tokenizer, special
-        self.dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-        self.waiting = ""
-        self.tokens = self.bytes = 0
-        self.max_id = 0
-        self.sha256 = hashlib.sha256()
-
-    def __enter__(self) -> "_Writer":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.file.close()
-
-    def write(self, text: str) -> None:
-        self.waiting += text
-        while len(self.waiting) >= CHUNK:
-            cut = safe_cut(self.waiting[:CHUNK])
-            self._encode(self.waiting[:cut])
-            self.waiting = self.waiting[cut:]
-
-    def end_document(self) -> None:
-        """Between documents: the end-of-text id, or a blank line's newline where there is none."""
-        if self.tokenizer.end_of_text is None:
-            self.write("\n")
-        else:
-            self._flush()
-            self._append(np.array([self.tokenizer.end_of_text]))
-
-    def finish(self) -> None:
-        self._flush()
-        self.file.flush()
-        os.fsync(self.file.fileno())
-
-    def _flush(self) -> None:
-        self._encode(self.waiting)
-        self.waiting = ""
-
-    def _encode(self, text: str) -> None:
-        if text:
-            self.bytes += len(text.encode())
-            self._append(self.tokenizer.encode(text, special=self.special))
-
-    def _append(self, ids: np.ndarray) -> None:
-        highest = int(ids.max())
-        # A cast to uint16 would wrap silently.
-        if highest >= self.tokenizer.vocab_size:
-            raise ValueError(
-                f"token id {highest} is beyond the vocabulary of {self.tokenizer.vocab_size}"
-            )
-        raw = ids.astype(self.dtype).tobytes()
-        self.file.write(raw)
-        self.sha256.update(raw)
-        self.tokens += len(ids)
-        self.max_id = max(self.max_id, highest)
-
-
-def safe_cut(text: str) -> int:
-    """Where ``text`` can be cut without changing its tokens: before the last space or newline after
-    a non-space.
-
-    GPT-2's pattern never joins a non-space to a following space. Text without one is cut at its
-    end.
-    """
-    match = re.match(r"(?s).*\S(?=[ \n])", text)
-    return match.end() if match else len(text)

@@ -6,6 +6,7 @@ checkpoint.
 
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
 from functools import cached_property, lru_cache
 from typing import Any
@@ -21,6 +22,12 @@ from llm.data.config import TOKENIZERS
 from llm.errors import Refused
 
 END_OF_TEXT = "<|endoftext|>"
+# Where a token of GPT-2's pattern always ends: before white space that follows anything else, and
+# before punctuation that follows a letter or digit. White space as Unicode and tiktoken have it;
+# Python's \s has four control characters more. Of punctuation what all versions of Unicode know.
+SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+PUNCTUATION = r"!-/:-@\[-`{-~\u2010-\u2027\u3001-\u3003\u3008-\u3011\uff01-\uff0f\uff1a-\uff20"
+GPT2_CUT = re.compile(rf"(?s).*(?:[^{SPACE}](?=[{SPACE}])|[^\W_](?=[{PUNCTUATION}]))")
 
 
 class Tokenizer(ABC):
@@ -37,6 +44,12 @@ class Tokenizer(ABC):
         """Ids (uint32) of ``text``; with ``special``, each ``<|endoftext|>`` in it becomes one
         id.
         """
+
+    def last_cut(self, text: str) -> int:
+        """The last place where ``text`` can be cut without changing an id, whatever follows it; 0
+        where there is none.
+        """
+        return len(text)
 
     @abstractmethod
     def token_bytes(self, token: int) -> bytes:
@@ -87,6 +100,10 @@ class GPT2Tokenizer(Tokenizer):
         allowed = {END_OF_TEXT} if special else set()
         _refuse_surrogates(text)
         return self.encoding.encode_to_numpy(text, allowed_special=allowed, disallowed_special=())
+
+    def last_cut(self, text: str) -> int:
+        match = GPT2_CUT.match(text)
+        return match.end() if match else 0
 
     def token_bytes(self, token: int) -> bytes:
         # Ids beyond the vocabulary exist where a model's is padded; an untrained model may sample

@@ -31,7 +31,7 @@ TEXT = {"corpus": "text", "path": "notes.txt", "val_fraction": 0.1}
         ({"name": ".."}, r"data\.name=\.\. must be letters"),
         ({"name": "a/b"}, r"data\.name=a/b must be letters"),
         ({"name": "a b"}, r"data\.name=a b must be letters"),
-        ({"name": "naïve"}, r"data\.name=naïve must be letters"),
+        ({"name": "a" * 300}, r"data\.name=a{40}\.\.\. has 300 bytes"),
         (
             {"tokenizer": "gpt2", "vocab_size": 50_304},
             r"data\.vocab_size=50304, but the gpt2 tokenizer has 50257",
@@ -56,6 +56,7 @@ def test_a_value_that_cannot_work_is_refused_by_name(values: dict[str, Any], nam
         ({"vocab_size": 77}, 77),
         ({"tokenizer": "gpt2"}, 50_257),
         ({"tokenizer": "byte", "vocab_size": 257, "name": "A.b_c-9"}, 257),
+        ({"tokenizer": "byte", "name": "naïve-红楼梦"}, 257),
         (TEXT | {"val_fraction": 0.999}, None),
         ({"corpus": "tinyshakespeare", "val_fraction": 0.1, "vocab_size": 65}, 65),
     ],

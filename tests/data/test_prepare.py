@@ -9,19 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import tiktoken
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from llm.data import assets, corpus
-from llm.data import prepare as module
+from llm.data import assets, corpus, writing
 from llm.data.assets import sha256
 from llm.data.config import DataConfig
 from llm.data.dataset import Dataset
-from llm.data.prepare import _Writer, prepare, safe_cut
-from llm.data.tokenizer import END_OF_TEXT, GPT2Tokenizer, Tokenizer, from_json
+from llm.data.prepare import prepare
+from llm.data.tokenizer import END_OF_TEXT, Tokenizer, from_json
+from llm.data.writing import TokenWriter
 from tests.data.tiktoken_reference import tiktoken_gpt2
 
-quick = settings(max_examples=80, deadline=None, database=None)
 TEXT = "".join(f"KING {n}:\nI'll say {n * n}  words, my lòrd.\n\n" for n in range(400))
 
 
@@ -97,50 +94,12 @@ def test_characters_are_split_as_nanogpt_splits_them(config: DataConfig, length:
 def test_gpt2_tokens_of_each_split_are_those_of_its_whole_text(
     config: DataConfig, reference: tiktoken.Encoding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK", 100)
+    monkeypatch.setattr(writing, "CHUNK", 100)
     monkeypatch.setattr(corpus, "PIECE", 77)
     folder = prepare(replace(config, tokenizer="gpt2"))
     boundary = int(len(TEXT) * 0.9)
     assert ids_of(folder, "train") == reference.encode_ordinary(TEXT[:boundary])
     assert ids_of(folder, "val") == reference.encode_ordinary(TEXT[boundary:])
-
-
-WORDS = st.sampled_from(
-    ["he", "I'll", "we're", "don't", "42", "?!", "é", "日本", "🎭", END_OF_TEXT]
-)
-SPACES = st.sampled_from([" ", "\n", "  ", "\n\n\n", " \t", "\n\r ", " \xa0", "\n\x1c", " \u3000 "])
-
-
-@quick
-@given(words=st.lists(st.tuples(WORDS, SPACES)), size=st.integers(1, 9), special=st.booleans())
-def test_text_encoded_in_chunks_has_the_tokens_of_the_whole(
-    tmp_path_factory: pytest.TempPathFactory,
-    reference: tiktoken.Encoding,
-    words: list[tuple[str, str]],
-    size: int,
-    special: bool,
-) -> None:
-    text = "".join(word + space for word, space in words)
-    path = tmp_path_factory.getbasetemp() / "chunks.bin"
-    with pytest.MonkeyPatch.context() as patch, _Writer(path, GPT2Tokenizer(), special) as writer:
-        patch.setattr(module, "CHUNK", 32)  # longer than any word with its spaces
-        for start in range(0, len(text), size):
-            writer.write(text[start : start + size])
-        writer.finish()
-    allowed = {END_OF_TEXT} if special else set()
-    expected = reference.encode(text, allowed_special=allowed, disallowed_special=())
-    assert np.fromfile(path, "<u2").tolist() == expected
-    assert (writer.tokens, writer.bytes) == (len(expected), len(text.encode()))
-
-
-@quick
-@given(text=st.text(alphabet=" \n\t\r\xa0\x1c\u2028\u3000ab1'sé.🎭"))
-def test_a_safe_cut_leaves_the_tokens_of_both_sides_as_they_were(
-    reference: tiktoken.Encoding, text: str
-) -> None:
-    encode, cut = reference.encode_ordinary, safe_cut(text)
-    assert cut == len(text) or text[cut] in " \n"
-    assert encode(text[:cut]) + encode(text[cut:]) == encode(text)
 
 
 @pytest.mark.parametrize("tokenizer", ["gpt2", "byte", "char"])
@@ -202,7 +161,7 @@ class CodePoints(Tokenizer):
 def test_ids_beyond_16_bits_get_32(
     tmp_path: Path, vocab_size: int, dtype: str, ids: list[int]
 ) -> None:
-    with _Writer(tmp_path / "x.bin", CodePoints(vocab_size), special=False) as writer:
+    with TokenWriter(tmp_path / "x.bin", CodePoints(vocab_size), special=False) as writer:
         writer.write("".join(map(chr, ids)))
         writer.finish()
     assert np.fromfile(tmp_path / "x.bin", dtype=dtype).tolist() == ids
@@ -211,7 +170,7 @@ def test_ids_beyond_16_bits_get_32(
 
 def test_an_id_beyond_the_vocabulary_is_never_written(tmp_path: Path) -> None:
     for vocab_size in (65_536, 70_000):  # 65536 in 16 bits would be 0
-        with _Writer(tmp_path / "x.bin", CodePoints(vocab_size), special=False) as writer:
+        with TokenWriter(tmp_path / "x.bin", CodePoints(vocab_size), special=False) as writer:
             writer.write(chr(vocab_size))
             with pytest.raises(ValueError, match=f"{vocab_size} is beyond the vocabulary"):
                 writer.finish()

@@ -18,7 +18,7 @@ def main(cfg: DictConfig) -> None:
     from llm.config.verbatim import typed_command
     from llm.data.dataset import Dataset
     from llm.data.prepare import prepare
-    from llm.experiment.console import byte_progress, panel
+    from llm.experiment.console import byte_progress, panel, say
 
     settings = read_settings(cfg, PrepareSettings)
     with byte_progress("preparing") as on_progress:
@@ -32,9 +32,9 @@ def main(cfg: DictConfig) -> None:
             "tokenizer": f"{dataset.tokenizer.kind}, {dataset.tokenizer.vocab_size:,} tokens",
             "train": f"{len(dataset.train):,} tokens",
             "val": f"{len(dataset.val):,} tokens, {dataset.bytes_per_token:.2f} bytes each",
-            "next": typed_command().replace("run_prepare.py", "run_train.py", 1),
         },
     )
+    say(f"next: {typed_command('run_train.py')}")
 
 
 if __name__ == "__main__":

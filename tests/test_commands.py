@@ -18,7 +18,7 @@ from llm.sampling.cache import KVCache
 from llm.training.trainer import Trainer
 from tests import wandb_file
 from tests.command_line import here, listing, rows, started, summary
-from tests.conftest import TINY_RUN
+from tests.conftest import ROOT, TINY_RUN
 
 TINY = [override for override in TINY_RUN if override != "logger=none"]
 LOGGED = {"train/loss", "lr", "grad_norm", "tokens_per_second", "mfu", "peak_memory_bytes"}
@@ -41,14 +41,14 @@ def original(tmp_path_factory: pytest.TempPathFactory, text: list[str]) -> Path:
     meta = json.loads((dataset / "meta.json").read_text(encoding="utf-8"))
     for fact in (f"data/{dataset.name}", "byte, 257 tokens", f"{meta['tokens']['train']:,} tokens"):
         assert fact in prepared.stdout
-    assert f"python run_train.py {' '.join(text)}" in prepared.stdout
+    assert f"\nnext: python {ROOT}/run_train.py {' '.join(text)}" in prepared.stdout
     before = (dataset / "meta.json").stat().st_mtime_ns
     with started("train", *text, *TINY, "run.name=a", "logger.notes=a, b", cwd=folder) as process:
         shown, _ = process.communicate(timeout=120)
     assert process.returncode == 0, shown
     assert (dataset / "meta.json").stat().st_mtime_ns == before, "it was prepared already"
     assert "step 6/6  loss" in shown
-    assert "python run_sample.py ckpt=outputs/a" in shown
+    assert f"python {ROOT}/run_sample.py ckpt=outputs/a" in shown
     return folder
 
 
@@ -114,7 +114,7 @@ def test_the_same_command_again_is_skipped_and_another_is_refused(
     again = here("train", *text, *TINY, "run.name=a", cwd=original)
     assert (again.returncode, again.stderr) == (0, "")
     assert again.stdout.startswith(
-        "outputs/a is finished already. To train on: python run_train.py"
+        f"outputs/a is finished already. To train on: python {ROOT}/run_train.py"
     )
     other = here("train", *text, *TINY, "run.name=a", "model.n_layer=2", "seed=2", cwd=original)
     assert other.returncode == 2
@@ -234,7 +234,9 @@ def test_a_stop_string_ends_a_sample_and_is_not_printed(original: Path) -> None:
         text[: min(at)] + "\n" if at else text for text, at in zip(whole, ends, strict=True)
     ]
     lines = sample(original, *typed[:1], *typed[2:], f"stop={stops[0]}", "logprobs=true")
-    shown = "".join(ast.literal_eval(line[12:]) for line in lines.splitlines())
+    pieces = [ast.literal_eval(line[12:]) for line in lines.splitlines()]
+    raw = b"".join(p if isinstance(p, bytes) else p.encode() for p in pieces)
+    shown = raw.decode("utf-8", errors="replace")
     assert shown.startswith("x")
     assert stops[0] not in shown
 

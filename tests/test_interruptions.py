@@ -50,7 +50,7 @@ def test_a_killed_run_and_an_interrupted_run_are_continued_to_the_end(
     assert found["reason"].startswith("SIGTERM at step")
     assert stopped.stderr.startswith("run_train.py: SIGTERM at step")
     again = shlex.split(stopped.stderr.partition("to continue: ")[2])
-    assert again == ["python", "run_train.py", *command]
+    assert again == ["python", str(ROOT / "run_train.py"), *command]
 
     done = here("train", *again[2:], cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"errors"},
-    {"device", "disk", "sealed", "signals", "terminal"},
+    {"device", "disk", "sealed", "signals", "terminal", "commands", "version"},
     {"start"},
     {"functional"},
     {"model", "data"},
@@ -17,6 +17,7 @@ FLOORS = [
     {"training"},
     {"experiment"},
     {"config"},
+    {"__main__"},
 ]
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 MODULES = sorted((ROOT / "llm").rglob("*.py"))

@@ -109,7 +109,7 @@ def test_a_command_that_fails_after_a_swallowed_signal_was_stopped(
     done = here("train", *data, *TINY_RUN, "run.name=a", cwd=tmp_path)
     assert done.returncode == 75, done.stderr
     assert done.stderr.count("\n") == 1
-    assert "SIGTERM" in done.stderr and "to continue: python run_train.py" in done.stderr
+    assert "SIGTERM" in done.stderr and f"to continue: python {ROOT}/run_train.py" in done.stderr
     run = tmp_path / "outputs" / "a"
     assert run.exists() is (place == "llm.experiment.panels.show_start")
     if run.exists():

@@ -28,6 +28,7 @@ from llm.checkpoint.checkpoint import (
 from llm.checkpoint.formats import FORMAT_VERSION, TooNew
 from llm.checkpoint.shapes import weight_shapes
 from llm.checkpoint.writing import pieces
+from llm.commands import command_line
 from llm.data.tokenizer import Tokenizer
 from llm.disk import could_not_write, free_bytes, mib, sync_folder, write_durably
 from llm.errors import DiskError, Refused, require
@@ -237,7 +238,8 @@ def newest_runs(count: int = 3) -> str:
     found = [p for depth in ("*", "*/*") for p in Path("outputs").glob(f"{depth}/{FOLDER}")]
     newest = sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)[:count]
     listed = ", ".join(str(path.parent) for path in newest)
-    return f": the newest runs are {listed}" if newest else ": train one with python run_train.py"
+    train = command_line("run_train.py")
+    return f": the newest runs are {listed}" if newest else f": train one with {train}"
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> str:

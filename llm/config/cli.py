@@ -29,6 +29,7 @@ from llm.experiment.sweep import follow_parent
 from llm.memory.options import MemoryOptions
 from llm.signals import Signalled, raised, unswallowed
 from llm.terminal import output_matters, written
+from llm.version import version_line
 
 TRACEBACK = "HYDRA_FULL_ERROR"
 TELLS = ("--help", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version")  # and do nothing
@@ -65,6 +66,8 @@ def command(main: Callable[[], Any]) -> None:
     ``HYDRA_FULL_ERROR=1`` in the environment shows the traceback as well.
     """
     TYPED[:] = sys.argv
+    if "--version" in sys.argv[1:]:  # Hydra would say its own
+        sys.argv[1:] = ["--version"]
     if any(word in TELLS for word in sys.argv[1:]):
         output_matters()
     follow_parent()
@@ -74,6 +77,8 @@ def command(main: Callable[[], Any]) -> None:
     os.environ[TRACEBACK] = "1"  # makes Hydra raise what it would print before it exits with 1
     try:
         with raised(), unswallowed(), written():
+            if sys.argv[1:] == ["--version"]:
+                return print(version_line())
             _require_folder()
             refuse_dashes(sys.argv[1:])
             sys.argv[1:] = _with_saved_groups(_multirun_first(quote_arguments(sys.argv[1:])))

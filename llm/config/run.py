@@ -1,13 +1,13 @@
 """Which folder a run writes to, and whether there is something in it to continue."""
 
 import contextlib
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from llm.checkpoint.checkpoint import Checkpoint
 from llm.checkpoint.folder import FOLDER, clean, newest_valid, point, set_aside
+from llm.commands import command_line
 from llm.config.schema import TrainSettings
 from llm.config.settings import (
     config_digest,
@@ -138,7 +138,7 @@ def _digests(settings: TrainSettings, data_digest: str) -> dict[str, str]:
 def _again(folder: Path, settings: TrainSettings) -> str:
     if settings.run.name or settings.trainer.eval_only:
         return typed_command()
-    return shlex.join(["python", "run_train.py", f"resume={folder}"])
+    return command_line("run_train.py", f"resume={folder}")
 
 
 def _write_config(folder: Path, settings: TrainSettings) -> None:

@@ -10,13 +10,13 @@ ASCII outside quotes, so words with other letters are quoted, wherever they stan
 """
 
 import re
-import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from llm.commands import command_line
 from llm.config.keys import ALL_KEYS
 from llm.errors import require
 
@@ -167,10 +167,10 @@ def unquote(value: str) -> str:
     return str(parsed).replace(BREAK, "") if parsed is not None else ""
 
 
-def typed_command() -> str:
-    """This command as it was typed, for a shell."""
-    script, *arguments = TYPED or sys.argv
-    return shlex.join(["python", Path(script).name, *arguments])
+def typed_command(name: str | None = None) -> str:
+    """This command as it was typed, for a shell; or the script ``name`` with the same arguments."""
+    started, *arguments = TYPED or sys.argv
+    return command_line(name or Path(started).name, *arguments)
 
 
 def as_typed(arguments: list[str]) -> list[str]:

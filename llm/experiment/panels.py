@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
+from llm.commands import command_line
 from llm.data.dataset import Dataset
 from llm.device import describe
 from llm.experiment.console import duration, gib, panel, say
@@ -94,12 +95,12 @@ def show_end(folder: Path, progress: Progress, summary: dict[str, Any]) -> None:
     if (folder / "wandb").is_dir():
         say(f"W&B:  wandb sync {shlex.quote(str(folder))}/wandb/*run-*")
     if (folder / "checkpoints").is_dir():
-        say(f'next: python run_sample.py {shlex.quote(f"ckpt={folder}")} prompt="..."')
+        say(f'next: {command_line("run_sample.py", f"ckpt={folder}")} prompt="..."')
 
 
 def show_already_finished(folder: Path, reason: str | None) -> None:
     """Nothing is left to do. ``reason``: which option ended it before its last step, if any."""
-    command = f"python run_train.py {shlex.quote(f'resume={folder}')} trainer.max_steps=MORE"
-    say(f"{folder} is finished already. To train on: {command}")
+    again = command_line("run_train.py", f"resume={folder}", "trainer.max_steps=MORE")
+    say(f"{folder} is finished already. To train on: {again}")
     if reason:
         say(f"(it ended early: {reason}. Raise that too)")

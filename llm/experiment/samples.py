@@ -2,11 +2,11 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from llm.data.tokenizer import Tokenizer
 from llm.device import describe
-from llm.errors import Refused, Stop
+from llm.disk import mib
+from llm.errors import Refused, Stop, require
 from llm.model.gpt import GPT
 from llm.sampling.cache import KVCache
 from llm.sampling.generate import SamplingOptions, generate_batch, score, verify_cache
@@ -16,6 +16,7 @@ from llm.sampling.text import TextStream
 
 TOGETHER = 16  # samples drawn at once: each takes a key/value cache of its own
 RULE = "-" * 80
+LONGEST_PROMPT = 16 << 20  # bytes; a file may have no end, as /dev/zero
 
 
 def read_prompt(
@@ -28,13 +29,7 @@ def read_prompt(
     the vocabulary.
     """
     if prompt_file is not None:
-        try:
-            raw = sys.stdin.buffer.read() if prompt_file == "-" else Path(prompt_file).read_bytes()
-            prompt = raw.decode("utf-8").removesuffix("\n")
-        except OSError as error:
-            raise Refused(f"prompt_file={prompt_file} cannot be read: {error.strerror}") from None
-        except UnicodeDecodeError as error:
-            raise Refused(f"prompt_file={prompt_file} is not UTF-8: offset {error.start}") from None
+        prompt = _read_file(prompt_file)
     try:
         prompt.encode("utf-8")  # bytes of the command line that are not UTF-8 come as surrogates
         tokens = [int(token) for token in tokenizer.encode(prompt, special=True)]
@@ -50,6 +45,24 @@ def read_prompt(
             file=sys.stderr,
         )
     return tokens
+
+
+def _read_file(name: str) -> str:
+    try:
+        if name == "-":
+            require(sys.stdin is not None, "prompt_file=-: standard input is closed")
+            raw = sys.stdin.buffer.read(LONGEST_PROMPT + 1)
+        else:
+            with open(name, "rb") as file:
+                raw = file.read(LONGEST_PROMPT + 1)
+        size = f"prompt_file={name} holds more than {mib(LONGEST_PROMPT)}"
+        require(len(raw) <= LONGEST_PROMPT, f"{size}: give the end of it, which is what is seen")
+        return raw.decode("utf-8").removesuffix("\n")
+    except (OSError, ValueError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            raise Refused(f"prompt_file={name} is not UTF-8: offset {error.start}") from None
+        reason = getattr(error, "strerror", None) or str(error)
+        raise Refused(f"prompt_file={name} cannot be read: {reason}") from None
 
 
 def check_stops(tokenizer: Tokenizer, stops: Sequence[str]) -> None:
@@ -108,7 +121,11 @@ class Sample:
 
 def _line(piece: bytes, score: float | None) -> str:
     shown = "" if score is None else f"{score:.4f}"
-    return f"{shown:>10}  {piece.decode('utf-8', errors='replace')!r}\n"
+    try:
+        text = repr(piece.decode("utf-8"))
+    except UnicodeDecodeError:  # a part of a character
+        text = repr(piece)
+    return f"{shown:>10}  {text}\n"
 
 
 def print_samples(

@@ -12,7 +12,7 @@ import torch
 from llm.data.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
 from llm.errors import Refused
 from llm.experiment import samples
-from llm.experiment.samples import check_stops, print_samples, read_prompt
+from llm.experiment.samples import Sample, check_stops, print_samples, read_prompt
 from llm.model.gpt import GPT
 from llm.sampling.generate import SamplingOptions, generate
 
@@ -56,6 +56,23 @@ def test_a_prompt_file_or_standard_input_loses_one_newline_at_its_end(tmp_path: 
     assert bytes(read_prompt(BYTES, "", str(file), 8)) == "  é\n".encode()
     with patch("sys.stdin", io.TextIOWrapper(io.BytesIO(b"To be"))):
         assert bytes(read_prompt(BYTES, "", "-", 8)) == b"To be"
+
+
+def test_a_prompt_without_an_end_or_from_a_closed_standard_input_is_refused() -> None:
+    with pytest.raises(Refused, match=r"prompt_file=/dev/zero holds more than 16\.0 MiB"):
+        read_prompt(BYTES, "", "/dev/zero", 8)
+    with patch("sys.stdin", None), pytest.raises(Refused, match="standard input is closed"):
+        read_prompt(BYTES, "", "-", 8)
+
+
+def test_parts_of_a_character_are_shown_as_bytes_with_their_log_probabilities() -> None:
+    sample = Sample(BYTES, (), logprobs=True)
+    shown = "".join(sample.add(byte, -1.0) for byte in " 中".encode()) + sample.rest()
+    assert [line.split("  ")[-1] for line in shown.splitlines()] == [
+        "' '", r"b'\xe4'", r"b'\xb8'", r"b'\xad'",
+    ]  # fmt: skip
+    whole = Sample(CharTokenizer("中"), (), logprobs=True)
+    assert whole.add(0, -0.5) == "   -0.5000  '中'\n"
 
 
 def test_a_prompt_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -1,0 +1,62 @@
+"""Which commands there are, which version it is, and commands that can be copied as they stand."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from llm import __version__
+from llm.commands import command_line, purposes
+from tests.conftest import ROOT
+
+
+def test_python_m_llm_names_every_command_with_what_it_is_for(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "llm"], cwd=tmp_path, capture_output=True,
+        text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for script in ROOT.glob("run_*.py"):
+        assert f"python {script}   " in done.stdout
+    assert "Train a language model" in done.stdout
+    assert done.stdout.startswith(f"llm {__version__} (torch 2.")
+    assert " torch\n" not in done.stderr
+    assert list(purposes()) == ["run_prepare.py", "run_train.py", "run_sample.py", "run_plan.py"]
+
+
+@pytest.mark.parametrize("name", ["train", "plan"])
+def test_the_version_is_ours(name: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / f"run_{name}.py"), "--version", "seed=1"], cwd=tmp_path,
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (
+        done.stdout.startswith(f"llm {__version__} (torch 2.") and "hydra-core 1.3" in done.stdout
+    )
+    assert done.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("started", "folder", "typed"),
+    [
+        ("run_train.py", ROOT, "run_sample.py"),
+        (str(ROOT / "run_train.py"), ROOT, "run_sample.py"),
+        (str(ROOT / "run_train.py"), ROOT.parent, f"{ROOT.name}/run_sample.py"),
+        ("../run_train.py", ROOT / "tests", "../run_sample.py"),
+        (str(ROOT / "run_train.py"), ROOT / "tests", str(ROOT / "run_sample.py")),
+        ("-m", ROOT, "run_sample.py"),
+    ],
+)
+def test_a_command_to_copy_works_from_the_folder_one_is_in(
+    started: str, folder: Path, typed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    with patch.object(sys, "argv", [started]):
+        words = shlex.split(command_line("run_sample.py", "ckpt=it's"))
+    assert words == ["python", typed, "ckpt=it's"]
+    assert Path(words[1]).exists()

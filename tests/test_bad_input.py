@@ -72,7 +72,7 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     (["init_from="], ["init_from is empty"]),
     (["data=text"], ["data.path is missing"]),
     ([*CHAR, "data.path=it's not there"], ["data.path=it's not there does not exist"]),
-    (["-m", "seed=1,2", "run.name=x"], ["run.name= names one run", "none was started"]),
+    (["-m", "seed=1,2", "run.name=x"], ["run.name=x names one run", "none was started"]),
     (["seed=1,2", "model=smal", "-m"], ["model=smal is unknown"]),
 ]
 

@@ -59,7 +59,7 @@ def test_a_sweep_outlives_its_jobs_and_is_continued(tmp_path: Path, text: list[s
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         shown, _ = process.communicate(timeout=200)
-    jobs = {path.name for path in sweep.iterdir()} - {"wandb"}
+    jobs = {path.name for path in sweep.iterdir() if path.is_dir()} - {"wandb"}
     diverged = sweep / next(job for job in jobs if "1e" in job)
     assert process.returncode == 1, shown
     assert jobs == {killed.name, first.name, diverged.name, last.name}
@@ -180,12 +180,12 @@ def test_a_job_is_the_command_of_a_single_run(sweep: Sweep, text: list[str]) -> 
     done, jobs = sweep("model.n_layer=1,2", "seed=3,4", *free)
     assert done.returncode == 0, done.stderr
     assert [job.number for job in jobs] == [0, 1, 2, 3]
-    overrides = [["model.n_layer=1", "seed=3"], ["model.n_layer=1", "seed=4"]]
-    assert [job.overrides for job in jobs][:2] == overrides
+    names = ["model.n_layer-1_seed-3", "model.n_layer-1_seed-4"]
+    assert [job.folder.name for job in jobs][:2] == names
     name = jobs[0].folder.parent.name
     command = jobs[0].command
     assert command[:2] == [sys.executable, str(ROOT / "run_train.py")]
-    for argument in (*text, *free, *overrides[0], f"run.sweep={name}"):
+    for argument in (*text, *free, "model.n_layer=1", "seed=3", f"run.sweep={name}"):
         assert argument in command
     assert f"run.dir=multirun/{name}/model.n_layer-1_seed-3" in command
     assert command[-1] == "hydra.mode=RUN"
@@ -203,13 +203,12 @@ def test_a_job_can_be_repeated_by_hand(sweep: Sweep, tmp_path: Path) -> None:
 
 
 def test_folders_of_jobs_have_plain_short_names_of_their_own(sweep: Sweep) -> None:
-    done, jobs = sweep("logger.tags=[a],[b c],['a']", "logger.entity=x/../y,'é'", "run.sweep=names")
+    done, jobs = sweep("logger.tags=[a],[b c]", "logger.entity=x/../y,'é'", "run.sweep=names")
     assert done.returncode == 0, done.stderr
-    names = [job.folder.name for job in jobs]
-    assert len(set(names)) == 6
+    assert len({job.folder.name for job in jobs}) == len(jobs) == 4
     for job in jobs:
         assert job.folder.parent == Path("multirun/names")
-        assert set(job.folder.name) <= SAFE
+        assert all(c.isalnum() or c in "._-" for c in job.folder.name)
         assert job.folder.name.strip(".") != ""
     _, jobs = sweep(f"logger.entity={'x' * 200}1,{'x' * 200}2", "run.sweep=long")
     assert len({job.folder.name for job in jobs}) == 2
@@ -252,15 +251,151 @@ def test_a_named_sweep_runs_its_jobs_in_a_folder_of_its_name(name: str, sweep: S
     done, jobs = sweep(f"sweep={name}")
     assert done.returncode == 0, done.stderr
     wanted = [f"{key}={value}" for value in str(values).split(",")]
-    assert [job.overrides for job in jobs] == [[override] for override in wanted]
     assert [str(job.folder) for job in jobs] == [
         f"multirun/{name}/{override.replace('=', '-')}" for override in wanted
     ]
     _, fewer = sweep(f"sweep={name}", f"{key}=32,64")
-    assert [job.overrides for job in fewer] == [[f"{key}=32"], [f"{key}=64"]]
+    assert [job.folder.name for job in fewer] == [f"{key}-32", f"{key}-64"]
     assert sum(key in argument for argument in fewer[0].command) == 2, "once, and in run.dir"
 
 
 def test_a_large_and_a_small_number_get_folders_of_their_own() -> None:
-    large, small = (launcher._folder_name([f"optimizer.lr=1e{sign}30"], 0) for sign in "+-")
+    large, small = (launcher.folder_name([f"optimizer.lr=1e{sign}30"], 0) for sign in "+-")
     assert (large, small) == ("optimizer.lr-1e30", "optimizer.lr-1e-30")
+
+
+# Which jobs there are.
+
+
+@pytest.mark.parametrize(
+    ("typed", "names", "said"),
+    [
+        (["optimizer.lr=1e-5,1e-05,0.00001"], ["optimizer.lr-1e-05"], "2 of 3 combinations repeat"),
+        (["seed=1,1"], ["seed-1"], "1 of 2 combinations repeat others, such as seed=1: each"),
+        (["seed=1,2", "model.n_layer=2,2"], ["seed-1", "seed-2"], "2 of 4 combinations repeat"),
+        (["model.n_layer=range(4,5)"], ["model.n_layer-4"], ""),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_equal_points_are_one_job(
+    typed: list[str], names: list[str], said: str, sweep: Sweep, text: list[str]
+) -> None:
+    done, jobs = sweep(*typed)
+    assert done.returncode == 0, done.stderr
+    for job, name in zip(jobs, names, strict=True):
+        assert job.folder.name.endswith(name)
+    assert said in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (
+            ["sweep=depth,width"],
+            "job sweep=depth cannot run, so none was started: sweep= says what",
+        ),
+        (["trainer.max_steps=range(1,1)"], "trainer.max_steps=range(1,1) has no values, so there"),
+        (["model=glob(zz*)"], "model=glob(zz*) has no values, so there is nothing to run"),
+        (["seed=1,2", "run.name=a"], "run.name=a names one run, so none was started: take run.sweep="),
+        (["seed=1,2", "hydra.sweep.dir=x"], "hydra.sweep.dir= has no effect: take run.sweep=NAME"),
+        (["seed=1,2", "hydra.sweep.subdir=x"], "hydra.sweep.subdir= has no effect: the folder of"),
+        (
+            ["hydra.run.dir=x"],
+            "hydra.run.dir= has no effect: take run.dir=FOLDER or run.name=NAME",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_sweep_that_cannot_be_run_is_refused_before_anything_is_written(
+    typed: list[str], words: str, sweep: Sweep, tmp_path: Path
+) -> None:
+    done, jobs = sweep(*typed)
+    assert (done.returncode, jobs) == (2, [])
+    assert done.stderr.startswith(f"run_train.py: {words}")
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "multirun").exists()
+
+
+def test_a_folder_takes_more_of_its_sweep_and_no_other(sweep: Sweep) -> None:
+    def names(*typed: str) -> list[str]:
+        done, jobs = sweep(*typed, "run.sweep=s")
+        assert done.returncode == 0, done.stderr
+        return [job.folder.name for job in jobs]
+
+    one, two = "model.n_layer-1_seed-1", "model.n_layer-2_seed-1"
+    assert names("model.n_layer=1", "seed=1,2") == ["seed-1", "seed-2"]
+    assert names("model.n_layer=1", "seed=3,4", "logger=none") == ["seed-3", "seed-4"]
+    assert names("model.n_layer=1", "seed=2") == ["seed-2"], "one of its jobs, in the same folder"
+    for typed, words in (
+        (["model.n_layer=1,2", "seed=1"], "holds another sweep (over seed, not model.n_layer): "),
+        (["trainer.max_steps=60"], "holds another sweep (over seed, not data, data.path, data.tok"),
+        (["model.n_layer=2", "seed=1,2"], "holds another sweep (model.n_layer was 1, now 2): take"),
+        (["seed=1,2"], "holds another sweep (model.n_layer was 1, now 4): take another run.sweep"),
+    ):
+        done, jobs = sweep(*typed, "run.sweep=s")
+        assert (done.returncode, jobs) == (2, [])
+        assert f"run_train.py: multirun/s {words}" in done.stderr
+    done, jobs = sweep("model.n_layer=1,2", "seed=1", "run.sweep=t")
+    assert [job.folder.name for job in jobs] == ["model.n_layer-1", "model.n_layer-2"], (one, two)
+
+
+# Launchers of other packages.
+
+DUMMY = """
+from hydra.core.utils import run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+
+class DummyLauncher(Launcher):
+    "Calls the main function in this process, as Hydra's own launcher does."
+
+    def __init__(self, word):
+        print("word:", word)
+
+    def setup(self, *, hydra_context, task_function, config):
+        self.context, self.task, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides, initial_job_idx):
+        setup_globals()
+        found = []
+        for number, overrides in enumerate(job_overrides, initial_job_idx):
+            config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+            config.hydra.job.id, config.hydra.job.num = str(number), number
+            found.append(
+                run_job(
+                    hydra_context=self.context, task_function=self.task, config=config,
+                    job_dir_key="hydra.sweep.dir", job_subdir_key="hydra.sweep.subdir",
+                )
+            )
+        return found
+"""
+
+
+def test_a_launcher_that_is_installed_is_found_and_its_jobs_are_as_ours(
+    tmp_path: Path, text: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "site/hydra_plugins/dummy"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(DUMMY, encoding="utf-8")
+    options = tmp_path / "my_conf/hydra/launcher"
+    options.mkdir(parents=True)
+    dummy = "_target_: hydra_plugins.dummy.DummyLauncher\nword: null\n"
+    (options / "dummy.yaml").write_text(dummy, encoding="utf-8")
+    typed = ["--config-dir", "my_conf", "hydra/launcher=dummy", "hydra.launcher.word=found"]
+    # The second job cannot be continued: its folder holds something else.
+    stranger = tmp_path / "multirun/engine/seed-2"
+    stranger.mkdir(parents=True)
+    (stranger / "novel.txt").touch()
+    command = [sys.executable, str(ROOT / "run_train.py"), "-m", *typed, *text, *TINY_RUN]
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    done = subprocess.run(
+        [*command, "seed=1,2", "run.sweep=engine"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "word: found" in done.stdout
+    assert done.stderr.endswith("run_train.py: 1 of 2 jobs did not finish\n")
+    assert {path.name for path in (tmp_path / "multirun").iterdir()} == {"engine"}
+    found = [summary(tmp_path / f"multirun/engine/seed-{seed}") for seed in (1, 2)]
+    assert [one["status"] for one in found] == ["finished", "refused"]
+    assert "has other files in it" in found[1]["reason"]
+    assert not (tmp_path / "outputs").exists()

@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import FunctionType
 from typing import Any, NoReturn
 
 import yaml
@@ -15,11 +16,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from llm.config import (
-    launcher,  # noqa: F401  (registers the sweeper and launcher that conf/train.yaml names)
-    schema,  # noqa: F401  (registers the schemas that conf/*.yaml start with)
-)
-from llm.config.mistakes import one_line, refuse_dashes, unreadable_file
+from llm.config import schema  # noqa: F401  (registers the schemas that conf/*.yaml start with)
+from llm.config.launcher import is_job_of_another_launcher, run_as_job
+from llm.config.mistakes import one_line, refuse_dashes, refuse_folders_of_hydra, unreadable_file
 from llm.config.settings import saved_groups
 from llm.config.verbatim import BREAK, TYPED, quote_arguments, typed_command, unquote
 from llm.errors import Interrupted, InUse, Refused, Stop, as_stop, printable
@@ -36,11 +35,17 @@ TELLS = ("--help", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version")  
 WANTED = "LLM_FULL_ERROR"  # what the user had set it to; also for the jobs of a sweep
 
 
-def reported(main: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """For the function below ``@hydra.main``: report before Hydra adds lines of its own."""
+def reported(main: FunctionType) -> Callable[[Any], Any]:
+    """For the function below ``@hydra.main``: report before Hydra adds lines of its own.
+
+    Called by another package's launcher, which may be in another process, it starts the job.
+    """
+    script = Path(main.__code__.co_filename).resolve()  # known here, where it has not been sent yet
 
     @functools.wraps(main)
     def inner(cfg: Any) -> Any:
+        if is_job_of_another_launcher():
+            return run_as_job(script)
         try:
             with unswallowed():
                 return main(cfg)
@@ -81,7 +86,9 @@ def command(main: Callable[[], Any]) -> None:
                 return print(version_line())
             _require_folder()
             refuse_dashes(sys.argv[1:])
-            sys.argv[1:] = _with_saved_groups(_multirun_first(quote_arguments(sys.argv[1:])))
+            arguments = quote_arguments(sys.argv[1:])
+            refuse_folders_of_hydra(arguments)
+            sys.argv[1:] = _with_saved_groups(_multirun_first(arguments))
             main()
     except Stop as stop:
         _exit(stop, stop.exit_status)

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
-from llm.config import launcher  # noqa: F401  (conf/train.yaml names its sweeper and launcher)
 from llm.config.schema import TrainSettings
 from llm.config.settings import read_settings
 

@@ -1,228 +1,168 @@
-"""Sweeps: Hydra's grid of overrides, all jobs checked first, then each in a fresh process.
+"""Jobs of a sweep: each is the command that would run it alone, in a process of its own.
 
-Hydra finds plugins by name in a package ``hydra_plugins``. The last lines make this module known
-there, so that no second top-level folder is needed; Hydra imports it again by that name, hence no
-work at import.
+Our launcher runs one after another. Under a launcher of another package (joblib, submitit, Ray) a
+worker starts that same command, so that a job is the same whoever launches it: it can be killed,
+run out of memory or be continued without touching another job.
 """
 
-import logging
+import contextlib
 import os
-import shlex
 import sys
-import types
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.plugins import Plugins
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
-from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from hydra.types import HydraContext, RunMode, TaskFunction
+from omegaconf import DictConfig, OmegaConf
 
-from llm.config.schema import TrainSettings
-from llm.config.settings import read_settings
-from llm.config.verbatim import as_typed
-from llm.data.config import SAFE
-from llm.errors import Interrupted, Refused, Stop, require
-from llm.experiment.rundir import claim, read_summary
+from llm.config.verbatim import as_typed, quoted, unquote
+from llm.errors import Stop
 from llm.experiment.sweep import Job, run_job
-from llm.signals import Signalled
 
-PLUGIN = "hydra_plugins.llm_process"
-MULTIRUN, NAME = Path("multirun"), "%Y-%m-%d_%H-%M-%S"  # and of a sweep without a name
-HOUSEKEEPING = ("run.sweep", "run.dir")  # overrides that say where, not what
-log = logging.getLogger("llm")
-
-
-class SweepFailed(Stop):
-    """Some jobs did not finish. Each says why in its own folder."""
+MULTIRUN = Path("multirun")
+HOUSEKEEPING = ("run.sweep", "run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")  # where, not what
+LONGEST = 120  # characters of a folder's name
+OF_THE_SWEEP = ("hydra.mode", "hydra.sweep", "hydra/sweep", "hydra.launcher", "hydra/launcher")
 
 
-class Grid(Sweeper):
-    """All combinations, as Hydra's own sweeper makes them."""
+class JobFailed(Stop):
+    """A job did not finish; ``found`` is what its summary says."""
 
-    def __init__(
-        self, max_batch_size: int | None = None, params: dict[str, str] | None = None
-    ) -> None:
-        size = f"hydra.sweeper.max_batch_size={max_batch_size}"
-        require(max_batch_size is None or max_batch_size > 0, f"{size} must be at least 1, or null")
-        self.max_batch_size, self.params = max_batch_size, params or {}
-
-    def setup(
-        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
-    ) -> None:
-        """Keep what :meth:`sweep` needs; called by Hydra once."""
-        self.hydra_context, self.config = hydra_context, config
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
-
-    def sweep(self, arguments: list[str]) -> Any:
-        """Run all combinations of ``arguments``; :class:`SweepFailed` if a job did not finish."""
-        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
-        assert self.hydra_context is not None
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides(
-            [*(f"{k}={v}" for k, v in self.params.items()), *arguments]
-        )
-        assert self.launcher is not None
-        batches = BasicSweeper.split_arguments(overrides, self.max_batch_size)
-        if isinstance(self.launcher, ProcessLauncher):
-            self.launcher.check_all([list(job) for batch in batches for job in batch])
-        results: list[JobReturn] = []
-        for batch in batches:
-            results += self.launcher.launch(batch, initial_job_idx=len(results))
-        failed = sum(result.status == JobStatus.FAILED for result in results)
-        if failed:
-            raise SweepFailed(f"{failed} of {len(results)} jobs did not finish")
-        return [results]
+    def __init__(self, message: str, found: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.found = found or {"status": "failed", "reason": message}
 
 
 class ProcessLauncher(Launcher):
-    """One job after another, each as the command that would run it alone."""
+    """One job after another."""
 
     def __init__(self, timeout_min: float | None = None) -> None:
         self.timeout_seconds = None if timeout_min is None else 60 * timeout_min
+        self.labels: list[str] = []  # of all jobs of a sweep, if its sweeper tells them
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Keep what :meth:`launch` needs; called by Hydra once per sweep."""
-        self.loader, self.config = hydra_context.config_loader, config
-        self.sweep: str | None = None  # its name, the same for all batches
-        self.checked: dict[tuple[str, ...], TrainSettings] = {}
+        self.config = config
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> list[JobReturn]:
-        """Check all jobs, then run them; returns their results. Called by Hydra once per batch."""
-        from llm.experiment.console import jobs_table, say, title
+        """Run all jobs and return their results. Called by Hydra once per batch."""
+        from llm.experiment.console import title
 
-        batch = [list(overrides) for overrides in job_overrides]
-        named = self.check_all(batch)[0].run.sweep
-        self.sweep = self.sweep or named or claim(MULTIRUN / f"{datetime.now():{NAME}}").name
-        jobs = self.jobs(batch, self.sweep, initial_job_idx)
-        typed = [Path(sys.argv[0]).name, *as_typed(sys.argv[1:])]
-        again = "python " + shlex.join(typed if named else [*typed, f"run.sweep={self.sweep}"])
-        done: list[tuple[Job, dict[str, Any]]] = []
-        try:
-            for place, job in enumerate(jobs, 1):
-                title(f"job {place} of {len(jobs)}: {_label(job.overrides)}")
-                done.append((job, run_job(job, self.timeout_seconds)))
-        except Signalled as stop:
-            done += _not_started(done, jobs)
-            jobs_table([(_label(job.overrides), found) for job, found in done])
-            raise Interrupted(f"stopped by {stop}; to continue: {again}") from None
-        jobs_table([(_label(job.overrides), found) for job, found in done])
-        if any(found["status"] != "finished" for _, found in done):
-            say(f"to run what did not finish again: {again}")
-        return [self.result(job, found) for job, found in done]
-
-    def check_all(self, batch: list[list[str]]) -> list[TrainSettings]:
-        """The settings of all jobs, none of which is started if one cannot work."""
-        labels = [_label(different) for different in _differences(batch)]
-        return [self.check(*pair) for pair in zip(batch, labels, strict=True)]
-
-    def check(self, overrides: list[str], label: str) -> TrainSettings:
-        """The settings of one job; :class:`llm.errors.Refused` with ``label`` if it cannot work."""
-        known = self.checked.get(tuple(overrides))
-        if known is not None:
-            return known
-        config = self.loader.load_sweep_config(self.config, overrides)
-        with open_dict(config):
-            del config["hydra"]
-        try:
-            require(not config.resume, "resume= continues one run: take run.sweep= for a sweep")
-            require(not config.run.name, "run.name= names one run: take run.sweep= for a sweep")
-            settings = self.checked[tuple(overrides)] = read_settings(config, TrainSettings)
-            return settings
-        except Refused as refusal:
-            raise Refused(f"job {label} cannot run, so none was started: {refusal}") from None
-
-    def jobs(self, batch: list[list[str]], sweep: str, first: int) -> list[Job]:
-        """One job for each list of overrides, in a folder named after what differs between them."""
-        names: dict[str, int] = {}
-        jobs = []
-        for number, (overrides, different) in enumerate(
-            zip(batch, _differences(batch), strict=True), first
-        ):
-            name = _folder_name(different, number)
-            names[name] = names.get(name, 0) + 1
-            folder = MULTIRUN / sweep / (name if names[name] == 1 else f"{name}-{names[name]}")
-            kept = as_typed([o for o in overrides if not _is_housekeeping(o)])
-            own = self.command([*kept, f"run.sweep={sweep}", f"run.dir={folder}"])
-            jobs.append(Job(number, different, folder, own))
-        return jobs
-
-    def command(self, overrides: list[str]) -> list[str]:
-        """What to run for one job: this script, as a single run."""
-        flags = ["--config-name", str(self.config.hydra.job.config_name)]
-        for source in self.loader.get_search_path().get_path():
-            if source.provider == "command-line":
-                flags += ["--config-dir", source.path.removeprefix("file://")]
-        # Unresolved on purpose: some of Hydra's own overrides only mean something inside a job.
-        of_hydra = OmegaConf.to_container(self.config.hydra.overrides.hydra, resolve=False)
-        assert isinstance(of_hydra, list)
-        of_sweep = ("hydra.mode", "hydra.sweeper", "hydra/sweeper")
-        kept = [str(o) for o in of_hydra if not str(o).startswith(of_sweep)]
-        script = os.path.abspath(sys.argv[0])
-        return [sys.executable, script, *flags, *kept, *overrides, "hydra.mode=RUN"]
+        results = []
+        for number, overrides in enumerate(job_overrides, initial_job_idx):
+            job = job_of(self.config.hydra, list(overrides), number, script())
+            known = self.labels or [""] * (initial_job_idx + len(job_overrides))
+            what = known[number] or " ".join(job.overrides) or "(no overrides)"
+            title(f"job {number + 1} of {len(known)}: {what}")
+            results.append(self.result(job, run_job(job, self.timeout_seconds)))
+        return results
 
     def result(self, job: Job, found: dict[str, Any]) -> JobReturn:
         """A job's summary as Hydra, and an optimizing sweeper, wants it."""
-        finished = found["status"] == "finished"
         result = JobReturn(overrides=job.overrides, working_dir=os.getcwd(), task_name="run_train")
-        result.status = JobStatus.COMPLETED if finished else JobStatus.FAILED
-        said = f"job {_label(job.overrides)} is {found['status']}: {found.get('reason')}"
-        result.return_value = found.get("best_val_loss") if finished else SweepFailed(said)
+        try:
+            result.return_value = value_of(job, found)
+            result.status = JobStatus.COMPLETED
+        except JobFailed as error:
+            result.return_value, result.status = error, JobStatus.FAILED
         return result
 
 
-def _is_housekeeping(override: str) -> bool:
-    return override.partition("=")[0] in HOUSEKEEPING
+def is_job_of_another_launcher() -> bool:
+    """Whether a launcher that runs jobs within its own process has called the main function."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def _differences(batch: list[list[str]]) -> list[list[str]]:
-    """Of each job's overrides those that not all jobs have; all of them where there is one job."""
-    common = set(batch[0]).intersection(*batch) if len(batch) > 1 else set()
-    return [[o for o in overrides if o not in common] for overrides in batch]
+def run_as_job(script: Path) -> float | None:
+    """Run the job that another launcher has composed; returns its lowest validation loss.
+
+    Raises :class:`JobFailed` if it does not finish.
+    """
+    hydra = HydraConfig.get()
+    overrides = [str(override) for override in hydra.overrides.task]
+    job = job_of(hydra, overrides, int(hydra.job.num), script)
+    # The bars of several jobs on one terminal would overwrite each other.
+    environment = {"TTY_COMPATIBLE": "0"}
+    with contextlib.chdir(hydra.runtime.cwd):  # a worker may have been started elsewhere
+        return value_of(job, run_job(job, environment=environment))
 
 
-def _label(overrides: list[str]) -> str:
-    return " ".join(o for o in overrides if not _is_housekeeping(o)) or "(no overrides)"
+def value_of(job: Job, found: dict[str, Any]) -> float | None:
+    """The lowest validation loss of a finished job; :class:`JobFailed` says how another ended."""
+    if found["status"] == "finished":
+        loss: float | None = found.get("best_val_loss")
+        return loss
+    said = f"job {' '.join(job.overrides)} is {found['status']}: {found.get('reason')}"
+    raise JobFailed(said, found)
 
 
-def _folder_name(overrides: list[str], number: int) -> str:
+def script() -> Path:
+    """The file of this command."""
+    return Path(sys.argv[0]).resolve()
+
+
+def job_of(hydra: Any, overrides: list[str], number: int, script: Path) -> Job:
+    """The job with these overrides. A sweeper that is not ours has not chosen its folder."""
+    kept = [one for one in overrides if not is_housekeeping(one)]
+    pairs = [one.partition("=") for one in overrides if is_housekeeping(one)]
+    given = {key: unquote(value) for key, _, value in pairs}
+    sweep = given.get("run.sweep") or Path(str(hydra.sweep.dir)).name
+    folder = Path(given.get("run.dir") or MULTIRUN / sweep / folder_name(kept, number))
+    own = [*as_typed(kept), f"run.sweep={sweep}", f"run.dir={folder}"]
+    return Job(number, kept, folder, command_of(hydra, own, script))
+
+
+def command_of(hydra: Any, overrides: list[str], script: Path) -> list[str]:
+    """What to run for one job: the script, as a single run."""
+    flags = ["--config-name", str(hydra.job.config_name)]
+    for source in hydra.runtime.config_sources:
+        path = Path(source.path)
+        if source.provider == "command-line":
+            flags += ["--config-dir", str(path)]
+        elif source.provider == "main" and path.resolve() != script.parent / "conf":
+            flags += ["--config-path", str(path)]
+    # Unresolved on purpose: some of Hydra's own overrides only mean something inside a job.
+    of_hydra = OmegaConf.to_container(hydra.overrides.hydra, resolve=False)
+    assert isinstance(of_hydra, list)
+    kept = [str(one) for one in of_hydra if not str(one).startswith(OF_THE_SWEEP)]
+    return [sys.executable, str(script), *flags, *kept, *overrides, "hydra.mode=RUN"]
+
+
+def placed(overrides: Sequence[str], sweep: str, name: str) -> list[str]:
+    """The overrides of a job in ``multirun/<sweep>/<name>``, for our settings and for Hydra's."""
+    where = {
+        "run.sweep": sweep, "run.dir": str(MULTIRUN / sweep / name),
+        "hydra.sweep.dir": str(MULTIRUN / sweep), "hydra.sweep.subdir": name,
+    }  # fmt: skip
+    kept = [one for one in overrides if not is_housekeeping(one)]
+    return [*kept, *(f"{key}={quoted(value)}" for key, value in where.items())]
+
+
+def is_housekeeping(override: str) -> bool:
+    """Whether an override says where a job is written, and not what it does."""
+    return override.partition("=")[0].lstrip("+") in HOUSEKEEPING
+
+
+def folder_name(overrides: Sequence[str], number: int) -> str:
     """``model.n_layer-4_optimizer.lr-0.001``: at most 120 letters, digits and ``. _ -``."""
-    kept = sorted(o for o in overrides if not _is_housekeeping(o))
-    plain = "_".join(kept).replace("e+", "e")  # 1e+30 must not read as 1e-30
-    name = "".join(c if c in SAFE else "-" for c in plain).strip("-.")
+    plain = "_".join(sorted(overrides)).replace("e+", "e")  # 1e+30 must not read as 1e-30
+    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in plain).strip("-.")
     if not name:
         return f"job-{number}"
-    return name if len(name) <= 120 else f"{name[:110]}-{number}"
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 10]}-{number}"
 
 
-def _not_started(
-    done: list[tuple[Job, dict[str, Any]]], jobs: list[Job]
-) -> list[tuple[Job, dict[str, Any]]]:
-    """What is known of the jobs that were not reached when a sweep was stopped."""
-    unknown = {"status": "not started"}
-    return [(job, read_summary(job.folder) or unknown) for job in jobs[len(done) :]]
+def find_from_workers() -> None:
+    """Let processes that another launcher starts import this package and its plugins."""
+    from llm.config import PLUGINS
 
-
-def _register() -> None:
-    sys.modules.setdefault("hydra_plugins", types.ModuleType("hydra_plugins")).__dict__.setdefault(
-        "__path__", []
-    )
-    sys.modules[PLUGIN] = sys.modules[__name__]
-    for plugin in (Grid, ProcessLauncher):
-        plugin.__module__ = PLUGIN
-        Plugins.instance().register(plugin)
-
-
-_register()
+    known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    ours = [str(script().parent), str(PLUGINS)]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([*ours, *filter(None, known)]))

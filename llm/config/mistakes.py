@@ -223,3 +223,20 @@ def _file_being_read(error: BaseException) -> str | None:
             return _as_seen_from_here(Path(frame.f_locals["full_path"]))
         trace = trace.tb_next
     return None
+
+
+# Hydra's users know these. A run makes its own folder, once nothing can be refused any more.
+OF_HYDRA = {
+    "hydra.run.dir": "take run.dir=FOLDER or run.name=NAME",
+    "hydra.sweep.dir": "take run.sweep=NAME, for multirun/NAME",
+    "hydra.sweep.subdir": "the folder of a job is named after what differs between the jobs",
+    "hydra.output_subdir": "config.yaml in the run folder holds the settings",
+    "hydra.job.chdir": "a run stays in the folder that it was started from",
+}
+
+
+def refuse_folders_of_hydra(arguments: list[str]) -> None:
+    """Raise :class:`llm.errors.Refused` for a key of Hydra's that would have no effect."""
+    for argument in arguments:
+        key = argument.partition("=")[0].lstrip("+")
+        require(key not in OF_HYDRA, f"{key}= has no effect: {OF_HYDRA.get(key)}")

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from llm.config.grid import Point, label
 from llm.config.plan import limits_of, planned_device, setup_of
-from llm.config.planner import Point, label
 from llm.config.schema import PlanSettings
 from llm.errors import Refused
 from llm.experiment.plan import Largest, Plan
@@ -13,7 +13,7 @@ from llm.memory.options import has_eight_bit
 from llm.memory.predict import Lines, Setup, n_parameters, predict
 
 
-def plan_all(points: Sequence[Point]) -> list[Plan]:
+def plan_all(points: Sequence[Point[PlanSettings]]) -> list[Plan]:
     """A plan for each point whose memory is its own.
 
     Where a key varies without any effect on memory, as a seed does, only its first value is kept.
@@ -41,7 +41,7 @@ def plan_all(points: Sequence[Point]) -> list[Plan]:
     return list(found.values())
 
 
-def _matters(key: str, points: Sequence[Point], wanted: Sequence[object]) -> bool:
+def _matters(key: str, points: Sequence[Point[PlanSettings]], wanted: Sequence[object]) -> bool:
     """Whether two points that differ in ``key`` only need different memory."""
     first: dict[tuple[str, ...], object] = {}
     for point, needs in zip(points, wanted, strict=True):

@@ -178,6 +178,17 @@ def byte_progress(title: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+@contextmanager
+def count_progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar over things that are counted; yields what to call with (done, total)."""
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(title)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
 def jobs_table(jobs: list[tuple[str, dict[str, Any]]]) -> None:
     """All jobs of a sweep, the lowest validation loss first: (overrides, summary) each."""
     table = Table(title="jobs", title_justify="left")

@@ -31,16 +31,18 @@ class Job:
     command: list[str]
 
 
-def run_job(job: Job, timeout_seconds: float | None = None) -> dict[str, Any]:
+def run_job(
+    job: Job, timeout_seconds: float | None = None, environment: dict[str, str] | None = None
+) -> dict[str, Any]:
     """Run a job to its end and return its ``summary.json``, written here if the job could not.
 
-    Raises :class:`llm.signals.Signalled` when this process is told to stop meanwhile; the job has
-    been told to save and stop then, and has ended.
+    ``environment`` is added to this process's own. Raises :class:`llm.signals.Signalled` when this
+    process is told to stop meanwhile; the job has been told to save and stop then, and has ended.
     """
     before = read_summary(job.folder)
     start = time.perf_counter()
     with _stop_signals():
-        code = _wait(job.command, timeout_seconds)
+        code = _wait(job.command, timeout_seconds, environment or {})
     found = read_summary(job.folder)
     if found is not None and (code == 0 or found != before):
         return found
@@ -60,15 +62,17 @@ def _reason(code: int | None, timeout_seconds: float | None) -> str:
     return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
 
 
-def _wait(command: list[str], timeout_seconds: float | None) -> int | None:
+def _wait(
+    command: list[str], timeout_seconds: float | None, environment: dict[str, str]
+) -> int | None:
     """Exit status of ``command``, negative for a signal, None for a timeout.
 
     Nothing of it lives on.
     """
     reading, writing = os.pipe()
-    environment = os.environ | {PARENT_PIPE: str(reading)}
+    of_child = os.environ | environment | {PARENT_PIPE: str(reading)}
     # A group of its own: Ctrl-C then reaches only this process, which tells the job once.
-    child = subprocess.Popen(command, process_group=0, pass_fds=[reading], env=environment)
+    child = subprocess.Popen(command, process_group=0, pass_fds=[reading], env=of_child)
     os.close(reading)
     listener.at_once[:] = [partial(os.killpg, child.pid, signal.SIGKILL)]
     try:
@@ -95,6 +99,9 @@ def _ask_to_stop(child: subprocess.Popen[bytes]) -> None:
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # a worker of another launcher: only the main thread may handle signals
+        return
     received: list[int] = []
 
     def stop(number: int, frame: object) -> None:

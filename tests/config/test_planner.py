@@ -19,7 +19,8 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
 from llm.config import plan
-from llm.config.planner import Planner, Point
+from llm.config.grid import Point
+from llm.config.planner import Planner
 from llm.config.plans import plan_all
 from llm.config.schema import PlanSettings, TrainSettings
 from llm.config.settings import read_settings
@@ -47,25 +48,25 @@ def no_gpu_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "DRIVERS", ())
 
 
-def points(*typed: str) -> list[Point]:
+def points(*typed: str) -> list[Point[PlanSettings]]:
     """What ``python run_plan.py *typed`` hands to its main function."""
     return counted(*typed)[0]
 
 
-def counted(*typed: str) -> tuple[list[Point], int]:
+def counted(*typed: str) -> tuple[list[Point[PlanSettings]], int]:
     """The same, and how often Hydra has composed something for it."""
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         loader = hydra.config_loader
         config = loader.load_configuration("plan", list(typed), RunMode.MULTIRUN)
-        made: list[Point] = []
+        made: list[Point[PlanSettings]] = []
         found = Plugins.instance().instantiate_sweeper(
             hydra_context=HydraContext(loader, Callbacks()),
             task_function=cast(Any, made.extend),
             config=config,
         )
-        assert type(found) is Planner
+        assert isinstance(found, Planner)
         with patch.object(loader, "load_sweep_config", wraps=loader.load_sweep_config) as compose:
             arguments = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
             found.sweep(cast(list[str], arguments))
@@ -130,8 +131,10 @@ MISTAKES = [
     (["model=small,smal"], "job model=smal cannot run: model=smal is unknown: take one of"),
     (["model.n_embed=128,100", "seed=1"], "job model.n_embed=100 cannot run: model.n_embed=100 is"),
     (["trainer.batch_size=8,9", "trainer.micro_batch_size=4"], "batch_size=9 cannot run: trainer"),
-    (["model.n_layer=range(4,4)"], "there is nothing to plan"),
-    (["model.n_layer=interval(1,4)"], "has no end of values: take range(...) or choice(...)"),
+    (["model.n_layer=range(4,4)"], "n_layer=range(4,4) has no values, so there is nothing"),
+    (["model=glob(zz*)"], "model=glob(zz*) has no values, so there is nothing to run"),
+    (["sweep=depth,width"], "sweep= says what to sweep over, so it cannot vary"),
+    (["model.n_layer=interval(1,4)"], "is a continuous range: take range(...) or choice(...)"),
     (["seed=range(0,200)", "model.n_layer=range(1,200)"], "these are 39,800 combinations"),
     (["memory.budget_gib=0.1,4"], "job memory.budget_gib=0.1 cannot run: memory.budget_gib=0.1 le"),
     (["memory.largest=n_layer,seed"], "memory.largest=seed is no size: take one of n_layer, n_em"),

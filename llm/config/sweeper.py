@@ -1,0 +1,215 @@
+"""Sweeps: all combinations, checked before the first job starts, each in a folder of its own.
+
+What is decided here holds for every launcher: which jobs there are, where each is written, and the
+table at the end, which is made from the summaries that the jobs have left.
+"""
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, read_write
+
+from llm.config.grid import Grid as Combinations
+from llm.config.grid import Point, label
+from llm.config.launcher import (
+    MULTIRUN,
+    JobFailed,
+    ProcessLauncher,
+    find_from_workers,
+    folder_name,
+    is_housekeeping,
+    placed,
+)
+from llm.config.schema import TrainSettings
+from llm.config.settings import identity, to_plain
+from llm.config.verbatim import as_typed
+from llm.errors import Interrupted, Stop, require
+from llm.experiment.rundir import claim, make_folder, read_summary, replace_text
+from llm.sealed import Plain, read_json
+from llm.signals import Signalled
+
+NAME = "%Y-%m-%d_%H-%M-%S"  # of a sweep without a name
+SWEEP = "sweep.json"  # in the folder of a sweep: what it is a sweep over
+Points = list[Point[TrainSettings]]
+
+
+class SweepFailed(Stop):
+    """Some jobs did not finish. Each says why in its own folder."""
+
+
+class Grid(Sweeper):
+    """All combinations, for any launcher."""
+
+    def __init__(
+        self, max_batch_size: int | None = None, params: dict[str, str] | None = None
+    ) -> None:
+        size = f"hydra.sweeper.max_batch_size={max_batch_size}"
+        require(max_batch_size is None or max_batch_size > 0, f"{size} must be at least 1, or null")
+        self.max_batch_size, self.params = max_batch_size, params or {}
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Keep what :meth:`sweep` needs; called by Hydra once."""
+        self.context, self.task, self.composed = hydra_context, task_function, config
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run all combinations of ``arguments``; :class:`SweepFailed` if a job did not finish."""
+        from llm.experiment.console import jobs_table, say
+
+        points = self.points(arguments)
+        named = points[0].settings.run.sweep
+        sweep, values = claim_folder(named, points)
+        again = command_again(None if named else sweep)
+        names = folder_names(values)
+        batch = [placed(p.overrides, sweep, name) for p, name in zip(points, names, strict=True)]
+        labels = [label(one) or "(no overrides)" for one in values]
+        with read_write(self.composed):  # launchers of other packages write their own files there
+            self.composed.hydra.sweep.dir = str(MULTIRUN / sweep)
+        results: list[JobReturn] = []
+        try:
+            self.launch(batch, labels, results)
+        except Signalled as stop:
+            raise Interrupted(f"stopped by {stop}; to continue: {again}") from None
+        finally:
+            ends = [
+                end_of(MULTIRUN / sweep / name, result)
+                for name, result in zip(names, [*results, *[None] * len(names)], strict=False)
+            ]
+            jobs_table(list(zip(labels, ends, strict=True)))
+        failed = sum(end["status"] != "finished" for end in ends)
+        if failed:
+            say(f"to run what did not finish again: {again}")
+            raise SweepFailed(f"{failed} of {len(batch)} jobs did not finish")
+        return [results]
+
+    def points(self, arguments: Sequence[str]) -> Points:
+        """The points that differ; :class:`llm.errors.Refused` if one cannot work."""
+        from llm.experiment.console import count_progress, say
+
+        loader = self.context.config_loader
+        grid = Combinations(loader, self.composed, TrainSettings, ", so none was started")
+        count = grid.expand(self.params, arguments)
+        with count_progress("checking jobs") as report:
+            points = list(grid.points(report))
+        for point in points:
+            name = point.settings.run.name
+            require(not name, f"run.name={name} names one run, so none was started: take run.sweep=")
+        first: dict[str, Point[TrainSettings]] = {}
+        for point in points:
+            first.setdefault(repr(point.settings), point)
+        if len(first) < count:
+            again = next(p for p in points if first[repr(p.settings)] is not p)
+            left_out = f"{count - len(first)} of {count} combinations repeat others"
+            say(f"{left_out}, such as {again.label}: each is run once")
+        return list(first.values())
+
+    def launch(self, batch: list[list[str]], labels: list[str], results: list[JobReturn]) -> None:
+        """Hand the jobs to the launcher and add what it returns to ``results``."""
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=self.context, task_function=self.task, config=self.composed
+        )
+        ours = isinstance(launcher, ProcessLauncher)
+        if isinstance(launcher, ProcessLauncher):
+            launcher.labels = labels
+        else:
+            find_from_workers()
+        size = self.max_batch_size or len(batch)
+        try:
+            for start in range(0, len(batch), size):
+                results += launcher.launch(batch[start : start + size], initial_job_idx=start)
+        except Exception as error:
+            if ours:
+                raise
+            # Such as joblib's TerminatedWorkerError: the table tells how far the jobs have come.
+            said = next(iter(str(error).splitlines()), "")
+            raise SweepFailed(f"the launcher failed: {type(error).__name__}: {said}") from error
+
+
+def claim_folder(named: str | None, points: Points) -> tuple[str, list[dict[str, str]]]:
+    """The name of the sweep, and of each job the values that tell it from the others.
+
+    The folder of a sweep says what it is a sweep over. Raises :class:`llm.errors.Refused` if that
+    is something else: its jobs would be mixed up with these.
+    """
+    typed = [typed_values(point) for point in points]
+    every = [identity(to_plain(point.settings), "") for point in points]
+    fixed = {key: v for key, v in every[0].items() if all(one.get(key) == v for one in every)}
+    over = [key for key in typed[0] if len({one.get(key) for one in typed}) > 1] or list(typed[0])
+    folder = MULTIRUN / (named or f"{datetime.now():{NAME}}")
+    if named and (folder / SWEEP).exists():
+        over = what_it_is_over(folder, typed[0], over if len(points) > 1 else [], fixed)
+    folder = make_folder(folder) if named else claim(folder)
+    if not (folder / SWEEP).exists():
+        text = json.dumps({"over": sorted(over), "fixed": fixed}, indent=1) + "\n"
+        replace_text(folder / SWEEP, text)
+    return folder.name, [{key: one[key] for key in over} for one in typed]
+
+
+def what_it_is_over(
+    folder: Path, typed: dict[str, str], varied: list[str], fixed: Plain
+) -> list[str]:
+    """What the sweep in ``folder`` is over; :class:`llm.errors.Refused` if this is another one.
+
+    Of what that sweep is over, one value may be typed now, or some more.
+    """
+    found = read_json(folder / SWEEP)
+    over, before = found.get("over"), found.get("fixed")
+    usable = isinstance(over, list) and all(isinstance(key, str) for key in over)
+    usable = usable and isinstance(before, dict)
+    require(usable, f"{folder / SWEEP} is not what a sweep has written: take another run.sweep")
+    assert isinstance(over, list) and isinstance(before, dict)
+    now = ", ".join(varied or typed) or "nothing"
+    same = set(varied) <= set(over) <= set(typed)
+    other = f"{folder} holds another sweep"
+    was = ", ".join(map(str, over)) or "nothing"
+    require(same, f"{other} (over {was}, not {now}): take another run.sweep")
+    differ = [key for key in before if key in fixed and before[key] != fixed[key]]
+    told = ", ".join(f"{key} was {before[key]}, now {fixed[key]}" for key in differ)
+    require(not differ, f"{other} ({told}): take another run.sweep, or the same settings")
+    return over
+
+
+def typed_values(point: Point[TrainSettings]) -> dict[str, str]:
+    """What was typed for a job, or is in the sweep's file, but for where the job is written."""
+    kept = [one for one in point.overrides if not is_housekeeping(one)]
+    pairs = (one.partition("=") for one in as_typed(kept))
+    return {key: value for key, _, value in pairs}
+
+
+def folder_names(values: list[dict[str, str]]) -> list[str]:
+    """A name for each job's folder, from what varies; never the same one twice."""
+    used: dict[str, int] = {}
+    names = []
+    for number, one in enumerate(values):
+        name = folder_name([f"{key}={value}" for key, value in one.items()], number)
+        used[name] = used.get(name, 0) + 1
+        names.append(name if used[name] == 1 else f"{name}-{used[name]}")
+    return names
+
+
+def command_again(sweep: str | None) -> str:
+    """The command that continues this sweep; ``sweep`` is its name where none was typed."""
+    typed = ["python", Path(sys.argv[0]).name, *as_typed(sys.argv[1:])]
+    return shlex.join([*typed, f"run.sweep={sweep}"] if sweep else typed)
+
+
+def end_of(folder: Path, result: JobReturn | None) -> dict[str, Any]:
+    """How a job ended: its summary, or what its launcher says of it."""
+    said = getattr(result, "_return_value", None)  # the property would raise it
+    if result is not None and result.status == JobStatus.FAILED:
+        return said.found if isinstance(said, JobFailed) else _failed(said)
+    return read_summary(folder) or {"status": "not started"}
+
+
+def _failed(said: object) -> dict[str, Any]:
+    return {"status": "failed", "reason": next(iter(str(said).splitlines()), "no reason given")}

@@ -1,4 +1,8 @@
-"""How long run_plan.py takes: rows ``plan_*`` of :mod:`benchmarks.memory`."""
+"""Seconds before anything starts: python -m benchmarks.planning [--repeats N] [--json FILE]
+
+To plan the memory of one run and of a grid (also rows of :mod:`benchmarks.memory`), and to check
+the jobs of a sweep.
+"""
 
 import subprocess
 import sys
@@ -7,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.rows import Row, alternate, row
+from benchmarks.rows import Parser, Row, alternate, report, row
 
 ROOT = Path(__file__).resolve().parent.parent
 IMPORTS = ["-c", "import hydra, omegaconf"]  # what a command cannot do without
@@ -15,10 +19,18 @@ ONE = ["model=small", "data=shakespeare", "precision=fp16"]
 GRID = ["model.n_layer=range(1,26)", "model.n_embed=range(128,5248,128)"]  # 25 x 40 points
 
 
-def seconds_of(arguments: list[str], cwd: Path) -> float:
-    """Python with these arguments, from its start to its end."""
+# 20 x 25 x 10 jobs, and then an impossible rate, so that none of them is started.
+SWEEP = ["optimizer.lr=" + ",".join(f"{n}e-4" for n in [*range(1, 21), -1])]
+SWEEP += ["model.n_layer=range(1,26)", "seed=range(0,10)"]
+
+
+def seconds_of(arguments: list[str], cwd: Path, status: int = 0) -> float:
+    """Python with these arguments, from its start to its end with this exit status."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, *arguments], cwd=cwd, check=True, stdout=subprocess.DEVNULL)
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    if done.returncode != status:
+        raise RuntimeError(f"exit status {done.returncode}: {done.stderr}")
     return time.perf_counter() - start
 
 
@@ -39,3 +51,27 @@ def plans(repeats: int) -> Iterator[Row]:
             )
             what = f"seconds to plan the memory {what}; to import Hydra; ratio: the first again"
             yield row(id, what, pairs, lambda ours, other: ours)
+
+
+def checks(repeats: int) -> Iterator[Row]:
+    """Seconds of a whole command that checks 5,000 jobs and is refused because of the last."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        command = [str(ROOT / "run_train.py"), "-m", *SWEEP]
+        pairs = alternate(
+            lambda _: seconds_of(command, folder, status=2),
+            lambda _: seconds_of(IMPORTS, folder),
+            repeats,
+        )
+        what = "seconds to check 5,000 jobs of a sweep; to import Hydra; ratio: the first again"
+        yield row("check_5000", what, pairs, lambda ours, other: ours)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure and print a table."""
+    typed = Parser("How long planning and checking take", repeats=5).parse_args(arguments)
+    report((*plans(typed.repeats), *checks(typed.repeats)), typed.json)
+
+
+if __name__ == "__main__":
+    main()

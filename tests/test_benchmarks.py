@@ -571,7 +571,10 @@ def test_predictions_are_measured_beside_memtracker(
 
 def test_plans_are_timed_beside_what_they_import(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        planning, "seconds_of", lambda typed, cwd: 0.3 if typed == planning.IMPORTS else 0.9
-    )
+        planning, "seconds_of",
+        lambda typed, cwd, status=0: 0.3 if typed == planning.IMPORTS else 0.9,
+    )  # fmt: skip
     one, grid = planning.plans(repeats=2)
     assert (one.id, one.ratio, one.other, grid.id) == ("plan_one", 0.9, 0.3, "plan_1000")
+    (jobs,) = planning.checks(repeats=2)
+    assert (jobs.id, jobs.ratio) == ("check_5000", 0.9)

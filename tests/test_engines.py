@@ -47,9 +47,7 @@ def sweep(python: Path, typed: list[str], name: str, cwd: Path) -> subprocess.Co
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_sweep_is_the_same_by_every_engine(
-    engine: str, tmp_path: Path, text_file: Path
-) -> None:
+def test_a_sweep_is_the_same_by_every_engine(engine: str, tmp_path: Path, text_file: Path) -> None:
     package, options = ENGINES[engine]
     python = environment_with(package, tmp_path / "venv")
     text = ["data=text", f"data.path={text_file}", "data.tokenizer=byte"]

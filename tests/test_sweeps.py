@@ -296,7 +296,10 @@ def test_equal_points_are_one_job(
         ),
         (["trainer.max_steps=range(1,1)"], "trainer.max_steps=range(1,1) has no values, so there"),
         (["model=glob(zz*)"], "model=glob(zz*) has no values, so there is nothing to run"),
-        (["seed=1,2", "run.name=a"], "run.name=a names one run, so none was started: take run.sweep="),
+        (
+            ["seed=1,2", "run.name=a"],
+            "run.name=a names one run, so none was started: take run.sweep=",
+        ),
         (["seed=1,2", "hydra.sweep.dir=x"], "hydra.sweep.dir= has no effect: take run.sweep=NAME"),
         (["seed=1,2", "hydra.sweep.subdir=x"], "hydra.sweep.subdir= has no effect: the folder of"),
         (

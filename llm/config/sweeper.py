@@ -103,7 +103,9 @@ class Grid(Sweeper):
             points = list(grid.points(report))
         for point in points:
             name = point.settings.run.name
-            require(not name, f"run.name={name} names one run, so none was started: take run.sweep=")
+            require(
+                not name, f"run.name={name} names one run, so none was started: take run.sweep="
+            )
         first: dict[str, Point[TrainSettings]] = {}
         for point in points:
             first.setdefault(repr(point.settings), point)

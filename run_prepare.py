@@ -18,13 +18,15 @@ def main(cfg: DictConfig) -> None:
     from llm.config.verbatim import typed_command
     from llm.data.dataset import Dataset
     from llm.data.prepare import prepare
-    from llm.experiment.console import byte_progress, panel, say
+    from llm.experiment.console import byte_progress, panel, say, warn
 
     settings = read_settings(cfg, PrepareSettings)
     with byte_progress("preparing") as on_progress:
         dataset = Dataset.open(prepare(settings.data, on_progress))
     with byte_progress("checking") as on_progress:
         dataset.verify(on_progress)
+    for note in dataset.notes:
+        warn(note)
     panel(
         "dataset",
         {

@@ -78,7 +78,7 @@ def train(
     alone = run.is_new and not settings.run.sweep
     facts = run.identity | plan.facts
     with recording(run.folder, facts, run.again, alone, settings.memory.no_room) as summary:
-        for note in run.notes:
+        for note in [*run.notes, *dataset.notes]:
             warn(note)
         seed_everything(settings.seed)
         precision = Precision(settings.precision.name, device)

@@ -166,6 +166,15 @@ def test_weights_that_are_not_there_or_do_not_fit_are_refused_and_leave_no_run(
     assert not (folder / "outputs").exists()
 
 
+def test_a_run_on_another_text_is_told_apart_in_words_and_not_by_digests(trained: Path) -> None:
+    other = trained / "other.txt"
+    other.write_text("Nothing will come of nothing.\n" * 100, encoding="utf-8")
+    done = here("train", *CHAR, f"data.path={other}", *TINY_RUN, "run.name=a", cwd=trained)
+    assert_refused(done, "outputs/a holds another run (the text of its data, or the tokens made")
+    assert not re.search(r"[0-9a-f]{20}", done.stderr)
+    other.unlink()
+
+
 def test_a_sweep_with_one_combination_that_cannot_work_starts_nothing(folder: Path) -> None:
     text = [*CHAR, "data.path=play.txt", *TINY_RUN]
     done = here("train", "-m", *text, "model.n_embed=32,40", "seed=1,2", cwd=folder)

@@ -160,7 +160,10 @@ def _refuse_differences(
         key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key) and key not in allowed
     ]
     if keys:
-        listed = ", ".join(f"{key} was {theirs.get(key)}, now {mine.get(key)}" for key in keys)
+        said = {key: f"{key} was {theirs.get(key)}, now {mine.get(key)}" for key in keys}
+        if "data_digest" in said:  # two digests tell nobody anything
+            said["data_digest"] = "the text of its data, or the tokens made of it, are not the same"
+        listed = ", ".join(said.values())
         raise Refused(
             f"{folder} holds another run ({listed}): take another run.name, the same settings, or "
             f"go on with more steps by resume={folder} trainer.max_steps=MORE"

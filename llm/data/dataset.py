@@ -16,6 +16,9 @@ from llm.errors import Refused, require
 from llm.sealed import Plain
 
 READ = 1 << 20  # bytes hashed at a time
+# Bytes a token of GPT-2's tokenizer. Measured: Korean 1.2, Chinese 1.5, Greek and Russian 1.7 and
+# Japanese 2.1, with more than one token a character; German and Python 2.5, with one for several.
+SPLIT_BADLY = 2.3
 LARGE = 1 << 30  # bytes; more take longer to verify than a run should take to start
 
 
@@ -51,6 +54,17 @@ class Dataset:
             digest=_digest(meta, tokenizer),
             bytes_per_token=meta["bytes"]["val"] / max(1, meta["tokens"]["val"]),
         )
+
+    @property
+    def notes(self) -> list[str]:
+        """What whoever trains on it should know."""
+        if self.tokenizer.kind != "gpt2" or not 0 < self.bytes_per_token < SPLIT_BADLY:
+            return []
+        return [
+            f"GPT-2's tokenizer has {self.bytes_per_token:.1f} bytes a token in this text, where "
+            "English has 3 to 4: it splits characters into parts. data.tokenizer=char or byte "
+            "may suit this text better"
+        ]
 
     @property
     def size(self) -> int:

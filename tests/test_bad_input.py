@@ -141,6 +141,22 @@ def test_a_dataset_made_from_something_else_or_beyond_its_vocabulary_is_refused(
     assert not (folder / "outputs").exists()
 
 
+def test_an_id_beyond_the_vocabulary_in_data_too_large_to_verify_ends_a_run_in_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm.data.dataset.LARGE", 0)
+    text = ["data=text", "data.tokenizer=byte", "data.path=play.txt"]
+    assert here("prepare", *text, cwd=folder).returncode == 0
+    (made,) = (folder / "data").iterdir()
+    (made / "train.bin").write_bytes(b"\xff" * (made / "train.bin").stat().st_size)
+    done = here("train", *text, *TINY_RUN, "run.name=a", cwd=folder)
+    assert done.returncode == 2
+    words = f"{made}/train.bin holds token id 65535, beyond its vocabulary"
+    assert done.stderr.splitlines()[-1].startswith(f"run_train.py: {words} of 257: ")
+    assert "Traceback" not in done.stderr
+    assert summary(folder / "outputs/a")["status"] == "refused"
+
+
 def test_a_run_folder_that_cannot_be_written_is_refused(folder: Path) -> None:
     text = [*CHAR, "data.path=play.txt", *TINY_RUN]
     for where, words in (

@@ -14,17 +14,25 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks here are too small
 # Where threads are asked for nevertheless, they wait without work: others test at the same time.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+from hypothesis import HealthCheck, settings
+
 from llm.data.config import DataConfig
 from llm.data.dataset import Dataset
 from llm.data.prepare import prepare
 from llm.model.gpt import GPT
 
+# Seconds after which something that is waited for has hung. Nothing is judged by how long it takes.
+HANGS = 1800
 ROOT = Path(__file__).resolve().parent.parent
 PLAY = "".join(
     f"SPEAKER {n % 7}:\nWhat say you to line {n}? The {n % 13}th of our words, my lord.\n\n"
     for n in range(300)
 )
 TINY_MODEL = {"n_layer": 2, "n_embed": 32, "head_size": 16, "block_size": 16}
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 # Overrides that make a run take seconds. Commands run in a folder of their own, without W&B.
 TINY_RUN = [
     "model.n_layer=1", "model.n_embed=32", "model.head_size=16", "model.block_size=16",
@@ -72,7 +80,7 @@ def run(tmp_path: Path, text_file: Path) -> Callable[..., subprocess.CompletedPr
         command: str,
         *typed: str,
         cwd: Path = tmp_path,
-        timeout: float = 120,
+        timeout: float = HANGS,
         **environment: str,
     ) -> subprocess.CompletedProcess[str]:
         given = any(argument.partition("=")[0] in ("data", "resume") for argument in typed)

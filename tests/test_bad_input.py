@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.command_line import Done, here, listing, summary
-from tests.conftest import ROOT, TINY_RUN
+from tests.conftest import HANGS, ROOT, TINY_RUN
 from tests.data.meta_file import edit_meta
 
 CHAR = ["data=text", "data.tokenizer=char"]
@@ -255,7 +255,7 @@ def test_a_real_process_ends_as_the_tests_above_do_and_shows_the_traceback_when_
     def run(**environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, str(ROOT / "run_train.py"), "model.n_embed=130", "HOME=is unknown"],
-            cwd=folder, env=os.environ | environment, capture_output=True, text=True, timeout=60,
+            cwd=folder, env=os.environ | environment, capture_output=True, text=True, timeout=HANGS,
         )  # fmt: skip
 
     plain, full = run(), run(HYDRA_FULL_ERROR="1")

@@ -18,7 +18,7 @@ from llm.sampling.cache import KVCache
 from llm.training.trainer import Trainer
 from tests import wandb_file
 from tests.command_line import here, listing, rows, started, summary
-from tests.conftest import ROOT, TINY_RUN
+from tests.conftest import HANGS, ROOT, TINY_RUN
 
 TINY = [override for override in TINY_RUN if override != "logger=none"]
 LOGGED = {"train/loss", "lr", "grad_norm", "tokens_per_second", "mfu", "peak_memory_bytes"}
@@ -44,7 +44,7 @@ def original(tmp_path_factory: pytest.TempPathFactory, text: list[str]) -> Path:
     assert f"\nnext: python {ROOT}/run_train.py {' '.join(text)}" in prepared.stdout
     before = (dataset / "meta.json").stat().st_mtime_ns
     with started("train", *text, *TINY, "run.name=a", "logger.notes=a, b", cwd=folder) as process:
-        shown, _ = process.communicate(timeout=120)
+        shown, _ = process.communicate(timeout=HANGS)
     assert process.returncode == 0, shown
     assert (dataset / "meta.json").stat().st_mtime_ns == before, "it was prepared already"
     assert "step 6/6  loss" in shown

@@ -7,13 +7,15 @@ import resource
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 import llm.checkpoint.folder
 from llm.checkpoint.folder import newest_valid
 from llm.disk import could_not_write, free_bytes, replaced
-from tests.command_line import Done, here, listing, meanwhile, rows, summary, wait_until
+from llm.experiment.loggers import RunLogger
+from tests.command_line import Done, here, listing, rows, summary
 from tests.conftest import TINY_RUN
 
 ROWS = "metrics.jsonl"
@@ -63,16 +65,18 @@ def assert_nothing_half_done(run: Path) -> None:
 def test_a_disk_that_somebody_else_fills_ends_the_run_with_the_last_checkpoint_intact(
     disk: Path, data: list[str]
 ) -> None:
-    run = disk / "run"
+    run, tick = disk / "run", RunLogger.tick
     command = [*data, *TINY_RUN, "trainer.max_steps=150", "trainer.checkpoint_interval=10"]
 
-    def fill() -> None:
-        wait_until(lambda: newest_valid(run)[0])
+    def filling(self: RunLogger, step: int) -> None:
+        tick(self, step)
+        if step != 15:
+            return
         with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
             while file.write(bytes(4096)):
                 pass
 
-    with meanwhile(fill):
+    with patch.object(RunLogger, "tick", filling):
         done = here("train", *command, f"run.dir={run}", cwd=disk)
     assert_disk_error(done, str(run))
     assert "No space left on device" in done.stderr or "are free: make room" in done.stderr

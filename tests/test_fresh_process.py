@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llm.checkpoint.folder import remove, to_continue_from
-from tests.conftest import ROOT
+from tests.conftest import HANGS, ROOT
 from tests.test_signals_anywhere import differences
 
 pytestmark = pytest.mark.slow
@@ -27,7 +27,7 @@ def train(cwd: Path, *options: str) -> None:
     command = [sys.executable, str(ROOT / "run_train.py"), *options]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=400
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=HANGS
     )
     assert done.returncode == 0, done.stderr
 

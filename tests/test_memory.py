@@ -16,7 +16,7 @@ from llm.config.settings import resolve
 from llm.errors import OutOfMemory
 from llm.training.trainer import Trainer
 from tests.command_line import Done, here, rows, summary
-from tests.conftest import ROOT
+from tests.conftest import HANGS, ROOT
 
 DATA = ["data=shakespeare_char", "data.dir=data"]
 SHORT = [
@@ -31,7 +31,7 @@ def alone(*typed: str, cwd: Path) -> Done:
     """``python run_train.py`` in a process of its own, which a limit may end."""
     return subprocess.run(
         [sys.executable, str(ROOT / "run_train.py"), *typed],
-        cwd=cwd, text=True, capture_output=True, timeout=120,
+        cwd=cwd, text=True, capture_output=True, timeout=HANGS,
     )  # fmt: skip
 
 

@@ -1,7 +1,6 @@
 """``run_plan.py`` as it is typed: what is shown, how it ends, what it leaves, how long it takes."""
 
 import csv
-import os
 import re
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import pytest
 
 from llm.config import plan
 from tests.command_line import here, listing
-from tests.conftest import ROOT, TINY_RUN
+from tests.conftest import HANGS, ROOT, TINY_RUN
 
 SMALL = ["model=small", "data=shakespeare", "precision=fp16", "trainer.device=cuda"]
 
@@ -193,38 +192,28 @@ def test_a_run_that_would_be_continued_is_planned_with_its_settings(
     assert listing(tmp_path) == before
 
 
-# How long it takes, and what is not imported for it.
+# What is not imported for it; how long it takes: python -m benchmarks.memory --only plan.
 
 
-def timed(cwd: Path, *typed: str) -> tuple[float, set[str]]:
-    """Processor seconds of the command, the least of three (others may use the machine), and the
-    modules that it has loaded.
-    """
-    seconds = []
-    for _ in range(3):
-        before = os.times()
-        done = subprocess.run(
-            [sys.executable, "-X", "importtime", str(ROOT / "run_plan.py"), *typed],
-            cwd=cwd, capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
-        after = os.times()
-        assert done.returncode == 0, done.stderr.splitlines()[-1]
-        seconds.append(after[2] - before[2] + after[3] - before[3])
-    return min(seconds), {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+def imported(cwd: Path, *typed: str) -> set[str]:
+    """The modules that the command has loaded."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", str(ROOT / "run_plan.py"), *typed],
+        cwd=cwd, capture_output=True, text=True, timeout=HANGS,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.splitlines()[-1]
+    return {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
 
 
-def test_one_plan_takes_a_moment_and_no_torch(tmp_path: Path) -> None:
-    seconds, loaded = timed(tmp_path, *SMALL, "trainer.device=cpu")  # no GPU is asked for it
+def test_one_plan_needs_no_torch(tmp_path: Path) -> None:
+    loaded = imported(tmp_path, *SMALL, "trainer.device=cpu")  # no GPU is asked for it
     assert "llm.memory.predict" in loaded
     assert not {"torch", "wandb", "numpy", "tiktoken", "matplotlib"} & loaded
-    assert seconds < 1.5
 
 
-@pytest.mark.slow
-def test_a_thousand_points_take_seconds_and_no_torch(tmp_path: Path) -> None:
+def test_a_grid_with_its_picture_needs_no_torch(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    grid = ["model.n_layer=range(1,41)", "model.n_embed=range(128,3201,128)"]
-    seconds, loaded = timed(tmp_path, *SMALL, "trainer.device=cpu", *grid, "picture=a.png")
+    grid = ["model.n_layer=1,2", "model.n_embed=128,256"]
+    loaded = imported(tmp_path, *SMALL, "trainer.device=cpu", *grid, "picture=a.png")
     assert "matplotlib" in loaded
     assert not {"torch", "wandb"} & loaded
-    assert seconds < 5

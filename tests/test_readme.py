@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.command_line import here
-from tests.conftest import PLAY, ROOT
+from tests.conftest import HANGS, PLAY, ROOT
 
 SHRINK = [
     "model.n_embed=32", "model.head_size=16", "model.block_size=16", "trainer.max_steps=4",
@@ -70,7 +70,7 @@ def test_the_command_works_as_written(command: str, folder: Path) -> None:
         done = subprocess.run(
             ["bash", "-c", line.replace("python ", f"{sys.executable} {ROOT}/")],
             cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"},
-            capture_output=True, text=True, timeout=180,
+            capture_output=True, text=True, timeout=HANGS,
         )  # fmt: skip
     assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
 

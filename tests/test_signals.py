@@ -13,7 +13,7 @@ import pytest
 
 from llm.signals import SIGNALS, Signalled, listener, raised, remembered, unswallowed
 from tests.command_line import here, summary
-from tests.conftest import ROOT, TINY_RUN
+from tests.conftest import HANGS, ROOT, TINY_RUN
 
 WAITING = """
 import time
@@ -158,7 +158,7 @@ def test_ctrl_c_after_a_first_signal_ends_the_process_with_130(first: signal.Sig
         process.send_signal(first)
         assert process.stdout.readline() == f"{first.name}\n"
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=10) == 130
+        assert process.wait(timeout=HANGS) == 130
 
 
 def test_ctrl_c_is_heard_and_a_second_one_ends_the_process_inside_one_long_call() -> None:
@@ -213,14 +213,14 @@ with raised():
     os._exit(0)
 """
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, timeout=60
+        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, timeout=HANGS
     )
     assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_a_process_that_is_done_keeps_its_exit_status() -> None:
     ending = "import llm.start, os\nclass Late:\n def __del__(self): os.kill(os.getpid(), 2)\n"
-    done = subprocess.run([sys.executable, "-c", f"{ending}sys = Late()"], cwd=ROOT, timeout=30)
+    done = subprocess.run([sys.executable, "-c", f"{ending}sys = Late()"], cwd=ROOT, timeout=HANGS)
     assert done.returncode == 0
 
 
@@ -230,7 +230,7 @@ def test_while_a_command_is_being_loaded_a_signal_ends_it_on_the_spot(
 ) -> None:
     loading = f"import llm.start, os; os.kill(os.getpid(), {int(number)}); print('went on')"
     done = subprocess.run(
-        [sys.executable, "-c", loading], capture_output=True, text=True, cwd=ROOT, timeout=30
+        [sys.executable, "-c", loading], capture_output=True, text=True, cwd=ROOT, timeout=HANGS
     )
     assert (done.returncode, done.stdout) == (75, "")
     assert done.stderr == f"stopped by {number.name}, nothing was begun\n"

@@ -20,7 +20,7 @@ from llm.experiment.rundir import read_summary, write_summary
 from llm.experiment.sweep import PARENT_PIPE, Job
 from tests import wandb_file
 from tests.command_line import Done, here, meanwhile, rows, started, summary, wait_until
-from tests.conftest import ROOT, TINY_RUN
+from tests.conftest import HANGS, ROOT, TINY_RUN
 
 LONG = [o for o in TINY_RUN if not o.startswith(("trainer.max_steps", "trainer.check", "logger"))]
 LONG += ["trainer.max_steps=150", "trainer.checkpoint_interval=15", "trainer.eval_interval=50"]
@@ -58,7 +58,7 @@ def test_a_sweep_outlives_its_jobs_and_is_continued(tmp_path: Path, text: list[s
         pid = pid_of(f"run.dir={killed.relative_to(tmp_path)}")
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
-        shown, _ = process.communicate(timeout=200)
+        shown, _ = process.communicate(timeout=HANGS)
     jobs = {path.name for path in sweep.iterdir() if path.is_dir()} - {"wandb"}
     diverged = sweep / next(job for job in jobs if "1e" in job)
     assert process.returncode == 1, shown
@@ -89,7 +89,7 @@ def test_a_sweep_outlives_its_jobs_and_is_continued(tmp_path: Path, text: list[s
     leet = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json"]
     shown = subprocess.run(
         [*leet, str(next(last.glob("wandb/offline-run-*")))],
-        capture_output=True, text=True, timeout=60, check=True,
+        capture_output=True, text=True, timeout=HANGS, check=True,
     ).stdout  # fmt: skip
     assert f'"{name}"' in shown
 
@@ -101,7 +101,7 @@ def test_a_sweep_outlives_its_jobs_and_is_continued(tmp_path: Path, text: list[s
     with started("train", *command, cwd=tmp_path) as process:
         wait_until(lambda: max(row["step"] for row in rows(killed)) > reached)
         process.terminate()
-        shown, _ = process.communicate(timeout=100)
+        shown, _ = process.communicate(timeout=HANGS)
     assert process.returncode == 75, shown
     assert summary(killed)["status"] == "interrupted"
     newest = rows(killed)[-1]["step"]
@@ -140,7 +140,7 @@ def test_the_second_job_of_a_sweep_takes_what_the_first_has_compiled(
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(cache))
     command = ["-m", *text, *TINY_RUN, "trainer.compile=true", "optimizer.lr=1e-3,2e-3"]
     with started("train", *command, "run.sweep=rates", cwd=tmp_path) as process:
-        shown, _ = process.communicate(timeout=400)
+        shown, _ = process.communicate(timeout=HANGS)
     assert process.returncode == 0, shown
     first = (tmp_path / "multirun/rates/optimizer.lr-0.001/summary.json").stat().st_mtime
     made = [path.stat().st_mtime for path in cache.rglob("*.so")]

@@ -19,7 +19,7 @@ from llm.experiment import console
 from llm.experiment.rundir import recording
 from llm.terminal import Shown, output_matters, written
 from tests.command_line import rows, summary
-from tests.conftest import ROOT, TINY_RUN
+from tests.conftest import HANGS, ROOT, TINY_RUN
 
 HOSTILE = "a\x1b]0;title\x07b\x1b[2Jc\x9b5md\re\u202ef\u2066g\x00"
 READABLE = "床前明月光\u3000e\u0301 \u00e9 👩\u200d🔬 ❤\ufe0f می\u200cخواهم नमस्ते\u00a0x\n\ty\n"  # noqa: RUF001
@@ -157,15 +157,15 @@ def test_a_run_outlives_full_output_in_an_encoding_without_its_text(tmp_path: Pa
     with open("/dev/full", "wb") as full:
         trained = subprocess.run(
             command("train", *options(text)), cwd=tmp_path, stdout=full, stderr=full,
-            env=environment | {"PYTHONIOENCODING": "ascii"}, timeout=120,
+            env=environment | {"PYTHONIOENCODING": "ascii"}, timeout=HANGS,
         )  # fmt: skip
         sampled = subprocess.run(
             command("sample", "ckpt=outputs/a", "max_new_tokens=5"), cwd=tmp_path, stdout=full,
-            stderr=subprocess.PIPE, text=True, env=environment, timeout=120,
+            stderr=subprocess.PIPE, text=True, env=environment, timeout=HANGS,
         )  # fmt: skip
         planned = subprocess.run(
             command("plan"), cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True,
-            env=environment, timeout=120,
+            env=environment, timeout=HANGS,
         )  # fmt: skip
     assert trained.returncode == 0
     assert summary(tmp_path / "outputs" / "a")["status"] == "finished"
@@ -194,7 +194,7 @@ def test_a_run_outlives_its_terminal(tmp_path: Path, text_file: Path) -> None:
 
     reader = threading.Thread(target=read)
     reader.start()
-    assert process.wait(timeout=120) == 0
+    assert process.wait(timeout=HANGS) == 0
     reader.join()
     assert summary(tmp_path / "outputs" / "a")["status"] == "finished"
     assert rows(tmp_path / "outputs" / "a")[-1]["step"] == 6
@@ -205,7 +205,7 @@ def test_a_closed_standard_output_is_no_file_that_is_opened_later(tmp_path: Path
     with (tmp_path / "found").open("wb") as found:
         shell = f"exec 3>&{found.fileno()}; exec '{sys.executable}' -c \"{code}\" >&- 2>&-"
         done = subprocess.run(
-            ["bash", "-c", shell], cwd=ROOT, pass_fds=[found.fileno()], timeout=60
+            ["bash", "-c", shell], cwd=ROOT, pass_fds=[found.fileno()], timeout=HANGS
         )
     assert done.returncode == 0
     assert (tmp_path / "found").read_text(encoding="utf-8") == "/dev/null"

@@ -2,10 +2,11 @@
 
 import json
 import struct
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from tests.command_line import wait_until
 
 BLOCK = 32768
 
@@ -34,13 +35,11 @@ def records(path: Path) -> Iterator[Any]:
             yield record
 
 
-def read(folder: Path, seconds: float = 5) -> dict[str, Any]:
+def read(folder: Path) -> dict[str, Any]:
     """The only run in ``folder/wandb``; W&B's service writes its end just after ``finish()``."""
     (path,) = folder.glob("wandb/*run-*/*.wandb")
-    end = time.monotonic() + seconds
-    while (found := read_file(path))["exit_code"] is None and time.monotonic() < end:
-        time.sleep(0.02)
-    return found
+    wait_until(lambda: read_file(path)["exit_code"] is not None)
+    return read_file(path)
 
 
 def read_file(path: Path) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from llm.memory.fit import Fitted
 from llm.memory.lora import LoRA
 from llm.memory.predict import predict
 from tests.command_line import composed
-from tests.conftest import ROOT
+from tests.conftest import HANGS, ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -272,6 +272,7 @@ def test_a_process_of_its_own_is_asked_about_the_gpu_and_only_where_there_is_a_d
 
     run = subprocess.run
     monkeypatch.setattr(subprocess, "run", watched)
+    monkeypatch.setattr(plan, "PATIENCE", HANGS)
     monkeypatch.setattr(plan, "DRIVERS", (tmp_path / "no_such_file",))
     assert ask("cuda") is None and not ended
     monkeypatch.setattr(plan, "DRIVERS", (tmp_path,))

@@ -16,6 +16,7 @@ from llm.data.config import DataConfig
 from llm.data.dataset import Dataset
 from llm.data.prepare import folder_of, prepare
 from llm.errors import DiskError, Refused
+from tests.conftest import HANGS
 from tests.data.meta_file import as_version_1, edit_meta
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -261,7 +262,7 @@ def test_of_four_processes_at_once_one_writes_and_all_get_the_folder(config: Dat
         assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()
-    said = [process.communicate(timeout=60)[0].split() for process in processes]
+    said = [process.communicate(timeout=HANGS)[0].split() for process in processes]
     folder = folder_of(config)
     assert [process.returncode for process in processes] == [0] * 4
     assert sorted(said) == [[str(folder), "waited"]] * 3 + [[str(folder), "wrote"]]

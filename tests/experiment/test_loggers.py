@@ -4,7 +4,6 @@ import errno
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -258,10 +257,8 @@ def test_online_without_a_usable_key_is_offline_with_one_warning(
 ) -> None:
     if key:
         monkeypatch.setenv("WANDB_API_KEY", key)
-    started = time.monotonic()
     with open_logger(Run(folder), LoggerSection(mode="online"), CONFIG, 4, None) as logger:
         log(logger)
-    assert time.monotonic() - started < 15
     shown = capfd.readouterr()
     warnings = [line for line in shown.out.splitlines() if line.startswith("warning:")]
     assert len(warnings) == 1
@@ -280,10 +277,8 @@ def test_online_without_a_network_is_offline_with_one_warning(
     wandb.teardown()  # so that it reads these
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    started = time.monotonic()
     with open_logger(Run(folder), LoggerSection(mode="online"), CONFIG, 4, None) as logger:
         log(logger)
-    assert time.monotonic() - started < 60
     shown = capfd.readouterr()
     assert shown.out.count("warning: W&B cannot be used online, so this run is logged offline") == 1
     assert shown.err == ""

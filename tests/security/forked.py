@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import ROOT
+from tests.conftest import HANGS, ROOT
 
-SECONDS = 20  # after which a command that hangs is ended
 ADDRESSES = 4 << 30  # bytes that a command may map, besides what torch does
 
 
@@ -102,7 +101,7 @@ def answer(argv: list[str] | None, cwd: str, environment: dict[str, str]) -> dic
             finally:
                 os._exit(status)
         while (ended := os.wait4(child, os.WNOHANG))[0] == 0:
-            if time.monotonic() - began > SECONDS:
+            if time.monotonic() - began > HANGS:
                 os.kill(child, signal.SIGKILL)
             time.sleep(0.005)
         out.seek(0)

@@ -13,7 +13,7 @@ from tests.security.conftest import TEXT
 from tests.security.forked import Commands
 from tests.security.hostile import CANARY, CORPUS, PICKLES, SECRET, STEP, Case
 
-SECONDS, MEMORY = 5, 300 << 20
+MEMORY = 300 << 20
 SOME = [
     "torch's zip as the weights", "_target_ in the model", "a claim of 4 TB", "a key twice",
     "the largest model", "a run_id that is a path", "an object in config.yaml",
@@ -45,7 +45,6 @@ def attempt(
         "the secret is told": SECRET in end.out + end.err,
         "something was executed": (place / CANARY).read_text(encoding="utf-8") != "",
         f"files: {sorted(before ^ listing(place))}": listing(place) != before,
-        f"{end.seconds:.1f} s": end.seconds > SECONDS,
         f"{end.memory >> 20} MiB": end.memory > MEMORY,
     }
     found = [what for what, is_wrong in wrong.items() if is_wrong]

@@ -9,7 +9,7 @@ import pytest
 
 from tests import wandb_file
 from tests.command_line import Done, here, listing, rows, started, wait_until
-from tests.conftest import PLAY, TINY_RUN
+from tests.conftest import HANGS, PLAY, TINY_RUN
 from tests.security.conftest import TEXT
 
 KEY, SECRET, TYPED = "c0ffee" * 6 + "c0de", "hush-my-lord-1603", "typed-beside-the-settings-7"
@@ -65,7 +65,7 @@ def test_an_interrupted_run_tells_the_screen_what_was_typed_and_no_file(place: P
     with started("train", *typed, cwd=place) as process:
         wait_until(lambda: len(rows(place / "outputs/a")) > 3)
         process.send_signal(signal.SIGTERM)
-        shown, _ = process.communicate(timeout=60)
+        shown, _ = process.communicate(timeout=HANGS)
     assert process.returncode == 75, shown
     assert f"+hydra.job.env_set.X={TYPED}" in shown.split("to continue:")[1]
     assert KEY not in shown
@@ -81,7 +81,7 @@ def test_an_interrupted_run_tells_the_screen_what_was_typed_and_no_file(place: P
 def test_a_sweep_hands_a_secret_on_to_its_jobs_and_writes_it_nowhere(place: Path) -> None:
     typed = [*LOGGED, "run.sweep=s", "seed=1,2", f"+hydra.job.env_set.X={TYPED}"]
     with started("train", "-m", *typed, cwd=place) as process:
-        shown, _ = process.communicate(timeout=120)
+        shown, _ = process.communicate(timeout=HANGS)
     assert process.returncode == 0, shown
     jobs = sorted(place.glob("multirun/s/seed-*"))
     assert [len(wandb_file.read(job)["history"]) for job in jobs] == [7, 7]

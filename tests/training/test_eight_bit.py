@@ -15,7 +15,7 @@ from llm.training import rounding
 from llm.training.eight_bit import BLOCK, SMALLEST
 from llm.training.optimizer import Optimizer, adamw, muon
 from llm.training.precision import to_precision
-from tests.conftest import ROOT
+from tests.conftest import HANGS, ROOT
 
 OPTIONS: dict[str, Any] = {"lr": 1e-2, "weight_decay": 0.1, "betas": [0.8, 0.95]}
 # A matrix as small as is kept in 8 bits, one that ends amid a block, two that do amid a portion.
@@ -168,7 +168,7 @@ def test_neither_the_library_nor_torchs_compiler_is_imported_unless_asked_for() 
         "adamw(torch.nn.Linear(64, 64), lr=1, weight_decay=0, betas=[0, 0]).step();"
         "sys.exit(bool({'bitsandbytes', 'torch._dynamo'} & set(sys.modules)))"
     )
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=HANGS).returncode == 0
 
 
 def test_a_parameter_that_lies_in_another_order_is_not_changed_unseen() -> None:

@@ -218,9 +218,11 @@ def test_a_profile_says_where_the_time_of_a_step_goes(make_trainer: MakeTrainer)
     trainer = make_trainer(max_steps=12, profile=True, eval_interval=20)
     trainer.fit()
     run = trainer.folder.parent
-    assert "aten::mm" in (run / "profile.txt").read_text(encoding="utf-8")
+    table = (run / "profile.txt").read_text(encoding="utf-8")
+    assert "Self CPU time total" in table  # which operators it names is the machine's business
     events = json.loads((run / "profile.json").read_text(encoding="utf-8"))["traceEvents"]
-    assert any("scaled_dot_product" in str(event.get("name")) for event in events)
+    names = {str(event.get("name")) for event in events}
+    assert "aten::mm" in names and any("scaled_dot_product" in name for name in names)
     plain = make_trainer("plain", max_steps=12, eval_interval=20)
     plain.fit()
     for name, tensor in plain.model.state_dict().items():
@@ -233,7 +235,8 @@ def test_a_profile_of_a_few_steps_is_one_of_the_last_steps(
 ) -> None:
     trainer = make_trainer(max_steps=steps, profile=True, eval_interval=20)
     trainer.fit()
-    assert "aten::mm" in (trainer.folder.parent / "profile.txt").read_text(encoding="utf-8")
+    table = (trainer.folder.parent / "profile.txt").read_text(encoding="utf-8")
+    assert "Self CPU time total" in table
     assert not trainer.logger.warnings
 
 

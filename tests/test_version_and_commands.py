@@ -11,13 +11,13 @@ import pytest
 
 from llm import __version__
 from llm.commands import command_line, purposes
-from tests.conftest import ROOT
+from tests.conftest import HANGS, ROOT
 
 
 def test_python_m_llm_names_every_command_with_what_it_is_for(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "llm"], cwd=tmp_path, capture_output=True,
-        text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=60,
+        text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=HANGS,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for script in ROOT.glob("run_*.py"):
@@ -32,7 +32,7 @@ def test_python_m_llm_names_every_command_with_what_it_is_for(tmp_path: Path) ->
 def test_the_version_is_ours(name: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / f"run_{name}.py"), "--version", "seed=1"], cwd=tmp_path,
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=HANGS,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert (

@@ -240,6 +240,33 @@ def test_a_run_that_started_from_other_weights_goes_on_without_them(
     assert [row["step"] for row in rows(cwd / "outputs/tuned")] == list(range(9))
 
 
+def test_the_same_weights_elsewhere_are_the_same_and_others_are_not(
+    cwd: Path, data: list[str]
+) -> None:
+    command = [*data, *TINY_RUN, "run.name=tuned"]
+    done = here("train", *command, "init_from=outputs/base", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    digest = summary(cwd / "outputs/tuned")["config_digest"]
+    assert load_plain(cwd / "outputs/tuned")["init_from"] == "outputs/base"
+    shutil.copytree(cwd / "outputs/base", cwd / "moved", symlinks=True)
+    for same in ("outputs/base/", f"{cwd}/outputs/base", "moved", "moved/checkpoints/best"):
+        done = here("train", *command, f"init_from={same}", cwd=cwd)
+        assert "outputs/tuned is finished already" in done.stdout, done.stderr
+    done = here("train", *command[:-1], "run.name=again", "init_from=moved", cwd=cwd)
+    assert summary(cwd / "outputs/again")["config_digest"] == digest
+    (other,) = (cwd / "outputs/base/checkpoints").glob("step-00000004")
+    done = here("train", *command, f"init_from={other}", cwd=cwd)
+    assert done.returncode == 2
+    said = f"init_from was outputs/base, now {other}, and its weights are not the same"
+    assert said in done.stderr
+    done = here("train", *command, "init_from=nowhere", cwd=cwd)
+    assert done.returncode == 2
+    assert "init_from=nowhere does not exist" in done.stderr
+    shutil.rmtree(cwd / "outputs/base")
+    done = here("train", *command, "init_from=outputs/base", cwd=cwd)
+    assert "outputs/tuned is finished already" in done.stdout, done.stderr
+
+
 def test_weights_that_fit_no_more_are_refused_and_leave_no_run(cwd: Path, data: list[str]) -> None:
     wider = [*data, *TINY_RUN, "model.n_embed=64", "init_from=outputs/base", "run.name=wide"]
     done = here("train", *wider, cwd=cwd)

@@ -212,6 +212,11 @@ def find_checkpoint(key: str, typed: str) -> Path:
     raise Refused(f"{key}={typed} {what}{newest_runs()}")
 
 
+def weights_digest(place: str) -> str:
+    """The sha256 of the weights that ``init_from=place`` means, wherever they are."""
+    return Checkpoint.open(find_checkpoint("init_from", place)).files[WEIGHTS]
+
+
 def start_from(model: GPT, place: str, tokenizer: Tokenizer) -> Checkpoint:
     """Load the weights of ``init_from=place``, a run folder (its best) or a checkpoint, which is
     returned.

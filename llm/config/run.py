@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llm.checkpoint.checkpoint import Checkpoint
-from llm.checkpoint.folder import FOLDER, clean, newest_valid, point, set_aside
+from llm.checkpoint.folder import (
+    FOLDER,
+    clean,
+    newest_valid,
+    point,
+    set_aside,
+    weights_digest,
+)  # fmt: skip
 from llm.commands import command_line
 from llm.config.schema import TrainSettings
 from llm.config.settings import (
@@ -41,7 +48,7 @@ class Run:
     """A run folder that this process, and no other, may write to."""
 
     folder: Path
-    identity: dict[str, str]  # config_digest and data_digest
+    identity: dict[str, str]  # digests: of the settings, of the data, of what init_from means
     again: str  # the command that continues it
     checkpoint: Checkpoint | None = None  # what to continue from
     is_new: bool = False
@@ -61,13 +68,29 @@ def open_run(settings: TrainSettings, data_digest: str) -> Iterator[Run]:
     written or that another process is writing to.
     """
     folder = _named_folder(settings)
+    found = folder is not None and (folder / CONFIG).exists()
+    origin = _origin(settings, begun=found)
     if folder is None:
         folder = new_folder(OUTPUTS)
     elif not (folder / CONFIG).exists():
         folder = make_folder(folder)
     with locked(folder):  # from here on nobody else changes what is in it
         found = (folder / CONFIG).exists()
-        yield (_found if found else _start)(folder, settings, data_digest)
+        yield (_found if found else _start)(folder, settings, data_digest, origin)
+
+
+def _origin(settings: TrainSettings, begun: bool) -> str | None:
+    """The digest of the weights that ``init_from`` means; None without one, and where they are gone
+    since the run has ``begun``, which then does not need them.
+    """
+    if settings.init_from is None:
+        return None
+    try:
+        return weights_digest(settings.init_from)
+    except Refused:
+        if not begun:
+            raise
+        return None
 
 
 def folder_of(settings: TrainSettings) -> Path:
@@ -97,16 +120,22 @@ def _named_folder(settings: TrainSettings) -> Path | None:
     return folder
 
 
-def _start(folder: Path, settings: TrainSettings, data_digest: str) -> Run:
+def _start(folder: Path, settings: TrainSettings, data_digest: str, origin: str | None) -> Run:
     clean(folder)
     _write_config(folder, settings)
-    return Run(folder, _digests(settings, data_digest), _again(folder, settings), is_new=True)
+    digests = _digests(settings, data_digest, origin)
+    return Run(folder, digests, _again(folder, settings), is_new=True)
 
 
-def _found(folder: Path, settings: TrainSettings, data_digest: str) -> Run:
+def _found(folder: Path, settings: TrainSettings, data_digest: str, origin: str | None) -> Run:
     newest, damaged = newest_valid(folder)
-    _refuse_differences(folder, settings, data_digest, newest)
-    digests, again = _digests(settings, data_digest), _again(folder, settings)
+    if newest is not None and settings.init_from == load_plain(folder).get("init_from"):
+        began_from = newest.identity.get("init_digest")
+        origin = began_from if settings.resume or origin is None else origin
+    elif settings.init_from is not None and origin is None:
+        weights_digest(settings.init_from)  # which are not there: refused by name
+    _refuse_differences(folder, settings, data_digest, newest, origin)
+    digests, again = _digests(settings, data_digest, origin), _again(folder, settings)
     summary, reached = read_summary(folder), newest.step if newest else 0
     finished = summary is not None and summary.get("status") == "finished" and not damaged
     if finished and (reached >= settings.trainer.max_steps or not settings.resume):
@@ -130,9 +159,11 @@ def _found(folder: Path, settings: TrainSettings, data_digest: str) -> Run:
     return Run(folder, digests, again, newest, notes=notes)
 
 
-def _digests(settings: TrainSettings, data_digest: str) -> dict[str, str]:
-    digest = config_digest(to_plain(settings), data_digest)
-    return {"config_digest": digest, "data_digest": data_digest}
+def _digests(settings: TrainSettings, data_digest: str, origin: str | None) -> dict[str, str]:
+    # The same weights are the same wherever they are: their digest stands for their path.
+    digest = config_digest(to_plain(settings) | {"init_from": origin}, data_digest)
+    digests = {"config_digest": digest, "data_digest": data_digest}
+    return digests | ({"init_digest": origin} if origin else {})
 
 
 def _again(folder: Path, settings: TrainSettings) -> str:
@@ -149,12 +180,15 @@ def _write_config(folder: Path, settings: TrainSettings) -> None:
 
 
 def _refuse_differences(
-    folder: Path, settings: TrainSettings, data_digest: str, newest: Checkpoint | None
-) -> None:
-    mine = identity(to_plain(settings), data_digest)
-    theirs: Plain = identity(load_plain(folder), data_digest)
+    folder: Path, settings: TrainSettings, data_digest: str, newest: Checkpoint | None,
+    origin: str | None,
+) -> None:  # fmt: skip
+    saved = load_plain(folder)
+    mine = identity(to_plain(settings) | {"init_from": origin}, data_digest)
+    theirs: Plain = identity(saved | {"init_from": origin}, data_digest)
     if newest is not None:
         theirs["data_digest"] = newest.identity.get("data_digest")
+        theirs["init_from"] = newest.identity.get("init_digest")
     allowed = EXTENDABLE if settings.resume else set()
     keys = [
         key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key) and key not in allowed
@@ -163,6 +197,9 @@ def _refuse_differences(
         said = {key: f"{key} was {theirs.get(key)}, now {mine.get(key)}" for key in keys}
         if "data_digest" in said:  # two digests tell nobody anything
             said["data_digest"] = "the text of its data, or the tokens made of it, are not the same"
+        if "init_from" in said:
+            was, now = saved.get("init_from"), settings.init_from
+            said["init_from"] = f"init_from was {was}, now {now}, and its weights are not the same"
         listed = ", ".join(said.values())
         raise Refused(
             f"{folder} holds another run ({listed}): take another run.name, the same settings, or "

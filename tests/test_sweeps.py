@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from llm.checkpoint.folder import newest_valid
 from llm.config import launcher
@@ -340,6 +341,14 @@ def test_a_folder_takes_more_of_its_sweep_and_no_other(sweep: Sweep) -> None:
         assert f"run_train.py: multirun/s {words}" in done.stderr
     done, jobs = sweep("model.n_layer=1,2", "seed=1", "run.sweep=t")
     assert [job.folder.name for job in jobs] == ["model.n_layer-1", "model.n_layer-2"], (one, two)
+
+
+def test_hydra_composes_once_for_each_set_of_options(sweep: Sweep) -> None:
+    compose_job = ConfigLoaderImpl.load_sweep_config
+    with patch.object(ConfigLoaderImpl, "load_sweep_config", autospec=True) as composed:
+        composed.side_effect = compose_job
+        _, jobs = sweep("seed=range(0,20)", "optimizer=adamw,muon", "optimizer.lr=1e-3,2e-3")
+    assert (len(jobs), composed.call_count) == (80, 2)
 
 
 # Launchers of other packages.

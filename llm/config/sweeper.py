@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +82,8 @@ class Grid(Sweeper):
         except Signalled as stop:
             raise Interrupted(f"stopped by {stop}; to continue: {again}") from None
         finally:
-            ends = [
-                end_of(MULTIRUN / sweep / name, result)
-                for name, result in zip(names, [*results, *[None] * len(names)], strict=False)
-            ]
+            known = zip_longest(names, results)
+            ends = [end_of(MULTIRUN / sweep / name, result) for name, result in known]
             jobs_table(list(zip(labels, ends, strict=True)))
         failed = sum(end["status"] != "finished" for end in ends)
         if failed:
@@ -101,11 +100,10 @@ class Grid(Sweeper):
         count = grid.expand(self.params, arguments)
         with count_progress("checking jobs") as report:
             points = list(grid.points(report))
-        for point in points:
-            name = point.settings.run.name
-            require(
-                not name, f"run.name={name} names one run, so none was started: take run.sweep="
-            )
+        for run in (point.settings.run for point in points):
+            alone = f"run.name={run.name} names one run, so none was started: take run.sweep="
+            require(not run.name, alone)
+            require(run.sweep == points[0].settings.run.sweep, "run.sweep= names all jobs at once")
         first: dict[str, Point[TrainSettings]] = {}
         for point in points:
             first.setdefault(repr(point.settings), point)

@@ -20,18 +20,21 @@ def main(cfg: DictConfig) -> None:
 
     import sys
 
-    from llm.checkpoint.checkpoint import Checkpoint
-    from llm.checkpoint.folder import find_checkpoint
-    from llm.device import select_device, tune_allocator
-    from llm.experiment.samples import (
-        check_stops,
-        print_samples,
-        print_speed,
-        print_verification,
-        read_prompt,
-    )  # fmt: skip
-    from llm.sampling.layout import lay_out_for_decoding
+    from llm.experiment.console import status
     from llm.terminal import output_matters
+
+    with status("loading torch"):
+        from llm.checkpoint.checkpoint import Checkpoint
+        from llm.checkpoint.folder import find_checkpoint
+        from llm.device import select_device, tune_allocator
+        from llm.experiment.samples import (
+            check_stops,
+            print_samples,
+            print_speed,
+            print_verification,
+            read_prompt,
+        )  # fmt: skip
+        from llm.sampling.layout import lay_out_for_decoding
 
     output_matters()
     checkpoint = Checkpoint.open(find_checkpoint("ckpt", str(settings.ckpt)))

@@ -22,18 +22,17 @@ def main(cfg: DictConfig) -> float | None:
     """Train as configured; returns the lowest validation loss (nats per token)."""
     from llm.config.schema import TrainSettings
     from llm.config.settings import read_settings, resolve
+    from llm.experiment.console import byte_progress, status
 
     settings = read_settings(cfg, TrainSettings)  # plain and checked from here on
-
-    # This late, so that --help, completion and a mistyped key need not wait for torch.
-    from llm.config.fitting import choose_precision, fit_memory, once_more_with_half
-    from llm.config.run import open_run
-    from llm.data.dataset import LARGE, Dataset
-    from llm.data.prepare import prepare
-    from llm.device import select_device, set_deterministic, tune_allocator
-    from llm.experiment.console import byte_progress
-    from llm.experiment.panels import show_already_finished
-    from llm.experiment.verify import verify_run
+    with status("loading torch"):  # this late: --help and a mistyped key need not wait for it
+        from llm.config.fitting import choose_precision, fit_memory, once_more_with_half
+        from llm.config.run import open_run
+        from llm.data.dataset import LARGE, Dataset
+        from llm.data.prepare import prepare
+        from llm.device import select_device, set_deterministic, tune_allocator
+        from llm.experiment.panels import show_already_finished
+        from llm.experiment.verify import verify_run
 
     if settings.verify:
         return verify_run(Path(str(settings.run.dir)), settings.data)
@@ -44,7 +43,8 @@ def main(cfg: DictConfig) -> float | None:
     with byte_progress(f"preparing {settings.data.name}") as on_progress:
         dataset = Dataset.open(prepare(settings.data, on_progress))
     if dataset.size <= LARGE:
-        dataset.verify()  # a larger one by run_prepare.py
+        with status(f"checking {dataset.folder}"):  # a larger one by run_prepare.py
+            dataset.verify()
     precision, why = choose_precision(settings.precision.name, device)
     settings = resolve(settings, dataset.tokenizer.vocab_size, precision)
     dataset.check(settings.model.block_size, settings.model.vocab_size or 0)

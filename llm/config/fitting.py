@@ -14,7 +14,7 @@ from llm.config.settings import load_plain, typed_keys
 from llm.device import held_before, limit_memory, release_memory, total_memory
 from llm.disk import mib
 from llm.errors import OutOfMemory, Refused, require
-from llm.experiment.console import say, warn
+from llm.experiment.console import say, status, warn
 from llm.experiment.rundir import CONFIG, read_summary
 from llm.memory.fit import Fitted, cheapest_changes, fit
 from llm.memory.fit import changes as changed
@@ -82,7 +82,8 @@ def fit_memory(
     if vocabulary(settings) is None:
         return settings, None
     held = held_before(device)
-    found = measured(device.type, held, settings.logger.mode != "disabled")
+    with status(f"measuring what is taken on {device.type} without the run"):
+        found = measured(device.type, held, settings.logger.mode != "disabled")
     reserve = _reserve(options, found)
     budget = min(options.budget, total_memory(device) or options.budget)
     if options.matters:

@@ -116,12 +116,13 @@ class Dataset:
 
     def validation(
         self, block_size: int, batch_size: int, sequences: int | None
-    ) -> Iterator[Batch]:
-        """The windows of :func:`evaluation_batches` in the validation split, read as they are
-        asked for.
+    ) -> tuple[int, Iterator[Batch]]:
+        """How many batches of :func:`evaluation_batches` the validation split has, and these, read
+        as they are asked for.
         """
-        for starts in evaluation_batches(self.val, block_size, batch_size, sequences):
-            yield read_windows(self.val, starts, block_size, self.tokenizer.vocab_size)
+        every = evaluation_batches(self.val, block_size, batch_size, sequences)
+        vocabulary = self.tokenizer.vocab_size
+        return len(every), (read_windows(self.val, s, block_size, vocabulary) for s in every)
 
     def check(self, block_size: int, vocab_size: int) -> None:
         """Raise :class:`llm.errors.Refused` unless a model of this shape can be trained on the

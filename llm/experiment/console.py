@@ -4,22 +4,28 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import IO, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.live import Live
 from rich.panel import Panel
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress_bar import ProgressBar
 from rich.segment import Segment
+from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
@@ -27,6 +33,9 @@ from llm.errors import printable
 from llm.terminal import unfiltered
 
 Row = dict[str, float | int | None]
+BAR = 12  # characters
+APART = 100  # steps; warnings of one kind that are further apart are told of one by one
+QUIET = 15.0  # seconds without a line, after which a pipe is told what is going on
 
 
 class Screen(Console):
@@ -90,62 +99,124 @@ def panel(title: str, facts: dict[str, str]) -> None:
     console.print(Panel(grid, title=title, title_align="left", expand=False))
 
 
+class StepLine(Progress):
+    """One line: the step and the time left, then as many numbers as there is room for."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Called by rich whenever it draws."""
+        for task in self.tasks:  # one, but for the moment before it is added
+            left, (first, *others) = task.time_remaining, task.fields["numbers"] or [""]
+            parts = [
+                f"step {task.completed:.0f}/{task.total:.0f}",
+                f"eta {duration(left)}" if left is not None else "",
+                task.fields["doing"], task.fields["repeated"], first, " " * BAR, *others,
+            ]  # fmt: skip
+            shown = fitting([part for part in parts if part], self.console.width)
+            cells: list[RenderableType] = [Text(part) for part in shown if part.strip()]
+            if " " * BAR in shown:
+                cells.insert(0, ProgressBar(task.total, task.completed, width=BAR))
+            grid = Table.grid(padding=(0, 2, 0, 0))
+            grid.add_row(*cells)
+            yield grid
+
+
+def fitting(parts: Sequence[str], width: int) -> list[str]:
+    """As many of ``parts``, the most important first, as there is room for; two spaces between."""
+    ends = list(accumulate(len(part) + 2 for part in parts))
+    return [part for part, end in zip(parts, ends, strict=True) if end - 2 <= width]
+
+
 class TrainingScreen:
     """The progress of one run. Entered for the time of the loop."""
 
     def __init__(self, max_steps: int, start: int = 0) -> None:
-        self.max_steps, self.start = max_steps, start
+        self.max_steps, self.step = max_steps, start
         self.live = console.is_terminal
-        columns: Iterable[str | ProgressColumn] = (
-            TextColumn("train"), BarColumn(bar_width=20), MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"), TextColumn("eta"),
-            TimeRemainingColumn(compact=True),
-        )  # fmt: skip
-        self.bar = Progress(
-            *columns, console=console, speed_estimate_period=60, disable=not self.live
+        self.bar = StepLine(console=console, speed_estimate_period=60, disable=not self.live)
+        self.task = self.bar.add_task(
+            "train", total=max_steps, completed=start, numbers=[], doing="", repeated=""
         )
-        self.task = self.bar.add_task("train", total=max_steps, completed=start, numbers="")
+        self.said = time.monotonic()  # when a line was printed last
+        self.kind, self.times, self.last = "", 0, 0  # of the warning that repeats itself
 
     def __enter__(self) -> "TrainingScreen":
         self.bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._end_repetition()
         self.bar.stop()
 
     def tick(self, step: int) -> None:
         """Move the bar."""
-        self.bar.update(self.task, completed=step)
+        self.step = step
+        self.bar.update(self.task, completed=step, doing="")
+        if self.kind and step - self.last >= APART:
+            self._end_repetition()
+
+    def doing(self, what: str, done: int = 0, total: int = 0) -> None:
+        """Say what takes time besides training, and how much of it is done; empty: nothing does."""
+        shown = f"{what} {done}/{total}" if total else what
+        self.bar.update(self.task, doing=shown)
+        if not self.live and what and time.monotonic() - self.said >= QUIET:
+            self._print(f"step {self.step}/{self.max_steps}  {shown}")
+
+    def warn(self, message: str, kind: str = "") -> None:
+        """A warning. Of those of one ``kind`` that come step after step all are in the log, but
+        only the first is on the screen, and their number once they have ended.
+        """
+        if not kind or kind != self.kind:
+            self._end_repetition()
+            warn(message)
+        elif log.hasHandlers():
+            log.warning(message)
+        if kind:
+            self.kind, self.times, self.last = kind, self.times + 1, self.step + 1
+            repeated = f"{self.times} {kind}" if self.times > 1 else ""
+            self.bar.update(self.task, repeated=repeated)
+
+    def _end_repetition(self) -> None:
+        if self.times > 1:
+            told = f"{self.kind}: {self.times - 1} more until step {self.last} (all are in the log)"
+            console.print(f"warning: {told}", style="yellow", markup=False)
+        self.kind, self.times = "", 0
+        self.bar.update(self.task, repeated="")
 
     def log(self, row: Row) -> None:
         """Show a row of metrics: in the bar, or as a line of its own."""
+        self.bar.update(self.task, doing="")
         numbers = describe_row(row)
         line = f"step {row['step']:>{len(str(self.max_steps))}}/{self.max_steps}  {numbers}"
         log.info(line)
         if not self.live:
             left = self.bar.tasks[0].time_remaining
-            console.print(line if left is None else f"{line}  eta {duration(left)}")
+            self._print(line if left is None else f"{line}  eta {duration(left)}")
             return
         if "train/loss" in row:
-            self.bar.update(
-                self.task, numbers=describe_row({k: v for k, v in row.items() if "val/" not in k})
-            )
+            of_step = {key: value for key, value in row.items() if "val/" not in key}
+            self.bar.update(self.task, numbers=numbers_of(of_step))
         if "val/loss" in row:
             values = {key: value for key, value in row.items() if "val/" in key}
-            console.print(f"step {row['step']}  {describe_row(values)}")
+            self._print(f"step {row['step']}  {describe_row(values)}")
 
     def sample(self, step: int, text: str) -> None:
         """Show what the model wrote."""
         log.info("sample at step %d: %s", step, text)
-        console.print(
-            Panel(
-                Text(lines_of(text.strip("\n"))), title=f"sample at step {step}", title_align="left"
-            )
-        )
+        shown = Text(lines_of(text.strip("\n")))
+        console.print(Panel(shown, title=f"sample at step {step}", title_align="left"))
+
+    def _print(self, line: str) -> None:
+        self.said = time.monotonic()
+        console.print(line)
 
 
 def describe_row(row: Row) -> str:
     """``loss 2.1034  12,345 tok/s  mfu 41.0%  mem 1.2 GiB``, with what the row holds."""
+    return "  ".join(numbers_of(row))
+
+
+def numbers_of(row: Row) -> list[str]:
+    """The same number by number, the most important first."""
     shown: dict[str, Callable[[float], str]] = {
         "train/loss": lambda v: f"loss {v:.4f}",
         "val/loss": lambda v: f"val loss {v:.4f}",
@@ -157,9 +228,26 @@ def describe_row(row: Row) -> str:
         "mfu": lambda v: f"mfu {v:.1%}",
         "peak_memory_bytes": lambda v: f"mem {gib(v)}",
     }
-    return "  ".join(
-        form(value) for key, form in shown.items() if (value := row.get(key)) is not None
-    )
+    return [form(value) for key, form in shown.items() if (value := row.get(key)) is not None]
+
+
+@contextmanager
+def status(what: str) -> Iterator[None]:
+    """Say what is being waited for: while it lasts on a terminal; in a pipe in one line, and only
+    where it lasts long.
+    """
+    if console.is_terminal:
+        with Live(Spinner("dots", Text(lines_of(what))), console=console, transient=True):
+            yield
+        return
+    # On standard error: standard output may be all that a command makes.
+    late = threading.Timer(QUIET, print, (f"{lines_of(what)} ...",), {"file": sys.stderr})
+    late.daemon = True
+    late.start()
+    try:
+        yield
+    finally:
+        late.cancel()
 
 
 @contextmanager

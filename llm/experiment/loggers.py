@@ -9,7 +9,7 @@ import secrets
 import shutil
 import string
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -17,9 +17,10 @@ from typing import Any, Literal, Protocol, cast
 from llm.checkpoint.checkpoint import Checkpoint
 from llm.disk import could_not_write
 from llm.errors import Stop
-from llm.experiment.console import Row, TrainingScreen, warn
+from llm.experiment.console import Row, TrainingScreen, status, warn
 from llm.experiment.rundir import METRICS, SAMPLES, cut_metrics
 from llm.signals import STOPPED, Signalled
+from llm.training.logger import T
 from llm.training.resume import read_run_id
 
 
@@ -81,9 +82,23 @@ class RunLogger:
             self._to_wandb(lambda run: run.log({"sample": shown}, step=step))
         self.screen.sample(step, text)
 
-    def warn(self, message: str) -> None:
-        """A line on the screen and in the log."""
-        warn(message)
+    @contextlib.contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """The screen says what takes time besides training, while inside."""
+        self.screen.doing(what)
+        yield
+        self.screen.doing("")
+
+    def each(self, what: str, items: Iterable[T], count: int = 0) -> Iterator[T]:
+        """``items``; the screen says how many of them are done."""
+        for done, item in enumerate(items):
+            self.screen.doing(what, done, count)
+            yield item
+        self.screen.doing("")
+
+    def warn(self, message: str, kind: str = "") -> None:
+        """A line in the log, and on the screen, but for repetitions of one ``kind``."""
+        self.screen.warn(message, kind)
 
     def sync(self) -> None:
         """Wait until the rows are on the disk: none may be missing before a checkpoint's step."""
@@ -169,7 +184,8 @@ def start_wandb(
         return None
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     os.environ.setdefault("WANDB_SILENT", "true")  # the setting below is not read while logging in
-    import wandb
+    with status("loading W&B"):
+        import wandb
 
     if mode == "online" and not _has_key():
         warn(
@@ -195,7 +211,8 @@ def start_wandb(
         )  # fmt: skip
         before = set(folder.glob("wandb/run-*"))
         try:
-            run = start(mode=mode)
+            with status("starting W&B"):
+                run = start(mode=mode)
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
             if mode == "offline":
                 raise

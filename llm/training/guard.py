@@ -28,7 +28,7 @@ class Guard:
 
     most_in_a_row: int  # steps left out, until the run is given up
     skip_spikes: bool
-    tell: Callable[[str], object]
+    tell: Callable[[str, str], object]  # a message, and its kind
     scaled: bool = False  # float16: an overflow now and then is how its loss scale is found
     in_a_row: int = 0
     losses: deque[float] = field(default_factory=window)
@@ -57,7 +57,7 @@ class Guard:
             where = ", ".join(map(str, positions[:8])) + (", ..." if len(positions) > 8 else "")
             how = "a spike" if spikes else "not finite"
             left_out = "" if admitted else ", left out"
-            self.tell(f"{what}: {how}{left_out} (windows at {where})")
+            self.tell(f"{what}: {how}{left_out} (windows at {where})", f"{how}{left_out}")
         return admitted
 
     def check_scale(self, step: int, scale: float) -> None:

@@ -144,9 +144,10 @@ class Trainer:
             inputs, targets = self.sampler.batch(1)
             size = self.options.micro_batch
             x, y = to_device((inputs[:size], targets[:size]), self.device)
-            with self.precision.autocast:
-                loss = self.network(x, y, reduction="sum")
-            loss.backward()
+            with self.logger.doing("compiling"):
+                with self.precision.autocast:
+                    loss = self.network(x, y, reduction="sum")
+                loss.backward()
             self.optimizer.zero_grad()
             restore_random(before, self.device)
 
@@ -217,10 +218,11 @@ class Trainer:
         """Loss on a fixed set of validation windows; the lowest so far keeps the weights."""
         options, progress = self.options, self.progress
         sequences = None if options.eval_batches is None else options.eval_batches * EVAL_BATCH
-        batches = self.dataset.validation(self.block_size, options.micro_batch, sequences)
+        count, batches = self.dataset.validation(self.block_size, options.micro_batch, sequences)
         with self.progress.clock("eval_seconds"):
             self.model.eval()
-            moved = (to_device(batch, self.device) for batch in self.stop.each(batches))
+            reading = self.logger.each("evaluating", self.stop.each(batches), count)
+            moved = (to_device(batch, self.device) for batch in reading)
             token_bytes = torch.from_numpy(self.dataset.tokenizer.byte_lengths).to(self.device)
             # Not the compiled network: compiling it again for this would take longer than it saves.
             found = evaluate(self.model, moved, self.precision.autocast, token_bytes)
@@ -254,7 +256,7 @@ class Trainer:
             drawn = generate(
                 self.model, prompt, SAMPLE, seed, tokenizer.vocab_size, tokenizer.end_of_text
             )
-            tokens = [token for token, _ in self.stop.each(drawn)]
+            tokens = [token for token, _ in self.logger.each("sampling", self.stop.each(drawn))]
             text = tokenizer.decode(tokens)
         scores = measure_repeats(text).scores
         scores["end_of_text"] = float(len(tokens) < SAMPLE.max_new_tokens)
@@ -265,7 +267,7 @@ class Trainer:
         """Publish a checkpoint to continue from; the last sound one is worth more than NaN."""
         for name, parameter in self.model.named_parameters():
             self.finite(parameter.detach().sum(), f"sum of {name}")
-        with self.progress.clock("checkpoint_seconds"):
+        with self.progress.clock("checkpoint_seconds"), self.logger.doing("saving"):
             self.logger.sync()
             tensors = training_tensors(self.model, self.optimizer, self.device)
             self.checkpoints.save(

@@ -4,12 +4,14 @@ import io
 import logging
 import os
 import re
+import threading
 from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 from rich.console import Console
+from rich.progress import Task
 
 from llm.experiment import console as module
 from llm.experiment.console import (
@@ -22,6 +24,7 @@ from llm.experiment.console import (
     jobs_table,
     panel,
     say,
+    status,
     title,
     warn,
 )
@@ -120,6 +123,96 @@ def test_a_run_is_lines_in_a_pipe_and_a_bar_on_a_terminal(
         assert lines[0].startswith("step  1/10  loss 2.1034")
     assert len(logged) == 10
     assert logged[4] == f"step  5/10  {describe_row(ROW)}"
+
+
+def drawn(screen: TrainingScreen, width: int) -> str:
+    """The live line as it is now on a terminal of ``width`` columns."""
+    out = io.StringIO()
+    small = Console(file=out, force_terminal=True, width=width, color_system=None)
+    screen.bar.live.console = small
+    small.print(*screen.bar.get_renderables())
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("width", [25, 40, 60, 80, 100, 200])
+def test_a_narrow_line_keeps_step_and_time_left_and_leaves_out_whole_numbers(width: int) -> None:
+    screen = TrainingScreen(max_steps=1000)
+    for step in (1, 512):
+        screen.tick(step)
+        screen.log(ROW | {"step": step})
+    with patch.object(Task, "time_remaining", 192.0):
+        screen.live = True
+        screen.log(ROW | {"step": 512})
+        line = drawn(screen, width)
+    assert line.count("\n") == 1
+    assert "step 512/1000" in line
+    words = re.findall(
+        r"eta 3m 12s|loss 2\.1034|lr 3\.00e-04|12,345 tok/s|mfu 41\.0%|mem .*GiB", line
+    )
+    assert len(words) == {25: 1, 40: 2, 60: 2, 80: 4, 100: 5, 200: 6}[width]
+    left = re.sub(r"[━╸╺\s]|step 512/1000", "", line)
+    assert left == re.sub(r"\s", "", "".join(words)), "numbers are whole, or not there"
+
+
+def test_the_line_says_what_goes_on_besides_training() -> None:
+    screen = TrainingScreen(max_steps=3)
+    screen.doing("evaluating", 12, 40)
+    assert "step 0/3  evaluating 12/40" in drawn(screen, 80)
+    screen.doing("saving a checkpoint")
+    assert "saving a checkpoint" in drawn(screen, 80)
+    screen.tick(1)
+    assert "saving" not in drawn(screen, 80)
+
+
+def test_a_pipe_is_told_what_goes_on_where_that_takes_long(
+    printed: io.StringIO, terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with TrainingScreen(max_steps=3) as screen:
+        screen.doing("evaluating", 1, 40)
+        assert "evaluating 1/40\n" not in printed.getvalue()
+        monkeypatch.setattr(module, "QUIET", 0.0)
+        screen.doing("evaluating", 2, 40)
+    if not terminal:
+        assert printed.getvalue() == "step 0/3  evaluating 2/40\n"
+
+
+def test_waiting_is_shown_on_a_terminal_and_in_a_pipe_where_it_is_long(
+    printed: io.StringIO, terminal: bool, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    with status("loading torch"):
+        pass
+    assert ("loading torch" in printed.getvalue()) is terminal
+    told = threading.Event()
+    monkeypatch.setattr(module, "QUIET", 0.0)
+    monkeypatch.setattr("builtins.print", lambda *_, **__: told.set())
+    if not terminal:
+        with status("loading torch"):
+            assert told.wait(60)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_warning_that_repeats_itself_is_one_line_and_a_count_and_all_of_them_are_in_the_log(
+    printed: io.StringIO, terminal: bool, logged: list[str]
+) -> None:
+    with TrainingScreen(max_steps=400) as screen:
+        for step in range(1, 21):
+            screen.warn(f"step {step}: loss nan: not finite, left out", "not finite, left out")
+            screen.tick(step)
+        screen.warn("back to step 0")
+        screen.warn("step 21: a spike", "a spike")
+        for step in range(21, 400):
+            screen.tick(step)
+        screen.warn("step 399: a spike", "a spike")
+    assert len(logged) == 23
+    lines = [line for line in printed.getvalue().splitlines() if "warning: " in line]
+    assert [re.sub(r".*warning: ", "", line).rstrip() for line in lines] == [
+        "step 1: loss nan: not finite, left out",
+        "not finite, left out: 19 more until step 20 (all are in the log)",
+        "back to step 0",
+        "step 21: a spike",
+        "step 399: a spike",
+    ]
 
 
 def test_samples_panels_and_warnings_are_printed_as_they_are_and_logged(

@@ -1,7 +1,8 @@
 """A trainer built by hand, and a logger that only remembers."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from llm.checkpoint.folder import CheckpointFolder, newest_valid
 from llm.data.dataset import Dataset
 from llm.model.gpt import GPT
 from llm.training import throughput
+from llm.training.logger import T
 from llm.training.optimizer import adamw
 from llm.training.precision import Precision, to_precision
 from llm.training.schedule import Cosine, Schedule
@@ -35,6 +37,7 @@ class Notebook:
         self.rows: list[Row] = []
         self.samples: list[tuple[int, str, str, dict[str, float]]] = []
         self.warnings: list[str] = []
+        self.done: list[str] = []
         self.on_tick: Callable[[int], object] = lambda step: None
 
     def tick(self, step: int) -> None:
@@ -47,7 +50,17 @@ class Notebook:
     def sample(self, step: int, prompt: str, text: str, scores: dict[str, float]) -> None:
         self.samples.append((step, prompt, text, scores))
 
-    def warn(self, message: str) -> None:
+    @contextlib.contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        self.done.append(what)
+        yield
+
+    def each(self, what: str, items: Iterable[T], count: int = 0) -> Iterator[T]:
+        for done, item in enumerate(items, 1):
+            self.done.append(f"{what} {done}/{count}")
+            yield item
+
+    def warn(self, message: str, kind: str = "") -> None:
         self.warnings.append(message)
 
     def sync(self) -> None:

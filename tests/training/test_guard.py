@@ -20,7 +20,9 @@ class Judge(Guard):
 
     def __init__(self, most_in_a_row: int = 3, skip_spikes: bool = False, **more: Any) -> None:
         self.told: list[str] = []
-        super().__init__(most_in_a_row, skip_spikes, self.told.append, **more)
+        super().__init__(
+            most_in_a_row, skip_spikes, lambda message, kind: self.told.append(message), **more
+        )
 
     def judge(self, loss: float, norm: float = 1.0, step: int = 9) -> bool:
         return self.admits(step, loss, norm, POSITIONS)

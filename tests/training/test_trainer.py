@@ -261,3 +261,11 @@ def test_evaluating_and_sampling_do_not_compile_again(make_trainer: MakeTrainer)
     make_trainer(compile=True, max_steps=8, **options).fit()
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
+
+
+def test_the_logger_is_told_what_takes_time_besides_training(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(max_steps=2, eval_interval=2, sample_interval=2, micro_batch_size=4)
+    trainer.fit()
+    done = [what for what in trainer.logger.done if not what.startswith("sampling")]
+    evaluation = [f"evaluating {n}/4" for n in (1, 2, 3, 4)]  # two batches of 8, cut in two
+    assert done == [*evaluation, *evaluation, "saving"]

@@ -189,3 +189,25 @@ def test_memory_fit_auto_is_not_advised_where_it_is_on(
     for said in (done.stderr, summary(tmp_path / "outputs/a")["reason"]):
         assert ("try memory.fit=auto" in said) is advised
         assert ("memory.fit=auto is on and was not enough" in said) is not advised
+
+
+@pytest.mark.parametrize(
+    ("typed", "named"),
+    [
+        ("model.n_layer=3", "model.n_layer was 1, now 3"),
+        ("trainer.batch_size=8", "trainer.batch_size was 4, now 8"),
+        ("optimizer.lr=0.5", "optimizer.lr was 0.02, now 0.5"),
+    ],
+)
+def test_a_plan_of_a_resume_is_refused_as_the_run_would_be(
+    typed: str, named: str, cwd: Path
+) -> None:
+    for command in ("train", "plan"):
+        said = one_refusal(here(command, "resume=outputs/a", typed, cwd=cwd))
+        assert "outputs/a holds another run" in said and named in said
+
+
+def test_a_plan_of_a_resume_with_what_may_change_is_made(cwd: Path) -> None:
+    for typed in ([], ["trainer.max_steps=9"], ["trainer.micro_batch_size=2", "precision=auto"]):
+        done = here("plan", "resume=outputs/a", *typed, cwd=cwd)
+        assert done.returncode == 0, done.stderr

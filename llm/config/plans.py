@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from llm.config.differences import refuse_plan_of_another_run
 from llm.config.grid import Point, label
-from llm.config.plan import limits_of, planned_device, setup_of
+from llm.config.plan import limits_of, planned_device, setup_of, vocabulary
 from llm.config.schema import PlanSettings
 from llm.errors import Refused
 from llm.experiment.plan import Largest, Plan
@@ -23,6 +24,8 @@ def plan_all(points: Sequence[Point[PlanSettings]]) -> list[Plan]:
         device = point.settings.trainer.device
         try:
             setup = setup_of(point.settings, planned_device(device))
+            if point.settings.resume is not None:
+                refuse_plan_of_another_run(point.settings, vocabulary(point.settings) or 0)
             if (lora := point.settings.finetune.lora) is not None:
                 lora.check_with(setup.model)
             setups.append(replace(setup, lora=lora))

@@ -15,6 +15,7 @@ from llm.checkpoint.folder import (
     weights_digest,
 )  # fmt: skip
 from llm.commands import command_line
+from llm.config.differences import refuse_differences
 from llm.config.schema import TrainSettings
 from llm.config.settings import (
     config_digest,
@@ -39,8 +40,6 @@ from llm.experiment.rundir import (
 from llm.sealed import Plain
 
 OUTPUTS = Path("outputs")
-# May differ from the folder's on an explicit resume=: to go on further, or after a divergence.
-EXTENDABLE = {"trainer.max_steps", "trainer.skip_spikes", "trainer.rollbacks"}
 
 
 @dataclass(frozen=True)
@@ -189,19 +188,5 @@ def _refuse_differences(
     if newest is not None:
         theirs["data_digest"] = newest.identity.get("data_digest")
         theirs["init_from"] = newest.identity.get("init_digest")
-    allowed = EXTENDABLE if settings.resume else set()
-    keys = [
-        key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key) and key not in allowed
-    ]
-    if keys:
-        said = {key: f"{key} was {theirs.get(key)}, now {mine.get(key)}" for key in keys}
-        if "data_digest" in said:  # two digests tell nobody anything
-            said["data_digest"] = "the text of its data, or the tokens made of it, are not the same"
-        if "init_from" in said:
-            was, now = saved.get("init_from"), settings.init_from
-            said["init_from"] = f"init_from was {was}, now {now}, and its weights are not the same"
-        listed = ", ".join(said.values())
-        raise Refused(
-            f"{folder} holds another run ({listed}): take another run.name, the same settings, or "
-            f"go on with more steps by resume={folder} trainer.max_steps=MORE"
-        )
+    paths = saved.get("init_from"), settings.init_from
+    refuse_differences(folder, mine, theirs, settings.resume is not None, paths)

@@ -97,13 +97,6 @@ class Plan:
         """By what would be started."""
         return self.started.prediction if self.started else self.prediction
 
-    @property
-    def verdict(self) -> str:
-        """For a table."""
-        if self.fits:
-            return "yes"
-        return f"with {' '.join(self.fitted.changes)}" if self.fitted else "no"
-
 
 def kinds(plans: Sequence[Plan]) -> dict[str, str]:
     """All that takes memory in some plan, each with a colour; what is no tensor in grey."""

@@ -145,21 +145,34 @@ def show_grid(plans: Sequence[Plan], points: int) -> None:
     table.add_column("overrides", overflow="fold")
     for column in ("parameters", "peak GiB"):
         table.add_column(column, justify="right")
-    table.add_column("fits", overflow="fold")
+    table.add_column("fits")
     asked = plans[0].largest
     if asked is not None:
         table.add_column(f"largest {asked.key}", justify="right")
+    ways: dict[str, int] = {}  # below the table, in one piece each, to be copied
     for plan in plans[:ROWS]:
         more = [] if plan.largest is None else [plan.largest.cell]
         peak = f"{plan.taken.total / 2**30:.2f}"
-        verdict = Text(plan.verdict, style="" if plan.started else "bold")
+        verdict = Text(_verdict(plan, ways), style="" if plan.started else "bold")
         table.add_row(Text(plan.label), f"{plan.parameters:,}", peak, verdict, *more)
     console.print(table)
     if len(plans) > ROWS:
         say(f"and {len(plans) - ROWS:,} more")
+    for changes, number in ways.items():
+        say(f"({number}) {changes}")
     axes = numeric_axes(plans)
     if len(axes) == 2:
         _show_map(plans, *axes)
+
+
+def _verdict(plan: Plan, ways: dict[str, int]) -> str:
+    """Whether what would be started fits, and the number of the changes that make it fit; these are
+    added to ``ways``.
+    """
+    if plan.fits or plan.fitted is None:
+        return "yes" if plan.fits else "no"
+    number = ways.setdefault(" ".join(plan.fitted.changes), len(ways) + 1)
+    return f"yes, with ({number})" if plan.started else f"no, but with ({number})"
 
 
 def _show_map(plans: Sequence[Plan], down: str, across: str) -> None:

@@ -267,3 +267,24 @@ def test_axes_are_one_or_two_keys_with_numbers() -> None:
         assert numeric_axes([made(1, values=values)]) == []
     assert ticks(grid(["10", "9"], ["1e1", "2"]), "model.a") == ["9", "10"]
     assert largest_of({"a": 3 * MIB, "b": 4 * MIB}) == "b (4 MiB)"
+
+
+def test_a_table_says_of_each_point_what_the_map_and_the_file_say(shown: Shown) -> None:
+    """At 80 columns, too, where the changes to copy are not broken."""
+    changes = (
+        "trainer.micro_batch_size=1 trainer.activation_checkpointing=every_2 model.loss=chunked"
+    )
+    for mode, mark, verdict, fits in (
+        ("check", "x", "no, but with (1)", "no"), ("auto", "*", "yes, with (1)", "yes"),
+    ):  # fmt: skip
+        plans = grid(["1", "2"], ["1", "3"], mode=mode, changes=changes)
+        with patch.object(console, "_width", 80), console.capture() as capture:
+            show_grid(plans, len(plans))
+        text = capture.get()
+        assert f"\n(1) {changes}\n" in text
+        verdicts = [cells(line)[3] for line in text.splitlines() if "model.a=" in line]
+        assert verdicts == ["yes", "yes", "yes", verdict]
+        corner = text[text.index("GiB at the peak") :].splitlines()[3].split()[-1]
+        assert corner.endswith(mark)
+        (row,) = [r for r in csv.DictReader(io.StringIO(to_csv(plans))) if r["b"] == "3"][1:]
+        assert row["fits"] == fits

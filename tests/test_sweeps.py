@@ -111,7 +111,7 @@ def test_a_sweep_outlives_its_jobs_and_is_continued(tmp_path: Path, text: list[s
     assert checkpoint is not None and checkpoint.step == newest
     assert shown.count("job 1 of 4") == 1
     assert "job 2 of 4" not in shown
-    assert "stopped by SIGTERM; to continue: python run_train.py -m" in shown
+    assert f"stopped by SIGTERM; to continue: python {ROOT}/run_train.py -m" in shown
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
     # Its command can be repeated by hand; while it runs, the sweep it came from dies.
@@ -222,7 +222,7 @@ def test_a_sweep_that_did_not_finish_says_how_to_go_on(sweep: Sweep) -> None:
     assert done.stderr == "run_train.py: 1 of 3 jobs did not finish\n"
     line = next(line for line in done.stdout.splitlines() if line.startswith("to run what did not"))
     again = shlex.split(line.partition("again: ")[2])
-    assert again[:3] == ["python", "run_train.py", "-m"]
+    assert again[:3] == ["python", str(ROOT / "run_train.py"), "-m"]
     assert "logger.notes=a, b" in again
     assert again[-1] == f"run.sweep={jobs[0].folder.parent.name}"
     repeated, jobs_again = sweep(*again[again.index("seed=1,2,3") :])

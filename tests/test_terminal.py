@@ -15,9 +15,12 @@ from typing import Any
 
 import pytest
 
+from llm.data.tokenizer import ByteTokenizer
 from llm.errors import DiskError, printable
-from llm.experiment import console
+from llm.experiment import console, samples
 from llm.experiment.rundir import recording
+from llm.model.gpt import GPT
+from llm.sampling.generate import SamplingOptions
 from llm.terminal import Shown, output_matters, written
 from tests.command_line import rows, summary
 from tests.conftest import HANGS, ROOT, TINY_RUN
@@ -200,6 +203,25 @@ def test_a_run_outlives_its_terminal(tmp_path: Path, text_file: Path) -> None:
     reader.join()
     assert summary(tmp_path / "outputs" / "a")["status"] == "finished"
     assert rows(tmp_path / "outputs" / "a")[-1]["step"] == 6
+
+
+def test_a_models_text_cannot_steer_a_terminal_and_is_unchanged_in_a_pipe(
+    tiny_model: GPT,
+) -> None:
+    def say(stream: Any) -> None:
+        with redirect_stdout(Shown(stream)), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(samples, "generate_batch", lambda *_: iter([[(t, -1.0)] for t in wrote]))
+            samples.print_samples(
+                tiny_model, ByteTokenizer(), [256], SamplingOptions(), [1], stream=True,
+                echo=False, logprobs=False,
+            )  # fmt: skip
+
+    wrote = list((HOSTILE + READABLE).encode())
+    terminal, pipe = Terminal(), io.StringIO()
+    say(terminal)
+    say(pipe)
+    assert terminal.getvalue().startswith(printable(HOSTILE) + READABLE)
+    assert pipe.getvalue().startswith(HOSTILE + READABLE)
 
 
 def test_a_closed_standard_output_is_no_file_that_is_opened_later(tmp_path: Path) -> None:

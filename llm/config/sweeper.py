@@ -5,7 +5,6 @@ table at the end, which is made from the summaries that the jobs have left.
 """
 
 import json
-import shlex
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -19,6 +18,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, read_write
 
+from llm.commands import command_line
 from llm.config.grid import Grid as Combinations
 from llm.config.grid import Point, label
 from llm.config.launcher import (
@@ -199,8 +199,8 @@ def folder_names(values: list[dict[str, str]]) -> list[str]:
 
 def command_again(sweep: str | None) -> str:
     """The command that continues this sweep; ``sweep`` is its name where none was typed."""
-    typed = ["python", Path(sys.argv[0]).name, *as_typed(sys.argv[1:])]
-    return shlex.join([*typed, f"run.sweep={sweep}"] if sweep else typed)
+    more = [f"run.sweep={sweep}"] if sweep else []
+    return command_line(Path(sys.argv[0]).name, *as_typed(sys.argv[1:]), *more)
 
 
 def end_of(folder: Path, result: JobReturn | None) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def main(cfg: DictConfig) -> float | None:
 
     if settings.verify:
         return verify_run(Path(str(settings.run.dir)), settings.data)
-    tune_allocator(settings.model.n_embed, settings.memory.matters)
+    tune_allocator(settings.model.n_embed, settings.watches_memory)
     device = select_device(settings.trainer.device)
     set_deterministic(settings.trainer.deterministic)
     settings, plan = fit_memory(settings, device)  # what would not fit is refused before it begins

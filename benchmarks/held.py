@@ -114,9 +114,9 @@ COUNT = 30
 # Of few tokens: a CPU without bfloat16 instructions takes seconds for each.
 JOB = {
     "model.n_layer": (1, 2, 3, 4),
-    "model.n_embed": (512, 512, 640, 768, 128),
+    "model.n_embed": (512, 192, 640, 768, 384),
     "model.head_size": (64, 128),
-    "model.block_size": (32, 64, 128),
+    "model.block_size": (32, 64, 256),
     "model.vocab_size": (257, 8192, 20_000),
     "model.loss": ("auto", "full", "chunked"),
     "optimizer": ("adamw", "muon"),
@@ -195,6 +195,12 @@ def deaths(count: int = COUNT) -> Row:
 
 MODELS = {
     "nano": ["model=nano"],
+    "narrow_in_backward": [
+        "model=nano",
+        "model.n_embed=192",
+        "model.block_size=256",
+        "trainer.step_in_backward=true",
+    ],
     "tiny": ["model=tiny"],
     "tiny_fit": ["model=tiny", "memory.fit=check"],
     "small": ["model=small", "model.vocab_size=50304"],

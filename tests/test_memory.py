@@ -190,6 +190,18 @@ def test_a_run_that_may_take_what_is_predicted_for_it_ends_well(prepared: Path) 
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' allocators are not tuned")
+def test_a_narrow_network_that_steps_in_backward_takes_no_more_than_is_predicted(
+    prepared: Path,
+) -> None:
+    narrow = ["model.n_embed=192", "model.block_size=256", "trainer.batch_size=8"]
+    in_backward = ["trainer.step_in_backward=true", "optimizer=adamw", "precision=fp32"]
+    done = alone(*DATA, *SHORT, *narrow, *in_backward, "run.dir=in_backward", cwd=prepared)
+    assert done.returncode == 0, done.stderr
+    found = summary(prepared / "in_backward")
+    assert found["peak_memory_bytes"] <= found["predicted_memory_bytes"]
+
+
 def test_a_run_with_another_batch_is_refused_for_that(prepared: Path) -> None:
     first = here("train", *DATA, *SHORT, "run.name=batch", "trainer.batch_size=12", cwd=prepared)
     assert first.returncode == 0, first.stderr

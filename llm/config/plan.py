@@ -54,7 +54,7 @@ def setup_of(settings: TrainSettings, device: str) -> Setup:
         device="cuda" if cuda else "cpu",
         samples=trainer.sample_interval is not None,
         eval_only=trainer.eval_only,
-        closely=settings.memory.matters,
+        closely=settings.watches_memory,
     )
 
 

@@ -205,6 +205,15 @@ class TrainSettings:
             f"model.vocab_size={model} is smaller than data.vocab_size={data}",
         )
 
+    @property
+    def watches_memory(self) -> bool:
+        """Whether narrow networks too get their memory in blocks that go back to the system whole.
+
+        ``trainer.step_in_backward`` asks for it as well: with clipping its two backward passes
+        leave more gaps in the heap than they save (:func:`llm.device.tune_allocator`).
+        """
+        return self.memory.matters or self.trainer.step_in_backward
+
     def check_installed(self) -> None:
         """Raise :class:`llm.errors.Refused` naming a library that is asked for and not there."""
         needed = self.optimizer.state_bits == 8 and not self.verify

@@ -35,6 +35,16 @@ def for_products(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
+def has_wide_sums(device: torch.device) -> bool:
+    """Whether :func:`wide_product` works there: torch has it for CUDA only."""
+    return device.type == "cuda"
+
+
+def wide_product(x: Tensor, y: Tensor) -> Tensor:
+    """x (M, K) @ y (K, N) in float32, from 16-bit matrices of one type."""
+    return torch.mm(x, y, out_dtype=torch.float32)
+
+
 def _plain(x: Tensor, weight: Tensor) -> bool:
     kept = not torch.is_autocast_enabled("cpu")  # it would convert each part of the matrix anew
     return kept and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32

@@ -7,9 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from llm.functional.linear import has_wide_sums, wide_product
 from llm.functional.targets import IGNORED
 
 CHUNK = 128  # tokens whose logits exist at once
+ROWS = 4096  # of the head whose gradient is computed, or converted, at once
+# Softmax minus one-hot is between -1 and 1, and the largest power of 2 in float16 is 2^15.
+HALF_SCALE = 2.0**15
 # From here on the chunked path is taken: it costs no time that matters, and all logits would weigh
 # as much as the layers. Time of the full path over its own on a CPU (python -m
 # benchmarks.functional): 0.79 at 4,096 tokens, 0.95 at 16,384, 1.00 at 50,304. torch's own
@@ -29,13 +33,16 @@ def head_loss(
 
     ``reduction``: ``sum`` or ``mean`` over the targets that are not ``IGNORED``, or ``none``
     (N,). ``how``: ``full``, ``chunked``, or what is cheaper (``auto``); ``none`` is always full.
+    Where all targets are ignored, ``mean`` is NaN, as torch has it, and all gradients are 0.
     """
     if how == "full" or reduction == "none" or (how == "auto" and len(head) < LARGE_VOCABULARY):
         logits = cap_logits(F.linear(x, head).float(), softcap)
         return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction=reduction)
-    learning = torch.is_grad_enabled()
+    kind, learning = x.device.type, torch.is_grad_enabled()
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     apply: Any = _ChunkedLoss.apply  # torch has no types for it
-    total: Tensor = apply(x, head, targets, softcap, learning)
+    with torch.autocast(kind, enabled=False):  # else it would round products of float32
+        total: Tensor = apply(x, head, targets, softcap, dtype, learning)
     return total / (targets != IGNORED).sum() if reduction == "mean" else total
 
 
@@ -47,14 +54,13 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, head: Tensor, targets: Tensor, softcap: float | None, learning: bool
-    ) -> Tensor:
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        weight = head.to(dtype)  # products are in this type, softmax and sums in float32
+        ctx: Any, x: Tensor, head: Tensor, targets: Tensor, softcap: float | None,
+        dtype: torch.dtype, learning: bool,
+    ) -> Tensor:  # fmt: skip
+        weight = head.to(dtype)  # logits are products in this type, softmax and sums in float32
         total = torch.zeros((), device=x.device)
-        for_x = torch.empty_like(x) if learning and ctx.needs_input_grad[0] else None
-        for_head = torch.zeros_like(head) if learning and ctx.needs_input_grad[1] else None
+        wanted = [learning and needed for needed in ctx.needs_input_grad[:2]]
+        gradients = _Gradients(x, head, weight, *wanted)
         # Both are written again for each chunk: making them anew costs as much as a pass over them.
         products = torch.empty((min(CHUNK, len(x)), len(head)), dtype=dtype, device=x.device)
         probabilities = torch.empty_like(products, dtype=torch.float32)
@@ -70,20 +76,15 @@ class _ChunkedLoss(torch.autograd.Function):
                 logits.mul_(softcap)
             logits = torch.log_softmax(logits, dim=-1, out=probabilities[: len(inputs)])
             total -= (logits.gather(1, target) * kept).sum()
-            if not learning:
-                continue
-            # d loss / d logits = softmax - one_hot; under the old name, which frees what it held
-            logits = logits.exp_().scatter_add_(1, target, -kept.float()).mul_(kept)
-            logits = (logits if slope is None else logits.mul_(slope)).to(dtype)
-            if for_x is not None:
-                for_x[part] = logits @ weight
-            if for_head is not None and dtype == head.dtype:
-                for_head.addmm_(logits.T, inputs)  # without another tensor of the head's size
-            elif for_head is not None:
-                for_head += logits.T @ inputs
+            if learning:
+                # d loss / d logits = softmax - one_hot; the old name frees what it held
+                logits = logits.exp_().scatter_add_(1, target, -kept.float()).mul_(kept)
+                gradients.add(part, logits if slope is None else logits.mul_(slope))
             del logits, slope  # else they are still there when the next chunk's are made
-        ctx.save_for_backward(for_x, for_head)
-        ctx.applied = 1.0
+        del products, probabilities, weight
+        ctx.save_for_backward(*gradients.whole())
+        # Where every target is ignored, a mean divides by 0, and the gradients stay 0 nevertheless.
+        ctx.applied, ctx.any = 1.0, (targets != IGNORED).any()
         return total
 
     @staticmethod
@@ -91,10 +92,61 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor | None, ...]:
         # In place, since they are as large as the weights: by what comes in (a single number, the
         # loss scale of float16 in it) over what they were multiplied by in a pass before.
-        factor = incoming[0] / ctx.applied
+        factor = torch.where(ctx.any, incoming[0] / ctx.applied, 0.0)
         ctx.applied = incoming[0]
         # .data: what was saved may be changed, and unpacked again, without a complaint.
         for gradient in ctx.saved_tensors:
             if gradient is not None:
                 gradient.data.mul_(factor)
-        return *ctx.saved_tensors, *[None] * 3
+        return *ctx.saved_tensors, *[None] * 4
+
+
+class _Gradients:
+    """Of x (N, C) and of the head (V, C), from those of the logits, one chunk after the other.
+
+    The head's is summed in float32. The loss scale of float16 comes only with the backward pass,
+    too late for what has been rounded to 0 here. So gradients are rounded to float16 on a GPU only,
+    where that is much faster, and by a scale of their own.
+    """
+
+    def __init__(
+        self, x: Tensor, head: Tensor, weight: Tensor, for_x: bool, for_head: bool
+    ) -> None:
+        self.x, self.dtype = x, weight.dtype
+        self.wide_sums, half = has_wide_sums(x.device), self.dtype == torch.float16
+        self.scale = HALF_SCALE if half and self.wide_sums else 1.0
+        self.weight = head.float() if half and not self.wide_sums else weight
+        self.for_x, self.for_head, self.parts = None, None, list[Tensor]()
+        if for_x:
+            self.for_x = torch.empty_like(x, dtype=torch.float32 if half else None)
+        if for_head and head.dtype == torch.bfloat16:
+            rows = torch.split(head, ROWS)
+            self.parts = [torch.zeros_like(part, dtype=torch.float32) for part in rows]
+        elif for_head:
+            self.for_head = torch.zeros_like(head, dtype=torch.float32)
+            self.parts = [*torch.split(self.for_head, ROWS)]
+
+    def add(self, part: slice, gradient: Tensor) -> None:
+        """From the ``gradient`` (n, V) of a chunk's logits, in float32; it may be changed."""
+        narrow = self.wide_sums and self.dtype != torch.float32
+        if narrow:
+            gradient = gradient.mul_(self.scale).to(self.dtype)
+        x = self.x[part].to(gradient.dtype)
+        if narrow and self.for_x is not None:
+            self.for_x[part] = wide_product(gradient, self.weight).div_(self.scale)
+        elif self.for_x is not None:
+            self.for_x[part] = gradient.to(self.weight.dtype) @ self.weight
+        if not self.parts:
+            return
+        for rows, columns in zip(self.parts, torch.split(gradient, ROWS, dim=1), strict=True):
+            if narrow:
+                rows.add_(wide_product(columns.T, x), alpha=1 / self.scale)
+            else:
+                rows.addmm_(columns.T, x)
+
+    def whole(self) -> tuple[Tensor | None, Tensor | None]:
+        """Those of x and of the head, the latter in float32 or, as its weights, in bfloat16."""
+        if self.parts and self.for_head is None:  # one part after the other, each freed at once
+            narrow = [self.parts.pop(0).bfloat16() for _ in range(len(self.parts))]
+            self.for_head = torch.cat(narrow)
+        return self.for_x, self.for_head

@@ -3,7 +3,7 @@
 from llm.memory.operations import RECOMPUTED_FROM, Operations
 from llm.memory.tape import Buffer, Tensor
 
-CHUNK, LARGE_VOCABULARY = 128, 16384  # llm.functional.loss
+CHUNK, ROWS, LARGE_VOCABULARY = 128, 4096, 16384  # llm.functional.loss
 CHECKPOINTED = {"none": 0, "full": 1, "every_2": 2}  # as llm.training.options has it
 
 
@@ -258,20 +258,32 @@ class Network(Operations):
         """The gradients with the loss, chunk by chunk."""
         tape, width = self.tape, 2 if self.half or self.width == 2 else 4
         rows, head = min(CHUNK, self.tokens), self.weight(f"{self.head}.weight")
+        C, cpu = head.numbers // V, self.device == "cpu"
         weight = tape.new(head.numbers * 2) if width != self.width else None
-        kept = []
-        if x.learns:
-            kept.append(tape.new(x.numbers * x.width))
+        kept = [tape.new(x.numbers * x.width)] if x.learns else []
+        parts = []  # of the head's gradient, in float32; in one piece unless it has 16 bits
         if head.learns:
-            kept.append(tape.new(head.numbers * self.width))
+            each = ROWS if self.width == 2 else V
+            parts = [tape.new(min(each, V - start) * C * 4) for start in range(0, V, each)]
         chunk = [tape.new(rows * V * width), tape.new(rows * V * 4)]
         slope = tape.new(rows * V * 4) if self.config.logit_softcap is not None else None
         wide = tape.new(rows * V * 4) if width == 2 else None
         del wide
-        narrow = tape.new(rows * V * 2) if width == 2 and tape.learning else None
-        product = tape.new(head.numbers * 2) if weight and head.learns else None
-        del slope, narrow
-        del chunk, product, weight
+        # On a CPU the head's gradient is a product of float32, and so is that of x in float16.
+        rounded = x.learns and not self.float16 if cpu else x.learns or head.learns
+        narrow = tape.new(rows * V * 2) if width == 2 and rounded else None
+        product = tape.new(min(ROWS, V) * C * 4) if head.learns and width == 2 and not cpu else None
+        del slope, narrow, product
+        del chunk, weight
+        if self.width == 2 and parts:
+            converted = []
+            while parts:
+                converted.append(tape.new(parts[0].size // 2))
+                parts.pop(0)
+            parts = [tape.new(head.numbers * 2)]
+            del converted
+        kept += parts
+        del parts
 
         def backward(gradient: Buffer, saved: list[Buffer]) -> list[Buffer | None]:
             return [saved.pop(0) if learns else None for learns in wanted]

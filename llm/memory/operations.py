@@ -22,6 +22,7 @@ class Operations:
         self.tokens = batch * config.block_size
         self.width = 2 if precision == "bf16_weights" else 4  # bytes of a weight
         self.half = precision in ("bf16", "fp16")  # autocast
+        self.float16 = precision == "fp16"
         self.lora = lora
         self.leaves: dict[str, Leaf] = {}
         added = lora.shapes(config) if lora else {}

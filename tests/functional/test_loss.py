@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from llm.functional.linear import has_wide_sums, wide_product
 from llm.functional.loss import CHUNK, LARGE_VOCABULARY, head_loss
 from llm.functional.targets import IGNORED
 from llm.model.gpt import GPT
@@ -58,16 +59,103 @@ def test_loss_and_gradients_are_those_of_plain_torch(
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("how", ["chunked", "full"])
 @pytest.mark.parametrize("softcap", [None, 2.0])
-def test_nothing_comes_of_targets_that_are_all_ignored(softcap: float | None) -> None:
+def test_where_all_targets_are_ignored_a_mean_is_nan_and_all_gradients_are_0(
+    softcap: float | None, how: str
+) -> None:
     x, head, targets = problem(CHUNK + 3, "all")
-    loss, *gradients = with_gradients(
-        lambda: head_loss(x, head, targets, softcap, "sum", "chunked"), x, head
+    for reduction, wanted in (("sum", 0.0), ("mean", torch.nan)):  # the mean of nothing, as torch's
+        loss, *gradients = with_gradients(
+            lambda reduction=reduction: head_loss(x, head, targets, softcap, reduction, how),  # type: ignore[misc]
+            x, head,
+        )  # fmt: skip
+        torch.testing.assert_close(loss, torch.tensor(wanted), equal_nan=True)
+        assert not any(gradient.any() for gradient in gradients)  # NaN would count as well
+
+
+@pytest.fixture(params=["cpu", "gpu"])
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The chunked loss as it is, and with the 16-bit products that a GPU sums in float32."""
+
+    def wide_product(x: Tensor, y: Tensor) -> Tensor:
+        assert x.dtype == y.dtype != torch.float32
+        return x.float() @ y.float()
+
+    if request.param == "gpu":
+        monkeypatch.setattr("llm.functional.loss.has_wide_sums", lambda device: True)
+        monkeypatch.setattr("llm.functional.loss.wide_product", wide_product)
+
+
+def test_torch_gives_products_of_16_bits_in_float32_on_a_gpu() -> None:
+    for dtype in (torch.float16, torch.bfloat16):
+        x, y = (
+            torch.empty(3, 4, dtype=dtype, device="meta"),
+            torch.empty(4, 5, dtype=dtype, device="meta"),
+        )
+        assert wide_product(x, y).dtype == torch.float32
+    assert not has_wide_sums(torch.device("cpu"))
+
+
+@pytest.mark.usefixtures("products")
+@pytest.mark.parametrize("scale", [2.0**10, 2.0**16])
+def test_under_float16_no_more_gradients_are_lost_than_with_all_logits_at_once(
+    scale: float,
+) -> None:
+    random = torch.Generator().manual_seed(0)
+    n, width, vocabulary = 2 * CHUNK, 16, 5000
+    x = torch.randn(n, width, generator=random, requires_grad=True)
+    head = (2 * torch.randn(vocabulary, width, generator=random)).requires_grad_()
+    targets = torch.randint(100, (n,), generator=random)  # all others are rare
+    lost, errors = {}, {}
+    exact = torch.autograd.grad(plain(x, head, targets, None, "mean"), (x, head))
+    for how in ("full", "chunked"):
+        with torch.autocast("cpu", dtype=torch.float16):
+            loss = head_loss(x, head, targets, None, "sum", how) / n
+        found = [gradient / scale for gradient in torch.autograd.grad(scale * loss, (x, head))]
+        lost[how] = int((found[1] == 0).sum()), int((found[1] == 0).all(dim=1).sum())
+        errors[how] = [float((a - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)]
+    assert lost["full"][0] > 0  # so there is something to lose
+    assert lost["chunked"] <= lost["full"]
+    assert all(
+        mine <= 1.1 * its for mine, its in zip(errors["chunked"], errors["full"], strict=True)
     )
-    assert loss == 0 and not any(gradient.any() for gradient in gradients)
-    assert head_loss(x, head, targets, softcap, "mean", "chunked").isnan()  # as torch has it
 
 
+@pytest.mark.usefixtures("products")
+def test_the_gradient_of_a_bfloat16_head_is_as_good_as_with_all_logits_at_once() -> None:
+    random = torch.Generator().manual_seed(0)
+    n = 64 * CHUNK
+    x = torch.randn(n, C, generator=random).bfloat16().requires_grad_()
+    head = torch.randn(V, C, generator=random).bfloat16().requires_grad_()
+    targets = torch.randint(V, (n,), generator=random)
+    wide = x.detach().float(), head.detach().float().requires_grad_()
+    (exact,) = torch.autograd.grad(plain(*wide, targets, None, "mean"), wide[1])
+    errors = {}
+    for how in ("full", "chunked"):
+        (found,) = torch.autograd.grad(head_loss(x, head, targets, None, "mean", how), head)
+        assert found.dtype == torch.bfloat16
+        errors[how] = float((found.float() - exact).norm() / exact.norm())
+    assert errors["chunked"] <= 1.1 * errors["full"]
+
+
+@pytest.mark.usefixtures("products")
+@pytest.mark.parametrize("rows", [7, 70, 4096])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_does_not_matter_in_how_many_parts_the_gradient_of_the_head_is_summed(
+    dtype: torch.dtype, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm.functional.loss.ROWS", rows)
+    x, head, targets = problem(2 * CHUNK + 37)
+    x, head = (tensor.detach().to(dtype).requires_grad_() for tensor in (x, head))
+    wanted = with_gradients(lambda: plain(x.float(), head.float(), targets, 2.0, "sum"), x, head)
+    found = with_gradients(lambda: head_loss(x, head, targets, 2.0, "sum", "chunked"), x, head)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    for one, other in zip(found, wanted, strict=True):
+        assert (one.float() - other.float()).norm() <= tolerance * other.float().norm()
+
+
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize(("dtype", "scale"), [(torch.bfloat16, 1.0), (torch.float16, 1024.0)])
 def test_16_bit_products_and_a_loss_scale_come_out_near_float32(
     dtype: torch.dtype, scale: float

@@ -171,7 +171,8 @@ def test_layers_in_between_are_told_from_few_as_from_all(monkeypatch: pytest.Mon
 
 def test_the_numbers_it_shares_with_the_network_and_the_optimizers_are_theirs() -> None:
     assert operations.RECOMPUTED_FROM == recompute.RECOMPUTED_FROM
-    assert (network.CHUNK, network.LARGE_VOCABULARY) == (loss.CHUNK, loss.LARGE_VOCABULARY)
+    for name in ("CHUNK", "ROWS", "LARGE_VOCABULARY"):
+        assert getattr(network, name) == getattr(loss, name)
     assert network.CHECKPOINTED == options.CHECKPOINTED
     assert updates.PORTION == rounding.PORTION
     assert updates.STACKED == muon.STACKED

@@ -176,15 +176,18 @@ def _of_process(key: str) -> int:
         status = Path("/proc/self/status").read_text(encoding="ascii")
     except OSError:
         return 0
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(key))
+    found = (line.split()[1] for line in status.splitlines() if line.startswith(f"{key}:"))
+    return 1024 * int(next(found, 0))
 
 
 def peak_memory_bytes(device: torch.device) -> int:
     """Most bytes held at once so far: by tensors on CUDA, elsewhere by the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if own := _of_process("VmHWM"):
+        return own  # Linux, where ru_maxrss starts at what the parent process held
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB on Linux
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, else KiB
 
 
 if __name__ == "__main__":  # what llm.config.plan asks about a GPU

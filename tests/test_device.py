@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -109,6 +110,18 @@ def test_peak_memory_of_the_process_is_what_the_kernel_says_in_bytes() -> None:
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     kernel = 1024 * int(status.partition("VmHWM:")[2].split()[0])
     assert peak_memory_bytes(torch.device("cpu")) == pytest.approx(kernel, rel=0.01)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_peak_of_a_process_does_not_start_at_what_its_parent_held() -> None:
+    held = np.ones(800 * 2**17)  # 800 MiB
+    program = (
+        "import torch; from llm.device import peak_memory_bytes as p; print(p(torch.device('cpu')))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    assert int(found.stdout) < held.nbytes
 
 
 @pytest.mark.skipif(

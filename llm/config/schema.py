@@ -207,11 +207,8 @@ class TrainSettings:
 
     @property
     def watches_memory(self) -> bool:
-        """Whether narrow networks too get their memory in blocks that go back to the system whole.
-
-        ``trainer.step_in_backward`` asks for it as well: with clipping its two backward passes
-        leave more gaps in the heap than they save (:func:`llm.device.tune_allocator`).
-        """
+        """Whether narrow networks too have their memory mapped (llm.device.tune_allocator)."""
+        # With clipping, two backward passes leave more gaps in the heap than the lever saves.
         return self.memory.matters or self.trainer.step_in_backward
 
     def check_installed(self) -> None:

@@ -27,6 +27,7 @@ def main(cfg: DictConfig) -> float | None:
     settings = read_settings(cfg, TrainSettings)  # plain and checked from here on
     with status("loading torch"):  # this late: --help and a mistyped key need not wait for it
         from llm.config.fitting import choose_precision, fit_memory, once_more_with_half
+        from llm.config.plan import watches_memory
         from llm.config.run import open_run
         from llm.data.dataset import LARGE, Dataset
         from llm.data.prepare import prepare
@@ -36,7 +37,7 @@ def main(cfg: DictConfig) -> float | None:
 
     if settings.verify:
         return verify_run(Path(str(settings.run.dir)), settings.data)
-    tune_allocator(settings.model.n_embed, settings.watches_memory)
+    tune_allocator(settings.model.n_embed, watches_memory(settings))
     device = select_device(settings.trainer.device)
     set_deterministic(settings.trainer.deterministic)
     settings, plan = fit_memory(settings, device)  # what would not fit is refused before it begins

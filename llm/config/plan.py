@@ -25,6 +25,15 @@ PATIENCE = 60  # seconds for a GPU to answer in: some hang
 DRIVERS = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidia0"))
 
 
+def watches_memory(settings: TrainSettings) -> bool:
+    """Whether narrow networks too have their memory mapped (:func:`llm.device.tune_allocator`).
+
+    ``trainer.step_in_backward`` is a reason as well: with clipping its two backward passes leave
+    more gaps in the heap than it saves.
+    """
+    return settings.memory.matters or settings.trainer.step_in_backward
+
+
 def setup_of(settings: TrainSettings, device: str) -> Setup:
     """All that the memory of a run on ``device`` (a torch device's type) depends on.
 
@@ -54,7 +63,7 @@ def setup_of(settings: TrainSettings, device: str) -> Setup:
         device="cuda" if cuda else "cpu",
         samples=trainer.sample_interval is not None,
         eval_only=trainer.eval_only,
-        closely=settings.watches_memory,
+        closely=watches_memory(settings),
     )
 
 

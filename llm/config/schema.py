@@ -205,12 +205,6 @@ class TrainSettings:
             f"model.vocab_size={model} is smaller than data.vocab_size={data}",
         )
 
-    @property
-    def watches_memory(self) -> bool:
-        """Whether narrow networks too have their memory mapped (llm.device.tune_allocator)."""
-        # With clipping, two backward passes leave more gaps in the heap than the lever saves.
-        return self.memory.matters or self.trainer.step_in_backward
-
     def check_installed(self) -> None:
         """Raise :class:`llm.errors.Refused` naming a library that is asked for and not there."""
         needed = self.optimizer.state_bits == 8 and not self.verify

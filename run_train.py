@@ -66,7 +66,7 @@ def train(
 ) -> float | None:  # fmt: skip
     """Build everything for one run and let it run."""
     from llm.checkpoint.folder import CheckpointFolder, start_from
-    from llm.config.build import build
+    from llm.config.build import build, own_logger
     from llm.config.settings import to_plain
     from llm.experiment.console import warn
     from llm.experiment.loggers import open_logger
@@ -86,12 +86,12 @@ def train(
         model = to_precision(build(settings.model), precision.weights).to(device)
         begins = settings.init_from and run.checkpoint is None
         origin = start_from(model, settings.init_from, dataset.tokenizer) if begins else None
-        sweep = run.folder.parent if settings.run.sweep else None
+        sweep, own = run.folder.parent if settings.run.sweep else None, own_logger(settings.logger)
         options, max_steps = settings.trainer, settings.trainer.max_steps
         checkpoints = CheckpointFolder(
             run.folder, options.keep_last, model.config, dataset.tokenizer, run.identity
         )
-        with open_logger(run, settings.logger, to_plain(settings), max_steps, sweep) as logger:
+        with open_logger(run, settings.logger, to_plain(settings), max_steps, sweep, own) as logger:
             trainer = build(
                 options, model=model, dataset=dataset, precision=precision, logger=logger,
                 optimizer=build(settings.optimizer, model=model), checkpoints=checkpoints,

@@ -158,6 +158,7 @@ def deaths(count: int = COUNT) -> Row:
     besides what a process with torch takes before the first tensor.
     """
     from llm.config.compose import compose_training
+    from llm.config.own import uses_wandb
     from llm.config.plan import measured, setup_of
     from llm.memory.predict import predict
 
@@ -170,7 +171,7 @@ def deaths(count: int = COUNT) -> Row:
         for number, job in enumerate(jobs()[:count], 1):
             overrides = [*data, *SHORT, *job]
             settings = compose_training(*overrides)
-            reserve = measured("cpu", 0, settings.logger.mode != "disabled")
+            reserve = measured("cpu", 0, uses_wandb(settings.logger))
             predicted = predict(setup_of(settings, "cpu"), reserve).total
             ended, _ = trained(overrides, folder, before + predicted)
             died += ended.of_memory

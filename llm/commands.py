@@ -8,9 +8,13 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent.parent  # of run_*.py
 
 
+of_training: list[str] = []  # what run_train.py needs to find options of the user's own
+
+
 def command_line(name: str, *arguments: str) -> str:
     """``python run_sample.py ckpt=outputs/a``, quoted for a shell."""
-    return shlex.join(["python", script(name), *arguments])
+    options = of_training if name == "run_train.py" else []
+    return shlex.join(["python", script(name), *options, *arguments])
 
 
 def script(name: str) -> str:

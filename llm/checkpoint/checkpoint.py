@@ -23,7 +23,7 @@ from torch import Tensor
 
 from llm.checkpoint.formats import current
 from llm.checkpoint.shapes import Shapes, weight_shapes
-from llm.checkpoint.tensors import read_tensors, require_size
+from llm.checkpoint.tensors import Kept, read_tensors, require_size
 from llm.data.tokenizer import Tokenizer, from_json
 from llm.errors import Refused, require
 from llm.model.config import GPTConfig
@@ -75,10 +75,13 @@ class Checkpoint:
         """The checked tensors of the model, named as :meth:`GPT.state_dict` names them."""
         return self._read(WEIGHTS)
 
-    def training(self) -> dict[str, Tensor]:
-        """The checked tensors to continue from; :class:`llm.errors.Refused` if there are none."""
+    def training(self, kept: Kept | None = None) -> dict[str, Tensor]:
+        """The checked tensors to continue from; :class:`llm.errors.Refused` if there are none.
+
+        ``kept``: what an optimizer of the user's own keeps; None: what those of ours do.
+        """
         self.require_training()
-        return self._read(TRAINING)
+        return self._read(TRAINING, kept)
 
     def require_training(self) -> None:
         """Raise :class:`llm.errors.Refused` for one that holds weights only."""
@@ -113,10 +116,10 @@ class Checkpoint:
         require(right, f"{self.path / name} is damaged: its sha256 is not the recorded one")
         self.intact.add(name)
 
-    def _read(self, name: str) -> dict[str, Tensor]:
+    def _read(self, name: str, kept: Kept | None = None) -> dict[str, Tensor]:
         try:
             return read_tensors(
-                self.path / name, self.shapes, lambda: self._verify(name), name == TRAINING
+                self.path / name, self.shapes, lambda: self._verify(name), name == TRAINING, kept
             )
         except (OSError, safetensors.SafetensorError) as error:
             raise Refused(f"{self.path / name} cannot be read: {error}") from None

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import safetensors
+import torch
 from torch import Tensor
 
 from llm.checkpoint.shapes import Shapes
@@ -22,6 +23,12 @@ OF_OPTIMIZERS = {
     "exp_avg_scale": ("F32",), "exp_avg_sq_scale": ("F32",),
 }  # fmt: skip
 MOST_STATE = 16
+Kept = dict[str, tuple[tuple[int, ...], torch.dtype]]  # shape and type of tensors, by name
+TYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
+    torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip  # as safetensors calls them
 # States of generators, see llm/training/random_state.py: lists of at most so many numbers.
 RANDOM = {
     "random/cpu": "U8", "random/cuda": "U8", "random/mps": "U8", "random/python": "I64",
@@ -42,13 +49,15 @@ def require_size(path: Path, weights: Shapes, of_training: bool) -> None:
 
 
 def read_tensors(
-    path: Path, weights: Shapes, verify: Callable[[], None], of_training: bool
-) -> dict[str, Tensor]:
+    path: Path, weights: Shapes, verify: Callable[[], None], of_training: bool,
+    kept: Kept | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
     """The tensors of a file, after ``verify`` has compared it with its digest.
 
-    They are those of a model with ``weights`` or, with ``of_training``, of its optimizer and of
-    generators. Raises :class:`llm.errors.Refused` for any other, before it is read, and for values
-    that are no numbers; ``OSError`` or ``SafetensorError`` for a file that is none.
+    They are those of a model with ``weights`` or, with ``of_training``, of its optimizer (one of
+    ours, or one that keeps what ``kept`` says) and of generators. Raises
+    :class:`llm.errors.Refused` for any other, before it is read, and for values that are no
+    numbers; ``OSError`` or ``SafetensorError`` for a file that is none.
     """
     require_size(path, weights, of_training)
     verify()
@@ -61,7 +70,7 @@ def read_tensors(
             described = found.get_slice(name)
             shape, kind = tuple(described.get_shape()), described.get_dtype()
             if of_training:
-                _check_training(path, weights, name, shape, kind)
+                _check_training(path, weights, name, shape, kind, kept)
             else:
                 shapes = [weights[name]] if name in weights else []
                 _check(path, name, shape, kind, shapes, WEIGHTS)
@@ -75,13 +84,17 @@ def read_tensors(
 
 
 def _check_training(
-    path: Path, weights: Shapes, name: str, shape: tuple[int, ...], kind: str
+    path: Path, weights: Shapes, name: str, shape: tuple[int, ...], kind: str, kept: Kept | None
 ) -> None:
     group, _, rest = name.partition("/")
     if group == "random":
         short = len(shape) == 1 and shape[0] <= LONGEST_RANDOM
         shapes = [shape if short else (LONGEST_RANDOM,)] if name in RANDOM else []
         _check(path, name, shape, kind, shapes, (RANDOM.get(name, ""),))
+    elif kept is not None:
+        found = [kept[name]] if name in kept else []
+        kinds = tuple(TYPES.get(dtype, "") for _, dtype in found)
+        _check(path, name, shape, kind, [wanted for wanted, _ in found], kinds)
     else:
         parameter, _, key = rest.rpartition("/")
         known = group == "optimizer" and parameter in weights and key in OF_OPTIMIZERS

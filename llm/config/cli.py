@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import os
 import sys
 import time
@@ -19,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from llm.config import schema  # noqa: F401  (registers the schemas that conf/*.yaml start with)
 from llm.config.launcher import is_job_of_another_launcher, run_as_job
 from llm.config.mistakes import one_line, refuse_dashes, refuse_folders_of_hydra, unreadable_file
+from llm.config.own import refuse_typed_targets
 from llm.config.settings import saved_groups
 from llm.config.verbatim import BREAK, TYPED, quote_arguments, typed_command, unquote
 from llm.errors import Interrupted, InUse, Refused, Stop, as_stop, printable
@@ -32,6 +34,8 @@ from llm.version import version_line
 
 TRACEBACK = "HYDRA_FULL_ERROR"
 TELLS = ("--help", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version")  # and do nothing
+WITH_VALUE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
+VALUE_GIVEN = tuple(f"{flag}=" for flag in WITH_VALUE)
 WANTED = "LLM_FULL_ERROR"  # what the user had set it to; also for the jobs of a sweep
 
 
@@ -86,9 +90,10 @@ def command(main: Callable[[], Any]) -> None:
                 return print(version_line())
             _require_folder()
             refuse_dashes(sys.argv[1:])
+            refuse_typed_targets(sys.argv[1:])
             arguments = quote_arguments(sys.argv[1:])
             refuse_folders_of_hydra(arguments)
-            sys.argv[1:] = _with_saved_groups(_multirun_first(arguments))
+            sys.argv[1:] = _with_saved_groups(_flags_first(arguments))
             main()
     except Stop as stop:
         _exit(stop, stop.exit_status)
@@ -178,10 +183,20 @@ def _leave_summary(cfg: Any, refusal: Refused) -> None:
                 write_summary(folder, status=refusal.status, reason=str(refusal))
 
 
-def _multirun_first(arguments: list[str]) -> list[str]:
-    """``-m`` may stand anywhere; Hydra's parser wants all ``key=value`` on one side of it."""
-    flags = [a for a in arguments if a in ("-m", "--multirun")]
-    return [*flags, *(a for a in arguments if a not in flags)]
+def _flags_first(arguments: list[str]) -> list[str]:
+    """``-m`` and ``--config-dir DIR`` may stand anywhere; Hydra's parser wants all ``key=value`` on
+    one side of them.
+    """
+    flags, others = [], []
+    left = iter(arguments)
+    for argument in left:
+        if argument in WITH_VALUE:
+            flags += [argument, *itertools.islice(left, 1)]
+        elif argument in ("-m", "--multirun") or argument.startswith(VALUE_GIVEN):
+            flags.append(argument)
+        else:
+            others.append(argument)
+    return [*flags, *others]
 
 
 def _with_saved_groups(arguments: list[str]) -> list[str]:

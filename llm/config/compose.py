@@ -17,4 +17,5 @@ def compose_training(*overrides: str) -> TrainSettings:
     work. Like Hydra itself, not to be called while a ``@hydra.main`` function runs.
     """
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return read_settings(compose("train", overrides=list(overrides)), TrainSettings)
+        composed = compose("train", overrides=list(overrides), return_hydra_config=True)
+        return read_settings(composed, TrainSettings)

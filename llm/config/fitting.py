@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 
+from llm.config.own import Own, uses_wandb
 from llm.config.plan import apply, measured, reserve_of, setup_of, vocabulary
+from llm.config.probe import try_all
 from llm.config.run import folder_of
 from llm.config.schema import TrainSettings
 from llm.config.settings import load_plain, typed_keys
@@ -72,10 +74,11 @@ def fit_memory(
 
     None where the vocabulary is not known before the data is read; call it again then. Raises
     :class:`llm.errors.Refused` naming the largest consumer and the cheapest changes where the run
-    would not fit and ``fit`` is not off.
+    would not fit and ``fit`` is not off, and for what is the user's own and does not work.
     """
     if known is not None:
         return settings, known
+    try_all([settings])
     options, typed, folder = settings.memory, settings, _begun(settings)
     if folder is not None:
         settings = _as_begun(settings, folder)
@@ -83,7 +86,7 @@ def fit_memory(
         return settings, None
     held = held_before(device)
     with status(f"measuring what is taken on {device.type} without the run"):
-        found = measured(device.type, held, settings.logger.mode != "disabled")
+        found = measured(device.type, held, uses_wandb(settings.logger))
     reserve = _reserve(options, found)
     budget = min(options.budget, total_memory(device) or options.budget)
     if options.matters:
@@ -191,6 +194,8 @@ def _as_begun(settings: TrainSettings, folder: Path) -> TrainSettings:
     begun: Plain = load_plain(folder)
     typed = typed_keys()
     for section, key, kind in LEVERS:
+        if isinstance(getattr(settings, section), Own):
+            continue
         found = (begun.get(section) or {}).get(key)
         if found is None or f"{section}.{key}" in typed:
             continue

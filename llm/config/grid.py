@@ -16,7 +16,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, ValueType
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from llm.config.mistakes import one_line
@@ -117,14 +117,13 @@ class Grid(Generic[S]):
         return family.settings
 
     def compose(self, overrides: dict[str, Override]) -> DictConfig:
-        """What Hydra makes of one combination, without its own settings."""
+        """What Hydra makes of one combination."""
         typed = [str(override.input_line) for override in overrides.values()]
         config = self.loader.load_sweep_config(self.composed, typed)
         # What an option says of the sweep comes too late here: the grid has been expanded.
         same = config.hydra.sweeper == self.composed.hydra.sweeper
         groups = " or ".join(f"{key}=" for key in self.groups)
         require(same, f"{groups} says what to sweep over, so it cannot vary: run one after another")
-        config = without_hydra(config)
         require(not config.get("resume"), "resume= continues one run, so it cannot be swept over")
         return config
 
@@ -205,10 +204,3 @@ def choices(override: Override) -> list[Override]:
 
 def _is_reference(value: object) -> bool:
     return isinstance(value, str) and "${" in value
-
-
-def without_hydra(config: DictConfig) -> DictConfig:
-    """``config`` less Hydra's own settings, which are removed from it."""
-    with open_dict(config):
-        del config["hydra"]
-    return config

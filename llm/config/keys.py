@@ -5,8 +5,9 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from llm.config.own import GROUPS
 from llm.config.schema import SETTINGS
 from llm.errors import did_you_mean
 
@@ -37,8 +38,9 @@ ELSEWHERE = {
 def keys_of(section: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The dotted keys of a class of settings, and their types."""
     for field in fields(section):
-        if isinstance(field.type, type) and is_dataclass(field.type):
-            yield from keys_of(field.type, f"{prefix}{field.name}.")
+        kind = next(iter(get_args(field.type)), field.type)  # ours, or one of the user's own
+        if isinstance(kind, type) and is_dataclass(kind):
+            yield from keys_of(kind, f"{prefix}{field.name}.")
         elif not field.name.startswith("_"):
             yield prefix + field.name, field.type
 
@@ -55,7 +57,8 @@ def keys_here() -> dict[str, Any]:
 def is_key(key: str) -> bool:
     """Whether ``key`` is one of this command's, or the name of a section or group."""
     sections = {known.partition(".")[0] for known in keys_here()} | {"experiment", "sweep"}
-    return key in keys_here() or key in sections or key.startswith("hydra")
+    own = key.startswith(tuple(f"{group}." for group in GROUPS))  # whose options may have any keys
+    return key in keys_here() or key in sections or own or key.startswith("hydra")
 
 
 def meant(key: str, siblings: Iterable[str] = ()) -> str:
@@ -64,6 +67,8 @@ def meant(key: str, siblings: Iterable[str] = ()) -> str:
     ``siblings`` are the keys there are where it was looked for.
     """
     word, known = key.rpartition(".")[2], keys_here()
+    if key in known:
+        return f"; +{key}=... hands it to a class of your own"
     same = [name for name in known if name.rpartition(".")[2] == word]
     other = ELSEWHERE.get(word)
     if other and (other in known or f"{other}.name" in known):

@@ -99,6 +99,7 @@ def _missing_option(error: MissingConfigException) -> str:
         return (
             f"{group}={option} is unknown: take one of {', '.join(error.options)}"
             + did_you_mean(option, error.options)
+            + "; a run with an option of your own needs its --config-dir" * _resumes()
         )
     place = _file_of(error) or "a defaults list"
     own = group.rpartition("/")[2]
@@ -106,6 +107,10 @@ def _missing_option(error: MissingConfigException) -> str:
         f"{place} asks for {group}/{option}, which does not exist: another option of a group is "
         f"chosen by the line '- override /{own}: {option}' in its defaults"
     )
+
+
+def _resumes() -> bool:
+    return any(word.startswith("resume=") for word in sys.argv[1:])
 
 
 def _unreadable_override(error: OverrideParseException) -> str:

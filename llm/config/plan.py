@@ -8,7 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from llm.config.schema import TrainSettings
+from llm.config.own import Own, state_bits
+from llm.config.probe import kept_by
+from llm.config.schema import Optimizer, TrainSettings
 from llm.config.settings import resolve
 from llm.data.config import DataConfig
 from llm.data.meta import read_meta
@@ -48,11 +50,12 @@ def setup_of(settings: TrainSettings, device: str) -> Setup:
     if precision == "auto":
         precision = "bf16" if cuda else "fp32"  # as a GPU since 2020 will have it
     resolved = resolve(settings, size, precision)
-    trainer = resolved.trainer
+    trainer, own = resolved.trainer, resolved.optimizer
     return Setup(
         model=resolved.model,
-        optimizer=resolved.optimizer.name,
-        state_bits=resolved.optimizer.state_bits,
+        optimizer=own.option if isinstance(own, Own) else own.name,
+        kept=kept_by(own, resolved.model, cuda),
+        state_bits=state_bits(own),
         precision=precision,
         batch_size=trainer.batch_size,
         micro_batch=trainer.micro_batch,
@@ -70,10 +73,13 @@ def setup_of(settings: TrainSettings, device: str) -> Setup:
 def apply(settings: TrainSettings, fitted: Fitted) -> TrainSettings:
     """``settings`` with what was changed so that the run fits."""
     setup = fitted.setup
+    optimizer = settings.optimizer
+    if isinstance(optimizer, Optimizer):
+        optimizer = replace(optimizer, state_bits=setup.state_bits)
     return replace(
         settings,
         model=replace(settings.model, loss=setup.model.loss),
-        optimizer=replace(settings.optimizer, state_bits=setup.state_bits),
+        optimizer=optimizer,
         trainer=replace(
             settings.trainer,
             micro_batch_size=setup.micro_batch,

@@ -9,7 +9,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from llm.config.grid import Grid, Point, without_hydra
+from llm.config.grid import Grid, Point
 from llm.config.schema import PlanSettings
 from llm.config.settings import read_settings
 
@@ -53,5 +53,5 @@ class Planner(Sweeper):
         grid.expand(self.params, arguments)
         if grid.is_single:
             HydraConfig.instance().set_config(self.composed)  # resume= asks what was typed
-            return [Point(read_settings(without_hydra(self.composed), PlanSettings), {})]
+            return [Point(read_settings(self.composed, PlanSettings), {})]
         return list(grid.points())

@@ -6,6 +6,7 @@ from dataclasses import replace
 from llm.config.differences import refuse_plan_of_another_run
 from llm.config.grid import Point, label
 from llm.config.plan import limits_of, planned_device, setup_of, vocabulary
+from llm.config.probe import ask_ahead
 from llm.config.schema import PlanSettings
 from llm.errors import Refused
 from llm.experiment.plan import Largest, Plan
@@ -19,6 +20,7 @@ def plan_all(points: Sequence[Point[PlanSettings]]) -> list[Plan]:
 
     Where a key varies without any effect on memory, as a seed does, only its first value is kept.
     """
+    ask_ahead([(one.settings, planned_device(one.settings.trainer.device)) for one in points])
     setups, limits = [], []
     for point in points:
         device = point.settings.trainer.device

@@ -12,10 +12,11 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 
 from llm.config.build import NOT_BUILT
+from llm.config.finetune import FinetuneSection
+from llm.config.own import Own, check_targets, state_bits, with_any_keys
 from llm.data.config import DataConfig
 from llm.disk import check_name, check_path
 from llm.errors import require
-from llm.memory.lora import TARGETS, LoRA
 from llm.memory.options import EIGHT_BIT_NEEDS, MemoryOptions, has_eight_bit
 from llm.model.config import GPTConfig
 from llm.sampling.options import SamplingOptions
@@ -169,12 +170,12 @@ class TrainSettings:
 
     model: Model = field(default_factory=Model)
     data: DataConfig = field(default_factory=DataConfig)
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    schedule: ScheduleSection = field(default_factory=ScheduleSection)
+    optimizer: Optimizer | Own = field(default_factory=Optimizer)
+    schedule: ScheduleSection | Own = field(default_factory=ScheduleSection)
     precision: PrecisionSection = field(default_factory=PrecisionSection)
     trainer: Trainer = field(default_factory=Trainer)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
-    logger: LoggerSection = field(default_factory=LoggerSection)
+    logger: LoggerSection | Own = field(default_factory=LoggerSection)
     run: RunSection = field(default_factory=RunSection)
     seed: int = 1337
     init_from: str | None = None
@@ -190,6 +191,7 @@ class TrainSettings:
             self.data, self.optimizer, self.trainer, self.memory, self.logger, self.run,
         ):  # fmt: skip
             section.check()
+        check_targets(self)
         self.check_installed()
         self.model.resolve(self.data.declared_vocab_size())
         known = ("auto", "fp32", "bf16", "fp16", "bf16_weights")
@@ -197,7 +199,8 @@ class TrainSettings:
             self.precision.name in known,
             f"precision.name={self.precision.name}: take one of {', '.join(known)}",
         )
-        self.schedule.check(self.trainer.max_steps)
+        if isinstance(self.schedule, ScheduleSection):
+            self.schedule.check(self.trainer.max_steps)
         require(0 <= self.seed < 2**63, f"seed={self.seed} must be between 0 and 2^63")
         data, model = self.data.declared_vocab_size(), self.model.vocab_size
         require(
@@ -207,7 +210,7 @@ class TrainSettings:
 
     def check_installed(self) -> None:
         """Raise :class:`llm.errors.Refused` naming a library that is asked for and not there."""
-        needed = self.optimizer.state_bits == 8 and not self.verify
+        needed = state_bits(self.optimizer) == 8 and not self.verify
         require(not needed or has_eight_bit(), EIGHT_BIT_NEEDS)
 
 
@@ -228,27 +231,6 @@ class PlanMemory(MemoryOptions):
             largest is None or largest in SIZES,
             f"memory.largest={largest} is no size: take one of {known}",
         )
-
-
-@dataclass
-class FinetuneSection:
-    """``finetune``, which so far can only be planned."""
-
-    rank: int | None = None
-    targets: Any = field(default_factory=lambda: [*TARGETS])  # a name or a list of them
-
-    @property
-    def lora(self) -> LoRA | None:
-        """What is trained instead of the network's own weights; None: these are."""
-        return None if self.rank is None else self._with_rank(self.rank)
-
-    def check(self) -> None:
-        """Raise :class:`llm.errors.Refused` naming the first value that makes no sense."""
-        self._with_rank(1 if self.rank is None else self.rank).check()
-
-    def _with_rank(self, rank: int) -> LoRA:
-        names = self.targets if isinstance(self.targets, list) else [self.targets]
-        return LoRA(rank, tuple(map(str, names)))
 
 
 @dataclass
@@ -336,8 +318,12 @@ SETTINGS = {
 
 # Each primary config starts with its schema: see conf/train.yaml.
 for _command, _schema in SETTINGS.items():
-    ConfigStore.instance().store(name=f"{_command}_schema", node=_schema)
-ConfigStore.instance().store(name="muon_schema", node=MuonOptimizer)
+    ConfigStore.instance().store(name=f"{_command}_schema", node=with_any_keys(_schema))
+for _option, _schema in (
+    ("adamw", Optimizer), ("muon", MuonOptimizer), ("schedule", ScheduleSection),
+    ("logger", LoggerSection),
+):  # fmt: skip
+    ConfigStore.instance().store(name=f"{_option}_schema", node=_schema)
 # Hydra copies its whole store for every group that --help and completion list, which takes them a
 # second. Nobody changes what is in it after this line, so the copies may be the store itself.
 ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]  # Hydra has none

@@ -4,18 +4,27 @@ import copy
 import hashlib
 import json
 import os
+import re
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TypeVar, cast
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from llm.config.keys import meant
+from llm.config.own import GROUPS, OPTION, own_section, use_folders
 from llm.config.plain_yaml import read_yaml
-from llm.config.schema import Model, PlanSettings, PrepareSettings, SampleSettings, TrainSettings
+from llm.config.schema import (
+    Model,
+    PlanSettings,
+    PrepareSettings,
+    SampleSettings,
+    ScheduleSection,
+    TrainSettings,
+)
 from llm.config.verbatim import (
     BREAK,
     KEYS,
@@ -49,7 +58,7 @@ IDENTITY = {
     ),
 }
 LATER = {"optimizer": {"state_bits": 32}}  # keys of such groups that came after the first runs
-NAMED_GROUPS = ("optimizer", "schedule")  # their file also decides which class is built
+NAME_OF_OPTION = r"\w[\w.-]*(/\w[\w.-]*)*"
 CHECKPOINTS = "checkpoints"  # the folder of a run's checkpoints
 OF_THIS_START = ("resume", "verify")  # typed for one start of a run, no settings of it
 
@@ -57,19 +66,41 @@ OF_THIS_START = ("resume", "verify")  # typed for one start of a run, no setting
 def read_settings(cfg: DictConfig, kind: type[Settings]) -> Settings:
     """The typed and checked settings of a composed configuration.
 
-    With ``resume=FOLDER`` they are the folder's, under what was typed.
+    With ``resume=FOLDER`` they are the folder's, under what was typed. ``cfg`` may still have
+    Hydra's own section, which is removed: it tells which options were chosen.
     """
+    of_hydra = _taken_hydra(cfg)
     for key, value in leaves(OmegaConf.to_container(cfg, resolve=False)):
         refuse_calls(key, value)
     if issubclass(kind, TrainSettings) and cfg.get("resume"):
-        cfg = _resumed(cfg)
+        cfg = _resumed(cfg, of_hydra)
     _refuse_additions(cfg, kind)
-    settings = cast(Settings, OmegaConf.to_object(cfg))
+    made = cast(dict[str, object], vars(OmegaConf.to_object(cfg)))
+    for group in GROUPS:
+        section = made.get(group)
+        if isinstance(section, dict):
+            assert of_hydra is not None, "a composed configuration with hydra's section"
+            made[group] = own_section(group, of_hydra.runtime.choices[group], section)
+        else:
+            require(group not in made or section, f"{group} is null: take one of its options")
+    if of_hydra is not None:
+        use_folders(of_hydra)
+    settings = kind(**made)  # type: ignore[arg-type]  # as composed
     unguard_all(settings)
     if isinstance(settings, TrainSettings):
         settings.model.settle()
     settings.check()
     return settings
+
+
+def _taken_hydra(cfg: DictConfig) -> DictConfig | None:
+    """What Hydra says of itself, taken out of ``cfg`` or, in a run, from where it keeps it."""
+    if "hydra" in cfg:
+        of_hydra = cast(DictConfig, cfg.hydra)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        return of_hydra
+    return cast(DictConfig, HydraConfig.get()) if HydraConfig.initialized() else None
 
 
 def _refuse_additions(cfg: DictConfig, kind: type, prefix: str = "") -> None:
@@ -80,8 +111,8 @@ def _refuse_additions(cfg: DictConfig, kind: type, prefix: str = "") -> None:
             key in known,
             f"{prefix}{key} is unknown: no key is called so{meant(prefix + key, known)}",
         )
-        if is_dataclass(known[key]):
-            section = cast(type, OmegaConf.get_type(cfg, key))  # a group's own, e.g. Muon's
+        section = cast(type, OmegaConf.get_type(cfg, key))  # a group's own, e.g. Muon's
+        if is_dataclass(section):
             _refuse_additions(cfg[key], section, f"{prefix}{key}.")
 
 
@@ -91,7 +122,10 @@ def resolve(settings: TrainSettings, vocab_size: int, precision: str) -> TrainSe
     ``vocab_size`` is the tokenizer's; BPE's is padded to a multiple of 64, since matrix products
     are faster for it (nanoGPT, commit 77e7e04).
     """
-    tokens, warmup = vocab_size, settings.schedule.warmup(settings.trainer.max_steps)
+    tokens, schedule = vocab_size, settings.schedule
+    if isinstance(schedule, ScheduleSection):
+        warmup = schedule.warmup(settings.trainer.max_steps)
+        schedule = replace(schedule, warmup_steps=warmup)
     if settings.data.tokenizer == "gpt2":
         vocab_size = -(-vocab_size // 64) * 64
     shape = settings.model.resolve(vocab_size)
@@ -101,7 +135,7 @@ def resolve(settings: TrainSettings, vocab_size: int, precision: str) -> TrainSe
         precision=replace(settings.precision, name=precision),
         trainer=replace(settings.trainer, micro_batch_size=settings.trainer.micro_batch),
         data=replace(settings.data, vocab_size=tokens),
-        schedule=replace(settings.schedule, warmup_steps=warmup),
+        schedule=schedule,
     )
 
 
@@ -192,13 +226,29 @@ def config_digest(plain: Plain, data_digest: str) -> str:
 def saved_groups(folder: Path) -> list[str]:
     """``optimizer=adamw schedule=cosine``: what to compose with before the folder's values."""
     plain = load_plain(folder)
-    names = {group: (plain.get(group) or {}).get("name") for group in NAMED_GROUPS}
+    names = {group: _saved_option(plain, group) for group in GROUPS}
     for group, name in names.items():
-        plain_name = isinstance(name, str) and name.replace("_", "").isalnum()
+        known = group == "logger" and name is None
         require(
-            plain_name, f"{folder}/config.yaml: {group}.name={name!r} is not the name of an option"
+            known or (isinstance(name, str) and re.fullmatch(NAME_OF_OPTION, name)),
+            f"{folder}/config.yaml: {group}.name={name!r} is not the name of an option",
         )
-    return [f"{group}={name}" for group, name in names.items()]
+    return [f"{group}={name}" for group, name in names.items() if name is not None]
+
+
+def _saved_option(plain: Plain, group: str) -> object:
+    """The option of ``config.yaml``; None for a logger of ours, whose keys say all there is."""
+    section = plain.get(group)
+    if not isinstance(section, dict):
+        return None
+    return section.get(OPTION, None if group == "logger" else section.get("name"))
+
+
+def _chosen_option(cfg: DictConfig, of_hydra: DictConfig | None, group: str) -> object:
+    """The same of a composed configuration."""
+    if is_dataclass(OmegaConf.get_type(cfg, group)):  # it begins with a schema of ours
+        return None if group == "logger" else cfg[group].name
+    return of_hydra and of_hydra.runtime.choices[group]
 
 
 def typed_keys() -> set[str]:
@@ -208,16 +258,24 @@ def typed_keys() -> set[str]:
     return {str(o).partition("=")[0].lstrip("+~") for o in HydraConfig.get().overrides.task}
 
 
-def _resumed(composed: DictConfig) -> DictConfig:
+def _resumed(composed: DictConfig, of_hydra: DictConfig | None) -> DictConfig:
     """The settings of ``resume``'s folder, under what was typed on the command line."""
     folder = Path(str(composed.resume).replace(BREAK, ""))
     cfg, saved = copy.deepcopy(composed), load_plain(folder)
-    was, typed = (saved.get("optimizer") or {}).get("name"), composed.optimizer.name
+    before = {group: _saved_option(saved, group) for group in GROUPS}
+    now = {group: _chosen_option(composed, of_hydra, group) for group in GROUPS}
+    was, typed = before["optimizer"], now["optimizer"]
     require(
         was == typed,
         f"{folder} was trained with optimizer={was}, whose state optimizer={typed} cannot use: "
         f"start from its weights by init_from={folder}",
     )
+    for group in GROUPS:
+        if before[group] != now[group]:
+            saved.pop(group, None)  # another one's keys
+        elif now[group] is not None and not is_dataclass(OmegaConf.get_type(cfg, group)):
+            saved[group].pop(OPTION)
+            OmegaConf.set_struct(cfg[group], False)  # keys that were added by +key=value
     for key in OF_THIS_START:
         saved.pop(key, None)
     # It may delete a folder, whose name is in the file as well: only who types it knows which.
@@ -226,16 +284,13 @@ def _resumed(composed: DictConfig) -> DictConfig:
         cfg = cast(DictConfig, OmegaConf.merge(cfg, guard_all(saved)))
     except OmegaConfBaseException as error:
         raise Refused(f"{folder}/config.yaml: {str(error).splitlines()[0]}") from None
-    groups = {argument.partition("=")[0] for argument in saved_groups(folder)}
     for override in HydraConfig.get().overrides.task:
         key = str(override).partition("=")[0].lstrip("+~")
         require(
             key not in ("experiment", "sweep", "run.name", "run.dir"),
             f"{key}= has no place beside resume=",
         )
-        if key not in groups or OmegaConf.select(cfg, f"{key}.name") != OmegaConf.select(
-            composed, f"{key}.name"
-        ):
+        if before.get(key) is None or before[key] != now[key]:
             OmegaConf.update(cfg, key, OmegaConf.select(composed, key), merge=False)
     if cfg.trainer.eval_only:  # looks at the best weights of the folder and leaves it as it is
         cfg.init_from, cfg.resume = guard(str(folder)), None

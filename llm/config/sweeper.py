@@ -30,6 +30,7 @@ from llm.config.launcher import (
     is_housekeeping,
     placed,
 )
+from llm.config.probe import try_all
 from llm.config.schema import TrainSettings
 from llm.config.settings import identity, to_plain
 from llm.config.verbatim import as_typed
@@ -104,6 +105,7 @@ class Grid(Sweeper):
             alone = f"run.name={run.name} names one run, so none was started: take run.sweep="
             require(not run.name, alone)
             require(run.sweep == points[0].settings.run.sweep, "run.sweep= names all jobs at once")
+        try_all([point.settings for point in points])
         first: dict[str, Point[TrainSettings]] = {}
         for point in points:
             first.setdefault(repr(point.settings), point)

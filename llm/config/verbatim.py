@@ -143,20 +143,23 @@ def guard_all(value: Any) -> Any:
     return guard(value) if isinstance(value, str) else value
 
 
+def unguarded(value: Any) -> Any:
+    """Undo :func:`guard_all`."""
+    if isinstance(value, dict):
+        return {key: unguarded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [unguarded(item) for item in value]
+    return value.replace(BREAK, "") if isinstance(value, str) else value
+
+
 def unguard_all(settings: Any) -> None:
-    """Undo :func:`guard` in every field of nested dataclasses, in place."""
+    """:func:`unguarded` for every field of nested dataclasses, in place."""
     for field in fields(settings):
         value = getattr(settings, field.name)
         if is_dataclass(value):
             unguard_all(value)
-        elif isinstance(value, str):
-            setattr(settings, field.name, value.replace(BREAK, ""))
-        elif isinstance(value, list):
-            setattr(
-                settings,
-                field.name,
-                [v.replace(BREAK, "") if isinstance(v, str) else v for v in value],
-            )
+        else:
+            setattr(settings, field.name, unguarded(value))
 
 
 def unquote(value: str) -> str:

@@ -44,14 +44,70 @@ class LoggerOptions(Protocol):
     notes: str | None
 
 
+class Service(Protocol):
+    """Where rows and samples go besides the run's own files: W&B, or a class of the user's own."""
+
+    name: str
+
+    def log(self, row: Row) -> None: ...
+    def sample(self, step: int, prompt: str, text: str, scores: dict[str, float]) -> None: ...
+    def close(self, exit_code: int) -> None: ...
+
+
+class Wandb:
+    """A run in W&B."""
+
+    name = "W&B"
+
+    def __init__(self, run: Any) -> None:
+        self.run = run
+
+    def log(self, row: Row) -> None:
+        """All numbers that there are."""
+        known = {key: value for key, value in row.items() if value is not None and key != "step"}
+        self.run.log(known, step=row["step"])
+
+    def sample(self, step: int, prompt: str, text: str, scores: dict[str, float]) -> None:
+        """The text; its scores are in the row."""
+        import wandb
+
+        # Html is a plain media file; a Table would make an artifact with every sample.
+        self.run.log({"sample": wandb.Html(f"<pre>{html.escape(prompt + text)}</pre>")}, step=step)
+
+    def close(self, exit_code: int) -> None:
+        """End the run, so that the next one of this process does not merge into it."""
+        self.run.finish(exit_code=exit_code)
+
+
+class OwnLogger:
+    """A logger of the user's own, of whose methods only ``log`` has to be there."""
+
+    def __init__(self, inner: Any) -> None:
+        self.name, self.inner = f"the logger {type(inner).__name__}", inner
+
+    def log(self, row: Row) -> None:
+        """A copy of the row, whatever is done with it."""
+        self.inner.log(dict(row))
+
+    def sample(self, step: int, prompt: str, text: str, scores: dict[str, float]) -> None:
+        """If it takes samples."""
+        if hasattr(self.inner, "sample"):
+            self.inner.sample(step, prompt, text, dict(scores))
+
+    def close(self, exit_code: int) -> None:
+        """If it can be closed."""
+        if hasattr(self.inner, "close"):
+            self.inner.close(exit_code)
+
+
 class RunLogger:
-    """Hands every row and sample to the files, to W&B and to the screen."""
+    """Hands every row and sample to the files, to a service if there is one, and to the screen."""
 
     def __init__(
-        self, folder: Path, screen: TrainingScreen, start_wandb: Callable[[], Any], run_id: str
+        self, folder: Path, screen: TrainingScreen, start: Callable[[], Service | None], run_id: str
     ) -> None:
         self.folder, self.screen, self.run_id = folder, screen, run_id
-        self.start_wandb, self.wandb_run = start_wandb, start_wandb()
+        self.start, self.service = start, start()
         self.synced = True  # whether all rows are on the disk
 
     def tick(self, step: int) -> None:
@@ -64,9 +120,7 @@ class RunLogger:
         # Opened for each row: a file that stays open takes rows after its folder was deleted.
         with self._written(METRICS), (self.folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        if self.wandb_run is not None:
-            known = {key: v for key, v in row.items() if v is not None and key != "step"}
-            self._to_wandb(lambda run: run.log(known, step=row["step"]))
+        self._to_service(lambda service: service.log(row))
         self.screen.log(row)
 
     def sample(self, step: int, prompt: str, text: str, scores: dict[str, float]) -> None:
@@ -74,12 +128,7 @@ class RunLogger:
         record = {"step": step, "prompt": prompt, "text": text} | scores
         with self._written(SAMPLES), (self.folder / SAMPLES).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        if self.wandb_run is not None:
-            import wandb
-
-            # Html is a plain media file; a Table would make an artifact with every sample.
-            shown = wandb.Html(f"<pre>{html.escape(prompt + text)}</pre>")
-            self._to_wandb(lambda run: run.log({"sample": shown}, step=step))
+        self._to_service(lambda service: service.sample(step, prompt, text, scores))
         self.screen.sample(step, text)
 
     @contextlib.contextmanager
@@ -108,15 +157,15 @@ class RunLogger:
             self.synced = True
 
     def rewind(self, step: int) -> None:
-        """Forget the rows after ``step``, where the run goes on from; W&B gets a new segment."""
+        """Forget the rows after ``step``, where the run goes on from; a service is begun anew."""
         self.close(exit_code=0)
         with self._written(METRICS):
             cut_metrics(self.folder, step)
-        self.wandb_run = self.start_wandb()
+        self.service = self.start()
 
     def close(self, exit_code: int) -> None:
-        """End the W&B run, so that the next one of this process does not merge into it."""
-        self._to_wandb(lambda run: run.finish(exit_code=exit_code))
+        """End what was started."""
+        self._to_service(lambda service: service.close(exit_code))
 
     @contextlib.contextmanager
     def _written(self, name: str) -> Iterator[None]:
@@ -125,14 +174,16 @@ class RunLogger:
         except OSError as error:
             raise could_not_write(self.folder / name, error) from error
 
-    def _to_wandb(self, call: Callable[[Any], object]) -> None:
-        """Whatever goes wrong in W&B is a warning: the run and its own files are worth more."""
+    def _to_service(self, call: Callable[[Service], object]) -> None:
+        """Whatever goes wrong there is a warning: the run and its own files are worth more."""
+        service = self.service
         try:
-            if self.wandb_run is not None:
-                call(self.wandb_run)
+            if service is not None:
+                call(service)
         except Exception as error:
-            self.wandb_run = None
-            warn(f"W&B failed, so this run is logged to {METRICS} only: {_first_line(error)}")
+            self.service = None
+            name = getattr(service, "name", "the logger")
+            warn(f"{name} failed, so this run is logged to {METRICS} only: {_first_line(error)}")
 
 
 def new_run_id() -> str:
@@ -144,19 +195,25 @@ def new_run_id() -> str:
 
 @contextlib.contextmanager
 def open_logger(
-    run: RunLike, options: LoggerOptions, config: dict[str, Any], max_steps: int, sweep: Path | None
-) -> Iterator[RunLogger]:
+    run: RunLike, options: Any, config: dict[str, Any], max_steps: int, sweep: Path | None,
+    own: Callable[..., Any] | None = None,
+) -> Iterator[RunLogger]:  # fmt: skip
     """The logger of a run, closed whatever happens; a continued run keeps its W&B id.
 
     ``config`` is shown in W&B; ``sweep`` is the folder of the sweep that the run is a job of.
+    ``own`` makes a logger of the user's own, in place of W&B and its ``options``.
     """
     state = run.checkpoint.state if run.checkpoint else {}
     run_id = read_run_id(state.get("run_id")) if run.checkpoint else new_run_id()
     screen = TrainingScreen(max_steps, run.checkpoint.step if run.checkpoint else 0)
-    logger = RunLogger(
-        run.folder, screen,
-        lambda: start_wandb(run.folder, run_id, config, options, sweep), run_id,
-    )  # fmt: skip
+
+    def start() -> Service | None:
+        if own is not None:
+            return _start_own(partial(own, folder=run.folder, config=config, run_id=run_id))
+        found = start_wandb(run.folder, run_id, config, options, sweep)
+        return None if found is None else Wandb(found)
+
+    logger = RunLogger(run.folder, screen, start, run_id)
     exit_code = 1
     try:
         yield logger
@@ -169,6 +226,15 @@ def open_logger(
         raise
     finally:
         logger.close(exit_code)
+
+
+def _start_own(make: Callable[[], Any]) -> OwnLogger | None:
+    try:
+        return OwnLogger(make())
+    except Exception as error:
+        what = f"the logger cannot be used, so this run is logged to {METRICS} only"
+        warn(f"{what}: {type(error).__name__}: {_first_line(error)}")
+        return None
 
 
 def start_wandb(

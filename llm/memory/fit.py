@@ -81,7 +81,8 @@ def _keys(fitted: Fitted) -> set[str]:
 
 
 def _bits(setup: Setup) -> list[int]:
-    return sorted({setup.state_bits, 8}, reverse=True)
+    own = setup.kept is not None  # which keeps what it keeps
+    return [setup.state_bits] if own else sorted({setup.state_bits, 8}, reverse=True)
 
 
 def levers(setup: Setup) -> Iterator[Setup]:
@@ -91,7 +92,7 @@ def levers(setup: Setup) -> Iterator[Setup]:
     given = CHECKPOINTED[setup.activation_checkpointing]
     stronger = [name for name, cost in CHECKPOINTED.items() if cost >= given]
     losses = [setup.model.loss] if _is_chunked(setup) else [setup.model.loss, "chunked"]
-    whole = setup.micro_batch == setup.batch_size and not setup.compile
+    whole = setup.micro_batch == setup.batch_size and not setup.compile and setup.kept is None
     backward = sorted({setup.step_in_backward, whole})
     for loss, checkpointing, in_backward in product(losses, stronger, backward):
         yield replace(

@@ -9,10 +9,11 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from llm.checkpoint.shapes import Shapes, weight_shapes
+from llm.memory.kept import Kept
 from llm.memory.lora import LoRA
 from llm.memory.network import Network
 from llm.memory.tape import Leaf, Meter, Tape
-from llm.memory.updates import COPIED, state_bytes, step_bytes
+from llm.memory.updates import COPIED, Weight, state_bytes, step_bytes
 from llm.model.config import GPTConfig
 
 Lines = dict[str, int]  # what takes how many bytes
@@ -35,7 +36,8 @@ class Setup:
     """Everything that the memory of a run depends on."""
 
     model: GPTConfig  # resolved
-    optimizer: str = "adamw"  # or muon
+    optimizer: str = "adamw"  # or muon, or one of the user's own
+    kept: Kept | None = None  # what one of the user's own was measured to keep
     state_bits: int = 32  # of AdamW's running means
     precision: str = "fp32"  # fp32 | bf16 | fp16 | bf16_weights
     batch_size: int = 8  # sequences per optimizer step
@@ -150,8 +152,25 @@ def training_step(setup: Setup) -> dict[str, Lines]:
     if "update" in found:  # not linear in layers: Muon takes some at a time
         of_a_layer = replace(setup, model=replace(setup.model, n_layer=1))
         weights = [(name, shape, setup.width) for name, shape in _trained(of_a_layer).items()]
-        found["update"]["temporaries"] = step_bytes(setup.optimizer, weights, layers)
+        found["update"]["temporaries"] = _step_bytes(setup, weights, layers)
     return found
+
+
+def _state_bytes(setup: Setup, weight: Weight) -> int:
+    """Bytes kept from step to step for one weight."""
+    if setup.kept is None:
+        return state_bytes(setup.optimizer, setup.state_bits, weight)
+    name, shape, _ = weight
+    return setup.kept.bytes(name, shape)
+
+
+def _step_bytes(setup: Setup, weights: list[Weight], layers: int = 1) -> int:
+    """Temporaries at the peak of updating ``weights``, those of a layer ``layers`` times."""
+    if setup.kept is None:
+        return step_bytes(setup.optimizer, weights, layers)
+    sizes = [(name, math.prod(shape)) for name, shape, _ in weights]
+    total = sum(n * (layers if name.startswith("blocks.") else 1) for name, n in sizes)
+    return setup.kept.step_bytes(max(n for _, n in sizes), total)
 
 
 # The points of a grid share most of their answers.
@@ -174,16 +193,15 @@ def _simulated(setup: Setup, accumulates: bool, period: int) -> dict[str, Counte
     meter.phase = "start"
     network = _network(tape, setup, setup.micro_batch)
     leaves = list(network.trained.values())
-    optimizer, bits = setup.optimizer, setup.state_bits
     weights = [(leaf.name, leaf.shape, leaf.width) for leaf in leaves]
-    held = [tape.new(state_bytes(optimizer, bits, one), "optimizer state") for one in weights]
+    held = [tape.new(_state_bytes(setup, one), "optimizer state") for one in weights]
     if accumulates:
         for leaf in leaves:
             leaf.gradient = tape.new(leaf.numbers * leaf.width, "gradients")
 
     def update(leaf: Leaf) -> None:
         one = (leaf.name, leaf.shape, leaf.width)
-        tape.temporary(step_bytes(optimizer, [one]))
+        tape.temporary(_step_bytes(setup, [one]))
         leaf.gradient = None
 
     def measure(leaf: Leaf) -> None:
@@ -197,7 +215,7 @@ def _simulated(setup: Setup, accumulates: bool, period: int) -> dict[str, Counte
     else:
         tape.backward(loss, lambda leaf: None, "backward")
         meter.phase = "update"
-        tape.temporary(step_bytes(optimizer, weights))
+        tape.temporary(_step_bytes(setup, weights))
     del held
     return _ends(meter, setup.model.n_layer, period)
 

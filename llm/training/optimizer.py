@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw as adamw_step
 
+from llm.errors import require
 from llm.training.eight_bit import SMALLEST, EightBit
 from llm.training.muon import muon_step, split
 from llm.training.rounding import in_float32, portions
@@ -23,6 +24,8 @@ class Optimizer:
     float32, or bfloat16 that is updated as :mod:`llm.training.rounding` says. With ``state_bits``
     of 8, AdamW keeps its running means as :mod:`llm.training.eight_bit` does.
     """
+
+    is_own = False  # a class of the user's: llm.training.adapted
 
     def __init__(self, groups: list[dict[str, Any]], state_bits: int = 32) -> None:
         self.param_groups = groups  # as a GradScaler knows them
@@ -93,6 +96,24 @@ class Optimizer:
                 zero = torch.tensor(0.0, dtype=dtype, device=device)
                 state[name] = zero.new_zeros(shape) if shape else zero
         return state
+
+    def accepts(self, found: list[Layout]) -> bool:
+        """Whether states of such shapes and types, in the order of ``group_of``, are its own."""
+        return found == [self.layout(parameter) for parameter in self.group_of]
+
+    def tensors_of(self) -> Layout | None:
+        """Shape and type of all tensors that a checkpoint may hold of it, by their names there;
+        None: as all of ours.
+        """
+        return None
+
+    def changed_values(self) -> list[dict[str, Any]]:
+        """Values of ``param_groups`` that a checkpoint has to hold: ours follow from the step."""
+        return []
+
+    def restore_values(self, plain: Any) -> None:
+        """Undo :meth:`changed_values`; :class:`llm.errors.Refused` if these are others."""
+        require(not plain, "the checkpoint holds values of another optimizer")
 
     def restore(self, states: Iterable[dict[str, Tensor]]) -> None:
         """Go on from what was kept, told in the order of ``group_of``."""

@@ -27,6 +27,7 @@ def plain_state(trainer: "Trainer") -> dict[str, Any]:
         "guard": trainer.guard.to_plain(),
         "scaler": trainer.precision.scaler.state_dict(),
         "warmup_steps": trainer.schedule.warmup(trainer.options.max_steps),
+        "groups": trainer.optimizer.changed_values(),
         "run_id": trainer.logger.run_id,
         "environment": environment(trainer.device),
     }
@@ -44,7 +45,9 @@ def resume(trainer: "Trainer", checkpoint: Checkpoint) -> None:
     trainer.guard.restore(state.get("guard"))
     restore_scaler(trainer.precision.scaler, state.get("scaler"))
     load_weights(trainer.model, checkpoint.weights(), str(checkpoint.path))
-    restore_training(checkpoint.training(), trainer.model, trainer.optimizer, trainer.device)
+    trainer.optimizer.restore_values(state.get("groups"))
+    tensors = checkpoint.training(trainer.optimizer.tensors_of())
+    restore_training(tensors, trainer.model, trainer.optimizer, trainer.device)
     trainer.progress, trainer.unreported = progress, row
     if trainer.schedule.warmup_steps is None:
         trainer.schedule.warmup_steps = warmup

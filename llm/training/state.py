@@ -96,13 +96,11 @@ def training_tensors(
 ) -> dict[str, Tensor]:
     """The optimizer's state by parameter name, and the state of each random generator."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    if optimizer.state:  # also of what has had no finite gradient yet
-        for parameter in optimizer.group_of:
-            optimizer.kept(parameter)
+    # Once there is some state, also that of what has had no finite gradient yet.
     tensors = {
         f"optimizer/{names[parameter]}/{key}": value
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
+        for parameter in (optimizer.group_of if optimizer.state else ())
+        for key, value in optimizer.kept(parameter).items()
     }
     return tensors | random_tensors(device)
 
@@ -134,11 +132,12 @@ def restore_training(
             state[parameter][key] = tensor
     found = [{n: (tuple(t.shape), t.dtype) for n, t in kept.items()} for kept in state.values()]
     if any(found):  # an optimizer that has not stepped has no state
-        wanted = [optimizer.layout(parameter) for parameter in optimizer.group_of]
-        bits, own = _bits(found), _bits(wanted)
-        advice = f"the checkpoint's state has {bits} bits: set optimizer.state_bits={bits}"
-        require(bits == own, f"optimizer.state_bits={own}, and {advice}")
-        require(found == wanted, unusable)
+        if not optimizer.is_own:
+            wanted = [optimizer.layout(parameter) for parameter in optimizer.group_of]
+            bits, own = _bits(found), _bits(wanted)
+            advice = f"the checkpoint's state has {bits} bits: set optimizer.state_bits={bits}"
+            require(bits == own, f"optimizer.state_bits={own}, and {advice}")
+        require(optimizer.accepts(found), unusable)
     optimizer.restore(state.values())
     restore_random(tensors, device)
 

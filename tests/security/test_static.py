@@ -21,6 +21,7 @@ CALLS = {
 }  # fmt: skip
 METHODS = {"extract", "extractall", "add_safe_globals"}
 ONLY_BUILDS = {"instantiate", "get_object", "get_class", "get_method", "call"}
+MODULES_OF_NAMES = {"importlib.import_module", "importlib.__import__"}  # likewise
 SAFE_LOADER = "_PlainLoader"  # of llm/config/plain_yaml.py
 NEEDED = {"torch.load": ("weights_only", True), "numpy.load": ("allow_pickle", False)}
 
@@ -73,6 +74,7 @@ def faults(source: str, path: str = "llm/x.py") -> list[str]:
             name in CALLS or name.split(".")[0] in MODULES,
             last in METHODS,
             name.startswith("hydra.") and last in ONLY_BUILDS and path != BUILDS,
+            name in MODULES_OF_NAMES and path != BUILDS,
             name == "yaml.load" and not _loads_safely(node, options, names),
             name in NEEDED and not _is_constant(options.get(NEEDED[name][0]), NEEDED[name][1]),
             "shell" in options and not _is_constant(options["shell"], False),
@@ -136,6 +138,7 @@ def test_the_loader_that_is_trusted_is_a_safe_one() -> None:
         "archive.extractall(x)", "open_archive(x).extract(name)",
         "import shutil\nshutil.unpack_archive(x)",
         "import torch\ntorch.serialization.add_safe_globals([x])",
+        "import importlib\nimportlib.import_module(x)",
         "import hydra\nhydra.utils.instantiate(x)", "from hydra.utils import get_object",
         "from hydra.utils import instantiate as make\nmake(x)",
         "AutoModel.from_pretrained(x, trust_remote_code=True)", "import torch\ntorch.jit.load(x)",

@@ -14,6 +14,7 @@ from llm.functional.targets import IGNORED
 from llm.model.gpt import GPT
 from llm.sampling.generate import SamplingOptions
 from llm.sampling.looping import measure_repeats
+from llm.training.adapted import adapted
 from llm.training.schedule import Constant
 from tests.training.conftest import MODEL, HandBuilt, MakeTrainer, copied
 
@@ -115,9 +116,8 @@ def test_grad_clip_bounds_the_gradient_that_is_applied(
     trainer = make_trainer(
         max_steps=1, grad_clip=clip, log_interval=1, schedule=Constant("constant", warmup_steps=0)
     )
-    plain: Any = torch.optim.SGD(trainer.model.parameters(), lr=1.0)
+    plain = adapted("optimizer=sgd", torch.optim.SGD, {"lr": 1.0}, trainer.model)
     trainer.optimizer = trainer.update.optimizer = plain
-    trainer.optimizer.param_groups[0]["base_lr"] = 1.0
     before = copied(dict(trainer.model.named_parameters()))
     trainer.fit()
     moved = [before[name] - p for name, p in trainer.model.named_parameters()]

@@ -1,0 +1,156 @@
+"""An optimizer of the user's own, as the trainer knows one.
+
+Its class is one of torch's kind: made from groups of parameters, with ``param_groups``, ``state``
+and ``step()``. All that it needs to go on from must be in its state and its param_groups, as for
+torch's ``state_dict()``: tensors, numbers and None. It is saved in tensors by the name of the
+weight, and restored only where names, shapes and types are what the class was measured to keep.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llm.errors import Refused, require
+from llm.memory.kept import Entry, Kept
+from llm.model.gpt import GPT
+from llm.training.measure import PYTHON, made, measure, require_interface
+from llm.training.optimizer import Layout, Optimizer
+
+NAMED = {kind.__name__: dtype for kind, dtype in PYTHON.items()}
+
+
+class Adapted(Optimizer):
+    """``inner`` behind the interface of :class:`Optimizer`."""
+
+    is_own = True
+
+    def __init__(self, where: str, inner: Any, model: nn.Module, kept: Kept) -> None:
+        super().__init__(inner.param_groups)
+        for group in self.param_groups:
+            group["base_lr"] = group["lr"]
+        self.where, self.inner, self.measured = where, inner, kept
+        self.state = inner.state
+        self.names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
+        self.is_known = False  # that what is kept is what was measured
+
+    def step(self) -> None:
+        """Update all parameters that have a gradient."""
+        with torch.no_grad():
+            self.inner.step()
+        if not self.is_known:
+            for parameter in self.group_of:
+                self.kept(parameter)
+            self.is_known = True
+
+    def update(self, parameters: Iterable[Tensor]) -> None:
+        """Only all at once, by :meth:`step`."""
+        raise NotImplementedError
+
+    def entries(self, parameter: Tensor) -> dict[str, Entry]:
+        """What is kept for a parameter and has a value, by name."""
+        found = self.measured.entries(self.names[parameter])
+        return {entry.name: entry for entry in found if entry.kind != "None"}
+
+    def layout(self, parameter: Tensor) -> Layout:
+        """Shape and type of all that may be kept for a parameter from step to step."""
+        return {
+            name: (entry.shape(tuple(parameter.shape)), _dtype(entry))
+            for name, entry in self.entries(parameter).items()
+        }
+
+    def kept(self, parameter: Tensor) -> dict[str, Tensor]:
+        """What is kept for a parameter, numbers as tensors; nothing before the first step."""
+        layout, found = self.layout(parameter), {}
+        for name, value in self.state.get(parameter, {}).items():
+            if value is None:
+                continue
+            dtype = PYTHON.get(type(value))
+            tensor = value if dtype is None else torch.tensor(value, dtype=dtype)
+            known = isinstance(tensor, Tensor) and (tuple(tensor.shape), tensor.dtype)
+            if known != layout.get(name):
+                raise Refused(
+                    f"{self.where} keeps {name} for {self.names[parameter]}, which it did not do "
+                    "when it was measured with small weights: it cannot be saved"
+                )
+            found[name] = tensor
+        return found
+
+    def restore(self, states: Iterable[dict[str, Tensor]]) -> None:
+        """Go on from what was kept, told in the order of ``group_of``."""
+        self.state.clear()
+        for parameter, state in zip(self.group_of, states, strict=True):
+            if not state:
+                continue
+            self.state[parameter] = {
+                entry.name: self._value(entry, state, parameter)
+                for entry in self.measured.entries(self.names[parameter])
+                if entry.kind == "None" or entry.name in state
+            }
+
+    def _value(self, entry: Entry, state: dict[str, Tensor], parameter: Tensor) -> Any:
+        if entry.kind == "None":
+            return None
+        tensor = state[entry.name]
+        if entry.kind in NAMED:
+            return tensor.item()
+        return tensor.to("cpu" if entry.on_cpu else parameter.device)
+
+    def accepts(self, found: list[Layout]) -> bool:
+        """Whether states of such shapes and types, in the order of ``group_of``, are its own."""
+        for parameter, layout in zip(self.group_of, found, strict=True):
+            wanted, entries = self.layout(parameter), self.entries(parameter)
+            needed = {name for name, entry in entries.items() if entry.at_once}
+            if not (layout.items() <= wanted.items() and needed <= layout.keys()):
+                return False
+        return True
+
+    def tensors_of(self) -> Layout:
+        """Shape and type of all tensors that a checkpoint may hold of it, by their names there."""
+        return {
+            f"optimizer/{self.names[parameter]}/{name}": found
+            for parameter in self.group_of
+            for name, found in self.layout(parameter).items()
+        }
+
+    def changed_values(self) -> list[dict[str, Any]]:
+        """The values of each group that steps change, for a checkpoint."""
+        keys = self.measured.changing
+        return [{k: group[k] for k in keys if k in group} for group in self.param_groups if keys]
+
+    def restore_values(self, plain: Any) -> None:
+        """Undo :meth:`changed_values`; :class:`llm.errors.Refused` if these are others."""
+        now = self.changed_values()
+        right = isinstance(plain, list) and len(plain) == len(now)
+        right = right and all(_same_kinds(*pair) for pair in zip(plain, now, strict=True))
+        require(right, f"the checkpoint holds no usable param_groups of {self.where}")
+        for group, values in zip(self.param_groups, plain, strict=False):
+            group.update(values)
+
+
+def _same_kinds(found: Any, wanted: dict[str, Any]) -> bool:
+    same = isinstance(found, dict) and found.keys() == wanted.keys()
+    return same and all(
+        type(found[key]) is type(value)
+        or {type(found[key]), type(value)} <= {int, float, type(None)}
+        for key, value in wanted.items()
+    )
+
+
+def _dtype(entry: Entry) -> torch.dtype:
+    found: torch.dtype = NAMED.get(entry.kind) or getattr(torch, entry.kind)
+    return found
+
+
+def adapted(where: str, make: Callable[..., Any], keys: dict[str, Any], model: GPT) -> Optimizer:
+    """The optimizer that ``make`` makes of ``keys`` for ``model``; ``where`` names it in a refusal.
+
+    What makes one of ours is taken as it is.
+    """
+    inner = made(make, keys, model)
+    if isinstance(inner, Optimizer):
+        return inner
+    require_interface(where, inner, model)
+    device = next(model.parameters()).device
+    return Adapted(where, inner, model, measure(where, make, keys, model.config, device))

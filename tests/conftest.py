@@ -23,6 +23,9 @@ from llm.model.gpt import GPT
 
 # Seconds after which something that is waited for has hung. Nothing is judged by how long it takes.
 HANGS = 1800
+needs_linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="needs Linux: /proc, or limits of a process"
+)
 ROOT = Path(__file__).resolve().parent.parent
 PLAY = "".join(
     f"SPEAKER {n % 7}:\nWhat say you to line {n}? The {n % 13}th of our words, my lord.\n\n"

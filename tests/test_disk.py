@@ -16,7 +16,7 @@ from llm.checkpoint.folder import newest_valid
 from llm.disk import could_not_write, free_bytes, replaced
 from llm.experiment.loggers import RunLogger
 from tests.command_line import Done, here, listing, rows, summary
-from tests.conftest import TINY_RUN
+from tests.conftest import TINY_RUN, needs_linux
 
 ROWS = "metrics.jsonl"
 SIZE = 8 << 20  # bytes of a whole disk
@@ -141,6 +141,7 @@ def test_a_checkpoint_larger_than_a_file_may_be_is_no_checkpoint(
     assert [row["step"] for row in rows(run)] == list(range(7))
 
 
+@needs_linux
 @pytest.mark.parametrize("name", ["training.safetensors", ROWS])
 def test_what_the_disk_does_not_take_is_not_saved(
     name: str, tmp_path: Path, data: list[str], monkeypatch: pytest.MonkeyPatch
@@ -240,6 +241,7 @@ def test_a_disk_that_can_only_be_read_is_told_of_before_the_first_step(
     assert listing(disk) == {"made"}
 
 
+@needs_linux
 def test_a_folder_whose_parents_are_missing_is_made_where_that_can_be(
     tmp_path: Path, data: list[str]
 ) -> None:

@@ -16,7 +16,7 @@ from llm.config.settings import resolve
 from llm.errors import OutOfMemory
 from llm.training.trainer import Trainer
 from tests.command_line import Done, here, rows, summary
-from tests.conftest import HANGS, ROOT
+from tests.conftest import HANGS, ROOT, needs_linux
 
 DATA = ["data=shakespeare_char", "data.dir=data"]
 SHORT = [
@@ -158,6 +158,7 @@ def test_nothing_fits_beside_weights_that_are_too_large(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@needs_linux
 def test_a_limit_ends_a_run_with_status_4_and_the_last_checkpoint_stays(prepared: Path) -> None:
     run = ["run.dir=limited", "memory.reserve_mib=1"]
     first = here("train", *DATA, *SHORT, *run, "trainer.batch_size=64", cwd=prepared)
@@ -178,6 +179,7 @@ def test_a_limit_ends_a_run_with_status_4_and_the_last_checkpoint_stays(prepared
     assert summary(prepared / "limited")["step"] == 6
 
 
+@needs_linux
 def test_a_run_that_may_take_what_is_predicted_for_it_ends_well(prepared: Path) -> None:
     wide = [*DATA, *SHORT, "model.n_layer=4", "model.n_embed=512", "run.dir=enforced"]
     limited = [*wide, "memory.fit=check", "memory.enforce=true"]

@@ -23,7 +23,7 @@ from llm.model.gpt import GPT
 from llm.sampling.generate import SamplingOptions
 from llm.terminal import Shown, output_matters, written
 from tests.command_line import rows, summary
-from tests.conftest import HANGS, ROOT, TINY_RUN
+from tests.conftest import HANGS, ROOT, TINY_RUN, needs_linux
 
 HOSTILE = "a\x1b]0;title\x07b\x1b[2Jc\x9b5md\re\u202ef\u2066g\x00"
 READABLE = "床前明月光\u3000e\u0301 \u00e9 👩\u200d🔬 ❤\ufe0f می\u200cخواهم नमस्ते\u00a0x\n\ty\n"  # noqa: RUF001
@@ -224,6 +224,7 @@ def test_a_models_text_cannot_steer_a_terminal_and_is_unchanged_in_a_pipe(
     assert pipe.getvalue().startswith(HOSTILE + READABLE)
 
 
+@needs_linux
 def test_a_closed_standard_output_is_no_file_that_is_opened_later(tmp_path: Path) -> None:
     code = "import llm.start, os; print('a'); os.write(3, os.readlink('/proc/self/fd/1').encode())"
     with (tmp_path / "found").open("wb") as found:

@@ -19,7 +19,7 @@ from llm.experiment.loggers import RunLogger, new_run_id, open_logger
 from llm.signals import Signalled
 from tests import wandb_file
 from tests.command_line import listing, rows, wait_until
-from tests.conftest import ROOT
+from tests.conftest import ROOT, needs_linux
 
 CONFIG = {"model": {"n_layer": 4}, "optimizer": {"betas": [0.9, 0.95]}, "seed": 1}
 KEY = "k" * 40
@@ -193,6 +193,7 @@ def test_a_warning_is_on_the_screen_and_in_the_log(
     ]
 
 
+@needs_linux
 def test_what_was_logged_is_on_the_disk_after_sync(folder: Path) -> None:
     synced: list[str] = []
 

@@ -1,6 +1,7 @@
 """A run to tamper with, and commands that look at what was made of it."""
 
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ TEXT = ["data=text", "data.path=play.txt", "data.tokenizer=char"]
 
 @pytest.fixture(scope="session")
 def forked() -> Iterator[Commands]:
+    if sys.platform != "linux":
+        pytest.skip("what a command may map is limited by Linux only")
     with commands() as found:
         yield found
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from llm.sampling.generate import SamplingOptions
+from tests.conftest import needs_linux
 from tests.training.conftest import MakeTrainer
 
-pytestmark = pytest.mark.slow
+pytestmark = [needs_linux, pytest.mark.slow]
 STEPS, WARM = 20_000, 4_000
 
 

@@ -25,7 +25,7 @@ def main(cfg: DictConfig) -> None:
 
     with status("loading torch"):
         from llm.checkpoint.checkpoint import Checkpoint
-        from llm.checkpoint.folder import find_checkpoint
+        from llm.checkpoint.find import find_checkpoint
         from llm.device import select_device, tune_allocator
         from llm.experiment.samples import (
             check_stops,

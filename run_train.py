@@ -38,7 +38,7 @@ def main(cfg: DictConfig) -> float | None:
     if settings.verify:
         return verify_run(Path(str(settings.run.dir)), settings.data)
     tune_allocator(settings.model.n_embed, watches_memory(settings))
-    device = select_device(settings.trainer.device)
+    device = select_device(settings.trainer.device, compiles=settings.trainer.compile)
     set_deterministic(settings.trainer.deterministic)
     settings, plan = fit_memory(settings, device)  # what would not fit is refused before it begins
     with byte_progress(f"preparing {settings.data.name}") as on_progress:

@@ -20,7 +20,7 @@ from benchmarks.decoding import LARGE, ONE, ours, rate, share, size, writing
 from benchmarks.rows import Parser, Row, alternate, report, row
 from benchmarks.training import validation_loss
 from llm.checkpoint.checkpoint import Checkpoint
-from llm.checkpoint.folder import find_checkpoint
+from llm.checkpoint.find import find_checkpoint
 from llm.data.dataset import Dataset
 from llm.device import tune_allocator
 from llm.errors import Refused

@@ -19,7 +19,7 @@ import yaml
 
 from benchmarks.rows import Parser, Row, write_json
 from llm.checkpoint.checkpoint import Checkpoint
-from llm.checkpoint.folder import find_checkpoint
+from llm.checkpoint.find import find_checkpoint
 from llm.data.dataset import Dataset
 from llm.data.tokenizer import Tokenizer
 from llm.errors import Refused, require

@@ -3,6 +3,7 @@
 import ast
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent.parent  # of run_*.py
@@ -14,7 +15,27 @@ of_training: list[str] = []  # what run_train.py needs to find options of the us
 def command_line(name: str, *arguments: str) -> str:
     """``python run_sample.py ckpt=outputs/a``, quoted for a shell."""
     options = of_training if name == "run_train.py" else []
-    return shlex.join(["python", script(name), *options, *arguments])
+    return for_shell(["python", script(name), *options, *arguments])
+
+
+def for_shell(words: Iterable[str]) -> str:
+    """A command that a shell reads as ``words``, in characters that any terminal can show.
+
+    A path may hold bytes that are no text, which Python keeps as lone surrogates (PEP 383), or
+    control characters: bash, zsh and other shells read both from ``$'\\xff'``.
+    """
+    return " ".join(map(_quoted, words))
+
+
+def _quoted(word: str) -> str:
+    if word.isprintable():
+        return shlex.quote(word)
+    shown = (c if c.isprintable() and c not in "\\'" else _escaped(c) for c in word)
+    return f"$'{''.join(shown)}'"
+
+
+def _escaped(character: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogateescape"))
 
 
 def script(name: str) -> str:

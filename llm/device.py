@@ -4,6 +4,8 @@ import ctypes
 import json
 import os
 import resource
+import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llm.errors import Refused, require
+from llm.errors import INSTALL_COMPILER, Refused, require
 
 
-def select_device(name: str, key: str = "trainer.device") -> torch.device:
+def select_device(name: str, key: str = "trainer.device", compiles: bool = False) -> torch.device:
     """``auto`` (cuda, else mps, else cpu), or a device by name, e.g. ``cuda:1``.
 
-    Raises :class:`llm.errors.Refused` for a device that is not there.
+    Raises :class:`llm.errors.Refused` for a device that is not there, and where ``compiles`` (for
+    it, with torch.compile) and there is no compiler.
     """
     if name == "auto":
         name = (
@@ -46,7 +49,22 @@ def select_device(name: str, key: str = "trainer.device") -> torch.device:
         raise Refused(
             f"{key}={name}, but torch {torch.__version__} sees no Apple GPU: take {key}=cpu or auto"
         )
-    return torch.device(name)
+    device = torch.device(name)
+    if compiles:
+        check_compiler(device)
+    return device
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise :class:`llm.errors.Refused` where ``torch.compile`` would find no compiler.
+
+    For a CPU it writes C++, for a GPU a little C beside its kernels.
+    """
+    names = {"cpu": ("CXX", ("g++", "clang++")), "cuda": ("CC", ("gcc", "clang", "cc"))}
+    variable, known = names.get(device.type, ("", ()))
+    wanted = shlex.split(os.environ.get(variable, ""))[:1] or known
+    found = not known or any(map(shutil.which, wanted))
+    require(found, f"trainer.compile=true needs a compiler ({wanted[0]}): {INSTALL_COMPILER}")
 
 
 def set_deterministic(wanted: bool) -> None:

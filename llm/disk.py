@@ -98,7 +98,16 @@ def free_bytes(path: Path) -> int:
 def could_not_write(path: Path, error: OSError) -> DiskError:
     """What to tell of a write that failed: the path, the reason, and how much room there is."""
     reason = error.strerror or str(error)
-    return DiskError(f"{path} could not be written: {reason} ({mib(free_bytes(path))} free)")
+    return DiskError(f"{path} could not be written: {reason} ({_room(path)})")
+
+
+def _room(path: Path) -> str:
+    while not path.exists():
+        path = path.parent
+    found = os.statvfs(path)
+    if found.f_files and not found.f_favail:  # some file systems do not count their files
+        return "there is no room for one file more, of whatever size: delete some files"
+    return f"{mib(free_bytes(path))} free"
 
 
 def cannot_use(folder: Path, error: OSError) -> Stop:

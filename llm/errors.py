@@ -21,6 +21,7 @@ OUT_OF_MEMORY = (
 )
 LONGEST = 4000  # characters of a message
 JOINERS = "\u200c\u200d"  # Persian, Indic scripts and families of emoji are written with them
+INSTALL_COMPILER = "install one, as g++ or gcc, or leave trainer.compile out"
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
@@ -114,10 +115,14 @@ def as_stop(error: BaseException, advice: str = "") -> Stop | None:
     ``advice`` says what to do where memory is not enough.
     """
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, ImportError) and "failed to map segment" in text:
+        return OutOfMemory(f"out of memory ({text}): is there a limit, as of `ulimit -v`?")
     if isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY):
         return OutOfMemory(f"out of memory ({text})" + f": {advice}" * bool(advice))
     if "does not have a deterministic implementation" in text:
         return Refused(f"{text.split(', but')[0]}: set trainer.deterministic=false")
+    if "No working C++ compiler found" in text:
+        return Refused(f"trainer.compile=true needs a compiler (g++): {INSTALL_COMPILER}")
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         name = str(error.filename)
         what = name if len(name) <= 60 else f"{name[:60]}..."

@@ -37,7 +37,7 @@ def read_json(path: Path) -> Plain:
             parse_int=_short,
             parse_float=_finite,
             parse_constant=_refuse_constant,
-            object_pairs_hook=_unique,
+            object_pairs_hook=unique,
         )
     except FileNotFoundError:
         raise
@@ -74,7 +74,8 @@ def _digest(values: Plain) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> Plain:
+def unique(pairs: list[tuple[str, Any]]) -> Plain:
+    """An object of JSON; ``ValueError`` where a key is there twice."""
     values = dict(pairs)
     if len(values) < len(pairs):  # who reads the first of them and who reads the last disagree
         raise ValueError("a key is there twice")

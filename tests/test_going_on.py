@@ -271,7 +271,7 @@ def test_weights_that_fit_no_more_are_refused_and_leave_no_run(cwd: Path, data: 
     wider = [*data, *TINY_RUN, "model.n_embed=64", "init_from=outputs/base", "run.name=wide"]
     done = here("train", *wider, cwd=cwd)
     assert done.returncode == 2
-    assert "embed.weight has shape" in done.stderr
+    assert "has model.n_embed=32, and model.n_embed=64 is asked for" in done.stderr
     assert not (cwd / "outputs/wide").exists()
 
 

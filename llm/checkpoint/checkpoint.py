@@ -13,16 +13,15 @@ of the model implies, before any of it is loaded.
 
 import functools
 import hashlib
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import get_args
 
 import safetensors
 import torch
 from torch import Tensor
 
-from llm.checkpoint.formats import current
-from llm.checkpoint.shapes import Shapes, weight_shapes
+from llm.checkpoint.formats import MANIFEST, current
+from llm.checkpoint.shapes import Shapes, read_shape, weight_shapes
 from llm.checkpoint.tensors import Kept, read_tensors, require_size
 from llm.data.tokenizer import Tokenizer, from_json
 from llm.errors import Refused, require
@@ -30,7 +29,7 @@ from llm.model.config import GPTConfig
 from llm.model.gpt import GPT
 from llm.sealed import Plain, read_json
 
-MANIFEST, WEIGHTS, TRAINING = "checkpoint.json", "model.safetensors", "training.safetensors"
+WEIGHTS, TRAINING = "model.safetensors", "training.safetensors"
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Checkpoint:
             manifest = current(read_json(where), where)
         except FileNotFoundError:
             raise Refused(f"{path} is not a checkpoint: it has no {MANIFEST}") from None
-        model = _model_config(manifest["model"], where)
+        model = read_shape(manifest["model"], where)
         tokenizer = from_json(manifest["tokenizer"])
         require(
             tokenizer.vocab_size <= (model.vocab_size or 0),
@@ -143,22 +142,3 @@ def require_fitting(model: GPT, found: Shapes, where: str) -> None:
         require(right, f"{where}: {name} has shape {found.get(name)}, this model needs {shape}")
     extra = sorted(set(found) - set(wanted))
     require(not extra, f"{where} has a tensor {extra[0] if extra else ''} that this model lacks")
-
-
-# Options that came after the first checkpoints; where missing, their defaults change nothing.
-LATER = {"loss", "hidden_size", "zero_init", "residual_scalars", "value_embeddings", "smear"}
-
-
-def _model_config(saved: Plain, where: Path) -> GPTConfig:
-    types = {field.name: field.type for field in fields(GPTConfig)}
-    require(
-        set(types) - LATER <= set(saved) <= set(types),
-        f"{where}: model has other keys than {', '.join(types)}",
-    )
-    for key, value in saved.items():
-        allowed = get_args(types[key]) or (types[key],)
-        right = type(value) in allowed or (float in allowed and type(value) is int)
-        require(right, f"{where}: model.{key}={value!r} has the wrong type")
-    config = GPTConfig(**saved).resolve()
-    require(config.vocab_size, f"{where}: model.vocab_size is missing")
-    return config

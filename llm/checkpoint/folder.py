@@ -18,25 +18,22 @@ from pathlib import Path
 from torch import Tensor
 
 from llm.checkpoint.checkpoint import (
-    MANIFEST,
     TRAINING,
     WEIGHTS,
     Checkpoint,
     load_weights,
     require_fitting,
 )
-from llm.checkpoint.formats import FORMAT_VERSION, TooNew
+from llm.checkpoint.find import FOLDER, find_checkpoint
+from llm.checkpoint.formats import FORMAT_VERSION, MANIFEST, TooNew
 from llm.checkpoint.shapes import weight_shapes
 from llm.checkpoint.writing import pieces
-from llm.commands import command_line
 from llm.data.tokenizer import Tokenizer
 from llm.disk import could_not_write, free_bytes, mib, sync_folder, write_durably
 from llm.errors import DiskError, Refused, require
 from llm.model.config import GPTConfig
 from llm.model.gpt import GPT
 from llm.sealed import Plain, sealed
-
-FOLDER = "checkpoints"  # in the folder of a run
 
 
 class CheckpointFolder:
@@ -198,20 +195,6 @@ def set_aside(path: Path) -> Path:
     return path.rename(aside)
 
 
-def find_checkpoint(key: str, typed: str) -> Path:
-    """The folder meant by ``key=typed``: a checkpoint, ``checkpoints/``, or a run (its best).
-
-    Raises :class:`llm.errors.Refused` saying what is missing, and naming the newest runs there are.
-    """
-    path = Path(typed)
-    places = [path / kind for kind in ("", "checkpoints/best", "checkpoints/last", "best", "last")]
-    for place in places:
-        if os.path.isfile(place / MANIFEST):  # Path.is_file raises where a name is too long
-            return place
-    what = "holds no checkpoint" if os.path.exists(path) else "does not exist"
-    raise Refused(f"{key}={typed} {what}{newest_runs()}")
-
-
 def weights_digest(place: str) -> str:
     """The sha256 of the weights that ``init_from=place`` means, wherever they are."""
     return Checkpoint.open(find_checkpoint("init_from", place)).files[WEIGHTS]
@@ -236,15 +219,6 @@ def start_from(model: GPT, place: str, tokenizer: Tokenizer) -> Checkpoint:
     require_fitting(model, weight_shapes(origin.model), str(origin.path))
     load_weights(model, origin.weights(), str(origin.path))
     return origin
-
-
-def newest_runs(count: int = 3) -> str:
-    """The end of a sentence that tells which runs there are."""
-    found = [p for depth in ("*", "*/*") for p in Path("outputs").glob(f"{depth}/{FOLDER}")]
-    newest = sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)[:count]
-    listed = ", ".join(str(path.parent) for path in newest)
-    train = command_line("run_train.py")
-    return f": the newest runs are {listed}" if newest else f": train one with {train}"
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> str:

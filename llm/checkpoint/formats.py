@@ -9,6 +9,7 @@ from pathlib import Path
 from llm.errors import Refused, require
 from llm.sealed import Plain, opened
 
+MANIFEST = "checkpoint.json"  # in a checkpoint
 FORMAT_VERSION = 2
 KINDS = {
     "format_version": int, "step": int, "model": dict, "tokenizer": dict, "state": dict,

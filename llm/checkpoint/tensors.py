@@ -1,5 +1,6 @@
 """Tensor files: reading one that may be anybody's."""
 
+import json
 import math
 import os
 from collections.abc import Callable
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from llm.checkpoint.shapes import Shapes
-from llm.errors import require
+from llm.errors import Refused, require
+from llm.sealed import unique
 
 LARGEST_HEADER = 8 << 20  # bytes; 512 layers and an optimizer in 8 bits need 7 million
 WEIGHTS = ("F32", "BF16")
@@ -63,7 +65,8 @@ def read_tensors(
     verify()
     with path.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
-    require(header <= LARGEST_HEADER, f"{path} is damaged: a header of {header:,} bytes")
+        require(header <= LARGEST_HEADER, f"{path} is damaged: a header of {header:,} bytes")
+        _check_header(path, file.read(header))
     with safetensors.safe_open(path, "pt", backend="pread") as found:
         names = list(found.keys())
         for name in names:
@@ -81,6 +84,14 @@ def read_tensors(
         finite = not tensor.is_floating_point() or bool(tensor.isfinite().all())
         require(finite, f"{path}: {name} holds values that are no numbers")
     return tensors
+
+
+def _check_header(path: Path, header: bytes) -> None:
+    # The library takes the last of two tensors with one name, where others may take the first.
+    try:
+        json.loads(header, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise Refused(f"{path} is damaged: its header cannot be read ({error})") from None
 
 
 def _check_training(

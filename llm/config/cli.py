@@ -2,12 +2,13 @@
 
 import contextlib
 import functools
+import io
 import itertools
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FunctionType
 from typing import Any, NoReturn
@@ -77,7 +78,8 @@ def command(main: Callable[[], Any]) -> None:
     TYPED[:] = sys.argv
     if "--version" in sys.argv[1:]:  # Hydra would say its own
         sys.argv[1:] = ["--version"]
-    if any(word in TELLS for word in sys.argv[1:]):
+    tells = any(word.partition("=")[0] in TELLS for word in sys.argv[1:])
+    if tells:
         output_matters()
     follow_parent()
     if _others_want_the_cores():
@@ -94,7 +96,8 @@ def command(main: Callable[[], Any]) -> None:
             arguments = quote_arguments(sys.argv[1:])
             refuse_folders_of_hydra(arguments)
             sys.argv[1:] = _with_saved_groups(_flags_first(arguments))
-            main()
+            with _as_meant() if tells else contextlib.nullcontext():
+                main()
     except Stop as stop:
         _exit(stop, stop.exit_status)
     except Signalled as signal:
@@ -111,6 +114,17 @@ def command(main: Callable[[], Any]) -> None:
         if known is None:
             raise
         _exit(known, known.exit_status)
+
+
+@contextlib.contextmanager
+def _as_meant() -> Iterator[None]:
+    """Hydra prints settings with free text in them: as it was typed, not as it was guarded."""
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(told):
+            yield
+    finally:
+        sys.stdout.write(told.getvalue().replace(BREAK, ""))
 
 
 def _require_folder() -> None:

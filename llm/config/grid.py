@@ -27,6 +27,7 @@ from llm.errors import Refused, require
 
 MOST = 20_000  # points: a mistyped range must not take all memory
 S = TypeVar("S", bound=TrainSettings)
+SHAPED = ("model", "init_from")  # what decides the shape where a run starts from other weights
 Report = Callable[[int, int], None]  # called with (points checked, points in all)
 
 
@@ -141,6 +142,9 @@ class Family(Generic[S]):
     def varied(self, overrides: Sequence[Override]) -> S | None:
         """The settings with other values, checked; None if it takes Hydra to make them."""
         if not self.is_plain or not all(map(self.is_single_value, overrides)):
+            return None
+        shaped = self.settings.init_from or any(o.key_or_group == "init_from" for o in overrides)
+        if shaped and any(o.key_or_group.partition(".")[0] in SHAPED for o in overrides):
             return None
         settings = copy.copy(self.settings)
         copied: set[str] = set()

@@ -151,12 +151,14 @@ def is_housekeeping(override: str) -> bool:
 
 
 def folder_name(overrides: Sequence[str], number: int) -> str:
-    """``model.n_layer-4_optimizer.lr-0.001``: at most 120 letters, digits and ``. _ -``."""
+    """``model.n_layer-4_optimizer.lr-0.001``: letters, digits, ``. _ -``, 120 bytes at most."""
     plain = "_".join(sorted(overrides)).replace("e+", "e")  # 1e+30 must not read as 1e-30
     name = "".join(c if c.isalnum() or c in "._-" else "-" for c in plain).strip("-.")
     if not name:
         return f"job-{number}"
-    return name if len(name) <= LONGEST else f"{name[: LONGEST - 10]}-{number}"
+    raw = name.encode()
+    short = raw[: LONGEST - 10].decode(errors="ignore")  # not half a character
+    return name if len(raw) <= LONGEST else f"{short}-{number}"
 
 
 def find_from_workers() -> None:

@@ -6,14 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llm.checkpoint.checkpoint import Checkpoint
-from llm.checkpoint.folder import (
-    FOLDER,
-    clean,
-    newest_valid,
-    point,
-    set_aside,
-    weights_digest,
-)  # fmt: skip
+from llm.checkpoint.find import FOLDER
+from llm.checkpoint.folder import clean, newest_valid, point, set_aside, weights_digest
 from llm.commands import command_line
 from llm.config.differences import refuse_differences
 from llm.config.schema import TrainSettings

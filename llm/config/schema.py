@@ -12,8 +12,9 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 
 from llm.config.build import NOT_BUILT
-from llm.config.finetune import FinetuneSection
 from llm.config.own import Own, check_targets, state_bits, with_any_keys
+from llm.config.plan_sections import FinetuneSection, PlanMemory
+from llm.config.values import check_numbers
 from llm.data.config import DataConfig
 from llm.disk import check_name, check_path
 from llm.errors import require
@@ -23,6 +24,7 @@ from llm.sampling.options import SamplingOptions
 from llm.training.options import TrainerOptions
 from llm.training.schedule import Schedule
 
+MOST_SAMPLES = 1 << 16  # which are drawn together
 MOST_TAGS = 100  # of a run; config.yaml, which holds them, must be readable again
 
 
@@ -201,6 +203,7 @@ class TrainSettings:
         )
         if isinstance(self.schedule, ScheduleSection):
             self.schedule.check(self.trainer.max_steps)
+        check_numbers(self)
         require(0 <= self.seed < 2**63, f"seed={self.seed} must be between 0 and 2^63")
         data, model = self.data.declared_vocab_size(), self.model.vocab_size
         require(
@@ -212,25 +215,6 @@ class TrainSettings:
         """Raise :class:`llm.errors.Refused` naming a library that is asked for and not there."""
         needed = state_bits(self.optimizer) == 8 and not self.verify
         require(not needed or has_eight_bit(), EIGHT_BIT_NEEDS)
-
-
-@dataclass
-class PlanMemory(MemoryOptions):
-    """``memory/`` for ``run_plan.py``"""
-
-    largest: str | None = None  # a size whose largest fitting value is asked for
-
-    def check(self) -> None:
-        """Raise :class:`llm.errors.Refused` naming the first value that makes no sense."""
-        from llm.memory.fit import SIZES
-
-        super().check()
-        self.largest = self.largest and self.largest.removeprefix("model.")
-        largest, known = self.largest, ", ".join(SIZES)
-        require(
-            largest is None or largest in SIZES,
-            f"memory.largest={largest} is no size: take one of {known}",
-        )
 
 
 @dataclass
@@ -286,7 +270,9 @@ class SampleSettings(SamplingOptions):
             self.ckpt,
             "ckpt is missing: give a run folder or a checkpoint, as in ckpt=outputs/<date>/<time>",
         )
-        require(self.num_samples >= 1, f"num_samples={self.num_samples} must be at least 1")
+        count = self.num_samples
+        require(count >= 1, f"num_samples={count} must be at least 1")
+        require(count <= MOST_SAMPLES, f"num_samples={count} is more than {MOST_SAMPLES}")
         require(
             not (self.prompt and self.prompt_file),
             "prompt and prompt_file are both given: take one",
@@ -298,6 +284,7 @@ class SampleSettings(SamplingOptions):
             # Bytes of the command line that are not UTF-8 come as surrogates (PEP 383).
             require(not any("\ud800" <= c <= "\udfff" for c in stop), "stop is not UTF-8")
         super().check()
+        check_numbers(self)
 
 
 @dataclass
@@ -309,6 +296,7 @@ class PrepareSettings:
     def check(self) -> None:
         """Raise :class:`llm.errors.Refused` naming the first value that cannot work."""
         self.data.check()
+        check_numbers(self)
 
 
 SETTINGS = {

@@ -14,7 +14,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from llm.checkpoint.find import FOLDER, newest_runs
 from llm.config.keys import meant
+from llm.config.origin import shape_of_origin
 from llm.config.own import GROUPS, OPTION, own_section, use_folders
 from llm.config.plain_yaml import read_yaml
 from llm.config.schema import (
@@ -34,6 +36,7 @@ from llm.config.verbatim import (
     refuse_calls,
     unguard_all,
 )
+from llm.data.config import padded
 from llm.errors import Refused, require
 from llm.model.config import GPTConfig
 from llm.sealed import Plain
@@ -59,15 +62,15 @@ IDENTITY = {
 }
 LATER = {"optimizer": {"state_bits": 32}}  # keys of such groups that came after the first runs
 NAME_OF_OPTION = r"\w[\w.-]*(/\w[\w.-]*)*"
-CHECKPOINTS = "checkpoints"  # the folder of a run's checkpoints
 OF_THIS_START = ("resume", "verify")  # typed for one start of a run, no settings of it
 
 
 def read_settings(cfg: DictConfig, kind: type[Settings]) -> Settings:
     """The typed and checked settings of a composed configuration.
 
-    With ``resume=FOLDER`` they are the folder's, under what was typed. ``cfg`` may still have
-    Hydra's own section, which is removed: it tells which options were chosen.
+    With ``resume=FOLDER`` they are the folder's, under what was typed; with ``init_from=FOLDER``
+    the shape of the network is that of the weights. ``cfg`` may still have Hydra's own section,
+    which is removed: it tells which options were chosen, and what was typed.
     """
     of_hydra = _taken_hydra(cfg)
     for key, value in leaves(OmegaConf.to_container(cfg, resolve=False)):
@@ -88,6 +91,8 @@ def read_settings(cfg: DictConfig, kind: type[Settings]) -> Settings:
     settings = kind(**made)  # type: ignore[arg-type]  # as composed
     unguard_all(settings)
     if isinstance(settings, TrainSettings):
+        shaped = shape_of_origin(settings, typed_keys(of_hydra))
+        settings.model = replace(settings.model, **shaped)
         settings.model.settle()
     settings.check()
     return settings
@@ -126,9 +131,7 @@ def resolve(settings: TrainSettings, vocab_size: int, precision: str) -> TrainSe
     if isinstance(schedule, ScheduleSection):
         warmup = schedule.warmup(settings.trainer.max_steps)
         schedule = replace(schedule, warmup_steps=warmup)
-    if settings.data.tokenizer == "gpt2":
-        vocab_size = -(-vocab_size // 64) * 64
-    shape = settings.model.resolve(vocab_size)
+    shape = settings.model.resolve(padded(vocab_size, settings.data.tokenizer))
     return replace(
         settings,
         model=Model(**asdict(shape)),
@@ -183,12 +186,12 @@ def load_plain(folder: Path) -> Plain:
 def not_a_run(folder: Path) -> str:
     """The end of a sentence: why the run in ``folder``, which has no config.yaml, cannot go on."""
     if not os.path.exists(folder):  # Path.exists raises where a name is too long
-        return "does not exist"
+        return f"does not exist{newest_runs()}"
     for run in (folder, *list(folder.parents)[:2]):
-        if run != folder and (run / "config.yaml").exists() and (run / CHECKPOINTS).is_dir():
+        if run != folder and (run / "config.yaml").exists() and (run / FOLDER).is_dir():
             return f"is a part of a run: continue the whole run by resume={run}"
-    if not (folder / CHECKPOINTS).is_dir():
-        return "is not a run folder: it has no config.yaml"
+    if not (folder / FOLDER).is_dir():
+        return f"is not a run folder: it has no config.yaml{newest_runs()}"
     return (
         "has checkpoints but no config.yaml, so nothing tells how they were trained: use their "
         f"weights by ckpt={folder} or init_from={folder}"
@@ -251,11 +254,15 @@ def _chosen_option(cfg: DictConfig, of_hydra: DictConfig | None, group: str) -> 
     return of_hydra and of_hydra.runtime.choices[group]
 
 
-def typed_keys() -> set[str]:
-    """The keys on the command line; none where Hydra was not started from one."""
-    if not HydraConfig.initialized():
-        return set()
-    return {str(o).partition("=")[0].lstrip("+~") for o in HydraConfig.get().overrides.task}
+def typed_keys(of_hydra: DictConfig | None = None) -> set[str]:
+    """The keys on the command line, as Hydra's own section tells; none without one."""
+    if of_hydra is None:
+        if not HydraConfig.initialized():
+            return set()
+        of_hydra = cast(DictConfig, HydraConfig.get())
+    # Unresolved: what a reference in a value leads to is not in this section.
+    overrides = cast(list[str], OmegaConf.to_container(of_hydra.overrides.task, resolve=False))
+    return {override.partition("=")[0].lstrip("+~") for override in overrides}
 
 
 def _resumed(composed: DictConfig, of_hydra: DictConfig | None) -> DictConfig:

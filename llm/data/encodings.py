@@ -1,8 +1,9 @@
 """A text in another encoding: which one it seems to be, and the command that converts it."""
 
 import codecs
-import shlex
 from pathlib import Path
+
+from llm.commands import for_shell
 
 # Longest first: the mark of UTF-32 begins with that of UTF-16.
 MARKS = {
@@ -22,9 +23,9 @@ def converted_by(name: str, raw: bytes) -> str:
         return ""
     path = Path(name)
     words = ["iconv", "-f", encoding, "-t", "UTF-8", name]
-    new = shlex.quote(f"{path.stem}.utf8{path.suffix}")
+    new = for_shell([f"{path.stem}.utf8{path.suffix}"])
     alias = {"GB18030": "GBK"}.get(encoding, encoding)
-    return f"; it looks like {alias}, so convert it: {shlex.join(words)} > {new}"
+    return f"; it looks like {alias}, so convert it: {for_shell(words)} > {new}"
 
 
 def guess(raw: bytes) -> str | None:

@@ -1,12 +1,11 @@
 """What is shown before the first step and after the last."""
 
-import shlex
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from llm.commands import command_line
+from llm.commands import command_line, for_shell
 from llm.data.dataset import Dataset
 from llm.device import describe
 from llm.experiment.console import duration, gib, panel, say
@@ -93,7 +92,7 @@ def show_end(folder: Path, progress: Progress, summary: dict[str, Any]) -> None:
     panel("finished", facts)
     # Below the box and in one piece, to be copied.
     if (folder / "wandb").is_dir():
-        say(f"W&B:  wandb sync {shlex.quote(str(folder))}/wandb/*run-*")
+        say(f"W&B:  wandb sync {for_shell([str(folder)])}/wandb/*run-*")
     if (folder / "checkpoints").is_dir():
         say(f'next: {command_line("run_sample.py", f"ckpt={folder}")} prompt="..."')
 

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from llm.checkpoint.checkpoint import MANIFEST, Checkpoint
-from llm.checkpoint.folder import FOLDER
+from llm.checkpoint.checkpoint import Checkpoint
+from llm.checkpoint.find import FOLDER
+from llm.checkpoint.formats import MANIFEST
 from llm.data.config import DataConfig
 from llm.data.dataset import Dataset
 from llm.data.prepare import folder_of

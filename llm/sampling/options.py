@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from llm.errors import require
 
+LARGEST_PENALTY = 1_000_000  # nats; float32, in which they are summed up, ends at 3e38
+
 
 @dataclass
 class SamplingOptions:
@@ -41,7 +43,8 @@ class SamplingOptions:
         for key in ("frequency_penalty", "presence_penalty"):
             value = getattr(self, key)
             require(
-                abs(value) < float("inf"), f"{key}={value} must be a finite number of nats; 0: none"
+                abs(value) <= LARGEST_PENALTY,
+                f"{key}={value} must be a number of nats, at most {LARGEST_PENALTY:,}; 0: none",
             )
         require(
             self.no_repeat_ngram >= 0,

@@ -85,7 +85,8 @@ class Guard:
         """Undo :meth:`to_plain`; :class:`llm.errors.Refused` if these are no such values."""
         match plain:
             case {"in_a_row": int(row), "losses": list(losses), "norms": list(norms)}:
-                if all(type(x) in (int, float) for x in [*losses, *norms]):
+                counted = type(row) is int and row >= 0  # a bool is an int to Python
+                if counted and all(type(x) in (int, float) for x in [*losses, *norms]):
                     self.in_a_row = row
                     self.losses, self.norms = deque(losses, WINDOW), deque(norms, WINDOW)
                     return

@@ -9,6 +9,7 @@ AT_LEAST_ONE = (
     "checkpoint_interval", "keep_last", "patience", "sample_interval", "max_skipped",
 )  # fmt: skip
 
+LARGEST_BATCH = 1 << 20  # sequences: the places of 64 batches are computed at once
 CHECKPOINTED = {"none": 0, "full": 1, "every_2": 2}  # every how many blocks one is computed again
 
 
@@ -50,6 +51,8 @@ class TrainerOptions:
         for key in AT_LEAST_ONE:
             value = getattr(self, key)
             require(value is None or value >= 1, f"trainer.{key}={value} must be at least 1")
+        size = self.batch_size
+        require(size <= LARGEST_BATCH, f"trainer.batch_size={size} is more than {LARGEST_BATCH}")
         for key in ("grad_clip", "overfit_batches", "rollbacks"):
             require(
                 getattr(self, key) >= 0, f"trainer.{key}={getattr(self, key)} must be 0 or more"

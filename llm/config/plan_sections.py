@@ -1,9 +1,11 @@
-"""What a plan of a fine-tune is told."""
+"""The sections that only ``run_plan.py`` has, or has more of."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
+from llm.errors import require
 from llm.memory.lora import TARGETS, LoRA
+from llm.memory.options import MemoryOptions
 
 
 @dataclass
@@ -25,3 +27,22 @@ class FinetuneSection:
     def _with_rank(self, rank: int) -> LoRA:
         names = self.targets if isinstance(self.targets, list) else [self.targets]
         return LoRA(rank, tuple(map(str, names)))
+
+
+@dataclass
+class PlanMemory(MemoryOptions):
+    """``memory/`` for ``run_plan.py``"""
+
+    largest: str | None = None  # a size whose largest fitting value is asked for
+
+    def check(self) -> None:
+        """Raise :class:`llm.errors.Refused` naming the first value that makes no sense."""
+        from llm.memory.fit import SIZES
+
+        super().check()
+        self.largest = self.largest and self.largest.removeprefix("model.")
+        largest, known = self.largest, ", ".join(SIZES)
+        require(
+            largest is None or largest in SIZES,
+            f"memory.largest={largest} is no size: take one of {known}",
+        )

@@ -1,0 +1,209 @@
+"""One line and its status where a traceback came: numbers, booleans, folders, compilers, memory."""
+
+import errno
+import json
+import os
+import resource
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from llm.commands import command_line, for_shell
+from llm.config.keys import keys_of
+from llm.config.schema import SETTINGS, TrainSettings
+from llm.config.settings import load_plain, read_settings, to_yaml
+from llm.device import check_compiler
+from llm.disk import could_not_write
+from llm.errors import OutOfMemory, Refused, as_stop
+from tests.command_line import composed, here, listing
+from tests.conftest import ROOT
+from tests.test_bad_input import assert_refused
+
+BEYOND = [str(10**20), "9" * 200, str(2**63), "-" + "9" * 200]
+
+
+def keys_of_type(command: str, *kinds: object) -> list[str]:
+    return [key for key, kind in keys_of(SETTINGS[command]) if kind in kinds]
+
+
+@pytest.mark.parametrize("value", BEYOND, ids=["10**20", "200 nines", "2**63", "-200 nines"])
+@pytest.mark.parametrize("command", ["train", "sample"])
+def test_no_whole_number_beyond_64_bits_is_accepted(command: str, value: str) -> None:
+    base = composed(command)
+    for key in keys_of_type(command, int, int | None):
+        cfg = base.copy()
+        section, _, name = key.rpartition(".")
+        (cfg[section] if section else cfg)[name] = int(value)
+        if command == "sample":
+            cfg.ckpt = "x"
+        with pytest.raises(Refused) as refusal:
+            read_settings(cfg, SETTINGS[command])  # type: ignore[type-var]
+        assert name.removeprefix("default_") in str(refusal.value)
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+@pytest.mark.parametrize("command", ["train", "sample"])
+def test_no_number_that_is_not_finite_is_accepted(command: str, value: str) -> None:
+    base = composed(command)
+    for key in keys_of_type(command, float, float | None):
+        cfg = base.copy()
+        section, _, name = key.rpartition(".")
+        (cfg[section] if section else cfg)[name] = float(value)
+        if command == "sample":
+            cfg.ckpt = "x"
+        with pytest.raises(Refused) as refusal:
+            read_settings(cfg, SETTINGS[command])  # type: ignore[type-var]
+        assert name.removeprefix("default_") in str(refusal.value)
+
+
+def test_the_largest_numbers_that_are_accepted_are_read_again(tmp_path: Path) -> None:
+    base = composed("train")
+    accepted = 0
+    for key in keys_of_type("train", int, int | None, float, float | None):
+        cfg = base.copy()
+        section, _, name = key.rpartition(".")
+        (cfg[section] if section else cfg)[name] = 2**63 - 1
+        try:
+            settings = read_settings(cfg, TrainSettings)
+        except Refused:
+            continue
+        accepted += 1
+        (tmp_path / "config.yaml").write_text(to_yaml(settings), encoding="utf-8")
+        saved = load_plain(tmp_path)
+        wanted = getattr(getattr(settings, section) if section else settings, name)
+        assert (saved[section] if section else saved)[name] == wanted
+    assert accepted > 5
+
+
+MISTAKES = [
+    ("train", ["trainer.batch_size=1000000000000"], ["is more than 1048576"]),
+    ("train", ["trainer.compile=7"], ["trainer.compile=7", "must be true or false"]),
+    ("train", ["model.bias=-1"], ["model.bias=-1", "must be true or false"]),
+    ("train", ["-m", "model.bias=2,3"], ["model.bias=2", "must be true or false"]),
+    ("train", ["logger.tags=[" + ",".join("a" * 101) + "]"], ["has 101 tags"]),
+    ("sample", ["ckpt=x", "num_samples=1000000000000"], ["is more than 65536"]),
+    ("sample", ["ckpt=x", "frequency_penalty=1e300"], ["frequency_penalty=1e+300"]),
+    ("sample", ["ckpt=x", "stream=7"], ["stream=7", "must be true or false"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("command", "typed", "words"), MISTAKES, ids=[t[-1][:30] for _, t, _ in MISTAKES]
+)
+def test_a_value_that_makes_no_sense_is_refused(
+    command: str, typed: list[str], words: list[str], tmp_path: Path
+) -> None:
+    assert_refused(here(command, *typed, cwd=tmp_path), *words)
+    assert not listing(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["0", "1", "true", "no"])
+def test_a_boolean_may_be_0_or_1(value: str) -> None:
+    assert read_settings(composed("train", f"trainer.profile={value}"), TrainSettings)
+
+
+def test_settings_are_shown_as_they_were_typed(tmp_path: Path) -> None:
+    for flag in ("--cfg", "-c"):
+        done = here("sample", flag, "job", "prompt=a ${x} b", "stop=???", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "prompt: a ${x} b\n" in done.stdout
+        assert "\ufdd0" not in done.stdout
+
+
+def test_a_compiler_that_is_missing_is_told_of_before_a_run_begins(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    done = here("train", "trainer.compile=true", "trainer.device=cpu", cwd=tmp_path)
+    assert_refused(done, "trainer.compile=true needs a compiler (g++)", "leave trainer.compile out")
+    assert not listing(tmp_path)
+    with pytest.raises(Refused, match="gcc"):
+        check_compiler(torch.device("cuda"))
+    (tmp_path / "mine").touch(0o755)
+    monkeypatch.setenv("CXX", "mine -O2")
+    check_compiler(torch.device("cpu"))
+
+
+def test_without_room_for_the_libraries_a_command_is_out_of_memory() -> None:
+    error = ImportError("libtorch_cpu.so: failed to map segment from shared object")
+    stop = as_stop(error)
+    assert isinstance(stop, OutOfMemory)
+    assert "ulimit -v" in str(stop)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_a_small_limit_of_memory_and_a_folder_that_is_gone_end_in_one_line(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (400_000 << 10, 400_000 << 10))
+
+    def left() -> None:
+        os.chdir(gone)
+        gone.rmdir()
+
+    for prepare, command, status, words in (
+        (limited, "sample", 4, "out of memory"),
+        (left, "train", 2, "the folder you are in does not exist any more"),
+    ):
+        done = subprocess.run(
+            [sys.executable, str(ROOT / f"run_{command}.py"), *["ckpt=x"] * (command == "sample")],
+            cwd=tmp_path, preexec_fn=prepare, capture_output=True, text=True, timeout=300,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == status, done.stderr
+        assert words in done.stderr
+        assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_disk_without_room_for_another_file_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    error = OSError(errno.ENOSPC, "No space left on device")
+    assert "free)" in str(could_not_write(tmp_path / "x", error))
+    found = os.statvfs(tmp_path)
+    fields = [getattr(found, name) for name in os.statvfs_result.__match_args__]
+    full = os.statvfs_result((*fields[:7], 0, *fields[8:]))  # f_favail
+    monkeypatch.setattr(os, "statvfs", lambda path: full)
+    told = str(could_not_write(tmp_path / "x", error))
+    assert told.endswith("there is no room for one file more, of whatever size: delete some files)")
+
+
+WORDS = ["a b", "it's", "caf\udce9/x", "a\nb'c\\", "我的模型", "\x1b]0;title\x07", "", "$HOME"]
+
+
+def test_a_command_that_is_printed_can_be_shown_anywhere_and_pasted_into_a_shell() -> None:
+    shown = for_shell(["printf", "%s\\n", *WORDS])
+    assert shown.isprintable()
+    shown.encode("utf-8")
+    done = subprocess.run(["bash", "-c", shown], capture_output=True, check=True, timeout=60)
+    wanted = "".join(f"{word}\n" for word in WORDS)
+    assert done.stdout == wanted.encode("utf-8", "surrogateescape")
+    assert shlex.split(command_line("run_train.py", "run.name=a b"))[-1] == "run.name=a b"
+
+
+def test_a_guard_that_counts_below_zero_is_refused() -> None:
+    from llm.training.guard import Guard
+
+    guard = Guard(3, False, print)
+    guard.restore({"in_a_row": 2, "losses": [1.0], "norms": [1.0]})
+    for row in (-1, True):
+        with pytest.raises(Refused, match="no usable guard"):
+            guard.restore({"in_a_row": row, "losses": [1.0], "norms": [1.0]})
+
+
+def test_a_header_with_a_name_twice_is_refused(tmp_path: Path) -> None:
+    from llm.checkpoint.tensors import read_tensors
+
+    described = json.dumps({"dtype": "F32", "shape": [2], "data_offsets": [0, 8]})
+    header = f'{{"a": {described}, "a": {described}}}'.encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(Refused, match="header cannot be read \\(a key is there twice\\)"):
+        read_tensors(path, {"a": (2,)}, lambda: None, False)

@@ -72,14 +72,15 @@ def train(
     from llm.experiment.loggers import open_logger
     from llm.experiment.panels import show_end, show_start
     from llm.experiment.rundir import recording
-    from llm.training.precision import Precision, to_precision
+    from llm.training.precision import Precision, slow_products, to_precision
     from llm.training.random_state import seed_everything
     from llm.training.resume import count_as
 
     alone = run.is_new and not settings.run.sweep
     facts = run.identity | plan.facts
     with recording(run.folder, facts, run.again, alone, settings.memory.no_room) as summary:
-        for note in [*run.notes, *dataset.notes]:
+        slow = slow_products(settings.precision.name, device)
+        for note in [*run.notes, *dataset.notes, *slow]:
             warn(note)
         seed_everything(settings.seed)
         precision = Precision(settings.precision.name, device)

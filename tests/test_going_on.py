@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from llm.checkpoint.checkpoint import Checkpoint
 from llm.config.settings import load_plain
@@ -52,6 +53,18 @@ def test_evaluating_only_never_takes_the_place_of_training(cwd: Path, data: list
     assert summary(other)["best_val_loss"] == summary(cwd / "outputs/base")["best_val_loss"]
     assert summary(other)["step"] > 0  # that of the weights
     assert not (other / "checkpoints").exists()
+
+
+def test_a_run_says_that_its_cpu_is_slow_in_16_bits(
+    cwd: Path, data: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    said = "precision=bf16: this CPU has no instructions for it, so a step takes several times"
+    for precision, times in (("bf16", 1), ("fp32", 0)):
+        typed = [*data, *TINY_RUN, f"precision={precision}", f"run.name={precision}"]
+        done = here("train", *typed, "trainer.max_steps=1", cwd=cwd)
+        assert done.returncode == 0, done.stderr
+        assert (done.stdout + done.stderr).count(said) == times
 
 
 def test_a_run_that_is_made_longer_keeps_what_was_derived_when_it_began(cwd: Path) -> None:

@@ -12,6 +12,7 @@ from llm.experiment.console import duration, gib, panel, say
 from llm.model.gpt import GPT
 from llm.training.options import TrainerOptions
 from llm.training.state import Progress
+from llm.training.throughput import Utilisation
 
 
 class Started(Protocol):
@@ -21,7 +22,7 @@ class Started(Protocol):
     options: TrainerOptions
     progress: Progress
     device: torch.device
-    peak_flops: float | None
+    utilisation: Utilisation
 
 
 def show_start(
@@ -33,9 +34,8 @@ def show_start(
     cut = options.batch_size // options.micro_batch
     overfits = options.overfit_batches > 0
     epochs = options.max_steps * tokens / max(1, len(dataset.train))
-    peak = (
-        f", {trainer.peak_flops / 1e12:.2f} TFLOP/s measured just now" if trainer.peak_flops else ""
-    )
+    flops = trainer.utilisation.peak
+    peak = f", {flops / 1e12:.2f} TFLOP/s measured just now" if flops else ""
     facts = {
         "device": describe(trainer.device) + peak,
         "precision": precision,

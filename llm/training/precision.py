@@ -13,6 +13,11 @@ DTYPES = {
     "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
     "bf16_weights": torch.bfloat16,
 }  # fmt: skip
+# Of x86 and of ARM, as torch.cpu.get_capabilities names them.
+INSTRUCTIONS = {
+    torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16"),
+    torch.float16: ("avx512_fp16", "amx_fp16", "fp16_arith"),
+}
 
 
 def resolve_precision(name: str, device: torch.device) -> tuple[str, str]:
@@ -24,6 +29,18 @@ def resolve_precision(name: str, device: torch.device) -> tuple[str, str]:
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16", "this GPU has it, and it needs no loss scaling"
     return "fp16", "this GPU has no bfloat16; the loss is scaled"
+
+
+def slow_products(name: str, device: torch.device) -> list[str]:
+    """What to warn of where a CPU has no instructions for the 16-bit format ``name``."""
+    known = INSTRUCTIONS.get(DTYPES[name], ())
+    found = torch.cpu.get_capabilities() if device.type == "cpu" else dict.fromkeys(known, True)
+    if not known or any(found.get(instruction) for instruction in known):
+        return []
+    return [
+        f"precision={name}: this CPU has no instructions for it, so a step takes several times as "
+        "long as in float32: take precision=fp32"
+    ]
 
 
 class Precision:

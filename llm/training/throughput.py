@@ -35,6 +35,26 @@ def flops_per_token(model: GPT) -> float:
     )
 
 
+class Utilisation:
+    """Of the FLOP/s that ``device`` could reach at most: called with the tokens per second."""
+
+    def __init__(self, model: GPT, device: torch.device, precision: str) -> None:
+        self.flops_per_token = flops_per_token(model)
+        self.device, self.precision = device, precision
+        self.peak = peak_flops(device, precision)  # FLOP/s; None: not known
+
+    def __call__(self, tokens_per_second: float) -> float | None:
+        """A share of at most 1; None where the peak is not known.
+
+        What is computed faster than the peak shows that this was measured at a bad moment: it is
+        measured again, and there is no share for as long as it is still exceeded.
+        """
+        achieved = tokens_per_second * self.flops_per_token
+        if self.peak is not None and achieved > self.peak:
+            self.peak = peak_flops(self.device, self.precision)
+        return None if self.peak is None or achieved > self.peak else achieved / self.peak
+
+
 def peak_flops(device: torch.device, precision: str) -> float | None:
     """Dense FLOP/s of a known GPU in 16 bits (from the table) or a CPU (measured), else None."""
     if device.type == "cuda" and precision != "fp32":
@@ -46,11 +66,15 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 
 
 def measured_matmul_flops(n: int = 1024, repeats: int = 5) -> float:
-    """FLOP/s of the fastest of ``repeats`` float32 products of two (n, n) matrices on the CPU."""
+    """FLOP/s that the CPU could reach in float32, by the fastest of some products of (n, n).
+
+    By the seconds that the threads have computed, not those that have passed: what other programs
+    take meanwhile makes no CPU slower.
+    """
     a = torch.ones(n, n)
     fastest = float("inf")
     for _ in range(repeats + 1):  # the first one warms up
-        start = time.perf_counter()
+        start = time.process_time()  # of all threads together
         a @ a
-        fastest = min(fastest, time.perf_counter() - start)
-    return 2 * n**3 / fastest
+        fastest = min(fastest, time.process_time() - start)
+    return 2 * n**3 * torch.get_num_threads() / max(fastest, 1e-9)

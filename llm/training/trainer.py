@@ -28,7 +28,7 @@ from llm.training.random_state import random_tensors, restore_random
 from llm.training.resume import plain_state, resume, roll_back
 from llm.training.schedule import Schedule
 from llm.training.state import Progress, outcome, training_bytes, training_tensors, why_ended
-from llm.training.throughput import flops_per_token, peak_flops
+from llm.training.throughput import Utilisation
 from llm.training.update import choose_update
 
 SAMPLE = SamplingOptions(max_new_tokens=200)
@@ -69,8 +69,7 @@ class Trainer:
         self.stop = signals.listener  # has it received one?
         self.at_end = False  # whether this step is the last one
         self.saved_step: int | None = None
-        self.flops_per_token = flops_per_token(model)
-        self.peak_flops = peak_flops(self.device, precision.name)
+        self.utilisation = Utilisation(model, self.device, precision.name)
         self.logged = (0, 0.0)  # tokens and train_seconds at the last logged step
 
     def fit(self) -> Progress:
@@ -210,7 +209,7 @@ class Trainer:
             "lr": self.optimizer.param_groups[0]["lr"],
             "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
             "tokens_per_second": rate,
-            "mfu": rate * self.flops_per_token / self.peak_flops if self.peak_flops else None,
+            "mfu": self.utilisation(rate),
             "peak_memory_bytes": peak_memory_bytes(self.device),
         } | ({"skipped_steps": self.progress.skipped} if self.progress.skipped else {})
 

@@ -1,11 +1,13 @@
 """Work per token is counted as one would by hand; a device is as fast as its sheet says."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from llm.model.gpt import GPT
+from llm.training import throughput
 from llm.training.throughput import PEAK_TFLOPS, flops_per_token, measured_matmul_flops, peak_flops
 
 SHAPE: dict[str, Any] = {
@@ -86,6 +88,25 @@ def test_the_peak_of_a_cpu_is_measured() -> None:
     found = peak_flops(torch.device("cpu"), "fp32")
     assert found is not None and 1e8 < found < 1e14
     assert 1e8 < measured_matmul_flops(n=128, repeats=2) < 1e14
+
+
+def test_what_other_programs_take_meanwhile_makes_no_cpu_slower(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = {"own": 0.0, "all": 0.0}
+
+    def own() -> float:
+        clock["own"] += 0.25  # seconds of the threads here
+        return clock["own"]
+
+    def everything() -> float:
+        clock["all"] += 60  # while most of the time others computed
+        return clock["all"]
+
+    fake = SimpleNamespace(process_time=own, perf_counter=everything)
+    monkeypatch.setattr(throughput, "time", fake)
+    wanted = 2 * 64**3 / (0.25 / torch.get_num_threads())
+    assert measured_matmul_flops(n=64) == pytest.approx(wanted)
 
 
 def test_value_embeddings_are_looked_up_and_no_work() -> None:

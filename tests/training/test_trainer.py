@@ -14,6 +14,7 @@ from llm.functional.targets import IGNORED
 from llm.model.gpt import GPT
 from llm.sampling.generate import SamplingOptions
 from llm.sampling.looping import measure_repeats
+from llm.training import throughput
 from llm.training.adapted import adapted
 from llm.training.schedule import Constant
 from tests.training.conftest import MODEL, HandBuilt, MakeTrainer, copied
@@ -154,9 +155,23 @@ def test_tokens_per_second_and_mfu_are_those_since_the_last_row(make_trainer: Ma
     trainer.fit()
     rate = trainer.logger.column("tokens_per_second")
     assert rate[4] == pytest.approx(2 * 64 / (seconds[3] - seconds[1]))
-    assert trainer.peak_flops is not None
-    mfu = rate[4] * trainer.flops_per_token / trainer.peak_flops
+    assert trainer.utilisation.peak is not None
+    mfu = rate[4] * trainer.utilisation.flops_per_token / trainer.utilisation.peak
     assert trainer.logger.column("mfu")[4] == pytest.approx(mfu)
+
+
+def test_a_run_faster_than_the_measured_peak_has_it_measured_again_and_no_mfu_above_100_percent(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(max_steps=2, log_interval=1)
+    trainer.utilisation.peak = 1.0  # as on a machine that was busy with something else
+    trainer.fit()
+    assert trainer.utilisation.peak > 1e8
+    assert 0 < trainer.logger.column("mfu")[1] < 1
+    monkeypatch.setattr(throughput, "measured_matmul_flops", lambda: 1.0)
+    still_busy = make_trainer(max_steps=1, log_interval=1)
+    still_busy.fit()
+    assert [row["mfu"] for row in still_busy.logger.rows if "mfu" in row] == [None]
 
 
 def test_the_outcome_agrees_with_the_rows(make_trainer: MakeTrainer) -> None:

@@ -11,7 +11,6 @@ from llm.checkpoint.formats import MANIFEST, current
 from llm.checkpoint.shapes import read_shape
 from llm.config.schema import Model, TrainSettings
 from llm.data.config import padded
-from llm.data.tokenizer import from_json
 from llm.errors import Refused, require
 from llm.model.config import GPTConfig
 from llm.sealed import Plain, read_json
@@ -72,6 +71,8 @@ def _shape_of(settings: TrainSettings) -> _Origin | None:
 
 
 def _read(checkpoint: Path) -> _Origin:
+    from llm.data.tokenizer import from_json  # which a plan without init_from can do without
+
     where = checkpoint / MANIFEST
     manifest = current(read_json(where), where)
     shape, tokenizer = read_shape(manifest["model"], where), from_json(manifest["tokenizer"])

@@ -24,7 +24,7 @@ OF_OPTIMIZERS = {
     "step": ("F32",), "momentum": ("F32",), "exp_avg": ("F32", "U8"), "exp_avg_sq": ("F32", "U8"),
     "exp_avg_scale": ("F32",), "exp_avg_sq_scale": ("F32",),
 }  # fmt: skip
-MOST_STATE = 16
+MOST_STATE = 64
 Kept = dict[str, tuple[tuple[int, ...], torch.dtype]]  # shape and type of tensors, by name
 TYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llm.checkpoint.tensors import MOST_STATE
 from llm.errors import Refused, require
 from llm.memory.kept import Entry, Kept
 from llm.model.gpt import GPT
 from llm.training.measure import PYTHON, made, measure, require_interface
 from llm.training.optimizer import Layout, Optimizer
+from llm.training.state import training_bytes
 
 NAMED = {kind.__name__: dtype for kind, dtype in PYTHON.items()}
 
@@ -153,4 +155,10 @@ def adapted(where: str, make: Callable[..., Any], keys: dict[str, Any], model: G
         return inner
     require_interface(where, inner, model)
     device = next(model.parameters()).device
-    return Adapted(where, inner, model, measure(where, make, keys, model.config, device))
+    optimizer = Adapted(where, inner, model, measure(where, make, keys, model.config, device))
+    each = training_bytes(optimizer) / model.n_parameters()
+    require(
+        each <= MOST_STATE,
+        f"{where} keeps {each:.0f} bytes for each weight, and a checkpoint may hold {MOST_STATE}",
+    )
+    return optimizer

@@ -61,9 +61,11 @@ def check_compiler(device: torch.device) -> None:
     For a CPU it writes C++, for a GPU a little C beside its kernels.
     """
     names = {"cpu": ("CXX", ("g++", "clang++")), "cuda": ("CC", ("gcc", "clang", "cc"))}
-    variable, known = names.get(device.type, ("", ()))
+    if device.type not in names:  # Metal brings its own
+        return
+    variable, known = names[device.type]
     wanted = shlex.split(os.environ.get(variable, ""))[:1] or known
-    found = not known or any(map(shutil.which, wanted))
+    found = any(map(shutil.which, wanted))
     require(found, f"trainer.compile=true needs a compiler ({wanted[0]}): {INSTALL_COMPILER}")
 
 
@@ -73,7 +75,7 @@ def set_deterministic(wanted: bool) -> None:
     """
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if wanted != torch.are_deterministic_algorithms_enabled():  # to say so imports a compiler
+    if wanted != torch.are_deterministic_algorithms_enabled():  # the call imports a compiler
         torch.use_deterministic_algorithms(wanted)
 
 
@@ -88,8 +90,8 @@ def tune_allocator(n_embed: int, closely: bool = False) -> None:
     glibc (2.36) rarely finds room for an aligned block where one of its size was freed, so that a
     training step comes to hold far more than it needs. Mapped one by one, large blocks go back
     whole; huge pages make that cheap, and decoding reads weights faster from them. Narrow networks
-    have little to save, and blocks too small for huge pages, which are slow to map: those only
-    where memory is watched ``closely``, and smaller ones too.
+    have little to save, and blocks too small for huge pages, which are slow to map. So theirs are
+    mapped, smaller ones too, only where memory is watched ``closely``.
     """
     given = "MALLOC_MMAP_THRESHOLD_" in os.environ
     # CUDA: blocks that can grow leave fewer gaps (torch reads it when it first asks for memory).
@@ -161,8 +163,8 @@ def total_memory(device: torch.device) -> int | None:
 
 
 def limit_memory(device: torch.device, further: int) -> bool:
-    """Let this process take ``further`` bytes; for more, torch raises an error. Whether that can be
-    done here.
+    """Let this process take ``further`` bytes; for more, torch raises an error. Returns
+    whether that can be done here.
 
     On CUDA that is its allocator's, on a CPU the kernel's limit on private memory (Linux), which
     also counts what libraries allocate meanwhile.

@@ -127,6 +127,7 @@ def test_a_compiler_that_is_missing_is_told_of_before_a_run_begins(
     (tmp_path / "mine").touch(0o755)
     monkeypatch.setenv("CXX", "mine -O2")
     check_compiler(torch.device("cpu"))
+    check_compiler(torch.device("mps"))  # needs none
 
 
 def test_without_room_for_the_libraries_a_command_is_out_of_memory() -> None:

@@ -44,8 +44,8 @@ def resume(trainer: "Trainer", checkpoint: Checkpoint) -> None:
     warmup = read_warmup(state.get("warmup_steps"))
     trainer.guard.restore(state.get("guard"))
     restore_scaler(trainer.precision.scaler, state.get("scaler"))
-    load_weights(trainer.model, checkpoint.weights(), str(checkpoint.path))
     trainer.optimizer.restore_values(state.get("groups"))
+    load_weights(trainer.model, checkpoint.weights(), str(checkpoint.path))
     tensors = checkpoint.training(trainer.optimizer.tensors_of())
     restore_training(tensors, trainer.model, trainer.optimizer, trainer.device)
     trainer.progress, trainer.unreported = progress, row
@@ -67,7 +67,7 @@ def count_as(trainer: "Trainer", origin: Checkpoint) -> None:
 def roll_back(trainer: "Trainer", end: Diverged) -> None:
     """Go back to the last checkpoint, to train on at half the rate.
 
-    Raises ``end`` where that is not asked for any more, or there is none.
+    Raises ``end`` where ``trainer.rollbacks`` are used up, or there is no checkpoint.
     """
     scale, skipped = trainer.precision.scaler.get_scale(), trainer.progress.skipped
     end.facts |= {"scale": scale, "skipped_steps": skipped}
@@ -82,8 +82,8 @@ def roll_back(trainer: "Trainer", end: Diverged) -> None:
         raise end
     trainer.logger.warn(f"{end}; back to step {sound.step}, at half the learning rate")
     trainer.update.drop()
-    trainer.optimizer.state.clear()  # else there were two of it
-    # A scaler amid no step.
+    trainer.optimizer.state.clear()  # else memory would hold two of it
+    # A new scaler: the old one may be in the middle of a step.
     trainer.precision.scaler = Precision(trainer.precision.name, trainer.device).scaler
     resume(trainer, sound)
     trainer.saved_step = None  # no checkpoint says yet how often this run went back
@@ -131,7 +131,7 @@ def read_row(plain: Any) -> Row | None:
 
 def read_run_id(plain: Any, where: str = "the checkpoint's run_id") -> str:
     """The id of the run in W&B, which becomes a part of a path; :class:`llm.errors.Refused` if it
-    is none.
+    cannot be one.
     """
     if isinstance(plain, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,128}", plain):
         return plain

@@ -53,6 +53,14 @@ class Progress:
         """Time spent in the loop, in all."""
         return self.train_seconds + self.eval_seconds + self.checkpoint_seconds
 
+    def is_out_of_time(self, options: TrainerOptions) -> bool:
+        """Whether the minutes are used up."""
+        return self.seconds >= 60 * (options.max_minutes or math.inf)
+
+    def is_out_of_patience(self, options: TrainerOptions) -> bool:
+        """Whether the validation loss has not improved for too many evaluations."""
+        return self.evaluations_since_best >= (options.patience or math.inf)
+
     @contextlib.contextmanager
     def clock(self, counter: str) -> Iterator[None]:
         """Add the seconds spent inside to one of the counters."""
@@ -83,12 +91,11 @@ def why_ended(progress: Progress, options: TrainerOptions) -> str | None:
     """Which option ended a run before ``max_steps``; None if no option did."""
     if options.eval_only or progress.step >= options.max_steps:
         return None
-    if progress.evaluations_since_best >= (options.patience or math.inf):
+    if progress.is_out_of_patience(options):
         return f"trainer.patience={options.patience} evaluations without a better loss"
-    minutes = options.max_minutes or math.inf
-    return (
-        f"trainer.max_minutes={minutes:g} are used up" if progress.seconds >= 60 * minutes else None
-    )
+    if progress.is_out_of_time(options):
+        return f"trainer.max_minutes={options.max_minutes:g} are used up"
+    return None
 
 
 def training_tensors(

@@ -95,7 +95,7 @@ class Trainer:
         if self.unreported is not None:  # step 0, or where a signal came in between
             self.report(self.unreported)
             self.saved_step = None
-        while not (self.at_end or stop.received or self.is_out_of_patience()):
+        while not (self.at_end or stop.received or progress.is_out_of_patience(options)):
             with progress.clock("train_seconds"):
                 loss, grad_norm = self.optimizer_step(progress.step + 1)
                 progress.step += 1
@@ -105,7 +105,7 @@ class Trainer:
             logged = self.is_due(options.log_interval)
             self.report(self.training_row(loss, grad_norm) if logged else {})
             if self.is_due(options.checkpoint_interval) and not self.guard.in_a_row:
-                self.save()  # not amid failing steps: what to go back to is from before them
+                self.save()  # not between failing steps: a run goes back to before them
         if self.saved_step != progress.step and not options.eval_only:
             self.save()  # patience or a signal ended it
         if stop.received and (self.unreported is not None or not self.at_end):
@@ -157,18 +157,13 @@ class Trainer:
 
     def is_over(self) -> bool:
         """Whether the steps or the minutes are used up."""
-        out_of_time = self.progress.seconds >= 60 * (self.options.max_minutes or math.inf)
-        return out_of_time or self.progress.step >= self.options.max_steps
-
-    def is_out_of_patience(self) -> bool:
-        """Whether the validation loss has not improved for too many evaluations."""
-        patience = self.options.patience
-        return patience is not None and self.progress.evaluations_since_best >= patience
+        out_of_steps = self.progress.step >= self.options.max_steps
+        return out_of_steps or self.progress.is_out_of_time(self.options)
 
     def optimizer_step(self, step: int) -> tuple[float, float]:
         """One update from one batch, in micro-batches: its mean loss and gradient norm.
 
-        Reading these waits for the device at every step: no update is made from what is no number.
+        Reading these waits for the device at every step, because NaN must not reach the weights.
         """
         inputs, targets = self.sampler.batch(step)
         n_targets = int((targets != IGNORED).sum())
@@ -200,7 +195,7 @@ class Trainer:
         return loss, grad_norm
 
     def training_row(self, loss: float, grad_norm: float) -> Row:
-        """The numbers of this step; None for what is no number."""
+        """The numbers of this step; None in place of NaN and infinity."""
         tokens, seconds = self.progress.tokens, self.progress.train_seconds
         rate = (tokens - self.logged[0]) / max(1e-9, seconds - self.logged[1])
         self.logged = (tokens, seconds)
@@ -286,11 +281,11 @@ class Trainer:
             self.checkpoints.check_room(weights, training_bytes(self.optimizer))
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint of :meth:`save`; :class:`llm.errors.Refused` if it is none."""
+        """Continue from a checkpoint of :meth:`save`; else :class:`llm.errors.Refused`."""
         resume(self, checkpoint)
 
     def finite(self, value: Tensor | float, what: str) -> float:
-        """The value as a number; :class:`llm.errors.Diverged` if it is none."""
+        """The value as a number; :class:`llm.errors.Diverged` if it is not finite."""
         number, step = float(value), self.progress.step
         if not math.isfinite(number):
             raise Diverged(

@@ -47,20 +47,20 @@ def check_path(key: str, path: str) -> None:
 
 
 def write_durably(path: Path, raw: bytes) -> None:
-    """Write a new file and wait until it is on the disk; its name is only after sync_folder."""
+    """Write a new file and wait until it is on the disk; its name is so only after sync_folder."""
     with path.open("wb") as file:
         file.write(raw)
         file.flush()
         os.fsync(file.fileno())
 
 
-# What file systems answer that know no fsync of a folder: there, no more can be done.
+# Errors of file systems that have no fsync for folders: no more can be done there.
 UNKNOWN_FOR_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 
 
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[BinaryIO]:
-    """A new file, which takes the place of ``path`` at the end or, where that fails, does not.
+    """A new file, which takes the place of ``path`` once all of it is written.
 
     Written beside it, since a rename is atomic within one file system only.
     """
@@ -111,7 +111,7 @@ def _room(path: Path) -> str:
 
 
 def cannot_use(folder: Path, error: OSError) -> Stop:
-    """The same of a run folder, before anything is in it: another name may be all that it takes."""
+    """The error for a run folder that cannot be used; mostly another name will do."""
     if error.errno in CANNOT_WRITE:
         return could_not_write(folder, error)
     return Refused(f"run folder {folder} cannot be written: {error.strerror}")

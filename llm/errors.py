@@ -87,8 +87,8 @@ def require(condition: object, message: str) -> None:
 def printable(text: str, keep: str = "", longest: int | None = LONGEST) -> str:
     """``text`` without what a terminal would obey, or could not show, and not longer than a page.
 
-    Names in a message may come from a stranger's file. What is left out of ``isprintable`` is
-    escaped (controls, marks that reorder a line, invisible characters), but not wide spaces and the
+    Names in a message may come from a stranger's file. Characters that are not ``isprintable`` are
+    escaped (controls, marks that reorder a line, invisible ones), except wide spaces and the
     joiners of emoji and of several scripts. ``keep``: controls that are left as they are.
     """
     cut = text if longest is None else text[:longest]

@@ -77,13 +77,13 @@ def _digest(values: Plain) -> str:
 def unique(pairs: list[tuple[str, Any]]) -> Plain:
     """An object of JSON; ``ValueError`` where a key is there twice."""
     values = dict(pairs)
-    if len(values) < len(pairs):  # who reads the first of them and who reads the last disagree
+    if len(values) < len(pairs):  # some programs read the first one, others the last
         raise ValueError("a key is there twice")
     return values
 
 
 def _short(number: str) -> int:
-    if len(number) > LONGEST_NUMBER:  # of which some library may make infinity, or fail
+    if len(number) > LONGEST_NUMBER:  # some library may make it infinity, or fail
         raise ValueError(f"a number of {len(number)} digits")
     return int(number)
 

@@ -135,7 +135,7 @@ def point(folder: Path, name: str, target: Path) -> None:
 
 
 def remove(checkpoint: Path) -> None:
-    """Delete a checkpoint if there is one; whenever that is cut short, what is left is none."""
+    """Delete a checkpoint if there is one; cut short, this leaves nothing that looks like one."""
     if checkpoint.is_symlink():  # what it leads to is not of this run
         checkpoint.unlink()
     elif checkpoint.exists():
@@ -204,7 +204,7 @@ def start_from(model: GPT, place: str, tokenizer: Tokenizer) -> Checkpoint:
     """Load the weights of ``init_from=place``, a run folder (its best) or a checkpoint, which is
     returned.
 
-    ``tokenizer`` is that of the data: to weights that learned other ids its text means nothing.
+    ``tokenizer`` is that of the data: weights that learned other ids cannot read its text.
     Raises :class:`llm.errors.Refused` naming both, and for weights of another shape.
     """
     origin = Checkpoint.open(find_checkpoint("init_from", place))

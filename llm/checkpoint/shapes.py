@@ -69,7 +69,7 @@ def _norm(config: GPTConfig, name: str, size: int) -> Shapes:
 
 def read_shape(saved: Plain, where: Path) -> GPTConfig:
     """The options of a network in the manifest ``where``, resolved; :class:`llm.errors.Refused` for
-    any that none can have.
+    options that no network can have.
     """
     types = {field.name: field.type for field in fields(GPTConfig)}
     require(

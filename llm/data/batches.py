@@ -15,7 +15,7 @@ from llm.errors import Refused, require
 from llm.functional.targets import IGNORED
 
 Batch = tuple[np.ndarray, np.ndarray]  # inputs and targets, both (B, T) int64
-# Steps whose places are computed at once: for one alone it is all overhead.
+# Steps whose places are computed at once: step by step, most of the time would be overhead.
 AHEAD = 64
 
 
@@ -108,7 +108,7 @@ def read_windows(
     """
     inside = moved_inside(tokens, starts, block_size)
     rows: np.ndarray = tokens[inside[:, None] + np.arange(block_size + 1)].astype(np.int64)
-    # What is too large to be verified at the start of a run is checked as it is read.
+    # A dataset that is too large to be verified at the start is checked as it is read.
     if vocab_size is not None and (largest := int(rows.max(initial=0))) >= vocab_size:
         name = getattr(tokens, "filename", "the data")
         raise Refused(f"{name} holds {beyond(largest, vocab_size)}")

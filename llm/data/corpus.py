@@ -46,8 +46,8 @@ class Document:
         reads text.
 
         Raises :class:`llm.errors.Refused` with the offset of the first byte that is not UTF-8, or
-        NUL: valid UTF-8, but it is archives and UTF-16 that have it, not text. Also, at the end,
-        for a file that is no longer the one with :attr:`sha256`.
+        that is NUL (which is valid UTF-8, but occurs in archives and UTF-16, not in text); at the
+        end also for a file that is no longer the one with :attr:`sha256`.
         """
         try:
             yield from self._pieces()
@@ -143,9 +143,9 @@ def _tiny_shakespeare(path: str | None) -> Corpus:
     if path:
         with _file(path).open("rb") as file:
             raw = file.read(2 * PIECE)  # more than it has: another file may be of any size
+        assets.check_tiny_shakespeare(raw, path)
     else:
         raw = assets.tiny_shakespeare()
-    assets.check_tiny_shakespeare(raw, str(path))
     return Corpus("tiny Shakespeare", [Document("tinyshakespeare", raw)], assets.sha256(raw))
 
 
@@ -155,7 +155,7 @@ def _text(path: str | None) -> Corpus:
     root, files = expanded(path), text_files(path)
     alike = [Document(str(file), file) for file in files]
     require(any(document.size() for document in alike), f"data.path={path} is empty")
-    for document in alike:  # what is no text mostly shows at once, before all of it is hashed
+    for document in alike:  # binary files mostly show it at once: before all of them are hashed
         next(document.pieces(), "")
     documents = [replace(d, sha256=file_sha256(f)) for d, f in zip(alike, files, strict=True)]
     names = [str(file.relative_to(root)) for file in files]  # "." for a single one
@@ -168,7 +168,7 @@ def text_files(path: str) -> list[Path]:
     """The file, or all files below the folder, that ``data.path=path`` means; without the hidden
     ones of a folder.
 
-    Raises :class:`llm.errors.Refused` for what is there and cannot be taken, which would be missed
+    Raises :class:`llm.errors.Refused` for what cannot be read and would otherwise be left out
     without a word: a link that leads nowhere, a link to a folder (it may be a loop), a pipe.
     """
     root = expanded(path)
@@ -191,7 +191,7 @@ def text_files(path: str) -> list[Path]:
 
 
 def expanded(path: str) -> Path:
-    """``~/texts`` in the user's home, ``~`` as it stands in the name of something that is there."""
+    """``~`` is the user's home, unless a file or folder has just this name, ``~`` included."""
     return Path(path if os.path.lexists(path) else os.path.expanduser(path))
 
 

@@ -16,8 +16,9 @@ from llm.errors import Refused, require
 from llm.sealed import Plain
 
 READ = 1 << 20  # bytes hashed at a time
-# Bytes a token of GPT-2's tokenizer. Measured: Korean 1.2, Chinese 1.5, Greek and Russian 1.7 and
-# Japanese 2.1, with more than one token a character; German and Python 2.5, with one for several.
+# Bytes a token, below which GPT-2's tokenizer does not suit a text. Measured: Korean 1.2, Chinese
+# 1.5, Greek and Russian 1.7, Japanese 2.1 (more than one token a character); German and Python code
+# 2.5 (several characters a token).
 SPLIT_BADLY = 2.3
 LARGE = 1 << 30  # bytes; more take longer to verify than a run should take to start
 
@@ -57,7 +58,7 @@ class Dataset:
 
     @property
     def notes(self) -> list[str]:
-        """What whoever trains on it should know."""
+        """Warnings for those who train on it."""
         if self.tokenizer.kind != "gpt2" or not 0 < self.bytes_per_token < SPLIT_BADLY:
             return []
         return [
@@ -117,8 +118,8 @@ class Dataset:
     def validation(
         self, block_size: int, batch_size: int, sequences: int | None
     ) -> tuple[int, Iterator[Batch]]:
-        """How many batches of :func:`evaluation_batches` the validation split has, and these, read
-        as they are asked for.
+        """The number of batches of the validation split (:func:`evaluation_batches`), and the
+        batches, each read when it is asked for.
         """
         every = evaluation_batches(self.val, block_size, batch_size, sequences)
         vocabulary = self.tokenizer.vocab_size
@@ -151,9 +152,10 @@ def _require_possible(folder: Path, meta: Plain, tokenizer: Tokenizer) -> None:
     vocab_size, max_id = meta["vocab_size"], meta["max_id"]
     require(
         tokenizer.vocab_size == vocab_size,
-        f"{folder / META} says vocab_size={vocab_size}, which its tokenizer denies",
+        f"{folder / META} says vocab_size={vocab_size}, but its tokenizer has "
+        f"{tokenizer.vocab_size}: {AGAIN}",
     )
-    require(max_id >= 0, f"{folder / META} says max_id={max_id}, which no id is: {AGAIN}")
+    require(max_id >= 0, f"{folder / META} says max_id={max_id}, less than 0: {AGAIN}")
     require(max_id < vocab_size, f"{folder} holds {beyond(max_id, vocab_size)}")
     lengths = tokenizer.byte_lengths
     for split in SPLITS:

@@ -44,7 +44,7 @@ def guess(raw: bytes) -> str | None:
 
 
 def _ascii_characters(raw: bytes, encoding: str) -> int | None:
-    """How many there are, if ``raw`` is text in this encoding."""
+    """Number of ASCII characters in ``raw``; None if it is not text in this encoding."""
     try:
         text = codecs.getincrementaldecoder(encoding)().decode(raw)
     except UnicodeDecodeError:

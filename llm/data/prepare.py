@@ -99,8 +99,8 @@ def _is_ready(folder: Path, config: DataConfig, made_from: dict[str, Any]) -> bo
     if config.overwrite:
         return not keys and meta["format_version"] == FORMAT_VERSION and _is_intact(folder)
     if not keys:
-        return True  # whether its files are whole is for Dataset.open to say
-    if keys == ["source_sha256"]:  # two digests tell nobody anything
+        return True  # Dataset.open checks whether its files are whole
+    if keys == ["source_sha256"]:  # two digests would tell a person nothing
         raise Refused(
             f"{folder} was prepared from another text than data.corpus={config.corpus} is now: "
             "take another data.name, or replace it with data.overwrite=true"
@@ -189,7 +189,7 @@ def _write(
                     read(piece)
             _require_same_files(corpus, config)
         except Refused:
-            # What was right before is mostly wrong now because something writes to the text.
+            # The text was fine in the first pass: something may be writing to it.
             require(_is_unchanged(config, made_from), _changed(config))
             raise
         for writer in writers.values():

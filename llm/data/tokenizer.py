@@ -24,7 +24,7 @@ from llm.errors import Refused
 END_OF_TEXT = "<|endoftext|>"
 # Where a token of GPT-2's pattern always ends: before white space that follows anything else, and
 # before punctuation that follows a letter or digit. White space as Unicode and tiktoken have it;
-# Python's \s has four control characters more. Of punctuation what all versions of Unicode know.
+# Python's \s has four control characters more. Only punctuation that all versions of Unicode have.
 SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 PUNCTUATION = r"!-/:-@\[-`{-~\u2010-\u2027\u3001-\u3003\u3008-\u3011\uff01-\uff0f\uff1a-\uff20"
 GPT2_CUT = re.compile(rf"(?s).*(?:[^{SPACE}](?=[{SPACE}])|[^\W_](?=[{PUNCTUATION}]))")
@@ -207,8 +207,8 @@ def _refuse_surrogates(text: str) -> None:
 
 
 def from_json(saved: Any) -> Tokenizer:
-    """The tokenizer that :meth:`Tokenizer.to_json` described; :class:`llm.errors.Refused` if it
-    is none.
+    """The tokenizer that :meth:`Tokenizer.to_json` described; :class:`llm.errors.Refused` if
+    there is no such one.
     """
     match saved:
         case {"kind": "gpt2", "merges": str(merges), **rest} if not rest:

@@ -64,7 +64,7 @@ class TokenWriter:
             self._append(np.array([self.tokenizer.end_of_text]))
 
     def finish(self) -> None:
-        """Write what is waiting, and see it on the disk."""
+        """Write what is waiting, and wait until it is on the disk."""
         self._flush()
         self.file.flush()
         os.fsync(self.file.fileno())
@@ -75,8 +75,8 @@ class TokenWriter:
             return self.tokenizer.last_cut(self.waiting[:most])
         part = self.waiting[: after_mark(self.waiting, most)]
         mark = part.rfind(END_OF_TEXT)
-        # Each mark is cut out before the text between them is tokenized. Where a place before the
-        # last one was found, it may lie inside one.
+        # Marks are taken out before the text between them is tokenized, so the end of the last one
+        # is a place to cut; a place found before that may lie inside a mark.
         return max(self.tokenizer.last_cut(part), mark + len(END_OF_TEXT) if mark >= 0 else 0)
 
     def _flush(self) -> None:

@@ -38,7 +38,7 @@ class Evaluation:
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Of the very targets that the loss is of, or None where they stand for no bytes."""
+        """Of the same targets as the loss, or None where they stand for no bytes."""
         return bits_per_byte(self.loss, self.bytes / self.tokens) if self.bytes else None
 
 

@@ -11,7 +11,7 @@ from llm.functional.linear import has_wide_sums, wide_product
 from llm.functional.targets import IGNORED
 
 CHUNK = 128  # tokens whose logits exist at once
-ROWS = 4096  # of the head whose gradient is computed, or converted, at once
+ROWS = 4096  # rows of the head whose gradient is computed, or converted, at once
 # Softmax minus one-hot is between -1 and 1, and the largest power of 2 in float16 is 2^15.
 HALF_SCALE = 2.0**15
 # From here on the chunked path is taken: it costs no time that matters, and all logits would weigh
@@ -32,7 +32,7 @@ def head_loss(
     """Cross-entropy in nats of x (N, C) @ head (V, C).T against the ids ``targets`` (N,).
 
     ``reduction``: ``sum`` or ``mean`` over the targets that are not ``IGNORED``, or ``none``
-    (N,). ``how``: ``full``, ``chunked``, or what is cheaper (``auto``); ``none`` is always full.
+    (N,), for which all logits are made. ``how``: ``full``, ``chunked``, or the cheaper (``auto``).
     Where all targets are ignored, ``mean`` is NaN, as torch has it, and all gradients are 0.
     """
     if how == "full" or reduction == "none" or (how == "auto" and len(head) < LARGE_VOCABULARY):
@@ -77,7 +77,7 @@ class _ChunkedLoss(torch.autograd.Function):
             logits = torch.log_softmax(logits, dim=-1, out=probabilities[: len(inputs)])
             total -= (logits.gather(1, target) * kept).sum()
             if learning:
-                # d loss / d logits = softmax - one_hot; the old name frees what it held
+                # d loss / d logits = softmax - one_hot, in place of the logits
                 logits = logits.exp_().scatter_add_(1, target, -kept.float()).mul_(kept)
                 gradients.add(part, logits if slope is None else logits.mul_(slope))
             del logits, slope  # else they are still there when the next chunk's are made
@@ -90,11 +90,11 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor | None, ...]:
-        # In place, since they are as large as the weights: by what comes in (a single number, the
-        # loss scale of float16 in it) over what they were multiplied by in a pass before.
+        # In place, since they are as large as the weights. What comes in is a single number, with
+        # the loss scale of float16 in it; the number of an earlier pass is divided out.
         factor = torch.where(ctx.any, incoming[0] / ctx.applied, 0.0)
         ctx.applied = incoming[0]
-        # .data: what was saved may be changed, and unpacked again, without a complaint.
+        # .data: else torch would refuse to unpack again a saved tensor that was changed.
         for gradient in ctx.saved_tensors:
             if gradient is not None:
                 gradient.data.mul_(factor)
@@ -102,7 +102,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 class _Gradients:
-    """Of x (N, C) and of the head (V, C), from those of the logits, one chunk after the other.
+    """Gradients of x (N, C) and of the head (V, C), from those of the logits, chunk by chunk.
 
     The head's is summed in float32. The loss scale of float16 comes only with the backward pass,
     too late for what has been rounded to 0 here. So gradients are rounded to float16 on a GPU only,
@@ -145,7 +145,7 @@ class _Gradients:
                 rows.addmm_(columns.T, x)
 
     def whole(self) -> tuple[Tensor | None, Tensor | None]:
-        """Those of x and of the head, the latter in float32 or, as its weights, in bfloat16."""
+        """Those of x and of the head; the head's is in float32, or in bfloat16 as its weights."""
         if self.parts and self.for_head is None:  # one part after the other, each freed at once
             narrow = [self.parts.pop(0).bfloat16() for _ in range(len(self.parts))]
             self.for_head = torch.cat(narrow)

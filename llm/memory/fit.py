@@ -81,7 +81,7 @@ def _keys(fitted: Fitted) -> set[str]:
 
 
 def _bits(setup: Setup) -> list[int]:
-    own = setup.kept is not None  # which keeps what it keeps
+    own = setup.kept is not None  # the user's class, which has no 8-bit state of ours
     return [setup.state_bits] if own else sorted({setup.state_bits, 8}, reverse=True)
 
 

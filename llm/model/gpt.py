@@ -64,7 +64,7 @@ class GPT(nn.Module):
 
     cos: Tensor
     sin: Tensor
-    checkpoint_every = 0  # compute every so manieth block again in the backward pass; 0: none
+    checkpoint_every = 0  # compute every n-th block again in the backward pass; 0: none
 
     def __init__(self, **options: Any) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
-"""What keeps one bad step from ruining a run: no update is made from what is no number.
+"""Keeps one bad step from ruining a run: where loss or gradients are not finite, no weight changes.
 
 A step whose loss or gradient norm stands out from those before it, beyond their mean and six
-standard deviations (as OLMo's trainer has it), is a spike: told of, and left out if asked to be.
+standard deviations (as OLMo's trainer has it), is a spike: it is reported, and left
+out if that is asked for.
 """
 
 import math
@@ -37,7 +38,7 @@ class Guard:
     def admits(self, step: int, loss: float, norm: float, positions: np.ndarray) -> bool:
         """Whether the weights may take this step. ``positions``: where its windows start.
 
-        Raises :class:`llm.errors.Diverged` after too many in a row that they may not.
+        Raises :class:`llm.errors.Diverged` after too many in a row that they may not take.
         """
         finite = math.isfinite(loss) and math.isfinite(norm)
         spikes = finite and (stands_out(loss, self.losses) or stands_out(norm, self.norms))
@@ -82,7 +83,7 @@ class Guard:
         }
 
     def restore(self, plain: object) -> None:
-        """Undo :meth:`to_plain`; :class:`llm.errors.Refused` if these are no such values."""
+        """Undo :meth:`to_plain`; :class:`llm.errors.Refused` if these are other values."""
         match plain:
             case {"in_a_row": int(row), "losses": list(losses), "norms": list(norms)}:
                 counted = type(row) is int and row >= 0  # a bool is an int to Python

@@ -116,7 +116,7 @@ class Optimizer:
         require(not plain, "the checkpoint holds values of another optimizer")
 
     def restore(self, states: Iterable[dict[str, Tensor]]) -> None:
-        """Go on from what was kept, told in the order of ``group_of``."""
+        """Go on from what was kept, given in the order of ``group_of``."""
         for parameter, state in zip(self.group_of, states, strict=True):
             self.state[parameter] = {
                 name: tensor.to(self._device(parameter, name)) for name, tensor in state.items()
@@ -135,7 +135,7 @@ def _adamw_in_portions(parameter: Tensor, state: dict[str, Tensor], group: dict[
     assert parameter.grad is not None
     parts = portions(parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
     for weights, gradient, mean, square in parts:
-        step = state["step"].clone()  # of which each portion counts one on
+        step = state["step"].clone()  # each portion counts a copy on by one
         with in_float32(weights) as wide:
             _adamw_step([wide], [gradient.float()], [mean], [square], [step], group)
     state["step"] += 1

@@ -39,7 +39,7 @@ class TrainerOptions:
     device: str = "auto"
     deterministic: bool = False
     sample_interval: int | None = None
-    overfit_batches: int = 0  # train on the first so many only: does the loss go to zero?
+    overfit_batches: int = 0  # train on this many batches only: does the loss go to zero?
 
     @property
     def micro_batch(self) -> int:

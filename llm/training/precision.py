@@ -8,12 +8,12 @@ from torch import nn
 from llm.errors import require
 
 Network = TypeVar("Network", bound=nn.Module)
-# Of the products. Weights are float32 but for the last.
+# Types of the matrix products. Weights are float32, except with the last name.
 DTYPES = {
     "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
     "bf16_weights": torch.bfloat16,
 }  # fmt: skip
-# Of x86 and of ARM, as torch.cpu.get_capabilities names them.
+# Instructions of x86 and of ARM for each type, as torch.cpu.get_capabilities names them.
 INSTRUCTIONS = {
     torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16"),
     torch.float16: ("avx512_fp16", "amx_fp16", "fp16_arith"),
@@ -56,7 +56,7 @@ class Precision:
         torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")
         mixed = self.dtype != self.weights
         # Without its cache, in which the 16-bit copies of all weights would be kept until the end
-        # of a forward pass, also where none is needed for the way back. Each is used once.
+        # of a forward pass, even where the backward pass needs none. Each is used once.
         self.autocast = torch.autocast(
             device.type, dtype=self.dtype, enabled=mixed, cache_enabled=False
         )

@@ -50,7 +50,7 @@ def profiling(trainer: "Trainer") -> Iterator[Callable[[], object]]:
     skipped = min(SKIPPED, (steps - 1) // 2)
     warmup = min(WARMUP, steps - 1 - skipped)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Profiler won't be using warmup")  # there is one step
+        warnings.filterwarnings("ignore", "Profiler won't be using warmup")  # of one step
         plan = schedule(wait=skipped, warmup=warmup, active=MEASURED, repeat=1)
     with profile(activities=activities, schedule=plan, on_trace_ready=write) as profiler:
         yield profiler.step

@@ -22,7 +22,7 @@ class Schedule:
     cooldown_fraction: float = 0.2
 
     def check(self, max_steps: int) -> None:
-        """Raise :class:`llm.errors.Refused` naming the first value that ``max_steps`` denies."""
+        """Raise :class:`llm.errors.Refused` naming the first value that is out of its bounds."""
         warmup = self.warmup_steps
         require(
             warmup is None or 0 <= warmup < max_steps,
@@ -75,8 +75,8 @@ class Cosine(Schedule):
 class WSD(Schedule):
     """Warm-up, stable, decay: full rate, then a straight line down to the end.
 
-    The line takes the last ``cooldown_fraction`` of the steps, but the first step after the warm-up
-    (Hu et al. 2024, arXiv:2404.06395; Hägele et al. 2024, arXiv:2405.18392).
+    The line takes the last ``cooldown_fraction`` of the steps, but begins after the first step that
+    follows the warm-up (Hu et al. 2024, arXiv:2404.06395; Hägele et al. 2024, arXiv:2405.18392).
     """
 
     def after_warmup(self, step: int, warmup: int, max_steps: int) -> float:

@@ -36,7 +36,7 @@ def flops_per_token(model: GPT) -> float:
 
 
 class Utilisation:
-    """Of the FLOP/s that ``device`` could reach at most: called with the tokens per second."""
+    """The share that a run reaches of the most FLOP/s that ``device`` could."""
 
     def __init__(self, model: GPT, device: torch.device, precision: str) -> None:
         self.flops_per_token = flops_per_token(model)
@@ -46,8 +46,8 @@ class Utilisation:
     def __call__(self, tokens_per_second: float) -> float | None:
         """A share of at most 1; None where the peak is not known.
 
-        What is computed faster than the peak shows that this was measured at a bad moment: it is
-        measured again, and there is no share for as long as it is still exceeded.
+        A run that exceeds the peak shows that the peak was measured at a bad moment: it is measured
+        again, and the result is None for as long as the run still exceeds it.
         """
         achieved = tokens_per_second * self.flops_per_token
         if self.peak is not None and achieved > self.peak:
@@ -69,7 +69,7 @@ def measured_matmul_flops(n: int = 1024, repeats: int = 5) -> float:
     """FLOP/s that the CPU could reach in float32, by the fastest of some products of (n, n).
 
     By the seconds that the threads have computed, not those that have passed: what other programs
-    take meanwhile makes no CPU slower.
+    take meanwhile does not count.
     """
     a = torch.ones(n, n)
     fastest = float("inf")

@@ -43,7 +43,7 @@ class Update:
         self.drop()
 
     def drop(self) -> None:
-        """Free the gradients, amid a step that is given up."""
+        """Free the gradients of a step that is given up."""
         self.optimizer.zero_grad()
 
 
@@ -115,7 +115,7 @@ class UpdateInBackward(Update):
         self.squares.clear()
 
     def run(self, changes: bool) -> None:
-        """One backward pass, of which no gradient is left."""
+        """One backward pass, after which no gradient is left."""
         assert self.loss is not None
         self.changes = changes
         try:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from llm.checkpoint.formats import MANIFEST, current
 from llm.checkpoint.shapes import Shapes, read_shape, weight_shapes
-from llm.checkpoint.tensors import Kept, read_tensors, require_size
+from llm.checkpoint.tensors import Layout, read_tensors, require_size
 from llm.data.tokenizer import Tokenizer, from_json
 from llm.errors import Refused, require
 from llm.model.config import GPTConfig
@@ -74,7 +74,7 @@ class Checkpoint:
         """The checked tensors of the model, named as :meth:`GPT.state_dict` names them."""
         return self._read(WEIGHTS)
 
-    def training(self, kept: Kept | None = None) -> dict[str, Tensor]:
+    def training(self, kept: Layout | None = None) -> dict[str, Tensor]:
         """The checked tensors to continue from; :class:`llm.errors.Refused` if there are none.
 
         ``kept``: what an optimizer of the user's own keeps; None: what those of ours do.
@@ -115,7 +115,7 @@ class Checkpoint:
         require(right, f"{self.path / name} is damaged: its sha256 is not the recorded one")
         self.intact.add(name)
 
-    def _read(self, name: str, kept: Kept | None = None) -> dict[str, Tensor]:
+    def _read(self, name: str, kept: Layout | None = None) -> dict[str, Tensor]:
         try:
             return read_tensors(
                 self.path / name, self.shapes, lambda: self._verify(name), name == TRAINING, kept

@@ -25,7 +25,7 @@ OF_OPTIMIZERS = {
     "exp_avg_scale": ("F32",), "exp_avg_sq_scale": ("F32",),
 }  # fmt: skip
 MOST_STATE = 64
-Kept = dict[str, tuple[tuple[int, ...], torch.dtype]]  # shape and type of tensors, by name
+Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]  # shape and type of tensors, by name
 TYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
@@ -52,7 +52,7 @@ def require_size(path: Path, weights: Shapes, of_training: bool) -> None:
 
 def read_tensors(
     path: Path, weights: Shapes, verify: Callable[[], None], of_training: bool,
-    kept: Kept | None = None,
+    kept: Layout | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
     """The tensors of a file, after ``verify`` has compared it with its digest.
 
@@ -95,7 +95,7 @@ def _check_header(path: Path, header: bytes) -> None:
 
 
 def _check_training(
-    path: Path, weights: Shapes, name: str, shape: tuple[int, ...], kind: str, kept: Kept | None
+    path: Path, weights: Shapes, name: str, shape: tuple[int, ...], kind: str, kept: Layout | None
 ) -> None:
     group, _, rest = name.partition("/")
     if group == "random":

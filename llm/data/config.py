@@ -11,9 +11,8 @@ KNOWN_SIZES = {
     "byte": 257,
 }  # vocabularies that are known before any text has been read
 CORPORA = ("shakespeare", "tinyshakespeare", "text")
-SAFE = frozenset(
-    "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
-)  # in names of the folders of jobs
+# Characters in names of the folders of jobs.
+SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
 
 def padded(vocab_size: int, tokenizer: str) -> int:
@@ -34,9 +33,7 @@ class DataConfig:
     tokenizer: str = "char"
     vocab_size: int | None = None  # None: what the tokenizer says
     val_fraction: float | None = None  # None: the documents that the corpus holds out
-    allow_special: bool = (
-        False  # whether <|endoftext|> in the text is one id or thirteen characters
-    )
+    allow_special: bool = False  # whether <|endoftext|> in a text is one id or 13 characters
     overwrite: bool = False  # replace a folder that was prepared from something else
 
     def check(self) -> None:

@@ -11,9 +11,8 @@ from llm.data.tokenizer import END_OF_TEXT, Tokenizer
 from llm.errors import require
 
 CHUNK = 1 << 20  # characters tokenized at a time
-LONGEST = (
-    4 * CHUNK
-)  # characters without a place to cut; GPT-2's BPE takes seconds for one such word
+# Characters without a place to cut; GPT-2's BPE takes seconds for one such word.
+LONGEST = 4 * CHUNK
 
 
 class TokenWriter:

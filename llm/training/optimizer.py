@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw as adamw_step
 
+from llm.checkpoint.tensors import Layout as Layout
 from llm.errors import require
 from llm.training.eight_bit import SMALLEST, EightBit
 from llm.training.muon import muon_step, split
 from llm.training.rounding import in_float32, portions
 
 FUSED = ("cuda", "cpu", "mps")  # devices with a fused AdamW: one kernel for all parameters
-Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]  # shape and type, by name
 
 
 class Optimizer:

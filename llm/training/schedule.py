@@ -39,10 +39,10 @@ class Schedule:
 
     def __call__(self, step: int, max_steps: int) -> float:
         """Share of the full rate at ``step`` (1 .. max_steps)."""
-        warmup = self.warmup(max_steps)
+        step, warmup = min(step, max_steps), self.warmup(max_steps)
         if step <= warmup:
             return step / (warmup + 1)
-        share = self.after_warmup(min(step, max_steps), warmup, max_steps)
+        share = self.after_warmup(step, warmup, max_steps)
         return share + self.min_lr_ratio * (1 - share)
 
     def after_warmup(self, step: int, warmup: int, max_steps: int) -> float:

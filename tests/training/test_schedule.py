@@ -131,3 +131,11 @@ def test_values_that_do_not_fit_the_run_are_refused_by_name(
 ) -> None:
     with pytest.raises(Refused, match=named):
         Cosine("cosine", **options).check(max_steps=10)
+
+
+@pytest.mark.parametrize("schedule", [Constant, Cosine, WSD])
+def test_a_run_made_shorter_than_its_warm_up_keeps_the_rate_of_its_last_step(
+    schedule: type[Schedule],
+) -> None:
+    shorter = schedule(warmup_steps=100)
+    assert shorter(120, 100) == shorter(100, 100) == 100 / 101

@@ -74,7 +74,8 @@ def _wait(
     # A group of its own: Ctrl-C then reaches only this process, which tells the job once.
     child = subprocess.Popen(command, process_group=0, pass_fds=[reading], env=of_child)
     os.close(reading)
-    listener.at_once[:] = [partial(os.killpg, child.pid, signal.SIGKILL)]
+    kill = partial(os.killpg, child.pid, signal.SIGKILL)
+    listener.at_once.append(kill)  # beside those of other threads, under another launcher
     try:
         return child.wait(timeout_seconds)
     except subprocess.TimeoutExpired:
@@ -84,9 +85,9 @@ def _wait(
         _ask_to_stop(child)
         raise
     finally:
-        listener.at_once.clear()
+        listener.at_once.remove(kill)
         with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: all are zombies
-            os.killpg(child.pid, signal.SIGKILL)  # a job still running, or something it left behind
+            kill()  # a job still running, or something it left behind
         child.wait()
         os.close(writing)
 

@@ -12,7 +12,7 @@ import pytest
 
 from llm.experiment.rundir import write_summary
 from llm.experiment.sweep import PARENT_PIPE, Job, follow_parent, run_job
-from llm.signals import SIGNALS, Signalled
+from llm.signals import SIGNALS, Signalled, listener
 from tests.command_line import listing, summary, wait_until
 from tests.conftest import HANGS, ROOT
 
@@ -81,6 +81,16 @@ def test_the_summary_of_the_job_itself_counts(
         raise SystemExit({exit_status})
     """
     assert run_job(job(tmp_path, code)) == {"status": status, "step": 9}
+
+
+def test_a_job_that_ends_leaves_those_of_other_threads_to_a_second_ctrl_c(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_another_job() -> None: ...
+
+    monkeypatch.setattr(listener, "at_once", [of_another_job])
+    run_job(job(tmp_path, "pass"))
+    assert listener.at_once == [of_another_job]
 
 
 def test_a_finished_job_that_has_nothing_to_do_stays_finished(tmp_path: Path) -> None:

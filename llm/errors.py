@@ -103,10 +103,15 @@ def printable(text: str, keep: str = "", longest: int | None = LONGEST) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``"; did you mean 'n_layer'?"`` for the closest of ``known``, or an empty string."""
+    close = closest(word, known)
+    return "" if close is None else f"; did you mean '{close}'?"
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The one of ``known`` that ``word`` may be a mistyping of."""
     from difflib import get_close_matches
 
-    close = get_close_matches(word, list(known), n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    return next(iter(get_close_matches(word, list(known), n=1)), None)
 
 
 def as_stop(error: BaseException, advice: str = "") -> Stop | None:

@@ -7,9 +7,9 @@ From then on a signal is only remembered, and the loop looks after each step, an
 batches of an evaluation; work inside a handler may meet the interpreter in any state.
 
 Python calls a handler only between two of its own instructions, and one call of torch may take
-minutes. So a thread reads from a pipe, into which the system's own handler writes at once, which
-signals have come (``signal.set_wakeup_fd``). It says that Ctrl-C was heard, and a second one ends
-the process while the main thread is still inside that call.
+minutes. So Python also writes each signal to a pipe at once (``signal.set_wakeup_fd``), where a
+thread reads it. The thread says that Ctrl-C was heard. At a second Ctrl-C it ends the process, even
+while the main thread is still inside that call.
 """
 
 import contextlib
@@ -27,8 +27,9 @@ T = TypeVar("T")
 
 
 class Signalled(BaseException):
-    """A signal asks this process to end. No ``Exception``, or libraries would take it for a fault
-    and go on.
+    """A signal asks this process to end.
+
+    Not an ``Exception``: libraries would catch it as an error and go on.
     """
 
     def __init__(self, number: signal.Signals) -> None:
@@ -48,13 +49,13 @@ class Listener:
     """Answers signals while it listens; there is one for each process: :data:`listener`."""
 
     def __init__(self) -> None:
-        self.before: dict[signal.Signals, Any] = {}  # handlers; empty: it does not listen
+        self.before: dict[signal.Signals, Any] = {}  # handlers; empty: not listening
         self.pipe: int | None = None  # the end that the system writes to
         self.at_once: list[Callable[[], object]] = []  # to call before a second Ctrl-C ends it
         self.stop_listening()
 
     def listen(self) -> None:
-        """Take over from the handlers that there are."""
+        """Replace the present handlers."""
         if not self.before:
             self._hear_at_once()
             self.before = {n: signal.signal(n, self._answer) for n in answered()}
@@ -132,8 +133,8 @@ class Listener:
 
 
 def answered() -> list[signal.Signals]:
-    """:data:`SIGNALS` without SIGHUP where it was ignored when we started: that is what nohup does,
-    for commands that outlive their terminal.
+    """:data:`SIGNALS`; without SIGHUP if it is ignored, as nohup does for commands that are to
+    outlive their terminal.
     """
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return [n for n in SIGNALS if n != signal.SIGHUP or not ignored]
@@ -153,7 +154,7 @@ os.register_at_fork(after_in_child=lambda: listener.pipe is None or signal.set_w
 
 @contextlib.contextmanager
 def raised() -> Iterator[None]:
-    """For a whole command: a signal raises :class:`Signalled`, until it is to be remembered."""
+    """For a whole command: a signal raises :class:`Signalled`, until :func:`remember` is called."""
     listener.listen()
     listener.reaction = Reaction.RAISE
     try:
@@ -164,9 +165,10 @@ def raised() -> Iterator[None]:
 
 @contextlib.contextmanager
 def unswallowed() -> Iterator[None]:
-    """Until a signal is to be remembered: what fails after one has come fails because of it.
+    """An error that follows a signal becomes :class:`Signalled`, until :func:`remember` is called.
 
-    Code in the middle of an import may catch :class:`Signalled`, and leave half a module behind.
+    Code in the middle of an import may catch :class:`Signalled` and leave half a module behind,
+    which then fails in another way.
     """
     try:
         yield
@@ -182,8 +184,8 @@ def remember() -> None:
 
 
 def ignore() -> None:
-    """For the last moment of a process, in which Python gives its handlers back: its work is done,
-    and its exit status should say so.
+    """At the very end of a process, when Python restores the system's handlers: the work is done,
+    and a signal must not change the exit status any more.
     """
     for number in listener.before:
         signal.signal(number, signal.SIG_IGN)

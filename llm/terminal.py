@@ -1,7 +1,7 @@
-"""Standard output and standard error, to which anything may happen: none of it ends a run.
+"""Standard output and standard error that never end a run, whatever happens to them.
 
-A terminal goes away, a disk fills up, an encoding lacks a character. What is lost on the screen is
-in the run's own files. Only a command whose one product is its output, such as run_sample.py, ends
+A terminal goes away, a disk fills up, an encoding lacks a character. What the screen loses is still
+in the run's own files. Only a command that makes nothing but output, such as run_sample.py, ends
 when it cannot write (:func:`output_matters`).
 """
 
@@ -96,14 +96,14 @@ def guard_streams() -> None:
 
 
 def unfiltered(stream: Any) -> Any:
-    """For who writes escape sequences on purpose: the stream without a filter."""
+    """The stream without its filter, for code that writes escape sequences on purpose."""
     return stream.unfiltered if isinstance(stream, Shown) else stream
 
 
 def output_matters() -> None:
-    """Standard output is all that this command makes: from here on a write that fails ends it.
+    """This command makes nothing but standard output: from here on a failed write ends it.
 
-    :class:`llm.errors.DiskError` then, or ``BrokenPipeError`` where the reader has gone.
+    The write raises :class:`llm.errors.DiskError`, or ``BrokenPipeError`` if the reader has gone.
     """
     if isinstance(sys.stdout, Shown):
         sys.stdout.unfiltered.matters = True
@@ -111,7 +111,7 @@ def output_matters() -> None:
 
 @contextlib.contextmanager
 def written() -> Iterator[None]:
-    """At the end, what waits in the buffer is written, while a failure can still be told of."""
+    """Write what waits in the buffer at the end, while a failure can still be reported."""
     try:
         yield
     finally:
@@ -119,8 +119,8 @@ def written() -> Iterator[None]:
 
 
 def let_go() -> None:
-    """For the last moment of a process: Python writes what waits, and a failure of that would
-    change the exit status.
+    """At the very end of a process: empty the buffers. Python would do it later, and a failure
+    would change the exit status.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, Shown):
@@ -128,7 +128,7 @@ def let_go() -> None:
 
 
 def _open_if_closed(number: int) -> None:
-    # Or the next file to be opened, a checkpoint perhaps, would be standard output.
+    # Otherwise the next file to be opened, perhaps a checkpoint, would be standard output.
     try:
         os.fstat(number)
     except OSError:

@@ -102,7 +102,7 @@ def fit_memory(
             fitted = fit(setup, budget, reserve, eight_bit and has_eight_bit())
         if fitted is None:
             ways = cheapest_changes(setup, budget, reserve, eight_bit)
-            raise Refused(too_large(prediction, budget, options.limit(budget), ways))
+            raise Refused(_too_large(prediction, budget, options.limit(budget), ways))
         settings, setup, prediction = apply(settings, fitted), fitted.setup, fitted.prediction
     changes = changed(setup_of(typed, device.type), setup)
     by_default = options.fit != "off" and device.type == "cuda"
@@ -165,13 +165,12 @@ def _reserve(options: MemoryOptions, found: Lines) -> Lines:
     return reserve
 
 
-def too_large(prediction: Prediction, budget: int, limit: str, ways: list[Fitted]) -> str:
+def _too_large(prediction: Prediction, budget: int, limit: str, ways: list[Fitted]) -> str:
     lines = prediction.lines
     most = max(lines, key=lambda name: lines[name])
     text = (
-        f"the run would take {mib(prediction.total)} ({prediction.peak}), and "
-        f"{limit} is {mib(budget)}; most are {most} "
-        f"({mib(lines[most])})"
+        f"the run would take {mib(prediction.total)} ({prediction.peak}), and {limit} is "
+        f"{mib(budget)}; most are {most} ({mib(lines[most])})"
     )
     if not ways:
         return f"{text}; no setting of how it is run makes it fit: take a smaller model"

@@ -9,10 +9,10 @@ from typing import Any, get_args
 
 from llm.config.own import GROUPS
 from llm.config.schema import SETTINGS
-from llm.errors import did_you_mean
+from llm.errors import closest, did_you_mean
 
-# Names of other programs (most are nanoGPT's) for what is called otherwise here. A name that only
-# lacks its section, as n_layer does, is found without this table.
+# Names that other programs, mostly nanoGPT, have for our keys. A name that only lacks its section,
+# such as n_layer, is found without this table.
 ELSEWHERE = {
     "n_embd": "model.n_embed", "d_model": "model.n_embed", "num_layers": "model.n_layer",
     "n_layers": "model.n_layer", "num_hidden_layers": "model.n_layer",
@@ -93,5 +93,5 @@ def _as_whole_number(key: str) -> str:
 def _close(word: str, known: Iterable[str]) -> str:
     # A word that is close to the last part of a key: n_layr to model.n_layer.
     by_word = {name.rpartition(".")[2]: name for name in known}
-    hint = did_you_mean(word, by_word)
-    return hint and f"; did you mean '{by_word[hint.split(chr(39))[1]]}'?"
+    close = closest(word, by_word)
+    return "" if close is None else f"; did you mean '{by_word[close]}'?"

@@ -61,11 +61,11 @@ def open_run(settings: TrainSettings, data_digest: str) -> Iterator[Run]:
     written or that another process is writing to.
     """
     folder = _named_folder(settings)
-    found = folder is not None and (folder / CONFIG).exists()
-    origin = _origin(settings, begun=found)
+    begun = folder is not None and (folder / CONFIG).exists()
+    origin = _origin(settings, begun)
     if folder is None:
         folder = new_folder(OUTPUTS)
-    elif not (folder / CONFIG).exists():
+    elif not begun:
         folder = make_folder(folder)
     with locked(folder):  # from here on nobody else changes what is in it
         found = (folder / CONFIG).exists()
@@ -73,8 +73,10 @@ def open_run(settings: TrainSettings, data_digest: str) -> Iterator[Run]:
 
 
 def _origin(settings: TrainSettings, begun: bool) -> str | None:
-    """The digest of the weights that ``init_from`` means; None without one, and where they are gone
-    since the run has ``begun``, which then does not need them.
+    """The digest of the weights that ``init_from`` names.
+
+    None without ``init_from``, and where the weights are gone but the run has ``begun``: it does
+    not need them any more.
     """
     if settings.init_from is None:
         return None
@@ -87,7 +89,7 @@ def _origin(settings: TrainSettings, begun: bool) -> str | None:
 
 
 def folder_of(settings: TrainSettings) -> Path:
-    """That of a run with a name or a folder of its own."""
+    """The folder of a run with a ``run.name`` or a ``run.dir``."""
     run = settings.run
     return Path(run.dir) if run.dir else OUTPUTS / str(run.name)
 

@@ -34,8 +34,8 @@ class Model(GPTConfig):
 
     _target_: str = "llm.model.gpt.GPT"
     head_size: int | None = None  # None: n_embed / n_head
-    # Of a preset, so that its n_embed can be changed, and n_head too: n_head is null in it, and who
-    # gives n_head gets heads of n_embed / n_head. No argument of the network.
+    # A preset sets this and leaves n_head and head_size null, so that n_embed can be changed alone,
+    # and a given n_head means heads of n_embed / n_head. The network itself does not take it.
     default_head_size: int = field(default=32, metadata={NOT_BUILT: True})
 
     def settle(self) -> None:

@@ -34,12 +34,12 @@ from llm.terminal import unfiltered
 
 Row = dict[str, float | int | None]
 BAR = 12  # characters
-APART = 100  # steps; warnings of one kind that are further apart are told of one by one
+APART = 100  # steps; warnings of one kind that are further apart are shown one by one
 QUIET = 15.0  # seconds without a line, after which a pipe is told what is going on
 
 
 class Screen(Console):
-    """Shows nothing that a terminal would obey, but for what rich itself makes for it."""
+    """A console that sends a terminal no escape sequences but rich's own."""
 
     def _of_terminal(self) -> IO[str]:
         found: IO[str] = unfiltered(Console.file.fget(self))  # type: ignore[attr-defined]
@@ -121,7 +121,7 @@ class StepLine(Progress):
 
 
 def fitting(parts: Sequence[str], width: int) -> list[str]:
-    """As many of ``parts``, the most important first, as there is room for; two spaces between."""
+    """The first ``parts``, as many as fit into ``width`` with two spaces between them."""
     ends = list(accumulate(len(part) + 2 for part in parts))
     return [part for part, end in zip(parts, ends, strict=True) if end - 2 <= width]
 
@@ -155,15 +155,17 @@ class TrainingScreen:
             self._end_repetition()
 
     def doing(self, what: str, done: int = 0, total: int = 0) -> None:
-        """Say what takes time besides training, and how much of it is done; empty: nothing does."""
+        """Say what takes time besides training, and how much is done. Empty: training again."""
         shown = f"{what} {done}/{total}" if total else what
         self.bar.update(self.task, doing=shown)
         if not self.live and what and time.monotonic() - self.said >= QUIET:
             self._print(f"step {self.step}/{self.max_steps}  {shown}")
 
     def warn(self, message: str, kind: str = "") -> None:
-        """A warning. Of those of one ``kind`` that come step after step all are in the log, but
-        only the first is on the screen, and their number once they have ended.
+        """A warning, on the screen and in the log.
+
+        Warnings of one ``kind`` may come step after step. All of them are in the log. The screen
+        shows the first one and, once they have ended, how many followed it.
         """
         if not kind or kind != self.kind:
             self._end_repetition()
@@ -233,14 +235,14 @@ def numbers_of(row: Row) -> list[str]:
 
 @contextmanager
 def status(what: str) -> Iterator[None]:
-    """Say what is being waited for: while it lasts on a terminal; in a pipe in one line, and only
-    where it lasts long.
+    """Say what is being waited for. A terminal shows it while it lasts; a pipe gets one line, and
+    only if it lasts long.
     """
     if console.is_terminal:
         with Live(Spinner("dots", Text(lines_of(what))), console=console, transient=True):
             yield
         return
-    # On standard error: standard output may be all that a command makes.
+    # On standard error: standard output may be the result of the command.
     late = threading.Timer(QUIET, print, (f"{lines_of(what)} ...",), {"file": sys.stderr})
     late.daemon = True
     late.start()

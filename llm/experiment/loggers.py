@@ -80,13 +80,13 @@ class Wandb:
 
 
 class OwnLogger:
-    """A logger of the user's own, of whose methods only ``log`` has to be there."""
+    """A logger of the user's own. It must have the method ``log``; the others are optional."""
 
     def __init__(self, inner: Any) -> None:
         self.name, self.inner = f"the logger {type(inner).__name__}", inner
 
     def log(self, row: Row) -> None:
-        """A copy of the row, whatever is done with it."""
+        """A copy of the row, which the logger may change."""
         self.inner.log(dict(row))
 
     def sample(self, step: int, prompt: str, text: str, scores: dict[str, float]) -> None:
@@ -177,13 +177,13 @@ class RunLogger:
     def _to_service(self, call: Callable[[Service], object]) -> None:
         """Whatever goes wrong there is a warning: the run and its own files are worth more."""
         service = self.service
+        if service is None:
+            return
         try:
-            if service is not None:
-                call(service)
+            call(service)
         except Exception as error:
-            self.service = None
-            name = getattr(service, "name", "the logger")
-            warn(f"{name} failed, so this run is logged to {METRICS} only: {_first_line(error)}")
+            self.service, why = None, _first_line(error)
+            warn(f"{service.name} failed, so this run is logged to {METRICS} only: {why}")
 
 
 def new_run_id() -> str:

@@ -36,7 +36,7 @@ def main(cfg: DictConfig) -> None:
             "val": f"{len(dataset.val):,} tokens, {dataset.bytes_per_token:.2f} bytes each",
         },
     )
-    say(f"next: {typed_command('run_train.py')}")
+    say(f"next: {typed_command(name='run_train.py')}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Our commands as one types them: to be copied, from the folder one is in."""
+"""Our commands as they are typed in the current folder, for messages to copy them from."""
 
 import ast
 import shlex
@@ -7,22 +7,24 @@ from collections.abc import Iterable
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent.parent  # of run_*.py
-
-
 of_training: list[str] = []  # what run_train.py needs to find options of the user's own
 
 
 def command_line(name: str, *arguments: str) -> str:
     """``python run_sample.py ckpt=outputs/a``, quoted for a shell."""
-    options = of_training if name == "run_train.py" else []
-    return for_shell(["python", script(name), *options, *arguments])
+    return started_with(name, *(of_training if name == "run_train.py" else []), *arguments)
+
+
+def started_with(name: str, *arguments: str) -> str:
+    """The script ``name`` with these arguments and no others, quoted for a shell."""
+    return for_shell(["python", script(name), *arguments])
 
 
 def for_shell(words: Iterable[str]) -> str:
     """A command that a shell reads as ``words``, in characters that any terminal can show.
 
-    A path may hold bytes that are no text, which Python keeps as lone surrogates (PEP 383), or
-    control characters: bash, zsh and other shells read both from ``$'\\xff'``.
+    A path may hold control characters, or bytes that are not text, which Python keeps as lone
+    surrogates (PEP 383). Both are written as ``$'\\xff'``, which bash, zsh and others read.
     """
     return " ".join(map(_quoted, words))
 
@@ -39,7 +41,7 @@ def _escaped(character: str) -> str:
 
 
 def script(name: str) -> str:
-    """Where the script ``name`` is, seen from here: beside the one that was started."""
+    """The path of the script ``name`` from the current folder; it is beside the one started."""
     started = Path(sys.argv[0])
     if not started.name.startswith("run_"):  # python -m llm, a notebook, a test
         return str(_from_here(FOLDER / name)) if (FOLDER / name).exists() else name
@@ -49,12 +51,12 @@ def script(name: str) -> str:
 def _from_here(path: Path) -> Path:
     try:
         return path.relative_to(Path.cwd()) if path.is_absolute() else path
-    except (ValueError, FileNotFoundError):  # elsewhere, or the folder we were started in has gone
+    except (ValueError, FileNotFoundError):  # it is elsewhere, or the current folder was deleted
         return path
 
 
 def purposes() -> dict[str, str]:
-    """For each script, in the order of use, what it is for: the beginning of its docstring."""
+    """What each script is for, in the order of use: the beginning of its docstring."""
     order = ["prepare", "train", "sample", "plan"]
     paths = {path.stem.removeprefix("run_"): path for path in sorted(FOLDER.glob("run_*.py"))}
     names = [name for name in order if name in paths] + [n for n in paths if n not in order]

@@ -81,6 +81,7 @@ def test_the_largest_numbers_that_are_accepted_are_read_again(tmp_path: Path) ->
 
 MISTAKES = [
     ("train", ["trainer.batch_size=1000000000000"], ["is more than 1048576"]),
+    ("train", ["trainer.max_steps=" + "9" * 5000], ["trainer.max_steps holds a number of more"]),
     ("train", ["trainer.compile=7"], ["trainer.compile=7", "must be true or false"]),
     ("train", ["model.bias=-1"], ["model.bias=-1", "must be true or false"]),
     ("train", ["-m", "model.bias=2,3"], ["model.bias=2", "must be true or false"]),

@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from llm.checkpoint.folder import newest_valid
-from llm.config import launcher
+from llm.config import launcher, sweeper
 from llm.data.config import SAFE
 from llm.experiment.rundir import read_summary, write_summary
 from llm.experiment.sweep import PARENT_PIPE, Job
@@ -258,6 +258,11 @@ def test_a_named_sweep_runs_its_jobs_in_a_folder_of_its_name(name: str, sweep: S
     _, fewer = sweep(f"sweep={name}", f"{key}=32,64")
     assert [job.folder.name for job in fewer] == [f"{key}-32", f"{key}-64"]
     assert sum(key in argument for argument in fewer[0].command) == 2, "once, and in run.dir"
+
+
+def test_names_that_are_alike_are_numbered_until_they_differ() -> None:
+    names = sweeper.folder_names([{"x": "a b"}, {"x": "a/b"}, {"x": "a b-2"}, {"x": "a,b"}])
+    assert names == ["x-a-b", "x-a-b-2", "x-a-b-2-2", "x-a-b-3"]
 
 
 def test_a_large_and_a_small_number_get_folders_of_their_own() -> None:

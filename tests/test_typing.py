@@ -159,10 +159,11 @@ FILES: list[tuple[str, str, list[str]]] = [
     ("model", "defaults: [nano, _self_]\nn_hed: 3\n", ["line 2: model.n_hed", "'n_head'?"]),
     ("model", "defaults: [nano, _self_]\nn_layer: four\n", ["line 2: model.n_layer: ", "Integer"]),
     ("optimizer", "defaults: [adamw, _self_]\nlearning_rate: 1\n", ["line 2", "'optimizer.lr'?"]),
+    ("model", "defaults: [nano, _self_]\nn_layer: " + "9" * 5000, ["cannot be read", "digits"]),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("group", "text", "words"), FILES, ids=[ascii(f[1]) for f in FILES])
+@pytest.mark.parametrize(("group", "text", "words"), FILES, ids=[ascii(f[1])[:90] for f in FILES])
 def test_a_mistake_in_an_option_file_is_named_with_file_and_line(
     group: str, text: str, words: list[str], folder: Path
 ) -> None:
@@ -174,3 +175,12 @@ def test_a_mistake_in_an_option_file_is_named_with_file_and_line(
     assert_refused(here("train", *typed, cwd=folder), f"conf/{group}/mine.yaml", *words)
     assert_refused(here("train", "-m", *typed, "seed=1,2", cwd=folder), f"{group}/mine.yaml")
     assert listing(folder) == before
+
+
+@pytest.mark.parametrize("group", ["optimizer", "schedule", "logger"])
+def test_an_option_file_that_holds_a_list_and_no_keys_is_refused(group: str, folder: Path) -> None:
+    path = folder / "conf" / group / "mine.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text("- a\n- b\n", encoding="utf-8")
+    done = here("train", "--config-dir", "conf", f"{group}=mine", cwd=folder)
+    assert_refused(done, f"{group} is ['a', 'b'], not a section")

@@ -9,8 +9,9 @@ from unittest.mock import patch
 
 import pytest
 
-from llm import __version__
+from llm import __version__, commands
 from llm.commands import command_line, purposes
+from llm.config.verbatim import TYPED, typed_command
 from tests.conftest import HANGS, ROOT
 
 
@@ -60,3 +61,15 @@ def test_a_command_to_copy_works_from_the_folder_one_is_in(
         words = shlex.split(command_line("run_sample.py", "ckpt=it's"))
     assert words == ["python", typed, "ckpt=it's"]
     assert Path(words[1]).exists()
+
+
+def test_a_command_repeated_as_it_was_typed_names_a_folder_of_options_once() -> None:
+    typed, folder = (
+        ["run_train.py", "--config-dir", "conf", "run.name=a"],
+        ["--config-dir", "/conf"],
+    )
+    with patch.object(sys, "argv", typed), patch.object(commands, "of_training", folder):
+        TYPED.clear()
+        assert typed_command() == "python run_train.py --config-dir conf run.name=a"
+        resumed = command_line("run_train.py", "resume=outputs/a")
+    assert resumed == "python run_train.py --config-dir /conf resume=outputs/a"

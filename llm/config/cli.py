@@ -60,8 +60,8 @@ def reported(main: FunctionType) -> Callable[[Any], Any]:
             _exit(stop, stop.exit_status)
         except OmegaConfBaseException as error:  # an interpolation, met when it is resolved
             _exit(error, 2)
-        except BrokenPipeError:
-            _leave()
+        except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+            sys.exit(0)
         except Exception as error:
             if (known := as_stop(error, _advice(cfg))) is None:
                 raise
@@ -108,7 +108,7 @@ def command(main: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        _leave()
+        sys.exit(0)
     except Exception as error:
         known = as_mistake(error) or as_stop(error)
         if known is None:
@@ -138,11 +138,11 @@ def as_mistake(error: Exception) -> Refused | None:
     """A mistake in what was typed, or in an option file, behind an error that Hydra lets through;
     None for a fault of ours.
     """
-    if isinstance(error, yaml.YAMLError | UnicodeDecodeError):
-        text = unreadable_file(error)
-        return Refused(text) if text else None
     if str(error).startswith("Config group override"):  # of model=1
         return Refused(f"{error}: take one of its options, as in model=small")
+    if isinstance(error, yaml.YAMLError | ValueError):  # such as a number too long for Python
+        text = unreadable_file(error)
+        return Refused(text) if text else None
     return None
 
 
@@ -162,12 +162,6 @@ def _others_want_the_cores(samples: int = 4) -> bool:
         running.append(int(fields[3].partition("/")[0]))  # this process among them
         time.sleep(0.01)
     return min(running) > 1
-
-
-def _leave() -> NoReturn:
-    # The reader of our output, `head` for instance, has seen enough.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(0)
 
 
 def _exit(error: BaseException, status: int) -> NoReturn:

@@ -50,7 +50,7 @@ def label(values: dict[str, str]) -> str:
     return " ".join(f"{key}={value}" for key, value in values.items())
 
 
-class Grid(Generic[S]):
+class Combinations(Generic[S]):
     """All combinations of typed overrides and of a sweep file's ``params``.
 
     ``composed`` is what Hydra has composed without the values that vary, ``kind`` the class of the

@@ -9,7 +9,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from llm.config.grid import Grid, Point
+from llm.config.grid import Combinations, Point
 from llm.config.schema import PlanSettings
 from llm.config.settings import read_settings
 
@@ -49,7 +49,7 @@ class Planner(Sweeper):
         """All combinations of ``arguments`` and of a sweep file's; :class:`llm.errors.Refused` with
         its overrides for one that cannot work.
         """
-        grid = Grid(self.loader, self.composed, PlanSettings)
+        grid = Combinations(self.loader, self.composed, PlanSettings)
         grid.expand(self.params, arguments)
         if grid.is_single:
             HydraConfig.instance().set_config(self.composed)  # resume= asks what was typed

@@ -84,8 +84,10 @@ def read_settings(cfg: DictConfig, kind: type[Settings]) -> Settings:
         if isinstance(section, dict):
             assert of_hydra is not None, "a composed configuration with hydra's section"
             made[group] = own_section(group, of_hydra.runtime.choices[group], section)
-        else:
-            require(group not in made or section, f"{group} is null: take one of its options")
+        elif group in made:
+            is_section = is_dataclass(section)
+            found = "null" if section is None else f"{section!r:.60}"
+            require(is_section, f"{group} is {found}, not a section: take one of its options")
     if of_hydra is not None:
         use_folders(of_hydra)
     settings = kind(**made)  # type: ignore[arg-type]  # as composed

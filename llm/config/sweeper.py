@@ -5,10 +5,9 @@ table at the end, which is made from the summaries that the jobs have left.
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from datetime import datetime
-from itertools import zip_longest
+from itertools import chain, count, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, read_write
 
-from llm.commands import command_line
-from llm.config.grid import Grid as Combinations
-from llm.config.grid import Point, label
+from llm.config.grid import Combinations, Point, label
 from llm.config.launcher import (
     MULTIRUN,
     JobFailed,
@@ -33,7 +30,7 @@ from llm.config.launcher import (
 from llm.config.probe import try_all
 from llm.config.schema import TrainSettings
 from llm.config.settings import identity, to_plain
-from llm.config.verbatim import as_typed
+from llm.config.verbatim import as_typed, typed_command
 from llm.errors import Interrupted, Stop, require
 from llm.experiment.rundir import claim, make_folder, read_summary, replace_text
 from llm.sealed import Plain, read_json
@@ -71,7 +68,7 @@ class Grid(Sweeper):
         points = self.points(arguments)
         named = points[0].settings.run.sweep
         sweep, values = claim_folder(named, points)
-        again = command_again(None if named else sweep)
+        again = typed_command(*([] if named else [f"run.sweep={sweep}"]))
         names = folder_names(values)
         batch = [placed(p.overrides, sweep, name) for p, name in zip(points, names, strict=True)]
         labels = [label(one) or "(no overrides)" for one in values]
@@ -98,7 +95,7 @@ class Grid(Sweeper):
 
         loader = self.context.config_loader
         grid = Combinations(loader, self.composed, TrainSettings, ", so none was started")
-        count = grid.expand(self.params, arguments)
+        total = grid.expand(self.params, arguments)
         with count_progress("checking jobs") as report:
             points = list(grid.points(report))
         for run in (point.settings.run for point in points):
@@ -109,9 +106,9 @@ class Grid(Sweeper):
         first: dict[str, Point[TrainSettings]] = {}
         for point in points:
             first.setdefault(repr(point.settings), point)
-        if len(first) < count:
+        if len(first) < total:
             again = next(p for p in points if first[repr(p.settings)] is not p)
-            left_out = f"{count - len(first)} of {count} combinations repeat others"
+            left_out = f"{total - len(first)} of {total} combinations repeat others"
             say(f"{left_out}, such as {again.label}: each is run once")
         return list(first.values())
 
@@ -190,19 +187,12 @@ def typed_values(point: Point[TrainSettings]) -> dict[str, str]:
 
 def folder_names(values: list[dict[str, str]]) -> list[str]:
     """A name for each job's folder, from what varies; never the same one twice."""
-    used: dict[str, int] = {}
-    names = []
+    names: dict[str, None] = {}  # in order
     for number, one in enumerate(values):
         name = folder_name([f"{key}={value}" for key, value in one.items()], number)
-        used[name] = used.get(name, 0) + 1
-        names.append(name if used[name] == 1 else f"{name}-{used[name]}")
-    return names
-
-
-def command_again(sweep: str | None) -> str:
-    """The command that continues this sweep; ``sweep`` is its name where none was typed."""
-    more = [f"run.sweep={sweep}"] if sweep else []
-    return command_line(Path(sys.argv[0]).name, *as_typed(sys.argv[1:]), *more)
+        numbered = (f"{name}-{again}" for again in count(2))
+        names[next(free for free in chain([name], numbered) if free not in names)] = None
+    return list(names)
 
 
 def end_of(folder: Path, result: JobReturn | None) -> dict[str, Any]:

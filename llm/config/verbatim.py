@@ -16,7 +16,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from llm.commands import command_line
+from llm.commands import started_with
 from llm.config.keys import ALL_KEYS
 from llm.errors import require
 
@@ -37,6 +37,8 @@ REFERENCE = re.compile(r"(?<!\\)\$\{[\w.\[\]-]+\}")  # to another key, as in ${m
 TYPED: list[str] = []  # the whole command line, before anything in it is quoted for Hydra
 # What stands in quotes, or a run of characters that have no meaning in Hydra's grammar.
 WORD = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^'"\\,:=()\[\]{}]+""")
+MOST_DIGITS = 4000  # of a number; Python itself refuses to read one of more than 4300
+ENDLESS = re.compile(rf"[\d_]{{{MOST_DIGITS + 1}}}")
 BREAK = "\ufdd0"  # a noncharacter: Unicode reserves it for use inside programs
 
 
@@ -63,6 +65,7 @@ def quote_argument(argument: str) -> str:
     if key in KEYS:
         return argument if value == "null" and key not in TEXT else f"{key}={quoted(value)}"
     refuse_calls(key, value)
+    require(not ENDLESS.search(value), f"{key} holds a number of more than {MOST_DIGITS} digits")
     text = key in WORDS and not _is_readable(argument)  # it will be refused, by a check of ours
     return f"{key}={quoted(value) if text else quote_words(value)}"
 
@@ -170,10 +173,12 @@ def unquote(value: str) -> str:
     return str(parsed).replace(BREAK, "") if parsed is not None else ""
 
 
-def typed_command(name: str | None = None) -> str:
-    """This command as it was typed, for a shell; or the script ``name`` with the same arguments."""
+def typed_command(*more: str, name: str | None = None) -> str:
+    """This command as it was typed, for a shell, with ``more`` arguments; or the script ``name``
+    with the same arguments.
+    """
     started, *arguments = TYPED or sys.argv
-    return command_line(name or Path(started).name, *arguments)
+    return started_with(name or Path(started).name, *arguments, *more)
 
 
 def as_typed(arguments: list[str]) -> list[str]:

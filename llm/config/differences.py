@@ -16,7 +16,8 @@ def refuse_differences(
 ) -> None:
     """Raise :class:`llm.errors.Refused` naming what differs between two :func:`identity`.
 
-    ``init_from`` are the paths that the folder and the settings have: those themselves may differ.
+    ``init_from`` are the paths in the folder and in the settings, for the message: the same weights
+    may have two paths.
     """
     allowed = EXTENDABLE if resumed else set()
     keys = [
@@ -37,8 +38,9 @@ def refuse_differences(
 
 
 def refuse_plan_of_another_run(settings: TrainSettings, vocab_size: int) -> None:
-    """What ``run_train.py`` would refuse of ``settings.resume`` and of what was typed beside it, as
-    far as that can be told without torch: not by the text, nor by the weights of ``init_from``.
+    """Refuse what ``run_train.py`` would refuse to continue from ``settings.resume``.
+
+    This is done without torch, so the text and the weights of ``init_from`` are not compared.
     """
     folder = Path(str(settings.resume))
     saved = load_plain(folder)

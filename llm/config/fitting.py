@@ -25,7 +25,7 @@ from llm.memory.predict import Lines, Prediction, Setup, predict
 from llm.sealed import Plain
 from llm.training.precision import resolve_precision
 
-# What `auto` decides, and a run that goes on keeps: section, key, and what it may be.
+# The keys that `auto` decides, each with its section and type. A run that goes on keeps them.
 LEVERS = (
     ("trainer", "micro_batch_size", int), ("trainer", "activation_checkpointing", str),
     ("trainer", "step_in_backward", bool), ("model", "loss", str), ("optimizer", "state_bits", int),
@@ -72,9 +72,9 @@ def fit_memory(
 ) -> tuple[TrainSettings, Planned | None]:
     """The settings to run with, by ``memory.fit``, and their peak.
 
-    None where the vocabulary is not known before the data is read; call it again then. Raises
-    :class:`llm.errors.Refused` naming the largest consumer and the cheapest changes where the run
-    would not fit and ``fit`` is not off, and for what is the user's own and does not work.
+    The peak is None if the vocabulary is not known before the data is read: call it again then.
+    Raises :class:`llm.errors.Refused` naming the largest consumer and the cheapest changes if the
+    run would not fit and ``fit`` is not off, and for a class of the user's own that does not work.
     """
     if known is not None:
         return settings, known
@@ -147,8 +147,9 @@ def once_more_with_half(
 
 
 def _half(settings: TrainSettings, plan: Planned) -> int | None:
-    """The largest micro-batch of at most half the size that takes less, if there may be one: where
-    the whole batch is cut for the first time, the gradients that are kept may outweigh the rest.
+    """The largest micro-batch of at most half the size that takes less memory, if there is one.
+
+    Cutting the whole batch for the first time may take more: gradients are kept from then on.
     """
     options, taken = settings.trainer, plan.prediction.total
     if settings.memory.fit != "auto" or options.step_in_backward:
@@ -200,7 +201,7 @@ def _as_begun(settings: TrainSettings, folder: Path) -> TrainSettings:
             continue
         require(type(found) is kind, f"{folder}/{CONFIG}: {section}.{key} is {found!r}")
         if key == "micro_batch_size" and found > 0 and settings.trainer.batch_size % found:
-            continue  # that of another batch, as which the run will be refused
+            continue  # for another batch size, which will be refused
         own = replace(getattr(settings, section), **{key: found})
         settings = replace(settings, **{section: own})
     settings.check()  # the file may be anybody's

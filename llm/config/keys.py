@@ -1,4 +1,4 @@
-"""The keys of every command, and what somebody meant who typed another one."""
+"""The keys of every command, and which of them an unknown key may stand for."""
 
 import re
 import sys
@@ -81,7 +81,7 @@ def meant(key: str, siblings: Iterable[str] = ()) -> str:
 
 
 def _as_whole_number(key: str) -> str:
-    """``=1000`` where ``key=1e3`` was typed, which is no whole number to Hydra; else nothing."""
+    """``=1000`` where ``key=1e3`` was typed, which Hydra reads as a float; else nothing."""
     for typed, _, value in (word.partition("=") for word in sys.argv[1:]):
         if typed.lstrip("+~") == key and re.fullmatch(r"\d+(\.0*)?(e\d)?|\d*\.\d+e\d", value):
             whole = float(value)

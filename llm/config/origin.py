@@ -1,4 +1,4 @@
-"""``init_from``: a run that starts from other weights has the shape that they have."""
+"""``init_from``: a run that starts from other weights takes their shape."""
 
 import contextlib
 from collections.abc import Collection
@@ -25,7 +25,7 @@ def shape_of_origin(settings: TrainSettings, typed: Collection[str]) -> Plain:
 
     A key is given if it is among ``typed``, or has another value than by default. Raises
     :class:`llm.errors.Refused` for a given one that differs, naming both. What cannot be read is
-    left to :func:`llm.checkpoint.folder.start_from`, which says why.
+    left to :func:`llm.checkpoint.folder.start_from`, which names the reason.
     """
     theirs = _shape_of(settings) if settings.init_from and not settings.resume else None
     if theirs is None:
@@ -42,7 +42,7 @@ def shape_of_origin(settings: TrainSettings, typed: Collection[str]) -> Plain:
             f"init_from={settings.init_from} has model.{key}={wanted}, and model.{key}={value} is "
             "asked for: leave it out, the shape is that of the weights",
         )
-    if theirs.usual:  # as many ids as the data has: another alphabet is told of as such, later
+    if theirs.usual:  # it follows from the data; another alphabet is refused later, by its name
         taken.pop("vocab_size", None)
     return taken
 
@@ -59,8 +59,8 @@ class _Origin(NamedTuple):
 
 
 def _shape_of(settings: TrainSettings) -> _Origin | None:
-    """The shape of the weights to start from, or of a run that has begun with them; None where
-    neither can be read.
+    """The shape of the weights to start from, or of a run that has begun with them; None if neither
+    can be read.
     """
     run = settings.run
     begun = run.dir or (f"outputs/{run.name}" if run.name else None)

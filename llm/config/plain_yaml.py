@@ -49,7 +49,8 @@ class _PlainLoader(yaml.SafeLoader):
             _refuse(key.tag != TEXT, key, "a key that is no name")
             _refuse(key.value in keys, key, f"{key.value!r:.40} for the second time")
             # _target_ names code for Hydra to call.
-            _refuse(key.value.startswith("_"), key, f"the key {key.value!r:.40}, which is none")
+            name = f"{key.value!r:.40}"
+            _refuse(key.value.startswith("_"), key, f"the key {name}, which is not a setting")
             keys.add(key.value)
         return super().construct_mapping(node, deep)
 

@@ -46,9 +46,9 @@ class Run:
     checkpoint: Checkpoint | None = None  # what to continue from
     is_new: bool = False
     best_val_loss: float | None = None  # of a run that is finished already
-    reason: str | None = None  # and which option ended it before its last step
+    reason: str | None = None  # which option ended that run before its last step, if any
     notes: list[str] = field(default_factory=list)  # what to warn of, once there is a log
-    is_finished: bool = False  # there is nothing left to do then
+    is_finished: bool = False  # nothing is left to do
 
 
 @contextlib.contextmanager
@@ -128,7 +128,7 @@ def _found(folder: Path, settings: TrainSettings, data_digest: str, origin: str 
         began_from = newest.identity.get("init_digest")
         origin = began_from if settings.resume or origin is None else origin
     elif settings.init_from is not None and origin is None:
-        weights_digest(settings.init_from)  # which are not there: refused by name
+        weights_digest(settings.init_from)  # refuses them by name: they are gone
     _refuse_differences(folder, settings, data_digest, newest, origin)
     digests, again = _digests(settings, data_digest, origin), _again(folder, settings)
     summary, reached = read_summary(folder), newest.step if newest else 0

@@ -201,7 +201,8 @@ def not_a_run(folder: Path) -> str:
 
 
 def _refuse_links(folder: Path) -> None:
-    # What continues a run appends to files in its folder and deletes old ones: of a link, others.
+    # A run that goes on appends to files in its folder and deletes old ones. Through a link it
+    # would do so to files elsewhere.
     for path in sorted(folder.iterdir()):
         plain = not path.is_symlink() and (path.is_file() or path.is_dir())
         require(plain, f"{path} is neither a file nor a folder, so nothing is continued here")

@@ -101,7 +101,7 @@ def _step(line: bytes) -> float:
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
-        return math.inf  # no row, or one that a kill cut short
+        return math.inf  # not a row, or one that a kill cut short
 
 
 def git_commit() -> str | None:
@@ -122,7 +122,7 @@ def git_commit() -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Of what decides the numbers."""
+    """The versions of Python and of the packages on which the numbers depend."""
     packages = ("torch", "numpy", "tiktoken", "hydra-core")
     return {"python": platform.python_version()} | {
         package: version(package) for package in packages
@@ -145,8 +145,8 @@ def recording(
     log.setLevel(logging.INFO)
     before = (read_summary(folder) or {}).get("wall_seconds")
     before = before if isinstance(before, float) else 0.0
-    for of_an_end in (SUMMARY, DIVERGED):  # which is not reached yet
-        (folder / of_an_end).unlink(missing_ok=True)
+    for of_before in (SUMMARY, DIVERGED):  # this time the end is not reached yet
+        (folder / of_before).unlink(missing_ok=True)
     start = time.perf_counter()
     summary = dict(facts)
     status, reason = "failed", None
@@ -220,7 +220,7 @@ def _reported(folder: Path, finished: bool) -> Iterator[None]:
 
 
 def _write_diverged(folder: Path, stop: Diverged) -> None:
-    """``diverged.json``: where, and with which numbers; those that are none as text."""
+    """``diverged.json``: where, and with which numbers; NaN and infinity are written as text."""
     numbers = {
         key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in stop.facts.items()

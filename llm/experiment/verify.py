@@ -29,7 +29,7 @@ def verify_run(run: Path, data: DataConfig) -> None:
 
 
 def _is_intact(place: Path, compare: Callable[[], int]) -> bool:
-    """Whether ``compare``, which returns bytes, refuses nothing; one line tells of it."""
+    """Whether ``compare``, which returns a number of bytes, refuses nothing. Prints one line."""
     try:
         say(f"{place}  intact  {gib(compare())}")
     except Refused as refusal:
@@ -55,7 +55,7 @@ def _dataset(folder: Path, checkpoints: list[Path]) -> int:
 
 
 def _data_digest(checkpoint: Path) -> str | None:
-    """What a checkpoint says it was trained on; None of one that has been told of already."""
+    """What a checkpoint says it was trained on; None if it is unreadable, which was said before."""
     try:
         return str(Checkpoint.open(checkpoint).identity.get("data_digest"))
     except Refused:

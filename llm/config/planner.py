@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from llm.config.grid import Combinations, Point
 from llm.config.schema import PlanSettings
 from llm.config.settings import read_settings
+from llm.experiment.console import count_progress
 
 Points = list[Point[PlanSettings]]
 
@@ -54,4 +55,5 @@ class Planner(Sweeper):
         if grid.is_single:
             HydraConfig.instance().set_config(self.composed)  # resume= asks what was typed
             return [Point(read_settings(self.composed, PlanSettings), {})]
-        return list(grid.points())
+        with count_progress("checking points") as report:
+            return list(grid.points(report))

@@ -59,7 +59,10 @@ def run_job(
 def _reason(code: int | None, timeout_seconds: float | None) -> str:
     if code is None:
         return f"ran longer than {(timeout_seconds or 0) / 60:g} minutes"
-    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+    if code >= 0:
+        return f"exit status {code}"
+    known = -code in set(signal.Signals)  # real-time signals have numbers only
+    return f"killed by {signal.Signals(-code).name if known else f'signal {-code}'}"
 
 
 def _wait(

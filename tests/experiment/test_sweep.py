@@ -51,6 +51,12 @@ def is_running(pid: int) -> bool:
     ("code", "status", "reason"),
     [
         ("os.kill(os.getpid(), 9)", "killed", "killed by SIGKILL"),
+        pytest.param(
+            "os.kill(os.getpid(), 36)",
+            "killed",
+            "killed by signal 36",
+            marks=pytest.mark.skipif(sys.platform == "darwin", reason="no real-time signals"),
+        ),
         ("os.kill(os.getpid(), 15)", "killed", "killed by SIGTERM"),
         ("raise SystemExit(2)", "refused", "exit status 2"),
         ("raise SystemExit(1)", "failed", "exit status 1"),

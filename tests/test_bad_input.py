@@ -72,6 +72,10 @@ MISTAKES: list[tuple[list[str], list[str]]] = [
     (["init_from="], ["init_from is empty"]),
     (["data=text"], ["data.path is missing"]),
     ([*CHAR, "data.path=it's not there"], ["data.path=it's not there does not exist"]),
+    (
+        ["-m", "seed=1,2", "hydra.launcher.timeout_min=0"],
+        ["run_train.py: hydra.launcher.timeout_min=0 must be more than 0, or null"],
+    ),
     (["-m", "seed=1,2", "run.name=x"], ["run.name=x names one run", "none was started"]),
     (["seed=1,2", "model=smal", "-m"], ["model=smal is unknown"]),
 ]
@@ -225,6 +229,7 @@ SAMPLES: list[tuple[list[str], list[str]]] = [
     (["RUN", "prompt_file=none.txt"], ["prompt_file=none.txt cannot be read: No such file"]),
     (["RUN", "prompt=a", "prompt_file=play.txt"], ["prompt and prompt_file are both given"]),
     (["RUN", "promt=a"], ["promt is unknown", "did you mean 'prompt'?"]),
+    (["RUN", "-m", "temperature=0.5,1"], ["-m is for run_train.py and run_plan.py"]),
     (["RUN", "device=tpu"], ["device=tpu is unknown: take auto, cuda, mps or cpu"]),
 ]
 

@@ -65,6 +65,7 @@ def test_a_sweep_and_its_values_may_be_called_in_any_script(folder: Path) -> Non
         "run.name=我的模型", "logger.tags=[ü]", "experiment=实验一,实验二",
         "logger={project: 项目}", "promt=小明 你好", "model.norm=choice(层,rmsnorm)",
         "run.name=a 'b", "+seed=四",
+        "run.name=1e5", "run.sweep=12e34567", "logger.project=true", "data.name=1_000,2",
     ],
 )  # fmt: skip
 def test_what_was_quoted_for_hydra_is_shown_as_it_was_typed(argument: str) -> None:
@@ -158,6 +159,8 @@ FILES: list[tuple[str, str, list[str]]] = [
     ("experiment", "# @package _global_\nmodel: {norm: caf\udce9}\n", ["is not UTF-8: byte 0xe9"]),
     ("model", "defaults: [nano, _self_]\nn_hed: 3\n", ["line 2: model.n_hed", "'n_head'?"]),
     ("model", "defaults: [nano, _self_]\nn_layer: four\n", ["line 2: model.n_layer: ", "Integer"]),
+    ("model", "- n_layer: 4\n", ["must hold lines 'key: value', and it holds a list"]),
+    ("model", "defaults: [nosuch]\n", ["Could not load 'model/nosuch'"]),
     ("optimizer", "defaults: [adamw, _self_]\nlearning_rate: 1\n", ["line 2", "'optimizer.lr'?"]),
     ("model", "defaults: [nano, _self_]\nn_layer: " + "9" * 5000, ["cannot be read", "digits"]),
 ]  # fmt: skip

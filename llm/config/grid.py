@@ -26,6 +26,7 @@ from llm.config.verbatim import leaves
 from llm.errors import Refused, require
 
 MOST = 20_000  # points: a mistyped range must not take all memory
+FEWER = f"take at most {MOST:,} at once"
 S = TypeVar("S", bound=TrainSettings)
 SHAPED = ("model", "init_from")  # what decides the shape where a run starts from other weights
 Report = Callable[[int, int], None]  # called with (points checked, points in all)
@@ -77,7 +78,7 @@ class Combinations(Generic[S]):
         self.is_single = not of_file and not any(one.is_sweep_override() for one in every)
         self.given = {one.get_key_element(): choices(one) for one in every}
         count = math.prod(map(len, self.given.values()))
-        require(count <= MOST, f"these are {count:,} combinations: take at most {MOST:,} at once")
+        require(count <= MOST, f"these are {count:,} combinations: {FEWER}")
         self.varied = [key for key, options in self.given.items() if len(options) > 1]
         self.groups = [key for key in self.varied if self.is_group(self.given[key][0])]
         self.singles = [key for key in self.varied if key not in self.groups]
@@ -197,8 +198,9 @@ def choices(override: Override) -> list[Override]:
         override.is_discrete_sweep(),
         f"{override.input_line} is a continuous range: take range(...) or choice(...)",
     )
-    found = []
+    found: list[Override] = []
     for value in override.sweep_iterator():
+        require(len(found) < MOST, f"{override.input_line} has more than {MOST:,} values: {FEWER}")
         one = replace(override, value_type=ValueType.ELEMENT, _value=value)
         one.input_line = f"{one.get_key_element()}={one.get_value_element_as_str()}"
         found.append(one)

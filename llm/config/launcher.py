@@ -19,7 +19,7 @@ from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from llm.config.verbatim import as_typed, quoted, unquote
-from llm.errors import Stop
+from llm.errors import Stop, require
 from llm.experiment.sweep import Job, run_job
 
 MULTIRUN = Path("multirun")
@@ -40,6 +40,8 @@ class ProcessLauncher(Launcher):
     """One job after another."""
 
     def __init__(self, timeout_min: float | None = None) -> None:
+        limit = f"hydra.launcher.timeout_min={timeout_min}"
+        require(timeout_min is None or timeout_min > 0, f"{limit} must be more than 0, or null")
         self.timeout_seconds = None if timeout_min is None else 60 * timeout_min
         self.labels: list[str] = []  # of all jobs of a sweep, if its sweeper tells them
 

@@ -30,12 +30,16 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OverrideParseException):
         return _unreadable_override(error)
     chain = list(_chain(error))
+    if (ours := next((link for link in chain if isinstance(link, Stop)), None)) is not None:
+        return str(ours)  # raised by what Hydra was making
     file = _file_of(error)
     for link in chain:
         if isinstance(link, ConfigAttributeError | ConfigKeyError) and link.key is not None:
             return _unknown_key(link, file)
     # The first line of each link says it; OmegaConf goes on with the key and the schema's class.
-    links = chain[1:] if file else chain
+    links = chain
+    if file is not None:  # which its own line names first: "In 'model/mine': Could not load ..."
+        links = chain[1:] or [type(error)(str(error).partition(": ")[2])]
     lines = [str(link).strip().splitlines()[0].strip() for link in links if str(link).strip()]
     text = ": ".join(dict.fromkeys(lines[:1] if file else lines))
     text = text.removeprefix("Error merging override ")
@@ -141,6 +145,8 @@ def _unknown_key(link: Any, file: "OptionFile | None") -> str:
 def _wrong_value(file: "OptionFile", key: str | None, text: str) -> str:
     if key:
         return f"{file}{file.line_of(key)}: {key}: {text}"
+    if (wrong := file.kind_of_text()) is not None:
+        return f"{file} must hold lines 'key: value', and it holds {wrong}"
     section = file.flat_section()
     if section is not None:
         name, line, value = section
@@ -180,10 +186,16 @@ class OptionFile:
     def flat_section(self) -> tuple[str, int, str] | None:
         """A section with a plain value in place of keys: its name, the line, the value."""
         root = yaml.compose(self._text(), Loader=yaml.SafeLoader)
-        for name, value in getattr(root, "value", []):
+        for name, value in root.value if isinstance(root, yaml.MappingNode) else []:
             if isinstance(value, yaml.ScalarNode) and is_key(name.value) and value.value:
                 return name.value, value.start_mark.line + 1, value.value
         return None
+
+    def kind_of_text(self) -> str | None:
+        """What it holds in place of keys; None where it has keys, or nothing."""
+        root = yaml.compose(self._text(), Loader=yaml.SafeLoader)
+        kinds = {yaml.SequenceNode: "a list", yaml.ScalarNode: "a single value"}
+        return kinds.get(type(root)) if root is not None else None
 
     def _text(self) -> str:
         return self.path.read_text(encoding="utf-8") if self.path.is_file() else ""

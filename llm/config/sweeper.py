@@ -13,6 +13,7 @@ from typing import Any
 
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, read_write
@@ -66,6 +67,7 @@ class Grid(Sweeper):
         from llm.experiment.console import jobs_table, say
 
         points = self.points(arguments)
+        self.make_launcher()  # one that cannot be made is refused before anything is written
         named = points[0].settings.run.sweep
         sweep, values = claim_folder(named, points)
         again = typed_command(*([] if named else [f"run.sweep={sweep}"]))
@@ -112,11 +114,15 @@ class Grid(Sweeper):
             say(f"{left_out}, such as {again.label}: each is run once")
         return list(first.values())
 
-    def launch(self, batch: list[list[str]], labels: list[str], results: list[JobReturn]) -> None:
-        """Hand the jobs to the launcher and add what it returns to ``results``."""
-        launcher = Plugins.instance().instantiate_launcher(
+    def make_launcher(self) -> Launcher:
+        """What starts the jobs, as configured."""
+        return Plugins.instance().instantiate_launcher(
             hydra_context=self.context, task_function=self.task, config=self.composed
         )
+
+    def launch(self, batch: list[list[str]], labels: list[str], results: list[JobReturn]) -> None:
+        """Hand the jobs to the launcher and add what it returns to ``results``."""
+        launcher = self.make_launcher()
         ours = isinstance(launcher, ProcessLauncher)
         if isinstance(launcher, ProcessLauncher):
             launcher.labels = labels

@@ -39,6 +39,10 @@ TYPED: list[str] = []  # the whole command line, before anything in it is quoted
 WORD = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^'"\\,:=()\[\]{}]+""")
 MOST_DIGITS = 4000  # of a number; Python itself refuses to read one of more than 4300
 ENDLESS = re.compile(rf"[\d_]{{{MOST_DIGITS + 1}}}")
+# What Hydra would read as a number or as true, and write in another way: 1e5 as 100000.0.
+NUMBER = re.compile(
+    r"[+-]?(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(inf|nan)|true|false", re.IGNORECASE
+)
 BREAK = "\ufdd0"  # a noncharacter: Unicode reserves it for use inside programs
 
 
@@ -67,28 +71,35 @@ def quote_argument(argument: str) -> str:
     refuse_calls(key, value)
     require(not ENDLESS.search(value), f"{key} holds a number of more than {MOST_DIGITS} digits")
     text = key in WORDS and not _is_readable(argument)  # it will be refused, by a check of ours
-    return f"{key}={quoted(value) if text else quote_words(value)}"
+    return f"{key}={quoted(value) if text else quote_words(value, key in WORDS)}"
 
 
-def quote_words(value: str) -> str:
-    """``[a, ü]`` -> ``[a, 'ü']``: quotes around each word with letters that are not ASCII's."""
-    return WORD.sub(lambda word: word[0] if word[0].isascii() else _quoted_word(word[0]), value)
+def quote_words(value: str, numbers: bool = False) -> str:
+    """``[a, ü]`` -> ``[a, 'ü']``: quotes around each word with letters that are not ASCII's.
+
+    With ``numbers``, around each number as well: ``1e5`` as a name is not ``100000.0``.
+    """
+    numbers = numbers and not set("(:=") & set(value)  # as in range(1, 3) and cuda:0
+    return WORD.sub(lambda word: _quoted_word(word[0], numbers), value)
 
 
-def _quoted_word(found: str) -> str:
-    if found[0] in "'\"":
-        return found
+def _quoted_word(found: str, numbers: bool) -> str:
     word = found.strip()
+    is_number = numbers and NUMBER.fullmatch(word) is not None
+    if found[0] in "'\"" or (found.isascii() and not is_number):
+        return found
     return found.replace(word, f"'{word}'")
 
 
 def bare_words(value: str) -> str:
     """Undo :func:`quote_words`."""
-    return WORD.sub(lambda word: word[0] if word[0].isascii() else _bare_word(word[0]), value)
+    return WORD.sub(lambda word: _bare_word(word[0]), value)
 
 
 def _bare_word(found: str) -> str:
-    return found[1:-1] if found == f"'{found[1:-1]}'" and WORD.fullmatch(found[1:-1]) else found
+    word = found[1:-1]
+    ours = found == f"'{word}'" and WORD.fullmatch(word) is not None
+    return word if ours and (not word.isascii() or NUMBER.fullmatch(word)) else found
 
 
 def _is_readable(argument: str) -> bool:

@@ -107,10 +107,12 @@ class GPTConfig:
     def _share(self, key: str, other: str) -> int:
         """``n_embed`` divided by what ``key`` says."""
         n_embed, divisor = self.n_embed, getattr(self, key)
-        low = n_embed // divisor * divisor
-        nearby = f"{low} or {low + divisor}" if low else str(divisor)
+        # Rotary positions turn pairs of channels, so that a head has an even number of them.
+        step = 2 * divisor if key == "n_head" and self.position == "rotary" else divisor
+        low = n_embed // step * step
+        nearby = f"{low} or {low + step}" if low else str(step)
         require(
-            n_embed == low,
+            n_embed % divisor == 0,
             f"model.n_embed={n_embed} is not divisible by model.{key}={divisor}: "
             f"take {nearby}, or set model.{other}",
         )

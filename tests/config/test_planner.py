@@ -136,6 +136,7 @@ MISTAKES = [
     (["sweep=depth,width"], "sweep= says what to sweep over, so it cannot vary"),
     (["model.n_layer=interval(1,4)"], "is a continuous range: take range(...) or choice(...)"),
     (["seed=range(0,200)", "model.n_layer=range(1,200)"], "these are 39,800 combinations"),
+    (["seed=range(0,100000000000)"], "range(0,100000000000) has more than 20,000 values: take"),
     (["memory.budget_gib=0.1,4"], "job memory.budget_gib=0.1 cannot run: memory.budget_gib=0.1 le"),
     (["memory.largest=n_layer,seed"], "memory.largest=seed is no size: take one of n_layer, n_em"),
     (["resume=outputs/a", "seed=1,2"], "resume= continues one run"),

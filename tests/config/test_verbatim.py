@@ -108,9 +108,29 @@ def test_stop_strings_are_taken_as_typed_and_may_be_several(stops: list[str]) ->
     assert (found.stops(), found.prompt, found.seed) == (stops, "x", 1)
 
 
+@pytest.mark.parametrize("name", ["1e5", "12e34567", "true", "1_000", "007", ".5", "NaN", "4,6"])
+def test_a_name_that_looks_like_a_number_is_kept_as_it_was_typed(name: str) -> None:
+    typed = quote_arguments([f"data.name={name.partition(',')[0]}"])
+    found = read_settings(composed("train", *typed), TrainSettings)
+    assert found.data.name == name.partition(",")[0]
+    assert as_typed(quote_arguments([f"logger.project={name}"])) == [f"logger.project={name}"]
+
+
 @pytest.mark.parametrize(
     "argument",
-    ["model.n_layer=4,6", "-m", "--cfg", "prompt", "notes=a, b", "~seed", "+prompt=a", "seed=${x}"],
+    [
+        "model.n_layer=4,6",
+        "-m",
+        "--cfg",
+        "prompt",
+        "notes=a, b",
+        "~seed",
+        "+prompt=a",
+        "seed=${x}",
+        "trainer.device=cuda:0",
+        "run.name=range(1,3)",
+        "seed=1e5",
+    ],
 )
 def test_other_arguments_are_left_alone(argument: str) -> None:
     assert quote_arguments([argument]) == [argument]

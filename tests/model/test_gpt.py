@@ -41,6 +41,7 @@ def some_tokens(*shape: int, seed: int = 1) -> Tensor:
 def test_the_gpt2_preset_has_the_published_number_of_parameters() -> None:
     options = yaml.safe_load((PRESETS / "gpt2.yaml").read_text(encoding="utf-8"))
     assert options.pop("_target_") == "llm.model.gpt.GPT"
+    options["head_size"] = options.pop("default_head_size")
     with torch.device("meta"):
         model = GPT(**options)
     assert model.n_parameters() == 124_439_808

@@ -85,6 +85,18 @@ def test_checkpoints_without_a_config_are_named_and_left_alone(
     assert listing(headless) == before
 
 
+def test_a_run_whose_checkpoints_are_gone_says_that_it_begins_again(
+    tmp_path: Path, data: list[str]
+) -> None:
+    typed = [*TINY_RUN, *data, "run.name=a"]
+    assert here("train", *typed, cwd=tmp_path).returncode == 0
+    shutil.rmtree(tmp_path / "outputs/a/checkpoints")
+    done = here("train", "resume=outputs/a", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = "outputs/a has no checkpoint of its 6 steps: it begins again at step 0"
+    assert said in " ".join((done.stdout + done.stderr).split())
+
+
 @pytest.mark.parametrize("part", ["checkpoints", "checkpoints/last", "checkpoints/step-00000002/"])
 def test_a_part_of_a_run_to_be_resumed_is_answered_with_the_name_of_the_run(
     part: str, headless: Path

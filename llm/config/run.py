@@ -145,6 +145,9 @@ def _found(folder: Path, settings: TrainSettings, data_digest: str, origin: str 
         f"{why}: set aside as {set_aside(path).name}, going on from step {reached}"
         for path, why in damaged.items()
     ]
+    told = (summary or {}).get("step")
+    if newest is None and isinstance(told, int) and told > 0:
+        notes.append(f"{folder} has no checkpoint of its {told} steps: it begins again at step 0")
     if newest is not None:
         point(newest.path.parent, "last", newest.path)
     # A row that a signal put off is in the checkpoint, to be finished: it may be here already.

@@ -59,4 +59,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    command(main, sweeps=False)
+    command(main)

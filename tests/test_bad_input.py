@@ -229,7 +229,6 @@ SAMPLES: list[tuple[list[str], list[str]]] = [
     (["RUN", "prompt_file=none.txt"], ["prompt_file=none.txt cannot be read: No such file"]),
     (["RUN", "prompt=a", "prompt_file=play.txt"], ["prompt and prompt_file are both given"]),
     (["RUN", "promt=a"], ["promt is unknown", "did you mean 'prompt'?"]),
-    (["RUN", "-m", "temperature=0.5,1"], ["-m is for run_train.py and run_plan.py"]),
     (["RUN", "device=tpu"], ["device=tpu is unknown: take auto, cuda, mps or cpu"]),
 ]
 

@@ -224,6 +224,15 @@ def test_log_probabilities_are_listed(original: Path) -> None:
     assert lines == sample(original, "prompt=it", "logprobs=true").splitlines()[2:]
 
 
+def test_samples_of_several_settings_are_drawn_in_turn(original: Path, tmp_path: Path) -> None:
+    run = original / "outputs/a"
+    typed = [f"ckpt={run}", "prompt=x", "max_new_tokens=3", "stream=false"]
+    each = [here("sample", *typed, f"seed={seed}", cwd=tmp_path) for seed in (1, 2)]
+    done = here("sample", "-m", *typed, "seed=1,2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "".join(one.stdout for one in each)
+
+
 def test_a_stop_string_ends_a_sample_and_is_not_printed(original: Path) -> None:
     typed = ["prompt=x", "num_samples=3", "max_new_tokens=60", "temperature=1.5"]
     whole = sample(original, *typed).split("-" * 80 + "\n")

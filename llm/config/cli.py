@@ -24,7 +24,7 @@ from llm.config.mistakes import one_line, refuse_dashes, refuse_folders_of_hydra
 from llm.config.own import refuse_typed_targets
 from llm.config.settings import saved_groups
 from llm.config.verbatim import BREAK, TYPED, quote_arguments, typed_command, unquote
-from llm.errors import Interrupted, InUse, Refused, Stop, as_stop, printable, require
+from llm.errors import Interrupted, InUse, Refused, Stop, as_stop, printable
 from llm.experiment.lock import locked
 from llm.experiment.rundir import make_folder, read_summary, write_summary
 from llm.experiment.sweep import follow_parent
@@ -49,7 +49,7 @@ def reported(main: FunctionType) -> Callable[[Any], Any]:
 
     @functools.wraps(main)
     def inner(cfg: Any) -> Any:
-        if is_job_of_another_launcher():
+        if "run" in cfg and is_job_of_another_launcher():  # other commands have no run of their own
             return run_as_job(script)
         try:
             with unswallowed():
@@ -70,11 +70,10 @@ def reported(main: FunctionType) -> Callable[[Any], Any]:
     return inner
 
 
-def command(main: Callable[[], Any], sweeps: bool = True) -> None:
+def command(main: Callable[[], Any]) -> None:
     """Run a ``@hydra.main`` function: a user's mistake becomes one line and its exit status.
 
-    ``HYDRA_FULL_ERROR=1`` in the environment shows the traceback as well. Without ``sweeps`` the
-    command does one thing at a time, and ``-m`` is refused.
+    ``HYDRA_FULL_ERROR=1`` in the environment shows the traceback as well.
     """
     TYPED[:] = sys.argv
     if "--version" in sys.argv[1:]:  # Hydra would say its own
@@ -92,7 +91,6 @@ def command(main: Callable[[], Any], sweeps: bool = True) -> None:
             if sys.argv[1:] == ["--version"]:
                 return print(version_line())
             _require_folder()
-            require(sweeps or not _has_multirun(), "-m is for run_train.py and run_plan.py")
             refuse_dashes(sys.argv[1:])
             refuse_typed_targets(sys.argv[1:])
             arguments = quote_arguments(sys.argv[1:])
@@ -127,11 +125,6 @@ def _as_meant() -> Iterator[None]:
             yield
     finally:
         sys.stdout.write(told.getvalue().replace(BREAK, ""))
-
-
-def _has_multirun() -> bool:
-    flags = ("-m", "--multirun", "hydra.mode=MULTIRUN")
-    return any(word.lstrip("+") in flags for word in sys.argv[1:])
 
 
 def _require_folder() -> None:

@@ -88,7 +88,7 @@ class Ours:
             schedule=build(settings.schedule),
             precision=Precision(precision, CPU),
             checkpoints=None,  # a step neither saves nor logs
-            logger=SimpleNamespace(warn=lambda message: None),
+            logger=SimpleNamespace(warn=lambda message, kind="": None),
             seed=settings.seed,
         )
 

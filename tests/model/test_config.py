@@ -53,7 +53,7 @@ def test_keys_are_those_of_the_contract_and_of_the_fast_recipe() -> None:
     ("options", "named"),
     [
         ({"n_embed": 100, "head_size": 32}, r"model\.n_embed=100 .* take 96 or 128"),
-        ({"n_embed": 100, "n_head": 3, "head_size": None}, r"model\.n_embed=100 .* take 99 or 102"),
+        ({"n_embed": 100, "n_head": 3, "head_size": None}, r"model\.n_embed=100 .* take 96 or 102"),
         ({"n_embed": 20, "head_size": 32}, r"model\.n_embed=20 .* take 32,"),
         ({"n_head": None, "head_size": None}, r"model\.n_head and model\.head_size are both null"),
         ({"n_head": 4, "head_size": 15}, r"model\.head_size=15 is odd"),

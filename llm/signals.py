@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 STOPPED, AT_ONCE = 75, 130  # exit statuses
+SOON = 0.5  # seconds in which a handler is called, unless the interpreter is inside one long call
 T = TypeVar("T")
 
 
@@ -72,6 +73,7 @@ class Listener:
             self.thread.join()
         self.received: signal.Signals | None = None
         self.reaction = Reaction.LEAVE
+        self.raised = threading.Event()  # whether Python's handler has raised Signalled
 
     def check(self) -> None:
         """Raise :class:`Signalled` if a signal has come."""
@@ -96,6 +98,7 @@ class Listener:
             say_at_once(f"stopped by {self.received.name}, nothing was begun")
             os._exit(STOPPED)
         if self.reaction is Reaction.RAISE:
+            self.raised.set()
             raise Signalled(self.received)
 
     def _hear_at_once(self) -> None:
@@ -119,6 +122,9 @@ class Listener:
             return
         if not is_first:
             self._leave_at_once()
+        # What is raised ends the command with a line of its own, unless one long call holds it up.
+        if (self.reaction is Reaction.RAISE or self.raised.is_set()) and self.raised.wait(SOON):
+            return
         what = "stopping after this step" if self.reaction is Reaction.REMEMBER else "stopping"
         say_at_once(f"{what}; Ctrl-C again stops now")
 

@@ -282,7 +282,7 @@ def test_online_without_a_network_is_offline_with_one_warning(
         log(logger)
     shown = capfd.readouterr()
     assert shown.out.count("warning: W&B cannot be used online, so this run is logged offline") == 1
-    assert shown.err == ""
+    assert shown.err in ("", "starting W&B ...\n")  # which is said where it takes long
     assert len(wandb_file.read(folder)["history"]) >= 3
     assert wandb_file.read(folder)["run"].run_id == logger.run_id
     wandb.teardown()

@@ -11,6 +11,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+import wandb
 
 from llm.checkpoint.folder import newest_valid
 from llm.experiment.loggers import RunLogger
@@ -62,6 +63,7 @@ def test_a_killed_run_and_an_interrupted_run_are_continued_to_the_end(
             os.kill(os.getpid(), signal.SIGTERM)
 
     tick = RunLogger.tick
+    wandb.teardown()  # its service of an earlier test would write below the folder of that one
     with patch.object(RunLogger, "tick", told):
         stopped = here("train", *command, cwd=tmp_path)
     assert stopped.returncode == 75, stopped

@@ -8,10 +8,8 @@ import os
 import secrets
 import shutil
 import string
-import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -278,9 +276,6 @@ def start_wandb(
             dir=str(folder), config=config, settings=settings,
         )  # fmt: skip
         before = set(folder.glob("wandb/run-*"))
-        # W&B names a folder by the second: in the same one it would write over the last segment.
-        while any(folder.glob(f"wandb/*run-{datetime.now():%Y%m%d_%H%M%S}-*")):
-            time.sleep(0.05)
         try:
             with status("starting W&B"):
                 run = start(mode=mode)

@@ -127,7 +127,7 @@ class OwnSchedule(Schedule):
         return float(self.share(step, max_steps))
 
     def check(self, max_steps: int) -> None:
-        """Raise :class:`llm.errors.Refused` for a step whose rate would be none."""
+        """Raise :class:`llm.errors.Refused` for a share that is negative or not finite."""
         for step in sorted({*range(1, max_steps, -(-max_steps // TRIED)), max_steps}):
             share = self(step, max_steps)
             right = math.isfinite(share) and share >= 0

@@ -20,10 +20,9 @@ from benchmarks.rows import Row, alternate, row
 from llm.device import tune_allocator
 from llm.memory.fit import FEW_TOKENS, fit, levers
 from llm.memory.predict import Setup, predict
-from llm.model.config import GPTConfig
+from llm.model.config import CHECKPOINTED, GPTConfig
 from llm.model.gpt import GPT
 from llm.training import optimizer as optimizers
-from llm.training.options import CHECKPOINTED
 from llm.training.precision import Precision, to_precision
 from llm.training.update import choose_update
 

@@ -13,14 +13,13 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 from llm.memory.lora import LoRA
 from llm.memory.predict import Setup
-from llm.model.config import CHOICES, GPTConfig
+from llm.model.config import CHECKPOINTED, CHOICES, GPTConfig
 from llm.model.gpt import GPT
 from llm.model.layers import Linear
 from llm.sampling.generate import generate
 from llm.sampling.options import SamplingOptions
 from llm.training import optimizer as optimizers
 from llm.training import update
-from llm.training.options import CHECKPOINTED
 from llm.training.precision import Precision, to_precision
 
 COUNT, OF_LORA = 40, 16

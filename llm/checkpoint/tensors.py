@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llm.checkpoint.shapes import Shapes
 from llm.errors import Refused, require
+from llm.functional.sizes import BLOCK_8BIT
 from llm.sealed import unique
 
 LARGEST_HEADER = 8 << 20  # bytes; 512 layers and an optimizer in 8 bits need 7 million
@@ -19,7 +20,6 @@ WEIGHTS = ("F32", "BF16")
 # What an optimizer keeps for a parameter, see llm/training/optimizer.py: a count, or one number for
 # each weight, or one for each block of weights. In all, they take MOST_STATE bytes for each weight,
 # or fewer.
-BLOCK = 256  # weights
 OF_OPTIMIZERS = {
     "step": ("F32",), "momentum": ("F32",), "exp_avg": ("F32", "U8"), "exp_avg_sq": ("F32", "U8"),
     "exp_avg_scale": ("F32",), "exp_avg_sq_scale": ("F32",),
@@ -114,7 +114,7 @@ def _check_training(
         if key == "step":
             wanted = ()
         elif key.endswith("_scale"):
-            wanted = (-(-math.prod(wanted) // BLOCK),)
+            wanted = (-(-math.prod(wanted) // BLOCK_8BIT),)
         _check(path, name, shape, kind, [wanted] if known else [], OF_OPTIMIZERS.get(key, ()))
 
 

@@ -8,17 +8,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from llm.functional.linear import has_wide_sums, wide_product
+from llm.functional.sizes import CHUNK, LARGE_VOCABULARY, ROWS
 from llm.functional.targets import IGNORED
 
-CHUNK = 128  # tokens whose logits exist at once
-ROWS = 4096  # rows of the head whose gradient is computed, or converted, at once
 # Softmax minus one-hot is between -1 and 1, and the largest power of 2 in float16 is 2^15.
 HALF_SCALE = 2.0**15
-# From here on the chunked path is taken: it costs no time that matters, and all logits would weigh
-# as much as the layers. Time of the full path over its own on a CPU (python -m
-# benchmarks.functional): 0.79 at 4,096 tokens, 0.95 at 16,384, 1.00 at 50,304. torch's own
-# F.linear_cross_entropy has no softcap and took 2.6 times as long at 50,304.
-LARGE_VOCABULARY = 16384
 
 
 def cap_logits(logits: Tensor, softcap: float | None) -> Tensor:

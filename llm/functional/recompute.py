@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-RECOMPUTED_FROM = 2**20  # numbers in a tensor (4 MiB): of fewer, there is little to save
+from llm.functional.sizes import RECOMPUTED_FROM
 
 
 def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

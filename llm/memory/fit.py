@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
-from llm.memory.network import LARGE_VOCABULARY
+from llm.functional.sizes import LARGE_VOCABULARY
 from llm.memory.predict import Lines, Prediction, Setup, predict
 from llm.model.config import LARGEST
 

@@ -1,10 +1,9 @@
 """The network of :mod:`llm.model` once more, as what its operations allocate and keep."""
 
-from llm.memory.operations import RECOMPUTED_FROM, Operations
+from llm.functional.sizes import CHUNK, LARGE_VOCABULARY, RECOMPUTED_FROM, ROWS
+from llm.memory.operations import Operations
 from llm.memory.tape import Buffer, Tensor
-
-CHUNK, ROWS, LARGE_VOCABULARY = 128, 4096, 16384  # llm.functional.loss
-CHECKPOINTED = {"none": 0, "full": 1, "every_2": 2}  # as llm.training.options has it
+from llm.model.config import CHECKPOINTED
 
 
 class Network(Operations):

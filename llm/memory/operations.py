@@ -4,11 +4,10 @@ import math
 from collections.abc import Callable
 
 from llm.checkpoint.shapes import weight_shapes
+from llm.functional.sizes import RECOMPUTED_FROM
 from llm.memory.lora import LoRA
 from llm.memory.tape import Buffer, Leaf, Tape, Tensor
 from llm.model.config import GPTConfig
-
-RECOMPUTED_FROM = 2**20  # numbers: llm.functional.recompute
 
 
 class Operations:

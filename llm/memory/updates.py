@@ -2,11 +2,10 @@
 
 import math
 
+from llm.functional.sizes import BLOCK_8BIT, PORTION, SMALLEST_8BIT, STACKED
+
 Weight = tuple[str, tuple[int, ...], int]  # name, shape, bytes of a number
 
-PORTION = 2**20  # numbers whose float32 copies exist at once: llm.training.rounding
-STACKED = 2**22  # numbers of the matrices that Muon takes together: llm.training.muon
-SMALLEST, BLOCK = 4096, 256  # for 8 bits: llm.training.eight_bit
 # On a CPU bitsandbytes makes float32 copies of a portion: both means, the gradient, two on the way;
 # from bfloat16 weights we make two more.
 COPIED = 7 * 4 * PORTION
@@ -24,8 +23,8 @@ def state_bytes(optimizer: str, bits: int, weight: Weight) -> int:
     numbers = math.prod(shape)
     if is_muons(optimizer, name):
         return 4 * numbers
-    if bits == 8 and numbers >= SMALLEST:
-        return 2 * (numbers + 4 * -(-numbers // BLOCK))
+    if bits == 8 and numbers >= SMALLEST_8BIT:
+        return 2 * (numbers + 4 * -(-numbers // BLOCK_8BIT))
     return 8 * numbers
 
 

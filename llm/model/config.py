@@ -10,6 +10,8 @@ CHOICES = {
     "position": ("rotary", "learned"),
     "loss": ("auto", "full", "chunked"),
 }
+# trainer.activation_checkpointing -> GPT.checkpoint_every
+CHECKPOINTED = {"none": 0, "full": 1, "every_2": 2}
 # Bounds that no model for one card comes near: a hostile or mistyped value must not allocate.
 LARGEST = {
     "n_layer": 512, "n_embed": 16_384, "n_head": 16_384, "head_size": 16_384, "n_kv_head": 16_384,

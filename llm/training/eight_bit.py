@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from llm.errors import Refused
+from llm.functional.sizes import BLOCK_8BIT
 from llm.memory.options import EIGHT_BIT_NEEDS
 from llm.training.rounding import in_float32, portions
 
-BLOCK = 256  # numbers with one scale
-SMALLEST = 4096  # numbers in a parameter; fewer are kept in 32 bits, as bitsandbytes has it too
 MEANS = ("exp_avg", "exp_avg_sq")
 
 
@@ -47,7 +46,7 @@ class EightBit:
 
     def layout(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Shape and type of what is kept for a parameter, besides its count of steps."""
-        scales = ((-(-math.prod(shape) // BLOCK),), torch.float32)
+        scales = ((-(-math.prod(shape) // BLOCK_8BIT),), torch.float32)
         return {n: (shape, torch.uint8) for n in MEANS} | {f"{n}_scale": scales for n in MEANS}
 
     def update(self, parameter: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
@@ -59,7 +58,7 @@ class EightBit:
         state["step"] += 1
         step, (beta1, beta2) = int(state["step"]), group["betas"]
         parts = portions(parameter, parameter.grad, *(state[name] for name in MEANS))
-        scales = portions(*(state[f"{name}_scale"] for name in MEANS), block=BLOCK)
+        scales = portions(*(state[f"{name}_scale"] for name in MEANS), block=BLOCK_8BIT)
         for (weights, gradient, mean, square), of_these in zip(parts, scales, strict=True):
             with in_float32(weights) as wide:
                 self.update_portion(

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llm.functional.sizes import STACKED
 from llm.training.rounding import in_float32, portions
 
 # Each iteration maps a singular value s to a s + b s^3 + c s^5. These numbers, from Jordan's page,
 # raise small ones fastest and leave all within about 0.7 to 1.2, as good as 1 for learning.
 QUINTIC = (3.4445, -4.7750, 2.0315)
-STACKED = 2**22  # numbers of the matrices taken together (16 MiB), or one matrix if it has more
 
 
 def orthogonalise(x: Tensor, ns_steps: int) -> Tensor:

@@ -9,7 +9,8 @@ from torch.optim.adamw import adamw as adamw_step
 
 from llm.checkpoint.tensors import Layout as Layout
 from llm.errors import require
-from llm.training.eight_bit import SMALLEST, EightBit
+from llm.functional.sizes import SMALLEST_8BIT
+from llm.training.eight_bit import EightBit
 from llm.training.muon import muon_step, split
 from llm.training.rounding import in_float32, portions
 
@@ -123,7 +124,7 @@ class Optimizer:
             }
 
     def _eight_bit(self, parameter: Tensor) -> EightBit | None:
-        return self.eight_bit if parameter.numel() >= SMALLEST else None
+        return self.eight_bit if parameter.numel() >= SMALLEST_8BIT else None
 
     def _device(self, parameter: Tensor, name: str) -> torch.device:
         # bitsandbytes wants the count as a number, for which a GPU would have to be waited for.

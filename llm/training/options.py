@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from llm.errors import require
+from llm.model.config import CHECKPOINTED
 
 AT_LEAST_ONE = (
     "max_steps", "batch_size", "micro_batch_size", "eval_interval", "eval_batches", "log_interval",
@@ -10,7 +11,6 @@ AT_LEAST_ONE = (
 )  # fmt: skip
 
 LARGEST_BATCH = 1 << 20  # sequences: the places of 64 batches are computed at once
-CHECKPOINTED = {"none": 0, "full": 1, "every_2": 2}  # every how many blocks one is computed again
 
 
 @dataclass

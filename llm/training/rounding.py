@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-PORTION = 2**20  # numbers that exist in float32 at once; a multiple of the blocks of eight_bit.py
+from llm.functional.sizes import PORTION
 
 
 def portions(*tensors: Tensor, block: int = 1) -> Iterator[tuple[Tensor, ...]]:

@@ -15,13 +15,14 @@ from llm.device import peak_memory_bytes, to_device
 from llm.errors import Diverged, Interrupted
 from llm.evaluation.loss import evaluate
 from llm.functional.targets import IGNORED
+from llm.model.config import CHECKPOINTED
 from llm.model.gpt import GPT
 from llm.sampling.generate import SamplingOptions, generate
 from llm.sampling.looping import measure_repeats
 from llm.training.guard import Guard
 from llm.training.logger import Logger, Row
 from llm.training.optimizer import Optimizer
-from llm.training.options import CHECKPOINTED, TrainerOptions
+from llm.training.options import TrainerOptions
 from llm.training.precision import Precision
 from llm.training.profiling import profiling
 from llm.training.random_state import random_tensors, restore_random

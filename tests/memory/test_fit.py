@@ -6,14 +6,12 @@ from dataclasses import replace
 import pytest
 
 from llm.errors import Refused
-from llm.functional import loss, recompute
 from llm.memory import fit as fitting
-from llm.memory import network, operations, predict, updates
+from llm.memory import predict
 from llm.memory.fit import SIZES, cheapest_changes, cost, fit, following, largest, with_size
 from llm.memory.options import MemoryOptions
 from llm.memory.predict import Setup
-from llm.model.config import GPTConfig
-from llm.training import eight_bit, muon, options, rounding
+from llm.model.config import CHECKPOINTED, GPTConfig
 
 RESERVE = {"reserve": 600 * 2**20}
 GIB = 2**30
@@ -159,7 +157,7 @@ def test_a_block_is_searched_from_the_smallest_that_the_model_can_have() -> None
 
 
 def test_layers_in_between_are_told_from_few_as_from_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    for checkpointing in options.CHECKPOINTED:
+    for checkpointing in CHECKPOINTED:
         for layers in (5, 8, 9):
             one = setup(n_layer=layers, n_embed=128, activation_checkpointing=checkpointing)
             period = 2 if checkpointing == "every_2" else 1
@@ -167,16 +165,6 @@ def test_layers_in_between_are_told_from_few_as_from_all(monkeypatch: pytest.Mon
             peak = max(sum(held.values()) for held in whole.values())
             told = max(sum(held.values()) for held in predict.training_step(one).values())
             assert told == peak
-
-
-def test_the_numbers_it_shares_with_the_network_and_the_optimizers_are_theirs() -> None:
-    assert operations.RECOMPUTED_FROM == recompute.RECOMPUTED_FROM
-    for name in ("CHUNK", "ROWS", "LARGE_VOCABULARY"):
-        assert getattr(network, name) == getattr(loss, name)
-    assert network.CHECKPOINTED == options.CHECKPOINTED
-    assert updates.PORTION == rounding.PORTION
-    assert updates.STACKED == muon.STACKED
-    assert (updates.SMALLEST, updates.BLOCK) == (eight_bit.SMALLEST, eight_bit.BLOCK)
 
 
 @pytest.mark.parametrize(

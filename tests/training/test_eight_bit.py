@@ -10,16 +10,18 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llm.errors import Refused
+from llm.functional.sizes import BLOCK_8BIT as BLOCK
+from llm.functional.sizes import PORTION
+from llm.functional.sizes import SMALLEST_8BIT as SMALLEST
 from llm.model.gpt import GPT
 from llm.training import rounding
-from llm.training.eight_bit import BLOCK, SMALLEST
 from llm.training.optimizer import Optimizer, adamw, muon
 from llm.training.precision import to_precision
 from tests.conftest import HANGS, ROOT
 
 OPTIONS: dict[str, Any] = {"lr": 1e-2, "weight_decay": 0.1, "betas": [0.8, 0.95]}
 # A matrix as small as is kept in 8 bits, one that ends amid a block, two that do amid a portion.
-SHAPES = [(64, 64), (67, 65), (1, rounding.PORTION + 300), (3, rounding.PORTION)]
+SHAPES = [(64, 64), (67, 65), (1, PORTION + 300), (3, PORTION)]
 
 
 class Matrices(nn.Module):

@@ -25,12 +25,12 @@ PICTURES, NAME = Path("outputs/plans"), "%Y-%m-%d_%H-%M-%S"
 @as_points
 def main(points: Any) -> None:
     """Show the plan of one run, or of a grid with a picture; refuse what cannot fit."""
-    from llm.config.plans import plan_all
     from llm.errors import Refused
     from llm.experiment.console import say
-    from llm.experiment.plan import refusal
-    from llm.experiment.plan_picture import can_draw, save
-    from llm.experiment.plan_tables import show_grid, show_plan
+    from llm.planning.picture import can_draw, save
+    from llm.planning.plan import refusal
+    from llm.planning.points import plan_all
+    from llm.planning.tables import show_grid, show_plan
     from llm.terminal import output_matters
 
     output_matters()

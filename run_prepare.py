@@ -13,12 +13,12 @@ from llm.config.cli import command, reported
 @reported
 def main(cfg: DictConfig) -> None:
     """Prepare the dataset, or say that it is there already."""
-    from llm.config.schema import PrepareSettings
-    from llm.config.settings import read_settings
-    from llm.config.verbatim import typed_command
+    from llm.commands import typed_command
+    from llm.config.compose import read_settings
     from llm.data.dataset import Dataset
     from llm.data.prepare import prepare
     from llm.experiment.console import byte_progress, panel, say, warn
+    from llm.settings.schema import PrepareSettings
 
     settings = read_settings(cfg, PrepareSettings)
     with byte_progress("preparing") as on_progress:

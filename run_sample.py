@@ -13,8 +13,8 @@ from llm.config.cli import command, reported
 @reported
 def main(cfg: DictConfig) -> None:
     """Load a checkpoint and print samples."""
-    from llm.config.schema import SampleSettings
-    from llm.config.settings import read_settings
+    from llm.config.compose import read_settings
+    from llm.settings.schema import SampleSettings
 
     settings = read_settings(cfg, SampleSettings)
 

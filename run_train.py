@@ -20,20 +20,20 @@ from llm.config.cli import command, reported
 @reported
 def main(cfg: DictConfig) -> float | None:
     """Train as configured; returns the lowest validation loss (nats per token)."""
-    from llm.config.schema import TrainSettings
-    from llm.config.settings import read_settings, resolve
+    from llm.config.compose import read_settings
     from llm.experiment.console import byte_progress, status
+    from llm.settings.schema import TrainSettings
 
     settings = read_settings(cfg, TrainSettings)  # plain and checked from here on
     with status("loading torch"):  # this late: --help and a mistyped key need not wait for it
-        from llm.config.fitting import choose_precision, fit_memory, once_more_with_half
-        from llm.config.plan import watches_memory
-        from llm.config.run import open_run
         from llm.data.dataset import LARGE, Dataset
         from llm.data.prepare import prepare
         from llm.device import select_device, set_deterministic, tune_allocator
         from llm.experiment.panels import show_already_finished
         from llm.experiment.verify import verify_run
+        from llm.planning.fitting import choose_precision, fit_memory, once_more_with_half
+        from llm.planning.setup import watches_memory
+        from llm.settings.run import open_run
 
     if settings.verify:
         return verify_run(Path(str(settings.run.dir)), settings.data)
@@ -46,8 +46,8 @@ def main(cfg: DictConfig) -> float | None:
     if dataset.size <= LARGE:
         with status(f"checking {dataset.folder}"):  # a larger one by run_prepare.py
             dataset.verify()
-    precision, why = choose_precision(settings.precision.name, device)
-    settings = resolve(settings, dataset.tokenizer.vocab_size, precision)
+    precision, why = choose_precision(settings, device)
+    settings = settings.resolve(dataset.tokenizer.vocab_size, precision)
     dataset.check(settings.model.block_size, settings.model.vocab_size or 0)
     settings, plan = fit_memory(settings, device, plan)
 
@@ -66,12 +66,12 @@ def train(
 ) -> float | None:  # fmt: skip
     """Build everything for one run and let it run."""
     from llm.checkpoint.folder import CheckpointFolder, start_from
-    from llm.config.build import build, own_logger
-    from llm.config.settings import to_plain
     from llm.experiment.console import warn
     from llm.experiment.loggers import open_logger
     from llm.experiment.panels import show_end, show_start
     from llm.experiment.rundir import recording
+    from llm.settings.build import build, own_logger
+    from llm.settings.saved import to_plain
     from llm.training.precision import Precision, slow_products, to_precision
     from llm.training.random_state import seed_everything
     from llm.training.resume import count_as

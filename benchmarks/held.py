@@ -158,9 +158,9 @@ def deaths(count: int = COUNT) -> Row:
     besides what a process with torch takes before the first tensor.
     """
     from llm.config.compose import compose_training
-    from llm.config.own import uses_wandb
-    from llm.config.plan import measured, setup_of
     from llm.memory.predict import predict
+    from llm.planning.setup import measured, setup_of
+    from llm.settings.own import uses_wandb
 
     died, most = 0, 0.0
     with tempfile.TemporaryDirectory() as name:

@@ -50,9 +50,8 @@ def build_ours(overrides: list[str]) -> Callable[[Any], None]:
     """A step of ours on tokens (B, T), as ``run_train.py model=small`` makes it."""
     import torch
 
-    from llm.config.build import build
     from llm.config.compose import compose_training
-    from llm.config.settings import resolve
+    from llm.settings.build import build
     from llm.training.options import CHECKPOINTED
     from llm.training.precision import Precision, resolve_precision, to_precision
     from llm.training.update import choose_update
@@ -63,7 +62,7 @@ def build_ours(overrides: list[str]) -> Callable[[Any], None]:
     )  # fmt: skip
     cpu = torch.device("cpu")
     precision = Precision(resolve_precision(settings.precision.name, cpu)[0], cpu)
-    resolved = resolve(settings, VOCAB_SIZE, precision.name)
+    resolved = settings.resolve(VOCAB_SIZE, precision.name)
     resolved.model.vocab_size = VOCAB_SIZE  # nanoGPT's would be padded likewise
     trainer = resolved.trainer
     model = to_precision(build(resolved.model), precision.weights)
@@ -110,14 +109,14 @@ def build_nanogpt(clone: Path) -> Callable[[Any], None]:
 
 def measure(which: str, clone: Path, overrides: list[str]) -> dict[str, float]:
     """Peak bytes above the start and tokens/s of some training steps, in this process."""
+    import llm.config.settings
     import torch
     import torch._dynamo  # nanoGPT's optimizer imports it
 
     import benchmarks.nanogpt  # noqa: F401  (nor is what it imports)
-    import llm.config.build
     import llm.config.compose
-    import llm.config.settings
     import llm.model.gpt
+    import llm.settings.build
     import llm.training.optimizer
     import llm.training.update  # noqa: F401  (all of these: not part of what a step takes)
     from llm.device import peak_memory_bytes, tune_allocator

@@ -21,9 +21,9 @@ from benchmarks.nanogpt import NanoGPT
 from benchmarks.rows import Row, alternate, row
 from benchmarks.training import Ours, Shape, Training, cold_compiler, train, validation_loss
 from llm.config.compose import compose_training
-from llm.config.schema import TrainSettings
 from llm.data.dataset import Dataset
 from llm.data.prepare import prepare
+from llm.settings.schema import TrainSettings
 
 DATA = ["data=tinyshakespeare_char"]
 README_CPU = Shape(n_layer=4, n_head=4, n_embed=128, block_size=64, batch_size=12, vocab_size=65)

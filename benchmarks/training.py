@@ -14,13 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llm.config.build import build
-from llm.config.schema import TrainSettings
-from llm.config.settings import resolve
 from llm.data.batches import evaluation_batches, read_windows
 from llm.data.dataset import Dataset
 from llm.data.tokenizer import CharTokenizer
 from llm.functional.targets import IGNORED
+from llm.settings.build import build
+from llm.settings.schema import TrainSettings
 from llm.training.precision import Precision, resolve_precision
 from llm.training.trainer import Trainer
 
@@ -77,7 +76,7 @@ class Ours:
 
     def __init__(self, settings: TrainSettings, dataset: Dataset) -> None:
         precision, _ = resolve_precision(settings.precision.name, CPU)
-        settings = resolve(settings, dataset.tokenizer.vocab_size, precision)
+        settings = settings.resolve(dataset.tokenizer.vocab_size, precision)
         torch.manual_seed(settings.seed)
         self.model = build(settings.model)
         self.trainer = build(

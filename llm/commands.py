@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent.parent  # of run_*.py
+TYPED: list[str] = []  # the whole command line, before anything in it is quoted for Hydra
 of_training: list[str] = []  # what run_train.py needs to find options of the user's own
 
 
@@ -18,6 +19,14 @@ def command_line(name: str, *arguments: str) -> str:
 def started_with(name: str, *arguments: str) -> str:
     """The script ``name`` with these arguments and no others, quoted for a shell."""
     return for_shell(["python", script(name), *arguments])
+
+
+def typed_command(*more: str, name: str | None = None) -> str:
+    """This command as it was typed, for a shell, with ``more`` arguments; or the script ``name``
+    with the same arguments.
+    """
+    started, *arguments = TYPED or sys.argv
+    return started_with(name or Path(started).name, *arguments, *more)
 
 
 def for_shell(words: Iterable[str]) -> str:

@@ -210,6 +210,6 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, else KiB
 
 
-if __name__ == "__main__":  # what llm.config.plan asks about a GPU
+if __name__ == "__main__":  # what llm.planning.setup asks about a GPU
     _device = select_device(sys.argv[1])
     print(json.dumps([_device.type, held_before(_device), total_memory(_device)]))

@@ -35,11 +35,11 @@ from benchmarks import (
 from benchmarks.nanogpt import NanoGPT, learning_rate
 from benchmarks.training import Ours, Shape, random_dataset, train, validation_loss
 from llm.config.compose import compose_training
-from llm.config.plan import setup_of
 from llm.data.dataset import Dataset
 from llm.memory.predict import Setup
 from llm.model.config import GPTConfig
 from llm.model.gpt import GPT
+from llm.planning.setup import setup_of
 from tests.command_line import here
 from tests.conftest import ROOT, TINY_RUN
 from tests.model.test_reference import randomised

@@ -11,10 +11,11 @@ from unittest.mock import patch
 
 import pytest
 
-from llm.config.settings import config_digest, load_plain
 from llm.errors import Diverged
 from llm.experiment.rundir import SUMMARY_KEYS
 from llm.sampling.cache import KVCache
+from llm.settings.identity import config_digest
+from llm.settings.saved import load_plain
 from llm.training.trainer import Trainer
 from tests import wandb_file
 from tests.command_line import here, listing, rows, started, summary

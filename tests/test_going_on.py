@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from llm.checkpoint.checkpoint import Checkpoint
-from llm.config.settings import load_plain
 from llm.experiment.lock import locked
+from llm.settings.saved import load_plain
 from tests.checkpoint.conftest import edit, to_version_1
 from tests.command_line import here, rows, summary
 from tests.conftest import TINY_RUN

@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from llm.config.compose import compose_training
-from llm.config.fitting import Planned, fit_memory, once_more_with_half
-from llm.config.schema import TrainSettings
-from llm.config.settings import resolve
 from llm.errors import OutOfMemory
+from llm.planning.fitting import Planned, fit_memory, once_more_with_half
+from llm.settings.schema import TrainSettings
 from llm.training.trainer import Trainer
 from tests.command_line import Done, here, rows, summary
 from tests.conftest import HANGS, ROOT, needs_linux
@@ -237,7 +236,7 @@ def test_a_run_that_runs_out_after_all_goes_on_with_half_from_its_last_checkpoin
 def test_a_smaller_micro_batch_that_takes_more_is_no_way_out() -> None:
     settings = compose_training("model.n_layer=2", "model.n_embed=512", "memory.fit=auto",
                                 "trainer.batch_size=2", "optimizer=adamw")  # fmt: skip
-    settings, plan = fit_memory(resolve(settings, 77, "fp32"), torch.device("cpu"))
+    settings, plan = fit_memory(settings.resolve(77, "fp32"), torch.device("cpu"))
     assert plan is not None
     assert plan.with_micro_batch(1).prediction.total > plan.prediction.total
 
@@ -252,7 +251,7 @@ def test_a_smaller_micro_batch_that_takes_more_is_no_way_out() -> None:
 
 def test_where_auto_runs_out_after_all_it_tries_once_more_with_half(tmp_path: Path) -> None:
     settings = compose_training("trainer.batch_size=64", "memory.fit=auto", "run.name=halved")
-    settings, plan = fit_memory(resolve(settings, 77, "fp32"), torch.device("cpu"))
+    settings, plan = fit_memory(settings.resolve(77, "fp32"), torch.device("cpu"))
     assert plan is not None
     tried: list[int] = []
 

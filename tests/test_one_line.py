@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from llm.commands import command_line, for_shell
-from llm.config.keys import keys_of
-from llm.config.schema import SETTINGS, TrainSettings
-from llm.config.settings import load_plain, read_settings, to_yaml
+from llm.config.compose import read_settings
 from llm.device import check_compiler
 from llm.disk import could_not_write
 from llm.errors import OutOfMemory, Refused, as_stop
+from llm.settings.keys import keys_of
+from llm.settings.saved import load_plain, to_yaml
+from llm.settings.schema import SETTINGS, TrainSettings
 from tests.command_line import composed, here, listing
 from tests.conftest import ROOT
 from tests.test_bad_input import assert_refused

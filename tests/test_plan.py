@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llm.config import plan
+from llm.planning import setup as plan
 from tests.command_line import here, listing
 from tests.conftest import HANGS, ROOT, TINY_RUN
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llm.config.keys import ALL_KEYS, ELSEWHERE, is_key
 from llm.config.verbatim import KEYS, WORDS, as_typed, quote_argument
 from llm.disk import LONGEST_NAME
+from llm.settings.keys import ALL_KEYS, ELSEWHERE, is_key
 from tests.command_line import here, listing
 from tests.conftest import TINY_RUN
 from tests.test_bad_input import assert_refused

@@ -10,8 +10,7 @@ from unittest.mock import patch
 import pytest
 
 from llm import __version__, commands
-from llm.commands import command_line, purposes
-from llm.config.verbatim import TYPED, typed_command
+from llm.commands import TYPED, command_line, purposes, typed_command
 from tests.conftest import HANGS, ROOT
 
 

@@ -18,17 +18,17 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from llm.config import schema  # noqa: F401  (registers the schemas that conf/*.yaml start with)
+from llm.commands import TYPED, typed_command
+from llm.config.folders import refuse_typed_targets
 from llm.config.launcher import is_job_of_another_launcher, run_as_job
 from llm.config.mistakes import one_line, refuse_dashes, refuse_folders_of_hydra, unreadable_file
-from llm.config.own import refuse_typed_targets
-from llm.config.settings import saved_groups
-from llm.config.verbatim import BREAK, TYPED, quote_arguments, typed_command, unquote
+from llm.config.verbatim import BREAK, quote_arguments, unquote
 from llm.errors import Interrupted, InUse, Refused, Stop, as_stop, printable
 from llm.experiment.lock import locked
 from llm.experiment.rundir import make_folder, read_summary, write_summary
 from llm.experiment.sweep import follow_parent
 from llm.memory.options import MemoryOptions
+from llm.settings.saved import saved_groups
 from llm.signals import Signalled, raised, unswallowed
 from llm.terminal import output_matters, written
 from llm.version import version_line

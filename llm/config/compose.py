@@ -1,12 +1,27 @@
-"""Settings without a command line, for benchmarks, tests and notebooks."""
+"""From what is typed to checked settings: Hydra composes, and the result becomes plain values."""
 
+import copy
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from typing import TypeVar, cast
 
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
-from llm.config.schema import TrainSettings
-from llm.config.settings import read_settings
+import llm.config.store  # noqa: F401  (registers the schemas that conf/*.yaml start with)
+from llm.config.folders import use_folders
+from llm.config.verbatim import BREAK, guard, guard_all, refuse_calls, unguard_all
+from llm.errors import Refused, require
+from llm.settings.keys import meant
+from llm.settings.origin import shape_of_origin
+from llm.settings.own import GROUPS, OPTION, own_section
+from llm.settings.saved import OF_THIS_START, load_plain, saved_option
+from llm.settings.schema import PlanSettings, PrepareSettings, SampleSettings, TrainSettings
+from llm.settings.values import leaves
 
+Settings = TypeVar("Settings", TrainSettings, PlanSettings, SampleSettings, PrepareSettings)
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
 
 
@@ -19,3 +34,120 @@ def compose_training(*overrides: str) -> TrainSettings:
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         composed = compose("train", overrides=list(overrides), return_hydra_config=True)
         return read_settings(composed, TrainSettings)
+
+
+def read_settings(cfg: DictConfig, kind: type[Settings]) -> Settings:
+    """The typed and checked settings of a composed configuration.
+
+    With ``resume=FOLDER`` they are the folder's, under what was typed; with ``init_from=FOLDER``
+    the shape of the network is that of the weights. ``cfg`` may still have Hydra's own section,
+    which is removed: it tells which options were chosen, and what was typed.
+    """
+    of_hydra = _taken_hydra(cfg)
+    for key, value in leaves(OmegaConf.to_container(cfg, resolve=False)):
+        refuse_calls(key, value)
+    if issubclass(kind, TrainSettings) and cfg.get("resume"):
+        cfg = _resumed(cfg, of_hydra)
+    _refuse_additions(cfg, kind)
+    made = cast(dict[str, object], vars(OmegaConf.to_object(cfg)))
+    for group in GROUPS:
+        section = made.get(group)
+        if isinstance(section, dict):
+            assert of_hydra is not None, "a composed configuration with hydra's section"
+            made[group] = own_section(group, of_hydra.runtime.choices[group], section)
+        elif group in made:
+            is_section = is_dataclass(section)
+            found = "null" if section is None else f"{section!r:.60}"
+            require(is_section, f"{group} is {found}, not a section: take one of its options")
+    if of_hydra is not None:
+        use_folders(of_hydra)
+    settings = kind(**made)  # type: ignore[arg-type]  # as composed
+    unguard_all(settings)
+    if isinstance(settings, TrainSettings):
+        settings.typed = typed_keys(of_hydra)
+        shaped = shape_of_origin(settings, settings.typed)
+        settings.model = replace(settings.model, **shaped)
+        settings.model.settle()
+    settings.check()
+    return settings
+
+
+def _taken_hydra(cfg: DictConfig) -> DictConfig | None:
+    """What Hydra says of itself, taken out of ``cfg`` or, in a run, from where it keeps it."""
+    if "hydra" in cfg:
+        of_hydra = cast(DictConfig, cfg.hydra)
+        with open_dict(cfg):
+            del cfg["hydra"]
+        return of_hydra
+    return cast(DictConfig, HydraConfig.get()) if HydraConfig.initialized() else None
+
+
+def _refuse_additions(cfg: DictConfig, kind: type, prefix: str = "") -> None:
+    # ``+key=value`` gets past the schema in Hydra's composition, and nothing would read it.
+    known = {field.name: field.type for field in fields(kind)}
+    for key in [str(key) for key in cfg]:
+        require(
+            key in known,
+            f"{prefix}{key} is unknown: no key is called so{meant(prefix + key, known)}",
+        )
+        section = cast(type, OmegaConf.get_type(cfg, key))  # a group's own, e.g. Muon's
+        if is_dataclass(section):
+            _refuse_additions(cfg[key], section, f"{prefix}{key}.")
+
+
+def typed_keys(of_hydra: DictConfig | None) -> frozenset[str]:
+    """The keys on the command line, as Hydra's own section tells; none without one."""
+    if of_hydra is None:
+        return frozenset()
+    # Unresolved: what a reference in a value leads to is not in this section.
+    overrides = cast(list[str], OmegaConf.to_container(of_hydra.overrides.task, resolve=False))
+    return frozenset(override.partition("=")[0].lstrip("+~") for override in overrides)
+
+
+def _resumed(composed: DictConfig, of_hydra: DictConfig | None) -> DictConfig:
+    """The settings of ``resume``'s folder, under what was typed on the command line."""
+    folder = Path(str(composed.resume).replace(BREAK, ""))
+    cfg, saved = copy.deepcopy(composed), load_plain(folder)
+    before = {group: saved_option(saved, group) for group in GROUPS}
+    now = {group: _chosen_option(composed, of_hydra, group) for group in GROUPS}
+    was, typed = before["optimizer"], now["optimizer"]
+    require(
+        was == typed,
+        f"{folder} was trained with optimizer={was}, whose state optimizer={typed} cannot use: "
+        f"start from its weights by init_from={folder}",
+    )
+    for group in GROUPS:
+        if before[group] != now[group]:
+            saved.pop(group, None)  # another one's keys
+        elif now[group] is not None and not is_dataclass(OmegaConf.get_type(cfg, group)):
+            saved[group].pop(OPTION)
+            OmegaConf.set_struct(cfg[group], False)  # keys that were added by +key=value
+    for key in OF_THIS_START:
+        saved.pop(key, None)
+    # It may delete a folder, whose name is in the file as well: only who types it knows which.
+    (saved.get("data") or {}).pop("overwrite", None)
+    try:
+        cfg = cast(DictConfig, OmegaConf.merge(cfg, guard_all(saved)))
+    except OmegaConfBaseException as error:
+        raise Refused(f"{folder}/config.yaml: {str(error).splitlines()[0]}") from None
+    for override in HydraConfig.get().overrides.task:
+        key = str(override).partition("=")[0].lstrip("+~")
+        require(
+            key not in ("experiment", "sweep", "run.name", "run.dir"),
+            f"{key}= has no place beside resume=",
+        )
+        if before.get(key) is None or before[key] != now[key]:
+            OmegaConf.update(cfg, key, OmegaConf.select(composed, key), merge=False)
+    if cfg.trainer.eval_only:  # looks at the best weights of the folder and leaves it as it is
+        cfg.init_from, cfg.resume = guard(str(folder)), None
+        cfg.run.name = cfg.run.dir = cfg.run.sweep = None
+    else:
+        cfg.run.name, cfg.run.dir = None, guard(str(folder))
+    return cfg
+
+
+def _chosen_option(cfg: DictConfig, of_hydra: DictConfig | None, group: str) -> object:
+    """The same of a composed configuration."""
+    if is_dataclass(OmegaConf.get_type(cfg, group)):  # it begins with a schema of ours
+        return None if group == "logger" else cfg[group].name
+    return of_hydra and of_hydra.runtime.choices[group]

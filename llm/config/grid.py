@@ -8,7 +8,7 @@ combination of group options; single values then go into copies of the plain set
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from itertools import product
 from typing import Any, Generic, TypeVar, cast
 
@@ -19,36 +19,18 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from llm.config.compose import read_settings
 from llm.config.mistakes import one_line
-from llm.config.schema import TrainSettings
-from llm.config.settings import read_settings
-from llm.config.verbatim import leaves
 from llm.errors import Refused, require
+from llm.planning.points import Point, label
+from llm.settings.schema import TrainSettings
+from llm.settings.values import leaves
 
 MOST = 20_000  # points: a mistyped range must not take all memory
 FEWER = f"take at most {MOST:,} at once"
 S = TypeVar("S", bound=TrainSettings)
 SHAPED = ("model", "init_from")  # what decides the shape where a run starts from other weights
 Report = Callable[[int, int], None]  # called with (points checked, points in all)
-
-
-@dataclass(frozen=True)
-class Point(Generic[S]):
-    """The settings of one combination, and what gives them."""
-
-    settings: S
-    values: dict[str, str]  # of the keys that vary over the grid, as one would type them
-    overrides: tuple[str, ...] = ()  # of all keys, as Hydra reads them
-
-    @property
-    def label(self) -> str:
-        """``model.n_layer=4 model.n_embed=384``"""
-        return label(self.values)
-
-
-def label(values: dict[str, str]) -> str:
-    """The overrides that give ``values``."""
-    return " ".join(f"{key}={value}" for key, value in values.items())
 
 
 class Combinations(Generic[S]):

@@ -11,8 +11,8 @@ from hydra.errors import ConfigCompositionException, MissingConfigException, Ove
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from llm.config.compose import CONF
-from llm.config.keys import is_key, meant
 from llm.errors import Stop, did_you_mean, require
+from llm.settings.keys import is_key, meant
 
 WIDE_EQUALS = "\uff1d"  # as a Chinese or Japanese keyboard may give it
 GLOBAL = "# @package _global_"  # the first line of a file whose keys are not its group's

@@ -9,10 +9,11 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from llm.config.grid import Combinations, Point
-from llm.config.schema import PlanSettings
-from llm.config.settings import read_settings
+from llm.config.compose import read_settings
+from llm.config.grid import Combinations
 from llm.experiment.console import count_progress
+from llm.planning.points import Point
+from llm.settings.schema import PlanSettings
 
 Points = list[Point[PlanSettings]]
 

@@ -18,7 +18,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, read_write
 
-from llm.config.grid import Combinations, Point, label
+from llm.commands import typed_command
+from llm.config.grid import Combinations
 from llm.config.launcher import (
     MULTIRUN,
     JobFailed,
@@ -28,13 +29,15 @@ from llm.config.launcher import (
     is_housekeeping,
     placed,
 )
-from llm.config.probe import try_all
-from llm.config.schema import TrainSettings
-from llm.config.settings import identity, to_plain
-from llm.config.verbatim import as_typed, typed_command
+from llm.config.verbatim import as_typed
 from llm.errors import Interrupted, Stop, require
 from llm.experiment.rundir import claim, make_folder, read_summary, replace_text
+from llm.planning.points import Point, label
+from llm.planning.probe import try_all
 from llm.sealed import Plain, read_json
+from llm.settings.identity import identity
+from llm.settings.saved import to_plain
+from llm.settings.schema import TrainSettings
 from llm.signals import Signalled
 
 NAME = "%Y-%m-%d_%H-%M-%S"  # of a sweep without a name

@@ -10,15 +10,11 @@ ASCII outside quotes, so words with other letters are quoted, wherever they stan
 """
 
 import re
-import sys
-from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
-from llm.commands import started_with
-from llm.config.keys import ALL_KEYS
 from llm.errors import require
+from llm.settings.keys import ALL_KEYS
 
 # Keys that hold a choice from a few words, or a name, can be swept: their values are Hydra's to
 # read. Any other key that holds text is free text or a path.
@@ -34,7 +30,6 @@ LISTS = frozenset(["stop"])  # may be typed several times: each adds to a list
 TEXT = frozenset(key for key, kind in ALL_KEYS.items() if kind is str) - WORDS  # never null
 KEYS = TEXT | LISTS | {key for key, kind in ALL_KEYS.items() if kind == str | None} - WORDS
 REFERENCE = re.compile(r"(?<!\\)\$\{[\w.\[\]-]+\}")  # to another key, as in ${model.n_embed}
-TYPED: list[str] = []  # the whole command line, before anything in it is quoted for Hydra
 # What stands in quotes, or a run of characters that have no meaning in Hydra's grammar.
 WORD = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^'"\\,:=()\[\]{}]+""")
 MOST_DIGITS = 4000  # of a number; Python itself refuses to read one of more than 4300
@@ -130,18 +125,6 @@ def refuse_calls(key: str, value: object) -> None:
     require(plain, f"{key} holds an interpolation other than ${{key}}: give the value itself")
 
 
-def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """What is in plain lists and dicts, each with its dotted key."""
-    if isinstance(value, dict):
-        for name, item in value.items():
-            yield from leaves(item, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list):
-        for item in value:
-            yield from leaves(item, key)
-    else:
-        yield key, value
-
-
 def guard(value: str) -> str:
     """Break up what OmegaConf would interpret."""
     value = value.replace("${", "$" + BREAK + "{")
@@ -182,14 +165,6 @@ def unquote(value: str) -> str:
 
     parsed = OverridesParser.create().parse_override(f"key={value}").value()
     return str(parsed).replace(BREAK, "") if parsed is not None else ""
-
-
-def typed_command(*more: str, name: str | None = None) -> str:
-    """This command as it was typed, for a shell, with ``more`` arguments; or the script ``name``
-    with the same arguments.
-    """
-    started, *arguments = TYPED or sys.argv
-    return started_with(name or Path(started).name, *arguments, *more)
 
 
 def as_typed(arguments: list[str]) -> list[str]:

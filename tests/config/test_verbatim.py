@@ -6,21 +6,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from llm.config.schema import SETTINGS, LoggerSection, SampleSettings, TrainSettings
-from llm.config.settings import read_settings
+from llm.config.compose import read_settings
 from llm.config.verbatim import (
     BREAK,
     KEYS,
     as_typed,
     guard,
     guard_all,
-    leaves,
     quote_argument,
     quote_arguments,
     unguard_all,
     unquote,
 )
 from llm.errors import Refused
+from llm.settings.schema import SETTINGS, LoggerSection, SampleSettings, TrainSettings
+from llm.settings.values import leaves
 from tests.command_line import composed
 from tests.conftest import ROOT
 

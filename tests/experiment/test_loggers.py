@@ -12,10 +12,10 @@ from unittest.mock import patch
 
 import pytest
 
-from llm.config.schema import LoggerSection
 from llm.errors import DiskError, Diverged, Refused
 from llm.experiment import loggers
 from llm.experiment.loggers import RunLogger, new_run_id, open_logger
+from llm.settings.schema import LoggerSection
 from llm.signals import Signalled
 from tests import wandb_file
 from tests.command_line import listing, rows, wait_until

@@ -70,9 +70,9 @@ def commands() -> Iterator[Commands]:
 
 def serve() -> None:
     """Import what commands need, then answer until the input ends."""
-    import llm.config.run
     import llm.experiment.loggers
     import llm.experiment.samples
+    import llm.settings.run
     import llm.training.trainer  # noqa: F401
     from tests.command_line import composed
 

@@ -9,7 +9,7 @@ from tests.conftest import ROOT
 
 FILES = sorted([*(ROOT / "llm").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
 FILES += sorted(ROOT.glob("run_*.py"))
-BUILDS = "llm/config/build.py"  # the only place where a name becomes a class
+BUILDS = "llm/settings/build.py"  # the only place where a name becomes a class
 UNPICKLE = {"pickle", "_pickle", "cPickle", "marshal", "shelve", "dill", "joblib", "cloudpickle"}
 MODULES = UNPICKLE | {"tarfile", "pickletools", "jsonpickle", "yaml.cyaml"}
 BUILTINS = {"eval", "exec", "compile", "__import__"}
@@ -22,7 +22,7 @@ CALLS = {
 METHODS = {"extract", "extractall", "add_safe_globals"}
 ONLY_BUILDS = {"instantiate", "get_object", "get_class", "get_method", "call"}
 MODULES_OF_NAMES = {"importlib.import_module", "importlib.__import__"}  # likewise
-SAFE_LOADER = "_PlainLoader"  # of llm/config/plain_yaml.py
+SAFE_LOADER = "_PlainLoader"  # of llm/settings/plain_yaml.py
 NEEDED = {"torch.load": ("weights_only", True), "numpy.load": ("allow_pickle", False)}
 
 
@@ -115,7 +115,7 @@ def test_only_one_place_makes_objects_of_names() -> None:
 def test_the_loader_that_is_trusted_is_a_safe_one() -> None:
     import yaml
 
-    from llm.config.plain_yaml import _PlainLoader
+    from llm.settings.plain_yaml import _PlainLoader
 
     assert issubclass(_PlainLoader, yaml.SafeLoader)
 

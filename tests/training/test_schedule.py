@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm.config.build import build
-from llm.config.schema import TrainSettings
-from llm.config.settings import read_settings
+from llm.config.compose import read_settings
 from llm.errors import Refused
+from llm.settings.build import build
+from llm.settings.schema import TrainSettings
 from llm.training.schedule import WSD, Constant, Cosine, Schedule
 from tests.command_line import composed
 

@@ -5,17 +5,12 @@ no checkpoint, no dataset, and no argument on the command line.
 """
 
 import keyword
-import sys
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, make_dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, make_dataclass
 from typing import Any, ClassVar
 
-from omegaconf import DictConfig
-
-from llm import commands
 from llm.errors import require
 
+NOT_BUILT = "not an argument"  # in the metadata of a field that is a setting and nothing else
 GROUPS = ("optimizer", "schedule", "logger")  # whose options may be the user's own
 TARGET, OPTION = "_target_", "option"
 RESERVED = ("check", "arguments", "where", "group", OPTION)  # no keys of a file
@@ -70,14 +65,6 @@ def own_section(group: str, option: str, values: dict[Any, Any]) -> Own:
     return section
 
 
-def with_any_keys(schema: type) -> type:
-    """For Hydra's composition: ``schema`` with any keys in the groups whose options may be the
-    user's own. The files of ours there begin with schemas of their own.
-    """
-    groups = [(name, Any, None) for name in GROUPS if name in {f.name for f in fields(schema)}]
-    return make_dataclass(schema.__name__, groups, bases=(schema,))
-
-
 def state_bits(optimizer: Any) -> int:
     """Bits of AdamW's running means, if it has them; another class keeps what it keeps."""
     return 32 if isinstance(optimizer, Own) else int(optimizer.state_bits)
@@ -127,46 +114,3 @@ def _require_plain(key: str, value: Any) -> None:
         require(
             plain and not large, f"{key}: {item!r:.60} is not a text, a number, true, false or null"
         )
-
-
-def refuse_typed_targets(arguments: Iterable[str]) -> None:
-    """Raise :class:`llm.errors.Refused` for a ``_target_`` on the command line."""
-    for argument in arguments:
-        key = argument.partition("=")[0].lstrip("+~")
-        typed = key.rpartition(".")[2] == TARGET and not key.startswith("hydra.")
-        require(
-            not typed,
-            f"{key} cannot be typed: name the class in a file, as docs/extending.md shows",
-        )
-
-
-def _refuse_hidden(folder: Path, ours: list[Path], choices: Any) -> None:
-    """Raise :class:`llm.errors.Refused` where an option of ours was taken for one in ``folder``."""
-    for group, option in choices.items():
-        files = [place / group / f"{option}.yaml" for place in (folder, *ours)]
-        both = files[0].is_file() and any(file.is_file() for file in files[1:])
-        require(
-            not both or any(files[0].samefile(file) for file in files[1:] if file.is_file()),
-            f"{group}={option} is an option of ours, which hides {files[0]}: take another name",
-        )
-
-
-def use_folders(of_hydra: DictConfig) -> None:
-    """Let Python find modules in a folder of options of the user's, and in the one above it; and
-    let every command that is told name the folder.
-
-    They come last, so that nothing there takes the place of an installed module. Raises
-    :class:`llm.errors.Refused` for an option in such a folder that one of ours hides.
-    """
-    given = []
-    sources = [one for one in of_hydra.runtime.config_sources if one.schema == "file"]
-    ours = [Path(source.path) for source in sources if source.provider == "main"]
-    for source in sources:
-        if source.provider != "main":
-            _refuse_hidden(Path(source.path), ours, of_hydra.runtime.choices)
-            given += ["--config-dir", source.path] * (source.provider == "command-line")
-            for place in (source.path, str(Path(source.path).parent)):
-                if place not in sys.path:
-                    sys.path.append(place)
-    typed = [str(one) for one in of_hydra.overrides.hydra]
-    commands.of_training[:] = [*given, *(o for o in typed if o.startswith("hydra.searchpath="))]

@@ -12,18 +12,11 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from llm.config.schema import DataConfig, SampleSettings, Trainer, TrainSettings
-from llm.config.settings import (
-    config_digest,
-    identity,
-    load_plain,
-    read_settings,
-    resolve,
-    saved_groups,
-    to_plain,
-    to_yaml,
-)
+from llm.config.compose import read_settings
 from llm.errors import Refused
+from llm.settings.identity import config_digest, identity
+from llm.settings.saved import load_plain, saved_groups, to_plain, to_yaml
+from llm.settings.schema import DataConfig, SampleSettings, Trainer, TrainSettings
 from tests.command_line import composed, here
 
 # Another value for every key that identifies a result, and for every key that does not.
@@ -139,7 +132,7 @@ def test_the_lists_above_name_every_key_there_is(plain: dict[str, Any]) -> None:
 
 def test_config_yaml_is_plain_reloadable_and_names_no_code(tmp_path: Path) -> None:
     settings = read_settings(composed("train", "optimizer.betas=[0.8,0.9]"), TrainSettings)
-    settings = resolve(settings, 77, "fp32")
+    settings = settings.resolve(77, "fp32")
     text = to_yaml(settings)
     (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
     loaded = load_plain(tmp_path)
@@ -170,23 +163,23 @@ def test_only_the_vocabulary_of_bpe_is_padded(
     tokenizer: str, vocab_size: int, resolved: int
 ) -> None:
     settings = TrainSettings(data=DataConfig(tokenizer=tokenizer))
-    assert resolve(settings, vocab_size, "fp32").model.vocab_size == resolved
+    assert settings.resolve(vocab_size, "fp32").model.vocab_size == resolved
 
 
 def test_what_was_left_open_is_filled_in_and_nothing_else_changes() -> None:
     settings = TrainSettings(trainer=Trainer(batch_size=6))
-    full = resolve(settings, 77, "bf16")
+    full = settings.resolve(77, "bf16")
     assert (full.model.n_head, full.model.n_kv_head, full.model.head_size) == (4, 4, 32)
     assert full.model.vocab_size == 77
     assert full.model._target_ == settings.model._target_
     assert full.trainer.micro_batch_size == 6
     assert full.precision.name == "bf16"
-    assert resolve(full, 77, "bf16") == full
+    assert full.resolve(77, "bf16") == full
     assert settings == TrainSettings(trainer=Trainer(batch_size=6)), "the original is untouched"
     given = replace(settings, trainer=Trainer(batch_size=6, micro_batch_size=2))
     given.model.vocab_size = 100
-    assert resolve(given, 77, "fp32").trainer.micro_batch_size == 2
-    assert resolve(given, 77, "fp32").model.vocab_size == 100
+    assert given.resolve(77, "fp32").trainer.micro_batch_size == 2
+    assert given.resolve(77, "fp32").model.vocab_size == 100
 
 
 @pytest.mark.parametrize(("wrong", "message", "more"), REFUSED, ids=[case[0] for case in REFUSED])

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 from llm.checkpoint.find import find_checkpoint
 from llm.checkpoint.formats import MANIFEST, current
 from llm.checkpoint.shapes import read_shape
-from llm.config.schema import Model, TrainSettings
 from llm.data.config import padded
 from llm.errors import Refused, require
 from llm.model.config import GPTConfig
 from llm.sealed import Plain, read_json
+from llm.settings.schema import Model, TrainSettings
 
 # What may differ from the run that trained the weights.
 FREE = ("dropout", "loss", "zero_init")

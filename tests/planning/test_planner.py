@@ -18,17 +18,17 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
-from llm.config import plan
-from llm.config.grid import Point
+from llm.config.compose import read_settings
 from llm.config.planner import Planner
-from llm.config.plans import plan_all
-from llm.config.schema import PlanSettings, TrainSettings
-from llm.config.settings import read_settings, resolve, to_yaml
 from llm.errors import Refused
-from llm.experiment.plan import refusal
 from llm.memory.fit import Fitted
 from llm.memory.lora import LoRA
 from llm.memory.predict import predict
+from llm.planning import setup as plan
+from llm.planning.plan import refusal
+from llm.planning.points import Point, plan_all
+from llm.settings.saved import to_yaml
+from llm.settings.schema import PlanSettings, TrainSettings
 from tests.command_line import composed
 from tests.conftest import HANGS, ROOT
 
@@ -325,7 +325,7 @@ def test_only_a_run_needs_the_library_of_8_bit_state(monkeypatch: pytest.MonkeyP
 def test_what_continues_a_run_keeps_the_bits_of_its_state(tmp_path: Path) -> None:
     one = points("model=medium", "data=shakespeare", "optimizer=adamw")[0]
     new = plan_all([one])[0]
-    saved = to_yaml(resolve(one.settings, plan.vocabulary(one.settings) or 0, "fp32"))
+    saved = to_yaml(one.settings.resolve(plan.vocabulary(one.settings) or 0, "fp32"))
     (tmp_path / "config.yaml").write_text(saved, encoding="utf-8")
     begun = plan_all([Point(dataclasses.replace(one.settings, resume=str(tmp_path)), {})])[0]
     assert any(way.setup.state_bits == 8 for way in new.ways)

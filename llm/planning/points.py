@@ -1,18 +1,39 @@
 """From the points of a grid to what each of them takes, and whether it fits."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
-from llm.config.differences import refuse_plan_of_another_run
-from llm.config.grid import Point, label
-from llm.config.plan import limits_of, planned_device, setup_of, vocabulary
-from llm.config.probe import ask_ahead
-from llm.config.schema import PlanSettings
 from llm.errors import Refused
-from llm.experiment.plan import Largest, Plan
 from llm.memory.fit import fit, following, largest, with_size
 from llm.memory.options import has_eight_bit
 from llm.memory.predict import Lines, Setup, n_parameters, predict
+from llm.planning.plan import Largest, Plan
+from llm.planning.probe import ask_ahead
+from llm.planning.setup import limits_of, planned_device, setup_of, vocabulary
+from llm.settings.identity import refuse_plan_of_another_run
+from llm.settings.schema import PlanSettings, TrainSettings
+
+S = TypeVar("S", bound=TrainSettings)
+
+
+@dataclass(frozen=True)
+class Point(Generic[S]):
+    """The settings of one combination, and what gives them."""
+
+    settings: S
+    values: dict[str, str]  # of the keys that vary over the grid, as one would type them
+    overrides: tuple[str, ...] = ()  # of all keys, as Hydra reads them
+
+    @property
+    def label(self) -> str:
+        """``model.n_layer=4 model.n_embed=384``"""
+        return label(self.values)
+
+
+def label(values: dict[str, str]) -> str:
+    """The overrides that give ``values``."""
+    return " ".join(f"{key}={value}" for key, value in values.items())
 
 
 def plan_all(points: Sequence[Point[PlanSettings]]) -> list[Plan]:

@@ -7,12 +7,6 @@ from pathlib import Path
 
 import torch
 
-from llm.config.own import Own, uses_wandb
-from llm.config.plan import apply, measured, reserve_of, setup_of, vocabulary
-from llm.config.probe import try_all
-from llm.config.run import folder_of
-from llm.config.schema import TrainSettings
-from llm.config.settings import load_plain, typed_keys
 from llm.device import held_before, limit_memory, release_memory, total_memory
 from llm.disk import mib
 from llm.errors import OutOfMemory, Refused, require
@@ -22,7 +16,13 @@ from llm.memory.fit import Fitted, cheapest_changes, fit
 from llm.memory.fit import changes as changed
 from llm.memory.options import EIGHT_BIT_NEEDS, MemoryOptions, has_eight_bit
 from llm.memory.predict import Lines, Prediction, Setup, predict
+from llm.planning.probe import try_all
+from llm.planning.setup import apply, measured, reserve_of, setup_of, vocabulary
 from llm.sealed import Plain
+from llm.settings.own import Own, uses_wandb
+from llm.settings.run import folder_of
+from llm.settings.saved import load_plain
+from llm.settings.schema import TrainSettings
 from llm.training.precision import resolve_precision
 
 # The keys that `auto` decides, each with its section and type. A run that goes on keeps them.
@@ -115,10 +115,10 @@ def fit_memory(
     return settings, Planned(prediction, setup, budget, changes)
 
 
-def choose_precision(name: str, device: torch.device) -> tuple[str, str]:
+def choose_precision(settings: TrainSettings, device: torch.device) -> tuple[str, str]:
     """What :func:`llm.training.precision.resolve_precision` says; a resume keeps what it was."""
-    chosen, why = resolve_precision(name, device)
-    typed = {key.partition(".")[0] for key in typed_keys()}
+    chosen, why = resolve_precision(settings.precision.name, device)
+    typed = {key.partition(".")[0] for key in settings.typed}
     kept = "resume" in typed and "precision" not in typed
     return chosen, "as when it began" if kept else why
 
@@ -192,7 +192,7 @@ def _begun(settings: TrainSettings) -> Path | None:
 def _as_begun(settings: TrainSettings, folder: Path) -> TrainSettings:
     """With what was decided when the run was begun, but for keys that are typed now."""
     begun: Plain = load_plain(folder)
-    typed = typed_keys()
+    typed = settings.typed
     for section, key, kind in LEVERS:
         if isinstance(getattr(settings, section), Own):
             continue

@@ -8,18 +8,7 @@ from pathlib import Path
 from llm.checkpoint.checkpoint import Checkpoint
 from llm.checkpoint.find import FOLDER
 from llm.checkpoint.folder import clean, newest_valid, point, set_aside, weights_digest
-from llm.commands import command_line
-from llm.config.differences import refuse_differences
-from llm.config.schema import TrainSettings
-from llm.config.settings import (
-    config_digest,
-    identity,
-    load_plain,
-    not_a_run,
-    to_plain,
-    to_yaml,
-)
-from llm.config.verbatim import typed_command
+from llm.commands import command_line, typed_command
 from llm.disk import could_not_write
 from llm.errors import Refused, require
 from llm.experiment.lock import locked
@@ -32,6 +21,9 @@ from llm.experiment.rundir import (
     replace_text,
 )  # fmt: skip
 from llm.sealed import Plain
+from llm.settings.identity import config_digest, identity, refuse_differences
+from llm.settings.saved import load_plain, not_a_run, to_plain, to_yaml
+from llm.settings.schema import TrainSettings
 
 OUTPUTS = Path("outputs")
 

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any
 
-from llm.config.build import target_of, telling, try_own
-from llm.config.own import Own, own_section
-from llm.config.schema import TrainSettings
 from llm.errors import Refused, require
 from llm.memory.kept import Kept, from_plain
 from llm.model.config import GPTConfig
+from llm.settings.build import target_of, telling, try_own
+from llm.settings.own import Own, own_section
+from llm.settings.schema import TrainSettings
 
 _KNOWN: dict[str, Kept | str] = {}  # by what was asked; a text: why it cannot be used
 
@@ -89,7 +89,7 @@ def _ask(questions: list[str]) -> None:
 def _asked_elsewhere(questions: list[str]) -> list[dict[str, Any]]:
     paths = os.pathsep.join(path for path in sys.path if path)
     done = subprocess.run(
-        [sys.executable, "-m", "llm.config.probe"], input=json.dumps(questions),
+        [sys.executable, "-m", "llm.planning.probe"], input=json.dumps(questions),
         capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths},
     )  # fmt: skip
     said = done.stdout.splitlines()

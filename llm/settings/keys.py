@@ -7,9 +7,9 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from llm.config.own import GROUPS
-from llm.config.schema import SETTINGS
 from llm.errors import closest, did_you_mean
+from llm.settings.own import GROUPS
+from llm.settings.schema import SETTINGS
 
 # Names that other programs, mostly nanoGPT, have for our keys. A name that only lacks its section,
 # such as n_layer, is found without this table.

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from llm.errors import Refused
-from llm.experiment import plan_picture
-from llm.experiment.plan import Plan
-from llm.experiment.plan_picture import can_draw, draw, save
-from tests.experiment.test_plan_tables import grid, made
+from llm.planning import picture as plan_picture
+from llm.planning.picture import can_draw, draw, save
+from llm.planning.plan import Plan
+from tests.planning.test_tables import grid, made
 
 pytest.importorskip("matplotlib")
 PNG = b"\x89PNG\r\n\x1a\n"

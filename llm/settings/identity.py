@@ -1,14 +1,57 @@
-"""Whether a run folder holds the run that is asked for, or another one."""
+"""What identifies the result of a run, and whether a folder holds the run that is asked for."""
 
+import hashlib
+import json
+from dataclasses import asdict, fields
 from pathlib import Path
 
-from llm.config.schema import TrainSettings
-from llm.config.settings import identity, load_plain, resolve, to_plain
 from llm.errors import Refused
+from llm.model.config import GPTConfig
 from llm.sealed import Plain
+from llm.settings.saved import load_plain, to_plain
+from llm.settings.schema import TrainSettings
 
+# What identifies a result (its config_digest). Left out is how a run is executed or watched:
+# device, compile, micro_batch_size, logger, intervals, folders, and what only saves memory.
+IDENTITY = {
+    "model": tuple(field.name for field in fields(GPTConfig) if field.name != "loss"),
+    "data": ("name", "corpus", "tokenizer", "vocab_size", "val_fraction", "allow_special"),
+    "optimizer": None,
+    "schedule": None,
+    "precision": None,
+    "trainer": (
+        "max_steps",
+        "batch_size",
+        "grad_clip",
+        "overfit_batches",
+        "skip_spikes",
+        "rollbacks",
+    ),
+}
+LATER = {"optimizer": {"state_bits": 32}}  # keys of such groups that came after the first runs
 # May differ from the folder's on an explicit resume=: to go on further, or after a divergence.
 EXTENDABLE = {"trainer.max_steps", "trainer.skip_spikes", "trainer.rollbacks"}
+
+
+def identity(plain: Plain, data_digest: str) -> Plain:
+    """What identifies the result of a run, as ``section.key`` -> value."""
+    found: Plain = {"data_digest": data_digest}
+    for section, keys in IDENTITY.items():
+        values = plain.get(section) or {}
+        # What came after a run was started has changed nothing in it: it is as by default.
+        default = (
+            LATER.get(section, {}) if keys is None else asdict(getattr(TrainSettings(), section))
+        )
+        known = default | values
+        found |= {f"{section}.{key}": known.get(key) for key in (known if keys is None else keys)}
+    return found | {key: plain.get(key) for key in ("init_from", "seed")}
+
+
+def config_digest(plain: Plain, data_digest: str) -> str:
+    """sha256 of :func:`identity`."""
+    return hashlib.sha256(
+        json.dumps(identity(plain, data_digest), sort_keys=True).encode()
+    ).hexdigest()
 
 
 def refuse_differences(
@@ -48,5 +91,5 @@ def refuse_plan_of_another_run(settings: TrainSettings, vocab_size: int) -> None
     if precision == "auto":
         precision = str((saved.get("precision") or {}).get("name"))
     same = {"init_from": None}
-    mine = identity(to_plain(resolve(settings, vocab_size, precision)) | same, "")
+    mine = identity(to_plain(settings.resolve(vocab_size, precision)) | same, "")
     refuse_differences(folder, mine, identity(saved | same, ""), True, (None, None))

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from llm.config.build import build
-from llm.config.schema import Model, Optimizer, ScheduleSection
 from llm.errors import Refused
 from llm.model.gpt import GPT
+from llm.settings.build import build
+from llm.settings.schema import Model, Optimizer, ScheduleSection
 from llm.training import optimizer as optimizers
 from llm.training.schedule import Cosine
 
@@ -31,7 +31,7 @@ ALIASES = [
     "llm.data.assets.subprocess.run",
     "llm.data.prepare.sha256",
     "llm.experiment.rundir.shutil.rmtree",
-    "llm.config.schema.GPTConfig",
+    "llm.settings.schema.GPTConfig",
 ]
 NO_CODE = ["llm.data.config.SAFE", "llm.training.options.AT_LEAST_ONE", "llm.model.gpt", "llm.x.y"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from llm.disk import could_not_write, replaced
 from llm.errors import CANNOT_WRITE, Refused
-from llm.experiment.plan import Plan, kinds, numeric_axes, ticks, to_csv
+from llm.planning.plan import Plan, kinds, numeric_axes, ticks, to_csv
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

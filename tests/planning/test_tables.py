@@ -9,10 +9,13 @@ from unittest.mock import patch
 
 import pytest
 
-from llm.experiment import plan as plan_module
-from llm.experiment import plan_tables
 from llm.experiment.console import Screen, console
-from llm.experiment.plan import (
+from llm.memory.fit import Fitted
+from llm.memory.predict import Prediction, Setup
+from llm.model.config import GPTConfig
+from llm.planning import plan as plan_module
+from llm.planning import tables as plan_tables
+from llm.planning.plan import (
     COLOURS,
     Largest,
     Plan,
@@ -23,10 +26,7 @@ from llm.experiment.plan import (
     ticks,
     to_csv,
 )
-from llm.experiment.plan_tables import CIVIDIS, show_grid, show_plan
-from llm.memory.fit import Fitted
-from llm.memory.predict import Prediction, Setup
-from llm.model.config import GPTConfig
+from llm.planning.tables import CIVIDIS, show_grid, show_plan
 
 GIB, MIB = 2**30, 2**20
 RESERVE = {"reserve (assumed)": GIB // 2}

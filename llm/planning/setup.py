@@ -8,10 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from llm.config.own import Own, state_bits
-from llm.config.probe import kept_by
-from llm.config.schema import Optimizer, TrainSettings
-from llm.config.settings import resolve
 from llm.data.config import DataConfig
 from llm.data.meta import read_meta
 from llm.errors import Refused, require
@@ -19,6 +15,9 @@ from llm.experiment.console import warn
 from llm.memory.fit import Fitted
 from llm.memory.options import MemoryOptions
 from llm.memory.predict import Lines, Setup
+from llm.planning.probe import kept_by
+from llm.settings.own import Own, state_bits
+from llm.settings.schema import Optimizer, TrainSettings
 
 # Bytes that a process on a CPU comes to hold later on besides tensors: what is imported for the
 # loop, stacks of threads, workspaces (python -m benchmarks.memory, rows rss_*).
@@ -49,7 +48,7 @@ def setup_of(settings: TrainSettings, device: str) -> Setup:
     cuda, precision = device == "cuda", settings.precision.name
     if precision == "auto":
         precision = "bf16" if cuda else "fp32"  # as a GPU since 2020 will have it
-    resolved = resolve(settings, size, precision)
+    resolved = settings.resolve(size, precision)
     trainer, own = resolved.trainer, resolved.optimizer
     return Setup(
         model=resolved.model,

@@ -5,26 +5,24 @@ that a YAML file names. Hydra checks keys and types against them, ``check()`` th
 anything is built.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import inf
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
-
-from llm.config.build import NOT_BUILT
-from llm.config.own import Own, check_targets, state_bits, with_any_keys
-from llm.config.plan_sections import FinetuneSection, PlanMemory
-from llm.config.values import check_numbers
-from llm.data.config import DataConfig
+from llm.data.config import DataConfig, padded
 from llm.disk import check_name, check_path
 from llm.errors import require
 from llm.memory.options import EIGHT_BIT_NEEDS, MemoryOptions, has_eight_bit
 from llm.model.config import GPTConfig
 from llm.sampling.options import SamplingOptions
+from llm.settings.own import NOT_BUILT, Own, check_targets, state_bits
+from llm.settings.plan_sections import FinetuneSection, PlanMemory
+from llm.settings.values import check_numbers
 from llm.training.options import TrainerOptions
 from llm.training.schedule import Schedule
 
 MOST_SAMPLES = 1 << 16  # which are drawn together
+NO_KEY = "not a key"  # in the metadata of a field that no configuration has
 MOST_TAGS = 100  # of a run; config.yaml, which holds them, must be readable again
 
 
@@ -183,6 +181,30 @@ class TrainSettings:
     init_from: str | None = None
     resume: str | None = None
     verify: bool = False
+    # The keys on the command line of this start.
+    typed: frozenset[str] = field(
+        default=frozenset(), compare=False, repr=False, metadata={NO_KEY: True}
+    )
+
+    def resolve(self, vocab_size: int, precision: str) -> "TrainSettings":
+        """These settings with every open value filled in: the numbers that the run really uses.
+
+        ``vocab_size`` is the tokenizer's. For BPE the network's is padded to a multiple of 64, as
+        matrix products are faster then (nanoGPT, commit 77e7e04).
+        """
+        tokens, schedule = vocab_size, self.schedule
+        if isinstance(schedule, ScheduleSection):
+            warmup = schedule.warmup(self.trainer.max_steps)
+            schedule = replace(schedule, warmup_steps=warmup)
+        shape = self.model.resolve(padded(vocab_size, self.data.tokenizer))
+        return replace(
+            self,
+            model=Model(**asdict(shape)),
+            precision=replace(self.precision, name=precision),
+            trainer=replace(self.trainer, micro_batch_size=self.trainer.micro_batch),
+            data=replace(self.data, vocab_size=tokens),
+            schedule=schedule,
+        )
 
     def check(self) -> None:
         """Raise :class:`llm.errors.Refused` naming the first values that cannot work."""
@@ -303,15 +325,3 @@ SETTINGS = {
     "train": TrainSettings, "sample": SampleSettings, "prepare": PrepareSettings,
     "plan": PlanSettings,
 }  # fmt: skip
-
-# Each primary config starts with its schema: see conf/train.yaml.
-for _command, _schema in SETTINGS.items():
-    ConfigStore.instance().store(name=f"{_command}_schema", node=with_any_keys(_schema))
-for _option, _schema in (
-    ("adamw", Optimizer), ("muon", MuonOptimizer), ("schedule", ScheduleSection),
-    ("logger", LoggerSection),
-):  # fmt: skip
-    ConfigStore.instance().store(name=f"{_option}_schema", node=_schema)
-# Hydra copies its whole store for every group that --help and completion list, which takes them a
-# second. Nobody changes what is in it after this line, so the copies may be the store itself.
-ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]  # Hydra has none

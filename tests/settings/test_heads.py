@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from llm.config.compose import compose_training
-from llm.config.schema import PlanSettings, TrainSettings
-from llm.config.settings import read_settings, resolve, to_plain
+from llm.config.compose import compose_training, read_settings
+from llm.settings.saved import to_plain
+from llm.settings.schema import PlanSettings, TrainSettings
 from tests.command_line import composed, here
-from tests.config.test_planner import points
 from tests.conftest import ROOT
+from tests.planning.test_planner import points
 from tests.test_bad_input import assert_refused
 
 # What is typed, and the n_head and head_size that follow.
@@ -44,7 +44,7 @@ def test_heads_share_the_width_unless_their_size_is_given(
     settings = compose_training(*typed)
     model = settings.model.resolve(65)
     assert (model.n_head, model.head_size) == heads
-    saved = to_plain(resolve(settings, 65, "fp32"))["model"]
+    saved = to_plain(settings.resolve(65, "fp32"))["model"]
     assert (saved["n_head"], saved["head_size"]) == heads
     assert "default_head_size" not in saved
 

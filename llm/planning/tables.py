@@ -6,11 +6,11 @@ from rich.table import Table
 from rich.text import Text
 
 from llm.experiment.console import console, gib, panel, say
-from llm.experiment.plan import Plan, kinds, largest_of, numeric_axes, ticks
 from llm.memory.fit import Fitted
 from llm.memory.lora import TARGETS
 from llm.memory.options import EIGHT_BIT_NEEDS, has_eight_bit
 from llm.memory.predict import n_trained
+from llm.planning.plan import Plan, kinds, largest_of, numeric_axes, ticks
 
 ROWS = 40  # points that a table shows
 BAR = 60  # characters

@@ -1,6 +1,6 @@
 """The one place where a configuration becomes an object.
 
-A section of ours is built from a class of ours. One of the user's own (:mod:`llm.config.own`) may
+A section of ours is built from a class of ours. One of the user's own (:mod:`llm.settings.own`) may
 name any class or function, as its file is the user's code. What goes wrong there, while it is
 imported or called, is told in one line.
 """
@@ -14,13 +14,13 @@ from dataclasses import asdict, fields, is_dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from llm.config.own import Own
 from llm.errors import Refused, Stop, as_stop, require
+from llm.settings.own import Own
 from llm.training.schedule import Schedule
 from llm.training.signature import require_arguments, takes
 
 if TYPE_CHECKING:
-    from llm.config.schema import TrainSettings
+    from llm.settings.schema import TrainSettings
 
 LOGGERS_GET = ("folder", "config", "run_id")  # if the class of a logger takes them
 TRIED = 1000  # steps of a run for which a schedule of one's own is asked before it begins
@@ -156,7 +156,7 @@ def own_logger(section: object) -> Callable[..., Any] | None:
 def try_own(settings: "TrainSettings") -> None:
     """Raise :class:`llm.errors.Refused` for a schedule or logger of one's own that does not work.
 
-    An optimizer is tried where its memory is measured (:mod:`llm.config.probe`).
+    An optimizer is tried where its memory is measured (:mod:`llm.planning.probe`).
     """
     if isinstance(settings.schedule, Own):
         schedule = build(settings.schedule)

@@ -1,14 +1,12 @@
-"""What a number and a boolean may be, in every key that holds one."""
+"""What a number may be in every key that holds one, and the values in plain lists and dicts."""
 
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from math import isfinite
 from typing import Any
 
-from omegaconf import BooleanNode
-from omegaconf.errors import ValidationError
-
-from llm.config.own import Own
 from llm.errors import require
+from llm.settings.own import Own
 
 
 def check_numbers(settings: Any, prefix: str = "", finite: bool = True) -> None:
@@ -26,12 +24,13 @@ def check_numbers(settings: Any, prefix: str = "", finite: bool = True) -> None:
                 require(not finite or isfinite(number), f"{key}={number} must be a finite number")
 
 
-def _strict(self: BooleanNode, value: Any) -> bool:
-    if type(value) is int and value not in (0, 1):
-        raise ValidationError("Value '$VALUE' must be true or false")
-    return _lenient(self, value)
-
-
-# OmegaConf takes any whole number for a boolean: trainer.compile=7 would be true.
-_lenient = BooleanNode._validate_and_convert_impl
-BooleanNode._validate_and_convert_impl = _strict  # type: ignore[method-assign]
+def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """What is in plain lists and dicts, each with its dotted key."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from leaves(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for item in value:
+            yield from leaves(item, key)
+    else:
+        yield key, value

@@ -98,9 +98,9 @@ def run(tmp_path: Path, text_file: Path) -> Callable[..., subprocess.CompletedPr
     return inner
 
 
-@pytest.fixture
+@pytest.fixture(scope="session", autouse=True)
 def hangup_ends() -> Iterator[None]:
-    """SIGHUP means what it usually does, also where the tests were started by nohup."""
+    """SIGHUP ends a process as usual, even where nohup started the tests."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)

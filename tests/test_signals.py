@@ -38,7 +38,7 @@ with remembered():
 
 
 @pytest.fixture(autouse=True)
-def handlers_of_before(hangup_ends: None) -> Iterator[None]:
+def handlers_of_before() -> Iterator[None]:
     before = [signal.getsignal(number) for number in SIGNALS]
     yield
     listener.stop_listening()

@@ -19,7 +19,7 @@ from llm.signals import SIGNALS
 from tests.command_line import rows, wait_until
 from tests.conftest import HANGS, PLAY, ROOT, TINY_RUN, needs_linux
 
-pytestmark = [needs_linux, pytest.mark.slow, pytest.mark.usefixtures("hangup_ends")]
+pytestmark = [needs_linux, pytest.mark.slow]
 # Evaluations, samples and saves take much of the time, so that signals come in all of them.
 OPTIONS = [
     *TINY_RUN, "model.dropout=0.1", "trainer.max_steps=40", "trainer.eval_interval=10",

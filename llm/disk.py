@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from llm.errors import CANNOT_WRITE, DiskError, Refused, Stop, require
+from llm.units import format_bytes
 
 LONGEST_NAME = 200  # bytes; file systems take 255, and something is added to some names
 
@@ -107,7 +108,7 @@ def _room(path: Path) -> str:
     found = os.statvfs(path)
     if found.f_files and not found.f_favail:  # some file systems do not count their files
         return "there is no room for one file more, of whatever size: delete some files"
-    return f"{mib(free_bytes(path))} free"
+    return f"{format_bytes(free_bytes(path))} free"
 
 
 def cannot_use(folder: Path, error: OSError) -> Stop:
@@ -115,8 +116,3 @@ def cannot_use(folder: Path, error: OSError) -> Stop:
     if error.errno in CANNOT_WRITE:
         return could_not_write(folder, error)
     return Refused(f"run folder {folder} cannot be written: {error.strerror}")
-
-
-def mib(count: float) -> str:
-    """Bytes as MiB."""
-    return f"{count / 2**20:,.1f} MiB"

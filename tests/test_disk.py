@@ -46,7 +46,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 def assert_disk_error(done: Done, *words: str) -> None:
     assert done.returncode == 5, done
     assert done.stderr.startswith("run_train.py: ") and done.stderr.count("\n") == 1, done.stderr
-    for word in (*words, "MiB"):
+    for word in (*words, "iB"):
         assert word in done.stderr
 
 
@@ -107,7 +107,7 @@ def test_a_save_that_meets_a_full_disk_half_way_leaves_what_was_there(
 
     monkeypatch.setattr(llm.checkpoint.folder, "free_bytes", filled_after_asking)
     done = here("train", *command, cwd=disk)
-    words = ["checkpoints/", "could not be written: No space left on device (0.", "free)"]
+    words = ["checkpoints/", "could not be written: No space left on device (", " KiB free)"]
     assert_disk_error(done, str(run), *words)
     assert_nothing_half_done(run)
     assert summary(run)["status"] == "disk_error"
@@ -171,7 +171,7 @@ def test_without_room_for_its_checkpoints_no_run_takes_a_step(
     with monkeypatch.context() as little:
         little.setattr(llm.checkpoint.folder, "free_bytes", lambda path: 700_000)
         done = here("train", *data, *TINY_RUN, "run.name=a", cwd=tmp_path)
-    said = "outputs/a/checkpoints has 0.7 MiB free, and the checkpoints of this run take up to 0."
+    said = "outputs/a/checkpoints has 684 KiB free, and the checkpoints of this run take up to "
     assert_disk_error(done, said, "make room, or lower trainer.keep_last=2")
     assert not (tmp_path / "outputs").exists()
     done = here("train", *data, *TINY_RUN, "run.name=a", cwd=tmp_path)
@@ -201,7 +201,7 @@ def test_a_checkpoint_that_there_is_no_room_for_is_not_begun(
         llm.checkpoint.folder, "_write", only_before(run / "checkpoints/step-00000002")
     )
     done = here("train", *data, *TINY_RUN, "run.name=a", cwd=tmp_path)
-    assert_disk_error(done, "outputs/a/checkpoints/best-00000003 takes 0.1 MiB, and only 0.0 MiB")
+    assert_disk_error(done, "outputs/a/checkpoints/best-00000003 takes ", ", and only 1 KiB")
     assert_nothing_half_done(run)
 
 
@@ -237,7 +237,7 @@ def test_a_disk_that_can_only_be_read_is_told_of_before_the_first_step(
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     for where in ("disk/run", "disk/made"):
         done = here("train", *data, *TINY_RUN, f"run.dir={where}", cwd=disk.parent)
-        assert_disk_error(done, f"{where} could not be written: Read-only file system (8.0 MiB")
+        assert_disk_error(done, f"{where} could not be written: Read-only file system (8 MiB")
     assert listing(disk) == {"made"}
 
 
@@ -280,5 +280,5 @@ def test_a_file_is_replaced_as_a_whole_or_stays(
 def test_free_room_is_told_of_the_disk_on_which_a_folder_will_be(disk: Path) -> None:
     assert free_bytes(disk / "not/yet/there") == free_bytes(disk) == SIZE
     error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    said = f"{disk}/a could not be written: No space left on device (8.0 MiB free)"
+    said = f"{disk}/a could not be written: No space left on device (8 MiB free)"
     assert str(could_not_write(disk / "a", error)) == said

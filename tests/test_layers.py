@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"errors"},
+    {"units"},
     {"device", "disk", "sealed", "signals", "terminal", "commands", "version"},
     {"start"},
     {"functional"},

@@ -48,7 +48,7 @@ def test_check_refuses_before_the_data_is_touched_and_names_what_fits(tmp_path: 
     assert list(tmp_path.iterdir()) == []
     said = done.stderr.strip()
     assert "\n" not in said
-    assert "memory.budget_gib=0.18 is 184.3 MiB; most are " in said
+    assert "memory.budget_gib=0.18 is 184 MiB; most are " in said
     ways = said.partition("fastest first: ")[2].split(" | ")
     assert 1 <= len(ways) <= 3
     fits = here("plan", *DATA, *SHORT, *BUDGET, "memory.budget_gib=0.18", "memory.fit=check",

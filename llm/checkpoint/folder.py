@@ -29,11 +29,12 @@ from llm.checkpoint.formats import FORMAT_VERSION, MANIFEST, TooNew
 from llm.checkpoint.shapes import weight_shapes
 from llm.checkpoint.writing import pieces
 from llm.data.tokenizer import Tokenizer
-from llm.disk import could_not_write, free_bytes, mib, sync_folder, write_durably
+from llm.disk import could_not_write, free_bytes, sync_folder, write_durably
 from llm.errors import DiskError, Refused, require
 from llm.model.config import GPTConfig
 from llm.model.gpt import GPT
 from llm.sealed import Plain, sealed
+from llm.units import format_bytes
 
 
 class CheckpointFolder:
@@ -83,8 +84,9 @@ class CheckpointFolder:
         free = free_bytes(self.folder)
         if free + there < wanted:
             raise DiskError(
-                f"{self.folder} has {mib(free)} free, and the checkpoints of this run take up to "
-                f"{mib(wanted)}: make room, or lower trainer.keep_last={self.keep_last}"
+                f"{self.folder} has {format_bytes(free)} free, and the checkpoints of this run "
+                f"take up to {format_bytes(wanted)}: make room, or lower "
+                f"trainer.keep_last={self.keep_last}"
             )
 
     def _publish(
@@ -93,8 +95,10 @@ class CheckpointFolder:
         clean(self.folder)
         size = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
         if free_bytes(self.folder) < size:  # do not write half of it first
-            free = mib(free_bytes(self.folder))
-            raise DiskError(f"{final} takes {mib(size)}, and only {free} are free: make room")
+            free = format_bytes(free_bytes(self.folder))
+            raise DiskError(
+                f"{final} takes {format_bytes(size)}, and only {free} are free: make room"
+            )
         temporary = final.with_name(f".{final.name}.{os.getpid()}")
         replaced = final.with_name(f"{final.name}.replaced")
         try:

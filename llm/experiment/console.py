@@ -31,6 +31,7 @@ from rich.text import Text
 
 from llm.errors import printable
 from llm.terminal import unfiltered
+from llm.units import format_bytes
 
 Row = dict[str, float | int | None]
 BAR = 12  # characters
@@ -228,7 +229,7 @@ def numbers_of(row: Row) -> list[str]:
         "lr": lambda v: f"lr {v:.2e}",
         "tokens_per_second": lambda v: f"{v:,.0f} tok/s",
         "mfu": lambda v: f"mfu {v:.1%}",
-        "peak_memory_bytes": lambda v: f"mem {gib(v)}",
+        "peak_memory_bytes": lambda v: f"mem {format_bytes(v)}",
     }
     return [form(value) for key, form in shown.items() if (value := row.get(key)) is not None]
 
@@ -295,7 +296,7 @@ def jobs_table(jobs: list[tuple[str, dict[str, Any]]]) -> None:
         numbers = (found.get("parameters"), ","), (found.get("tokens_per_second"), ",.0f")
         shown = [(loss, ".4f"), *numbers]
         values = ["-" if value is None else f"{value:{form}}" for value, form in shown]
-        memory = gib(found["peak_memory_bytes"]) if found.get("peak_memory_bytes") else "-"
+        memory = format_bytes(found["peak_memory_bytes"]) if found.get("peak_memory_bytes") else "-"
         seconds = duration(found["wall_seconds"]) if found.get("wall_seconds") else "-"
         short = " ".join(re.sub(r"^[\w.]+\.(?=\w+=)", "", word) for word in overrides.split(" "))
         said = [Text(lines_of(word)) for word in (short, str(found.get("status")))]
@@ -307,13 +308,6 @@ def _loss(found: dict[str, Any]) -> float | None:
     """The best validation loss of a job; None where there is none to rely on."""
     loss: float | None = found.get("best_val_loss")
     return None if found.get("status") == "diverged" else loss
-
-
-def gib(count: float) -> str:
-    """Bytes as KiB, MiB or GiB."""
-    if count < 2**20:
-        return f"{count / 2**10:.0f} KiB"
-    return f"{count / 2**20:.0f} MiB" if count < 2**30 else f"{count / 2**30:.2f} GiB"
 
 
 def duration(seconds: float) -> str:

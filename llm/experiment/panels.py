@@ -8,11 +8,12 @@ import torch
 from llm.commands import command_line, for_shell
 from llm.data.dataset import Dataset
 from llm.device import describe
-from llm.experiment.console import duration, gib, panel, say
+from llm.experiment.console import duration, panel, say
 from llm.model.gpt import GPT
 from llm.training.options import TrainerOptions
 from llm.training.state import Progress
 from llm.training.throughput import Utilisation
+from llm.units import format_bytes
 
 
 class Started(Protocol):
@@ -77,11 +78,12 @@ def show_end(folder: Path, progress: Progress, summary: dict[str, Any]) -> None:
         facts["divergence"] = (
             f"{progress.skipped:,} steps left out, {progress.rollbacks} times back"
         )
-    facts["peak memory"] = gib(summary["peak_memory_bytes"])
+    facts["peak memory"] = format_bytes(summary["peak_memory_bytes"])
     if reserved := summary.get("reserved_memory_bytes"):  # CUDA: only tensors have been counted
-        facts["peak memory"] += f" of tensors, {gib(reserved)} reserved for them"
+        facts["peak memory"] += f" of tensors, {format_bytes(reserved)} reserved for them"
     if predicted := summary.get("predicted_memory_bytes"):
-        facts["peak memory"] += f", predicted {gib(predicted)}" + " in all" * bool(reserved)
+        in_all = " in all" if reserved else ""
+        facts["peak memory"] += f", predicted {format_bytes(predicted)}{in_all}"
     facts["wall time"] = (
         f"{duration(summary['wall_seconds'])}: training {duration(progress.train_seconds)}, "
         f"evaluation {duration(progress.eval_seconds)}, "

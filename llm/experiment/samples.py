@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 from llm.data.tokenizer import Tokenizer
 from llm.device import describe
-from llm.disk import mib
 from llm.errors import Refused, Stop, require
 from llm.model.gpt import GPT
 from llm.sampling.cache import KVCache
@@ -13,6 +12,7 @@ from llm.sampling.generate import SamplingOptions, generate_batch, score, verify
 from llm.sampling.looping import Repeats, measure_repeats, remedy
 from llm.sampling.speed import measure
 from llm.sampling.text import TextStream
+from llm.units import format_bytes
 
 TOGETHER = 16  # samples drawn at once: each takes a key/value cache of its own
 RULE = "-" * 80
@@ -55,7 +55,7 @@ def _read_file(name: str) -> str:
         else:
             with open(name, "rb") as file:
                 raw = file.read(LONGEST_PROMPT + 1)
-        size = f"prompt_file={name} holds more than {mib(LONGEST_PROMPT)}"
+        size = f"prompt_file={name} holds more than {format_bytes(LONGEST_PROMPT)}"
         require(len(raw) <= LONGEST_PROMPT, f"{size}: give the end of it, which is what is seen")
         return raw.decode("utf-8").removesuffix("\n")
     except (OSError, ValueError) as error:

@@ -11,7 +11,8 @@ from llm.data.config import DataConfig
 from llm.data.dataset import Dataset
 from llm.data.prepare import folder_of
 from llm.errors import Refused, require
-from llm.experiment.console import gib, say
+from llm.experiment.console import say
+from llm.units import format_bytes
 
 
 def verify_run(run: Path, data: DataConfig) -> None:
@@ -31,7 +32,7 @@ def verify_run(run: Path, data: DataConfig) -> None:
 def _is_intact(place: Path, compare: Callable[[], int]) -> bool:
     """Whether ``compare``, which returns a number of bytes, refuses nothing. Prints one line."""
     try:
-        say(f"{place}  intact  {gib(compare())}")
+        say(f"{place}  intact  {format_bytes(compare())}")
     except Refused as refusal:
         say(f"{place}  {refusal}")
         return False

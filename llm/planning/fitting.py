@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from llm.device import held_before, limit_memory, release_memory, total_memory
-from llm.disk import mib
 from llm.errors import OutOfMemory, Refused, require
 from llm.experiment.console import say, status, warn
 from llm.experiment.rundir import CONFIG, read_summary
@@ -24,6 +23,7 @@ from llm.settings.run import folder_of
 from llm.settings.saved import load_plain
 from llm.settings.schema import TrainSettings
 from llm.training.precision import resolve_precision
+from llm.units import format_bytes
 
 # The keys that `auto` decides, each with its section and type. A run that goes on keeps them.
 LEVERS = (
@@ -61,8 +61,8 @@ class Planned:
         lines = self.prediction.lines
         most = max(lines, key=lambda name: lines[name])
         text = (
-            f"{mib(self.prediction.total)} predicted, of {mib(self.budget)}; "
-            f"most are {most} ({mib(lines[most])})"
+            f"{format_bytes(self.prediction.total)} predicted, of {format_bytes(self.budget)}; "
+            f"most are {most} ({format_bytes(lines[most])})"
         )
         return f"{text}; to fit: {' '.join(self.changes)}" if self.changes else text
 
@@ -108,7 +108,8 @@ def fit_memory(
     by_default = options.fit != "off" and device.type == "cuda"
     enforce = by_default if options.enforce is None else options.enforce
     if enforce and prediction.total > budget and options.fit == "off":
-        warn(f"{mib(prediction.total)} predicted, and {options.limit(budget)} is {mib(budget)}")
+        limit = f"{options.limit(budget)} is {format_bytes(budget)}"
+        warn(f"{format_bytes(prediction.total)} predicted, and {limit}")
     # What is held already does not count again; the rest of the reserve is yet to be taken.
     if enforce and not limit_memory(device, budget - min(held, sum(reserve.values()))):
         warn(f"memory.enforce has no effect: nothing here limits a process on {device.type}")
@@ -162,7 +163,8 @@ def _half(settings: TrainSettings, plan: Planned) -> int | None:
 def _reserve(options: MemoryOptions, found: Lines) -> Lines:
     reserve, taken = reserve_of(options, found), sum(found.values())
     if options.matters and sum(reserve.values()) < taken:
-        warn(f"memory.reserve_mib={options.reserve_mib}, but {mib(taken)} are taken by no tensor")
+        outside = f"the process already holds {format_bytes(taken)} outside tensors"
+        warn(f"memory.reserve_mib={options.reserve_mib}, but {outside}")
     return reserve
 
 
@@ -170,8 +172,8 @@ def _too_large(prediction: Prediction, budget: int, limit: str, ways: list[Fitte
     lines = prediction.lines
     most = max(lines, key=lambda name: lines[name])
     text = (
-        f"the run would take {mib(prediction.total)} ({prediction.peak}), and {limit} is "
-        f"{mib(budget)}; most are {most} ({mib(lines[most])})"
+        f"the run would take {format_bytes(prediction.total)} ({prediction.peak}), and {limit} is "
+        f"{format_bytes(budget)}; most are {most} ({format_bytes(lines[most])})"
     )
     if not ways:
         return f"{text}; no setting of how it is run makes it fit: take a smaller model"

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from llm.experiment.console import gib
 from llm.memory.fit import Fitted, cheapest_changes, fit
 from llm.memory.predict import Lines, Prediction, Setup
+from llm.units import format_bytes
 
 # Told apart with any kind of colour vision: Paul Tol's "muted" scheme (personal.sron.nl/~pault).
 COLOURS = (
@@ -43,13 +43,13 @@ class Largest:
 
     def _size(self, count: int) -> str:
         """In GiB, unless both would read alike."""
-        alike = gib(self.peak or 0) == gib(self.next_peak or 0)
-        return f"{count / 2**20:,.1f} MiB" if alike else gib(count)
+        alike = format_bytes(self.peak or 0) == format_bytes(self.next_peak or 0)
+        return f"{count / 2**20:,.1f} MiB" if alike else format_bytes(count)
 
     @property
     def cell(self) -> str:
         """The same for a table."""
-        return "none" if self.value is None else f"{self.value:,} ({gib(self.peak or 0)})"
+        return "none" if self.value is None else f"{self.value:,} ({format_bytes(self.peak or 0)})"
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,8 @@ def refusal(plans: Sequence[Plan], points: int) -> str | None:
     least = min(plans, key=lambda plan: plan.prediction.total - plan.budget)
     more = ", or more memory.budget_gib" if least.limit.startswith("memory.") else ""
     advice = f"take a smaller model or batch{more}"
-    takes = f"takes {gib(least.prediction.total)}, most is {largest_of(least.prediction.lines)}"
+    peak = least.prediction
+    takes = f"takes {format_bytes(peak.total)}, most is {largest_of(peak.lines)}"
     if points == 1:
         advice = "change it as told above" if least.ways else advice
         return f"the run does not fit {least.limit}: it {takes}: {advice}"
@@ -168,4 +169,4 @@ def to_csv(plans: Sequence[Plan]) -> str:
 def largest_of(lines: Lines) -> str:
     """``activations (3.35 GiB)``"""
     most = max(lines, key=lambda kind: lines[kind])
-    return f"{most} ({gib(lines[most])})"
+    return f"{most} ({format_bytes(lines[most])})"

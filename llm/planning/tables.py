@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from llm.experiment.console import console, gib, panel, say
+from llm.experiment.console import console, panel, say
 from llm.memory.fit import Fitted
 from llm.memory.lora import TARGETS
 from llm.memory.options import EIGHT_BIT_NEEDS, has_eight_bit
 from llm.memory.predict import n_trained
 from llm.planning.plan import Plan, kinds, largest_of, numeric_axes, ticks
+from llm.units import format_bytes
 
 ROWS = 40  # points that a table shows
 BAR = 60  # characters
@@ -90,17 +91,17 @@ def _show_bar(plan: Plan, colours: dict[str, str], marks: dict[str, str]) -> Non
     bar.append("·" * (BAR - len(bar)))
     at = round(BAR * plan.budget / whole)
     bar = bar[:at] + Text("|", style="bold") + bar[at:]
-    console.print(bar + f" {gib(plan.taken.total)} of {gib(plan.budget)}")
+    console.print(bar + f" {format_bytes(plan.taken.total)} of {format_bytes(plan.budget)}")
 
 
 def _show_verdict(plan: Plan) -> None:
     total = plan.prediction.total
     if plan.fits:
-        say(f"fits {plan.limit}, with {gib(plan.budget - total)} to spare")
+        say(f"fits {plan.limit}, with {format_bytes(plan.budget - total)} to spare")
     else:
         most = largest_of(plan.prediction.lines)
         unchanged = "unchanged, it " if plan.started else ""
-        over = gib(total - plan.budget)
+        over = format_bytes(total - plan.budget)
         say(f"{unchanged}does not fit {plan.limit}: it takes {over} more, most is {most}")
         found = "it would with, fastest first:"
         say(found if plan.ways else "no setting of how it is run makes it fit")
@@ -125,7 +126,7 @@ def _what_auto_does(plan: Plan) -> str:
 
 
 def _what_it_costs(way: Fitted) -> str:
-    return f"({gib(way.prediction.total)}, about {way.slowdown:.2f}x the time per token)"
+    return f"({format_bytes(way.prediction.total)}, about {way.slowdown:.2f}x the time per token)"
 
 
 def show_grid(plans: Sequence[Plan], points: int) -> None:
@@ -137,8 +138,10 @@ def show_grid(plans: Sequence[Plan], points: int) -> None:
         kept = " and ".join(plans[0].values)
         say(f"{points:,} points, {len(plans):,} different ones: only {kept} change what they take")
     devices = {f"{plan.setup.device}, {plan.setup.precision}" for plan in plans}
-    budgets = {gib(plan.budget) for plan in plans}
-    aside = {f"{kind} {gib(size)}" for plan in plans for kind, size in plan.reserve.items()}
+    budgets = {format_bytes(plan.budget) for plan in plans}
+    aside = {
+        f"{kind} {format_bytes(size)}" for plan in plans for kind, size in plan.reserve.items()
+    }
     facts = [" / ".join(sorted(each)) for each in (devices, budgets, aside)]
     what = "planned for {}; budget {}, of it {}".format(*facts)
     table = Table(title=what, title_justify="left")

@@ -20,7 +20,6 @@ from llm.experiment.console import (
     byte_progress,
     describe_row,
     duration,
-    gib,
     jobs_table,
     panel,
     say,
@@ -88,20 +87,6 @@ def test_a_row_is_described_in_one_line_of_what_it_holds() -> None:
 )
 def test_durations_are_short(seconds: float, text: str) -> None:
     assert duration(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 KiB"),
-        (130_000, "127 KiB"),
-        (2**20, "1 MiB"),
-        (2**30, "1.00 GiB"),
-        (1.5 * 2**30, "1.50 GiB"),
-    ],
-)
-def test_bytes_are_mebibytes_until_they_are_gibibytes(count: float, text: str) -> None:
-    assert gib(count) == text
 
 
 def test_a_run_is_lines_in_a_pipe_and_a_bar_on_a_terminal(

@@ -211,7 +211,7 @@ def test_what_was_logged_is_on_the_disk_after_sync(folder: Path) -> None:
 def test_a_full_disk_is_named_with_the_file_and_the_room_there_is(folder: Path) -> None:
     (folder / "metrics.jsonl").symlink_to("/dev/full")
     (folder / "samples.jsonl").symlink_to("/dev/full")
-    full = r"could not be written: No space left on device \([\d,.]+ MiB free\)"
+    full = r"could not be written: No space left on device \([\d.]+ [KMG]iB free\)"
     with open_logger(Run(folder), LoggerSection(mode="disabled"), CONFIG, 4, None) as logger:
         with pytest.raises(DiskError, match=f"^{folder}/metrics.jsonl {full}"):
             logger.log({"step": 0, "tokens": 0})

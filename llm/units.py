@@ -1,0 +1,8 @@
+"""How numbers with a unit are written for people."""
+
+
+def format_bytes(count: float) -> str:
+    """Bytes as ``127 KiB``, ``12 MiB`` or ``1.50 GiB``."""
+    if count < 2**20:
+        return f"{count / 2**10:.0f} KiB"
+    return f"{count / 2**20:.0f} MiB" if count < 2**30 else f"{count / 2**30:.2f} GiB"

@@ -1,4 +1,4 @@
-"""Every command of the README runs, in its order, shrunk by overrides (make excepted)."""
+"""Every command of the README and of the pages it leads to runs, in order, shrunk by overrides."""
 
 import os
 import re
@@ -19,13 +19,19 @@ SHRINK = [
     "trainer.device=cpu", "logger=none",
 ]  # fmt: skip
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [
+    README,
+    *((ROOT / "docs" / page).read_text("utf-8") for page in ("commands.md", "sweeps.md")),
+]
+LONG = ("sweep=transfer_width",)  # 40 runs; tests/test_configs.py composes each
 
 
 def commands() -> list[str]:
     """The lines of all bash blocks, without their comments."""
-    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
-    found = [re.sub(r"\s{2,}#.*", "", line) for block in blocks for line in block.splitlines()]
-    return [line for line in found if line and not line.startswith("make ")]
+    blocks = [b for page in PAGES for b in re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL)]
+    found = [re.sub(r"\s+#.*", "", line) for block in blocks for line in block.splitlines()]
+    kept = [line for line in dict.fromkeys(found) if "run_" in line]
+    return [line for line in kept if not any(long in line for long in LONG)]
 
 
 def shrunk(command: str, newest: str) -> str:
@@ -57,7 +63,8 @@ def newest_run(folder: Path) -> str:
 
 
 def test_the_readme_has_commands() -> None:
-    assert len(commands()) >= 15
+    assert len(commands()) >= 25
+    assert len(README.splitlines()) <= 180, "a newcomer reads it in five minutes"
     assert any("What's this, (my lord)?" in command for command in commands())
 
 
@@ -76,13 +83,13 @@ def test_the_command_works_as_written(command: str, folder: Path) -> None:
 
 
 def test_every_relative_link_leads_somewhere() -> None:
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
-    assert links
-    assert not [link for link in links if not (ROOT / link).exists()]
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        links = re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text(encoding="utf-8"))
+        assert not [link for link in links if not (page.parent / link).exists()], page
 
 
 def test_the_files_it_lists_exist() -> None:
-    tree = re.search(r"## The files\n\n```\n(.*?)```", README, flags=re.DOTALL)
+    tree = re.search(r"## Read the code\n\n```\n(.*?)```", README, flags=re.DOTALL)
     assert tree
     listed = re.findall(r"^(\S+/)\s", tree.group(1), flags=re.MULTILINE)
     assert len(listed) >= 10
@@ -90,7 +97,8 @@ def test_the_files_it_lists_exist() -> None:
 
 
 def test_the_options_it_lists_are_those_of_conf() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| (.+?) \|", README, flags=re.MULTILINE)
+    section = PAGES[1].partition("## Groups")[2].partition("## Training")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \|", section, flags=re.MULTILINE)
     table = {group: set(re.findall(r"\w+", re.sub(r"\(.*?\)", "", names))) for group, names in rows}
     groups = {path.name for path in (ROOT / "conf").iterdir() if path.is_dir()} - {"hydra"}
     assert set(table) == groups

@@ -24,7 +24,7 @@ from llm.model.config import CHECKPOINTED, GPTConfig
 from llm.model.gpt import GPT
 from llm.training import optimizer as optimizers
 from llm.training.precision import Precision, to_precision
-from llm.training.update import choose_update
+from llm.training.update import Update, UpdateInBackward
 
 CPU = torch.device("cpu")
 # Of model=small the shares of head and layers, at a sixth of its weights.
@@ -33,15 +33,13 @@ PLAIN = Setup(
         n_layer=4, n_embed=512, head_size=128, block_size=128, vocab_size=12_800, loss="chunked"
     ).resolve()
 )  # fmt: skip
-UNCLIPPED = replace(PLAIN, clipped=False)
 FULL_LOSS = replace(PLAIN, model=replace(PLAIN.model, loss="full"))
 LEVERS = {  # without and with
     "micro_batch": (PLAIN, replace(PLAIN, micro_batch=2)),
     "chunked": (FULL_LOSS, PLAIN),
     "every_2": (PLAIN, replace(PLAIN, activation_checkpointing="every_2")),
     "full": (PLAIN, replace(PLAIN, activation_checkpointing="full")),
-    "in_backward_clipped": (PLAIN, replace(PLAIN, step_in_backward=True)),
-    "in_backward_unclipped": (UNCLIPPED, replace(UNCLIPPED, step_in_backward=True)),
+    "in_backward": (PLAIN, replace(PLAIN, step_in_backward=True)),
     "state_bits": (PLAIN, replace(PLAIN, state_bits=8)),
     "bf16_weights": (PLAIN, replace(PLAIN, precision="bf16_weights")),
 }
@@ -60,10 +58,8 @@ class Step:
         self.model.checkpoint_every = CHECKPOINTED[setup.activation_checkpointing]
         build = {"adamw": optimizers.adamw, "muon": optimizers.muon}[setup.optimizer]
         optimizer = build(self.model, 1e-3, 0.1, [0.9, 0.95], state_bits=setup.state_bits)
-        self.update = choose_update(
-            self.model, optimizer, self.precision, float(setup.clipped), setup.step_in_backward,
-            skip_spikes=False,
-        )  # fmt: skip
+        kind = UpdateInBackward if setup.step_in_backward else Update
+        self.update = kind(self.model, optimizer, self.precision, grad_clip=1.0)
         assert config.vocab_size
         self.tokens = torch.randint(config.vocab_size, (setup.batch_size, config.block_size))
         self()  # makes the optimizer's state
@@ -77,7 +73,7 @@ class Step:
             del loss
         self.update.norm().item()  # the trainer reads it too
         self.update.step()
-        self.update.end()
+        self.update.drop()
         return time.perf_counter() - start
 
     def fastest(self) -> float:

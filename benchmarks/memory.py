@@ -54,7 +54,7 @@ def build_ours(overrides: list[str]) -> Callable[[Any], None]:
     from llm.settings.build import build
     from llm.training.options import CHECKPOINTED
     from llm.training.precision import Precision, resolve_precision, to_precision
-    from llm.training.update import choose_update
+    from llm.training.update import Update, UpdateInBackward
 
     settings = compose_training(
         "model=small", "data=shakespeare", "optimizer=adamw", "schedule=cosine",
@@ -68,9 +68,8 @@ def build_ours(overrides: list[str]) -> Callable[[Any], None]:
     model = to_precision(build(resolved.model), precision.weights)
     model.checkpoint_every = CHECKPOINTED[trainer.activation_checkpointing]
     optimizer = build(resolved.optimizer, model=model)
-    update = choose_update(
-        model, optimizer, precision, trainer.grad_clip, trainer.step_in_backward, False
-    )
+    kind = UpdateInBackward if trainer.step_in_backward else Update
+    update = kind(model, optimizer, precision, trainer.grad_clip)
 
     def step(tokens: Any) -> None:
         for part in tokens.split(trainer.micro_batch):
@@ -80,7 +79,7 @@ def build_ours(overrides: list[str]) -> Callable[[Any], None]:
             del loss
         update.norm()
         update.step()
-        update.end()
+        update.drop()
 
     return step
 

@@ -3,7 +3,7 @@
 import contextlib
 import random
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -19,8 +19,8 @@ from llm.model.layers import Linear
 from llm.sampling.generate import generate
 from llm.sampling.options import SamplingOptions
 from llm.training import optimizer as optimizers
-from llm.training import update
 from llm.training.precision import Precision, to_precision
+from llm.training.update import Update, UpdateInBackward
 
 COUNT, OF_LORA = 40, 16
 CPU = torch.device("cpu")
@@ -52,7 +52,6 @@ RUN = {
     "micro_batch": (1, 2, 4, 8),
     "activation_checkpointing": tuple(CHECKPOINTED),
     "step_in_backward": (False, False, True),
-    "clipped": (True, False),
 }
 LORA = {"lora": (LoRA(4), LoRA(16), LoRA(8, ("q", "v")), LoRA(8, ("o", "up", "down")))}
 
@@ -91,19 +90,20 @@ def tracked_peak(setup: Setup) -> int:
     with FakeTensorMode(allow_non_fake_inputs=True):
         model, precision, optimizer = _built(setup)
         model.checkpoint_every = CHECKPOINTED[setup.activation_checkpointing]
-        stepping = update.choose_update(
-            model, optimizer, precision, float(setup.clipped), setup.step_in_backward, False
-        )
+        kind = UpdateInBackward if setup.step_in_backward else Update
+        update = kind(model, optimizer, precision, grad_clip=1.0)
         tokens, tracker = _tracked(setup, model, optimizer)
-        with tracker, _blind():
+        with tracker, warnings.catch_warnings():
+            # MemTracker looks for each gradient after it has been used and freed in the backward.
+            warnings.filterwarnings("ignore", "Expected a tensor or a traceable wrapper")
             for _ in range(setup.batch_size // setup.micro_batch):
                 with precision.autocast:
                     loss = model(tokens, tokens, reduction="sum") / tokens.numel()
-                stepping.backward(loss)
+                update.backward(loss)
                 del loss
-            stepping.norm()
-            stepping.step()
-            stepping.end()
+            update.norm()
+            update.step()
+            update.drop()
     return _peak(tracker)
 
 
@@ -131,7 +131,6 @@ def tracked_sample(setup: Setup) -> int:
 
 def _built(setup: Setup) -> tuple[GPT, Precision, optimizers.Optimizer]:
     model, precision = GPT(**asdict(setup.model)), Precision(setup.precision, CPU)
-    precision.scaler = torch.amp.GradScaler("cpu", enabled=False)  # it looks at numbers
     if setup.lora:
         adapt(model, setup.lora)
     to_precision(model, precision.weights)
@@ -188,16 +187,3 @@ class _NoModules(contextlib.nullcontext[None]):
 
     clear_user_hooks = register_user_hooks
     is_bw = False
-
-
-@contextlib.contextmanager
-def _blind() -> Iterator[None]:
-    """Let every gradient be finite while inside: there is no number to ask."""
-    before, update.is_finite = update.is_finite, lambda value: True
-    try:
-        with warnings.catch_warnings():
-            # MemTracker looks for each gradient after it has been used and freed in the backward.
-            warnings.filterwarnings("ignore", "Expected a tensor or a traceable wrapper")
-            yield
-    finally:
-        update.is_finite = before

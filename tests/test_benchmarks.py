@@ -521,7 +521,7 @@ def small_setup(**own: object) -> Setup:
 
 def test_each_lever_is_measured_beside_a_step_without(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(levers, "tune_allocator", lambda n_embed: None)
-    plain = small_setup(batch_size=8, micro_batch=8, clipped=False)
+    plain = small_setup(batch_size=8, micro_batch=8)
     chosen = {
         "in_backward": (plain, replace(plain, step_in_backward=True)),
         "micro_batch": (plain, replace(plain, micro_batch=1)),

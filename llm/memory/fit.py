@@ -15,7 +15,7 @@ SIZES = ("n_layer", "n_embed", "block_size", "trainer.micro_batch_size")
 # python -m benchmarks.memory --only levers,few_tokens.
 CHUNKED_LOSS = 1.00  # 0.95 there, within noise; a small vocabulary has no time to save
 CHECKPOINTED = {"none": 1.0, "every_2": 1.12, "full": 1.18}
-IN_BACKWARD = {True: 1.52, False: 1.01}  # clipped: gradients are computed twice
+IN_BACKWARD = 1.52  # the backward pass runs twice
 EIGHT_BIT = 1.40
 FEW_TOKENS = 65  # in a forward pass: so many cost as much again in what does not depend on them
 
@@ -134,7 +134,7 @@ def _largest_portions(
 def cost(setup: Setup) -> float:
     """Time per token, as a multiple of that without any lever."""
     chunked = CHUNKED_LOSS if setup.model.loss == "chunked" else 1.0
-    backward = IN_BACKWARD[setup.clipped] if setup.step_in_backward else 1.0
+    backward = IN_BACKWARD if setup.step_in_backward else 1.0
     bits = EIGHT_BIT if setup.state_bits == 8 else 1.0
     few = 1 + FEW_TOKENS / (setup.micro_batch * setup.model.block_size)
     return chunked * CHECKPOINTED[setup.activation_checkpointing] * backward * few * bits

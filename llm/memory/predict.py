@@ -44,7 +44,6 @@ class Setup:
     micro_batch: int = 8  # sequences per forward pass
     activation_checkpointing: str = "none"
     step_in_backward: bool = False
-    clipped: bool = True  # whether a step needs the norm of all gradients before it begins
     compile: bool = False
     device: str = "cpu"  # or cuda
     samples: bool = False  # whether text is written during training
@@ -209,8 +208,7 @@ def _simulated(setup: Setup, accumulates: bool, period: int) -> dict[str, Counte
 
     loss = network.forward(setup.activation_checkpointing)
     if setup.step_in_backward:
-        if setup.clipped:
-            tape.backward(loss, measure, "measuring", retain=True)
+        tape.backward(loss, measure, "measuring", retain=True)
         tape.backward(loss, update, "backward")
     else:
         tape.backward(loss, lambda leaf: None, "backward")

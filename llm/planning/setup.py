@@ -29,8 +29,8 @@ DRIVERS = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidia0"))
 def watches_memory(settings: TrainSettings) -> bool:
     """Whether narrow networks too have their memory mapped (:func:`llm.device.tune_allocator`).
 
-    ``trainer.step_in_backward`` is a reason as well: with clipping its two backward passes leave
-    more gaps in the heap than it saves.
+    ``trainer.step_in_backward`` is a reason as well: its two backward passes leave more gaps in
+    the heap than it saves.
     """
     return settings.memory.matters or settings.trainer.step_in_backward
 
@@ -60,7 +60,6 @@ def setup_of(settings: TrainSettings, device: str) -> Setup:
         micro_batch=trainer.micro_batch,
         activation_checkpointing=trainer.activation_checkpointing,
         step_in_backward=trainer.step_in_backward,
-        clipped=trainer.grad_clip > 0 or trainer.skip_spikes or precision == "fp16",
         compile=trainer.compile,
         device="cuda" if cuda else "cpu",
         samples=trainer.sample_interval is not None,

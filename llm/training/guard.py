@@ -61,19 +61,6 @@ class Guard:
             self.tell(f"{what}: {how}{left_out} (windows at {where})", f"{how}{left_out}")
         return admitted
 
-    def check_scale(self, step: int, scale: float) -> None:
-        """Raise :class:`llm.errors.Diverged` when the loss scale of float16 has collapsed.
-
-        It is halved at each overflow. At zero it would put NaN into the weights with the first
-        step that is finite again (0 * 1 / 0).
-        """
-        if scale < 1:
-            raise Diverged(
-                f"step {step}: float16 gradients overflow even at a loss scale of {scale:g}: "
-                "try a lower optimizer.lr, or precision=bf16",
-                step=step,
-            )
-
     def to_plain(self) -> dict[str, object]:
         """The values that later judgements depend on."""
         return {

@@ -1,11 +1,12 @@
 """The number format of a run: matrix products may be 16-bit (AMP), and even the weights."""
 
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import nn
 
-from llm.errors import require
+from llm.errors import Diverged, require
 
 Network = TypeVar("Network", bound=nn.Module)
 # Types of the matrix products. Weights are float32, except with the last name.
@@ -18,6 +19,8 @@ INSTRUCTIONS = {
     torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16"),
     torch.float16: ("avx512_fp16", "amx_fp16", "fp16_arith"),
 }
+# As torch.amp.GradScaler has them.
+FIRST_SCALE, STEPS_TO_GROW = 2.0**16, 2000
 
 
 def resolve_precision(name: str, device: torch.device) -> tuple[str, str]:
@@ -43,10 +46,39 @@ def slow_products(name: str, device: torch.device) -> list[str]:
     ]
 
 
-class Precision:
-    """Autocast and gradient scaling of one run, and the type of its ``weights``, which
-    :func:`to_precision` gives them.
+@dataclass
+class LossScale:
+    """Small gradients vanish in float16, so the loss is scaled up and the gradients down again
+    (Micikevicius et al. 2017, arXiv:1710.03740). In other formats the scale is 1.
+
+    torch.amp.GradScaler follows the same rule. It finds overflows on the device and hides them; the
+    loop reads the gradient norm at every step anyway.
     """
+
+    scale: float = 1.0
+    finite_steps: int = 0  # since the scale last changed
+
+    def update(self, step: int, is_finite: bool) -> None:
+        """Halve the scale after gradients that are not finite, double it after many that are.
+
+        Raises :class:`llm.errors.Diverged` when it falls below 1: at 0 it would put NaN into the
+        weights with the next finite step (0 * 1 / 0).
+        """
+        self.finite_steps = self.finite_steps + 1 if is_finite else 0
+        if not is_finite:
+            self.scale /= 2
+        elif self.finite_steps == STEPS_TO_GROW:
+            self.scale, self.finite_steps = 2 * self.scale, 0
+        if self.scale < 1:
+            raise Diverged(
+                f"step {step}: float16 gradients overflow even at a loss scale of {self.scale:g}: "
+                "try a lower optimizer.lr, or precision=bf16",
+                step=step,
+            )
+
+
+class Precision:
+    """Autocast and loss scale of a run, and the type of its ``weights`` (:func:`to_precision`)."""
 
     def __init__(self, name: str, device: torch.device) -> None:
         require(name in DTYPES, f"precision.name={name} is unknown: take auto, {', '.join(DTYPES)}")
@@ -60,10 +92,8 @@ class Precision:
         self.autocast = torch.autocast(
             device.type, dtype=self.dtype, enabled=mixed, cache_enabled=False
         )
-        # Small gradients vanish in float16, so the loss is scaled up and the gradients down again
-        # (Micikevicius et al. 2017, arXiv:1710.03740). Switched off, the scaler changes nothing.
-        # Any: by its types it takes no optimizer but torch's.
-        self.scaler: Any = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+        self.is_scaled = name == "fp16"
+        self.loss_scale = LossScale(FIRST_SCALE if self.is_scaled else 1.0)
 
 
 def to_precision(model: Network, dtype: torch.dtype) -> Network:

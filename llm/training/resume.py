@@ -12,7 +12,7 @@ from llm.checkpoint.folder import newest_valid
 from llm.device import describe
 from llm.errors import Diverged, Refused, require
 from llm.training.logger import Row
-from llm.training.precision import Precision
+from llm.training.precision import LossScale
 from llm.training.state import Progress, restore_training
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def plain_state(trainer: "Trainer") -> dict[str, Any]:
         "progress": asdict(trainer.progress),
         "row": trainer.unreported,
         "guard": trainer.guard.to_plain(),
-        "scaler": trainer.precision.scaler.state_dict(),
+        "loss_scale": asdict(trainer.precision.loss_scale),
         "warmup_steps": trainer.schedule.warmup(trainer.options.max_steps),
         "groups": trainer.optimizer.changed_values(),
         "run_id": trainer.logger.run_id,
@@ -43,12 +43,13 @@ def resume(trainer: "Trainer", checkpoint: Checkpoint) -> None:
     require(progress.step == checkpoint.step, f"{checkpoint.path} counts its steps in two ways")
     warmup = read_warmup(state.get("warmup_steps"))
     trainer.guard.restore(state.get("guard"))
-    restore_scaler(trainer.precision.scaler, state.get("scaler"))
+    loss_scale = read_scale(state.get("loss_scale"))
     trainer.optimizer.restore_values(state.get("groups"))
     load_weights(trainer.model, checkpoint.weights(), str(checkpoint.path))
     tensors = checkpoint.training(trainer.optimizer.tensors_of())
     restore_training(tensors, trainer.model, trainer.optimizer, trainer.device)
     trainer.progress, trainer.unreported = progress, row
+    vars(trainer.precision.loss_scale).update(asdict(loss_scale))
     if trainer.schedule.warmup_steps is None:
         trainer.schedule.warmup_steps = warmup
     trainer.saved_step = checkpoint.step
@@ -69,7 +70,7 @@ def roll_back(trainer: "Trainer", end: Diverged) -> None:
 
     Raises ``end`` where ``trainer.rollbacks`` are used up, or there is no checkpoint.
     """
-    scale, skipped = trainer.precision.scaler.get_scale(), trainer.progress.skipped
+    scale, skipped = trainer.precision.loss_scale.scale, trainer.progress.skipped
     end.facts |= {"scale": scale, "skipped_steps": skipped}
     rollbacks = trainer.progress.rollbacks + 1
     if rollbacks > trainer.options.rollbacks:
@@ -83,8 +84,6 @@ def roll_back(trainer: "Trainer", end: Diverged) -> None:
     trainer.logger.warn(f"{end}; back to step {sound.step}, at half the learning rate")
     trainer.update.drop()
     trainer.optimizer.state.clear()  # else memory would hold two of it
-    # A new scaler: the old one may be in the middle of a step.
-    trainer.precision.scaler = Precision(trainer.precision.name, trainer.device).scaler
     resume(trainer, sound)
     trainer.saved_step = None  # no checkpoint says yet how often this run went back
     after = trainer.progress
@@ -100,13 +99,13 @@ def roll_back(trainer: "Trainer", end: Diverged) -> None:
     trainer.logger.rewind(sound.step - (trainer.unreported is not None))
 
 
-def restore_scaler(scaler: torch.amp.GradScaler, plain: Any) -> None:
-    """The loss scale of a checkpoint; :class:`llm.errors.Refused` if it holds none for it."""
-    wanted = scaler.state_dict()
-    same = isinstance(plain, dict) and set(plain) == set(wanted)
-    right = same and all(type(plain[k]) in (int, float) and plain[k] >= 0 for k in wanted)
-    require(right, "the checkpoint has no usable scaler: it was trained in another precision")
-    scaler.load_state_dict(plain)
+def read_scale(plain: Any) -> LossScale:
+    """The loss scale of a checkpoint; :class:`llm.errors.Refused` if there is none."""
+    match plain:
+        case {"scale": float(scale), "finite_steps": int(steps), **rest} if not rest:
+            if scale >= 1 and steps >= 0 and type(steps) is int:
+                return LossScale(scale, steps)
+    raise Refused("the checkpoint has no usable loss_scale")
 
 
 def read_warmup(plain: Any) -> int | None:

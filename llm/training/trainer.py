@@ -30,7 +30,7 @@ from llm.training.resume import plain_state, resume, roll_back
 from llm.training.schedule import Schedule
 from llm.training.state import Progress, outcome, training_bytes, training_tensors, why_ended
 from llm.training.throughput import Utilisation
-from llm.training.update import choose_update
+from llm.training.update import Update, UpdateInBackward
 
 SAMPLE = SamplingOptions(max_new_tokens=200)
 EVAL_BATCH = 8  # sequences; not batch_size, or runs with different ones would not be comparable
@@ -57,14 +57,12 @@ class Trainer:
         model.checkpoint_every = CHECKPOINTED[self.options.activation_checkpointing]
         # Compiled, it has the same weights and fused kernels.
         self.network = torch.compile(model) if self.options.compile else model
-        self.update = choose_update(
-            model, optimizer, precision, self.options.grad_clip, self.options.step_in_backward,
-            self.options.skip_spikes,
-        )  # fmt: skip
+        kind = UpdateInBackward if self.options.step_in_backward else Update
+        self.update = kind(model, optimizer, precision, self.options.grad_clip)
         self.progress = Progress()
         self.guard = Guard(
             self.options.max_skipped, self.options.skip_spikes, logger.warn,
-            scaled=precision.scaler.is_enabled(),
+            scaled=precision.is_scaled,
         )  # fmt: skip
         self.unreported: Row | None = {}  # numbers of this step that are not logged yet
         self.stop = signals.listener  # has it received one?
@@ -188,10 +186,10 @@ class Trainer:
         admitted = self.guard.admits(step, loss, grad_norm, self.sampler.positions(step))
         if admitted:
             self.update.step()
-        self.update.end()
-        if not admitted:
-            self.progress.skipped += 1
-            self.guard.check_scale(step, self.precision.scaler.get_scale())
+        self.update.drop()
+        self.progress.skipped += not admitted
+        if self.precision.is_scaled:
+            self.precision.loss_scale.update(step, math.isfinite(grad_norm))
         self.progress.tokens += n_targets
         return loss, grad_norm
 

@@ -75,7 +75,6 @@ def test_nor_does_one_among_many_shapes_budgets_and_batches() -> None:
     for _ in range(60):
         layers, width = generator.choice((2, 4, 12)), generator.choice((128, 256, 768))
         before = setup(layers, width, generator.choice((2, 6, 12)))
-        before = replace(before, clipped=generator.random() < 0.5)
         budget = int(RESERVE["reserve"] + generator.uniform(0.5, 1) * (total(before) - 600 * 2**20))
         sizes = [n for n in range(1, 13) if before.batch_size % n == 0]
         fitting_bits = {

@@ -162,13 +162,13 @@ def test_the_setup_is_resolved_as_a_run_resolves_it() -> None:
     assert (found.model.vocab_size, found.model.n_head) == (50_304, 6), "padded to a multiple of 64"
     assert (found.optimizer, found.state_bits, found.precision) == ("adamw", 32, "bf16")
     assert (found.batch_size, found.micro_batch, found.device) == (12, 12, "cuda")
-    assert (found.clipped, found.samples, found.compile) == (True, False, False)
-    other = ["trainer.grad_clip=0", "trainer.sample_interval=5", "trainer.micro_batch_size=2"]
+    assert (found.samples, found.compile) == (False, False)
+    other = ["trainer.sample_interval=5", "trainer.micro_batch_size=2"]
     overflowing = plan.setup_of(alone("precision=fp16", *other), "cpu")
-    assert (overflowing.precision, overflowing.clipped) == ("fp16", True)
+    assert overflowing.precision == "fp16"
     found = plan.setup_of(alone("precision=bf16", *other), "cpu")
     assert (found.precision, found.micro_batch) == ("bf16", 2)
-    assert (found.model.vocab_size, found.clipped, found.samples) == (77, False, True)
+    assert (found.model.vocab_size, found.samples) == (77, True)
     assert plan.setup_of(alone(), "mps").device == plan.setup_of(alone(), "cpu").device == "cpu"
     assert plan.setup_of(alone(), "cpu").precision == "fp32"
 

@@ -346,7 +346,7 @@ STATES = [
         ("a step of two kinds", manifest(lambda m: m["state"]["progress"].update(step=5))),
         ("losses that are text", state(guard={"in_a_row": 0, "losses": ["x"], "norms": []})),
         ("no guard", state(guard=None)),
-        ("a scale that is text", state(scaler={"scale": "1"})),
+        ("a scale that is text", state(loss_scale={"scale": "1", "finite_steps": 0})),
         ("a row that is text", state(row={"loss": "${oc.env:SECRET}"})),
         ("half of the optimizer", tensors(
             lambda t: t.pop(f"{OPTIMIZER}/exp_avg_sq"), TRAINING)),

@@ -220,7 +220,7 @@ def test_the_peak_of_a_training_step_is_predicted_as_memtracker_sees_it(
         update.backward(model(tokens, tokens, reduction="sum") / tokens.numel())
         update.norm()
         update.step()
-        update.end()
+        update.drop()
 
     for _ in range(5):  # until all is there that is kept
         step()

@@ -129,14 +129,6 @@ def test_an_overflow_of_float16_is_no_news() -> None:
     assert guard.told == []
 
 
-def test_a_loss_scale_below_one_ends_the_run() -> None:
-    guard = Judge()
-    guard.check_scale(5, 1.0)
-    with pytest.raises(Diverged, match=r"step 5: .* a loss scale of 0.5: .*precision=bf16") as end:
-        guard.check_scale(5, 0.5)
-    assert end.value.facts == {"step": 5}
-
-
 @pytest.mark.parametrize("cut", [1, 60, 150, 199])
 def test_its_judgements_are_the_same_after_a_checkpoint(cut: int) -> None:
     drawn = np.random.default_rng(0).lognormal(sigma=2.0, size=200).tolist()

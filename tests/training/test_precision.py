@@ -1,5 +1,6 @@
 """The number format is the one asked for, with loss scaling where float16 needs it."""
 
+import random
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from llm.model.gpt import GPT
 from llm.training.optimizer import adamw, muon
 from llm.training.precision import (
     DTYPES,
+    FIRST_SCALE,
     INSTRUCTIONS,
+    LossScale,
     Precision,
     resolve_precision,
     slow_products,
@@ -80,7 +83,7 @@ def test_products_are_in_the_format_and_weights_in_theirs(name: str, dtype: torc
         assert linear(inputs).dtype == dtype
     assert linear.weight.dtype == precision.weights
     assert linear(inputs).dtype == precision.weights
-    assert precision.scaler.is_enabled() is (name == "fp16")
+    assert precision.is_scaled is (name == "fp16")
 
 
 def test_only_parameters_are_converted_and_stay_the_same_objects(tiny_model: GPT) -> None:
@@ -116,9 +119,24 @@ def test_a_step_whose_float16_gradients_overflow_is_left_out(
     make_trainer: MakeTrainer, optimizer: Any
 ) -> None:
     trainer = make_trainer(optimizer=optimizer, precision="fp16", max_steps=1, log_interval=1)
-    trainer.precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
+    trainer.precision.loss_scale.scale = 2.0**60
     before = copied(trainer.model.state_dict())
     assert trainer.fit().step == 1
     assert_same_bits(copied(trainer.model.state_dict()), before)
     assert trainer.logger.rows[-1]["grad_norm"] is None
-    assert trainer.precision.scaler.get_scale() == 2.0**59
+    assert trainer.precision.loss_scale.scale == 2.0**59
+
+
+def test_the_loss_scale_follows_the_rule_of_torch() -> None:
+    ours, weight = LossScale(FIRST_SCALE), torch.zeros(1, requires_grad=True)
+    theirs, optimizer = torch.amp.GradScaler("cpu"), torch.optim.SGD([weight], lr=0.1)
+    generator = random.Random(3)
+    assert theirs.scale(torch.ones(())) == ours.scale
+    for step in range(1, 5001):
+        is_finite = step > 4900 or step % 2100 > 5 or generator.random() < 0.5
+        weight.grad = torch.tensor([1.0 if is_finite else torch.inf])
+        theirs.step(optimizer)
+        theirs.update()
+        ours.update(step, is_finite)
+        assert ours.scale == theirs.get_scale()
+    assert ours.scale != FIRST_SCALE

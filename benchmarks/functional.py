@@ -44,7 +44,7 @@ def losses() -> list[Case]:
         targets = torch.randint(size, (tokens,))
 
         def ours(how: str, x: Tensor = x, head: Tensor = head, y: Tensor = targets) -> Tensor:
-            return head_loss(x, head, y, None, "sum", how)
+            return head_loss(x, head, y, "sum", how)
 
         def torchs(x: Tensor = x, head: Tensor = head, y: Tensor = targets) -> Tensor:
             options = torch.nn.LinearCrossEntropyOptions()

@@ -24,7 +24,6 @@ from llm.checkpoint.find import find_checkpoint
 from llm.data.dataset import Dataset
 from llm.device import tune_allocator
 from llm.errors import Refused
-from llm.functional.loss import cap_logits
 from llm.model.gpt import GPT
 from llm.model.layers import Attention
 
@@ -71,7 +70,7 @@ def in_8_bits(model: GPT) -> GPT:
         block.attention.o = Linear8([block.attention.o])
         for name, layer in list(block.mlp.named_children()):
             setattr(block.mlp, name, Linear8([layer]))
-    found.logits = lambda hidden: cap_logits(head(hidden), found.config.logit_softcap)
+    found.logits = lambda hidden: head(hidden).float()
     return found
 
 

@@ -39,10 +39,8 @@ MODEL = {
     "position": CHOICES["position"],
     "qk_norm": (False, True),
     "tie_embeddings": (True, False),
-    "logit_softcap": (None, 15.0),
     "loss": CHOICES["loss"],
     "residual_scalars": (False, False, True),
-    "value_embeddings": (False, False, True),
     "smear": (0, 0, 3),
 }
 RUN = {

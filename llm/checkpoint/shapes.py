@@ -13,7 +13,7 @@ from llm.sealed import Plain
 
 Shapes = dict[str, tuple[int, ...]]
 # Options that came after the first checkpoints; where missing, their defaults change nothing.
-LATER = {"loss", "hidden_size", "zero_init", "residual_scalars", "value_embeddings", "smear"}
+LATER = {"loss", "hidden_size", "residual_scalars", "smear"}
 
 
 def weight_shapes(config: GPTConfig) -> Shapes:
@@ -35,10 +35,10 @@ def weight_shapes(config: GPTConfig) -> Shapes:
 
 
 def _block(config: GPTConfig) -> Shapes:
-    n_embed, vocab_size = config.n_embed, config.vocab_size
+    n_embed = config.n_embed
     n_head, n_kv_head, head_size = config.n_head, config.n_kv_head, config.head_size
     hidden = config.hidden_size
-    assert vocab_size and n_head and n_kv_head and head_size and hidden
+    assert n_head and n_kv_head and head_size and hidden
     inner, shared = n_head * head_size, n_kv_head * head_size
     matrices = {
         "attention.q": (inner, n_embed), "attention.k": (shared, n_embed),
@@ -57,8 +57,6 @@ def _block(config: GPTConfig) -> Shapes:
             shapes |= _norm(config, name, head_size)
     if config.residual_scalars:
         shapes["mix"] = (2,)
-    if config.value_embeddings:
-        shapes["value_embed.weight"] = (vocab_size, shared)
     return shapes
 
 

@@ -15,14 +15,7 @@ from llm.functional.targets import IGNORED
 HALF_SCALE = 2.0**15
 
 
-def cap_logits(logits: Tensor, softcap: float | None) -> Tensor:
-    """softcap * tanh(logits / softcap), Gemma 2's (arXiv:2408.00118); None: the logits."""
-    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
-
-
-def head_loss(
-    x: Tensor, head: Tensor, targets: Tensor, softcap: float | None, reduction: str, how: str
-) -> Tensor:
+def head_loss(x: Tensor, head: Tensor, targets: Tensor, reduction: str, how: str) -> Tensor:
     """Cross-entropy in nats of x (N, C) @ head (V, C).T against the ids ``targets`` (N,).
 
     ``reduction``: ``sum`` or ``mean`` over the targets that are not ``IGNORED``, or ``none``
@@ -30,13 +23,13 @@ def head_loss(
     Where all targets are ignored, ``mean`` is NaN, as torch has it, and all gradients are 0.
     """
     if how == "full" or reduction == "none" or (how == "auto" and len(head) < LARGE_VOCABULARY):
-        logits = cap_logits(F.linear(x, head).float(), softcap)
+        logits = F.linear(x, head).float()
         return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction=reduction)
     kind, learning = x.device.type, torch.is_grad_enabled()
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     apply: Any = _ChunkedLoss.apply  # torch has no types for it
     with torch.autocast(kind, enabled=False):  # else it would round products of float32
-        total: Tensor = apply(x, head, targets, softcap, dtype, learning)
+        total: Tensor = apply(x, head, targets, dtype, learning)
     return total / (targets != IGNORED).sum() if reduction == "mean" else total
 
 
@@ -48,9 +41,8 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, head: Tensor, targets: Tensor, softcap: float | None,
-        dtype: torch.dtype, learning: bool,
-    ) -> Tensor:  # fmt: skip
+        ctx: Any, x: Tensor, head: Tensor, targets: Tensor, dtype: torch.dtype, learning: bool
+    ) -> Tensor:
         weight = head.to(dtype)  # logits are products in this type, softmax and sums in float32
         total = torch.zeros((), device=x.device)
         wanted = [learning and needed for needed in ctx.needs_input_grad[:2]]
@@ -64,17 +56,14 @@ class _ChunkedLoss(torch.autograd.Function):
             kept = target != IGNORED
             target = target.masked_fill(~kept, 0)
             torch.mm(inputs, weight.T, out=products[: len(inputs)])
-            logits, slope = products[: len(inputs)].float(), None
-            if softcap is not None:  # cap_logits in place, and tanh' = 1 - tanh^2
-                slope = logits.div_(softcap).tanh_().square().neg_().add_(1)
-                logits.mul_(softcap)
+            logits = products[: len(inputs)].float()
             logits = torch.log_softmax(logits, dim=-1, out=probabilities[: len(inputs)])
             total -= (logits.gather(1, target) * kept).sum()
             if learning:
                 # d loss / d logits = softmax - one_hot, in place of the logits
                 logits = logits.exp_().scatter_add_(1, target, -kept.float()).mul_(kept)
-                gradients.add(part, logits if slope is None else logits.mul_(slope))
-            del logits, slope  # else they are still there when the next chunk's are made
+                gradients.add(part, logits)
+            del logits  # else they are still there when the next chunk's are made
         del products, probabilities, weight
         ctx.save_for_backward(*gradients.whole())
         # Where every target is ignored, a mean divides by 0, and the gradients stay 0 nevertheless.
@@ -92,7 +81,7 @@ class _ChunkedLoss(torch.autograd.Function):
         for gradient in ctx.saved_tensors:
             if gradient is not None:
                 gradient.data.mul_(factor)
-        return *ctx.saved_tensors, *[None] * 4
+        return *ctx.saved_tensors, *[None] * 3
 
 
 class _Gradients:

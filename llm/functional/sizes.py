@@ -5,7 +5,7 @@ ROWS = 4096  # rows of the head whose gradient the chunked loss computes, or con
 # `loss=auto` takes the chunked loss from this vocabulary on: it costs no noticeable time, and all
 # logits would weigh as much as the layers. Time of the full loss over the chunked one on a CPU
 # (python -m benchmarks.functional): 0.79 at 4,096 tokens, 0.95 at 16,384, 1.00 at 50,304. torch's
-# own F.linear_cross_entropy has no softcap and took 2.6 times as long at 50,304.
+# own F.linear_cross_entropy took 2.6 times as long at 50,304.
 LARGE_VOCABULARY = 16384
 RECOMPUTED_FROM = 2**20  # numbers in a tensor (4 MiB): recomputing smaller ones saves little
 PORTION = 2**20  # numbers converted to float32 at once when bfloat16 or 8-bit state is updated

@@ -26,7 +26,7 @@ class Network(Operations):
         del held
         return tape.apply(x.numbers, x.width, [x], [], backward)
 
-    def attention(self, x: Tensor, name: str, value: Tensor | None) -> Tensor:
+    def attention(self, x: Tensor, name: str) -> Tensor:
         """Causal self-attention."""
         config = self.config
         assert config.n_head and config.n_kv_head and config.head_size
@@ -34,8 +34,6 @@ class Network(Operations):
         q = self.linear(x, f"{name}.q", inner)
         k = self.linear(x, f"{name}.k", shared)
         v = self.linear(x, f"{name}.v", shared)
-        if value is not None:
-            v = self.add(v, self.cast(value, v.width))
         if config.qk_norm:
             wide = self.width
             q = self.bare_norm(self.cast(q, wide), f"{name}.q_norm", config.head_size)
@@ -136,13 +134,8 @@ class Network(Operations):
         config, name = self.config, f"blocks.{i}"
         if config.residual_scalars:
             x = self.add(self.scaled(x, f"{name}.mix"), self.scaled(start, f"{name}.mix"))
-        value = None
-        if config.value_embeddings:
-            assert config.n_kv_head and config.head_size
-            shared = config.n_kv_head * config.head_size
-            value = self.embedding(f"{name}.value_embed.weight", shared)
         normed = self.norm(x, f"{name}.attention_norm", config.n_embed)
-        x = self.add(x, self.drop(self.attention(normed, f"{name}.attention", value)))
+        x = self.add(x, self.drop(self.attention(normed, f"{name}.attention")))
         del normed
         return self.add(
             x, self.drop(self.mlp(self.norm(x, f"{name}.mlp_norm", config.n_embed), f"{name}.mlp"))
@@ -238,10 +231,6 @@ class Network(Operations):
         tape = self.tape
         logits = self.cast(self.linear(x, self.head, V), 4)
         del x
-        if self.config.logit_softcap is not None:
-            before, logits = logits, self.with_result(self.simple(logits, []))
-            logits = self.simple(logits, [])
-            del before
         size = logits.numbers * 4
         out = tape.new(size)
 
@@ -265,14 +254,13 @@ class Network(Operations):
             each = ROWS if self.width == 2 else V
             parts = [tape.new(min(each, V - start) * C * 4) for start in range(0, V, each)]
         chunk = [tape.new(rows * V * width), tape.new(rows * V * 4)]
-        slope = tape.new(rows * V * 4) if self.config.logit_softcap is not None else None
         wide = tape.new(rows * V * 4) if width == 2 else None
         del wide
         # On a CPU the head's gradient is a product of float32, and so is that of x in float16.
         rounded = x.learns and not self.float16 if cpu else x.learns or head.learns
         narrow = tape.new(rows * V * 2) if width == 2 and rounded else None
         product = tape.new(min(ROWS, V) * C * 4) if head.learns and width == 2 and not cpu else None
-        del slope, narrow, product
+        del narrow, product
         del chunk, weight
         if self.width == 2 and parts:
             converted = []

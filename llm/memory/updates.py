@@ -14,7 +14,7 @@ COPIED = 7 * 4 * PORTION
 def is_muons(optimizer: str, name: str) -> bool:
     """Whether a weight is orthogonalised: a matrix of a layer."""
     of_layer = name.startswith("blocks.") and name.endswith(".weight")
-    return optimizer == "muon" and of_layer and "norm" not in name and "embed" not in name
+    return optimizer == "muon" and of_layer and "norm" not in name
 
 
 def state_bytes(optimizer: str, bits: int, weight: Weight) -> int:

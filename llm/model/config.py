@@ -38,11 +38,8 @@ class GPTConfig:
     position: str = "rotary"
     qk_norm: bool = False
     tie_embeddings: bool = True
-    logit_softcap: float | None = None
     loss: str = "auto"  # the same value, with or without the logits of all tokens at once
-    zero_init: bool = False
     residual_scalars: bool = False
-    value_embeddings: bool = False
     smear: int = 0  # previous tokens whose embeddings are mixed into each position's
 
     def resolve(self, vocab_size: int | None = None) -> "GPTConfig":
@@ -81,11 +78,6 @@ class GPTConfig:
             f"model.smear={smear} must be at least 0, less than block_size={block_size} and 65",
         )
         require(0 <= self.dropout < 1, f"model.dropout={self.dropout} must be in [0, 1)")
-        softcap = self.logit_softcap
-        require(
-            softcap is None or 0 < softcap < float("inf"),
-            f"model.logit_softcap={softcap} must be a positive number or null",
-        )
         if self.n_head and self.n_kv_head:
             require(
                 self.n_head % self.n_kv_head == 0,

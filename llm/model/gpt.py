@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from llm.functional.linear import for_products, linear
-from llm.functional.loss import cap_logits, head_loss
+from llm.functional.loss import head_loss
 from llm.functional.recompute import recomputed
 from llm.model import layers
 from llm.model.config import GPTConfig
@@ -38,22 +38,18 @@ class Block(nn.Module):
         self.mlp_norm = layers.build_norm(config, config.n_embed)
         self.mlp = layers.build_mlp(config)
         self.drop = layers.build_dropout(config)
-        # What modded-nanogpt adds (records 9 and 14): a way for the embedding around all layers,
-        # and for each token straight into the values of a layer.
+        # A way for the embedding around all layers (modded-nanogpt, record 9).
         self.mix = nn.Parameter(torch.empty(2)) if config.residual_scalars else None
-        size = (config.vocab_size or 0, self.attention.v.out_features)
-        self.value_embed = nn.Embedding(*size) if config.value_embeddings else None
 
     def forward(
-        self, x: Tensor, start: Tensor, tokens: Tensor, angles: layers.Angles,
+        self, x: Tensor, start: Tensor, angles: layers.Angles,
         cache: layers.LayerCache | None = None,
     ) -> Tensor:  # fmt: skip
-        """(B, T, C) -> (B, T, C); ``start`` is what the first layer read, ``tokens`` are (B, T)."""
+        """(B, T, C) -> (B, T, C); ``start`` is the input of the first layer."""
         if self.mix is not None:
             x = self.mix[0] * x + self.mix[1] * start
-        value = None if self.value_embed is None else self.value_embed(tokens)
         normed = recomputed(lambda x: for_products(self.attention_norm(x)), x)
-        x = x + self.drop(self.attention(normed, angles, value, cache))
+        x = x + self.drop(self.attention(normed, angles, cache))
         normed = recomputed(lambda x: for_products(self.mlp_norm(x)), x)
         out: Tensor = x + self.drop(self.mlp(normed))
         return out
@@ -91,25 +87,17 @@ class GPT(nn.Module):
         """GPT-2's initialisation: normal with std 0.02, zero biases, and norms of one.
 
         The two projections of a layer that write into the residual stream are scaled by
-        1 / sqrt(2 n_layer), since 2 n_layer of them add up there (Radford et al. 2019, 2.3). With
-        ``zero_init`` these and an untied head start at zero, so that every layer starts as the
-        identity (modded-nanogpt, record 5), and the other matrices at half of 1 / sqrt(fan-in),
-        so that the width does not matter (Yang et al. 2023, arXiv:2310.17813).
+        1 / sqrt(2 n_layer), since 2 n_layer of them add up there (Radford et al. 2019, 2.3).
         """
-        zero = self.config.zero_init
         for name, parameter in self.named_parameters():
-            residual = name.endswith((".o.weight", ".down.weight"))
-            if zero and (residual or name == "head.weight"):
-                nn.init.zeros_(parameter)
-            elif "norm" in name and name.endswith("weight"):
+            if "norm" in name and name.endswith("weight"):
                 nn.init.ones_(parameter)
             elif name.endswith(".mix"):
                 parameter.copy_(torch.tensor([1.0, 0.1]))
             elif name == "smear" or name.endswith("bias"):
                 nn.init.zeros_(parameter)
-            elif zero and "embed" not in name and name != "position.weight":
-                nn.init.normal_(parameter, std=0.5 / math.sqrt(parameter.shape[1]))
             else:
+                residual = name.endswith((".o.weight", ".down.weight"))
                 depth = 2 * self.config.n_layer if residual else 1
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(depth))
 
@@ -139,15 +127,15 @@ class GPT(nn.Module):
         every = self.checkpoint_every if torch.is_grad_enabled() else 0
         for i, block in enumerate(self.blocks):
             if every and i % every == 0:  # computed again in the backward pass, same dropout
-                x = checkpoint(block, x, start, tokens, angles, use_reentrant=False)
+                x = checkpoint(block, x, start, angles, use_reentrant=False)
             else:
-                x = block(x, start, tokens, angles, None if cache is None else cache.layers[i])
+                x = block(x, start, angles, None if cache is None else cache.layers[i])
         out: Tensor = self.norm(x)
         return out
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) -> (..., vocab_size) in float32."""
-        return cap_logits(linear(hidden, self.head_weight).float(), self.config.logit_softcap)
+        return linear(hidden, self.head_weight).float()
 
     @property
     def head_weight(self) -> Tensor:
@@ -162,11 +150,11 @@ class GPT(nn.Module):
         ``reduction`` is ``mean`` or ``sum`` over the targets that are not ignored (-1), or
         ``none`` (B * T,).
         """
-        hidden, config = self.hidden(tokens), self.config
+        hidden = self.hidden(tokens)
         if targets is None:
             return self.logits(hidden)
-        x, softcap = hidden.flatten(0, 1), config.logit_softcap
-        return head_loss(x, self.head_weight, targets.flatten(), softcap, reduction, config.loss)
+        x, ids = hidden.flatten(0, 1), targets.flatten()
+        return head_loss(x, self.head_weight, ids, reduction, self.config.loss)
 
     def n_parameters(self) -> int:
         """Number of weights, each counted once."""

@@ -115,18 +115,10 @@ class Attention(nn.Module):
         v = self.v(x).view(B, T, self.n_kv_head, self.head_size)
         return q, k, v
 
-    def forward(
-        self,
-        x: Tensor,
-        angles: Angles,
-        value: Tensor | None = None,
-        cache: LayerCache | None = None,
-    ) -> Tensor:
-        """(B, T, C) -> (B, T, C); ``value`` (B, T, G * D), where given, is added to the values."""
+    def forward(self, x: Tensor, angles: Angles, cache: LayerCache | None = None) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
         B, T, _ = x.shape
         q, k, v = self.project(x)
-        if value is not None:
-            v = v + value.view(v.shape).to(v.dtype)
         if self.qk_norm:  # in the weights' own precision: torch warns of a mix, and is slower
             q, k = self.q_norm(q.to(self.q.weight.dtype)), self.k_norm(k.to(self.k.weight.dtype))
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)

@@ -16,7 +16,7 @@ from llm.sealed import Plain, read_json
 from llm.settings.schema import Model, TrainSettings
 
 # What may differ from the run that trained the weights.
-FREE = ("dropout", "loss", "zero_init")
+FREE = ("dropout", "loss")
 SHAPE = [field.name for field in fields(GPTConfig) if field.name not in FREE]
 
 

@@ -31,12 +31,8 @@ def problem(n: int, ignored: str = "some") -> tuple[Tensor, Tensor, Tensor]:
     return x, head, targets
 
 
-def plain(
-    x: Tensor, head: Tensor, targets: Tensor, softcap: float | None, reduction: str
-) -> Tensor:
+def plain(x: Tensor, head: Tensor, targets: Tensor, reduction: str) -> Tensor:
     logits = (x @ head.T).float()
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
     return F.cross_entropy(logits, targets, ignore_index=-1, reduction=reduction)
 
 
@@ -48,27 +44,21 @@ def with_gradients(loss: Callable[[], Tensor], *inputs: Tensor) -> tuple[Tensor,
 
 @pytest.mark.parametrize("how", ["chunked", "full"])
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
-@pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("n", [1, CHUNK, 2 * CHUNK + 37])
-def test_loss_and_gradients_are_those_of_plain_torch(
-    n: int, softcap: float | None, reduction: str, how: str
-) -> None:
+def test_loss_and_gradients_are_those_of_plain_torch(n: int, reduction: str, how: str) -> None:
     x, head, targets = problem(n, "none" if n == 1 else "some")
-    wanted = with_gradients(lambda: plain(x, head, targets, softcap, reduction), x, head)
-    found = with_gradients(lambda: head_loss(x, head, targets, softcap, reduction, how), x, head)
+    wanted = with_gradients(lambda: plain(x, head, targets, reduction), x, head)
+    found = with_gradients(lambda: head_loss(x, head, targets, reduction, how), x, head)
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("how", ["chunked", "full"])
-@pytest.mark.parametrize("softcap", [None, 2.0])
-def test_where_all_targets_are_ignored_a_mean_is_nan_and_all_gradients_are_0(
-    softcap: float | None, how: str
-) -> None:
+def test_where_all_targets_are_ignored_a_mean_is_nan_and_all_gradients_are_0(how: str) -> None:
     x, head, targets = problem(CHUNK + 3, "all")
     for reduction, wanted in (("sum", 0.0), ("mean", torch.nan)):  # the mean of nothing, as torch's
         loss, *gradients = with_gradients(
-            lambda reduction=reduction: head_loss(x, head, targets, softcap, reduction, how),  # type: ignore[misc]
+            lambda reduction=reduction: head_loss(x, head, targets, reduction, how),  # type: ignore[misc]
             x, head,
         )  # fmt: skip
         torch.testing.assert_close(loss, torch.tensor(wanted), equal_nan=True)
@@ -109,10 +99,10 @@ def test_under_float16_no_more_gradients_are_lost_than_with_all_logits_at_once(
     head = (2 * torch.randn(vocabulary, width, generator=random)).requires_grad_()
     targets = torch.randint(100, (n,), generator=random)  # all others are rare
     lost, errors = {}, {}
-    exact = torch.autograd.grad(plain(x, head, targets, None, "mean"), (x, head))
+    exact = torch.autograd.grad(plain(x, head, targets, "mean"), (x, head))
     for how in ("full", "chunked"):
         with torch.autocast("cpu", dtype=torch.float16):
-            loss = head_loss(x, head, targets, None, "sum", how) / n
+            loss = head_loss(x, head, targets, "sum", how) / n
         found = [gradient / scale for gradient in torch.autograd.grad(scale * loss, (x, head))]
         lost[how] = int((found[1] == 0).sum()), int((found[1] == 0).all(dim=1).sum())
         errors[how] = [float((a - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)]
@@ -131,10 +121,10 @@ def test_the_gradient_of_a_bfloat16_head_is_as_good_as_with_all_logits_at_once()
     head = torch.randn(V, C, generator=random).bfloat16().requires_grad_()
     targets = torch.randint(V, (n,), generator=random)
     wide = x.detach().float(), head.detach().float().requires_grad_()
-    (exact,) = torch.autograd.grad(plain(*wide, targets, None, "mean"), wide[1])
+    (exact,) = torch.autograd.grad(plain(*wide, targets, "mean"), wide[1])
     errors = {}
     for how in ("full", "chunked"):
-        (found,) = torch.autograd.grad(head_loss(x, head, targets, None, "mean", how), head)
+        (found,) = torch.autograd.grad(head_loss(x, head, targets, "mean", how), head)
         assert found.dtype == torch.bfloat16
         errors[how] = float((found.float() - exact).norm() / exact.norm())
     assert errors["chunked"] <= 1.1 * errors["full"]
@@ -149,8 +139,8 @@ def test_it_does_not_matter_in_how_many_parts_the_gradient_of_the_head_is_summed
     monkeypatch.setattr("llm.functional.loss.ROWS", rows)
     x, head, targets = problem(2 * CHUNK + 37)
     x, head = (tensor.detach().to(dtype).requires_grad_() for tensor in (x, head))
-    wanted = with_gradients(lambda: plain(x.float(), head.float(), targets, 2.0, "sum"), x, head)
-    found = with_gradients(lambda: head_loss(x, head, targets, 2.0, "sum", "chunked"), x, head)
+    wanted = with_gradients(lambda: plain(x.float(), head.float(), targets, "sum"), x, head)
+    found = with_gradients(lambda: head_loss(x, head, targets, "sum", "chunked"), x, head)
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     for one, other in zip(found, wanted, strict=True):
         assert (one.float() - other.float()).norm() <= tolerance * other.float().norm()
@@ -162,9 +152,9 @@ def test_16_bit_products_and_a_loss_scale_come_out_near_float32(
     dtype: torch.dtype, scale: float
 ) -> None:
     x, head, targets = problem(2 * CHUNK + 37)
-    wanted = with_gradients(lambda: plain(x, head, targets, 5.0, "mean"), x, head)
+    wanted = with_gradients(lambda: plain(x, head, targets, "mean"), x, head)
     with torch.autocast("cpu", dtype=dtype):
-        loss = head_loss(x, head, targets, 5.0, "mean", "chunked")
+        loss = head_loss(x, head, targets, "mean", "chunked")
     assert loss.dtype == torch.float32
     (scale * loss).backward()
     for tensor, gradient in zip((x, head), wanted[1:], strict=True):
@@ -178,17 +168,15 @@ def test_a_frozen_head_or_input_gets_no_gradient() -> None:
     x, head, targets = problem(CHUNK + 1)
     for learning, frozen in ((x, head), (head, x)):
         frozen.requires_grad_(False)
-        wanted = with_gradients(lambda: plain(x, head, targets, None, "sum"), learning)
-        found = with_gradients(
-            lambda: head_loss(x, head, targets, None, "sum", "chunked"), learning
-        )
+        wanted = with_gradients(lambda: plain(x, head, targets, "sum"), learning)
+        found = with_gradients(lambda: head_loss(x, head, targets, "sum", "chunked"), learning)
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
         frozen.requires_grad_(True)
 
 
 def test_a_second_backward_pass_gives_the_same_gradients_times_what_comes_in() -> None:
     x, head, targets = problem(4)
-    loss = head_loss(x, head, targets, None, "sum", "chunked")
+    loss = head_loss(x, head, targets, "sum", "chunked")
     first = torch.autograd.grad(2 * loss, (x, head), retain_graph=True)
     first = tuple(gradient.clone() for gradient in first)  # they are changed in place
     second = torch.autograd.grad(6 * loss, (x, head))
@@ -201,7 +189,7 @@ def test_a_network_learns_the_same_with_either_loss(tied: bool) -> None:
     tokens = torch.randint(V, (5, 64), generator=torch.Generator().manual_seed(0))
     for how in ("full", "chunked"):
         torch.manual_seed(0)
-        model = GPT(**SHAPE, tie_embeddings=tied, logit_softcap=15.0, loss=how)
+        model = GPT(**SHAPE, tie_embeddings=tied, loss=how)
         model(tokens, tokens.roll(-1, 1)).backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-7)
@@ -235,7 +223,7 @@ def test_no_tensor_holds_the_logits_of_more_than_a_chunk(
     n = 3 * CHUNK
     x, head = torch.randn(n, 4, requires_grad=True), torch.randn(vocab_size, 4, requires_grad=True)
     with Shapes() as shapes, torch.set_grad_enabled(learning):
-        loss = head_loss(x, head, torch.zeros(n, dtype=torch.long), None, "sum", how)
+        loss = head_loss(x, head, torch.zeros(n, dtype=torch.long), "sum", how)
         if learning:
             loss.backward()
     assert shapes.largest == (CHUNK if chunked else n) * vocab_size
@@ -244,6 +232,6 @@ def test_no_tensor_holds_the_logits_of_more_than_a_chunk(
 def test_evaluation_computes_no_gradients() -> None:
     x, head, targets = problem(2 * CHUNK)
     with torch.no_grad(), torch.profiler.profile() as profile:
-        loss = head_loss(x, head, targets, None, "sum", "chunked")
+        loss = head_loss(x, head, targets, "sum", "chunked")
     products = [event for event in profile.events() if event.name == "aten::mm"]
     assert len(products) == 2 and not loss.requires_grad  # one for each chunk

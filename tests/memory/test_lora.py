@@ -16,9 +16,7 @@ from llm.model.gpt import GPT
 GPTS = [
     GPTConfig(vocab_size=60).resolve(),
     GPTConfig(vocab_size=60, mlp="gelu", bias=True, position="learned", norm="layernorm").resolve(),
-    GPTConfig(
-        vocab_size=60, n_kv_head=2, qk_norm=True, tie_embeddings=False, value_embeddings=True
-    ).resolve(),
+    GPTConfig(vocab_size=60, n_kv_head=2, qk_norm=True, tie_embeddings=False).resolve(),
 ]
 ADAPTERS = [LoRA(4), LoRA(9, ("q", "v")), LoRA(2, ("gate", "o"))]
 

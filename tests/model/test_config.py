@@ -44,8 +44,8 @@ def test_resolving_changes_neither_the_original_nor_a_resolved_config() -> None:
 def test_keys_are_those_of_the_contract_and_of_the_fast_recipe() -> None:
     assert {field.name for field in fields(GPTConfig)} == {
         "n_layer", "n_embed", "n_head", "head_size", "n_kv_head", "block_size", "vocab_size",
-        "dropout", "bias", "norm", "mlp", "position", "qk_norm", "tie_embeddings", "logit_softcap",
-        "loss", "hidden_size", "zero_init", "residual_scalars", "value_embeddings", "smear",
+        "dropout", "bias", "norm", "mlp", "position", "qk_norm", "tie_embeddings",
+        "loss", "hidden_size", "residual_scalars", "smear",
     }  # fmt: skip
 
 
@@ -65,8 +65,6 @@ def test_keys_are_those_of_the_contract_and_of_the_fast_recipe() -> None:
         ({"dropout": 1.0}, r"model\.dropout=1\.0"),
         ({"dropout": -0.1}, r"model\.dropout=-0\.1"),
         ({"dropout": float("nan")}, r"model\.dropout=nan"),
-        ({"logit_softcap": 0.0}, r"model\.logit_softcap=0\.0"),
-        ({"logit_softcap": float("inf")}, r"model\.logit_softcap=inf"),
     ],
 )
 def test_options_that_do_not_fit_together_are_refused_by_name(

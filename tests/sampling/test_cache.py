@@ -16,7 +16,7 @@ from tests.model.test_reference import GPT2_STYLE, as_gpt2, filled, randomised
 SHAPE: dict[str, Any] = {
     "n_layer": 3, "n_embed": 48, "n_head": 4, "head_size": 12, "block_size": 24, "vocab_size": 61,
 }  # fmt: skip
-FAST = {"smear": 3, "value_embeddings": True, "residual_scalars": True, "mlp": "relu2",
+FAST = {"smear": 3, "residual_scalars": True, "mlp": "relu2",
         "qk_norm": True, "tie_embeddings": False, "n_kv_head": 2}  # fmt: skip
 KINDS = [
     pytest.param({}, id="llama"),

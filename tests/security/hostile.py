@@ -191,8 +191,7 @@ def largest(place: Path) -> None:
     shape = GPTConfig(
         n_layer=512, n_embed=16_384, head_size=128, n_head=128, n_kv_head=128, hidden_size=65_536,
         vocab_size=1_048_576, block_size=1_048_576, bias=True, position="learned", qk_norm=True,
-        norm="layernorm", tie_embeddings=False, residual_scalars=True, value_embeddings=True,
-        smear=64,
+        norm="layernorm", tie_embeddings=False, residual_scalars=True, smear=64,
     )  # fmt: skip
     edit(place, lambda m: m.update(model=asdict(shape)))
 

@@ -21,9 +21,9 @@ OPTIONS: list[dict[str, Any]] = [
     {},
     {"bias": True, "norm": "layernorm", "mlp": "gelu", "position": "learned"},
     {"tie_embeddings": False, "qk_norm": True, "n_kv_head": 1, "smear": 3},
-    {"residual_scalars": True, "value_embeddings": True, "n_layer": 12, "n_kv_head": 1},
+    {"residual_scalars": True, "n_layer": 12, "n_kv_head": 1},
     {"bias": True, "qk_norm": True, "norm": "layernorm", "tie_embeddings": False},
-    {"bias": True, "mlp": "swiglu", "zero_init": True, "hidden_size": 5},
+    {"bias": True, "mlp": "swiglu", "hidden_size": 5},
 ]
 
 

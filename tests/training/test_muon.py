@@ -13,8 +13,7 @@ from llm.training import muon as rule
 from llm.training.muon import QUINTIC, orthogonalise, split
 from llm.training.optimizer import Optimizer, muon
 
-FAST = {"qk_norm": True, "tie_embeddings": False, "zero_init": True, "residual_scalars": True,
-        "value_embeddings": True, "smear": 2}  # fmt: skip
+FAST = {"qk_norm": True, "tie_embeddings": False, "residual_scalars": True, "smear": 2}
 
 
 def network(**options: object) -> GPT:
@@ -64,8 +63,7 @@ def test_zero_gradients_give_no_direction() -> None:
 
 def test_matrices_step_as_torchs_own_muon_does_up_to_its_bfloat16() -> None:
     ours, theirs = network(), network()
-    matrices = [n for n, p in ours.named_parameters() if n.startswith("blocks") and p.dim() == 2
-                and "value_embed" not in n]  # fmt: skip
+    matrices = [n for n, p in ours.named_parameters() if n.startswith("blocks") and p.dim() == 2]
     by_name = dict(theirs.named_parameters())
     reference = torch.optim.Muon(
         [by_name[name] for name in matrices], lr=0.1, weight_decay=0.0, adjust_lr_fn="original"
@@ -132,7 +130,7 @@ def test_everything_else_steps_as_torchs_adamw_does() -> None:
     ours, theirs = network(), network()
     optimizer = fast_muon(ours, weight_decay=0.1)
     rates = {"embed.weight": 0.05, "head.weight": 0.1 * 64 / 32, "smear": 0.15, "norm.weight": 0.15,
-             "blocks.0.mix": 0.15, "blocks.1.value_embed.weight": 0.05}  # fmt: skip
+             "blocks.0.mix": 0.15}  # fmt: skip
     by_name = dict(theirs.named_parameters())
     decays = [0.1 if "weight" in n and "norm" not in n else 0.0 for n in rates]
     reference = torch.optim.AdamW(

@@ -18,7 +18,7 @@ OPTIONS: dict[str, Any] = {"lr": 1e-2, "weight_decay": 0.3, "betas": [0.8, 0.9]}
 def test_matrices_and_embeddings_decay_norms_biases_and_scalars_do_not(build: Any) -> None:
     model = GPT(
         n_layer=2, n_embed=32, vocab_size=40, bias=True, norm="layernorm", position="learned",
-        smear=3, residual_scalars=True, value_embeddings=True, tie_embeddings=False,
+        smear=3, residual_scalars=True, tie_embeddings=False,
     )  # fmt: skip
     optimizer = build(model, lr=1e-3, weight_decay=0.2, betas=[0.9, 0.95])
     decay = {p: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}

@@ -101,7 +101,7 @@ def trained(build: Any, bits: int, dtype: torch.dtype, seed: int = 0) -> tuple[G
     torch.manual_seed(seed)
     model = GPT(
         n_layer=1, n_embed=64, head_size=32, block_size=16, vocab_size=70, bias=True, smear=2,
-        tie_embeddings=False, residual_scalars=True, value_embeddings=True,
+        tie_embeddings=False, residual_scalars=True,
     )  # fmt: skip
     to_precision(model, dtype)
     optimizer = build(model, **OPTIONS, state_bits=bits)

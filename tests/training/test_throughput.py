@@ -107,9 +107,3 @@ def test_what_other_programs_take_meanwhile_makes_no_cpu_slower(
     monkeypatch.setattr(throughput, "time", fake)
     wanted = 2 * 64**3 / (0.25 / torch.get_num_threads())
     assert measured_matmul_flops(n=64) == pytest.approx(wanted)
-
-
-def test_value_embeddings_are_looked_up_and_no_work() -> None:
-    plain, more = GPT(**SHAPE), GPT(**SHAPE, value_embeddings=True)
-    assert more.n_parameters() == plain.n_parameters() + 3 * 50 * 32
-    assert flops_per_token(more) == flops_per_token(plain)

@@ -44,7 +44,9 @@ LEVERS = {  # without and with
     "bf16_weights": (PLAIN, replace(PLAIN, precision="bf16_weights")),
 }
 # Bytes are told as for a GPU, where no library takes from the budget.
-SMALL = {"n_layer": 10, "n_embed": 768, "vocab_size": 50_304, "hidden_size": None, "n_head": None}
+SMALL = {
+    "n_layer": 10, "n_embed": 768, "vocab_size": 50_304, "intermediate_size": None, "n_head": None,
+}  # fmt: skip
 
 
 class Step:

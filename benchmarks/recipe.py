@@ -28,7 +28,7 @@ from llm.settings.schema import TrainSettings
 DATA = ["data=tinyshakespeare_char"]
 README_CPU = Shape(n_layer=4, n_head=4, n_embed=128, block_size=64, batch_size=12, vocab_size=65)
 # A gated MLP is made this narrow there, so that ours has no more than nanoGPT's 804,096 parameters.
-NARROW = "model.hidden_size=336"
+NARROW = "model.intermediate_size=336"
 LARGER = Shape(n_layer=6, n_head=4, n_embed=256, block_size=128, batch_size=16, vocab_size=65)
 TARGET = 1.88  # what nanoGPT's README reports for its CPU command
 ENDLESS = 1_000_000  # steps of a run that is only timed

@@ -13,7 +13,7 @@ from llm.sealed import Plain
 
 Shapes = dict[str, tuple[int, ...]]
 # Options that came after the first checkpoints; where missing, their defaults change nothing.
-LATER = {"loss", "hidden_size", "residual_scalars", "smear"}
+LATER = {"loss", "intermediate_size", "residual_scalars", "smear"}
 
 
 def weight_shapes(config: GPTConfig) -> Shapes:
@@ -37,7 +37,7 @@ def weight_shapes(config: GPTConfig) -> Shapes:
 def _block(config: GPTConfig) -> Shapes:
     n_embed = config.n_embed
     n_head, n_kv_head, head_size = config.n_head, config.n_kv_head, config.head_size
-    hidden = config.hidden_size
+    hidden = config.intermediate_size
     assert n_head and n_kv_head and head_size and hidden
     inner, shared = n_head * head_size, n_kv_head * head_size
     matrices = {

@@ -225,7 +225,7 @@ def with_size(setup: Setup, key: str, number: int) -> Setup:
         shared = config.n_head // config.n_kv_head
         heads = number // config.head_size
         config = replace(
-            config, n_embed=number, n_head=heads, hidden_size=None,
+            config, n_embed=number, n_head=heads, intermediate_size=None,
             n_kv_head=heads // shared if heads % shared == 0 else heads,
         )  # fmt: skip
     else:

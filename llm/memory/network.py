@@ -96,7 +96,7 @@ class Network(Operations):
 
     def mlp(self, x: Tensor, name: str) -> Tensor:
         """The MLP; its steps between are computed again where they are large."""
-        hidden = self.config.hidden_size
+        hidden = self.config.intermediate_size
         assert hidden
         swiglu = self.config.mlp == "swiglu"
         gate = [self.linear(x, f"{name}.gate", hidden)] if swiglu else []

@@ -130,9 +130,9 @@ class Operations:
     def columns(self, name: str) -> int:
         """Numbers in a row of what a matrix is applied to."""
         config = self.config
-        assert config.n_head and config.head_size and config.hidden_size
+        assert config.n_head and config.head_size and config.intermediate_size
         if name.endswith("mlp.down"):
-            return config.hidden_size
+            return config.intermediate_size
         return config.n_head * config.head_size if name.endswith(".o") else config.n_embed
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:

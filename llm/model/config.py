@@ -15,7 +15,7 @@ CHECKPOINTED = {"none": 0, "full": 1, "every_2": 2}
 # Bounds that no model for one card comes near: a hostile or mistyped value must not allocate.
 LARGEST = {
     "n_layer": 512, "n_embed": 16_384, "n_head": 16_384, "head_size": 16_384, "n_kv_head": 16_384,
-    "hidden_size": 65_536, "block_size": 1_048_576, "vocab_size": 1_048_576,
+    "intermediate_size": 65_536, "block_size": 1_048_576, "vocab_size": 1_048_576,
 }  # fmt: skip
 
 
@@ -28,7 +28,7 @@ class GPTConfig:
     n_head: int | None = None  # None: n_embed / head_size, so that n_embed can be swept
     head_size: int | None = 32  # None: n_embed / n_head
     n_kv_head: int | None = None  # None: n_head; fewer is grouped-query attention
-    hidden_size: int | None = None  # None: as :meth:`default_hidden_size` says
+    intermediate_size: int | None = None  # None: as :meth:`default_intermediate_size` says
     block_size: int = 128
     vocab_size: int | None = None  # None: the data's
     dropout: float = 0.0
@@ -57,7 +57,7 @@ class GPTConfig:
         head_size = head_size or self._share("n_head", "head_size")
         full = replace(
             self, n_head=n_head, head_size=head_size, n_kv_head=self.n_kv_head or n_head,
-            hidden_size=self.hidden_size or self.default_hidden_size(),
+            intermediate_size=self.intermediate_size or self.default_intermediate_size(),
             vocab_size=self.vocab_size or vocab_size,
         )  # fmt: skip
         full.check()
@@ -90,7 +90,7 @@ class GPTConfig:
                 "take an even one",
             )
 
-    def default_hidden_size(self) -> int:
+    def default_intermediate_size(self) -> int:
         """Width of the MLP in channels: 4 n_embed, or two thirds of it with a gate.
 
         So three matrices cost what two do (Shazeer 2020, arXiv:2002.05202), but for rounding up to

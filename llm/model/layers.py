@@ -141,10 +141,10 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        assert config.hidden_size
-        self.gate = Linear(config.n_embed, config.hidden_size, bias=config.bias)
-        self.up = Linear(config.n_embed, config.hidden_size, bias=config.bias)
-        self.down = Linear(config.hidden_size, config.n_embed, bias=config.bias)
+        assert config.intermediate_size
+        self.gate = Linear(config.n_embed, config.intermediate_size, bias=config.bias)
+        self.up = Linear(config.n_embed, config.intermediate_size, bias=config.bias)
+        self.down = Linear(config.intermediate_size, config.n_embed, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
@@ -168,10 +168,10 @@ class MLP(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        assert config.hidden_size
+        assert config.intermediate_size
         self.activation = ACTIVATIONS[config.mlp]
-        self.up = Linear(config.n_embed, config.hidden_size, bias=config.bias)
-        self.down = Linear(config.hidden_size, config.n_embed, bias=config.bias)
+        self.up = Linear(config.n_embed, config.intermediate_size, bias=config.bias)
+        self.down = Linear(config.intermediate_size, config.n_embed, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""

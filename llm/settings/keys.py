@@ -14,7 +14,9 @@ from llm.settings.schema import SETTINGS
 # Names that other programs, mostly nanoGPT, have for our keys. A name that only lacks its section,
 # such as n_layer, is found without this table.
 ELSEWHERE = {
-    "n_embd": "model.n_embed", "d_model": "model.n_embed", "num_layers": "model.n_layer",
+    "n_embd": "model.n_embed", "d_model": "model.n_embed", "hidden_size": "model.n_embed",
+    "n_inner": "model.intermediate_size", "d_ff": "model.intermediate_size",
+    "ffn_dim": "model.intermediate_size", "num_layers": "model.n_layer",
     "n_layers": "model.n_layer", "num_hidden_layers": "model.n_layer",
     "num_heads": "model.n_head", "n_heads": "model.n_head", "num_attention_heads": "model.n_head",
     "context_length": "model.block_size", "seq_len": "model.block_size",

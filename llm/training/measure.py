@@ -23,10 +23,10 @@ from llm.training.signature import takes
 
 STEPS = 11  # some classes keep more every few steps
 SMALL = {
-    "n_embed": 23, "n_head": 4, "head_size": 6, "hidden_size": 47, "block_size": 71,
+    "n_embed": 23, "n_head": 4, "head_size": 6, "intermediate_size": 47, "block_size": 71,
     "vocab_size": 89,
 }  # fmt: skip
-OTHER = SMALL | {"n_embed": 29, "head_size": 10, "hidden_size": 53, "vocab_size": 97}
+OTHER = SMALL | {"n_embed": 29, "head_size": 10, "intermediate_size": 53, "vocab_size": 97}
 PYTHON = {bool: torch.bool, int: torch.int64, float: torch.float64}  # as tensors of a checkpoint
 
 

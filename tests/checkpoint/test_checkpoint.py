@@ -204,7 +204,7 @@ def test_a_pointer_that_cannot_be_written_is_a_disk_error(
 
 def test_a_checkpoint_from_before_an_option_existed_has_the_default_of_it(saved: Path) -> None:
     def forget(manifest: dict[str, Any]) -> None:
-        for key in ("smear", "residual_scalars", "hidden_size", "loss"):
+        for key in ("smear", "residual_scalars", "intermediate_size", "loss"):
             del manifest["model"][key]
 
     wanted = Checkpoint.open(saved).model

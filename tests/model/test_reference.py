@@ -92,7 +92,7 @@ def llama_config(ours: GPT) -> dict[str, Any]:
     config = ours.config
     return {
         "vocab_size": config.vocab_size, "hidden_size": config.n_embed,
-        "intermediate_size": config.hidden_size, "num_hidden_layers": config.n_layer,
+        "intermediate_size": config.intermediate_size, "num_hidden_layers": config.n_layer,
         "num_attention_heads": config.n_head, "num_key_value_heads": config.n_kv_head,
         "head_dim": config.head_size, "max_position_embeddings": config.block_size,
         "rms_norm_eps": 1e-6, "tie_word_embeddings": config.tie_embeddings,

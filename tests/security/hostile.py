@@ -189,9 +189,10 @@ def added(text: str) -> Callable[[Path], object]:
 def largest(place: Path) -> None:
     """The largest model that may be described; its file is as small as before."""
     shape = GPTConfig(
-        n_layer=512, n_embed=16_384, head_size=128, n_head=128, n_kv_head=128, hidden_size=65_536,
-        vocab_size=1_048_576, block_size=1_048_576, bias=True, position="learned", qk_norm=True,
-        norm="layernorm", tie_embeddings=False, residual_scalars=True, smear=64,
+        n_layer=512, n_embed=16_384, head_size=128, n_head=128, n_kv_head=128,
+        intermediate_size=65_536, vocab_size=1_048_576, block_size=1_048_576, bias=True,
+        position="learned", qk_norm=True, norm="layernorm", tie_embeddings=False,
+        residual_scalars=True, smear=64,
     )  # fmt: skip
     edit(place, lambda m: m.update(model=asdict(shape)))
 

@@ -23,7 +23,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"tie_embeddings": False, "qk_norm": True, "n_kv_head": 1, "smear": 3},
     {"residual_scalars": True, "n_layer": 12, "n_kv_head": 1},
     {"bias": True, "qk_norm": True, "norm": "layernorm", "tie_embeddings": False},
-    {"bias": True, "mlp": "swiglu", "hidden_size": 5},
+    {"bias": True, "mlp": "swiglu", "intermediate_size": 5},
 ]
 
 

@@ -31,7 +31,7 @@ IDENTITY: dict[str, Any] = {
     "optimizer.weight_decay": 0.2,
     "optimizer.momentum": 0.5, "optimizer.ns_steps": 3, "optimizer.embed_lr_ratio": 1.0,
     "optimizer.head_lr_ratio": 1.0, "optimizer.vector_lr_ratio": 1.0,
-    "model.hidden_size": 300, "model.residual_scalars": True, "model.smear": 2,
+    "model.intermediate_size": 300, "model.residual_scalars": True, "model.smear": 2,
     "optimizer.betas": [0.9, 0.99],
     "schedule.name": "cosine", "schedule.warmup_steps": 7, "schedule.min_lr_ratio": 0.5,
     "schedule.cooldown_fraction": 0.5, "precision.name": "bf16",

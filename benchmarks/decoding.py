@@ -21,8 +21,9 @@ from llm.device import tune_allocator
 from llm.functional.linear import linear
 from llm.model.gpt import GPT
 from llm.sampling.cache import KVCache
-from llm.sampling.generate import SamplingOptions, generate_batch
+from llm.sampling.generate import generate_batch
 from llm.sampling.layout import lay_out_for_decoding
+from llm.sampling.options import SamplingOptions
 
 GPT2: dict[str, Any] = {"norm": "layernorm", "mlp": "gelu", "position": "learned", "bias": True}
 LARGE = GPT2 | {"n_layer": 12, "n_embed": 768, "n_head": 12, "head_size": 64,

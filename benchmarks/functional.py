@@ -16,7 +16,8 @@ from llm.functional.loss import head_loss
 from llm.functional.norm import rms_norm
 from llm.functional.rotary import rotate
 from llm.model.layers import rotary_angles
-from llm.sampling.filters import draw, filtered
+from llm.sampling.choose import draw, filter_logits
+from llm.sampling.options import SamplingOptions
 
 Call = Callable[[], object]
 Case = tuple[str, str, Call, Call]  # id, what, ours, plain torch
@@ -130,8 +131,10 @@ def draws() -> list[Case]:
     logits = 3 * torch.randn(1, 50_257)
     generator = torch.Generator().manual_seed(0)
 
+    options = SamplingOptions(temperature=0.8, top_k=200, top_p=0.95)
+
     def ours() -> Tensor:
-        few, ids = filtered(logits, 0.8, 200, 0.95)
+        few, ids = filter_logits(logits, options)
         uniform = torch.rand((1,), generator=generator, dtype=torch.double)
         return ids.gather(1, draw(few, uniform)[:, None])
 

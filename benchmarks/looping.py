@@ -25,8 +25,9 @@ from llm.data.tokenizer import Tokenizer
 from llm.errors import Refused, require
 from llm.model.gpt import GPT
 from llm.sampling.cache import KVCache
-from llm.sampling.generate import SamplingOptions, generate_batch
+from llm.sampling.generate import generate_batch
 from llm.sampling.looping import Repeats, measure_repeats
+from llm.sampling.options import SamplingOptions
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 16, 32, 300
 SETTINGS = [

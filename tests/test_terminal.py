@@ -20,7 +20,7 @@ from llm.errors import DiskError, printable
 from llm.experiment import console, samples
 from llm.experiment.rundir import recording
 from llm.model.gpt import GPT
-from llm.sampling.generate import SamplingOptions
+from llm.sampling.options import SamplingOptions
 from llm.terminal import Shown, output_matters, written
 from tests.command_line import rows, summary
 from tests.conftest import HANGS, ROOT, TINY_RUN, needs_linux

@@ -1,6 +1,7 @@
-"""What the network has seen so far: as keys and values, or as tokens to compute it from again.
+"""Readers: they are given tokens and return the logits of the next one.
 
-Both readers below give the same logits and keep the same window, so that one checks the other.
+:class:`KVCache` keeps the keys and values of all tokens it has read. :class:`Uncached` computes
+every token again: slow, and the definition of what is right. Both see the same window of tokens.
 """
 
 from collections.abc import Sequence
@@ -14,49 +15,46 @@ from llm.model.gpt import GPT
 
 
 class Reader(Protocol):
-    """Reads tokens for several rows of text, and says what may follow in each."""
+    """Reads the tokens of B texts."""
 
     def read(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Begin with a prompt for each of B rows; logits (B, V) of the token after it."""
+        """Start B texts; logits (B, V) of the token after each prompt."""
 
     def add(self, tokens: Sequence[int | None]) -> Tensor:
-        """Go on with one token for each row, None for a row that has ended; logits (B, V)."""
+        """Append a token to each text, None to a text that has ended; logits (B, V)."""
 
 
 def slide(window: list[int], token: int, block_size: int) -> bool:
-    """Append ``token`` in place; where that outgrows ``block_size``, keep the newest half.
+    """Append ``token`` in place; if the window outgrows ``block_size``, keep its newest half.
 
-    Returns whether tokens were dropped. Dropping one at a time would change every key and value
-    from the second layer on with every token, since each depends on what it saw; half at once
-    makes that recomputation rare, and exact.
+    Returns whether tokens were dropped. To drop one token would change every key and value from
+    the second layer on, since each depends on all tokens before it. To drop half at once makes
+    computing them again rare.
     """
     window.append(token)
-    full = len(window) > block_size
-    if full:
+    is_full = len(window) > block_size
+    if is_full:
         del window[: -max(1, block_size // 2)]
-    return full
+    return is_full
 
 
 class Uncached:
-    """Computes the whole window anew for each token: slow, and the definition of what is right."""
+    """Computes the whole window for each new token."""
 
     def __init__(self, model: GPT) -> None:
         self.model, self.windows = model, list[list[int]]()
 
     def read(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """As :meth:`Reader.read` says."""
         self.windows = [list(prompt)[-self.model.config.block_size :] for prompt in prompts]
-        return self.logits()
+        return self._logits()
 
     def add(self, tokens: Sequence[int | None]) -> Tensor:
-        """As :meth:`Reader.add` says."""
         for window, token in zip(self.windows, tokens, strict=True):
             if token is not None:
                 slide(window, token, self.model.config.block_size)
-        return self.logits()
+        return self._logits()
 
-    def logits(self) -> Tensor:
-        """Of the token after each window (B, V)."""
+    def _logits(self) -> Tensor:
         device = self.model.embed.weight.device
         last = [self.model.hidden(torch.tensor([w], device=device))[0, -1] for w in self.windows]
         return self.model.logits(torch.stack(last))
@@ -70,16 +68,15 @@ class LayerKeys:
         self.keys, self.values = like.new_zeros(size), like.new_zeros(size)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Write ``k`` and ``v`` (B, G, T, D) into their places; attention of ``q`` (B, H, T, D)."""
+        """Store ``k`` and ``v`` (B, G, T, D); returns the attention of ``q`` (B, H, T, D)."""
         cache, (B, H, _, D), G = self.cache, q.shape, k.shape[1]
-        self.keys.index_copy_(0, cache.places, k.reshape(-1, D))
-        self.values.index_copy_(0, cache.places, v.reshape(-1, D))
-        if not cache.filled:  # the start of a text, which sees only itself
+        self.keys.index_copy_(0, cache.slots, k.reshape(-1, D))
+        self.values.index_copy_(0, cache.slots, v.reshape(-1, D))
+        if not cache.filled:  # a prompt attends only to itself
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=G != H)
-        keys, values = (
-            held.view(B, G, -1, D)[:, :, : cache.filled] for held in (self.keys, self.values)
-        )
-        # The query heads that share a key head stand where positions do: nothing is repeated.
+        keys = self.keys.view(B, G, -1, D)[:, :, : cache.filled]
+        values = self.values.view(B, G, -1, D)[:, :, : cache.filled]
+        # Query heads that share a key head take the place of positions: no key is repeated.
         y = F.scaled_dot_product_attention(
             q.reshape(B, G, H // G, D), keys, values, attn_mask=cache.mask
         )
@@ -87,16 +84,16 @@ class LayerKeys:
 
 
 class KVCache:
-    """Remembers keys and values for B rows of text, each at a position of its own.
+    """Keys and values of B texts, each at its own position.
 
     Takes 2 * B * n_layer * n_kv_head * block_size * head_size numbers, allocated once. On a GPU
-    shapes never change from token to token, as CUDA graphs and torch.compile want it; on a CPU
-    attention reads the filled part only.
+    shapes stay the same from token to token, as CUDA graphs and torch.compile need; on a CPU
+    attention reads only the filled part.
     """
 
-    positions: Tensor  # (B, T) of the tokens that are being read
-    places: Tensor  # (B * G * T,) where in the layers their keys and values go
-    mask: Tensor | None  # (B, 1, 1, filled), minus infinity where a row's newest token may not look
+    positions: Tensor  # (B, T) or (1, T), of the tokens that are read now
+    slots: Tensor  # (B * G * T,): the rows of LayerKeys where their keys and values go
+    mask: Tensor | None  # (B, 1, 1, filled): minus infinity beyond the newest token of a text
 
     def __init__(self, model: GPT) -> None:
         config = self.config = model.config
@@ -106,30 +103,28 @@ class KVCache:
         self.n_kv_head, self.head_size = config.n_kv_head, config.head_size
         self.windows = list[list[int]]()
         self.layers = list[LayerKeys]()
-        self.filled = 0  # places that the next token may read; 0: a text begins
+        self.filled = 0  # positions that the next token attends to; 0 while prompts are read
 
     def read(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """As :meth:`Reader.read` says."""
         S = self.config.block_size
         self.windows = [list(prompt)[-S:] for prompt in prompts]
         size = (len(prompts) * self.n_kv_head * S, self.head_size)
         self.layers = [LayerKeys(self, size, self.weight) for _ in range(self.config.n_layer)]
-        # Where each row and head begins in the rows of LayerKeys (B, G).
-        self.begins = S * torch.arange(size[0] // S, device=self.weight.device)
-        self.begins = self.begins.view(len(prompts), self.n_kv_head)
+        # The first row of each text and head in LayerKeys (B, G).
+        self.first_slots = S * torch.arange(size[0] // S, device=self.weight.device)
+        self.first_slots = self.first_slots.view(len(prompts), self.n_kv_head)
         self.columns = torch.arange(S, device=self.weight.device)
-        return self.start(range(len(prompts)), self.windows)
+        return self.prefill(range(len(prompts)), self.windows)
 
     def add(self, tokens: Sequence[int | None]) -> Tensor:
-        """As :meth:`Reader.add` says."""
         S = self.config.block_size
         full = [
             row
             for row, token in enumerate(tokens)
             if token is not None and slide(self.windows[row], token, S)
         ]
-        if full and S > 3:  # else the half that is kept is the new token alone
-            self.start(full, [self.windows[row][:-1] for row in full])
+        if full and S > 3:  # in a smaller window only the new token is left
+            self.prefill(full, [self.windows[row][:-1] for row in full])
         lengths = [len(window) for window in self.windows]
         self.filled = S if self.static else max(lengths)
         device = self.weight.device
@@ -138,32 +133,34 @@ class KVCache:
         return self.step(newest, positions, self.static or min(lengths) < max(lengths))
 
     def before(self, count: int) -> Tensor | None:
-        """As :meth:`llm.model.gpt.Cache.before` says."""
+        """Ids (B, count) of the tokens before the newest, -1 for none; None while prompts are
+        read. For the network's smear.
+        """
         if not self.filled:
             return None
         rows = [[-1] * count + window[:-1] for window in self.windows]
         return torch.tensor([row[-count:] for row in rows], device=self.weight.device)
 
-    def step(self, newest: Tensor, positions: Tensor, masked: bool) -> Tensor:
+    def step(self, newest: Tensor, positions: Tensor, is_masked: bool) -> Tensor:
         """Ids (B, 1) at ``positions`` (B, 1) -> logits (B, V) of the tokens after them."""
         self.positions, self.mask = positions, None
-        self.places = (self.begins + positions).view(-1)
-        if masked:
+        self.slots = (self.first_slots + positions).view(-1)
+        if is_masked:
             unseen = (self.columns[: self.filled] > positions)[:, None, None]
             zero = torch.zeros(unseen.shape, dtype=self.weight.dtype, device=newest.device)
             self.mask = zero.masked_fill_(unseen, float("-inf"))
         return self.model.logits(self.model.hidden(newest, self)[:, -1])
 
-    def start(self, rows: Sequence[int], windows: Sequence[list[int]]) -> Tensor:
-        """Compute some rows from their beginning; logits (len(rows), V) of the tokens after.
+    def prefill(self, rows: Sequence[int], windows: Sequence[list[int]]) -> Tensor:
+        """Compute some texts from their beginning; logits (len(rows), V) of the next tokens.
 
-        Shorter ones are padded at their end, which nothing before it sees; what that leaves in the
-        cache is not read before it is overwritten.
+        Shorter texts are padded at their end, where causal attention does not look; the keys of
+        the padding are overwritten before they are read.
         """
         device, T = self.weight.device, max(map(len, windows))
         padded = torch.tensor([w + [0] * (T - len(w)) for w in windows], device=device)
         self.filled, self.positions = 0, self.columns[None, :T]
-        self.places = (self.begins[list(rows)][..., None] + self.columns[:T]).view(-1)
+        self.slots = (self.first_slots[list(rows)][..., None] + self.columns[:T]).view(-1)
         hidden = self.model.hidden(padded, self)
         ends = torch.tensor([len(window) - 1 for window in windows], device=device)
         return self.model.logits(hidden[torch.arange(len(windows), device=device), ends])

@@ -1,4 +1,4 @@
-"""Weights laid out in memory as decoding reads them fastest."""
+"""Weights laid out in memory so that decoding reads them fastest."""
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,12 @@ LARGE = 2**20  # weights; smaller matrices are read faster by rows (python -m be
 
 @torch.no_grad()
 def lay_out_for_decoding(model: GPT, texts: int) -> None:
-    """Rearrange the weights of ``model`` in place; names, shapes and values stay what they are.
+    """Rearrange the weights of ``model`` in place; names, shapes and values stay the same.
 
-    Queries, keys and values become views of one matrix. Writing one text at a time is bound by
-    reading every weight once per token: large matrices with more outputs than inputs are then laid
-    column by column (vectors as long as the output are added up). No memory is taken but that of
-    one matrix at a time. Not for a model in training.
+    The weights of queries, keys and values become views of one matrix. To generate a single text
+    is bound by reading every weight once per token: then large matrices with more outputs than
+    inputs are stored column by column, so that long vectors are added up. Only one matrix at a
+    time takes extra memory. Not for a model in training.
     """
     by_columns = texts == 1 and model.head_weight.device.type == "cpu"
     joined: set[nn.Module] = set()
@@ -27,14 +27,14 @@ def lay_out_for_decoding(model: GPT, texts: int) -> None:
             joined |= set(parts)
     if by_columns:
         matrices = [m for m in model.modules() if isinstance(m, nn.Linear) and m not in joined]
-        # Of an embedding one row is read at a time, unless it is the head as well.
+        # Only one row of an embedding is read per token, unless it is also the head.
         head = [model.embed.weight] if model.head is None else []
         for weight in [m.weight for m in matrices] + head:
             weight.data = _by_columns(weight)
 
 
 def _join(parts: list[Linear], by_columns: bool) -> tuple[Tensor, Tensor | None]:
-    """One weight and bias for all ``parts``, of which theirs become views."""
+    """One weight and bias; the weights and biases of ``parts`` become views of them."""
     sizes = [part.out_features for part in parts]
     weight = torch.cat([part.weight for part in parts])
     if by_columns:
@@ -50,6 +50,6 @@ def _join(parts: list[Linear], by_columns: bool) -> tuple[Tensor, Tensor | None]
 
 
 def _by_columns(matrix: Tensor) -> Tensor:
-    """The same matrix; where it is large and tall, each column in one piece."""
-    tall = matrix.shape[0] > matrix.shape[1] and matrix.numel() >= LARGE
-    return matrix.t().contiguous().t() if tall else matrix
+    """The same matrix; if it is large and tall, each column is contiguous."""
+    is_tall = matrix.shape[0] > matrix.shape[1] and matrix.numel() >= LARGE
+    return matrix.t().contiguous().t() if is_tall else matrix

@@ -1,4 +1,4 @@
-"""How much a text repeats itself, and what to do about it."""
+"""How much a text repeats itself, and which setting helps."""
 
 import re
 from collections.abc import Sequence
@@ -8,41 +8,36 @@ import numpy as np
 
 from llm.sampling.options import SamplingOptions
 
-LONGEST_PHRASE = 200  # characters of what may be said over and over
-TIMES = 3  # in a row, before it counts as a loop
-# Characters: a text with a longer loop is said to loop. Real text hardly ever has one; an exception
-# of Shakespeare's is "here, sir! here, sir! here, sir! here, sir!"
+LONGEST_PHRASE = 200  # characters
+TIMES = 3  # in a row make a loop
+# Characters. Longer loops hardly occur in real text; the longest in Shakespeare's plays is
+# "here, sir! here, sir! here, sir! here, sir!"
 LONG_LOOP = 40
 
 
 @dataclass(frozen=True)
 class Repeats:
-    """Scores of one text; shares are 0 to 1, and the first two are lower the more it repeats."""
+    """Scores of one text; shares are between 0 and 1."""
 
-    distinct_1: float  # different words in all words (Li et al. 2016, arXiv:1510.03055)
-    distinct_2: float  # the same of pairs of words
-    repeated_4: float  # share of runs of four words that came before (arXiv:1908.04319, seq-rep-4)
+    distinct_1: float  # different words / words (Li et al. 2016, arXiv:1510.03055)
+    distinct_2: float  # the same for pairs of words
+    repeated_4: float  # share of 4-grams of words that came before (seq-rep-4, arXiv:1908.04319)
     longest_loop: int  # characters in which one phrase follows itself, TIMES or more
-    phrase: str  # that phrase
+    phrase: str  # the phrase of that loop
 
     @property
     def loops(self) -> bool:
-        """Whether the text got stuck; spaces and rules of a layout are no phrase."""
+        """Whether the text got stuck; a loop of spaces or dashes is layout."""
         return self.longest_loop > LONG_LOOP and re.search(r"\w", self.phrase) is not None
 
     @property
     def scores(self) -> dict[str, float]:
         """The numbers by name."""
-        return {
-            "distinct_1": self.distinct_1,
-            "distinct_2": self.distinct_2,
-            "repeated_4": self.repeated_4,
-            "longest_loop": self.longest_loop,
-        }
+        return {name: value for name, value in vars(self).items() if name != "phrase"}
 
 
 def measure_repeats(text: str) -> Repeats:
-    """The scores of ``text``, which mean the same whatever its tokens are."""
+    """The scores of ``text``; they do not depend on the tokenizer."""
     words = re.findall(r"\w+|[^\w\s]", text.lower())
     start, length, period = longest_loop(text)
     return Repeats(
@@ -55,37 +50,37 @@ def measure_repeats(text: str) -> Repeats:
 
 
 def distinct(words: Sequence[str], n: int) -> float:
-    """Share of different ones among all runs of ``n`` words; 1 where there is no run."""
-    runs = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
-    return len(set(runs)) / len(runs) if runs else 1.0
+    """Share of different n-grams among all n-grams of ``words``; 1 if there are none."""
+    ngrams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+    return len(set(ngrams)) / len(ngrams) if ngrams else 1.0
 
 
 def longest_loop(text: str) -> tuple[int, int, int]:
-    """Start, length and period, in characters, of the longest stretch that repeats one phrase.
-
-    The phrase fits into it :data:`TIMES` or more; all are 0 where there is none.
+    """Start, length and period, in characters, of the longest stretch that repeats one phrase
+    at least :data:`TIMES`; all are 0 if there is none.
     """
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     best = (0, 0, 0)
     for period in range(1, min(LONGEST_PHRASE, len(codes) // TIMES) + 1):
+        # Runs of characters that equal the character one period earlier.
         differs = np.flatnonzero(codes[period:] != codes[:-period])
         edges = np.concatenate([[-1], differs, [len(codes) - period]])
-        same = np.diff(edges) - 1  # how many characters in a row are those of a period before
-        longest = int(same.argmax())
-        length = int(same[longest]) + period
+        runs = np.diff(edges) - 1
+        longest = int(runs.argmax())
+        length = int(runs[longest]) + period
         if length >= TIMES * period and length > best[1]:
             best = (int(edges[longest]) + 1, length, period)
     return best
 
 
 def remedy(options: SamplingOptions, words: bool) -> str:
-    """The setting to try first on a text that loops; ``words``: tokens are (parts of) words.
+    """The setting to try first on a text that loops; ``words``: tokens are words or parts of them.
 
-    docs/sampling.md shows what each does to a model that loops.
+    docs/sampling.md shows the effect of each setting.
     """
     if options.temperature < 0.7:
         return "temperature=0.8"
-    if words and options.frequency_penalty <= 0:  # of letters, it wears out the common ones
+    if words and options.frequency_penalty <= 0:  # of single letters it removes the common ones
         return "frequency_penalty=0.3"
     if not options.no_repeat_ngram:  # short runs of letters occur in any text
         return f"no_repeat_ngram={4 if words else 16}"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from llm.errors import require
 
-LARGEST_PENALTY = 1_000_000  # nats; float32, in which they are summed up, ends at 3e38
+LARGEST_PENALTY = 1_000_000  # nats; float32, in which they are added up, ends at 3e38
 
 
 @dataclass
@@ -12,7 +12,7 @@ class SamplingOptions:
     """How the next token is chosen, and when a text ends."""
 
     max_new_tokens: int = 500
-    temperature: float = 0.8  # 0: always the most likely one
+    temperature: float = 0.8  # 0: always the most likely token
     top_k: int | None = 200
     top_p: float | None = None
     min_p: float | None = None
@@ -23,30 +23,26 @@ class SamplingOptions:
 
     def check(self) -> None:
         """Raise :class:`llm.errors.Refused` naming the first value out of its range."""
-        require(
-            self.max_new_tokens >= 1, f"max_new_tokens={self.max_new_tokens} must be at least 1"
-        )
-        require(
-            0 <= self.temperature < float("inf"),
-            f"temperature={self.temperature} must be 0 or more",
-        )
-        require(
-            self.top_k is None or self.top_k >= 1, f"top_k={self.top_k} must be at least 1, or null"
-        )
-        for key in ("top_p", "min_p"):
-            share = getattr(self, key)
-            require(share is None or 0 < share <= 1, f"{key}={share} must be in (0, 1], or null")
-        require(
-            0 < self.repetition_penalty < float("inf"),
-            f"repetition_penalty={self.repetition_penalty} must be more than 0; 1 is none",
-        )
-        for key in ("frequency_penalty", "presence_penalty"):
-            value = getattr(self, key)
-            require(
-                abs(value) <= LARGEST_PENALTY,
-                f"{key}={value} must be a number of nats, at most {LARGEST_PENALTY:,}; 0: none",
-            )
-        require(
-            self.no_repeat_ngram >= 0,
-            f"no_repeat_ngram={self.no_repeat_ngram} must be 0 (off) or a number of tokens",
-        )
+        largest, infinity = LARGEST_PENALTY, float("inf")
+        bounds = {
+            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+            "temperature": (0 <= self.temperature < infinity, "0 or more"),
+            "top_k": (self.top_k is None or self.top_k >= 1, "at least 1, or null"),
+            "top_p": (self.top_p is None or 0 < self.top_p <= 1, "in (0, 1], or null"),
+            "min_p": (self.min_p is None or 0 < self.min_p <= 1, "in (0, 1], or null"),
+            "repetition_penalty": (
+                0 < self.repetition_penalty < infinity,
+                "more than 0; 1 turns it off",
+            ),
+            "frequency_penalty": (
+                abs(self.frequency_penalty) <= largest,
+                f"a number of nats, at most {largest:,}; 0 turns it off",
+            ),
+            "presence_penalty": (
+                abs(self.presence_penalty) <= largest,
+                f"a number of nats, at most {largest:,}; 0 turns it off",
+            ),
+            "no_repeat_ngram": (self.no_repeat_ngram >= 0, "0 (off) or a number of tokens"),
+        }
+        for key, (is_inside, range_) in bounds.items():
+            require(is_inside, f"{key}={getattr(self, key)} must be {range_}")

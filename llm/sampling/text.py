@@ -1,60 +1,67 @@
-"""From tokens to text that can be shown: whole characters, and nothing of a stop string."""
+"""From drawn tokens to text on the screen: whole characters, and nothing of a stop string."""
 
 import codecs
 from collections.abc import Sequence
 
 
-class StopStrings:
-    """Passes bytes on until one of ``stops`` appears in them, however they are cut into pieces."""
+class SampleText:
+    """The text of one sample, or with ``logprobs`` a line for each token with its log-probability.
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    Bytes that may begin one of ``stops`` wait until the next tokens decide.
+    """
+
+    def __init__(self, stops: Sequence[str] = (), logprobs: bool = False) -> None:
         self.stops = [stop.encode("utf-8") for stop in stops]
-        self.held = b""
-        self.found = False
-
-    def add(self, piece: bytes) -> bytes:
-        """What of the text so far can be passed on now: nothing that may begin a stop string."""
-        if self.found:
-            return b""
-        text = self.held + piece
-        places = [place for stop in self.stops if (place := text.find(stop)) >= 0]
-        self.found = bool(places)
-        kept = min(places) if places else len(text) - self._may_begin(text)
-        self.held = b"" if self.found else text[kept:]
-        return text[:kept]
-
-    def rest(self) -> bytes:
-        """What was held back, once the text has ended."""
-        rest, self.held = self.held, b""
-        return rest
-
-    def _may_begin(self, text: bytes) -> int:
-        """Length of the longest end of ``text`` with which a stop string begins."""
-        longest = min(len(text), max(map(len, self.stops), default=0))
-        ends = (n for n in range(longest, 0, -1) for stop in self.stops if stop[:n] == text[-n:])
-        return next(ends, 0)
-
-
-class TextStream:
-    """Text of a stream of token bytes, in pieces that end with a whole character."""
-
-    def __init__(self, stops: Sequence[str] = ()) -> None:
-        self.stops = StopStrings(stops)
+        self.logprobs = logprobs
         self.utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self.waiting: list[tuple[bytes, float | None]] = []
+        self.stopped = False  # whether a stop string has appeared
 
-    @property
-    def stopped(self) -> bool:
-        """Whether a stop string has appeared."""
-        return self.stops.found
+    def prompt(self, pieces: Sequence[bytes], scores: Sequence[float | None]) -> str:
+        """The text of a prompt; stop strings in it do not count."""
+        return "".join(map(self._show, pieces, scores))
 
-    def prompt(self, piece: bytes) -> str:
-        """Text that comes before: no stop string is looked for in it."""
-        return self.utf8.decode(piece)
-
-    def add(self, piece: bytes) -> str:
-        """The text that can be shown now."""
-        return self.utf8.decode(self.stops.add(piece))
+    def add(self, piece: bytes, score: float | None = None) -> str:
+        """The text that can be shown after one more token, whose UTF-8 bytes are ``piece``."""
+        if self.stopped:
+            return ""
+        self.waiting.append((piece, score))
+        text = b"".join(piece for piece, _ in self.waiting)
+        places = [place for stop in self.stops if (place := text.find(stop)) >= 0]
+        self.stopped = bool(places)
+        return self._release(min(places) if places else len(text) - self._undecided(text))
 
     def rest(self) -> str:
-        """What remains at the end; half a character becomes U+FFFD."""
-        return self.utf8.decode(self.stops.rest(), final=True)
+        """The rest, at the end; half a character becomes U+FFFD."""
+        text = "" if self.stopped else self._release(sum(len(piece) for piece, _ in self.waiting))
+        return text + self.utf8.decode(b"", final=True)
+
+    def _undecided(self, text: bytes) -> int:
+        """Length of the longest suffix of ``text`` that a stop string starts with."""
+        longest = min(len(text), max(map(len, self.stops), default=0))
+        for length in range(longest, 0, -1):
+            if any(stop.startswith(text[-length:]) for stop in self.stops):
+                return length
+        return 0
+
+    def _release(self, count: int) -> str:
+        """Show the first ``count`` of the bytes that wait."""
+        shown = ""
+        while self.waiting and len(self.waiting[0][0]) <= count:
+            piece, score = self.waiting.pop(0)
+            count -= len(piece)
+            shown += self._show(piece, score)
+        if count and (self.stopped or not self.logprobs):  # the beginning of a token
+            piece, score = self.waiting[0]
+            self.waiting[0] = (piece[count:], score)
+            shown += self._show(piece[:count], score)
+        return shown
+
+    def _show(self, piece: bytes, score: float | None) -> str:
+        if not self.logprobs:
+            return self.utf8.decode(piece)
+        try:
+            text = repr(piece.decode("utf-8"))
+        except UnicodeDecodeError:  # a part of a character
+            text = repr(piece)
+        return f"{'' if score is None else f'{score:.4f}':>10}  {text}\n"

@@ -17,8 +17,9 @@ from llm.evaluation.loss import evaluate
 from llm.functional.targets import IGNORED
 from llm.model.config import CHECKPOINTED
 from llm.model.gpt import GPT
-from llm.sampling.generate import SamplingOptions, generate
+from llm.sampling.generate import generate
 from llm.sampling.looping import measure_repeats
+from llm.sampling.options import SamplingOptions
 from llm.training.guard import Guard
 from llm.training.logger import Logger, Row
 from llm.training.optimizer import Optimizer

@@ -1,7 +1,6 @@
 """Prompts are read as they are, and samples printed as they come."""
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -12,9 +11,10 @@ import torch
 from llm.data.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
 from llm.errors import Refused
 from llm.experiment import samples
-from llm.experiment.samples import Sample, check_stops, print_samples, read_prompt
+from llm.experiment.samples import check_stops, print_samples, read_prompt
 from llm.model.gpt import GPT
-from llm.sampling.generate import SamplingOptions, generate
+from llm.sampling.generate import generate
+from llm.sampling.options import SamplingOptions
 
 BYTES = ByteTokenizer()
 OPTIONS = SamplingOptions(max_new_tokens=12, top_k=None)
@@ -59,20 +59,10 @@ def test_a_prompt_file_or_standard_input_loses_one_newline_at_its_end(tmp_path: 
 
 
 def test_a_prompt_without_an_end_or_from_a_closed_standard_input_is_refused() -> None:
-    with pytest.raises(Refused, match=r"prompt_file=/dev/zero holds more than 16 MiB"):
+    with pytest.raises(Refused, match=r"prompt_file=/dev/zero is larger than 16 MiB"):
         read_prompt(BYTES, "", "/dev/zero", 8)
     with patch("sys.stdin", None), pytest.raises(Refused, match="standard input is closed"):
         read_prompt(BYTES, "", "-", 8)
-
-
-def test_parts_of_a_character_are_shown_as_bytes_with_their_log_probabilities() -> None:
-    sample = Sample(BYTES, (), logprobs=True)
-    shown = "".join(sample.add(byte, -1.0) for byte in " 中".encode()) + sample.rest()
-    assert [line.split("  ")[-1] for line in shown.splitlines()] == [
-        "' '", r"b'\xe4'", r"b'\xb8'", r"b'\xad'",
-    ]  # fmt: skip
-    whole = Sample(CharTokenizer("中"), (), logprobs=True)
-    assert whole.add(0, -0.5) == "   -0.5000  '中'\n"
 
 
 def test_a_prompt_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -109,40 +99,6 @@ def test_a_sample_is_the_prompt_and_what_the_model_draws(
     assert show(model, "To be", capsys, stream=True) == f"To be{text}\n"
     assert show(model, "To be", capsys, echo=False) == f"{text}\n"
     assert "<|endoftext|>" not in show(model, "", capsys), "an empty prompt was not typed"
-
-
-def test_a_character_of_several_tokens_is_printed_whole(
-    model: GPT, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def draw(*_: Any) -> Iterator[list[tuple[int, float]]]:
-        yield from ([(byte, -1.0)] for byte in "é😀".encode() + b"\xe2\x82")
-
-    with patch.object(samples, "generate_batch", draw):
-        assert show(model, "ü", capsys, stream=True) == "üé😀\ufffd\n"
-
-
-def test_lines_of_log_probabilities_end_where_a_stop_string_begins_inside_a_token(
-    model: GPT, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = [b"so ", b"E", b"", b"asy", b" thE", b"ND it"]
-
-    class Words(ByteTokenizer):
-        def token_bytes(self, token: int) -> bytes:
-            return words[token]
-
-    def draw(*_: Any) -> Iterator[list[tuple[int, float]]]:
-        yield from ([(number, -float(number))] for number in range(len(words)))
-
-    with patch.object(samples, "generate_batch", draw):
-        how: dict[str, Any] = {"stream": True, "echo": False, "stop": ["END"]}
-        print_samples(model, Words(), [0], OPTIONS, [5], logprobs=True, **how)
-        lines = capsys.readouterr().out.splitlines()
-        print_samples(model, Words(), [0], OPTIONS, [5], logprobs=False, **how)
-    assert [line.split(maxsplit=1) for line in lines] == [
-        ["-0.0000", "'so '"], ["-1.0000", "'E'"], ["-2.0000", "''"], ["-3.0000", "'asy'"],
-        ["-4.0000", "' th'"],
-    ]  # fmt: skip
-    assert capsys.readouterr().out == "so Easy th\n"
 
 
 def test_samples_are_the_same_together_and_one_by_one(

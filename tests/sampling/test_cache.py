@@ -9,8 +9,9 @@ import torch
 from llm.model.gpt import GPT
 from llm.sampling import layout
 from llm.sampling.cache import KVCache, Uncached, slide
-from llm.sampling.generate import SamplingOptions, generate, generate_batch, verify_cache
+from llm.sampling.generate import generate, generate_batch
 from llm.sampling.layout import lay_out_for_decoding
+from llm.sampling.options import SamplingOptions
 from tests.model.test_reference import GPT2_STYLE, as_gpt2, filled, randomised
 
 SHAPE: dict[str, Any] = {
@@ -161,20 +162,3 @@ def test_a_full_window_keeps_its_newest_half() -> None:
     dropped = [slide(seen, token, 6) for token in range(8)]
     assert dropped == [False] * 6 + [True, False]
     assert seen == [4, 5, 6, 7]
-
-
-def test_verification_says_what_it_compared_and_where_a_wrong_cache_differs(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    model = made({})
-    found = verify_cache(model, [3], DRAWN, 0, 61)
-    assert (found.tokens, found.different) == (LENGTH, None)
-    assert 0 <= found.largest_difference < 1e-4
-
-    step = KVCache.step
-    monkeypatch.setattr(
-        KVCache, "step", lambda self, new, at, masked: step(self, new, (at - 1).clamp(0), masked)
-    )
-    found = verify_cache(model, [3], DRAWN, 0, 61)
-    assert found.different is not None
-    assert found.largest_difference > 1e-2

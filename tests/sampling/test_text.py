@@ -6,23 +6,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm.sampling.text import TextStream
+from llm.sampling.text import SampleText
 
 few = settings(max_examples=150, deadline=None)
 ALPHABET = st.text("abé😀 ", max_size=30)
+CUTS = st.lists(st.integers(0, 200))
 
 
 def shown(text: bytes, cuts: list[int], stops: list[str]) -> tuple[list[str], bool]:
-    stream, edges = (
-        TextStream(stops),
-        sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)}),
-    )
-    pieces = [stream.add(text[a:b]) for a, b in pairwise(edges)]
-    return [*pieces, stream.rest()], stream.stopped
+    sample = SampleText(stops)
+    edges = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
+    pieces = [sample.add(text[a:b]) for a, b in pairwise(edges)]
+    return [*pieces, sample.rest()], sample.stopped
 
 
 @few
-@given(text=ALPHABET, cuts=st.lists(st.integers(0, 200)))
+@given(text=ALPHABET, cuts=CUTS)
 def test_pieces_are_whole_characters_and_together_the_text(text: str, cuts: list[int]) -> None:
     pieces, stopped = shown(text.encode(), cuts, [])
     assert "".join(pieces) == text
@@ -31,11 +30,7 @@ def test_pieces_are_whole_characters_and_together_the_text(text: str, cuts: list
 
 
 @few
-@given(
-    text=ALPHABET,
-    cuts=st.lists(st.integers(0, 200)),
-    stop=st.text("abé😀 ", min_size=1, max_size=4),
-)
+@given(text=ALPHABET, cuts=CUTS, stop=st.text("abé😀 ", min_size=1, max_size=4))
 def test_a_stop_string_and_what_follows_is_never_shown(
     text: str, cuts: list[int], stop: str
 ) -> None:
@@ -44,23 +39,43 @@ def test_a_stop_string_and_what_follows_is_never_shown(
     assert stopped == (stop in text)
 
 
-def test_what_may_begin_a_stop_string_is_held_back_and_no_longer() -> None:
-    stream = TextStream(["END", "\n\n"])
-    assert [stream.add(piece) for piece in (b"a", b"E", b"N", b"x\n", b"b", b"E", b"ND", b"c")] == [
+def test_a_possible_beginning_of_a_stop_string_waits_and_no_longer() -> None:
+    sample = SampleText(["END", "\n\n"])
+    assert [sample.add(piece) for piece in (b"a", b"E", b"N", b"x\n", b"b", b"E", b"ND", b"c")] == [
         "a", "", "", "ENx", "\nb", "", "", "",
     ]  # fmt: skip
-    assert stream.stopped
-    assert stream.rest() == ""
+    assert sample.stopped
+    assert sample.rest() == ""
 
 
-def test_half_a_character_at_the_end_is_said_to_be_one() -> None:
-    stream = TextStream()
-    assert [stream.add("é".encode() + b"\xe2\x82"), stream.rest()] == ["é", "\ufffd"]
+def test_half_a_character_at_the_end_becomes_a_replacement_character() -> None:
+    sample = SampleText()
+    assert [sample.add("é".encode() + b"\xe2\x82"), sample.rest()] == ["é", "\ufffd"]
 
 
 @pytest.mark.parametrize("prompt", ["END", "x E"])
 def test_a_prompt_is_no_reason_to_stop(prompt: str) -> None:
-    stream = TextStream(["END"])
-    assert stream.prompt(prompt.encode()) == prompt
-    assert stream.add(b"ND") == "ND"
-    assert not stream.stopped
+    sample = SampleText(["END"])
+    assert sample.prompt([prompt.encode()], [None]) == prompt
+    assert sample.add(b"ND") == "ND"
+    assert not sample.stopped
+
+
+def test_a_line_for_each_token_shows_parts_of_a_character_as_bytes() -> None:
+    sample = SampleText(logprobs=True)
+    lines = sample.prompt([b"a"], [None])
+    lines += "".join(sample.add(bytes([byte]), -1.5) for byte in " 中".encode()) + sample.rest()
+    assert lines.splitlines() == [
+        "            'a'", "   -1.5000  ' '", r"   -1.5000  b'\xe4'", r"   -1.5000  b'\xb8'",
+        r"   -1.5000  b'\xad'",
+    ]  # fmt: skip
+    assert SampleText(logprobs=True).add("中".encode(), -0.5) == "   -0.5000  '中'\n"
+
+
+def test_lines_end_where_a_stop_string_begins_inside_a_token() -> None:
+    sample = SampleText(["END"], logprobs=True)
+    words = [b"so ", b"E", b"", b"asy", b" thE", b"ND it", b"x"]
+    lines = "".join(sample.add(word, -1.0) for word in words) + sample.rest()
+    assert [line.split("  ")[-1] for line in lines.splitlines()] == [
+        "'so '", "'E'", "''", "'asy'", "' th'",
+    ]  # fmt: skip

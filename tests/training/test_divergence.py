@@ -16,7 +16,7 @@ from llm.errors import Diverged, Interrupted
 from llm.experiment.console import TrainingScreen
 from llm.experiment.loggers import RunLogger
 from llm.experiment.rundir import recording
-from llm.sampling.generate import SamplingOptions
+from llm.sampling.options import SamplingOptions
 from llm.training.schedule import Constant
 from llm.training.state import training_tensors
 from tests.command_line import rows

@@ -10,7 +10,7 @@ import torch
 
 from llm.checkpoint.checkpoint import Checkpoint
 from llm.errors import Interrupted
-from llm.sampling.generate import SamplingOptions
+from llm.sampling.options import SamplingOptions
 from llm.training.logger import Row
 from tests.training.conftest import HandBuilt, MakeTrainer, assert_same_bits, copied
 

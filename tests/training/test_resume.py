@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from llm.checkpoint.checkpoint import Checkpoint
 from llm.checkpoint.folder import newest_valid
 from llm.errors import Interrupted, Refused
-from llm.sampling.generate import SamplingOptions
+from llm.sampling.options import SamplingOptions
 from llm.training.optimizer import adamw, muon
 from llm.training.schedule import WSD
 from llm.training.state import Progress, training_tensors

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llm.sampling.generate import SamplingOptions
+from llm.sampling.options import SamplingOptions
 from tests.conftest import needs_linux
 from tests.training.conftest import MakeTrainer
 

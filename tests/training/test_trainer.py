@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from llm.data.batches import Batch
 from llm.functional.targets import IGNORED
 from llm.model.gpt import GPT
-from llm.sampling.generate import SamplingOptions
 from llm.sampling.looping import measure_repeats
+from llm.sampling.options import SamplingOptions
 from llm.training import throughput
 from llm.training.adapted import adapted
 from llm.training.schedule import Constant

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks.held import trained
-from benchmarks.memory import ALL_LEVERS
-from benchmarks.rows import Row, alternate, row
+from benchmarks.rows import ALL_LEVERS, Row, alternate, row
 from llm.device import tune_allocator
 from llm.memory.fit import FEW_TOKENS, fit, levers
 from llm.memory.predict import Setup, predict

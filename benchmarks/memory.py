@@ -28,16 +28,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rows import Parser, Row, alternate, clone_of_nanogpt, report, row
+from benchmarks.rows import ALL_LEVERS, Parser, Row, alternate, clone_of_nanogpt, report, row
 
 # The process that starts the others must stay small: on Linux a child's peak starts at its
 # parent's, so nothing imports torch before `measure`, and what both sides need is imported there.
 
 BATCH_SIZE, BLOCK_SIZE, VOCAB_SIZE, STEPS = 12, 128, 50_257, 4
-ALL_LEVERS = [
-    "precision=bf16_weights", "optimizer.state_bits=8", "trainer.step_in_backward=true",
-    "trainer.activation_checkpointing=full", "model.loss=chunked",
-]  # fmt: skip
 # In the order of measuring: those that look at new processes, then those that make tensors here.
 IDS = [
     "step_memory", "step_memory_all_levers", "rss", "compile_headroom", "oom_deaths", "plan",
@@ -108,7 +104,6 @@ def build_nanogpt(clone: Path) -> Callable[[Any], None]:
 
 def measure(which: str, clone: Path, overrides: list[str]) -> dict[str, float]:
     """Peak bytes above the start and tokens/s of some training steps, in this process."""
-    import llm.config.settings
     import torch
     import torch._dynamo  # nanoGPT's optimizer imports it
 

@@ -15,6 +15,10 @@ from typing import NoReturn, TypeVar
 
 Pair = tuple[float, float]  # ours, the other's
 T = TypeVar("T")
+ALL_LEVERS = [  # every setting that saves memory, for run_train.py
+    "precision=bf16_weights", "optimizer.state_bits=8", "trainer.step_in_backward=true",
+    "trainer.activation_checkpointing=full", "model.loss=chunked",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

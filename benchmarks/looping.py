@@ -10,7 +10,6 @@ loop, ``other`` that of the first setting, and ``ratio`` the mean of distinct-2.
 
 import argparse
 import statistics
-from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from llm.data.dataset import Dataset
 from llm.data.tokenizer import Tokenizer
 from llm.errors import Refused, require
 from llm.model.gpt import GPT
+from llm.options import from_plain
 from llm.sampling.cache import KVCache
 from llm.sampling.generate import generate_batch
 from llm.sampling.looping import Repeats, measure_repeats
@@ -51,15 +51,7 @@ def options(typed: list[str]) -> SamplingOptions:
     values = {
         key: yaml.safe_load(value) for key, _, value in (word.partition("=") for word in typed)
     }
-    known = {field.name for field in fields(SamplingOptions)}
-    if unknown := set(values) - known:
-        raise Refused(f"{', '.join(unknown)} is unknown: take from {', '.join(sorted(known))}")
-    chosen = replace(SamplingOptions(max_new_tokens=NEW_TOKENS), **values)
-    try:
-        chosen.check()
-    except TypeError:
-        raise Refused(f"{' '.join(typed)} is not made of key=number") from None
-    return chosen
+    return from_plain(SamplingOptions, {"max_new_tokens": NEW_TOKENS} | values, "")
 
 
 def show(name: str, found: list[Repeats]) -> None:

@@ -13,7 +13,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 from llm.memory.lora import LoRA
 from llm.memory.predict import Setup
-from llm.model.config import CHECKPOINTED, CHOICES, GPTConfig
+from llm.model.config import CHECKPOINTED, LOSSES, MLPS, NORMS, POSITIONS, GPTConfig
 from llm.model.gpt import GPT
 from llm.model.layers import Linear
 from llm.sampling.generate import generate
@@ -34,12 +34,12 @@ MODEL = {
     "n_kv_head": (None, None, 1, 2),
     "dropout": (0.0, 0.0, 0.1),
     "bias": (False, True),
-    "norm": CHOICES["norm"],
-    "mlp": CHOICES["mlp"],
-    "position": CHOICES["position"],
+    "norm": NORMS,
+    "mlp": MLPS,
+    "position": POSITIONS,
     "qk_norm": (False, True),
     "tie_embeddings": (True, False),
-    "loss": CHOICES["loss"],
+    "loss": LOSSES,
     "residual_scalars": (False, False, True),
     "smear": (0, 0, 3),
 }

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from llm.config.compose import read_settings
 from llm.model.gpt import GPT
+from llm.options import validate
 from llm.settings.build import build
 from llm.settings.schema import NO_KEY, SETTINGS, PrepareSettings, SampleSettings, TrainSettings
 from llm.training.options import TrainerOptions
@@ -109,7 +110,7 @@ def test_every_schedule_is_built_and_stays_between_nothing_and_the_full_rate(nam
 def test_every_trainer_is_a_set_of_valid_options(name: str) -> None:
     section = dataclasses.asdict(settings_of(f"trainer={name}").trainer)
     assert section.pop("_target_") == "llm.training.trainer.Trainer"
-    TrainerOptions(**section).check()
+    validate(TrainerOptions(**section))
 
 
 @pytest.mark.parametrize("name", options("precision"))
@@ -136,7 +137,7 @@ def test_every_dataset_is_called_as_its_file_and_declares_its_vocabulary(name: s
 @pytest.mark.parametrize("name", options("experiment"))
 def test_every_experiment_composes_to_settings_that_work_together(name: str) -> None:
     settings = settings_of(f"experiment={name}")
-    settings.check()
+    validate(settings)
     wanted = keys(CONF / f"experiment/{name}.yaml")
     for section in wanted.keys() - {"defaults"}:
         for key, value in wanted[section].items():
@@ -156,7 +157,7 @@ def test_every_job_of_every_sweep_works(name: str) -> None:
     for job in product(
         *([f"{o.key_or_group}={v}" for v in o.sweep_string_iterator()] for o in swept)
     ):
-        settings_of(f"sweep={name}", *job).check()
+        validate(settings_of(f"sweep={name}", *job))
 
 
 def test_a_bare_command_trains_the_small_model_on_characters() -> None:

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"errors"},
     {"units"},
-    {"device", "disk", "sealed", "signals", "terminal", "commands", "version"},
+    {"device", "disk", "options", "sealed", "signals", "terminal", "commands", "version"},
     {"start"},
     {"functional"},
     {"model", "data"},

@@ -277,11 +277,11 @@ def test_where_auto_runs_out_after_all_it_tries_once_more_with_half(tmp_path: Pa
             ["memory.reserve_mib=5000", "memory.fit=check"],
             "memory.budget_gib=4 leaves nothing beside the reserve of 5000 MiB",
         ),
-        (["memory.reserve_mib=-1"], "memory.reserve_mib=-1 must be 0 or more"),
-        (["memory.fit=maybe"], "memory.fit=maybe is unknown: take one of off, check, auto"),
+        (["memory.reserve_mib=-1"], "memory.reserve_mib=-1 must be at least 0"),
+        (["memory.fit=maybe"], "memory.fit=maybe must be one of off, check, auto"),
         (["trainer.step_in_backward=true", "trainer.micro_batch_size=2"], "step_in_backward=true"),
         (["trainer.step_in_backward=true", "trainer.compile=true"], "trainer.compile=true"),
-        (["optimizer.state_bits=4"], "optimizer.state_bits=4 is unknown: take 8 or 32"),
+        (["optimizer.state_bits=4"], "optimizer.state_bits=4 must be one of 8, 32"),
     ],
 )
 @pytest.mark.parametrize("command", ["train", "plan"])

@@ -81,13 +81,13 @@ def test_the_largest_numbers_that_are_accepted_are_read_again(tmp_path: Path) ->
 
 
 MISTAKES = [
-    ("train", ["trainer.batch_size=1000000000000"], ["is more than 1048576"]),
+    ("train", ["trainer.batch_size=1000000000000"], ["at most 1048576"]),
     ("train", ["trainer.max_steps=" + "9" * 5000], ["trainer.max_steps holds a number of more"]),
     ("train", ["trainer.compile=7"], ["trainer.compile=7", "must be true or false"]),
     ("train", ["model.bias=-1"], ["model.bias=-1", "must be true or false"]),
     ("train", ["-m", "model.bias=2,3"], ["model.bias=2", "must be true or false"]),
     ("train", ["logger.tags=[" + ",".join("a" * 101) + "]"], ["has 101 tags"]),
-    ("sample", ["ckpt=x", "num_samples=1000000000000"], ["is more than 65536"]),
+    ("sample", ["ckpt=x", "num_samples=1000000000000"], ["at most 65536"]),
     ("sample", ["ckpt=x", "frequency_penalty=1e300"], ["frequency_penalty=1e+300"]),
     ("sample", ["ckpt=x", "stream=7"], ["stream=7", "must be true or false"]),
 ]  # fmt: skip

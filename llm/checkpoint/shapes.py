@@ -3,17 +3,14 @@
 Built on torch's meta device the network would tell the same, but import a compiler for it.
 """
 
-from dataclasses import fields
 from pathlib import Path
-from typing import get_args
 
 from llm.errors import require
 from llm.model.config import GPTConfig
+from llm.options import from_plain
 from llm.sealed import Plain
 
 Shapes = dict[str, tuple[int, ...]]
-# Options that came after the first checkpoints; where missing, their defaults change nothing.
-LATER = {"loss", "intermediate_size", "residual_scalars", "smear"}
 
 
 def weight_shapes(config: GPTConfig) -> Shapes:
@@ -69,15 +66,6 @@ def read_shape(saved: Plain, where: Path) -> GPTConfig:
     """The options of a network in the manifest ``where``, resolved; :class:`llm.errors.Refused` for
     options that no network can have.
     """
-    types = {field.name: field.type for field in fields(GPTConfig)}
-    require(
-        set(types) - LATER <= set(saved) <= set(types),
-        f"{where}: model has other keys than {', '.join(types)}",
-    )
-    for key, value in saved.items():
-        allowed = get_args(types[key]) or (types[key],)
-        right = type(value) in allowed or (float in allowed and type(value) is int)
-        require(right, f"{where}: model.{key}={value!r} has the wrong type")
-    config = GPTConfig(**saved).resolve()
+    config = from_plain(GPTConfig, saved, f"{where}: model.").resolve()
     require(config.vocab_size, f"{where}: model.vocab_size is missing")
     return config

@@ -14,6 +14,7 @@ import llm.config.store  # noqa: F401  (registers the schemas that conf/*.yaml s
 from llm.config.folders import use_folders
 from llm.config.verbatim import BREAK, guard, guard_all, refuse_calls, unguard_all
 from llm.errors import Refused, require
+from llm.options import validate
 from llm.settings.keys import meant
 from llm.settings.origin import shape_of_origin
 from llm.settings.own import GROUPS, OPTION, own_section
@@ -68,7 +69,7 @@ def read_settings(cfg: DictConfig, kind: type[Settings]) -> Settings:
         shaped = shape_of_origin(settings, settings.typed)
         settings.model = replace(settings.model, **shaped)
         settings.model.settle()
-    settings.check()
+    validate(settings)
     return settings
 
 

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from llm.config.compose import read_settings
 from llm.config.mistakes import one_line
 from llm.errors import Refused, require
+from llm.options import validate
 from llm.planning.points import Point, label
 from llm.settings.schema import TrainSettings
 from llm.settings.values import leaves
@@ -146,7 +147,7 @@ class Family(Generic[S]):
             except OmegaConfBaseException:
                 return None
         settings.model.settle()
-        settings.check()
+        validate(settings)
         return settings
 
     def is_single_value(self, override: Override) -> bool:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from llm.disk import check_name, check_path
 from llm.errors import require
+from llm.options import option
 
 TOKENIZERS = ("gpt2", "char", "byte")
 KNOWN_SIZES = {
@@ -27,30 +28,19 @@ class DataConfig:
     """What is needed to prepare and read a dataset."""
 
     name: str = "shakespeare_char"  # folder below dir
-    corpus: str = "shakespeare"
+    corpus: str = option("shakespeare", one_of=CORPORA)
     dir: str = "data"
     path: str | None = None  # the text, for corpora that are not built in
-    tokenizer: str = "char"
-    vocab_size: int | None = None  # None: what the tokenizer says
-    val_fraction: float | None = None  # None: the documents that the corpus holds out
+    tokenizer: str = option("char", one_of=TOKENIZERS)
+    vocab_size: int | None = option(None, at_least=1)  # None: what the tokenizer says
+    # None: the documents that the corpus holds out
+    val_fraction: float | None = option(None, more_than=0, less_than=1)
     allow_special: bool = False  # whether <|endoftext|> in a text is one id or 13 characters
     overwrite: bool = False  # replace a folder that was prepared from something else
 
-    def check(self) -> None:
-        """Raise :class:`llm.errors.Refused` naming the first value that cannot be used."""
-        for key, value, known in (
-            ("corpus", self.corpus, CORPORA),
-            ("tokenizer", self.tokenizer, TOKENIZERS),
-        ):
-            require(
-                value in known, f"data.{key}={value} is unknown: take one of {', '.join(known)}"
-            )
-        fraction = self.val_fraction
-        require(
-            fraction is None or 0 < fraction < 1,
-            f"data.val_fraction={fraction} must be between 0 and 1",
-        )
-        if fraction is None:
+    def cross_check(self) -> None:
+        """Raise :class:`llm.errors.Refused` for values that cannot be used, or not together."""
+        if self.val_fraction is None:
             require(
                 self.corpus == "shakespeare",
                 f"data.val_fraction must be a number for {self.corpus}",

@@ -30,6 +30,7 @@ from llm.data.tokenizer import build_tokenizer
 from llm.data.writing import TokenWriter, after_mark, whole_marks
 from llm.disk import sync_folder
 from llm.errors import DiskError, Refused, as_stop, require
+from llm.options import validate
 
 Progress = Callable[[int, int], None]  # called with (bytes done, bytes in all)
 
@@ -41,7 +42,7 @@ def prepare(config: DataConfig, on_progress: Progress = lambda done, total: None
     for text that cannot be used, and for a folder that was prepared from something else; nothing is
     left behind then.
     """
-    config.check()
+    validate(config, "data.")
     made_from = _made_from(config)
     folder, created = folder_of(config, made_from), list[Path]()
     try:

@@ -6,10 +6,8 @@ from itertools import product
 
 from llm.functional.sizes import LARGE_VOCABULARY
 from llm.memory.predict import Lines, Prediction, Setup, predict
-from llm.model.config import LARGEST
-
-# Keys whose largest fitting value can be asked for: memory.largest=...
-SIZES = ("n_layer", "n_embed", "block_size", "trainer.micro_batch_size")
+from llm.model.config import GPTConfig
+from llm.options import bounds_of
 
 # What the levers cost: time per token against the same step without, measured on a CPU by
 # python -m benchmarks.memory --only levers,few_tokens.
@@ -179,7 +177,8 @@ def largest(
         sizes = sizes[:1] if setup.step_in_backward else sizes  # which wants the batch whole
         return next((size for size in sizes if fits(size)), None)
     first, step = _sizes(setup, key)
-    count = bisected(lambda n: fits(first + (n - 1) * step), (LARGEST[key] - first) // step + 1)
+    most = int(bounds_of(GPTConfig, key).at_most or 0)
+    count = bisected(lambda n: fits(first + (n - 1) * step), (most - first) // step + 1)
     return first + (count - 1) * step if count else None
 
 
@@ -191,7 +190,7 @@ def following(setup: Setup, key: str, size: int | None) -> int | None:
         return next((n for n in larger if setup.batch_size % n == 0), None)
     first, step = _sizes(setup, key)
     number = first if size is None else size + step
-    return number if number <= LARGEST[key] else None
+    return number if bounds_of(GPTConfig, key).allow(number) else None
 
 
 def bisected(fits: Callable[[int], bool], most: int) -> int:

@@ -20,16 +20,6 @@ class LoRA:
     rank: int
     targets: tuple[str, ...] = TARGETS
 
-    def check(self) -> None:
-        """Raise :class:`llm.errors.Refused` naming the first value that makes no sense."""
-        rank, known = self.rank, ", ".join(TARGETS)
-        require(1 <= rank <= 1024, f"finetune.rank={rank} must be between 1 and 1024")
-        require(self.targets, f"finetune.targets is empty: take some of {known}")
-        for target in self.targets:
-            require(
-                target in TARGETS, f"finetune.targets={target} is unknown: take some of {known}"
-            )
-
     def check_with(self, config: GPTConfig) -> None:
         """Raise :class:`llm.errors.Refused` where nothing of the network would be trained."""
         names = ", ".join(self.targets)

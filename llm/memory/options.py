@@ -4,9 +4,12 @@ import importlib.util
 from dataclasses import dataclass
 
 from llm.errors import require
+from llm.options import option
 
 ASSUMED_RESERVE_MIB = 600  # of a CUDA context and its workspaces, where there is no GPU to ask
 FITS = ("off", "check", "auto")
+# Keys whose largest fitting value can be asked for: memory.largest=...
+SIZES = ("n_layer", "n_embed", "block_size", "trainer.micro_batch_size")
 EIGHT_BIT_NEEDS = (
     "optimizer.state_bits=8 needs bitsandbytes: pip install -c constraints.txt bitsandbytes"
 )
@@ -21,9 +24,10 @@ def has_eight_bit() -> bool:
 class MemoryOptions:
     """``memory/``"""
 
-    budget_gib: float = 4.0  # GiB for everything
-    reserve_mib: int | None = None  # of it for what is no tensor; None: measured, or 600 assumed
-    fit: str = "off"
+    budget_gib: float = option(4.0, more_than=0, less_than=2**20)  # GiB for everything
+    # MiB of it for everything but tensors; None: measured, or 600 assumed
+    reserve_mib: int | None = option(None, at_least=0, less_than=2**30)
+    fit: str = option("off", one_of=FITS)
     enforce: bool | None = None  # end a run that takes more; None: on a GPU, unless fit is off
 
     @property
@@ -52,15 +56,10 @@ class MemoryOptions:
         mib = ASSUMED_RESERVE_MIB if self.reserve_mib is None else self.reserve_mib
         return mib * 2**20
 
-    def check(self) -> None:
-        """Raise :class:`llm.errors.Refused` naming the first value that makes no sense."""
-        budget, reserve = self.budget_gib, self.reserve_mib
-        require(0 < budget < 2**20, f"memory.budget_gib={budget} must be more than 0 and finite")
-        require(reserve is None or reserve >= 0, f"memory.reserve_mib={reserve} must be 0 or more")
-        if self.matters and reserve is not None:
-            self.check_reserve(reserve * 2**20, self.budget)
-        known = ", ".join(FITS)
-        require(self.fit in FITS, f"memory.fit={self.fit} is unknown: take one of {known}")
+    def cross_check(self) -> None:
+        """Raise :class:`llm.errors.Refused` where the reserve leaves nothing of the budget."""
+        if self.matters and self.reserve_mib is not None:
+            self.check_reserve(self.reserve_mib * 2**20, self.budget)
 
     def limit(self, budget: int) -> str:
         """What sets the ``budget`` (bytes) of a run: the key, or a GPU that has less."""

@@ -3,44 +3,47 @@
 from dataclasses import dataclass, replace
 
 from llm.errors import require
+from llm.options import option, validate
 
-CHOICES = {
-    "norm": ("rmsnorm", "layernorm"),
-    "mlp": ("swiglu", "relu2", "gelu", "gelu_exact"),
-    "position": ("rotary", "learned"),
-    "loss": ("auto", "full", "chunked"),
-}
+NORMS = ("rmsnorm", "layernorm")
+MLPS = ("swiglu", "relu2", "gelu", "gelu_exact")
+POSITIONS = ("rotary", "learned")
+LOSSES = ("auto", "full", "chunked")
 # trainer.activation_checkpointing -> GPT.checkpoint_every
 CHECKPOINTED = {"none": 0, "full": 1, "every_2": 2}
-# Bounds that no model for one card comes near: a hostile or mistyped value must not allocate.
-LARGEST = {
-    "n_layer": 512, "n_embed": 16_384, "n_head": 16_384, "head_size": 16_384, "n_kv_head": 16_384,
-    "intermediate_size": 65_536, "block_size": 1_048_576, "vocab_size": 1_048_576,
-}  # fmt: skip
 
 
 @dataclass
 class GPTConfig:
-    """What :class:`llm.model.gpt.GPT` is built from; :meth:`resolve` fills in each ``None``."""
+    """What :class:`llm.model.gpt.GPT` is built from; :meth:`resolve` fills in each ``None``.
 
-    n_layer: int = 4
-    n_embed: int = 128
-    n_head: int | None = None  # None: n_embed / head_size, so that n_embed can be swept
-    head_size: int | None = 32  # None: n_embed / n_head
-    n_kv_head: int | None = None  # None: n_head; fewer is grouped-query attention
-    intermediate_size: int | None = None  # None: as :meth:`default_intermediate_size` says
-    block_size: int = 128
-    vocab_size: int | None = None  # None: the data's
-    dropout: float = 0.0
+    The upper bounds are beyond any model for one card: a mistyped or hostile value must not make
+    the program allocate.
+    """
+
+    n_layer: int = option(4, at_least=1, at_most=512)
+    n_embed: int = option(128, at_least=1, at_most=16_384)
+    # None: n_embed / head_size, so that n_embed can be swept
+    n_head: int | None = option(None, at_least=1, at_most=16_384)
+    head_size: int | None = option(32, at_least=1, at_most=16_384)  # None: n_embed / n_head
+    # None: n_head; fewer is grouped-query attention
+    n_kv_head: int | None = option(None, at_least=1, at_most=16_384)
+    # None: as :meth:`default_intermediate_size` says
+    intermediate_size: int | None = option(None, at_least=1, at_most=65_536)
+    block_size: int = option(128, at_least=1, at_most=2**20)
+    vocab_size: int | None = option(None, at_least=1, at_most=2**20)  # None: the data's
+    dropout: float = option(0.0, at_least=0, less_than=1)
     bias: bool = False
-    norm: str = "rmsnorm"
-    mlp: str = "swiglu"
-    position: str = "rotary"
+    norm: str = option("rmsnorm", one_of=NORMS)
+    mlp: str = option("swiglu", one_of=MLPS)
+    position: str = option("rotary", one_of=POSITIONS)
     qk_norm: bool = False
     tie_embeddings: bool = True
-    loss: str = "auto"  # the same value, with or without the logits of all tokens at once
+    # the same value, with or without the logits of all tokens at once
+    loss: str = option("auto", one_of=LOSSES)
     residual_scalars: bool = False
-    smear: int = 0  # previous tokens whose embeddings are mixed into each position's
+    # previous tokens whose embeddings are mixed into each position's
+    smear: int = option(0, at_least=0, at_most=64)
 
     def resolve(self, vocab_size: int | None = None) -> "GPTConfig":
         """The same shape with every ``None`` replaced by its number.
@@ -48,7 +51,7 @@ class GPTConfig:
         ``vocab_size`` (tokens) stands in for a missing ``vocab_size`` and may itself be unknown
         yet. Raises :class:`llm.errors.Refused` where the numbers do not fit together.
         """
-        self.check()
+        validate(self, "model.")
         n_head, head_size = self.n_head, self.head_size
         require(
             n_head or head_size, "model.n_head and model.head_size are both null: give one of them"
@@ -60,24 +63,16 @@ class GPTConfig:
             intermediate_size=self.intermediate_size or self.default_intermediate_size(),
             vocab_size=self.vocab_size or vocab_size,
         )  # fmt: skip
-        full.check()
+        validate(full, "model.")
         return full
 
-    def check(self) -> None:
-        """Raise :class:`llm.errors.Refused` naming the first key whose value cannot be built."""
-        for key, most in LARGEST.items():
-            value = getattr(self, key)
-            require(value is None or value >= 1, f"model.{key}={value} must be at least 1")
-            require(value is None or value <= most, f"model.{key}={value} is more than {most}")
-        for key, known in CHOICES.items():
-            value, names = getattr(self, key), ", ".join(known)
-            require(value in known, f"model.{key}={value} is unknown: take one of {names}")
+    def cross_check(self) -> None:
+        """Raise :class:`llm.errors.Refused` for values that do not go together."""
         smear, block_size = self.smear, self.block_size
         require(
-            0 <= smear < min(max(2, block_size), 65),
-            f"model.smear={smear} must be at least 0, less than block_size={block_size} and 65",
+            smear < max(2, block_size),
+            f"model.smear={smear} must be less than model.block_size={block_size}",
         )
-        require(0 <= self.dropout < 1, f"model.dropout={self.dropout} must be in [0, 1)")
         if self.n_head and self.n_kv_head:
             require(
                 self.n_head % self.n_kv_head == 0,

@@ -15,6 +15,7 @@ from llm.memory.fit import Fitted, cheapest_changes, fit
 from llm.memory.fit import changes as changed
 from llm.memory.options import EIGHT_BIT_NEEDS, MemoryOptions, has_eight_bit
 from llm.memory.predict import Lines, Prediction, Setup, predict
+from llm.options import validate
 from llm.planning.probe import try_all
 from llm.planning.setup import apply, measured, reserve_of, setup_of, vocabulary
 from llm.sealed import Plain
@@ -206,5 +207,5 @@ def _as_begun(settings: TrainSettings, folder: Path) -> TrainSettings:
             continue  # for another batch size, which will be refused
         own = replace(getattr(settings, section), **{key: found})
         settings = replace(settings, **{section: own})
-    settings.check()  # the file may be anybody's
+    validate(settings)  # the file may be anybody's
     return settings

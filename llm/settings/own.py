@@ -13,7 +13,7 @@ from llm.errors import require
 NOT_BUILT = "not an argument"  # in the metadata of a field that is a setting and nothing else
 GROUPS = ("optimizer", "schedule", "logger")  # whose options may be the user's own
 TARGET, OPTION = "_target_", "option"
-RESERVED = ("check", "arguments", "where", "group", OPTION)  # no keys of a file
+RESERVED = ("cross_check", "arguments", "where", "group", OPTION)  # no keys of a file
 
 
 @dataclass
@@ -28,9 +28,6 @@ class Own:
     def where(self) -> str:
         """``optimizer=sgd``"""
         return f"{self.group}={self.option}"
-
-    def check(self) -> None:
-        """Its keys mean something to its class only, which is tried before a run begins."""
 
     @property
     def arguments(self) -> dict[str, Any]:

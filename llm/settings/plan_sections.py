@@ -5,28 +5,31 @@ from typing import Any
 
 from llm.errors import require
 from llm.memory.lora import TARGETS, LoRA
-from llm.memory.options import MemoryOptions
+from llm.memory.options import SIZES, MemoryOptions
+from llm.options import option
 
 
 @dataclass
 class FinetuneSection:
     """``finetune``, which so far can only be planned."""
 
-    rank: int | None = None
+    rank: int | None = option(None, at_least=1, at_most=1024)
     targets: Any = field(default_factory=lambda: [*TARGETS])  # a name or a list of them
 
     @property
     def lora(self) -> LoRA | None:
-        """What is trained instead of the network's own weights; None: these are."""
-        return None if self.rank is None else self._with_rank(self.rank)
+        """The matrices to train instead of all weights; None: all weights are trained."""
+        return None if self.rank is None else LoRA(self.rank, tuple(map(str, self._names())))
 
-    def check(self) -> None:
-        """Raise :class:`llm.errors.Refused` naming the first value that makes no sense."""
-        self._with_rank(1 if self.rank is None else self.rank).check()
+    def cross_check(self) -> None:
+        """Raise :class:`llm.errors.Refused` for targets that no layer has."""
+        known = ", ".join(TARGETS)
+        require(self._names(), f"finetune.targets is empty: take some of {known}")
+        for name in self._names():
+            require(name in TARGETS, f"finetune.targets={name} must be some of {known}")
 
-    def _with_rank(self, rank: int) -> LoRA:
-        names = self.targets if isinstance(self.targets, list) else [self.targets]
-        return LoRA(rank, tuple(map(str, names)))
+    def _names(self) -> list[Any]:
+        return self.targets if isinstance(self.targets, list) else [self.targets]
 
 
 @dataclass
@@ -35,14 +38,11 @@ class PlanMemory(MemoryOptions):
 
     largest: str | None = None  # a size whose largest fitting value is asked for
 
-    def check(self) -> None:
-        """Raise :class:`llm.errors.Refused` naming the first value that makes no sense."""
-        from llm.memory.fit import SIZES
-
-        super().check()
+    def cross_check(self) -> None:
+        """Raise :class:`llm.errors.Refused` for a size that cannot be asked for."""
+        super().cross_check()
         self.largest = self.largest and self.largest.removeprefix("model.")
-        largest, known = self.largest, ", ".join(SIZES)
         require(
-            largest is None or largest in SIZES,
-            f"memory.largest={largest} is no size: take one of {known}",
+            self.largest is None or self.largest in SIZES,
+            f"memory.largest={self.largest} must be one of {', '.join(SIZES)}",
         )

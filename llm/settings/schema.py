@@ -1,12 +1,11 @@
 """The shape of every configuration: its keys, their types, and which values go together.
 
 The sections are the option classes of the rooms themselves; here they only gain the ``_target_``
-that a YAML file names. Hydra checks keys and types against them, ``check()`` the rest, before
-anything is built.
+that a YAML file names. Hydra checks keys and types against them, :func:`llm.options.validate`
+the rest, before anything is built.
 """
 
 from dataclasses import asdict, dataclass, field, replace
-from math import inf
 from typing import Any
 
 from llm.data.config import DataConfig, padded
@@ -14,14 +13,15 @@ from llm.disk import check_name, check_path
 from llm.errors import require
 from llm.memory.options import EIGHT_BIT_NEEDS, MemoryOptions, has_eight_bit
 from llm.model.config import GPTConfig
+from llm.options import option
 from llm.sampling.options import SamplingOptions
 from llm.settings.own import NOT_BUILT, Own, check_targets, state_bits
 from llm.settings.plan_sections import FinetuneSection, PlanMemory
-from llm.settings.values import check_numbers
 from llm.training.options import TrainerOptions
 from llm.training.schedule import Schedule
 
-MOST_SAMPLES = 1 << 16  # which are drawn together
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "bf16_weights")
+MOST_SAMPLES = 1 << 16  # drawn together
 NO_KEY = "not a key"  # in the metadata of a field that no configuration has
 MOST_TAGS = 100  # of a run; config.yaml, which holds them, must be readable again
 
@@ -31,10 +31,10 @@ class Model(GPTConfig):
     """``model/``"""
 
     _target_: str = "llm.model.gpt.GPT"
-    head_size: int | None = None  # None: n_embed / n_head
+    head_size: int | None = option(None, at_least=1, at_most=16_384)  # None: n_embed / n_head
     # A preset sets this and leaves n_head and head_size null, so that n_embed can be changed alone,
     # and a given n_head means heads of n_embed / n_head. The network itself does not take it.
-    default_head_size: int = field(default=32, metadata={NOT_BUILT: True})
+    default_head_size: int = option(32, at_least=1, at_most=16_384, metadata={NOT_BUILT: True})
 
     def settle(self) -> None:
         """Fill in ``head_size`` where neither it nor ``n_head`` is given."""
@@ -54,22 +54,14 @@ class Optimizer:
 
     _target_: str = "llm.training.optimizer.adamw"
     name: str = "adamw"
-    lr: float = 2e-3
-    weight_decay: float = 0.1
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    state_bits: int = 32
+    lr: float = option(2e-3, more_than=0)
+    weight_decay: float = option(0.1, at_least=0)
+    betas: list[float] = option([0.9, 0.95], at_least=0, less_than=1)
+    state_bits: int = option(32, one_of=(8, 32))
 
-    def check(self) -> None:
-        """Raise :class:`llm.errors.Refused` naming the first value out of its range."""
-        require(0 < self.lr < inf, f"optimizer.lr={self.lr} must be more than 0 and finite")
-        require(
-            self.weight_decay >= 0, f"optimizer.weight_decay={self.weight_decay} must be 0 or more"
-        )
-        betas = self.betas
-        right = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
-        require(right, f"optimizer.betas={betas} must be two numbers in [0, 1)")
-        bits = self.state_bits
-        require(bits in (8, 32), f"optimizer.state_bits={bits} is unknown: take 8 or 32")
+    def cross_check(self) -> None:
+        """Raise :class:`llm.errors.Refused` unless there are two betas."""
+        require(len(self.betas) == 2, f"optimizer.betas={self.betas} must be two numbers")
 
 
 @dataclass
@@ -78,22 +70,11 @@ class MuonOptimizer(Optimizer):
 
     _target_: str = "llm.training.optimizer.muon"
     name: str = "muon"
-    momentum: float = 0.9
-    ns_steps: int = 5
-    embed_lr_ratio: float = 0.5
-    head_lr_ratio: float = 64.0
-    vector_lr_ratio: float = 1.5
-
-    def check(self) -> None:
-        """Raise :class:`llm.errors.Refused` naming the first value out of its range."""
-        super().check()
-        require(0 <= self.momentum < 1, f"optimizer.momentum={self.momentum} must be in [0, 1)")
-        require(
-            1 <= self.ns_steps <= 20, f"optimizer.ns_steps={self.ns_steps} must be between 1 and 20"
-        )
-        for key in ("embed_lr_ratio", "head_lr_ratio", "vector_lr_ratio"):
-            value = getattr(self, key)
-            require(0 <= value < inf, f"optimizer.{key}={value} must be 0 or more and finite")
+    momentum: float = option(0.9, at_least=0, less_than=1)
+    ns_steps: int = option(5, at_least=1, at_most=20)
+    embed_lr_ratio: float = option(0.5, at_least=0)
+    head_lr_ratio: float = option(64.0, at_least=0)
+    vector_lr_ratio: float = option(1.5, at_least=0)
 
 
 @dataclass
@@ -107,7 +88,7 @@ class ScheduleSection(Schedule):
 class PrecisionSection:
     """``precision/``"""
 
-    name: str = "auto"
+    name: str = option("auto", one_of=PRECISIONS)
 
 
 @dataclass
@@ -121,26 +102,21 @@ class Trainer(TrainerOptions):
 class LoggerSection:
     """``logger/``"""
 
-    mode: str = "offline"
+    mode: str = option("offline", one_of=("online", "offline", "disabled"))
     project: str = "llm"
     entity: str | None = None
     name: str | None = None
     tags: list[str] = field(default_factory=list)
     notes: str | None = None
 
-    def check(self) -> None:
-        """Raise :class:`llm.errors.Refused` for what W&B would not take."""
+    def cross_check(self) -> None:
+        """Raise :class:`llm.errors.Refused` for values that W&B would not take."""
         allowed = self.project and not set(self.project) & set("/\\#?%:")
         require(allowed, f"logger.project={self.project} must be a name without / \\ # ? % :")
         wrong = [tag for tag in self.tags if not 1 <= len(tag) <= 64]
         require(not wrong, f"logger.tags={self.tags}: each must have 1 to 64 characters")
         count = len(self.tags)
         require(count <= MOST_TAGS, f"logger.tags has {count} tags: give at most {MOST_TAGS}")
-        known = ("online", "offline", "disabled")
-        require(
-            self.mode in known,
-            f"logger.mode={self.mode} is unknown: take one of {', '.join(known)}",
-        )
 
 
 @dataclass
@@ -151,8 +127,8 @@ class RunSection:
     dir: str | None = None  # any folder
     sweep: str | None = None  # multirun/<sweep>
 
-    def check(self) -> None:
-        """Raise :class:`llm.errors.Refused` for a name that is no plain folder name."""
+    def cross_check(self) -> None:
+        """Raise :class:`llm.errors.Refused` for a name that no folder can have."""
         for key in ("name", "sweep"):
             value = getattr(self, key)
             if value is not None:
@@ -177,7 +153,7 @@ class TrainSettings:
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     logger: LoggerSection | Own = field(default_factory=LoggerSection)
     run: RunSection = field(default_factory=RunSection)
-    seed: int = 1337
+    seed: int = option(1337, at_least=0)
     init_from: str | None = None
     resume: str | None = None
     verify: bool = False
@@ -206,27 +182,16 @@ class TrainSettings:
             schedule=schedule,
         )
 
-    def check(self) -> None:
-        """Raise :class:`llm.errors.Refused` naming the first values that cannot work."""
+    def cross_check(self) -> None:
+        """Raise :class:`llm.errors.Refused` naming the first values that cannot work together."""
         for key in ("init_from", "resume"):
             require(getattr(self, key) != "", f"{key} is empty: give a run folder, or leave it out")
         require(self.resume or not self.verify, "verify=true needs a run folder: add resume=FOLDER")
-        for section in (
-            self.data, self.optimizer, self.trainer, self.memory, self.logger, self.run,
-        ):  # fmt: skip
-            section.check()
         check_targets(self)
         self.check_installed()
         self.model.resolve(self.data.declared_vocab_size())
-        known = ("auto", "fp32", "bf16", "fp16", "bf16_weights")
-        require(
-            self.precision.name in known,
-            f"precision.name={self.precision.name}: take one of {', '.join(known)}",
-        )
         if isinstance(self.schedule, ScheduleSection):
             self.schedule.check(self.trainer.max_steps)
-        check_numbers(self)
-        require(0 <= self.seed < 2**63, f"seed={self.seed} must be between 0 and 2^63")
         data, model = self.data.declared_vocab_size(), self.model.vocab_size
         require(
             not (data and model) or data <= model,
@@ -247,10 +212,9 @@ class PlanSettings(TrainSettings):
     finetune: FinetuneSection = field(default_factory=FinetuneSection)
     picture: str | None = None  # a PNG
 
-    def check(self) -> None:
-        """Raise :class:`llm.errors.Refused` naming the first values that cannot work."""
-        super().check()
-        self.finetune.check()
+    def cross_check(self) -> None:
+        """Raise :class:`llm.errors.Refused` naming the first values that cannot work together."""
+        super().cross_check()
         named = self.picture is None or self.picture.lower().endswith(".png")
         require(named, f"picture={self.picture} must be the name of a PNG, as in picture=plan.png")
         check_path("picture", self.picture or "")
@@ -266,9 +230,9 @@ class SampleSettings(SamplingOptions):
     ckpt: str | None = None
     prompt: str = ""
     prompt_file: str | None = None
-    num_samples: int = 1
+    num_samples: int = option(1, at_least=1, at_most=MOST_SAMPLES)
     stop: Any = None  # a text or a list of them; OmegaConf has no type for that
-    seed: int = 1337
+    seed: int = option(1337, at_least=0)
     device: str = "auto"
     stream: bool = True
     logprobs: bool = False
@@ -286,27 +250,21 @@ class SampleSettings(SamplingOptions):
         """One for each sample."""
         return [self.seed + number for number in range(self.num_samples)]
 
-    def check(self) -> None:
-        """Raise :class:`llm.errors.Refused` naming the first value that cannot work."""
+    def cross_check(self) -> None:
+        """Raise :class:`llm.errors.Refused` naming the first values that cannot work together."""
         require(
             self.ckpt,
             "ckpt is missing: give a run folder or a checkpoint, as in ckpt=outputs/<date>/<time>",
         )
-        count = self.num_samples
-        require(count >= 1, f"num_samples={count} must be at least 1")
-        require(count <= MOST_SAMPLES, f"num_samples={count} is more than {MOST_SAMPLES}")
         require(
             not (self.prompt and self.prompt_file),
             "prompt and prompt_file are both given: take one",
         )
-        require(0 <= self.seed < 2**63, f"seed={self.seed} must be between 0 and 2^63")
         for stop in self.stops():
             require(isinstance(stop, str), f"stop={stop!r} must be text")
             require(stop, "stop is empty: give some text, or leave it out")
             # Bytes of the command line that are not UTF-8 come as surrogates (PEP 383).
             require(not any("\ud800" <= c <= "\udfff" for c in stop), "stop is not UTF-8")
-        super().check()
-        check_numbers(self)
 
 
 @dataclass
@@ -314,11 +272,6 @@ class PrepareSettings:
     """Everything ``run_prepare.py`` is told."""
 
     data: DataConfig = field(default_factory=DataConfig)
-
-    def check(self) -> None:
-        """Raise :class:`llm.errors.Refused` naming the first value that cannot work."""
-        self.data.check()
-        check_numbers(self)
 
 
 SETTINGS = {

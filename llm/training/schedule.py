@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 from llm.errors import require
+from llm.options import option
 
 
 @dataclass
@@ -17,21 +18,17 @@ class Schedule:
     """Linear warm-up, then what :meth:`after_warmup` says."""
 
     name: str = "cosine"
-    warmup_steps: int | None = None  # None: min(100, max_steps // 10)
-    min_lr_ratio: float = 0.1
-    cooldown_fraction: float = 0.2
+    warmup_steps: int | None = option(None, at_least=0)  # None: min(100, max_steps // 10)
+    min_lr_ratio: float = option(0.1, at_least=0, at_most=1)
+    cooldown_fraction: float = option(0.2, at_least=0, at_most=1)
 
     def check(self, max_steps: int) -> None:
-        """Raise :class:`llm.errors.Refused` naming the first value that is out of its bounds."""
-        warmup = self.warmup_steps
+        """Raise :class:`llm.errors.Refused` where the warm-up takes all ``max_steps``."""
         require(
-            warmup is None or 0 <= warmup < max_steps,
-            f"schedule.warmup_steps={warmup} must be at least 0 and less than "
+            self.warmup(max_steps) < max_steps,
+            f"schedule.warmup_steps={self.warmup_steps} must be less than "
             f"trainer.max_steps={max_steps}",
         )
-        for key in ("min_lr_ratio", "cooldown_fraction"):
-            value = getattr(self, key)
-            require(0 <= value <= 1, f"schedule.{key}={value} must be between 0 and 1")
 
     def warmup(self, max_steps: int) -> int:
         """Steps of warm-up in a run of ``max_steps``."""

@@ -6,6 +6,7 @@ import pytest
 
 from llm.data.config import DataConfig
 from llm.errors import Refused
+from llm.options import validate
 
 TEXT = {"corpus": "text", "path": "notes.txt", "val_fraction": 0.1}
 
@@ -13,12 +14,21 @@ TEXT = {"corpus": "text", "path": "notes.txt", "val_fraction": 0.1}
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"corpus": "wikipedia"}, r"data\.corpus=wikipedia is unknown: .*shakespeare.*text"),
-        ({"tokenizer": "bpe"}, r"data\.tokenizer=bpe is unknown: .*gpt2, char, byte"),
-        (TEXT | {"val_fraction": 0.0}, r"data\.val_fraction=0\.0 must be between 0 and 1"),
-        (TEXT | {"val_fraction": 1.0}, r"data\.val_fraction=1\.0 must be between 0 and 1"),
-        (TEXT | {"val_fraction": -0.1}, r"data\.val_fraction=-0\.1 must be between 0 and 1"),
-        (TEXT | {"val_fraction": float("nan")}, r"data\.val_fraction=nan must be between"),
+        ({"corpus": "wikipedia"}, r"data\.corpus=wikipedia must be one of .*shakespeare.*text"),
+        ({"tokenizer": "bpe"}, r"data\.tokenizer=bpe must be one of .*gpt2, char, byte"),
+        (
+            TEXT | {"val_fraction": 0.0},
+            r"data\.val_fraction=0\.0 must be more than 0",
+        ),
+        (
+            TEXT | {"val_fraction": 1.0},
+            r"data\.val_fraction=1\.0 must be more than 0",
+        ),
+        (
+            TEXT | {"val_fraction": -0.1},
+            r"data\.val_fraction=-0\.1 must be more than 0",
+        ),
+        (TEXT | {"val_fraction": float("nan")}, r"data\.val_fraction=nan must be a finite"),
         (TEXT | {"val_fraction": None}, r"data\.val_fraction must be a number for text"),
         (
             {"corpus": "tinyshakespeare", "val_fraction": None},
@@ -45,7 +55,7 @@ TEXT = {"corpus": "text", "path": "notes.txt", "val_fraction": 0.1}
 )
 def test_a_value_that_cannot_work_is_refused_by_name(values: dict[str, Any], named: str) -> None:
     with pytest.raises(Refused, match=named) as refusal:
-        DataConfig(**values).check()
+        validate(DataConfig(**values), "data.")
     assert "\n" not in str(refusal.value)
 
 
@@ -66,5 +76,5 @@ def test_a_vocabulary_is_known_before_the_text_where_it_can_be(
     values: dict[str, Any], vocab_size: int | None
 ) -> None:
     config = DataConfig(**values)
-    config.check()
+    validate(config, "data.")
     assert config.declared_vocab_size() == vocab_size

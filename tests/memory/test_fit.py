@@ -8,10 +8,11 @@ import pytest
 from llm.errors import Refused
 from llm.memory import fit as fitting
 from llm.memory import predict
-from llm.memory.fit import SIZES, cheapest_changes, cost, fit, following, largest, with_size
-from llm.memory.options import MemoryOptions
+from llm.memory.fit import cheapest_changes, cost, fit, following, largest, with_size
+from llm.memory.options import SIZES, MemoryOptions
 from llm.memory.predict import Setup
 from llm.model.config import CHECKPOINTED, GPTConfig
+from llm.options import validate
 
 RESERVE = {"reserve": 600 * 2**20}
 GIB = 2**30
@@ -175,9 +176,9 @@ def test_layers_in_between_are_told_from_few_as_from_all(monkeypatch: pytest.Mon
         ({"budget_gib": float("inf")}, "memory.budget_gib=inf"),
         ({"reserve_mib": -1}, "memory.reserve_mib=-1"),
         ({"reserve_mib": 5000, "enforce": True}, "leaves nothing beside the reserve of 5000 MiB"),
-        ({"fit": "yes"}, "memory.fit=yes is unknown: take one of off, check, auto"),
+        ({"fit": "yes"}, "memory.fit=yes must be one of off, check, auto"),
     ],
 )
 def test_a_budget_that_makes_no_sense_is_refused(values: dict[str, object], named: str) -> None:
     with pytest.raises(Refused, match=named):
-        MemoryOptions(**values).check()  # type: ignore[arg-type]  # by name
+        validate(MemoryOptions(**values), "memory.")  # type: ignore[arg-type]  # by name

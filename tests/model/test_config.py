@@ -8,9 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm.errors import Refused
-from llm.model.config import LARGEST, GPTConfig
-
-SIZES = ["n_layer", "n_embed", "n_head", "head_size", "n_kv_head", "block_size", "vocab_size"]
+from llm.model.config import GPTConfig
 
 
 def test_without_n_head_there_are_n_embed_over_head_size_heads() -> None:
@@ -59,12 +57,6 @@ def test_keys_are_those_of_the_contract_and_of_the_fast_recipe() -> None:
         ({"n_head": 4, "head_size": 15}, r"model\.head_size=15 is odd"),
         ({"n_embed": 96, "head_size": 32, "n_kv_head": 2}, r"model\.n_kv_head=2 does not divide"),
         ({"n_kv_head": 8}, r"model\.n_kv_head=8 does not divide the 4"),
-        ({"norm": "batchnorm"}, r"model\.norm=batchnorm is unknown: take one of rmsnorm, "),
-        ({"mlp": "relu"}, r"model\.mlp=relu is unknown"),
-        ({"position": "alibi"}, r"model\.position=alibi is unknown"),
-        ({"dropout": 1.0}, r"model\.dropout=1\.0"),
-        ({"dropout": -0.1}, r"model\.dropout=-0\.1"),
-        ({"dropout": float("nan")}, r"model\.dropout=nan"),
     ],
 )
 def test_options_that_do_not_fit_together_are_refused_by_name(
@@ -72,20 +64,6 @@ def test_options_that_do_not_fit_together_are_refused_by_name(
 ) -> None:
     with pytest.raises(Refused, match=named):
         GPTConfig(**options).resolve()
-
-
-@pytest.mark.parametrize("key", SIZES)
-@pytest.mark.parametrize("value", [0, -1, -128])
-def test_sizes_below_one_are_refused_by_name(key: str, value: int) -> None:
-    with pytest.raises(Refused, match=rf"model\.{key}={value} must be at least 1"):
-        GPTConfig(**{key: value}).resolve(65)
-
-
-@pytest.mark.parametrize("key", SIZES)
-def test_absurd_sizes_are_refused_by_name_before_anything_is_allocated(key: str) -> None:
-    value = LARGEST.get(key, LARGEST["n_embed"]) * 64
-    with pytest.raises(Refused, match=rf"model\.{key}={value} is more than"):
-        GPTConfig(**{key: value}).resolve(65)
 
 
 def test_an_odd_head_size_is_fine_without_rotary_positions() -> None:

@@ -24,6 +24,7 @@ from llm.errors import Refused
 from llm.memory.fit import Fitted
 from llm.memory.lora import LoRA
 from llm.memory.predict import predict
+from llm.options import validate
 from llm.planning import setup as plan
 from llm.planning.plan import refusal
 from llm.planning.points import Point, plan_all
@@ -138,10 +139,10 @@ MISTAKES = [
     (["seed=range(0,200)", "model.n_layer=range(1,200)"], "these are 39,800 combinations"),
     (["seed=range(0,100000000000)"], "range(0,100000000000) has more than 20,000 values: take"),
     (["memory.budget_gib=0.1,4"], "job memory.budget_gib=0.1 cannot run: memory.budget_gib=0.1 le"),
-    (["memory.largest=n_layer,seed"], "memory.largest=seed is no size: take one of n_layer, n_em"),
+    (["memory.largest=n_layer,seed"], "memory.largest=seed must be one of n_layer, n_em"),
     (["resume=outputs/a", "seed=1,2"], "resume= continues one run"),
-    (["finetune.rank=4,0"], "job finetune.rank=0 cannot run: finetune.rank=0 must be between 1"),
-    (["finetune.targets=[q,x]"], "finetune.targets=x is unknown: take some of"),
+    (["finetune.rank=4,0"], "job finetune.rank=0 cannot run: finetune.rank=0 must be at least 1"),
+    (["finetune.targets=[q,x]"], "finetune.targets=x must be some of"),
     (["picture=plan.jpg"], "picture=plan.jpg must be the name of a PNG"),
 ]  # fmt: skip
 
@@ -193,7 +194,7 @@ def test_what_was_changed_to_fit_is_put_into_the_settings() -> None:
     )  # fmt: skip
     applied = plan.apply(settings, Fitted(changed, predict(changed, {})))
     assert plan.setup_of(applied, "cpu") == changed
-    applied.check()
+    validate(applied)
     assert plan.apply(applied, Fitted(changed, predict(changed, {}))) == applied
     assert settings == alone("model=small"), "the settings themselves stay as they were"
 
@@ -319,7 +320,7 @@ def test_only_a_run_needs_the_library_of_8_bit_state(monkeypatch: pytest.MonkeyP
     settings = read_settings(composed("train", "optimizer=adamw"), TrainSettings)
     eight = dataclasses.replace(settings.optimizer, state_bits=8)
     only_compared = {"optimizer": eight, "resume": "a", "verify": True}
-    dataclasses.replace(settings, **only_compared).check()
+    validate(dataclasses.replace(settings, **only_compared))
 
 
 def test_what_continues_a_run_keeps_the_bits_of_its_state(tmp_path: Path) -> None:

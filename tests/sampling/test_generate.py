@@ -7,6 +7,7 @@ import torch
 
 from llm.errors import Refused
 from llm.model.gpt import GPT
+from llm.options import validate
 from llm.sampling.generate import generate, score_tokens
 from llm.sampling.options import SamplingOptions
 
@@ -154,11 +155,11 @@ def test_score_says_none_for_tokens_before_the_window(model: GPT) -> None:
 )  # fmt: skip
 def test_options_out_of_their_range_are_refused_by_name(option: str, value: float) -> None:
     with pytest.raises(Refused, match=f"^{option}={value} must be"):
-        SamplingOptions(**{option: value}).check()
+        validate(SamplingOptions(**{option: value}))
 
 
 def test_options_at_the_ends_of_their_ranges_pass_and_work(model: GPT) -> None:
     for options in ({}, {"top_k": 10**6, "top_p": 1.0}, {"temperature": 1e-300, "top_k": 1}):
         chosen = SamplingOptions(max_new_tokens=1, **options)
-        chosen.check()
+        validate(chosen)
         assert len(list(generate(model, [5], chosen, 0, VOCABULARY))) == 1

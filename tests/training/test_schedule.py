@@ -115,22 +115,9 @@ def test_after_the_warmup_the_rate_never_rises_and_stays_between_least_and_full(
     assert set(shares[max_steps:]) == {shares[max_steps - 1]}  # past the end: as at the end
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"warmup_steps": 10}, r"schedule\.warmup_steps=10 .* trainer\.max_steps=10"),
-        ({"warmup_steps": -1}, r"schedule\.warmup_steps=-1"),
-        ({"min_lr_ratio": 1.5}, r"schedule\.min_lr_ratio=1\.5"),
-        ({"min_lr_ratio": -0.1}, r"schedule\.min_lr_ratio=-0\.1"),
-        ({"cooldown_fraction": 2.0}, r"schedule\.cooldown_fraction=2\.0"),
-        ({"cooldown_fraction": math.nan}, r"schedule\.cooldown_fraction=nan"),
-    ],
-)
-def test_values_that_do_not_fit_the_run_are_refused_by_name(
-    options: dict[str, float], named: str
-) -> None:
-    with pytest.raises(Refused, match=named):
-        Cosine("cosine", **options).check(max_steps=10)
+def test_a_warm_up_as_long_as_the_run_is_refused() -> None:
+    with pytest.raises(Refused, match=r"schedule\.warmup_steps=10 .* trainer\.max_steps=10"):
+        Cosine(warmup_steps=10).check(max_steps=10)
 
 
 @pytest.mark.parametrize("schedule", [Constant, Cosine, WSD])

@@ -1,0 +1,187 @@
+"""Options as dataclasses: each bound stands beside its field, and one function checks them all.
+
+    n_layer: int = option(4, at_least=1, at_most=512)
+    norm: str = option("rmsnorm", one_of=NORMS)
+    betas: list[float] = option([0.9, 0.95], at_least=0, less_than=1)    each number of the list
+
+A rule between several fields is code: a method ``cross_check(self) -> None`` of the dataclass,
+which raises :class:`llm.errors.Refused` and which :func:`validate` calls after the bounds.
+"""
+
+from collections.abc import Collection, Hashable
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from functools import cache
+from math import isfinite
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from llm.errors import Refused, require
+
+T = TypeVar("T")
+BOUNDS = "bounds"  # key in the metadata of a field
+TYPE_NAMES = {
+    int: "a whole number", float: "a number", bool: "true or false", str: "text",
+    list: "a list", tuple: "a list", dict: "a section", NoneType: "null",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The values that an option may have; None: no such bound."""
+
+    at_least: float | None = None
+    more_than: float | None = None
+    at_most: float | None = None
+    less_than: float | None = None
+    one_of: Collection[str | int] | None = None
+
+    def allow(self, value: Any) -> bool:
+        """Whether ``value``, of the right type, is within the bounds."""
+        return (
+            (self.one_of is None or value in self.one_of)
+            and (self.at_least is None or value >= self.at_least)
+            and (self.more_than is None or value > self.more_than)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.less_than is None or value < self.less_than)
+        )
+
+    def __str__(self) -> str:
+        """``at least 1 and at most 512``"""
+        if self.one_of is not None:
+            return f"one of {', '.join(map(str, self.one_of))}"
+        limits = {
+            "at least": self.at_least, "more than": self.more_than,
+            "at most": self.at_most, "less than": self.less_than,
+        }  # fmt: skip
+        given = {word: limit for word, limit in limits.items() if limit is not None}
+        return " and ".join(f"{word} {limit}" for word, limit in given.items())
+
+
+def option(
+    default: Any = MISSING,
+    *,
+    at_least: float | None = None,
+    more_than: float | None = None,
+    at_most: float | None = None,
+    less_than: float | None = None,
+    one_of: Collection[str | int] | None = None,
+    metadata: dict[str, Any] | None = None,
+) -> Any:
+    """A dataclass field with bounds. In a list they are those of each item; None is not bounded."""
+    bounds = Bounds(at_least, more_than, at_most, less_than, one_of)
+    metadata = {BOUNDS: bounds, **(metadata or {})}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def bounds_of(section: type, key: str) -> Bounds:
+    """The bounds of one field of a dataclass."""
+    metadata = {one.name: one.metadata for one in fields(section)}
+    return metadata[key].get(BOUNDS, Bounds())  # type: ignore[no-any-return]
+
+
+def validate(section: Any, prefix: str = "") -> None:
+    """Check the type and bounds of every field, in nested dataclasses, lists and dicts as well.
+
+    ``prefix`` stands before the key in a message: ``trainer.``. Raises
+    :class:`llm.errors.Refused` naming the first wrong key, its value and what it must be. Integers
+    must fit into 64 bits; floats must be finite, except in fields of type Any.
+    """
+    cls: Any = type(section)
+    kinds = _types(cls)
+    for one in fields(section):
+        bounds = one.metadata.get(BOUNDS, Bounds())
+        _check(getattr(section, one.name), kinds[one.name], bounds, prefix + one.name)
+    if hasattr(section, "cross_check"):
+        section.cross_check()
+
+
+def from_plain(cls: type[T], values: Any, prefix: str) -> T:
+    """The dataclass ``cls`` from JSON that may come from a stranger.
+
+    ``prefix`` stands before the key in a message: ``x/checkpoint.json: model.``. A missing key gets
+    the default of its field: an earlier version may have written the file. JSON's lists become
+    tuples and its objects dataclasses where the type of the field says so. Raises
+    :class:`llm.errors.Refused` for an unknown key, a missing one without a default, a wrong type
+    and a value out of bounds.
+    """
+    made = _built(cls, values, prefix)
+    validate(made, prefix)
+    return made
+
+
+@cache
+def _types(cls: Hashable) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    """``(int, NoneType)`` of ``int | None``"""
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _check(value: Any, kind: Any, bounds: Bounds, key: str) -> None:
+    kinds = _alternatives(kind)
+    kind = next((one for one in kinds if _has_type(value, one)), None)
+    if kind is None:
+        names = [TYPE_NAMES.get(get_origin(one) or one, "a section") for one in kinds]
+        raise Refused(f"{key}={_shown(value)} must be {' or '.join(names)}")
+    if is_dataclass(value):
+        validate(value, f"{key}.")
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check(item, (*get_args(kind), Any)[0], bounds, key)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            _check(item, (*get_args(kind), Any, Any)[1], bounds, f"{key}.{name}")
+    elif value is not None:
+        _check_scalar(value, kind, bounds, key, " or null" * (NoneType in kinds))
+
+
+def _check_scalar(value: Any, kind: Any, bounds: Bounds, key: str, or_null: str) -> None:
+    if isinstance(value, int) and abs(value) >= 2**63:  # Python does not print 5,000 digits
+        raise Refused(f"{key} has more than 63 bits: give a smaller number")
+    if isinstance(value, float) and not isfinite(value) and kind is not Any:
+        raise Refused(f"{key}={value} must be a finite number")
+    if not bounds.allow(value):
+        raise Refused(f"{key}={_shown(value)} must be {bounds}{or_null}")
+
+
+def _has_type(value: Any, kind: Any) -> bool:
+    kind = get_origin(kind) or kind
+    if kind is Any:
+        return True
+    if kind is float:
+        return type(value) in (int, float)
+    return type(value) is int if kind is int else isinstance(value, kind)  # True is no int here
+
+
+def _shown(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:.60}" if isinstance(value, str) else f"{value!r:.60}"
+
+
+def _built(cls: type[T], values: Any, prefix: str) -> T:
+    require(isinstance(values, dict), f"{prefix.rstrip(' .:')} must be a section of keys")
+    known, kinds = {one.name: one for one in fields(cls)}, _types(cls)  # type: ignore[arg-type]
+    for key in values:
+        require(key in known, f"{prefix}{key:.60} is an unknown key")
+    for key, one in known.items():
+        has_default = one.default is not MISSING or one.default_factory is not MISSING
+        require(key in values or has_default, f"{prefix}{key} is missing")
+    return cls(**{key: _converted(v, kinds[key], prefix + key) for key, v in values.items()})
+
+
+def _converted(value: Any, kind: Any, key: str) -> Any:
+    """``value`` as a field of type ``kind`` holds it; a wrong type is left to :func:`validate`."""
+    for one in _alternatives(kind):
+        origin, inside = get_origin(one), get_args(one)
+        if isinstance(one, type) and is_dataclass(one) and isinstance(value, dict):
+            return _built(one, value, f"{key}.")
+        if origin in (list, tuple) and isinstance(value, list):
+            return origin(_converted(item, inside[0], key) for item in value)
+        if origin is dict and isinstance(value, dict):
+            return {name: _converted(v, inside[1], f"{key}.{name}") for name, v in value.items()}
+    return value

@@ -373,7 +373,7 @@ def test_greedy_texts_loop_less_where_repeats_are_forbidden(
         "| setting", "|---|---|---|---|---|---|", "| the text itself",
         *(f"| `{setting}`" for setting in chosen),
     ]  # fmt: skip
-    assert "many is unknown" in refusal(looping.main, [*typed, "many=1"], capsys)
+    assert "many is an unknown key" in refusal(looping.main, [*typed, "many=1"], capsys)
     assert "top_p=most" in refusal(looping.main, [*typed, "top_p=most"], capsys)
     (tmp_path / "other").mkdir()
     typed[-1] = str(tmp_path / "other")

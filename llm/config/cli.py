@@ -3,71 +3,34 @@
 import contextlib
 import functools
 import io
-import itertools
 import os
 import sys
 import time
 import traceback
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FunctionType
-from typing import Any, NoReturn
+from typing import Any
 
-import yaml
-from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
-from llm.commands import TYPED, typed_command
-from llm.config.folders import refuse_typed_targets
+from llm import commands
+from llm.config import arguments
 from llm.config.launcher import is_job_of_another_launcher, run_as_job
-from llm.config.mistakes import one_line, refuse_dashes, refuse_folders_of_hydra, unreadable_file
-from llm.config.verbatim import BREAK, quote_arguments, unquote
+from llm.config.mistakes import explained
+from llm.config.verbatim import BREAK
 from llm.errors import Interrupted, InUse, Refused, Stop, as_stop, printable
 from llm.experiment.lock import locked
 from llm.experiment.rundir import make_folder, read_summary, write_summary
 from llm.experiment.sweep import follow_parent
 from llm.memory.options import MemoryOptions
-from llm.settings.saved import saved_groups
-from llm.signals import Signalled, raised, unswallowed
+from llm.signals import Signalled, raised, remember, unswallowed
 from llm.terminal import output_matters, written
 from llm.version import version_line
 
 TRACEBACK = "HYDRA_FULL_ERROR"
-TELLS = ("--help", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version")  # and do nothing
-WITH_VALUE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
-VALUE_GIVEN = tuple(f"{flag}=" for flag in WITH_VALUE)
-WANTED = "LLM_FULL_ERROR"  # what the user had set it to; also for the jobs of a sweep
-
-
-def reported(main: FunctionType) -> Callable[[Any], Any]:
-    """For the function below ``@hydra.main``: report before Hydra adds lines of its own.
-
-    Called by another package's launcher, which may be in another process, it starts the job.
-    """
-    script = Path(main.__code__.co_filename).resolve()  # known here, where it has not been sent yet
-
-    @functools.wraps(main)
-    def inner(cfg: Any) -> Any:
-        if "run" in cfg and is_job_of_another_launcher():  # other commands have no run of their own
-            return run_as_job(script)
-        try:
-            with unswallowed():
-                return main(cfg)
-        except Stop as stop:
-            if isinstance(stop, Refused) and not isinstance(stop, InUse):
-                _leave_summary(cfg, stop)
-            _exit(stop, stop.exit_status)
-        except OmegaConfBaseException as error:  # an interpolation, met when it is resolved
-            _exit(error, 2)
-        except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
-            sys.exit(0)
-        except Exception as error:
-            if (known := as_stop(error, _advice(cfg))) is None:
-                raise
-            _exit(known, known.exit_status)
-
-    return inner
+WANTED = "LLM_FULL_ERROR"  # TRACEBACK as the user has set it; also for the jobs of a sweep
 
 
 def command(main: Callable[[], Any]) -> None:
@@ -75,56 +38,95 @@ def command(main: Callable[[], Any]) -> None:
 
     ``HYDRA_FULL_ERROR=1`` in the environment shows the traceback as well.
     """
-    TYPED[:] = sys.argv
-    if "--version" in sys.argv[1:]:  # Hydra would say its own
-        sys.argv[1:] = ["--version"]
-    tells = any(word.partition("=")[0] in TELLS for word in sys.argv[1:])
-    if tells:
-        output_matters()
+    commands.TYPED[:] = sys.argv
     follow_parent()
     if _others_want_the_cores():
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault(WANTED, os.environ.get(TRACEBACK, ""))
     os.environ[TRACEBACK] = "1"  # makes Hydra raise what it would print before it exits with 1
-    try:
-        with raised(), unswallowed(), written():
-            if sys.argv[1:] == ["--version"]:
-                return print(version_line())
-            _require_folder()
-            refuse_dashes(sys.argv[1:])
-            refuse_typed_targets(sys.argv[1:])
-            arguments = quote_arguments(sys.argv[1:])
-            refuse_folders_of_hydra(arguments)
-            sys.argv[1:] = _with_saved_groups(_flags_first(arguments))
-            with _as_meant() if tells else contextlib.nullcontext():
-                main()
-    except Stop as stop:
-        _exit(stop, stop.exit_status)
-    except Signalled as signal:
-        again = typed_command()
-        _exit(Interrupted(f"stopped by {signal}; to continue: {again}"), Interrupted.exit_status)
-    except (HydraException, OmegaConfBaseException) as error:
-        _exit(error, 2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(0)
-    except Exception as error:
-        known = as_mistake(error) or as_stop(error)
-        if known is None:
-            raise
-        _exit(known, known.exit_status)
+    with _one_line(), raised(), written():
+        if "--version" in sys.argv[1:]:  # Hydra would print its own
+            output_matters()
+            print(version_line())
+            return
+        _require_folder()
+        shows = _shows_settings(arguments.parse(sys.argv[1:]))
+        sys.argv[1:] = arguments.for_hydra(sys.argv[1:])
+        with _as_typed() if shows else contextlib.nullcontext():
+            main()
+
+
+def reported(main: FunctionType) -> Callable[[Any], Any]:
+    """For the function below ``@hydra.main``: report its errors before Hydra adds its own lines.
+
+    If the launcher of another package calls it, perhaps in another process, it starts the job.
+    """
+    script = Path(main.__code__.co_filename).resolve()  # before it is sent to another machine
+
+    @functools.wraps(main)
+    def inner(cfg: Any) -> Any:
+        if "run" in cfg and is_job_of_another_launcher():  # other commands have no section `run`
+            return run_as_job(script)
+        with _one_line(cfg):
+            return main(cfg)
+
+    return inner
 
 
 @contextlib.contextmanager
-def _as_meant() -> Iterator[None]:
-    """Hydra prints settings with free text in them: as it was typed, not as it was guarded."""
-    told = io.StringIO()
+def _one_line(cfg: Any = None) -> Iterator[None]:
+    """End the process with one line and an exit status for an error whose reason is known.
+
+    ``cfg`` is the composed configuration, if there is one already. Faults of this program pass.
+    """
     try:
-        with contextlib.redirect_stdout(told):
+        with unswallowed():
             yield
-    finally:
-        sys.stdout.write(told.getvalue().replace(BREAK, ""))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of the output, such as `head`, has seen enough
+        sys.exit(0)
+    except (Exception, Signalled) as error:
+        remember()  # the process ends anyway: no other signal interrupts its last lines
+        stop = _reason(error, cfg)
+        if stop is None:
+            raise
+        if isinstance(stop, Refused) and not isinstance(stop, InUse):
+            _leave_summary(cfg, stop)
+        if os.environ.get(WANTED) == "1":
+            traceback.print_exception(error)
+        line = printable(str(stop).replace(BREAK, ""))
+        print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
+        sys.exit(stop.exit_status)
+
+
+def _reason(error: BaseException, cfg: Any) -> Stop | None:
+    """The known reason behind an error; None for a fault of this program."""
+    if isinstance(error, Stop):
+        return error
+    if isinstance(error, Signalled):
+        return Interrupted(f"stopped by {error}; to continue: {commands.typed_command()}")
+    mistake = explained(error)
+    return as_stop(error, _advice(cfg)) if mistake is None else Refused(mistake)
+
+
+def _advice(cfg: Any) -> str:
+    """What to do if there is not enough memory."""
+    if isinstance(cfg, DictConfig) and "trainer" in cfg:
+        return MemoryOptions(fit=cfg.memory.fit).no_room
+    if isinstance(cfg, DictConfig) and "num_samples" in cfg:
+        return "try a smaller num_samples, or device=cpu"
+    return ""
+
+
+def _leave_summary(cfg: Any, refusal: Refused) -> None:
+    # A refused job of a sweep says why in its folder; any other refused run leaves no folder.
+    run = cfg.get("run") if cfg is not None else None
+    if run and run.sweep and run.dir:
+        folder = Path(run.dir.replace(BREAK, ""))
+        if read_summary(folder) is None:
+            with contextlib.suppress(InUse), locked(make_folder(folder)):
+                write_summary(folder, status=refusal.status, reason=str(refusal))
 
 
 def _require_folder() -> None:
@@ -134,84 +136,35 @@ def _require_folder() -> None:
         raise Refused("the folder you are in does not exist any more: cd into another") from None
 
 
-def as_mistake(error: Exception) -> Refused | None:
-    """A mistake in what was typed, or in an option file, behind an error that Hydra lets through;
-    None for a fault of ours.
-    """
-    if str(error).startswith("Config group override"):  # of model=1
-        return Refused(f"{error}: take one of its options, as in model=small")
-    if isinstance(error, yaml.YAMLError | ValueError):  # such as a number too long for Python
-        text = unreadable_file(error)
-        return Refused(text) if text else None
-    return None
+def _shows_settings(flags: Namespace) -> bool:
+    return bool(flags.help or flags.hydra_help or flags.cfg or flags.info)
+
+
+@contextlib.contextmanager
+def _as_typed() -> Iterator[None]:
+    """For a command that only prints settings: free text in them is shown as it was typed."""
+    output_matters()
+    shown = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(shown):
+            yield
+    finally:
+        sys.stdout.write(shown.getvalue().replace(BREAK, ""))
 
 
 def _others_want_the_cores(samples: int = 4) -> bool:
-    """Whether something else keeps running, by Linux's count of what is running at a moment.
+    """Whether another process keeps running, by Linux's count of running processes.
 
-    OpenMP's threads, which torch computes with on a CPU, spin while they wait for each other.
-    Sleeping takes up to twice as long on an idle machine. But where others want the cores too, a
-    spinning thread holds up the one that it waits for, and a step takes ten times as long.
+    torch's OpenMP threads spin while they wait for each other, as sleeping takes up to twice as
+    long on an idle machine. Where another process needs the cores, a spinning thread delays the
+    thread it waits for, and a step takes ten times as long.
     """
     running = []
     for _ in range(samples):
         try:
             fields = Path("/proc/loadavg").read_text(encoding="ascii").split()
-        except OSError:  # another system, whose torch does not bring this OpenMP
+        except OSError:  # another system, where torch uses another OpenMP
             return False
-        running.append(int(fields[3].partition("/")[0]))  # this process among them
+        running.append(int(fields[3].partition("/")[0]))  # with this process
         time.sleep(0.01)
     return min(running) > 1
-
-
-def _exit(error: BaseException, status: int) -> NoReturn:
-    if os.environ.get(WANTED) == "1":
-        traceback.print_exception(error)
-    text = printable(one_line(error).replace(BREAK, ""))
-    print(f"{Path(sys.argv[0]).name}: {text}", file=sys.stderr)
-    sys.exit(status)
-
-
-def _advice(cfg: Any) -> str:
-    """What to do where a command with this configuration has not enough memory."""
-    if isinstance(cfg, DictConfig) and "trainer" in cfg:
-        return MemoryOptions(fit=cfg.memory.fit).no_room
-    if isinstance(cfg, DictConfig) and "num_samples" in cfg:
-        return "try a smaller num_samples, or device=cpu"
-    return ""
-
-
-def _leave_summary(cfg: Any, refusal: Refused) -> None:
-    # A refused job of a sweep says why in its folder; a refused run of its own leaves nothing.
-    run = cfg.get("run")
-    if run and run.sweep and run.dir:
-        folder = Path(run.dir.replace(BREAK, ""))
-        if read_summary(folder) is None:
-            with contextlib.suppress(InUse), locked(make_folder(folder)):
-                write_summary(folder, status=refusal.status, reason=str(refusal))
-
-
-def _flags_first(arguments: list[str]) -> list[str]:
-    """``-m`` and ``--config-dir DIR`` may stand anywhere; Hydra's parser wants all ``key=value`` on
-    one side of them.
-    """
-    flags, others = [], []
-    left = iter(arguments)
-    for argument in left:
-        if argument in WITH_VALUE:
-            flags += [argument, *itertools.islice(left, 1)]
-        elif argument in ("-m", "--multirun") or argument.startswith(VALUE_GIVEN):
-            flags.append(argument)
-        else:
-            others.append(argument)
-    return [*flags, *others]
-
-
-def _with_saved_groups(arguments: list[str]) -> list[str]:
-    """Before a run is continued, compose with the optimizer and schedule it was started with."""
-    folders = [unquote(a.partition("=")[2]) for a in arguments if a.startswith("resume=")]
-    if not folders or folders[-1] in ("", "null"):
-        return arguments
-    first = next(n for n, a in enumerate(arguments) if "=" in a and not a.startswith("-"))
-    # Before what was typed, which counts more, but after flags such as --cfg job.
-    return [*arguments[:first], *saved_groups(Path(folders[-1])), *arguments[first:]]

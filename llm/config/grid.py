@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from llm.config.compose import read_settings
-from llm.config.mistakes import one_line
+from llm.config.mistakes import explained
 from llm.errors import Refused, require
 from llm.options import validate
 from llm.planning.points import Point, label
@@ -86,7 +86,7 @@ class Combinations(Generic[S]):
             return Point(self.settings(overrides), values, typed)
         except (Refused, HydraException, OmegaConfBaseException) as error:
             which = f"job {label(values)} cannot run{self.outcome}: " if values else ""
-            raise Refused(f"{which}{one_line(error)}") from error
+            raise Refused(f"{which}{explained(error) or error}") from error
 
     def settings(self, overrides: dict[str, Override]) -> S:
         """Its settings, from others of its family where there are some already."""

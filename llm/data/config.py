@@ -6,11 +6,7 @@ from llm.disk import check_name, check_path
 from llm.errors import require
 from llm.options import option
 
-TOKENIZERS = ("gpt2", "char", "byte")
-KNOWN_SIZES = {
-    "gpt2": 50_257,
-    "byte": 257,
-}  # vocabularies that are known before any text has been read
+TOKENIZERS = {"gpt2": 50_257, "char": None, "byte": 257}  # sizes of their vocabularies, if fixed
 CORPORA = ("shakespeare", "tinyshakespeare", "text")
 # Characters in names of the folders of jobs.
 SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
@@ -51,7 +47,7 @@ class DataConfig:
         )
         self.name = check_name("data.name", self.name)
         check_path("data.dir", self.dir)
-        known_size, declared = KNOWN_SIZES.get(self.tokenizer), self.vocab_size
+        known_size, declared = TOKENIZERS.get(self.tokenizer), self.vocab_size
         require(
             declared is None or known_size in (None, declared),
             f"data.vocab_size={declared}, but the {self.tokenizer} tokenizer has {known_size}: "
@@ -62,4 +58,4 @@ class DataConfig:
         """Tokens in the vocabulary, known before any text is read (None: characters of your own
         text).
         """
-        return self.vocab_size or KNOWN_SIZES.get(self.tokenizer)
+        return self.vocab_size or TOKENIZERS.get(self.tokenizer)

@@ -1,4 +1,4 @@
-"""A prepared folder as two memory-mapped splits, checked."""
+"""A prepared folder as two memory-mapped splits."""
 
 import hashlib
 import json
@@ -16,18 +16,16 @@ from llm.errors import Refused, require
 from llm.sealed import Plain
 
 READ = 1 << 20  # bytes hashed at a time
-# Bytes a token, below which GPT-2's tokenizer does not suit a text. Measured: Korean 1.2, Chinese
-# 1.5, Greek and Russian 1.7, Japanese 2.1 (more than one token a character); German and Python code
-# 2.5 (several characters a token).
-SPLIT_BADLY = 2.3
-LARGE = 1 << 30  # bytes; more take longer to verify than a run should take to start
+# With fewer bytes per token, GPT-2's tokenizer does not suit a text. Measured: Korean 1.2, Chinese
+# 1.5, Greek and Russian 1.7, Japanese 2.1 (tokens are parts of characters); German and Python code
+# 2.5 (tokens are several characters).
+FEW_BYTES = 2.3
+LARGE = 1 << 30  # bytes; verifying more takes longer than a run should take to start
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A prepared folder: two memory-mapped splits, their tokenizer, and ``digest``, which names
-    their contents.
-    """
+    """Token ids of two splits, their tokenizer, and ``digest``, which names their contents."""
 
     folder: Path
     train: np.ndarray
@@ -38,8 +36,8 @@ class Dataset:
 
     @classmethod
     def open(cls, folder: Path) -> "Dataset":
-        """Map the files of ``folder`` and compare their sizes with ``meta.json``, whose counts must
-        be possible; what is in the files is left to :meth:`verify`.
+        """Map the files of ``folder``. Their sizes and the counts in ``meta.json`` are checked here,
+        their contents by :meth:`verify`.
 
         Raises :class:`llm.errors.Refused` naming the file that does not fit.
         """
@@ -47,19 +45,13 @@ class Dataset:
         tokenizer = from_json(meta["tokenizer"])
         train, val = (_map(folder, split, meta) for split in SPLITS)
         _require_possible(folder, meta, tokenizer)
-        return cls(
-            folder=folder,
-            train=train,
-            val=val,
-            tokenizer=tokenizer,
-            digest=_digest(meta, tokenizer),
-            bytes_per_token=meta["bytes"]["val"] / max(1, meta["tokens"]["val"]),
-        )
+        bytes_per_token = meta["bytes"]["val"] / max(1, meta["tokens"]["val"])
+        return cls(folder, train, val, tokenizer, _digest(meta, tokenizer), bytes_per_token)
 
     @property
     def notes(self) -> list[str]:
-        """Warnings for those who train on it."""
-        if self.tokenizer.kind != "gpt2" or not 0 < self.bytes_per_token < SPLIT_BADLY:
+        """Warnings about training on it."""
+        if self.tokenizer.kind != "gpt2" or not 0 < self.bytes_per_token < FEW_BYTES:
             return []
         return [
             f"GPT-2's tokenizer has {self.bytes_per_token:.1f} bytes a token in this text, where "
@@ -79,33 +71,32 @@ class Dataset:
         ``on_progress`` is called with (bytes done, bytes in all). Raises
         :class:`llm.errors.Refused` naming the file that is no longer what was prepared.
         """
-        meta, largest, done = read_meta(self.folder), 0, 0
+        meta, done, max_id = read_meta(self.folder), 0, 0
+        vocab_size, lengths = self.tokenizer.vocab_size, self.tokenizer.byte_lengths
         same = _digest(meta, self.tokenizer) == self.digest
         require(same, f"{self.folder} changed while it was read: start again")
-
-        def read(count: int) -> None:
-            nonlocal done
-            done += count
-            on_progress(done, self.size)
-
         for split in SPLITS:
-            path = self.folder / f"{split}.bin"
-            found = _contents(path, np.dtype(meta["dtype"]).newbyteorder("<"), self.tokenizer, read)
+            path, sha256, n_bytes = self.folder / f"{split}.bin", hashlib.sha256(), 0
+            for raw in _pieces(path):
+                ids = np.frombuffer(raw, _dtype(meta), len(raw) // _dtype(meta).itemsize)
+                sha256.update(raw)
+                max_id = max(max_id, int(ids.max(initial=0)))
+                n_bytes += int(lengths[np.minimum(ids, vocab_size - 1)].sum())
+                done += len(raw)
+                on_progress(done, self.size)
             require(
-                found.sha256 == meta["sha256"][split],
+                sha256.hexdigest() == meta["sha256"][split],
                 f"{path} is damaged: its sha256 is not that in {META}: {AGAIN}",
             )
-            size = self.tokenizer.vocab_size
-            require(found.largest < size, f"{path} holds {beyond(found.largest, size)}")
+            require(max_id < vocab_size, f"{path} holds {beyond(max_id, vocab_size)}")
             require(
-                found.bytes == meta["bytes"][split],
-                f"{path} holds {found.bytes} bytes of text, but {META} says "
-                f"{meta['bytes'][split]}: {AGAIN}",
+                n_bytes == meta["bytes"][split],
+                f"{path} holds {n_bytes} bytes of text, but {META} says {meta['bytes'][split]}: "
+                f"{AGAIN}",
             )
-            largest = max(largest, found.largest)
         require(
-            largest == meta["max_id"],
-            f"{self.folder} holds ids up to {largest}, but {META} says {meta['max_id']}: {AGAIN}",
+            max_id == meta["max_id"],
+            f"{self.folder} holds ids up to {max_id}, but {META} says {meta['max_id']}: {AGAIN}",
         )
 
     def sampler(
@@ -118,17 +109,15 @@ class Dataset:
     def validation(
         self, block_size: int, batch_size: int, sequences: int | None
     ) -> tuple[int, Iterator[Batch]]:
-        """The number of batches of the validation split (:func:`evaluation_batches`), and the
-        batches, each read when it is asked for.
+        """Batches of the validation split (:func:`evaluation_batches`): their number, and the
+        batches, which are read one by one.
         """
         every = evaluation_batches(self.val, block_size, batch_size, sequences)
         vocabulary = self.tokenizer.vocab_size
         return len(every), (read_windows(self.val, s, block_size, vocabulary) for s in every)
 
     def check(self, block_size: int, vocab_size: int) -> None:
-        """Raise :class:`llm.errors.Refused` unless a model of this shape can be trained on the
-        data.
-        """
+        """Raise :class:`llm.errors.Refused` if a model of this shape cannot be trained on it."""
         for split, tokens in (("train", self.train), ("val", self.val)):
             require(
                 len(tokens) > block_size,
@@ -168,46 +157,28 @@ def _require_possible(folder: Path, meta: Plain, tokenizer: Tokenizer) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Contents:
-    """What a token file holds: ``bytes`` of text in ids below the vocabulary."""
-
-    sha256: str
-    largest: int
-    bytes: int
-
-
-def _contents(
-    path: Path, dtype: np.dtype[Any], tokenizer: Tokenizer, read: Callable[[int], None]
-) -> _Contents:
-    digest, largest, count = hashlib.sha256(), 0, 0
+def _pieces(path: Path) -> Iterator[bytes]:
     try:
         with path.open("rb") as file:
-            while piece := file.read(READ):
-                digest.update(piece)
-                ids = np.frombuffer(piece, dtype, len(piece) // dtype.itemsize)
-                largest = max(largest, int(ids.max(initial=0)))
-                if largest < tokenizer.vocab_size:  # else there is no length to look up
-                    times = np.bincount(ids, minlength=tokenizer.vocab_size)
-                    count += int(times @ tokenizer.byte_lengths)
-                read(len(piece))
+            yield from iter(lambda: file.read(READ), b"")
     except OSError as error:
         raise Refused(f"{path} cannot be read: {error.strerror}") from None
-    return _Contents(digest.hexdigest(), largest, count)
+
+
+def _dtype(meta: Plain) -> np.dtype[Any]:
+    return np.dtype(meta["dtype"]).newbyteorder("<")
 
 
 def _map(folder: Path, split: str, meta: Plain) -> np.ndarray:
-    path, tokens = folder / f"{split}.bin", meta["tokens"][split]
-    dtype = np.dtype(meta["dtype"]).newbyteorder("<")
+    path, tokens, dtype = folder / f"{split}.bin", meta["tokens"][split], _dtype(meta)
     size = path.stat().st_size if path.is_file() else -1
     require(
         size == tokens * dtype.itemsize,
         f"{path} has {size} bytes, but {META} says {tokens} tokens of {dtype.itemsize}: {AGAIN}",
     )
+    if tokens == 0:  # an empty file cannot be mapped
+        return np.zeros(0, dtype)
     try:
-        mapped: np.ndarray = (
-            np.memmap(path, dtype=dtype, mode="r") if tokens else np.zeros(0, dtype)
-        )
+        return np.memmap(path, dtype=dtype, mode="r")
     except OSError as error:
         raise Refused(f"{path} cannot be read: {error.strerror}") from None
-    return mapped

@@ -1,8 +1,5 @@
-"""``meta.json`` of a prepared folder: what its token files must be, and the tokenizer that made
-them.
-"""
+"""``meta.json`` of a prepared folder describes its token files and holds their tokenizer."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from llm.disk import write_durably
@@ -11,11 +8,6 @@ from llm.sealed import Plain, opened, read_json, sealed
 
 META = "meta.json"
 FORMAT_VERSION = 2
-# What is done with the values of each version that can be read: 1 had no digest.
-READABLE: dict[int, Callable[[Plain, Path], Plain]] = {
-    1: lambda values, path: values,
-    FORMAT_VERSION: opened,
-}
 SPLITS = ("train", "val")
 KINDS = {
     "format_version": int, "name": str, "dtype": str, "byte_order": str, "vocab_size": int,
@@ -34,9 +26,7 @@ def read_meta(folder: Path) -> Plain:
     """The values of ``meta.json``; :class:`llm.errors.Refused` naming what is wrong with them."""
     path = folder / META
     try:
-        saved = read_json(path)
-        if not _is_newer(saved):
-            return _checked(saved, path)
+        return _checked(read_json(path), path)
     except FileNotFoundError:
         raise Refused(
             f"{folder} is not a prepared dataset, it has no {META}: "
@@ -44,21 +34,15 @@ def read_meta(folder: Path) -> Plain:
         ) from None
     except Refused as error:
         raise Refused(f"{error}: {AGAIN}") from None
-    raise Refused(f"{path} was written by a newer version of this program: update it")
-
-
-def _is_newer(saved: Plain) -> bool:
-    version = saved.get("format_version")
-    return isinstance(version, int) and version > FORMAT_VERSION
 
 
 def _checked(saved: Plain, path: Path) -> Plain:
     version = saved.get("format_version")
     require(
-        type(version) is int and version in READABLE,  # not True, which equals 1
-        f"{path} has format_version={version!r:.40}, and this version reads {FORMAT_VERSION}",
+        version == FORMAT_VERSION,
+        f"{path} has format_version={version!r:.40}, and this program reads {FORMAT_VERSION}",
     )
-    values = READABLE[saved["format_version"]](saved, path)
+    values = opened(saved, path)
     unknown = sorted(set(values).difference(KINDS, KINDS_PER_SPLIT))
     require(not unknown, f"{path} has the unknown key {''.join(unknown[:1])!r:.40}")
     for key, kind in KINDS.items():

@@ -9,116 +9,117 @@ import json
 import re
 from abc import ABC, abstractmethod
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tiktoken
-from tiktoken_ext.openai_public import (
-    r50k_pat_str,  # GPT-2's split pattern; importing it opens no connection
-)
+from tiktoken_ext.openai_public import r50k_pat_str  # GPT-2's split pattern; opens no connection
 
 from llm.data import assets
-from llm.data.config import TOKENIZERS
-from llm.errors import Refused
+from llm.errors import Refused, require
 
 END_OF_TEXT = "<|endoftext|>"
-# Where a token of GPT-2's pattern always ends: before white space that follows anything else, and
-# before punctuation that follows a letter or digit. White space as Unicode and tiktoken have it;
-# Python's \s has four control characters more. Only punctuation that all versions of Unicode have.
+# A token of GPT-2's pattern always ends before white space that follows anything else, and before
+# punctuation that follows a letter or digit. White space as Unicode and tiktoken have it (Python's
+# \s has four control characters more); only punctuation that all versions of Unicode have.
 SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 PUNCTUATION = r"!-/:-@\[-`{-~\u2010-\u2027\u3001-\u3003\u3008-\u3011\uff01-\uff0f\uff1a-\uff20"
 GPT2_CUT = re.compile(rf"(?s).*(?:[^{SPACE}](?=[{SPACE}])|[^\W_](?=[{PUNCTUATION}]))")
 
 
 class Tokenizer(ABC):
-    """Encodes text as ids below ``vocab_size``; ``end_of_text`` is the id that ends a document,
-    if there is one.
+    """Encodes text as ids below ``vocab_size``; ``end_of_text`` ends a document, if there is such
+    an id.
     """
 
     kind: str
     vocab_size: int
     end_of_text: int | None = None
+    saved: ClassVar[tuple[str, ...]] = ()  # the constructor's arguments, attributes that are str
 
     @abstractmethod
-    def encode(self, text: str, special: bool = False) -> np.ndarray:
-        """Ids (uint32) of ``text``; with ``special``, each ``<|endoftext|>`` in it becomes one
-        id.
-        """
+    def encode(self, text: str) -> np.ndarray:
+        """Ids (uint32) of ``text``, in which ``<|endoftext|>`` is 13 characters like any others."""
+
+    def encode_special(self, text: str) -> np.ndarray:
+        """Ids of ``text``, in which each ``<|endoftext|>`` is ``end_of_text``, if there is one."""
+        if self.end_of_text is None:
+            return self.encode(text)
+        end, parts = np.array([self.end_of_text], dtype=np.uint32), text.split(END_OF_TEXT)
+        return np.concatenate([ids for part in parts for ids in (end, self.encode(part))][1:])
 
     def last_cut(self, text: str) -> int:
         """The last place where ``text`` can be cut without changing an id, whatever follows it; 0
-        where there is none.
+        if there is none.
         """
         return len(text)
 
     @abstractmethod
     def token_bytes(self, token: int) -> bytes:
-        """The UTF-8 bytes that ``token`` stands for; they may end inside a character."""
+        """The UTF-8 bytes that ``token`` stands for; they may end inside a character.
+
+        An id beyond the vocabulary stands for none: the model's may be padded, and an untrained
+        model samples such ids.
+        """
 
     @cached_property
     def byte_lengths(self) -> np.ndarray:
-        """How many bytes of text each id stands for: (vocab_size,) int64. The end-of-text id is no
+        """Bytes of text that each id stands for: (vocab_size,) int64. The end-of-text id is not
         text: 0.
         """
         ids = range(self.vocab_size)
         lengths = [len(self.token_bytes(i)) if i != self.end_of_text else 0 for i in ids]
         return np.array(lengths, dtype=np.int64)
 
-    @abstractmethod
-    def to_json(self) -> dict[str, Any]:
-        """Plain values from which :func:`from_json` makes an equal tokenizer."""
-
     def decode(self, tokens: list[int]) -> str:
         """Text of ``tokens``; bytes that are not UTF-8 become U+FFFD."""
         return b"".join(map(self.token_bytes, tokens)).decode("utf-8", errors="replace")
 
-    def described(self, other: "Tokenizer") -> str:
-        """Its ids in words that tell it from ``other``."""
-        return {"gpt2": "the 50,257 tokens of GPT-2", "byte": "bytes"}[self.kind]
+    def to_json(self) -> dict[str, str]:
+        """Plain values from which :func:`from_json` makes an equal tokenizer."""
+        return {"kind": self.kind} | {name: getattr(self, name) for name in self.saved}
 
     def digest(self) -> str:
         """sha256 of :meth:`to_json`."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
+    def described(self, other: "Tokenizer") -> str:
+        """The vocabulary in words that distinguish it from ``other``'s."""
+        return f"the {self.vocab_size:,} tokens of {self.kind}"
+
 
 class GPT2Tokenizer(Tokenizer):
-    """GPT-2's byte-level BPE through tiktoken, built from its merges without a download by
-    tiktoken.
+    """GPT-2's byte-level BPE through tiktoken, built from its merges (tiktoken would download
+    them).
     """
 
     kind, vocab_size, end_of_text = "gpt2", 50_257, 50_256
+    saved = ("merges",)
 
     def __init__(self, merges: str | None = None) -> None:
         self.merges = assets.gpt2_merges().decode("utf-8") if merges is None else merges
-        if assets.sha256(self.merges.encode()) != assets.GPT2_MERGES_SHA256:
-            raise Refused(
-                "the saved GPT-2 vocabulary is damaged: its sha256 is not that of vocab.bpe"
-            )
+        require(
+            assets.sha256(self.merges.encode()) == assets.GPT2_MERGES_SHA256,
+            "the saved GPT-2 vocabulary is damaged: its sha256 is not that of vocab.bpe",
+        )
         self.encoding = _gpt2_encoding(self.merges)
 
-    def encode(self, text: str, special: bool = False) -> np.ndarray:
-        allowed = {END_OF_TEXT} if special else set()
+    def encode(self, text: str) -> np.ndarray:
         _refuse_surrogates(text)
-        return self.encoding.encode_to_numpy(text, allowed_special=allowed, disallowed_special=())
+        return self.encoding.encode_to_numpy(text, allowed_special=set(), disallowed_special=())
 
     def last_cut(self, text: str) -> int:
         match = GPT2_CUT.match(text)
         return match.end() if match else 0
 
     def token_bytes(self, token: int) -> bytes:
-        # Ids beyond the vocabulary exist where a model's is padded; an untrained model may sample
-        # one.
         return self.encoding.decode_single_token_bytes(token) if token < self.vocab_size else b""
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "merges": self.merges}
 
 
 @lru_cache(maxsize=1)
 def _gpt2_encoding(merges: str) -> tiktoken.Encoding:
-    # vocab.bpe writes bytes as printable characters: those that are printable stand for themselves,
-    # the other 68 are numbered from U+0100 on. Ranks are the 256 bytes in that order, then the
-    # merges.
+    # vocab.bpe writes bytes as printable characters: printable bytes stand for themselves, the
+    # other 68 are numbered from U+0100 on. Ranks are the 256 bytes in that order, then the merges.
     printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
     others = [b for b in range(256) if b not in printable]
     byte_of = {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
@@ -127,34 +128,33 @@ def _gpt2_encoding(merges: str) -> tiktoken.Encoding:
         left, right = line.split()
         ranks[bytes(byte_of[c] for c in left + right)] = len(ranks)
     return tiktoken.Encoding(
-        "gpt2",
-        pat_str=r50k_pat_str,
-        mergeable_ranks=ranks,
-        special_tokens={END_OF_TEXT: 50_256},
-        explicit_n_vocab=50_257,
-    )
+        "gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks,
+        special_tokens={END_OF_TEXT: 50_256}, explicit_n_vocab=50_257,
+    )  # fmt: skip
 
 
 class CharTokenizer(Tokenizer):
     """One id per character, in code point order. It has no end-of-text id."""
 
     kind = "char"
+    saved = ("characters",)
 
     def __init__(self, characters: str) -> None:
         _refuse_surrogates(characters)
         self.characters = characters
         self.vocab_size = len(characters)
         self.codes = np.array([ord(c) for c in characters], dtype=np.uint32)
-        if self.vocab_size == 0 or (np.diff(self.codes.astype(np.int64)) <= 0).any():
-            raise Refused("a character vocabulary must be distinct characters in code point order")
+        require(
+            self.vocab_size > 0 and (np.diff(self.codes.astype(np.int64)) > 0).all(),
+            "a character vocabulary must be distinct characters in code point order",
+        )
 
-    def encode(self, text: str, special: bool = False) -> np.ndarray:
+    def encode(self, text: str) -> np.ndarray:
         codes = np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype=np.uint32)
         ids = np.searchsorted(self.codes, codes).astype(np.uint32)
-        wrong = self.codes[np.minimum(ids, self.vocab_size - 1)] != codes
-        if wrong.any():
-            strangers = sorted({chr(code) for code in codes[wrong]})
-            named = _named(strangers)
+        unknown = self.codes[np.minimum(ids, self.vocab_size - 1)] != codes
+        if unknown.any():
+            named = _named(sorted({chr(code) for code in codes[unknown]}))
             raise Refused(f"not in this vocabulary of {self.vocab_size} characters: {named}")
         return ids
 
@@ -168,29 +168,45 @@ class CharTokenizer(Tokenizer):
         own = [c for c in self.characters if c not in other.characters]
         return f"{words} with {_named(own)}" if own else words
 
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "characters": self.characters}
-
 
 class ByteTokenizer(Tokenizer):
-    """The 256 bytes of UTF-8, and end-of-text as id 256: no text is outside it."""
+    """The 256 bytes of UTF-8, and end-of-text as id 256: it can encode any text."""
 
     kind, vocab_size, end_of_text = "byte", 257, 256
 
-    def encode(self, text: str, special: bool = False) -> np.ndarray:
+    def encode(self, text: str) -> np.ndarray:
         _refuse_surrogates(text)
-        parts = text.split(END_OF_TEXT) if special else [text]
-        ids = [
-            np.frombuffer(part.encode("utf-8"), dtype=np.uint8).astype(np.uint32) for part in parts
-        ]
-        end = np.array([self.end_of_text], dtype=np.uint32)
-        return np.concatenate([piece for part in ids for piece in (end, part)][1:])
+        return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.uint32)
 
     def token_bytes(self, token: int) -> bytes:
         return bytes([token]) if token < 256 else END_OF_TEXT.encode() if token == 256 else b""
 
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind}
+
+CLASSES: dict[str, type[Tokenizer]] = {
+    cls.kind: cls for cls in (GPT2Tokenizer, CharTokenizer, ByteTokenizer)
+}
+
+
+def from_json(saved: Any) -> Tokenizer:
+    """The tokenizer that :meth:`Tokenizer.to_json` described; raises :class:`llm.errors.Refused` if
+    there is no such tokenizer.
+    """
+    kind = saved.get("kind") if isinstance(saved, dict) else saved
+    cls = CLASSES.get(kind) if isinstance(kind, str) else None
+    if cls is None or not isinstance(saved, dict):
+        known = ", ".join(CLASSES)
+        raise Refused(f"unknown tokenizer {str(kind)[:40]!r}: this version knows {known}")
+    values = {key: value for key, value in saved.items() if key != "kind"}
+    require(
+        set(values) == set(cls.saved) and all(isinstance(one, str) for one in values.values()),
+        f"the tokenizer {kind!r} must have just these strings: kind, {', '.join(cls.saved)}",
+    )
+    return cls(**values)
+
+
+def build_tokenizer(kind: str, alphabet: str) -> Tokenizer:
+    """A tokenizer for a new text, whose distinct characters are ``alphabet``."""
+    return CharTokenizer(alphabet) if kind == "char" else CLASSES[kind]()
 
 
 def _named(characters: list[str]) -> str:
@@ -199,34 +215,8 @@ def _named(characters: list[str]) -> str:
 
 
 def _refuse_surrogates(text: str) -> None:
-    # Python puts them where an argument of the command line is not UTF-8 (PEP 383).
+    # Python decodes an argument of the command line that is not UTF-8 to surrogates (PEP 383).
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise Refused(f"not Unicode text: U+{ord(text[error.start]):04X}") from None
-
-
-def from_json(saved: Any) -> Tokenizer:
-    """The tokenizer that :meth:`Tokenizer.to_json` described; :class:`llm.errors.Refused` if
-    there is no such one.
-    """
-    match saved:
-        case {"kind": "gpt2", "merges": str(merges), **rest} if not rest:
-            return GPT2Tokenizer(merges)
-        case {"kind": "char", "characters": str(characters), **rest} if not rest:
-            return CharTokenizer(characters)
-        case {"kind": "byte", **rest} if not rest:
-            return ByteTokenizer()
-    kind = saved.get("kind") if isinstance(saved, dict) else saved
-    raise Refused(
-        f"unknown tokenizer {str(kind)[:40]!r}: this version knows {', '.join(TOKENIZERS)}"
-    )
-
-
-def build_tokenizer(kind: str, characters: str = "") -> Tokenizer:
-    """A tokenizer for new text; ``characters`` are the distinct ones of the text, for ``char``
-    only.
-    """
-    if kind == "char":
-        return CharTokenizer(characters)
-    return ByteTokenizer() if kind == "byte" else GPT2Tokenizer()

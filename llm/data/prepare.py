@@ -13,7 +13,7 @@ from llm.data.assets import sha256
 from llm.data.config import DataConfig
 from llm.data.corpus import Corpus, expanded, read_corpus
 from llm.data.dataset import Dataset
-from llm.data.meta import read_meta
+from llm.data.meta import OTHER, read_meta
 from llm.data.writing import Progress, write_dataset
 from llm.disk import sync_folder
 from llm.errors import DiskError, Refused, as_stop, require
@@ -93,16 +93,15 @@ def _is_ready(folder: Path, config: DataConfig, made_from: dict[str, Any]) -> bo
 
 def _require_made_from(folder: Path, made_from: dict[str, Any], vocab_size: int | None) -> None:
     meta = read_meta(folder)
-    saved = meta["made_from"] | {"vocab_size": meta["vocab_size"]}
-    wanted = made_from | {"vocab_size": vocab_size or meta["vocab_size"]}
+    saved = meta.made_from | {"vocab_size": meta.vocab_size}
+    wanted = made_from | {"vocab_size": vocab_size or meta.vocab_size}
     keys = [key for key in wanted if saved.get(key) != wanted[key]]
     keys = [key for key in keys if key != "source_sha256"] or keys  # a digest says little
     was = ", ".join(f"{key}={saved.get(key)}" for key in keys)
     asked = ", ".join(f"{key}={wanted[key]}" for key in keys)
     require(
         not keys,
-        f"{folder} was prepared with {was}, but the config says {asked}: "
-        "take another data.name, or replace it with data.overwrite=true",
+        f"{folder} was prepared with {was}, but the config says {asked}: {OTHER}",
     )
 
 

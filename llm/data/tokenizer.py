@@ -183,7 +183,9 @@ class ByteTokenizer(Tokenizer):
 
 
 CLASSES: dict[str, type[Tokenizer]] = {
-    cls.kind: cls for cls in (GPT2Tokenizer, CharTokenizer, ByteTokenizer)
+    "gpt2": GPT2Tokenizer,
+    "char": CharTokenizer,
+    "byte": ByteTokenizer,
 }
 
 

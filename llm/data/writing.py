@@ -14,7 +14,7 @@ import numpy as np
 
 from llm.data.config import DataConfig
 from llm.data.corpus import Corpus, Document
-from llm.data.meta import FORMAT_VERSION, write_meta
+from llm.data.meta import FORMAT_VERSION, Counts, Digests, Meta, write_meta
 from llm.data.tokenizer import END_OF_TEXT, Tokenizer, build_tokenizer
 from llm.errors import require
 
@@ -141,20 +141,20 @@ def write_dataset(
             require(holds_text, f"data.val_fraction leaves {split} no text: take another")
     # A path that is not Unicode has surrogates in Python, which cannot be written as UTF-8.
     description = corpus.description.encode(errors="backslashreplace").decode()
-    meta = {
-        "format_version": FORMAT_VERSION,
-        "name": config.name,
-        "dtype": train.dtype.name,
-        "byte_order": "little",
-        "vocab_size": tokenizer.vocab_size,
-        "max_id": max(train.max_id, val.max_id),
-        "tokens": {split: writer.tokens for split, writer in writers.items()},
-        "bytes": {split: writer.bytes for split, writer in writers.items()},
-        "sha256": {split: writer.sha256.hexdigest() for split, writer in writers.items()},
-        "source": {"description": description, "sha256": corpus.sha256},
-        "made_from": made_from,
-        "tokenizer": tokenizer.to_json(),
-    }
+    meta = Meta(
+        format_version=FORMAT_VERSION,
+        name=config.name,
+        dtype=train.dtype.name,
+        byte_order="little",
+        vocab_size=tokenizer.vocab_size,
+        max_id=max(train.max_id, val.max_id),
+        tokens=Counts(train.tokens, val.tokens),
+        bytes=Counts(train.bytes, val.bytes),
+        sha256=Digests(train.sha256.hexdigest(), val.sha256.hexdigest()),
+        source={"description": description, "sha256": corpus.sha256},
+        made_from=made_from,
+        tokenizer=tokenizer.to_json(),
+    )
     write_meta(folder, meta)
 
 

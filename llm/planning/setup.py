@@ -99,7 +99,7 @@ def vocabulary(settings: TrainSettings) -> int | None:
 def _prepared_vocabulary(data: tuple[Any, ...]) -> int:
     from llm.data.prepare import folder_of
 
-    return int(read_meta(folder_of(DataConfig(*data)))["vocab_size"])
+    return read_meta(folder_of(DataConfig(*data))).vocab_size
 
 
 def planned_device(name: str) -> str:

@@ -65,35 +65,22 @@ def test_an_id_beyond_the_vocabulary_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("change", "said"),
     [
-        ({"format_version": 0}, "format_version=0"),
-        ({"format_version": None}, "format_version=None"),
-        ({"format_version": True}, "format_version=True"),
-        ({"format_version": [2]}, "format_version="),
-        ({"dtype": "float32"}, "dtype='float32'"),
-        ({"byte_order": "big"}, "byte_order='big'"),
-        ({"colour": "red"}, "unknown key 'colour'"),
-        ({"dtype": None}, "dtype"),
-        ({"vocab_size": 5}, "vocab_size=5"),
-        ({"vocab_size": "28"}, "vocab_size"),
-        ({"max_id": None}, "max_id"),
-        ({"max_id": -1}, "max_id=-1"),
-        ({"made_from": []}, "made_from"),
-        ({"tokenizer": None}, "tokenizer"),
-        ({"tokens": None}, "tokens"),
-        ({"tokens": {"train": 9}}, "tokens"),
-        ({"tokens": {"train": None, "val": 9}}, "tokens"),
-        ({"bytes": {"train": 9, "val": "9"}}, "bytes"),
-        ({"sha256": {"train": "", "val": None}}, "sha256"),
+        ({"format_version": 99}, r": format_version=99 must be one of 2"),
+        ({"colour": "red"}, r": colour is an unknown key"),
+        ({"dtype": "float32"}, r": dtype=float32 must be one of uint16, uint32"),
+        ({"tokens": {"train": 9}}, r": tokens\.val is missing"),
+        ({"bytes": {"train": 9, "val": "9"}}, r": bytes\.val=9 must be a whole number"),
+        ({"vocab_size": 5}, r" says vocab_size=5, but its tokenizer has \d+"),
     ],
     ids=str,
 )
-def test_what_is_wrong_in_meta_json_is_refused_by_name(
-    folder: Path, change: dict[str, Any], named: str
+def test_a_wrong_value_in_meta_json_is_refused_by_name(
+    folder: Path, change: dict[str, Any], said: str
 ) -> None:
     edit_meta(folder, lambda meta: meta.update(change))
-    with pytest.raises(Refused, match=rf"{folder}/meta\.json .*{named}"):
+    with pytest.raises(Refused, match=rf"{folder}/meta\.json{said}: .*data\.overwrite=true$"):
         Dataset.open(folder)
 
 
@@ -101,32 +88,32 @@ def test_a_key_that_meta_json_lacks_is_refused_by_name(folder: Path) -> None:
     whole = (folder / "meta.json").read_text(encoding="utf-8")
     for key in saved_meta(folder):
         edit_meta(folder, lambda meta, key=key: meta.pop(key))
-        with pytest.raises(Refused, match=rf"{folder}/meta\.json has .*{key}"):
+        with pytest.raises(Refused, match=rf"{folder}/meta\.json: {key} is missing"):
             Dataset.open(folder)
         (folder / "meta.json").write_text(whole, encoding="utf-8")
     assert len(Dataset.open(folder).train) > 0
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00"])
-def test_a_meta_json_that_is_none_is_refused(folder: Path, text: str) -> None:
+def test_a_meta_json_that_is_not_an_object_is_refused(folder: Path, text: str) -> None:
     (folder / "meta.json").write_text(text)
     with pytest.raises(Refused, match=rf"^{folder}/meta\.json "):
         Dataset.open(folder)
 
 
-def test_a_folder_without_meta_json_is_no_dataset(tmp_path: Path) -> None:
+def test_a_folder_without_meta_json_is_not_a_dataset(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(Refused, match=rf"^{folder} is not a prepared dataset"):
             Dataset.open(folder)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-@pytest.mark.parametrize("change", [0, -5, "one less", "one more", 10**12], ids=str)
+@pytest.mark.parametrize("change", [-1, 1])
 def test_bytes_that_the_text_of_so_many_tokens_cannot_have_are_refused(
-    folder: Path, split: str, change: int | str
+    folder: Path, split: str, change: int
 ) -> None:
     right = saved_meta(folder)["bytes"][split]  # one a character in this play
-    wrong = {"one less": right - 1, "one more": right + 1}.get(str(change), change)
+    wrong = right + change
     edit_meta(folder, lambda meta: meta["bytes"].update({split: wrong}))
     with pytest.raises(Refused) as refusal:
         Dataset.open(folder)

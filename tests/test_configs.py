@@ -1,11 +1,11 @@
 """Every file of conf/ composes, fits its schema, explains its knobs and builds what it names."""
 
-import dataclasses
 import inspect
 import re
+from dataclasses import asdict, fields
 from itertools import product
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +17,13 @@ from llm.config.compose import read_settings
 from llm.model.gpt import GPT
 from llm.options import validate
 from llm.settings.build import build
-from llm.settings.schema import NO_KEY, SETTINGS, PrepareSettings, SampleSettings, TrainSettings
+from llm.settings.schema import (
+    NO_KEY,
+    SETTINGS,
+    PrepareSettings,
+    RunSection,
+    TrainSettings,
+)
 from llm.training.options import TrainerOptions
 from llm.training.schedule import Schedule
 from tests.command_line import composed
@@ -40,6 +46,14 @@ CONTRACT = {
     "logger": "mode project entity name tags notes",
     "run": "name",
 }
+# The file of each group that states all keys; the others start from it.
+FULL = [
+    CONF / f"{name}.yaml"
+    for name in (
+        "model/nano", "data/shakespeare_char", "optimizer/adamw", "optimizer/muon",
+        "schedule/cosine", "precision/auto", "trainer/default", "memory/default", "logger/wandb",
+    )
+]  # fmt: skip
 SAMPLE = "ckpt prompt prompt_file num_samples max_new_tokens temperature top_k top_p min_p "
 SAMPLE += "repetition_penalty frequency_penalty presence_penalty no_repeat_ngram stop seed device "
 SAMPLE += "stream logprobs echo verify_cache benchmark"
@@ -62,10 +76,15 @@ def settings_of(*overrides: str) -> TrainSettings:
     return read_settings(composed("train", *overrides, *text), TrainSettings)
 
 
-def schema_of(group: str) -> set[str]:
-    section: Any = {field.name: field.type for field in dataclasses.fields(TrainSettings)}[group]
-    section = (get_args(section) or (section,))[0]  # or one of the user's own
-    return {field.name for field in dataclasses.fields(section)}
+def knobs(path: Path) -> list[str]:
+    """The lines that give a key a value, except in the sections of Hydra itself."""
+    found, skipping = [], False
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if re.match(r"\S", line):
+            skipping = line.startswith(("defaults:", "hydra:"))
+        if not skipping and re.match(r" *\w+: [^|&#]", line):
+            found.append(line)
+    return found
 
 
 @pytest.mark.parametrize("name", options("model"))
@@ -108,7 +127,7 @@ def test_every_schedule_is_built_and_stays_between_nothing_and_the_full_rate(nam
 
 @pytest.mark.parametrize("name", options("trainer"))
 def test_every_trainer_is_a_set_of_valid_options(name: str) -> None:
-    section = dataclasses.asdict(settings_of(f"trainer={name}").trainer)
+    section = asdict(settings_of(f"trainer={name}").trainer)
     assert section.pop("_target_") == "llm.training.trainer.Trainer"
     validate(TrainerOptions(**section))
 
@@ -175,45 +194,52 @@ def test_the_reference_model_has_the_shape_it_is_known_by() -> None:
     assert model.resolve(50_257).n_head == 6
 
 
-@pytest.mark.parametrize("group", [group for group in CONTRACT if group != "run"])
-def test_schema_and_files_hold_the_same_keys_and_none_of_the_contract_is_missing(
-    group: str,
+@pytest.mark.parametrize("path", FULL, ids=lambda path: str(path.relative_to(CONF)))
+def test_one_file_of_each_group_explains_every_key_and_has_the_defaults_of_its_class(
+    path: Path,
 ) -> None:
-    schema = schema_of(group)
-    assert set(CONTRACT[group].split()) <= schema
-    for name in options(group):
-        found = keys(CONF / group / f"{name}.yaml")
-        if "defaults" in found:  # changes another option of its group, or has a schema of its own
-            own = {
-                field.name
-                for field in dataclasses.fields(getattr(settings_of(f"{group}={name}"), group))
-            }
-            assert found.keys() - {"defaults"} <= own
-        else:
-            assert found.keys() == schema
+    group, name = path.parent.name, path.stem
+    default: Any = type(getattr(settings_of(f"{group}={name}"), group))()
+    found = keys(path)
+    if name == "muon":  # starts from adamw
+        found = keys(CONF / "optimizer/adamw.yaml") | found
+    found.pop("defaults", None)
+    assert set(CONTRACT[group].split()) <= found.keys()
+    assert found.keys() | {"_target_"} == {one.name for one in fields(default)} | {"_target_"}
+    found.pop("_target_", None)
+    different = [key for key, value in found.items() if getattr(default, key) != value]
+    assert different == (["vocab_size"] if group == "data" else [])
+    uncommented = [line for line in knobs(path) if not re.search(r"\S +# \S", line)]
+    assert all(line.startswith(("_target_:", "name:")) for line in uncommented)
+
+
+def test_other_options_state_only_what_they_change() -> None:
+    for path in FILES:
+        found = keys(path)
+        base, *rest = found.pop("defaults", [None])
+        if path in FULL or path.parent.name not in CONTRACT or base is None:
+            continue
+        assert rest == ["_self_"], path
+        base_section = getattr(settings_of(f"{path.parent.name}={base}"), path.parent.name)
+        assert not [key for key, value in found.items() if getattr(base_section, key) == value]
 
 
 @pytest.mark.parametrize("command", SETTINGS)
-def test_primary_configs_hold_every_key_of_their_schema(command: str) -> None:
-    file = keys(CONF / f"{command}.yaml")
-    defaults = [
-        entry if isinstance(entry, str) else next(iter(entry)) for entry in file["defaults"]
-    ]
-    known = {
-        field.name
-        for field in dataclasses.fields(SETTINGS[command])
-        if NO_KEY not in field.metadata
-    }
-    assert "_self_" in defaults
-    assert defaults[0] == f"{command}_schema"
-    own, groups = file.keys() - {"defaults", "hydra"}, set(defaults) & known
-    assert own | groups == known
-    assert own & groups == ({"memory"} if command == "plan" else set())  # it adds to that group
-    if command in ("train", "plan"):
-        assert set(CONTRACT) | {"seed", "init_from", "resume"} <= known
-        assert set(file["run"]) == schema_of("run")
+def test_a_primary_config_states_every_key_of_its_schema(command: str) -> None:
+    schema = {one.name for one in fields(SETTINGS[command]) if NO_KEY not in one.metadata}
+    paths = [CONF / f"{command}.yaml"]
+    paths += [CONF / "training.yaml"] if command in ("train", "plan") else []
+    stated = {key for path in paths for key in keys(path)}
+    for path in paths:
+        stated |= {str(key) for one in keys(path)["defaults"] for key in one if key in schema}
+        assert "_self_" in keys(path)["defaults"]
+        assert not [line for line in knobs(path) if not re.search(r"\S +# \S", line)]
+    assert stated - {"defaults", "hydra", "experiment", "sweep"} == schema
+    if command == "train":
+        assert set(CONTRACT) | {"seed", "init_from", "resume"} <= schema
+        assert set(keys(paths[1])["run"]) == {one.name for one in fields(RunSection)}
     if command == "sample":
-        assert set(SAMPLE.split()) <= {field.name for field in dataclasses.fields(SampleSettings)}
+        assert set(SAMPLE.split()) <= schema
 
 
 def test_a_plan_starts_from_the_settings_of_a_run() -> None:
@@ -222,29 +248,6 @@ def test_a_plan_starts_from_the_settings_of_a_run() -> None:
     assert plan["memory"].pop("largest") is plan.pop("picture") is None
     assert plan.pop("finetune")["rank"] is None
     assert plan == run
-
-
-def knobs(path: Path) -> list[str]:
-    """The lines that give a key a value, without what is Hydra's or names a class."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    found, skipping = [], False
-    for line in lines:
-        if re.match(r"\S", line):
-            skipping = line.startswith(("defaults:", "hydra:"))
-        if not skipping and re.match(r" *[a-z]\w*: [^|&#]", line):
-            found.append(line)
-    return found
-
-
-RECIPES = ("experiment", "sweep")  # repeat keys that are explained where they belong
-EXPLAINED = [path for path in FILES if path.parent.name not in RECIPES]
-
-
-@pytest.mark.parametrize("path", EXPLAINED, ids=lambda path: str(path.relative_to(CONF)))
-def test_every_knob_has_a_trailing_comment(path: Path) -> None:
-    assert not [line for line in knobs(path) if not re.search(r"\S +# \S", line)]
-    if path.name not in ("prepare.yaml",):
-        assert knobs(path), "nothing was looked at"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONF)))

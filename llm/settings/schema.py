@@ -70,6 +70,9 @@ class MuonOptimizer(Optimizer):
 
     _target_: str = "llm.training.optimizer.muon"
     name: str = "muon"
+    lr: float = option(0.02, more_than=0)
+    weight_decay: float = option(0.0, at_least=0)
+    betas: list[float] = option([0.8, 0.95], at_least=0, less_than=1)
     momentum: float = option(0.9, at_least=0, less_than=1)
     ns_steps: int = option(5, at_least=1, at_most=20)
     embed_lr_ratio: float = option(0.5, at_least=0)

@@ -23,12 +23,10 @@ class GPTConfig:
 
     n_layer: int = option(4, at_least=1, at_most=512)
     n_embed: int = option(128, at_least=1, at_most=16_384)
-    # None: n_embed / head_size, so that n_embed can be swept
-    n_head: int | None = option(None, at_least=1, at_most=16_384)
+    n_head: int | None = option(None, at_least=1, at_most=16_384)  # None: n_embed / head_size
     head_size: int | None = option(32, at_least=1, at_most=16_384)  # None: n_embed / n_head
-    # None: n_head; fewer is grouped-query attention
-    n_kv_head: int | None = option(None, at_least=1, at_most=16_384)
-    # None: as :meth:`default_intermediate_size` says
+    n_kv_head: int | None = option(None, at_least=1, at_most=16_384)  # None: n_head
+    # None: :meth:`default_intermediate_size`
     intermediate_size: int | None = option(None, at_least=1, at_most=65_536)
     block_size: int = option(128, at_least=1, at_most=2**20)
     vocab_size: int | None = option(None, at_least=1, at_most=2**20)  # None: the data's
@@ -39,11 +37,9 @@ class GPTConfig:
     position: str = option("rotary", one_of=POSITIONS)
     qk_norm: bool = False
     tie_embeddings: bool = True
-    # the same value, with or without the logits of all tokens at once
-    loss: str = option("auto", one_of=LOSSES)
+    loss: str = option("auto", one_of=LOSSES)  # the same value, in more or less memory
     residual_scalars: bool = False
-    # previous tokens whose embeddings are mixed into each position's
-    smear: int = option(0, at_least=0, at_most=64)
+    smear: int = option(0, at_least=0, at_most=64)  # previous embeddings mixed into each position
 
     def resolve(self, vocab_size: int | None = None) -> "GPTConfig":
         """The same shape with every ``None`` replaced by its number.

@@ -65,7 +65,8 @@ def train(
     settings: Any, run: Any, dataset: Any, device: Any, why: str, plan: Any
 ) -> float | None:  # fmt: skip
     """Build everything for one run and let it run."""
-    from llm.checkpoint.folder import CheckpointFolder, start_from
+    from llm.checkpoint.checkpoint import start_from
+    from llm.checkpoint.folder import CheckpointFolder
     from llm.experiment.console import warn
     from llm.experiment.loggers import open_logger
     from llm.experiment.panels import show_end, show_start

@@ -1,5 +1,8 @@
-"""Files that survive a crash of the process or of the machine, what they may be called, and words
-for a disk that fails.
+"""Writing that survives a crash of the process or of the machine, and a disk's errors in words.
+
+Files and folders are written under a temporary name beside their place and then renamed, because a
+rename is atomic. For power loss too, the order counts (Pillai et al. 2014, on what file systems
+promise): sync the contents, rename, sync the parent folder.
 """
 
 import contextlib
@@ -14,15 +17,18 @@ from typing import BinaryIO
 from llm.errors import CANNOT_WRITE, DiskError, Refused, Stop, require
 from llm.units import format_bytes
 
-LONGEST_NAME = 200  # bytes; file systems take 255, and something is added to some names
+LONGEST_NAME = 200  # bytes; file systems allow 255, and some names get a suffix
+TEMPORARY, REPLACED = ".tmp", ".replaced"  # endings of hidden names
+# Errors of file systems that have no fsync for folders; there is nothing more to do there.
+NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 
 
 def check_name(key: str, name: str) -> str:
     """``name`` as a folder can be called on every system, in Unicode's composed form (NFC), so that
-    an accented letter is the same whatever keyboard it comes from.
+    an accented letter is the same on every keyboard.
 
-    Raises :class:`llm.errors.Refused` naming ``key`` for other characters than letters and digits
-    of any script, ``.``, ``_`` and ``-``, for dots only, and for too long a name.
+    Raises :class:`llm.errors.Refused` naming ``key`` for characters other than letters and digits
+    of any script, ``.``, ``_`` and ``-``, for a name of dots only, and for too long a name.
     """
     name = unicodedata.normalize("NFC", name)
     plain = all(character.isalnum() or character in "._-" for character in name)
@@ -39,33 +45,25 @@ def check_name(key: str, name: str) -> str:
 
 
 def check_path(key: str, path: str) -> None:
-    """Raise :class:`llm.errors.Refused` where a part of ``path`` is longer than any file system
-    takes: before the folders above it are made.
-    """
+    """Raise :class:`llm.errors.Refused` if a part of ``path`` is longer than file systems allow."""
     part = max(Path(path).parts, key=lambda part: len(os.fsencode(part)), default="")
     size = len(os.fsencode(part))
     require(size <= 255, f"{key}: {part[:40]}... has {size} bytes, and a name may have 255")
 
 
 def write_durably(path: Path, raw: bytes) -> None:
-    """Write a new file and wait until it is on the disk; its name is so only after sync_folder."""
+    """Write a new file and sync it; the directory entry is durable only after sync_folder()."""
     with path.open("wb") as file:
         file.write(raw)
         file.flush()
         os.fsync(file.fileno())
 
 
-# Errors of file systems that have no fsync for folders: no more can be done there.
-UNKNOWN_FOR_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
-
-
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[BinaryIO]:
-    """A new file, which takes the place of ``path`` once all of it is written.
-
-    Written beside it, since a rename is atomic within one file system only.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """A new file to write, which replaces ``path`` when the block ends without an error."""
+    # Processes may write the same file of a cache at once, so each uses a name of its own.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         with temporary.open("wb") as file:
             yield file
@@ -77,42 +75,105 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def published(folder: Path) -> Iterator[Path]:
+    """A new folder to fill, which replaces ``folder`` when the block ends without an error.
+
+    Only for the process that has locked the parent folder. Between two renames the old folder is
+    there under a hidden name that ends with ``REPLACED``, so that a crash leaves at least one.
+    """
+    temporary, old = _hidden(folder, TEMPORARY), _hidden(folder, REPLACED)
+    delete(temporary)
+    temporary.mkdir()
+    try:
+        yield temporary
+        sync_folder(temporary)
+        if folder.exists():
+            delete(old)
+            folder.rename(old)
+        temporary.rename(folder)
+        sync_folder(folder.parent)
+        delete(old)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def withdraw(folder: Path) -> None:
+    """Delete a published folder. A crash leaves a temporary name, never half a ``folder``."""
+    temporary = _hidden(folder, TEMPORARY)
+    delete(temporary)
+    folder.rename(temporary)
+    delete(temporary)
+
+
+def delete_temporary(folder: Path) -> None:
+    """Delete the temporary files and folders of killed processes; ``folder`` must be locked."""
+    for path in folder.glob(f".*{TEMPORARY}"):
+        delete(path)
+
+
+def delete(path: Path) -> None:
+    """Delete a folder with its contents, a file or a link, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _hidden(folder: Path, ending: str) -> Path:
+    return folder.with_name(f".{folder.name}{ending}")
+
+
 def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk: a rename alone may be undone by a crash."""
+    """Make the names in a folder durable: without this a power loss may undo a rename."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in UNKNOWN_FOR_FOLDERS:
+        if error.errno not in NO_FSYNC:
             raise
     finally:
         os.close(handle)
 
 
 def free_bytes(path: Path) -> int:
-    """Bytes that may still be written where ``path`` is, or will be."""
+    """Free bytes on the disk of ``path``, which need not exist yet."""
+    return shutil.disk_usage(_existing(path)).free
+
+
+def _existing(path: Path) -> Path:
     while not path.exists():
         path = path.parent
-    return shutil.disk_usage(path).free
+    return path
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an ``OSError`` inside into :class:`llm.errors.DiskError` about ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise could_not_write(path, error) from error
 
 
 def could_not_write(path: Path, error: OSError) -> DiskError:
-    """What to tell of a write that failed: the path, the reason, and how much room there is."""
+    """The error for a write that failed: the path, the reason and the free room."""
     reason = error.strerror or str(error)
     return DiskError(f"{path} could not be written: {reason} ({_room(path)})")
 
 
 def _room(path: Path) -> str:
-    while not path.exists():
-        path = path.parent
-    found = os.statvfs(path)
-    if found.f_files and not found.f_favail:  # some file systems do not count their files
-        return "there is no room for one file more, of whatever size: delete some files"
+    found = os.statvfs(_existing(path))
+    if found.f_files and not found.f_favail:  # some file systems do not count files
+        return "the disk has no room for another file of any size: delete some files"
     return f"{format_bytes(free_bytes(path))} free"
 
 
-def cannot_use(folder: Path, error: OSError) -> Stop:
-    """The error for a run folder that cannot be used; mostly another name will do."""
+def cannot_use(path: Path, error: OSError, kind: str = "") -> Stop:
+    """The error for a path that was given and cannot be written: refused, unless the disk failed.
+
+    ``kind``: what to call it in the message, as in ``"run folder "``.
+    """
     if error.errno in CANNOT_WRITE:
-        return could_not_write(folder, error)
-    return Refused(f"run folder {folder} cannot be written: {error.strerror}")
+        return could_not_write(path, error)
+    return Refused(f"{kind}{path} cannot be written: {error.strerror}")

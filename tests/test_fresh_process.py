@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from llm.checkpoint.folder import remove, to_continue_from
+from llm.checkpoint.folder import resumable
+from llm.disk import withdraw
 from tests.conftest import HANGS, ROOT
 from tests.test_signals_anywhere import differences
 
@@ -36,8 +37,8 @@ def died_after(whole: Path, step: int, place: Path) -> Path:
     """A copy of a run that looks as if it had been killed right after ``step``."""
     run = Path(shutil.copytree(whole, place / "outputs" / "run", symlinks=True))
     (run / "summary.json").unlink()
-    for path in to_continue_from(run / "checkpoints")[step:]:
-        remove(path)
+    for path in resumable(run / "checkpoints")[step:]:
+        withdraw(path)
     return run
 
 

@@ -10,7 +10,7 @@ FLOORS = [
     {"errors"},
     {"units"},
     {"device", "disk", "options", "sealed", "signals", "terminal", "commands", "version"},
-    {"start"},
+    {"start", "lock"},
     {"functional"},
     {"model", "data"},
     {"checkpoint"},

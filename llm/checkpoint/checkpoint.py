@@ -2,13 +2,13 @@
 
     checkpoints/step-00000500/checkpoint.json       format, step, model, tokenizer, digests
                               model.safetensors     the weights
-                              training.safetensors  optimizer and random state, to go on from
+                              training.safetensors  optimizer and random state, to continue from
     checkpoints/best-00000400/                      weights of the lowest validation loss only
     checkpoints/last -> step-00000500, checkpoints/best -> best-00000400
 
-Whatever it holds may be damaged or come from a stranger. Nothing is unpickled or instantiated; each
-file is compared with its digest, and each tensor's name, shape and type with what the bounded shape
-of the model implies, before any of it is loaded.
+A checkpoint may be damaged or come from a stranger. Nothing in it is unpickled or instantiated.
+Each file is compared with its digest, and each tensor's name, shape and type with those of the
+model, before any of it is loaded.
 """
 
 import functools
@@ -20,21 +20,27 @@ import safetensors
 import torch
 from torch import Tensor
 
-from llm.checkpoint.formats import MANIFEST, current
+from llm.checkpoint.find import MANIFEST, find_checkpoint, read_manifest
 from llm.checkpoint.shapes import Shapes, read_shape, weight_shapes
-from llm.checkpoint.tensors import Layout, read_tensors, require_size
+from llm.checkpoint.tensors import (
+    Layout,
+    allowed_training,
+    allowed_weights,
+    read_tensors,
+    require_size,
+)
 from llm.data.tokenizer import Tokenizer, from_json
 from llm.errors import Refused, require
 from llm.model.config import GPTConfig
 from llm.model.gpt import GPT
-from llm.sealed import Plain, read_json
+from llm.sealed import Plain
 
 WEIGHTS, TRAINING = "model.safetensors", "training.safetensors"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint on disk whose manifest has been read and checked."""
+    """A checkpoint on disk whose manifest has been read and checked."""
 
     path: Path
     step: int
@@ -43,16 +49,12 @@ class Checkpoint:
     state: Plain  # the trainer's counters; plain values
     identity: Plain  # config_digest, data_digest
     files: dict[str, str]  # file name -> sha256
-    intact: set[str] = field(default_factory=set, compare=False)  # files whose digest was right
+    verified: set[str] = field(default_factory=set, compare=False)  # files with the right digest
 
     @classmethod
     def open(cls, path: Path) -> "Checkpoint":
         """Read and check ``path/checkpoint.json``; raises :class:`llm.errors.Refused`."""
-        where = path / MANIFEST
-        try:
-            manifest = current(read_json(where), where)
-        except FileNotFoundError:
-            raise Refused(f"{path} is not a checkpoint: it has no {MANIFEST}") from None
+        manifest, where = read_manifest(path), path / MANIFEST
         model = read_shape(manifest["model"], where)
         tokenizer = from_json(manifest["tokenizer"])
         require(
@@ -62,83 +64,105 @@ class Checkpoint:
         files = manifest["files"]
         known = set(files) <= {WEIGHTS, TRAINING} and WEIGHTS in files
         require(known, f"{where} has no usable files")
-        kept = {key: manifest[key] for key in ("step", "state", "identity", "files")}
-        return cls(path=path, model=model, tokenizer=tokenizer, **kept)
+        values = {key: manifest[key] for key in ("step", "state", "identity", "files")}
+        return cls(path=path, model=model, tokenizer=tokenizer, **values)
 
     @functools.cached_property
     def shapes(self) -> Shapes:
-        """Of the weights, by the shape of the model."""
+        """The shapes of the weights, which follow from the model's options."""
         return weight_shapes(self.model)
 
     def weights(self) -> dict[str, Tensor]:
-        """The checked tensors of the model, named as :meth:`GPT.state_dict` names them."""
-        return self._read(WEIGHTS)
+        """The tensors of ``GPT.state_dict()``; :class:`llm.errors.Refused` unless all are there."""
+        weights = self._read(WEIGHTS)
+        for name in self.shapes:
+            require(name in weights, f"{self.path / WEIGHTS} has no tensor {name}")
+        return weights
 
-    def training(self, kept: Layout | None = None) -> dict[str, Tensor]:
-        """The checked tensors to continue from; :class:`llm.errors.Refused` if there are none.
+    def training(self, custom: Layout | None = None) -> dict[str, Tensor]:
+        """The optimizer's and the random generators' tensors, to continue training from.
 
-        ``kept``: what an optimizer of the user's own keeps; None: what those of ours do.
+        ``custom``: what a custom optimizer keeps; None for a built-in one. Raises
+        :class:`llm.errors.Refused` if there are none.
         """
-        self.require_training()
-        return self._read(TRAINING, kept)
-
-    def require_training(self) -> None:
-        """Raise :class:`llm.errors.Refused` for one that holds weights only."""
-        holds = TRAINING in self.files
-        require(holds, f"{self.path} holds weights only, nothing to continue training from")
+        found = TRAINING in self.files
+        require(found, f"{self.path} holds weights only, nothing to continue training from")
+        return self._read(TRAINING, custom)
 
     def verify(self) -> None:
-        """Read every file once and compare its sha256; :class:`llm.errors.Refused` names a bad one.
+        """Read every file and compare its sha256; :class:`llm.errors.Refused` names a damaged one.
 
-        Takes a second or so per gigabyte, and no memory.
+        Takes about a second per gigabyte, and no memory.
         """
         for name in self.files:
             self._verify(name)
 
     def load_model(self, device: torch.device) -> GPT:
         """The network with its weights, in evaluation mode, on ``device``."""
-        weights = self.weights()
         model = GPT(**asdict(self.model))
-        load_weights(model, weights, str(self.path))
+        self.load_into(model)
         return model.to(device).eval()
 
+    def load_into(self, model: GPT) -> None:
+        """Copy the weights into ``model``.
+
+        :class:`llm.errors.Refused` names the first tensor that does not fit, before any is read.
+        """
+        wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        for name in wanted | self.shapes:
+            require(name in self.shapes, f"{self.path} has no tensor {name}")
+            require(name in wanted, f"{self.path} has a tensor {name} that this model lacks")
+            found, needed = self.shapes[name], wanted[name]
+            require(
+                found == needed,
+                f"{self.path}: {name} has shape {found}, this model needs {needed}",
+            )
+        model.load_state_dict(self.weights())
+
     def _verify(self, name: str) -> None:
-        if name in self.intact:
+        if name in self.verified:
             return
+        path = self.path / name
         try:
-            require_size(self.path / name, self.shapes, of_training=name == TRAINING)
-            with (self.path / name).open("rb") as file:
+            require_size(path, self.shapes, is_training=name == TRAINING)
+            with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            raise Refused(f"{self.path / name} cannot be read: {error.strerror}") from None
+            raise Refused(f"{path} cannot be read: {error.strerror}") from None
         right = digest == self.files[name]
-        require(right, f"{self.path / name} is damaged: its sha256 is not the recorded one")
-        self.intact.add(name)
+        require(right, f"{path} is damaged: its sha256 is not the recorded one")
+        self.verified.add(name)
 
-    def _read(self, name: str, kept: Layout | None = None) -> dict[str, Tensor]:
+    def _read(self, name: str, custom: Layout | None = None) -> dict[str, Tensor]:
+        self._verify(name)
+        is_training = name == TRAINING
+        shapes = self.shapes
+        allowed = allowed_training(shapes, custom) if is_training else allowed_weights(shapes)
         try:
-            return read_tensors(
-                self.path / name, self.shapes, lambda: self._verify(name), name == TRAINING, kept
-            )
+            return read_tensors(self.path / name, allowed)
         except (OSError, safetensors.SafetensorError) as error:
             raise Refused(f"{self.path / name} cannot be read: {error}") from None
 
 
-def load_weights(model: GPT, weights: dict[str, Tensor], where: str) -> None:
-    """Copy ``weights`` into ``model``.
+def weights_digest(place: str) -> str:
+    """The sha256 of the weights that ``init_from=place`` names."""
+    return Checkpoint.open(find_checkpoint("init_from", place)).files[WEIGHTS]
 
-    :class:`llm.errors.Refused` names the first tensor that does not fit, and ``where`` it is from.
+
+def start_from(model: GPT, place: str, tokenizer: Tokenizer) -> Checkpoint:
+    """Load the weights of ``init_from=place``, a checkpoint or a run (its best); returns the
+    checkpoint.
+
+    ``tokenizer``: the data's. Weights trained on other ids cannot read its text, so raises
+    :class:`llm.errors.Refused` naming both tokenizers, and for weights of another shape.
     """
-    require_fitting(model, {name: tuple(t.shape) for name, t in weights.items()}, where)
-    model.load_state_dict(weights)
-
-
-def require_fitting(model: GPT, found: Shapes, where: str) -> None:
-    """The same check, for weights that have not been read yet."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    for name, shape in wanted.items():
-        require(name in found, f"{where} has no tensor {name}")
-        right = found.get(name) == shape
-        require(right, f"{where}: {name} has shape {found.get(name)}, this model needs {shape}")
-    extra = sorted(set(found) - set(wanted))
-    require(not extra, f"{where} has a tensor {extra[0] if extra else ''} that this model lacks")
+    checkpoint = Checkpoint.open(find_checkpoint("init_from", place))
+    theirs, ours = checkpoint.tokenizer, tokenizer
+    require(
+        theirs.digest() == ours.digest(),
+        f"init_from={place} was trained on {theirs.described(ours)}, and data.tokenizer="
+        f"{ours.kind} has {ours.described(theirs)}: take the data it was trained on, or train "
+        "without init_from",
+    )
+    checkpoint.load_into(model)
+    return checkpoint

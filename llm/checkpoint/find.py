@@ -1,19 +1,60 @@
-"""Which checkpoint is meant by what was typed, and which runs there are; without torch."""
+"""Find a checkpoint and read its manifest; torch is not imported."""
 
 import os
 from pathlib import Path
 
-from llm.checkpoint.formats import MANIFEST
 from llm.commands import command_line
-from llm.errors import Refused
+from llm.errors import Refused, require
+from llm.sealed import Plain, opened, read_json
 
 FOLDER = "checkpoints"  # in the folder of a run
+MANIFEST = "checkpoint.json"  # in a checkpoint
+FORMAT_VERSION = 1  # since 0.2.0
+KINDS = {
+    "format_version": int, "step": int, "model": dict, "tokenizer": dict, "state": dict,
+    "identity": dict, "files": dict,
+}  # fmt: skip
+
+
+class TooNew(Refused):
+    """A checkpoint of a later version of this program, which this version cannot read."""
+
+
+def read_manifest(checkpoint: Path) -> Plain:
+    """The manifest of a checkpoint: its digest, its version, and its keys and their types checked.
+
+    Raises :class:`TooNew`, and :class:`llm.errors.Refused` if it is missing, damaged or not of this
+    program.
+    """
+    path = checkpoint / MANIFEST
+    try:
+        values = read_json(path)
+    except FileNotFoundError:
+        raise Refused(f"{checkpoint} is not a checkpoint: it has no {MANIFEST}") from None
+    manifest = opened(values, path)  # first of all: a flipped bit may have changed the version
+    version = manifest.get("format_version")
+    if type(version) is int and version > FORMAT_VERSION:
+        raise TooNew(
+            f"{path} has format_version={version}, and this version reads up to {FORMAT_VERSION}: "
+            "update the program"
+        )
+    require(
+        type(version) is int and version == FORMAT_VERSION,  # True equals 1
+        f"{path} has format_version={version!r}: not a checkpoint of this program",
+    )
+    extra = sorted(set(manifest) - set(KINDS))
+    require(not extra, f"{path} has an unknown key {extra[0] if extra else ''}")
+    for key, kind in KINDS.items():
+        require(type(manifest.get(key)) is kind, f"{path} has no usable {key}")
+    require(manifest["step"] >= 0, f"{path} has no usable step")
+    return manifest
 
 
 def find_checkpoint(key: str, typed: str) -> Path:
-    """The folder meant by ``key=typed``: a checkpoint, ``checkpoints/``, or a run (its best).
+    """The checkpoint that ``key=typed`` names: itself, or the best one of ``checkpoints/`` or a
+    run.
 
-    Raises :class:`llm.errors.Refused` saying what is missing, and naming the newest runs there are.
+    Raises :class:`llm.errors.Refused` saying what is missing, and naming the newest runs.
     """
     path = Path(typed)
     places = [path / kind for kind in ("", "checkpoints/best", "checkpoints/last", "best", "last")]
@@ -25,7 +66,7 @@ def find_checkpoint(key: str, typed: str) -> Path:
 
 
 def newest_runs(count: int = 3) -> str:
-    """The end of a sentence that tells which runs there are."""
+    """The end of a sentence that names the newest runs."""
     found = [p for depth in ("*", "*/*") for p in Path("outputs").glob(f"{depth}/{FOLDER}")]
     newest = sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)[:count]
     listed = ", ".join(str(path.parent) for path in newest)

@@ -21,9 +21,9 @@ from llm.config.launcher import is_job_of_another_launcher, run_as_job
 from llm.config.mistakes import explained
 from llm.config.verbatim import BREAK
 from llm.errors import Interrupted, InUse, Refused, Stop, as_stop, printable
-from llm.experiment.lock import locked
 from llm.experiment.rundir import make_folder, read_summary, write_summary
 from llm.experiment.sweep import follow_parent
+from llm.lock import locked
 from llm.memory.options import MemoryOptions
 from llm.signals import Signalled, raised, remember, unswallowed
 from llm.terminal import output_matters, written

@@ -1,11 +1,7 @@
 """The folder of a dataset: there already, or prepared now, once, and published whole."""
 
 import contextlib
-import fcntl
 import json
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +11,9 @@ from llm.data.corpus import Corpus, expanded, read_corpus
 from llm.data.dataset import Dataset
 from llm.data.meta import OTHER, read_meta
 from llm.data.writing import Progress, write_dataset
-from llm.disk import sync_folder
+from llm.disk import published
 from llm.errors import DiskError, Refused, as_stop, require
+from llm.lock import locked
 from llm.options import validate
 
 
@@ -36,10 +33,11 @@ def prepare(config: DataConfig, on_progress: Progress = lambda done, total: None
             return folder
         created += [parent for parent in folder.parents if not parent.exists()]  # innermost first
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(folder.parent):
+        with locked(folder.parent, wait=True):
             # Another process may have done it meanwhile.
             if not _is_ready(folder, config, made_from):
-                _prepare_into(folder, config, corpus, made_from, on_progress)
+                with published(folder) as temporary:
+                    _write(temporary, config, corpus, made_from, on_progress)
     except OSError as error:
         stop = DiskError if isinstance(as_stop(error), DiskError) else Refused
         where = f" ({error.filename})" if error.filename else ""
@@ -105,40 +103,16 @@ def _require_made_from(folder: Path, made_from: dict[str, Any], vocab_size: int 
     )
 
 
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Hold the folder against other processes; the system lets go of it when a process dies."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _prepare_into(
+def _write(
     folder: Path, config: DataConfig, corpus: Corpus, made_from: dict[str, Any],
     on_progress: Progress,
 ) -> None:  # fmt: skip
-    temporary, replaced = (folder.with_name(f".{folder.name}.{part}") for part in ("new", "old"))
-    for stale in (temporary, replaced):  # of a process that died; the lock keeps others out
-        shutil.rmtree(stale, ignore_errors=True)
-    temporary.mkdir()
     try:
-        try:
-            write_dataset(temporary, config, corpus, made_from, on_progress)
-        except Refused:
-            _require_unchanged(config, corpus)  # a better reason than what it is now
-            raise
-        _require_unchanged(config, corpus)
-        sync_folder(temporary)
-        if folder.exists():
-            folder.rename(replaced)
-        temporary.rename(folder)
-        sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
+        write_dataset(folder, config, corpus, made_from, on_progress)
+    except Refused:
+        _require_unchanged(config, corpus)  # a better reason than what it is now
+        raise
+    _require_unchanged(config, corpus)
 
 
 def _require_unchanged(config: DataConfig, corpus: Corpus) -> None:

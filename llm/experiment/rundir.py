@@ -1,10 +1,9 @@
-"""The folder of one run: its log, its metrics and, last of all, its summary."""
+"""The folder of one run: its log, its metrics and, written last, its summary."""
 
 import contextlib
 import json
 import logging
 import math
-import os
 import platform
 import shutil
 import subprocess
@@ -15,8 +14,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from llm.disk import cannot_use, could_not_write, replaced, sync_folder
-from llm.errors import Diverged, Interrupted, OutOfMemory, Refused, Stop, as_stop, printable
+from llm.disk import TEMPORARY, cannot_use, replaced, sync_folder, writing
+from llm.errors import (
+    DiskError,
+    Diverged,
+    Interrupted,
+    OutOfMemory,
+    Refused,
+    Stop,
+    as_stop,
+    printable,
+)
 from llm.sealed import Plain, read_json
 from llm.signals import Signalled, remember, unswallowed
 
@@ -33,26 +41,26 @@ log = logging.getLogger("llm")
 
 
 def new_folder(root: Path) -> Path:
-    """``root/<date>/<time>``, made now and by no other process."""
+    """Make ``root/<date>/<time>``, which no other process has."""
     now = datetime.now()
     return claim(root / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}")
 
 
 def claim(stem: Path) -> Path:
-    """``stem``, or ``stem-2`` and so on: the first folder that this process could make."""
+    """Make ``stem``, or ``stem-2`` and so on: the first that does not exist yet."""
     for attempt in range(1, 1000):
         path = stem if attempt == 1 else stem.with_name(f"{stem.name}-{attempt}")
         with contextlib.suppress(FileExistsError):
             return make_folder(path, exist_ok=False)
-    raise Refused(f"{stem} and a thousand like it exist already")
+    raise Refused(f"{stem} and a thousand more of that name exist already: delete some")
 
 
 def make_folder(path: Path, exist_ok: bool = True) -> Path:
-    """Create a run folder and see that it can be written; :class:`llm.errors.Refused` if not."""
+    """Make a run folder and test that it can be written; :class:`llm.errors.Refused` if not."""
     try:
         path.mkdir(parents=True, exist_ok=exist_ok)
-        probe = path / f".probe.{os.getpid()}"
-        probe.write_bytes(b"written before the first step, so that the disk does not refuse later")
+        probe = path / f".probe{TEMPORARY}"
+        probe.write_bytes(b"a test: better to fail now than at the first checkpoint")
         probe.unlink()
         sync_folder(path.parent)
     except FileExistsError:
@@ -60,12 +68,12 @@ def make_folder(path: Path, exist_ok: bool = True) -> Path:
             raise Refused(f"run folder {path} is a file: take another run.name") from None
         raise
     except OSError as error:
-        raise cannot_use(path, error) from None
+        raise cannot_use(path, error, "run folder ") from None
     return path
 
 
 def read_summary(folder: Path) -> Plain | None:
-    """The run's ``summary.json``, or None if it has not ended or was killed."""
+    """The run's ``summary.json``; None if it has not ended, was killed, or the file is damaged."""
     try:
         return read_json(folder / SUMMARY)
     except (FileNotFoundError, NotADirectoryError, Refused):
@@ -73,13 +81,13 @@ def read_summary(folder: Path) -> Plain | None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a whole file or, where that fails, nothing: it is either the old or the new text."""
+    """Replace a whole file; if that fails, the old text stays."""
     with replaced(path) as file:
         file.write(text.encode())
 
 
 def write_summary(folder: Path, **values: Any) -> None:
-    """Write ``summary.json`` in one piece; keys that are not given are null."""
+    """Replace ``summary.json``; keys that are not given are null."""
     summary = {key: values.get(key) for key in SUMMARY_KEYS}
     if summary["reason"] is not None:
         summary["reason"] = " ".join(summary["reason"].split())  # one line, as on the screen
@@ -87,7 +95,7 @@ def write_summary(folder: Path, **values: Any) -> None:
 
 
 def cut_metrics(folder: Path, step: int) -> None:
-    """Drop the rows after ``step``, which a run that goes on from there will write again."""
+    """Delete the rows after ``step``, which a run resumed from there writes again."""
     for name in (METRICS, SAMPLES):
         path = folder / name
         if path.exists():
@@ -101,7 +109,7 @@ def _step(line: bytes) -> float:
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
-        return math.inf  # not a row, or one that a kill cut short
+        return math.inf  # not a row, or half of one
 
 
 def git_commit() -> str | None:
@@ -122,7 +130,7 @@ def git_commit() -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python and of the packages on which the numbers depend."""
+    """The versions of Python and of the packages that affect the numbers."""
     packages = ("torch", "numpy", "tiktoken", "hydra-core")
     return {"python": platform.python_version()} | {
         package: version(package) for package in packages
@@ -133,105 +141,110 @@ def versions() -> dict[str, str]:
 def recording(
     folder: Path, facts: Plain, again: str, remove_if_refused: bool, advice: str = ""
 ) -> Iterator[Plain]:
-    """Log into ``folder`` while inside, and write its summary at the end, whatever the end is.
+    """Log into ``folder`` while inside, and write ``summary.json`` at the end, however it ends.
 
-    ``facts`` are the values known from the start; the caller adds to the yielded copy. ``again`` is
-    the command that continues the run. One that is refused after all leaves no folder if
-    ``remove_if_refused``. ``advice`` says what to do where memory is not enough.
+    ``facts``: values for the summary; yields a copy that the caller adds to. ``again``: the command
+    that resumes the run. ``remove_if_refused``: delete the folder of a run that is refused before
+    its first step. ``advice``: what to do if memory runs out.
     """
-    handler = _LogFile(folder / LOG, encoding="utf-8")
+    start, summary = time.perf_counter(), dict(facts)
+    before = (read_summary(folder) or {}).get("wall_seconds")
+    error: BaseException | None = None
+    with _logging_to(folder / LOG):
+        for stale in (SUMMARY, DIVERGED):
+            (folder / stale).unlink(missing_ok=True)
+        try:
+            summary |= {"git_commit": git_commit(), "versions": versions()}
+            with unswallowed():
+                yield summary
+        except BaseException as raised:
+            error = raised
+        remember()  # a signal must not interrupt what is still to be written
+        stop = _known(error, advice)
+        _log_end(error, stop, summary)
+    earlier = before if isinstance(before, float) else 0.0
+    summary["wall_seconds"] = earlier + time.perf_counter() - start
+    if error is None:
+        with writing(folder / SUMMARY):
+            write_summary(folder, **summary)
+        return
+    with contextlib.suppress(OSError):  # it must not hide why the run ended
+        if isinstance(stop, Diverged):
+            _write_diverged(folder, stop)
+        write_summary(folder, **summary)
+    # Once its first step is due, a run says its step.
+    if remove_if_refused and isinstance(stop, Refused | DiskError) and "step" not in summary:
+        _remove(folder)
+    if isinstance(stop, Interrupted):
+        raise Interrupted(f"{stop}; to continue: {again}") from None
+    if isinstance(stop, OutOfMemory):
+        stop.folder = folder
+    if stop is None or stop is error:
+        raise error
+    raise stop from error
+
+
+def _known(error: BaseException | None, advice: str) -> Stop | None:
+    """The known reason behind an error; None without one."""
+    if error is None or isinstance(error, Stop):
+        return error
+    if isinstance(error, Signalled):
+        return Interrupted(f"{error} before the first step")
+    return as_stop(error, advice)
+
+
+def _log_end(error: BaseException | None, stop: Stop | None, summary: Plain) -> None:
+    """Add ``status`` and ``reason`` to ``summary``, and log them."""
+    if error is None:
+        summary |= {"status": "finished", "reason": summary.get("reason")}
+        if summary["reason"]:
+            log.info("ended early at step %s: %s", summary.get("step"), summary["reason"])
+    else:
+        reason = str(stop) if stop else f"{type(error).__name__}: {error}"
+        summary |= {"status": stop.status if stop else "failed", "reason": reason}
+        traceback = None if isinstance(error, Stop | Signalled) else error
+        log.error("%s: %s", summary["status"], reason, exc_info=traceback)
+
+
+@contextlib.contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(_Printable("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
-    before = (read_summary(folder) or {}).get("wall_seconds")
-    before = before if isinstance(before, float) else 0.0
-    for of_before in (SUMMARY, DIVERGED):  # this time the end is not reached yet
-        (folder / of_before).unlink(missing_ok=True)
-    start = time.perf_counter()
-    summary = dict(facts)
-    status, reason = "failed", None
     try:
-        summary |= {"git_commit": git_commit(), "versions": versions()}
-        with unswallowed():
-            yield summary
-        status, reason = "finished", summary.get("reason")
-        if reason:
-            log.info("ended early at step %s: %s", summary.get("step"), reason)
-    except (Stop, Signalled) as error:
-        stop = error if isinstance(error, Stop) else Interrupted(f"{error} before the first step")
-        remember()  # what is still to be written must be whole
-        status, reason = stop.status, str(stop)
-        log.error("%s: %s", status, reason)
-        if isinstance(stop, Diverged):
-            _write_diverged(folder, stop)
-        if isinstance(stop, Interrupted):
-            raise Interrupted(f"{stop}; to continue: {again}") from None
-        raise
-    except BaseException as error:
-        known = as_stop(error, advice)
-        status, reason = (
-            (known.status, str(known)) if known else ("failed", f"{type(error).__name__}: {error}")
-        )
-        log.exception("the run failed")
-        if isinstance(known, OutOfMemory):
-            known.folder = folder
-        if known:
-            raise known from error
-        raise
+        yield
     finally:
-        remember()
         log.removeHandler(handler)
         handler.close()
-        summary |= {
-            "status": status,
-            "reason": reason,
-            "wall_seconds": before + time.perf_counter() - start,
-        }
-        with _reported(folder, finished=status == "finished"):
-            write_summary(folder, **summary)
-        # A trainer that has begun tells its step; one that has not has nothing worth keeping.
-        if remove_if_refused and status in ("refused", "disk_error") and "step" not in summary:
-            _remove(folder)
 
 
 class _LogFile(logging.FileHandler):
-    """A full disk ends the log and not the run: what matters more is written elsewhere."""
+    """On a full disk, the log ends and the run continues."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Called by logging where it would print a traceback."""
+        """Called by logging, which would print a traceback."""
 
 
 class _Printable(logging.Formatter):
-    """A log is looked at on a terminal, and a model's text or a path may hold escape codes."""
+    """Escapes control characters, since a log is read in a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Called by logging for each record."""
         return printable(super().format(record), keep="\n\t", longest=None)
 
 
-@contextlib.contextmanager
-def _reported(folder: Path, finished: bool) -> Iterator[None]:
-    """A summary that cannot be written ends a finished run, but hides no earlier failure."""
-    try:
-        yield
-    except OSError as error:
-        if finished:
-            raise could_not_write(folder / SUMMARY, error) from error
-
-
 def _write_diverged(folder: Path, stop: Diverged) -> None:
-    """``diverged.json``: where, and with which numbers; NaN and infinity are written as text."""
+    """``diverged.json``: where and with which numbers; non-finite values as strings."""
     numbers = {
         key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in stop.facts.items()
     }
-    with _reported(folder, finished=False):
-        text = json.dumps({"reason": str(stop), **numbers}, indent=1)
-        replace_text(folder / DIVERGED, text + "\n")
+    replace_text(folder / DIVERGED, json.dumps({"reason": str(stop), **numbers}, indent=1) + "\n")
 
 
 def _remove(folder: Path) -> None:
-    """Remove a run folder, and ``outputs/<date>`` above it if nothing else is there."""
+    """Delete a run folder and, if nothing else is in it, ``outputs/<date>`` above it."""
     shutil.rmtree(folder)
     for parent in list(folder.parents)[:2]:
         if not folder.is_absolute():

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from llm.errors import InUse, Refused
-from llm.experiment.lock import locked
 from llm.experiment.rundir import read_summary, write_summary
-from llm.signals import Signalled, answered, listener
+from llm.lock import locked
+from llm.signals import Signalled, listener, raised, remember
 
 PARENT_PIPE = "LLM_PARENT_PIPE"  # a file descriptor that closes when whoever started a job is gone
 GRACE_SECONDS = 60  # for a job that has been told to stop: one step and one save
@@ -41,7 +41,7 @@ def run_job(
     """
     before = read_summary(job.folder)
     start = time.perf_counter()
-    with _stop_signals():
+    with _signals_raised():
         code = _wait(job.command, timeout_seconds, environment or {})
     found = read_summary(job.folder)
     if found is not None and (code == 0 or found != before):
@@ -85,6 +85,7 @@ def _wait(
         _ask_to_stop(child)
         return None
     except Signalled:
+        remember()  # a further signal must not cut the job's save short
         _ask_to_stop(child)
         raise
     finally:
@@ -102,25 +103,16 @@ def _ask_to_stop(child: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield  # a worker of another launcher: only the main thread may handle signals
+def _signals_raised() -> Iterator[None]:
+    """Raise :class:`Signalled` on a signal, in the worker of another launcher too."""
+    if listener.before or threading.current_thread() is not threading.main_thread():
+        yield  # our own command does already; in other threads, Python allows no handlers
         return
-    received: list[int] = []
-
-    def stop(number: int, frame: object) -> None:
-        received.append(number)
-        if len(received) == 1:
-            raise Signalled(signal.Signals(number))
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt  # a second Ctrl-C: the job is not waited for any longer
-
-    before = {number: signal.signal(number, stop) for number in answered()}
     try:
-        yield
+        with raised():
+            yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        listener.stop_listening()
 
 
 def follow_parent() -> None:

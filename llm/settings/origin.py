@@ -6,13 +6,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llm.checkpoint.find import find_checkpoint
-from llm.checkpoint.formats import MANIFEST, current
+from llm.checkpoint.find import MANIFEST, find_checkpoint, read_manifest
 from llm.checkpoint.shapes import read_shape
 from llm.data.config import padded
 from llm.errors import Refused, require
 from llm.model.config import GPTConfig
-from llm.sealed import Plain, read_json
+from llm.sealed import Plain
 from llm.settings.schema import Model, TrainSettings
 
 # What may differ from the run that trained the weights.
@@ -25,7 +24,7 @@ def shape_of_origin(settings: TrainSettings, typed: Collection[str]) -> Plain:
 
     A key is given if it is among ``typed``, or has another value than by default. Raises
     :class:`llm.errors.Refused` for a given one that differs, naming both. What cannot be read is
-    left to :func:`llm.checkpoint.folder.start_from`, which names the reason.
+    left to :func:`llm.checkpoint.checkpoint.start_from`, which names the reason.
     """
     theirs = _shape_of(settings) if settings.init_from and not settings.resume else None
     if theirs is None:
@@ -73,7 +72,7 @@ def _shape_of(settings: TrainSettings) -> _Origin | None:
 def _read(checkpoint: Path) -> _Origin:
     from llm.data.tokenizer import from_json  # which a plan without init_from can do without
 
-    where = checkpoint / MANIFEST
-    manifest = current(read_json(where), where)
-    shape, tokenizer = read_shape(manifest["model"], where), from_json(manifest["tokenizer"])
+    manifest = read_manifest(checkpoint)
+    shape = read_shape(manifest["model"], checkpoint / MANIFEST)
+    tokenizer = from_json(manifest["tokenizer"])
     return _Origin(shape, shape.vocab_size == padded(tokenizer.vocab_size, tokenizer.kind))

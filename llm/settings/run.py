@@ -5,13 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llm.checkpoint.checkpoint import Checkpoint
+from llm.checkpoint.checkpoint import Checkpoint, weights_digest
 from llm.checkpoint.find import FOLDER
-from llm.checkpoint.folder import clean, newest_valid, point, set_aside, weights_digest
+from llm.checkpoint.folder import newest_valid, repair
 from llm.commands import command_line, typed_command
-from llm.disk import could_not_write
+from llm.disk import delete_temporary, writing
 from llm.errors import Refused, require
-from llm.experiment.lock import locked
 from llm.experiment.rundir import (
     CONFIG,
     cut_metrics,
@@ -20,6 +19,7 @@ from llm.experiment.rundir import (
     read_summary,
     replace_text,
 )  # fmt: skip
+from llm.lock import locked
 from llm.sealed import Plain
 from llm.settings.identity import config_digest, identity, refuse_differences
 from llm.settings.saved import load_plain, not_a_run, to_plain, to_yaml
@@ -59,9 +59,11 @@ def open_run(settings: TrainSettings, data_digest: str) -> Iterator[Run]:
         folder = new_folder(OUTPUTS)
     elif not begun:
         folder = make_folder(folder)
-    with locked(folder):  # from here on nobody else changes what is in it
+    with locked(folder) as warning:  # from here on nobody else changes what is in it
         found = (folder / CONFIG).exists()
-        yield (_found if found else _start)(folder, settings, data_digest, origin)
+        run = (_found if found else _start)(folder, settings, data_digest, origin)
+        run.notes.extend([warning] if warning else [])
+        yield run
 
 
 def _origin(settings: TrainSettings, begun: bool) -> str | None:
@@ -108,7 +110,7 @@ def _named_folder(settings: TrainSettings) -> Path | None:
 
 
 def _start(folder: Path, settings: TrainSettings, data_digest: str, origin: str | None) -> Run:
-    clean(folder)
+    delete_temporary(folder)
     _write_config(folder, settings)
     digests = _digests(settings, data_digest, origin)
     return Run(folder, digests, _again(folder, settings), is_new=True)
@@ -131,17 +133,10 @@ def _found(folder: Path, settings: TrainSettings, data_digest: str, origin: str 
             folder, digests, again, newest, best_val_loss=loss, reason=reason, is_finished=True
         )
     make_folder(folder)
-    clean(folder)
-    clean(folder / FOLDER)
-    notes = [
-        f"{why}: set aside as {set_aside(path).name}, going on from step {reached}"
-        for path, why in damaged.items()
-    ]
+    notes = repair(folder, newest, damaged)
     told = (summary or {}).get("step")
     if newest is None and isinstance(told, int) and told > 0:
         notes.append(f"{folder} has no checkpoint of its {told} steps: it begins again at step 0")
-    if newest is not None:
-        point(newest.path.parent, "last", newest.path)
     # A row that a signal put off is in the checkpoint, to be finished: it may be here already.
     put_off = newest is not None and newest.state.get("row") is not None
     cut_metrics(folder, reached - put_off if newest else -1)
@@ -163,10 +158,8 @@ def _again(folder: Path, settings: TrainSettings) -> str:
 
 
 def _write_config(folder: Path, settings: TrainSettings) -> None:
-    try:
+    with writing(folder / CONFIG):
         replace_text(folder / CONFIG, to_yaml(settings))
-    except OSError as error:
-        raise could_not_write(folder / CONFIG, error) from error
 
 
 def _refuse_differences(

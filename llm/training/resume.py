@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from llm.checkpoint.checkpoint import Checkpoint, load_weights
+from llm.checkpoint.checkpoint import Checkpoint
 from llm.checkpoint.folder import newest_valid
 from llm.device import describe
 from llm.errors import Diverged, Refused, require
@@ -45,7 +45,7 @@ def resume(trainer: "Trainer", checkpoint: Checkpoint) -> None:
     trainer.guard.restore(state.get("guard"))
     loss_scale = read_scale(state.get("loss_scale"))
     trainer.optimizer.restore_values(state.get("groups"))
-    load_weights(trainer.model, checkpoint.weights(), str(checkpoint.path))
+    checkpoint.load_into(trainer.model)
     tensors = checkpoint.training(trainer.optimizer.tensors_of())
     restore_training(tensors, trainer.model, trainer.optimizer, trainer.device)
     trainer.progress, trainer.unreported = progress, row

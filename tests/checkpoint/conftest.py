@@ -50,20 +50,6 @@ def edit(path: Path, change: Edit) -> None:
     (path / MANIFEST).write_text(sealed(manifest), encoding="utf-8")
 
 
-def to_version_1(path: Path) -> None:
-    """Make a checkpoint one of the first format, which had neither a digest of its manifest nor
-    some of the counters.
-    """
-    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    del manifest["digest"]
-    for later in ("row", "guard", "environment", "warmup_steps"):
-        manifest["state"].pop(later, None)
-    for later in ("skipped", "rollbacks", "best_bits_per_byte"):
-        manifest["state"]["progress"].pop(later, None)
-    manifest["format_version"] = 1
-    (path / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
-
-
 def replace_weights(path: Path, change: Edit) -> None:
     """Change the tensors of a checkpoint, and the digest with them."""
     tensors = safetensors.torch.load_file(path / WEIGHTS)

@@ -135,7 +135,7 @@ def test_a_flip_that_changes_no_value_is_no_damage(run: Path, newest: Path) -> N
 
 def test_a_flip_that_makes_the_format_a_later_one_is_damage(run: Path, newest: Path) -> None:
     raw = (newest / MANIFEST).read_bytes()
-    later = re.sub(rb'("format_version": )2', rb"\g<1>3", raw)
+    later = re.sub(rb'("format_version": )1', rb"\g<1>3", raw)
     assert later != raw
     assert is_noticed(run, newest, MANIFEST, later, loaded(newest))
 

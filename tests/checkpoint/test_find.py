@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llm.checkpoint.folder import CheckpointFolder, find_checkpoint
+from llm.checkpoint.find import find_checkpoint
+from llm.checkpoint.folder import CheckpointFolder
 from llm.data.dataset import Dataset
 from llm.errors import Refused
 from llm.model.gpt import GPT

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm.checkpoint.folder import CheckpointFolder, start_from
+from llm.checkpoint.checkpoint import start_from
+from llm.checkpoint.folder import CheckpointFolder
 from llm.data.tokenizer import ByteTokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer
 from llm.errors import Refused
 from llm.model.gpt import GPT

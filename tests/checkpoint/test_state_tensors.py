@@ -46,7 +46,7 @@ def test_state_of_both_sizes_is_read_bit_by_bit(
 
 
 def changed(key: str, tensor: Tensor) -> Edit:
-    return lambda state: state.update({f"{NAME}/{key}": tensor})
+    return lambda state: state.update({f"{NAME}/{key}": tensor.clone()})
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def changed(key: str, tensor: Tensor) -> Edit:
         (lambda s: changed("exp_avg_scale", s[f"{NAME}/exp_avg"])(s), "exp_avg_scale has shape"),
         (lambda s: changed("exp_avg_scale", s[f"{NAME}/exp_avg_scale"].double())(s),
          "exp_avg_scale is F64, and F32 expected"),
-        (lambda s: s[f"{NAME}/exp_avg_scale"].fill_(torch.nan), "values that are no numbers"),
+        (lambda s: s[f"{NAME}/exp_avg_scale"].fill_(torch.nan), "values that are not finite"),
         (changed("step_scale", torch.ones(1)), "step_scale that this model lacks"),
         (changed("_scale", torch.ones(1)), "_scale that this model lacks"),
         (lambda s: s.update({"optimizer/no.weight/exp_avg_scale": torch.ones(1)}),

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from llm.checkpoint.checkpoint import Checkpoint
-from llm.checkpoint.folder import find_checkpoint, newest_valid
+from llm.checkpoint.find import find_checkpoint
+from llm.checkpoint.folder import newest_valid
 from tests.command_line import here, listing, rows, summary
 from tests.conftest import TINY_RUN
 

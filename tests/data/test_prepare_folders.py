@@ -168,7 +168,7 @@ def test_a_folder_is_on_the_disk_before_it_gets_its_name_and_its_name_after(
 
     monkeypatch.setattr(os, "fsync", recorded)
     prepare(config)
-    new = f".{folder.name}.new"
+    new = f".{folder.name}.tmp"
     before = [(name, False) for name in ("train.bin", "val.bin", "meta.json", new)]
     assert synced == [*before, (folder.parent.name, True)]
 
@@ -218,7 +218,7 @@ def test_a_full_disk_is_a_disk_error_and_leaves_nothing_behind(
 
 def test_what_a_process_that_died_has_left_is_removed(config: DataConfig) -> None:
     folder = folder_of(config)
-    for part in ("new", "old"):
+    for part in ("tmp", "replaced"):
         (folder.parent / f".{folder.name}.{part}").mkdir(parents=True)
         (folder.parent / f".{folder.name}.{part}" / "train.bin").write_bytes(b"half")
     assert prepare(config) == folder

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from llm.checkpoint.checkpoint import TRAINING, Checkpoint
-from llm.checkpoint.folder import start_from
+from llm.checkpoint.checkpoint import TRAINING, Checkpoint, start_from
 from llm.checkpoint.shapes import weight_shapes
 from llm.errors import Refused
 from llm.model.config import GPTConfig

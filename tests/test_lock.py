@@ -1,36 +1,43 @@
 """A run folder belongs to one process at a time, and to nobody once that is dead."""
 
+import contextlib
 import errno
 import fcntl
 import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from llm.errors import InUse, Refused
-from llm.experiment.lock import LOCK, locked
+from llm.lock import LOCK, locked
 from tests.conftest import ROOT
 
 HOLDING = """
 import sys, time
 from pathlib import Path
-from llm.experiment.lock import locked
+from llm.lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(3600)
 """
 
 
-def test_a_folder_that_another_process_holds_is_refused_until_that_is_dead(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDING, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT
-    )
-    with process:
+@contextlib.contextmanager
+def held_by_another(folder: Path) -> Iterator["subprocess.Popen[str]"]:
+    command = [sys.executable, "-c", HOLDING, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
+        yield process
+
+
+def test_a_folder_that_another_process_holds_is_refused_until_that_is_dead(tmp_path: Path) -> None:
+    with held_by_another(tmp_path) as process:
         wanted = f"{tmp_path} is in use by another run \\(process {process.pid}\\)"
         with pytest.raises(InUse, match=wanted), locked(tmp_path):
             raise AssertionError("two at once")
@@ -110,13 +117,19 @@ def test_a_pipe_in_the_place_of_the_lock_is_refused(tmp_path: Path) -> None:
         raise AssertionError("it went on")
 
 
-def test_where_nothing_can_be_locked_a_warning_says_so_and_the_run_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_file_system_without_locks_gives_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unknown(handle: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", unknown)
-    with locked(tmp_path):
-        pass
-    assert "cannot be locked (No locks available)" in capsys.readouterr().out.replace("\n", " ")
+    with locked(tmp_path) as warning:
+        assert warning is not None and "cannot be locked (No locks available)" in warning
+
+
+def test_a_lock_can_be_waited_for(tmp_path: Path) -> None:
+    with held_by_another(tmp_path) as process:
+        threading.Timer(0.1, process.kill).start()
+        with locked(tmp_path, wait=True):
+            assert process.wait() == -signal.SIGKILL

@@ -1,0 +1,68 @@
+"""One process at a time in a folder.
+
+The system releases its lock when the process dies, so a crash leaves no folder locked.
+"""
+
+import contextlib
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from llm.disk import cannot_use
+from llm.errors import InUse, Refused
+
+LOCK = ".lock"  # contains the process id of its owner
+
+
+@contextlib.contextmanager
+def locked(folder: Path, wait: bool = False) -> Iterator[str | None]:
+    """Lock ``folder`` while inside. Yields a warning if the file system has no locks, else None.
+
+    Where another process has the lock, ``wait`` for it or raise :class:`llm.errors.InUse`. Raises
+    :class:`llm.errors.Refused` if ``folder`` cannot hold a lock file.
+    """
+    path = folder / LOCK
+    handle, warning = _acquire(path, wait)
+    try:
+        os.ftruncate(handle, 0)
+        os.write(handle, f"{os.getpid()}\n".encode())
+        yield warning
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _acquire(path: Path, wait: bool) -> tuple[int, str | None]:
+    """A descriptor of the locked file ``path``, and a warning if it could not be locked."""
+    while True:
+        handle = _open(path)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(handle, 20).decode(errors="replace").strip() or "unknown"
+            os.close(handle)
+            raise InUse(
+                f"{path.parent} is in use by another run (process {owner}): wait for it, "
+                "or take another run.name"
+            ) from None
+        except OSError as error:  # some network file systems have no locks
+            reason = f"{path.parent} cannot be locked ({error.strerror})"
+            return handle, f"{reason}: let no other run write to it"
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(path), os.fstat(handle)):
+                return handle, None
+        os.close(handle)  # its owner has deleted the file since we opened it
+
+
+def _open(path: Path) -> int:
+    try:
+        # Follow no link: it might lead to somebody's file, which would be overwritten.
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise cannot_use(path.parent, error) from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise Refused(f"{path} is not a regular file: delete it")
+    return handle

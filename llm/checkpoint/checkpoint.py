@@ -55,17 +55,17 @@ class Checkpoint:
     def open(cls, path: Path) -> "Checkpoint":
         """Read and check ``path/checkpoint.json``; raises :class:`llm.errors.Refused`."""
         manifest, where = read_manifest(path), path / MANIFEST
-        model = read_shape(manifest["model"], where)
-        tokenizer = from_json(manifest["tokenizer"])
+        model = read_shape(manifest.model, where)
+        tokenizer = from_json(manifest.tokenizer)
         require(
             tokenizer.vocab_size <= (model.vocab_size or 0),
             f"{path}: a tokenizer of {tokenizer.vocab_size} ids and a model of {model.vocab_size}",
         )
-        files = manifest["files"]
+        files = manifest.files
         known = set(files) <= {WEIGHTS, TRAINING} and WEIGHTS in files
         require(known, f"{where} has no usable files")
-        values = {key: manifest[key] for key in ("step", "state", "identity", "files")}
-        return cls(path=path, model=model, tokenizer=tokenizer, **values)
+        state, identity = manifest.state, manifest.identity
+        return cls(path, manifest.step, model, tokenizer, state, identity, files)
 
     @functools.cached_property
     def shapes(self) -> Shapes:

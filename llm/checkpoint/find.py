@@ -1,27 +1,38 @@
 """Find a checkpoint and read its manifest; torch is not imported."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from llm.commands import command_line
 from llm.errors import Refused, require
+from llm.options import from_plain, option
 from llm.sealed import Plain, opened, read_json
 
 FOLDER = "checkpoints"  # in the folder of a run
 MANIFEST = "checkpoint.json"  # in a checkpoint
 FORMAT_VERSION = 1  # since 0.2.0
-KINDS = {
-    "format_version": int, "step": int, "model": dict, "tokenizer": dict, "state": dict,
-    "identity": dict, "files": dict,
-}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The contents of ``checkpoint.json``, besides its digest."""
+
+    format_version: int
+    step: int = option(at_least=0)
+    model: Plain = option()  # the fields of GPTConfig
+    tokenizer: Plain = option()
+    state: Plain = option()  # the trainer's counters
+    identity: Plain = option()  # config_digest, data_digest
+    files: dict[str, str] = option()  # file name -> sha256
 
 
 class TooNew(Refused):
     """A checkpoint of a later version of this program, which this version cannot read."""
 
 
-def read_manifest(checkpoint: Path) -> Plain:
-    """The manifest of a checkpoint: its digest, its version, and its keys and their types checked.
+def read_manifest(checkpoint: Path) -> Manifest:
+    """The manifest of a checkpoint.
 
     Raises :class:`TooNew`, and :class:`llm.errors.Refused` if it is missing, damaged or not of this
     program.
@@ -31,8 +42,8 @@ def read_manifest(checkpoint: Path) -> Plain:
         values = read_json(path)
     except FileNotFoundError:
         raise Refused(f"{checkpoint} is not a checkpoint: it has no {MANIFEST}") from None
-    manifest = opened(values, path)  # first of all: a flipped bit may have changed the version
-    version = manifest.get("format_version")
+    values = opened(values, path)  # first of all: a flipped bit may have changed the version
+    version = values.get("format_version")
     if type(version) is int and version > FORMAT_VERSION:
         raise TooNew(
             f"{path} has format_version={version}, and this version reads up to {FORMAT_VERSION}: "
@@ -40,14 +51,9 @@ def read_manifest(checkpoint: Path) -> Plain:
         )
     require(
         type(version) is int and version == FORMAT_VERSION,  # True equals 1
-        f"{path} has format_version={version!r}: not a checkpoint of this program",
+        f"{path} has format_version={version!r:.40}: not a checkpoint of this program",
     )
-    extra = sorted(set(manifest) - set(KINDS))
-    require(not extra, f"{path} has an unknown key {extra[0] if extra else ''}")
-    for key, kind in KINDS.items():
-        require(type(manifest.get(key)) is kind, f"{path} has no usable {key}")
-    require(manifest["step"] >= 0, f"{path} has no usable step")
-    return manifest
+    return from_plain(Manifest, values, f"{path}: ")
 
 
 def find_checkpoint(key: str, typed: str) -> Path:

@@ -73,6 +73,6 @@ def _read(checkpoint: Path) -> _Origin:
     from llm.data.tokenizer import from_json  # which a plan without init_from can do without
 
     manifest = read_manifest(checkpoint)
-    shape = read_shape(manifest["model"], checkpoint / MANIFEST)
-    tokenizer = from_json(manifest["tokenizer"])
+    shape = read_shape(manifest.model, checkpoint / MANIFEST)
+    tokenizer = from_json(manifest.tokenizer)
     return _Origin(shape, shape.vocab_size == padded(tokenizer.vocab_size, tokenizer.kind))

@@ -5,28 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm.checkpoint.checkpoint import MANIFEST, TRAINING, WEIGHTS, Checkpoint
+from llm.checkpoint.checkpoint import MANIFEST, WEIGHTS, Checkpoint
 from llm.data.tokenizer import ByteTokenizer
 from llm.errors import Refused
 from llm.model.gpt import GPT
 from tests.checkpoint.conftest import Edit, assert_equal, edit, replace_weights
-
-
-@pytest.mark.parametrize("name", [WEIGHTS, TRAINING])
-@pytest.mark.parametrize("place", [0, 9, -1], ids=["size", "header", "data"])
-def test_a_single_flipped_bit_is_refused(saved: Path, name: str, place: int) -> None:
-    raw = bytearray((saved / name).read_bytes())
-    raw[place] ^= 1
-    (saved / name).write_bytes(raw)
-    checkpoint = Checkpoint.open(saved)
-    with pytest.raises(Refused, match=f"{name} is damaged"):
-        checkpoint.weights() if name == WEIGHTS else checkpoint.training()
-
-
-def test_a_file_cut_short_is_refused(saved: Path) -> None:
-    (saved / WEIGHTS).write_bytes((saved / WEIGHTS).read_bytes()[:100])
-    with pytest.raises(Refused, match="damaged"):
-        Checkpoint.open(saved).weights()
 
 
 def test_a_missing_file_is_refused_by_name(saved: Path) -> None:
@@ -51,11 +34,11 @@ def test_a_manifest_that_is_no_json_object_is_refused(saved: Path, text: bytes) 
     [
         (lambda m: m.update(format_version=99), "format_version=99"),
         (lambda m: m.pop("format_version"), "format_version=None"),
-        (lambda m: m.update(step="4"), "no usable step"),
-        (lambda m: m.pop("state"), "no usable state"),
-        (lambda m: m.update(identity=None), "no usable identity"),
-        (lambda m: m.update(files=[]), "no usable files"),
-        (lambda m: m.pop("model"), "no usable model"),
+        (lambda m: m.update(step="4"), "step=4 must be a whole number"),
+        (lambda m: m.pop("state"), "state is missing"),
+        (lambda m: m.update(identity=None), "identity=null must be a section"),
+        (lambda m: m.update(files=[]), r"files=\[\] must be a section"),
+        (lambda m: m.pop("model"), "model is missing"),
         (lambda m: m["model"].update(_target_="os.system"), "_target_ is an unknown key"),
         (lambda m: m["model"].update(n_layer="2"), r"model\.n_layer=2 must be a whole number"),
         (lambda m: m["model"].update(n_layer=True), r"model\.n_layer=true must be a whole number"),

@@ -75,7 +75,6 @@ def train(
     from llm.settings.saved import to_plain
     from llm.training.precision import Precision, slow_products, to_precision
     from llm.training.random_state import seed_everything
-    from llm.training.resume import count_as
 
     alone = run.is_new and not settings.run.sweep
     facts = run.identity | plan.facts
@@ -103,7 +102,7 @@ def train(
             if run.checkpoint is not None:
                 trainer.resume(run.checkpoint)
             elif origin is not None and options.eval_only:
-                count_as(trainer, origin)
+                trainer.evaluate_as(origin)
             trainer.check_room()
             show_start(run.folder, trainer, dataset, why, plan.sentence)
             try:

@@ -20,7 +20,6 @@ from benchmarks.rows import Parser, Row, alternate, report, row, seconds_per_cal
 from benchmarks.training import Ours, random_dataset, train
 from llm.checkpoint.folder import CheckpointFolder
 from llm.config.compose import compose_training
-from llm.training.state import training_tensors
 
 ROOT = Path(__file__).resolve().parent.parent
 IDENTITY = {"config_digest": "c" * 64, "data_digest": "d" * 64}
@@ -41,7 +40,7 @@ def measure_saves(folder: Path, repeats: int) -> Iterator[Row]:
     assert interval is not None
     train(ours, 3)  # from then on the optimizer has a state
     run = CheckpointFolder(folder, 2, model.config, ours.trainer.dataset.tokenizer, IDENTITY)
-    tensors = training_tensors(model, ours.trainer.optimizer, CPU)
+    tensors = ours.trainer.state_dict()["tensors"]
     saved = 0
 
     def durable() -> None:

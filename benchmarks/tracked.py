@@ -159,7 +159,7 @@ def _tracked(
     tokens = torch.zeros(setup.micro_batch, setup.model.block_size, dtype=torch.long)
     tracker = memory_tracker()
     # As there is from the second step on.
-    kept = [tensor for p in optimizer.group_of for tensor in optimizer.kept(p).values()]
+    kept = [tensor for p in optimizer.group_of for tensor in optimizer.state_of(p).values()]
     tracker.track_external(model, tokens, *kept)
     return tokens, tracker
 

@@ -21,7 +21,7 @@ from llm.experiment.console import Row, TrainingScreen, status, warn
 from llm.experiment.rundir import METRICS, SAMPLES, cut_metrics
 from llm.signals import STOPPED, Signalled
 from llm.training.logger import T
-from llm.training.resume import read_run_id
+from llm.training.state import read_run_id
 
 
 class RunLike(Protocol):

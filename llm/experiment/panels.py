@@ -12,7 +12,7 @@ from llm.experiment.console import duration, panel, say
 from llm.model.gpt import GPT
 from llm.training.options import TrainerOptions
 from llm.training.state import Progress
-from llm.training.throughput import Utilisation
+from llm.training.throughput import Throughput
 from llm.units import format_bytes
 
 
@@ -23,7 +23,7 @@ class Started(Protocol):
     options: TrainerOptions
     progress: Progress
     device: torch.device
-    utilisation: Utilisation
+    throughput: Throughput
 
 
 def show_start(
@@ -35,7 +35,7 @@ def show_start(
     cut = options.batch_size // options.micro_batch
     overfits = options.overfit_batches > 0
     epochs = options.max_steps * tokens / max(1, len(dataset.train))
-    flops = trainer.utilisation.peak
+    flops = trainer.throughput.peak
     peak = f", {flops / 1e12:.2f} TFLOP/s measured just now" if flops else ""
     facts = {
         "device": describe(trainer.device) + peak,

@@ -17,8 +17,7 @@ from llm.errors import Refused, require
 from llm.memory.kept import Entry, Kept
 from llm.model.gpt import GPT
 from llm.training.measure import PYTHON, made, measure, require_interface
-from llm.training.optimizer import Layout, Optimizer
-from llm.training.state import training_bytes
+from llm.training.optimizer import PREFIX, UNUSABLE, Layout, Optimizer, layout_bytes
 
 NAMED = {kind.__name__: dtype for kind, dtype in PYTHON.items()}
 
@@ -26,15 +25,10 @@ NAMED = {kind.__name__: dtype for kind, dtype in PYTHON.items()}
 class Adapted(Optimizer):
     """``inner`` behind the interface of :class:`Optimizer`."""
 
-    is_own = True
-
     def __init__(self, where: str, inner: Any, model: nn.Module, kept: Kept) -> None:
-        super().__init__(inner.param_groups)
-        for group in self.param_groups:
-            group["base_lr"] = group["lr"]
+        super().__init__(model, inner.param_groups)
         self.where, self.inner, self.measured = where, inner, kept
         self.state = inner.state
-        self.names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
         self.is_known = False  # that what is kept is what was measured
 
     def step(self) -> None:
@@ -43,7 +37,7 @@ class Adapted(Optimizer):
             self.inner.step()
         if not self.is_known:
             for parameter in self.group_of:
-                self.kept(parameter)
+                self.state_of(parameter)
             self.is_known = True
 
     def update(self, parameters: Iterable[Tensor]) -> None:
@@ -62,7 +56,7 @@ class Adapted(Optimizer):
             for name, entry in self.entries(parameter).items()
         }
 
-    def kept(self, parameter: Tensor) -> dict[str, Tensor]:
+    def state_of(self, parameter: Tensor) -> dict[str, Tensor]:
         """What is kept for a parameter, numbers as tensors; nothing before the first step."""
         layout, found = self.layout(parameter), {}
         for name, value in self.state.get(parameter, {}).items():
@@ -79,17 +73,13 @@ class Adapted(Optimizer):
             found[name] = tensor
         return found
 
-    def restore(self, states: Iterable[dict[str, Tensor]]) -> None:
-        """Go on from what was kept, told in the order of ``group_of``."""
-        self.state.clear()
-        for parameter, state in zip(self.group_of, states, strict=True):
-            if not state:
-                continue
-            self.state[parameter] = {
-                entry.name: self._value(entry, state, parameter)
-                for entry in self.measured.entries(self.names[parameter])
-                if entry.kind == "None" or entry.name in state
-            }
+    def restored(self, parameter: Tensor, state: dict[str, Tensor]) -> dict[str, Any]:
+        """The saved state of one parameter as the class keeps it: tensors, numbers and None."""
+        return {
+            entry.name: self._value(entry, state, parameter)
+            for entry in self.measured.entries(self.names[parameter])
+            if entry.kind == "None" or entry.name in state
+        }
 
     def _value(self, entry: Entry, state: dict[str, Tensor], parameter: Tensor) -> Any:
         if entry.kind == "None":
@@ -99,36 +89,34 @@ class Adapted(Optimizer):
             return tensor.item()
         return tensor.to("cpu" if entry.on_cpu else parameter.device)
 
-    def accepts(self, found: list[Layout]) -> bool:
-        """Whether states of such shapes and types, in the order of ``group_of``, are its own."""
-        for parameter, layout in zip(self.group_of, found, strict=True):
-            wanted, entries = self.layout(parameter), self.entries(parameter)
-            needed = {name for name, entry in entries.items() if entry.at_once}
-            if not (layout.items() <= wanted.items() and needed <= layout.keys()):
-                return False
-        return True
+    def custom_layout(self) -> Layout:
+        """Shape and type of all that may be saved, by name."""
+        return self.full_layout()
 
-    def tensors_of(self) -> Layout:
-        """Shape and type of all tensors that a checkpoint may hold of it, by their names there."""
-        return {
-            f"optimizer/{self.names[parameter]}/{name}": found
-            for parameter in self.group_of
-            for name, found in self.layout(parameter).items()
+    def check(self, saved: Layout) -> None:
+        """Raise :class:`llm.errors.Refused` unless ``saved`` is the layout of such a state."""
+        needed = {
+            f"{PREFIX}{name}/{key}"
+            for parameter, name in self.names.items()
+            for key, entry in self.entries(parameter).items()
+            if entry.at_once
         }
+        known = saved.items() <= self.full_layout().items()
+        require(known and needed <= saved.keys(), UNUSABLE)
 
-    def changed_values(self) -> list[dict[str, Any]]:
+    def group_values(self) -> list[dict[str, Any]]:
         """The values of each group that steps change, for a checkpoint."""
         keys = self.measured.changing
         return [{k: group[k] for k in keys if k in group} for group in self.param_groups if keys]
 
-    def restore_values(self, plain: Any) -> None:
-        """Undo :meth:`changed_values`; :class:`llm.errors.Refused` if these are others."""
-        now = self.changed_values()
-        right = isinstance(plain, list) and len(plain) == len(now)
-        right = right and all(_same_kinds(*pair) for pair in zip(plain, now, strict=True))
+    def load_group_values(self, values: Any) -> None:
+        """Undo :meth:`group_values`; :class:`llm.errors.Refused` for another optimizer's."""
+        now = self.group_values()
+        right = isinstance(values, list) and len(values) == len(now)
+        right = right and all(_same_kinds(*pair) for pair in zip(values, now, strict=True))
         require(right, f"the checkpoint holds no usable param_groups of {self.where}")
-        for group, values in zip(self.param_groups, plain, strict=False):
-            group.update(values)
+        for group, saved in zip(self.param_groups, values, strict=False):
+            group.update(saved)
 
 
 def _same_kinds(found: Any, wanted: dict[str, Any]) -> bool:
@@ -156,7 +144,7 @@ def adapted(where: str, make: Callable[..., Any], keys: dict[str, Any], model: G
     require_interface(where, inner, model)
     device = next(model.parameters()).device
     optimizer = Adapted(where, inner, model, measure(where, make, keys, model.config, device))
-    each = training_bytes(optimizer) / model.n_parameters()
+    each = layout_bytes(optimizer.full_layout()) / model.n_parameters()
     require(
         each <= MOST_STATE,
         f"{where} keeps {each:.0f} bytes for each weight, and a checkpoint may hold {MOST_STATE}",

@@ -1,5 +1,6 @@
 """Optimizers, built over the parameters of a model."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,23 +16,29 @@ from llm.training.muon import muon_step, split
 from llm.training.rounding import in_float32, portions
 
 FUSED = ("cuda", "cpu", "mps")  # devices with a fused AdamW: one kernel for all parameters
+PREFIX = "optimizer/"
+UNUSABLE = "the checkpoint holds no usable state of this optimizer"
 
 
 class Optimizer:
-    """Updates the parameters of each group by the group's ``rule``: ``adamw``, or ``muon``, which
-    wants one shape a group.
+    """Updates the parameters of each group by the group's ``rule``: ``adamw``, or ``muon``, whose
+    groups hold parameters of one shape.
 
-    Not one of torch's, whose base class imports the compiler: seconds, and tens of MiB. Weights are
-    float32, or bfloat16 that is updated as :mod:`llm.training.rounding` says. With ``state_bits``
-    of 8, AdamW keeps its running means as :mod:`llm.training.eight_bit` does.
+    Not a subclass of torch.optim.Optimizer, whose first step imports the compiler: 1.5 s and 70 MiB
+    more. Weights are float32, or bfloat16 (:mod:`llm.training.rounding`). With ``state_bits=8``
+    AdamW keeps its running means in 8 bits (:mod:`llm.training.eight_bit`).
     """
 
-    is_own = False  # a class of the user's: llm.training.adapted
-
-    def __init__(self, groups: list[dict[str, Any]], state_bits: int = 32) -> None:
-        self.param_groups = groups  # as a GradScaler knows them
+    def __init__(
+        self, model: nn.Module, groups: list[dict[str, Any]], state_bits: int = 32
+    ) -> None:
+        self.param_groups = groups
+        for group in groups:
+            group["base_lr"] = group["lr"]  # which the schedule scales
         self.state: dict[Tensor, dict[str, Tensor]] = {}
-        self.group_of = {p: n for n, group in enumerate(self.param_groups) for p in group["params"]}
+        self.group_of = {p: n for n, group in enumerate(groups) for p in group["params"]}
+        names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
+        self.names = {p: names[p] for p in self.group_of}
         device = next(iter(self.group_of)).device
         self.eight_bit = EightBit(device) if state_bits == 8 else None
 
@@ -46,39 +53,37 @@ class Optimizer:
 
     @torch.no_grad()
     def update(self, parameters: Iterable[Tensor]) -> None:
-        """Update those of ``parameters`` that have a gradient, and no other: each counts its steps
-        for itself.
-        """
+        """Update only these parameters, if they have a gradient. Each counts its own steps."""
         by_group: dict[int, list[Tensor]] = {}
         for parameter in parameters:
             if parameter.grad is not None:
                 by_group.setdefault(self.group_of[parameter], []).append(parameter)
-        for number, found in by_group.items():
+        for number, members in by_group.items():
             group = self.param_groups[number]
             if group["rule"] == "muon":
-                muon_step(found, [self.kept(p)["momentum"] for p in found], group)
+                muon_step(members, [self.state_of(p)["momentum"] for p in members], group)
             else:
-                self._adamw(found, group)
+                self._adamw(members, group)
 
     def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        whole = []
+        together = []
         for parameter in parameters:
             if eight_bit := self._eight_bit(parameter):
-                eight_bit.update(parameter, self.kept(parameter), group)
+                eight_bit.update(parameter, self.state_of(parameter), group)
             elif parameter.dtype == torch.float32:
-                whole.append(parameter)
+                together.append(parameter)
             else:
-                _adamw_in_portions(parameter, self.kept(parameter), group)
-        if whole:
-            gradients = [p.grad for p in whole if p.grad is not None]
-            states = [self.kept(p) for p in whole]
+                _adamw_in_portions(parameter, self.state_of(parameter), group)
+        if together:
+            gradients = [p.grad for p in together if p.grad is not None]
+            states = [self.state_of(p) for p in together]
             means, squares, steps = (
                 [s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "step")
             )
-            _adamw_step(whole, gradients, means, squares, steps, group)
+            _adamw_step(together, gradients, means, squares, steps, group)
 
     def layout(self, parameter: Tensor) -> Layout:
-        """Shape and type of all that is kept for a parameter from step to step."""
+        """Shape and type of the state of one parameter."""
         shape = tuple(parameter.shape)
         if self.param_groups[self.group_of[parameter]]["rule"] == "muon":
             return {"momentum": (shape, torch.float32)}
@@ -87,56 +92,106 @@ class Optimizer:
             means = eight_bit.layout(shape)
         return {"step": ((), torch.float32)} | means
 
-    def kept(self, parameter: Tensor) -> dict[str, Tensor]:
-        """What is kept for a parameter; zeros at first."""
+    def state_of(self, parameter: Tensor) -> dict[str, Tensor]:
+        """The state of one parameter; zeros before its first step."""
         state = self.state.setdefault(parameter, {})
         if not state:
             for name, (shape, dtype) in self.layout(parameter).items():
                 device = self._device(parameter, name)
-                # Under FakeTensorMode only what torch.tensor made has a value, as a count needs.
+                # Under FakeTensorMode only tensors made by torch.tensor have a value, which the
+                # count of steps needs.
                 zero = torch.tensor(0.0, dtype=dtype, device=device)
                 state[name] = zero.new_zeros(shape) if shape else zero
         return state
 
-    def accepts(self, found: list[Layout]) -> bool:
-        """Whether states of such shapes and types, in the order of ``group_of``, are its own."""
-        return found == [self.layout(parameter) for parameter in self.group_of]
-
-    def tensors_of(self) -> Layout | None:
-        """Shape and type of all tensors that a checkpoint may hold of it, by their names there;
-        None: as all of ours.
+    def full_layout(self) -> Layout:
+        """Shape and type of the whole state, known before the first step. Names are those of a
+        checkpoint: ``optimizer/embed.weight/exp_avg``.
         """
+        return {
+            f"{PREFIX}{name}/{key}": entry
+            for parameter, name in self.names.items()
+            for key, entry in self.layout(parameter).items()
+        }
+
+    def custom_layout(self) -> Layout | None:
+        """:meth:`full_layout` of a custom optimizer; None for a built-in one."""
         return None
 
-    def changed_values(self) -> list[dict[str, Any]]:
-        """Values of ``param_groups`` that a checkpoint has to hold: ours follow from the step."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """The state by parameter and key, named as in :meth:`full_layout`; empty before a step."""
+        if not self.state:
+            return {}
+        return {
+            f"{PREFIX}{name}/{key}": value
+            for parameter, name in self.names.items()
+            for key, value in self.state_of(parameter).items()
+        }
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Undo :meth:`state_dict`; learning rates and other options stay as they are.
+
+        Ignores tensors with other names. Raises :class:`llm.errors.Refused` unless the state is
+        complete and of this optimizer.
+        """
+        saved = {name: tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
+        if saved:
+            self.check({name: (tuple(t.shape), t.dtype) for name, t in saved.items()})
+        states: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in saved.items():
+            parameter, _, key = name.removeprefix(PREFIX).rpartition("/")
+            states.setdefault(parameter, {})[key] = tensor
+        self.state.clear()
+        for parameter, name in self.names.items():
+            if name in states:
+                self.state[parameter] = self.restored(parameter, states[name])
+
+    def check(self, saved: Layout) -> None:
+        """Raise :class:`llm.errors.Refused` unless ``saved`` is the layout of such a state."""
+        wanted = self.full_layout()
+        bits, own = _bits(saved), _bits(wanted)
+        require(
+            bits == own,
+            f"optimizer.state_bits={own}, and the checkpoint's state has {bits} bits: "
+            f"set optimizer.state_bits={bits}",
+        )
+        require(saved == wanted, UNUSABLE)
+
+    def restored(self, parameter: Tensor, state: dict[str, Tensor]) -> dict[str, Any]:
+        """The saved state of one parameter, on the right devices."""
+        return {key: value.to(self._device(parameter, key)) for key, value in state.items()}
+
+    def group_values(self) -> list[dict[str, Any]]:
+        """What steps change in ``param_groups``, for a checkpoint: nothing here."""
         return []
 
-    def restore_values(self, plain: Any) -> None:
-        """Undo :meth:`changed_values`; :class:`llm.errors.Refused` if these are others."""
-        require(not plain, "the checkpoint holds values of another optimizer")
-
-    def restore(self, states: Iterable[dict[str, Tensor]]) -> None:
-        """Go on from what was kept, given in the order of ``group_of``."""
-        for parameter, state in zip(self.group_of, states, strict=True):
-            self.state[parameter] = {
-                name: tensor.to(self._device(parameter, name)) for name, tensor in state.items()
-            }
+    def load_group_values(self, values: Any) -> None:
+        """Undo :meth:`group_values`; :class:`llm.errors.Refused` for another optimizer's."""
+        require(not values, UNUSABLE)
 
     def _eight_bit(self, parameter: Tensor) -> EightBit | None:
         return self.eight_bit if parameter.numel() >= SMALLEST_8BIT else None
 
-    def _device(self, parameter: Tensor, name: str) -> torch.device:
-        # bitsandbytes wants the count as a number, for which a GPU would have to be waited for.
-        on_cpu = name == "step" and self._eight_bit(parameter)
+    def _device(self, parameter: Tensor, key: str) -> torch.device:
+        # bitsandbytes takes the count of steps as a Python number: on a GPU, reading it would wait.
+        on_cpu = key == "step" and self._eight_bit(parameter)
         return torch.device("cpu") if on_cpu else parameter.device
+
+
+def layout_bytes(layout: Layout) -> int:
+    """Bytes of all tensors of a layout."""
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout.values())
+
+
+def _bits(layout: Layout) -> int:
+    return 8 if any(dtype == torch.uint8 for _, dtype in layout.values()) else 32
 
 
 def _adamw_in_portions(parameter: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
     assert parameter.grad is not None
     parts = portions(parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
     for weights, gradient, mean, square in parts:
-        step = state["step"].clone()  # each portion counts a copy on by one
+        step = state["step"].clone()  # adamw counts up the copy
         with in_float32(weights) as wide:
             _adamw_step([wide], [gradient.float()], [mean], [square], [step], group)
     state["step"] += 1
@@ -164,16 +219,14 @@ def adamw(
     """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) over the parameters of ``model``.
 
     Matrices and embeddings decay; norms, biases and the scalars of a layer do not, as under Muon.
-    ``base_lr`` in each group is the rate that the schedule scales.
     """
     matrices, embeddings, heads, others = split(model)
-    rule = {"rule": "adamw", "betas": (betas[0], betas[1]), "eps": 1e-8, "fused": _is_fused(model)}
-    groups = [
-        {"params": [*embeddings, *matrices, *heads], "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
+    rule = {"lr": lr, **_adamw_rule(model, betas, eps=1e-8)}
+    groups: list[dict[str, Any]] = [
+        {"params": [*embeddings, *matrices, *heads], "weight_decay": weight_decay, **rule},
+        {"params": others, "weight_decay": 0.0, **rule},
     ]
-    own = {"lr": lr, "base_lr": lr}
-    return Optimizer([group | rule | own for group in groups if group["params"]], state_bits)
+    return Optimizer(model, [group for group in groups if group["params"]], state_bits)
 
 
 def muon(
@@ -198,30 +251,25 @@ def muon(
     shapes: dict[torch.Size, list[Tensor]] = {}
     for matrix in matrices:
         shapes.setdefault(matrix.shape, []).append(matrix)
-    orthogonal = {
-        "rule": "muon",
-        "momentum": momentum,
-        "ns_steps": ns_steps,
-        "weight_decay": weight_decay,
-    }
-    groups = [{"params": found, "base_lr": lr, **orthogonal} for found in shapes.values()]
+    options = {"momentum": momentum, "ns_steps": ns_steps, "weight_decay": weight_decay}
+    groups: list[dict[str, Any]] = [
+        {"params": same_shape, "lr": lr, "rule": "muon", **options}
+        for same_shape in shapes.values()
+    ]
     width = (heads or embeddings or matrices)[0].shape[1]
     head_lr_ratio /= width
     if not heads:  # the embeddings are the head too
         embed_lr_ratio = min(embed_lr_ratio, head_lr_ratio)
-    adam = {"rule": "adamw", "betas": (betas[0], betas[1]), "eps": 1e-10, "fused": _is_fused(model)}
+    rule = _adamw_rule(model, betas, eps=1e-10)
     for parameters, ratio, decay in (
         (embeddings, embed_lr_ratio, weight_decay),
         (heads, head_lr_ratio, weight_decay),
         (others, vector_lr_ratio, 0.0),
     ):
-        if parameters:
-            own = {"base_lr": lr * ratio, "weight_decay": decay}
-            groups.append({"params": parameters, **own, **adam})
-    for group in groups:
-        group["lr"] = group["base_lr"]
-    return Optimizer(groups, state_bits)
+        groups.append({"params": parameters, "lr": lr * ratio, "weight_decay": decay, **rule})
+    return Optimizer(model, [group for group in groups if group["params"]], state_bits)
 
 
-def _is_fused(model: nn.Module) -> bool:
-    return next(model.parameters()).device.type in FUSED
+def _adamw_rule(model: nn.Module, betas: list[float], eps: float) -> dict[str, Any]:
+    fused = next(model.parameters()).device.type in FUSED
+    return {"rule": "adamw", "betas": (betas[0], betas[1]), "eps": eps, "fused": fused}

@@ -3,44 +3,40 @@
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from llm.disk import could_not_write
-
-if TYPE_CHECKING:
-    from llm.training.trainer import Trainer
 
 SKIPPED, WARMUP, MEASURED = 2, 2, 6  # steps: the first ones allocate, and the profiler warms up too
 NOTHING = "trainer.profile=true measured nothing: the run ended before the step to measure"
 
 
 @contextlib.contextmanager
-def profiling(trainer: "Trainer") -> Iterator[Callable[[], object]]:
-    """Yields a function to call after each step. With ``trainer.profile`` some early steps are
-    measured and written to the run folder; of a few steps, the last.
+def profiling(
+    enabled: bool, steps: int, device: torch.device, folder: Path, warn: Callable[[str], object]
+) -> Iterator[Callable[[], object]]:
+    """Yields a function to call after each of ``steps`` steps. If ``enabled``, some early steps are
+    measured and written to ``folder``; of a few steps, the last.
 
-    Warns where the run ends before there is a step to measure. Raises
-    :class:`llm.errors.DiskError`.
+    Warns if the run ends before there is a step to measure. Raises :class:`llm.errors.DiskError`.
     """
-    options, device, warn = trainer.options, trainer.device, trainer.logger.warn
-    folder = trainer.checkpoints.folder.parent
-    steps = 0 if options.eval_only else options.max_steps - trainer.progress.step
-    if not options.profile or steps < 1:
+    if not enabled or steps < 1:
         yield lambda: None
-        if options.profile:
+        if enabled:
             warn(NOTHING)
         return
     table_path = folder / "profile.txt"
-    table_path.unlink(missing_ok=True)  # that of the run before it was continued
+    table_path.unlink(missing_ok=True)  # of the run before it was resumed
 
-    def write(found: profile) -> None:
+    def write(profiled: profile) -> None:
         key = f"self_{'cuda' if device.type == 'cuda' else 'cpu'}_time_total"
-        table = found.key_averages().table(sort_by=key, row_limit=10, max_name_column_width=60)
+        table = profiled.key_averages().table(sort_by=key, row_limit=10, max_name_column_width=60)
         try:
             table_path.write_text(table + "\n", encoding="utf-8")
-            found.export_chrome_trace(str(folder / "profile.json"))
+            profiled.export_chrome_trace(str(folder / "profile.json"))
         except OSError as error:
             raise could_not_write(table_path, error) from error
 

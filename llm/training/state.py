@@ -1,21 +1,22 @@
-"""Everything that training changes, as tensors and plain values: what a resume needs."""
+"""Where a run stands: its counters, and how a checkpoint holds them."""
 
 import contextlib
 import math
+import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import Any, get_args
+from dataclasses import dataclass, field, is_dataclass
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
-from torch import Tensor, nn
 
-from llm.device import peak_memory_bytes, reserved_memory_bytes
-from llm.errors import require
-from llm.model.gpt import GPT
-from llm.training.optimizer import Layout, Optimizer
+from llm.device import describe
+from llm.errors import Refused
+from llm.training.guard import Recent
+from llm.training.logger import Row
 from llm.training.options import TrainerOptions
-from llm.training.random_state import random_tensors, restore_random
+from llm.training.precision import LossScale
 
 
 @dataclass
@@ -26,32 +27,25 @@ class Progress:
     tokens: int = 0  # targets trained on
     val_loss: float | None = None
     best_val_loss: float | None = None
-    best_bits_per_byte: float | None = None  # of the evaluation with that loss
+    best_bits_per_byte: float | None = None  # of the evaluation with the best loss
     best_step: int = 0
     evaluations_since_best: int = 0
-    skipped: int = 0  # steps that the weights did not take
-    rollbacks: int = 0  # times that the run went back to a checkpoint; each halves the rate
+    skipped: int = 0  # steps that did not change the weights
+    rollbacks: int = 0  # returns to a checkpoint; each halves the learning rate
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
     checkpoint_seconds: float = 0.0
-
-    @classmethod
-    def from_plain(cls, plain: Any) -> "Progress":
-        """From the values of a checkpoint; :class:`llm.errors.Refused` if these are others."""
-        types = {field.name: field.type for field in fields(cls)}
-        same = isinstance(plain, dict) and set(plain) == set(types)
-        require(same, "the checkpoint has no usable progress")
-        for key, value in plain.items():
-            kind: Any = types[key]
-            right = type(value) in (get_args(kind) or (kind,))
-            right = right and (value is None or value >= 0)
-            require(right, f"the checkpoint has progress.{key}={value!r}")
-        return cls(**plain)
+    # Numbers of this step that are not logged yet; None: all are. A signal may come in between.
+    row: Row | None = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
-        """Time spent in the loop, in all."""
+        """All time spent in the loop."""
         return self.train_seconds + self.eval_seconds + self.checkpoint_seconds
+
+    def is_over(self, options: TrainerOptions) -> bool:
+        """Whether the steps or the minutes are used up."""
+        return self.step >= options.max_steps or self.is_out_of_time(options)
 
     def is_out_of_time(self, options: TrainerOptions) -> bool:
         """Whether the minutes are used up."""
@@ -60,6 +54,38 @@ class Progress:
     def is_out_of_patience(self, options: TrainerOptions) -> bool:
         """Whether the validation loss has not improved for too many evaluations."""
         return self.evaluations_since_best >= (options.patience or math.inf)
+
+    def why_ended(self, options: TrainerOptions) -> str | None:
+        """The option that ended the run before ``max_steps``; None if none did."""
+        if options.eval_only or self.step >= options.max_steps:
+            return None
+        if self.is_out_of_patience(options):
+            return f"trainer.patience={options.patience} evaluations without a better loss"
+        if self.is_out_of_time(options):
+            return f"trainer.max_minutes={options.max_minutes:g} are used up"
+        return None
+
+    def record(self, loss: float, bits_per_byte: float | None) -> bool:
+        """Count an evaluation; returns whether its loss is the lowest so far."""
+        self.val_loss = loss
+        is_best = self.best_val_loss is None or loss < self.best_val_loss
+        self.evaluations_since_best = 0 if is_best else self.evaluations_since_best + 1
+        if is_best:
+            self.best_val_loss, self.best_bits_per_byte = loss, bits_per_byte
+            self.best_step = self.step
+        return is_best
+
+    def summary(self) -> dict[str, Any]:
+        """The counters as ``summary.json`` names them."""
+        return {
+            "step": self.step,
+            "tokens": self.tokens,
+            "best_val_loss": self.best_val_loss,
+            "val_loss": self.val_loss,
+            "bits_per_byte": self.best_bits_per_byte,
+            "tokens_per_second": self.tokens / (self.train_seconds or math.inf),
+            "train_seconds": self.train_seconds,
+        }
 
     @contextlib.contextmanager
     def clock(self, counter: str) -> Iterator[None]:
@@ -70,85 +96,66 @@ class Progress:
         finally:
             setattr(self, counter, getattr(self, counter) + time.perf_counter() - start)
 
-
-def outcome(progress: Progress, model: GPT, device: torch.device) -> dict[str, Any]:
-    """What ``summary.json`` says of a run; ``bits_per_byte`` is that of the best loss."""
-    return {
-        "step": progress.step,
-        "tokens": progress.tokens,
-        "parameters": model.n_parameters(),
-        "best_val_loss": progress.best_val_loss,
-        "val_loss": progress.val_loss,
-        "bits_per_byte": progress.best_bits_per_byte,
-        "tokens_per_second": progress.tokens / (progress.train_seconds or math.inf),
-        "peak_memory_bytes": peak_memory_bytes(device),
-        "reserved_memory_bytes": reserved_memory_bytes(device),
-        "train_seconds": progress.train_seconds,
-    }
+    def rolled_back_from(self, before: "Progress") -> None:
+        """Keep of the counters ``before`` a rollback those that it does not undo."""
+        self.rollbacks = before.rollbacks + 1
+        for counter in ("train_seconds", "eval_seconds", "checkpoint_seconds"):
+            setattr(self, counter, getattr(before, counter))  # discarded steps took time too
+        if before.best_val_loss is not None and before.best_step > self.best_step:
+            # The best weights are still on the disk, and nothing worse may replace them.
+            for best in ("best_val_loss", "best_bits_per_byte", "best_step"):
+                setattr(self, best, getattr(before, best))
 
 
-def why_ended(progress: Progress, options: TrainerOptions) -> str | None:
-    """Which option ended a run before ``max_steps``; None if no option did."""
-    if options.eval_only or progress.step >= options.max_steps:
-        return None
-    if progress.is_out_of_patience(options):
-        return f"trainer.patience={options.patience} evaluations without a better loss"
-    if progress.is_out_of_time(options):
-        return f"trainer.max_minutes={options.max_minutes:g} are used up"
-    return None
+@dataclass
+class PlainState:
+    """The plain values of a trainer's ``state_dict()``."""
+
+    progress: Progress
+    guard: Recent
+    loss_scale: LossScale
+    groups: list[dict[str, Any]]  # values in param_groups that a custom optimizer changes
+    run_id: str  # in W&B
+    environment: dict[str, str]
 
 
-def training_tensors(
-    model: nn.Module, optimizer: Optimizer, device: torch.device
-) -> dict[str, Tensor]:
-    """The optimizer's state by parameter name, and the state of each random generator."""
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    # Once there is some state, also that of what has had no finite gradient yet.
-    tensors = {
-        f"optimizer/{names[parameter]}/{key}": value
-        for parameter in (optimizer.group_of if optimizer.state else ())
-        for key, value in optimizer.kept(parameter).items()
-    }
-    return tensors | random_tensors(device)
-
-
-def training_bytes(optimizer: Optimizer) -> int:
-    """What the optimizer's part of the tensors above will take, told before the first step."""
-    return sum(
-        math.prod(shape) * dtype.itemsize
-        for parameter in optimizer.group_of
-        for shape, dtype in optimizer.layout(parameter).values()
-    )
-
-
-def restore_training(
-    tensors: dict[str, Tensor], model: nn.Module, optimizer: Optimizer, device: torch.device
-) -> None:
-    """Undo :func:`training_tensors`; ``optimizer`` keeps the hyperparameters it was built with.
-
-    Raises :class:`llm.errors.Refused` for the state of another optimizer, or a part of one's.
+def read_run_id(plain: Any, where: str = "the checkpoint's run_id") -> str:
+    """The id of the run in W&B, which becomes part of a path; :class:`llm.errors.Refused` if it
+    cannot be one.
     """
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    state: dict[str, dict[str, Tensor]] = {names[p]: {} for p in optimizer.group_of}
-    unusable = "the checkpoint holds no usable state of this optimizer"
-    for name, tensor in tensors.items():
-        kind, _, rest = name.partition("/")
-        if kind == "optimizer":
-            parameter, _, key = rest.rpartition("/")
-            require(parameter in state, unusable)
-            state[parameter][key] = tensor
-    found = [{n: (tuple(t.shape), t.dtype) for n, t in kept.items()} for kept in state.values()]
-    if any(found):  # an optimizer that has not stepped has no state
-        if not optimizer.is_own:
-            wanted = [optimizer.layout(parameter) for parameter in optimizer.group_of]
-            bits, own = _bits(found), _bits(wanted)
-            advice = f"the checkpoint's state has {bits} bits: set optimizer.state_bits={bits}"
-            require(bits == own, f"optimizer.state_bits={own}, and {advice}")
-        require(optimizer.accepts(found), unusable)
-    optimizer.restore(state.values())
-    restore_random(tensors, device)
+    if isinstance(plain, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,128}", plain):
+        return plain
+    raise Refused(f"{where} is not an id of letters, digits, _ and -: {plain!r:.60}")
 
 
-def _bits(layouts: list[Layout]) -> int:
-    types = {dtype for layout in layouts for _, dtype in layout.values()}
-    return 8 if torch.uint8 in types else 32
+def environment(device: torch.device) -> dict[str, str]:
+    """What the last bits of the results depend on, besides the settings."""
+    return {"torch": str(torch.__version__), "device": describe(device)}
+
+
+def from_plain(kind: Any, value: Any, where: str) -> Any:
+    """``value``, from JSON that may come from a stranger, as a ``kind``: a dataclass, a list or
+    dict of one type, a union or a plain type.
+
+    Raises :class:`llm.errors.Refused` naming ``where`` for other keys or types.
+    """
+    wrong = Refused(f"{where} is not usable: {value!r:.60}")
+    if is_dataclass(kind):
+        kinds = get_type_hints(kind)
+        if not isinstance(value, dict) or value.keys() != kinds.keys():
+            raise Refused(f"{where} is not a section of {', '.join(kinds)}")
+        return kind(**{k: from_plain(kinds[k], v, f"{where}.{k}") for k, v in value.items()})  # type: ignore[operator]
+    inner = get_args(kind)
+    if get_origin(kind) is list and isinstance(value, list):
+        return [from_plain(inner[0], item, where) for item in value]
+    if get_origin(kind) is dict and isinstance(value, dict):
+        return {key: from_plain(inner[1], item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(kind, UnionType):
+        for one in inner:
+            with contextlib.suppress(Refused):
+                return from_plain(one, value, where)
+        raise wrong
+    right = kind is Any or type(value) is kind or (kind is float and type(value) is int)
+    if not right or (kind in (int, float) and value < 0 and ".row" not in where):
+        raise wrong
+    return value

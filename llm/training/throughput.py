@@ -1,4 +1,4 @@
-"""Model FLOPs utilisation: what a run computes per second against what the device could at most."""
+"""Tokens per second, and model FLOPs utilisation: the share of the FLOP/s the device can reach."""
 
 import re
 import time
@@ -6,6 +6,7 @@ import time
 import torch
 
 from llm.model.gpt import GPT
+from llm.training.logger import Row
 
 # Dense bf16 / fp16 TFLOP/s from vendors' sheets, as collected by nanochat and torchtitan (figures
 # with sparsity are twice as high). The more specific name comes first.
@@ -22,54 +23,64 @@ def flops_per_token(model: GPT) -> float:
     """Floating point operations to train on one token, forward and backward.
 
     6 per weight of a matrix product, and 12 n_layer n_head head_size block_size for attention
-    (Chowdhery et al. 2022, arXiv:2204.02311, appendix B). Looking up an embedding is no product.
+    (Chowdhery et al. 2022, arXiv:2204.02311, appendix B). An embedding look-up is not a product.
     """
     config = model.config
     assert config.n_head and config.head_size
-    looked_up = [m for m in model.modules() if isinstance(m, torch.nn.Embedding)]
+    tables = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
     if model.head is None:
-        looked_up.remove(model.embed)  # it is multiplied with as well
-    weights: int = model.n_parameters() - sum(table.weight.numel() for table in looked_up)
-    return (
-        6.0 * weights + 12.0 * config.n_layer * config.n_head * config.head_size * config.block_size
-    )
+        tables.remove(model.embed)  # tied: it is the matrix of the head as well
+    weights = model.n_parameters() - sum(table.weight.numel() for table in tables)
+    attention = config.n_layer * config.n_head * config.head_size * config.block_size
+    return 6.0 * weights + 12.0 * attention
 
 
-class Utilisation:
-    """The share that a run reaches of the most FLOP/s that ``device`` could."""
+class Throughput:
+    """The speed of a run since the last time it was asked for."""
 
     def __init__(self, model: GPT, device: torch.device, precision: str) -> None:
         self.flops_per_token = flops_per_token(model)
         self.device, self.precision = device, precision
-        self.peak = peak_flops(device, precision)  # FLOP/s; None: not known
+        self.peak = peak_flops(device, precision)  # FLOP/s; None: unknown
+        self.start(0, 0.0)
 
-    def __call__(self, tokens_per_second: float) -> float | None:
-        """A share of at most 1; None where the peak is not known.
+    def start(self, tokens: int, seconds: float) -> None:
+        """Measure from these counts on."""
+        self.tokens, self.seconds = tokens, seconds
 
-        A run that exceeds the peak shows that the peak was measured at a bad moment: it is measured
-        again, and the result is None for as long as the run still exceeds it.
+    def measure(self, tokens: int, seconds: float) -> Row:
+        """``tokens_per_second`` since the last call, and ``mfu``, the share of the peak; None where
+        the peak is unknown.
+
+        A run above the peak shows that the peak was measured on a busy machine: it is measured
+        again, and ``mfu`` is None for as long as the run still exceeds it.
         """
-        achieved = tokens_per_second * self.flops_per_token
+        rate = (tokens - self.tokens) / max(1e-9, seconds - self.seconds)
+        self.start(tokens, seconds)
+        achieved = rate * self.flops_per_token
         if self.peak is not None and achieved > self.peak:
             self.peak = peak_flops(self.device, self.precision)
-        return None if self.peak is None or achieved > self.peak else achieved / self.peak
+        mfu = None if self.peak is None or achieved > self.peak else achieved / self.peak
+        return {"tokens_per_second": rate, "mfu": mfu}
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """Dense FLOP/s of a known GPU in 16 bits (from the table) or a CPU (measured), else None."""
+    """Dense FLOP/s of a known GPU in 16 bits (from the table) or a CPU (measured); else None."""
     if device.type == "cuda" and precision != "fp32":
         name = torch.cuda.get_device_name(device)
-        # Whole words only: an RTX A1000 is no A100, and an RTX 4090 Laptop GPU no RTX 4090.
-        found = (key for key in PEAK_TFLOPS if re.search(rf"\b{key}\b(?! (Laptop|Ti|D)\b)", name))
-        return next((1e12 * PEAK_TFLOPS[key] for key in found), None)
+        # Whole words only: an RTX A1000 is not an A100, nor an RTX 4090 Laptop GPU an RTX 4090.
+        for key, tflops in PEAK_TFLOPS.items():
+            if re.search(rf"\b{key}\b(?! (Laptop|Ti|D)\b)", name):
+                return 1e12 * tflops
+        return None
     return measured_matmul_flops() if device.type == "cpu" and precision == "fp32" else None
 
 
 def measured_matmul_flops(n: int = 1024, repeats: int = 5) -> float:
-    """FLOP/s that the CPU could reach in float32, by the fastest of some products of (n, n).
+    """FLOP/s that the CPU can reach in float32: the fastest of some products of (n, n) matrices.
 
-    By the seconds that the threads have computed, not those that have passed: what other programs
-    take meanwhile does not count.
+    Counts the seconds that the threads computed, not the seconds that passed, so other programs do
+    not change the result.
     """
     a = torch.ones(n, n)
     fastest = float("inf")

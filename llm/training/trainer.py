@@ -1,39 +1,36 @@
-"""The training loop. Read :meth:`Trainer.fit`; what it calls is below it, in order."""
+"""The training loop. Read :meth:`Trainer.fit`; the methods it calls follow in order."""
 
+import contextlib
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from llm import signals
-from llm.checkpoint.checkpoint import Checkpoint
-from llm.checkpoint.folder import CheckpointFolder
+from llm.checkpoint.checkpoint import Checkpoint, load_weights
+from llm.checkpoint.folder import CheckpointFolder, newest_valid
 from llm.data.dataset import Dataset
-from llm.device import peak_memory_bytes, to_device
-from llm.errors import Diverged, Interrupted
+from llm.device import peak_memory_bytes, reserved_memory_bytes, to_device
+from llm.errors import Diverged, Interrupted, Refused, require
 from llm.evaluation.loss import evaluate
 from llm.functional.targets import IGNORED
 from llm.model.config import CHECKPOINTED
 from llm.model.gpt import GPT
-from llm.sampling.generate import generate
-from llm.sampling.looping import measure_repeats
-from llm.sampling.options import SamplingOptions
-from llm.training.guard import Guard
+from llm.training.guard import Guard, require_finite
 from llm.training.logger import Logger, Row
-from llm.training.optimizer import Optimizer
+from llm.training.optimizer import Optimizer, layout_bytes
 from llm.training.options import TrainerOptions
 from llm.training.precision import Precision
 from llm.training.profiling import profiling
 from llm.training.random_state import random_tensors, restore_random
-from llm.training.resume import plain_state, resume, roll_back
+from llm.training.sample import sample_text
 from llm.training.schedule import Schedule
-from llm.training.state import Progress, outcome, training_bytes, training_tensors, why_ended
-from llm.training.throughput import Utilisation
+from llm.training.state import PlainState, Progress, environment, from_plain
+from llm.training.throughput import Throughput
 from llm.training.update import Update, UpdateInBackward
 
-SAMPLE = SamplingOptions(max_new_tokens=200)
 EVAL_BATCH = 8  # sequences; not batch_size, or runs with different ones would not be comparable
 
 
@@ -56,109 +53,107 @@ class Trainer:
             self.block_size, self.batch_size, seed, self.options.overfit_batches
         )
         model.checkpoint_every = CHECKPOINTED[self.options.activation_checkpointing]
-        # Compiled, it has the same weights and fused kernels.
+        # The compiled network shares the weights and has fused kernels.
         self.network = torch.compile(model) if self.options.compile else model
-        kind = UpdateInBackward if self.options.step_in_backward else Update
-        self.update = kind(model, optimizer, precision, self.options.grad_clip)
-        self.progress = Progress()
+        update = UpdateInBackward if self.options.step_in_backward else Update
+        self.update = update(model, optimizer, precision, self.options.grad_clip)
         self.guard = Guard(
-            self.options.max_skipped, self.options.skip_spikes, logger.warn,
-            scaled=precision.is_scaled,
-        )  # fmt: skip
-        self.unreported: Row | None = {}  # numbers of this step that are not logged yet
-        self.stop = signals.listener  # has it received one?
-        self.at_end = False  # whether this step is the last one
-        self.saved_step: int | None = None
-        self.utilisation = Utilisation(model, self.device, precision.name)
-        self.logged = (0, 0.0)  # tokens and train_seconds at the last logged step
+            self.options.max_skipped, self.options.skip_spikes, logger.warn, precision.is_scaled
+        )
+        self.progress = Progress()
+        self.throughput = Throughput(model, self.device, precision.name)
+        self.stop = signals.listener  # has it received a signal?
 
     def fit(self) -> Progress:
         """Train until ``max_steps``, ``max_minutes`` or ``patience``; returns the counters reached.
 
-        Raises :class:`llm.errors.Diverged` when too many steps are not finite, after going back
-        ``rollbacks`` times, and :class:`llm.errors.Interrupted` after a signal, with a checkpoint
-        to continue from saved.
+        Raises :class:`llm.errors.Diverged` when too many steps are not finite, after ``rollbacks``
+        returns to a checkpoint, and :class:`llm.errors.Interrupted` after a signal, once a
+        checkpoint to continue from is saved.
         """
         self.compile_ahead()
-        with signals.remembered(), profiling(self) as step_done:
+        options = self.options
+        steps = 0 if options.eval_only else options.max_steps - self.progress.step
+        run, warn = self.checkpoints.folder.parent, self.logger.warn
+        profiler = profiling(options.profile, steps, self.device, run, warn)
+        with signals.remembered(), profiler as step_done:
             while True:
                 try:
                     self.train(step_done)
                     return self.progress
                 except Diverged as end:
-                    roll_back(self, end)
+                    self.roll_back(end)
 
     def train(self, step_done: Callable[[], object]) -> None:
-        """The loop, from where the counters stand to the end."""
+        """The loop, from the current step to the end."""
         options, progress, stop = self.options, self.progress, self.stop
-        self.at_end = options.eval_only or self.is_over()
-        if self.unreported is not None:  # step 0, or where a signal came in between
-            self.report(self.unreported)
-            self.saved_step = None
-        while not (self.at_end or stop.received or progress.is_out_of_patience(options)):
+        self.throughput.start(progress.tokens, progress.train_seconds)
+        saved_step = None
+        is_last = options.eval_only or progress.is_over(options)
+        if progress.row is not None:  # step 0, or the report that a signal interrupted
+            self.report(is_last)
+        while not (is_last or stop.received or progress.is_out_of_patience(options)):
             with progress.clock("train_seconds"):
                 loss, grad_norm = self.optimizer_step(progress.step + 1)
                 progress.step += 1
-                self.at_end = self.is_over()
+            is_last = progress.is_over(options)
             step_done()
             self.logger.tick(progress.step)
-            logged = self.is_due(options.log_interval)
-            self.report(self.training_row(loss, grad_norm) if logged else {})
-            if self.is_due(options.checkpoint_interval) and not self.guard.in_a_row:
-                self.save()  # not between failing steps: a run goes back to before them
-        if self.saved_step != progress.step and not options.eval_only:
-            self.save()  # patience or a signal ended it
-        if stop.received and (self.unreported is not None or not self.at_end):
+            is_logged = self.is_due(options.log_interval, is_last)
+            progress.row = self.training_row(loss, grad_norm) if is_logged else {}
+            self.report(is_last)
+            is_failing = self.guard.recent.skipped_in_a_row > 0  # a rollback must end before that
+            if self.is_due(options.checkpoint_interval) and not is_failing:
+                self.save()
+                saved_step = progress.step
+        if saved_step != progress.step and not options.eval_only:
+            self.save()
+        if stop.received and (progress.row is not None or not is_last):
             saved = "nothing is written" if options.eval_only else "the checkpoint is saved"
             raise Interrupted(f"{stop.received.name} at step {progress.step}: {saved}")
 
-    def report(self, row: Row) -> None:
+    def report(self, is_last: bool) -> None:
         """Evaluate and write a sample where they are due, and log all numbers of this step.
 
-        When a signal comes meanwhile, the rest is put off: the checkpoint holds the row, and the
-        run that goes on from it finishes it first.
+        When a signal interrupts this, ``progress.row`` keeps the numbers so far, and the resumed
+        run finishes the report first.
         """
-        options, step = self.options, self.progress.step
-        self.unreported = row
+        options, progress, row = self.options, self.progress, self.progress.row
+        assert row is not None
         try:
-            if self.is_due(options.eval_interval) and "val/loss" not in row:
+            if self.is_due(options.eval_interval, is_last) and "val/loss" not in row:
                 row |= self.evaluate()
-            trained = step > 0 and not options.eval_only
-            if trained and self.is_due(options.sample_interval, at_end=False):
+            is_trained = progress.step > 0 and not options.eval_only
+            if is_trained and self.is_due(options.sample_interval):
                 row |= self.sample()
         except signals.Signalled:
             return
-        self.unreported = None
+        progress.row = None
         if row:
-            self.logger.log({"step": step, "tokens": self.progress.tokens} | row)
+            self.logger.log({"step": progress.step, "tokens": progress.tokens} | row)
+
+    def is_due(self, interval: int | None, is_last: bool = False) -> bool:
+        """Whether something that happens every ``interval`` steps, and at the last, is due now."""
+        return is_last or (interval is not None and self.progress.step % interval == 0)
 
     def compile_ahead(self) -> None:
         """Compile the network, which may take minutes, while a signal still ends it at once.
 
         One batch goes through it; what that changes is put back.
         """
-        if self.options.compile and not self.options.eval_only:
-            before = random_tensors(self.device)
-            self.model.train()
-            inputs, targets = self.sampler.batch(1)
-            size = self.options.micro_batch
-            x, y = to_device((inputs[:size], targets[:size]), self.device)
-            with self.logger.doing("compiling"):
-                with self.precision.autocast:
-                    loss = self.network(x, y, reduction="sum")
-                loss.backward()
-            self.optimizer.zero_grad()
-            restore_random(before, self.device)
-
-    def is_due(self, interval: int | None, at_end: bool = True) -> bool:
-        """Whether what happens every ``interval`` steps is due now; at the last step all is."""
-        due = interval is not None and self.progress.step % interval == 0
-        return due or (at_end and self.at_end)
-
-    def is_over(self) -> bool:
-        """Whether the steps or the minutes are used up."""
-        out_of_steps = self.progress.step >= self.options.max_steps
-        return out_of_steps or self.progress.is_out_of_time(self.options)
+        if not self.options.compile or self.options.eval_only:
+            return
+        before = random_tensors(self.device)
+        self.model.train()
+        inputs, targets = self.sampler.batch(1)
+        size = self.options.micro_batch
+        x, y = to_device((inputs[:size], targets[:size]), self.device)
+        with self.logger.doing("compiling"):
+            with self.precision.autocast:
+                loss = self.network(x, y, reduction="sum")
+            loss.backward()
+        self.optimizer.zero_grad()
+        restore_random(before, self.device)
 
     def optimizer_step(self, step: int) -> tuple[float, float]:
         """One update from one batch, in micro-batches: its mean loss and gradient norm.
@@ -196,99 +191,139 @@ class Trainer:
 
     def training_row(self, loss: float, grad_norm: float) -> Row:
         """The numbers of this step; None in place of NaN and infinity."""
-        tokens, seconds = self.progress.tokens, self.progress.train_seconds
-        rate = (tokens - self.logged[0]) / max(1e-9, seconds - self.logged[1])
-        self.logged = (tokens, seconds)
-        return {
+        progress = self.progress
+        row: Row = {
             "train/loss": loss if math.isfinite(loss) else None,
             "lr": self.optimizer.param_groups[0]["lr"],
             "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
-            "tokens_per_second": rate,
-            "mfu": self.utilisation(rate),
+            **self.throughput.measure(progress.tokens, progress.train_seconds),
             "peak_memory_bytes": peak_memory_bytes(self.device),
-        } | ({"skipped_steps": self.progress.skipped} if self.progress.skipped else {})
+        }
+        return row | ({"skipped_steps": progress.skipped} if progress.skipped else {})
 
     def evaluate(self) -> Row:
-        """Loss on a fixed set of validation windows; the lowest so far keeps the weights."""
+        """Loss on a fixed set of validation windows; the weights of the lowest are saved."""
         options, progress = self.options, self.progress
         sequences = None if options.eval_batches is None else options.eval_batches * EVAL_BATCH
         count, batches = self.dataset.validation(self.block_size, options.micro_batch, sequences)
-        with self.progress.clock("eval_seconds"):
+        with progress.clock("eval_seconds"):
             self.model.eval()
             reading = self.logger.each("evaluating", self.stop.each(batches), count)
             moved = (to_device(batch, self.device) for batch in reading)
             token_bytes = torch.from_numpy(self.dataset.tokenizer.byte_lengths).to(self.device)
             # Not the compiled network: compiling it again for this would take longer than it saves.
-            found = evaluate(self.model, moved, self.precision.autocast, token_bytes)
-        progress.val_loss = self.finite(found.loss, "validation loss")
-        progress.evaluations_since_best += 1
-        if progress.best_val_loss is None or found.loss < progress.best_val_loss:
-            progress.best_val_loss, progress.best_step = found.loss, progress.step
-            progress.best_bits_per_byte = found.bits_per_byte
-            progress.evaluations_since_best = 0
-            if not options.eval_only and (progress.step > 0 or self.pretrained):
-                with self.progress.clock("checkpoint_seconds"):
-                    self.checkpoints.save_best(
-                        progress.step, self.model.state_dict(), plain_state(self)
-                    )
+            result = evaluate(self.model, moved, self.precision.autocast, token_bytes)
+        require_finite(result.loss, "validation loss", progress.step)
+        is_best = progress.record(result.loss, result.bits_per_byte)
+        if is_best and not options.eval_only and (progress.step > 0 or self.pretrained):
+            with progress.clock("checkpoint_seconds"):
+                weights, plain = self.model.state_dict(), self.plain_state()
+                self.checkpoints.save_best(progress.step, weights, plain)
         return {
-            "val/loss": found.loss,
-            "val/perplexity": found.perplexity,
-            "val/bits_per_byte": found.bits_per_byte,
+            "val/loss": result.loss,
+            "val/perplexity": result.perplexity,
+            "val/bits_per_byte": result.bits_per_byte,
         }
 
     def sample(self) -> Row:
-        """Some text from the model as it is now, drawn without touching the random state.
-
-        Returns how much it repeats itself.
-        """
-        tokenizer = self.dataset.tokenizer
-        prompt = [tokenizer.end_of_text] if tokenizer.end_of_text is not None else [0]
-        seed = self.seed + self.progress.step
+        """Log a text from the model as it is now; returns how much it repeats itself."""
+        step, tokenizer = self.progress.step, self.dataset.tokenizer
         with self.progress.clock("eval_seconds"):
-            self.model.eval()
-            drawn = generate(
-                self.model, prompt, SAMPLE, seed, tokenizer.vocab_size, tokenizer.end_of_text
-            )
-            tokens = [token for token, _ in self.logger.each("sampling", self.stop.each(drawn))]
-            text = tokenizer.decode(tokens)
-        scores = measure_repeats(text).scores
-        scores["end_of_text"] = float(len(tokens) < SAMPLE.max_new_tokens)
-        self.logger.sample(self.progress.step, tokenizer.decode(prompt), text, scores)
+            prompt, text, scores = sample_text(
+                self.model, tokenizer, self.seed + step,
+                lambda tokens: self.logger.each("sampling", self.stop.each(tokens)),
+            )  # fmt: skip
+        self.logger.sample(step, prompt, text, scores)
         return {f"sample/{name}": score for name, score in scores.items()}
 
     def save(self) -> None:
-        """Publish a checkpoint to continue from; the last sound one is worth more than NaN."""
+        """Publish a checkpoint to continue from. NaN must not replace the last sound one."""
         for name, parameter in self.model.named_parameters():
-            self.finite(parameter.detach().sum(), f"sum of {name}")
+            total = float(parameter.detach().sum())
+            require_finite(total, f"sum of {name}", self.progress.step)
         with self.progress.clock("checkpoint_seconds"), self.logger.doing("saving"):
             self.logger.sync()
-            tensors = training_tensors(self.model, self.optimizer, self.device)
-            self.checkpoints.save(
-                self.progress.step, self.model.state_dict(), tensors, plain_state(self)
-            )
-        self.saved_step = self.progress.step
+            state, weights = self.state_dict(), self.model.state_dict()
+            self.checkpoints.save(self.progress.step, weights, state.pop("tensors"), state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that training changes, except the weights: plain values, and ``tensors`` of
+        the optimizer and of the random generators.
+        """
+        tensors = self.optimizer.state_dict() | random_tensors(self.device)
+        return {"tensors": tensors, **self.plain_state()}
+
+    def plain_state(self) -> dict[str, Any]:
+        """The plain values of :meth:`state_dict`."""
+        plain = PlainState(
+            self.progress, self.guard.recent, self.precision.loss_scale,
+            self.optimizer.group_values(), self.logger.run_id, environment(self.device),
+        )  # fmt: skip
+        return asdict(plain)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a :meth:`state_dict`.
+
+        Raises :class:`llm.errors.Refused` for the state of another trainer.
+        """
+        tensors, values = state["tensors"], {k: v for k, v in state.items() if k != "tensors"}
+        plain: PlainState = from_plain(PlainState, values, "the checkpoint's state")
+        self.optimizer.load_group_values(plain.groups)
+        self.optimizer.load_state_dict(tensors)
+        restore_random(tensors, self.device)
+        self.progress, self.guard.recent = plain.progress, plain.guard
+        self.precision.loss_scale = plain.loss_scale
+        before, now = plain.environment, environment(self.device)
+        if before != now:
+            self.logger.warn(f"trained with {before} so far, now {now}: the last bits may differ")
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint of :meth:`save`; else :class:`llm.errors.Refused`."""
+        load_weights(self.model, checkpoint.weights(), str(checkpoint.path))
+        tensors = checkpoint.training(self.optimizer.custom_layout())
+        self.load_state_dict(checkpoint.state | {"tensors": tensors})
+        same = self.progress.step == checkpoint.step
+        require(same, f"{checkpoint.path} holds two different numbers of steps")
+
+    def evaluate_as(self, origin: Checkpoint) -> None:
+        """Count the steps and tokens of ``origin``, whose weights are evaluated, not trained."""
+        before = from_plain(Progress, origin.state.get("progress"), f"{origin.path}: progress")
+        self.progress.step, self.progress.tokens = origin.step, before.tokens
+
+    def roll_back(self, end: Diverged) -> None:
+        """Return to the last checkpoint, to train on at half the learning rate.
+
+        Raises ``end`` if ``trainer.rollbacks`` are used up, or there is no checkpoint.
+        """
+        before = self.progress
+        end.facts |= {"scale": self.precision.loss_scale.scale, "skipped_steps": before.skipped}
+        if before.rollbacks >= self.options.rollbacks:
+            raise end
+        checkpoint = None
+        with contextlib.suppress(Refused):
+            checkpoint, _ = newest_valid(self.checkpoints.folder.parent)
+        if checkpoint is None:
+            self.logger.warn("no checkpoint to return to: lower trainer.checkpoint_interval")
+            raise end
+        self.logger.warn(f"{end}; back to step {checkpoint.step}, at half the learning rate")
+        self.update.drop()
+        self.optimizer.state.clear()  # free its memory before the saved state is read
+        self.resume(checkpoint)
+        self.progress.rolled_back_from(before)
+        # A report that a signal interrupted is logged once more.
+        self.logger.rewind(checkpoint.step - (self.progress.row is not None))
 
     def outcome(self) -> dict[str, Any]:
-        """What ``summary.json`` says of the run."""
-        reason = why_ended(self.progress, self.options)
-        return outcome(self.progress, self.model, self.device) | {"reason": reason}
+        """The trainer's part of ``summary.json``."""
+        return self.progress.summary() | {
+            "parameters": self.model.n_parameters(),
+            "peak_memory_bytes": peak_memory_bytes(self.device),
+            "reserved_memory_bytes": reserved_memory_bytes(self.device),
+            "reason": self.progress.why_ended(self.options),
+        }
 
     def check_room(self) -> None:
         """Raise :class:`llm.errors.DiskError` unless the disk has room for the checkpoints."""
         if not self.options.eval_only:
             weights = sum(tensor.nbytes for tensor in self.model.state_dict().values())
-            self.checkpoints.check_room(weights, training_bytes(self.optimizer))
-
-    def resume(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint of :meth:`save`; else :class:`llm.errors.Refused`."""
-        resume(self, checkpoint)
-
-    def finite(self, value: Tensor | float, what: str) -> float:
-        """The value as a number; :class:`llm.errors.Diverged` if it is not finite."""
-        number, step = float(value), self.progress.step
-        if not math.isfinite(number):
-            raise Diverged(
-                f"the {what} is {number} at step {step}: try a lower optimizer.lr", step=step
-            )
-        return number
+            self.checkpoints.check_room(weights, layout_bytes(self.optimizer.full_layout()))

@@ -19,12 +19,12 @@ class Update:
         self, model: nn.Module, optimizer: Optimizer, precision: Precision, grad_clip: float
     ) -> None:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer, self.loss_scale = optimizer, precision.loss_scale
+        self.optimizer, self.precision = optimizer, precision
         self.grad_clip = grad_clip or torch.inf
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a micro-batch's loss ()."""
-        scaled = loss * self.loss_scale.scale
+        scaled = loss * self.precision.loss_scale.scale
         scaled.backward()  # type: ignore[no-untyped-call]  # torch's
 
     def norm(self) -> Tensor:
@@ -44,7 +44,7 @@ class Update:
 
     def _clipping(self, norms: list[Tensor]) -> tuple[Tensor, Tensor]:
         """The norm of the unscaled gradients, and what each gradient is multiplied with."""
-        scale = self.loss_scale.scale
+        scale = self.precision.loss_scale.scale
         norm: Tensor = torch.linalg.vector_norm(torch.stack(norms)) / scale
         return norm, (self.grad_clip / (norm + 1e-6)).clamp(max=1) / scale
 
@@ -71,7 +71,7 @@ class UpdateInBackward(Update):
 
     def backward(self, loss: Tensor) -> None:
         """Remember the loss; ``norm`` and ``step`` compute its gradients."""
-        self.loss = loss * self.loss_scale.scale
+        self.loss = loss * self.precision.loss_scale.scale
 
     def norm(self) -> Tensor:
         """As :meth:`Update.norm`, by the first backward pass."""

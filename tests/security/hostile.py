@@ -340,14 +340,16 @@ STATES = [
     for name, change in (
         ("a run_id that is a path", state(run_id="../../../escaped")),
         ("a run_id that is none", state(run_id=["a"])),
-        ("a negative warm-up", state(warmup_steps=-1)),
         ("counters that are text", state(progress={"step": "${oc.env:SECRET}"})),
         ("counters of another name", state(progress={"__class__": 1})),
         ("a step of two kinds", manifest(lambda m: m["state"]["progress"].update(step=5))),
-        ("losses that are text", state(guard={"in_a_row": 0, "losses": ["x"], "norms": []})),
+        ("losses that are text", manifest(lambda m: m["state"]["guard"].update(losses=["x"]))),
+        ("a count below zero", manifest(
+            lambda m: m["state"]["guard"].update(skipped_in_a_row=-1))),
         ("no guard", state(guard=None)),
         ("a scale that is text", state(loss_scale={"scale": "1", "finite_steps": 0})),
-        ("a row that is text", state(row={"loss": "${oc.env:SECRET}"})),
+        ("a row that is text", manifest(
+            lambda m: m["state"]["progress"].update(row={"loss": "${oc.env:SECRET}"}))),
         ("half of the optimizer", tensors(
             lambda t: t.pop(f"{OPTIMIZER}/exp_avg_sq"), TRAINING)),
         ("an optimizer of other shapes", tensors(

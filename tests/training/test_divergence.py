@@ -18,7 +18,6 @@ from llm.experiment.loggers import RunLogger
 from llm.experiment.rundir import recording
 from llm.sampling.options import SamplingOptions
 from llm.training.schedule import Constant
-from llm.training.state import training_tensors
 from tests.command_line import rows
 from tests.training.conftest import HandBuilt, MakeTrainer, assert_same_bits, copied
 
@@ -83,7 +82,7 @@ def stop_at(trainer: HandBuilt, step: int) -> None:
 
 def everything(trainer: HandBuilt) -> dict[str, Tensor]:
     """Weights, optimizer state and random state."""
-    tensors = training_tensors(trainer.model, trainer.optimizer, trainer.device)
+    tensors = trainer.state_dict()["tensors"]
     return copied(trainer.model.state_dict() | tensors)
 
 
@@ -162,7 +161,7 @@ def test_a_spike_is_told_once_and_left_out_where_that_is_asked_for(
     loss, norm = (trainer.logger.column(key)[36] for key in ("train/loss", "grad_norm"))
     assert loss > 100
     assert trainer.logger.warnings == [
-        f"step 36: loss {loss:.4g}, gradient norm {norm:.4g}: a spike{', left out' * skip} "
+        f"step 36: loss {loss:.4g}, gradient norm {norm:.4g}: a spike{', skipped' * skip} "
         f"(windows at {where})"
     ]
 
@@ -189,8 +188,8 @@ def test_a_spike_is_judged_the_same_after_a_resume_by_what_came_before_it(
     second = disturbed("parts", weights=9)
     second.resume(first.newest)
     if not remembered:
-        second.guard.losses.clear()
-        second.guard.norms.clear()
+        second.guard.recent.losses.clear()
+        second.guard.recent.norms.clear()
     second.fit()
     assert len(whole.logger.warnings) == whole.progress.skipped == 1
     assert (second.logger.warnings == whole.logger.warnings) is remembered
@@ -199,7 +198,7 @@ def test_a_spike_is_judged_the_same_after_a_resume_by_what_came_before_it(
     assert same is remembered
     if remembered:
         assert_same_bits(everything(second), everything(whole))
-        assert second.guard.to_plain() == whole.guard.to_plain()
+        assert second.guard.recent == whole.guard.recent
 
 
 ROLLING: dict[str, Any] = {
@@ -234,13 +233,13 @@ def test_a_run_that_diverges_goes_back_and_on_at_half_the_rate(
     halved.fit()
     assert_same_bits(everything(trainer), everything(halved))
     assert trainer.precision.loss_scale == halved.precision.loss_scale
-    assert trainer.guard.to_plain() == halved.guard.to_plain()
+    assert trainer.guard.recent == halved.guard.recent
 
 
 def test_its_files_hold_each_step_once(
     make_trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llm.training.trainer.SAMPLE", SamplingOptions(max_new_tokens=5))
+    monkeypatch.setattr("llm.training.sample.SAMPLE", SamplingOptions(max_new_tokens=5))
     trainer = make_trainer(sample_interval=3, **ROLLING)
     disturb(trainer, no_number, until_it_has_gone_back(trainer))
     (tmp_path / "run").mkdir(exist_ok=True)
@@ -275,7 +274,7 @@ def test_a_run_with_nowhere_to_go_back_to_ends(make_trainer: MakeTrainer, rollba
         trainer.fit()
     assert trainer.progress.rollbacks == 0
     assert not any("; back to step" in warning for warning in trainer.logger.warnings)
-    wanted = "nothing to go back to yet: try a smaller trainer.checkpoint_interval"
+    wanted = "no checkpoint to return to: lower trainer.checkpoint_interval"
     assert (wanted in trainer.logger.warnings) is (rollbacks > 0)
 
 

@@ -57,7 +57,7 @@ def test_it_equals_bitsandbytes_own_optimizer() -> None:
     stepped(ours, optimizer)
     stepped(theirs, reference)
     for parameter, its in zip(ours.parameters(), theirs.parameters(), strict=True):
-        kept, wanted = optimizer.kept(parameter), reference.state[its]
+        kept, wanted = optimizer.state_of(parameter), reference.state[its]
         assert torch.equal(parameter, its), parameter.shape
         assert int(kept["step"]) == wanted["step"] == 3
         assert torch.equal(kept["exp_avg"], wanted["state1"])
@@ -81,7 +81,7 @@ def test_what_is_kept_is_a_quarter_as_large() -> None:
         model = Matrices([(640, 512)])
         optimizer = adamw(model, **OPTIONS, state_bits=bits)
         stepped(model, optimizer, steps=1)
-        kept = optimizer.kept(next(model.parameters()))
+        kept = optimizer.state_of(next(model.parameters()))
         assert {name: (tuple(t.shape), t.dtype) for name, t in kept.items()} == optimizer.layout(
             next(model.parameters())
         )
@@ -131,7 +131,7 @@ def test_it_runs_on_tensors_without_data(build: Any, dtype: torch.dtype) -> None
         for _ in range(2):
             model(tokens, tokens).backward()
             optimizer.step()
-        kept = optimizer.kept(model.embed.weight)
+        kept = optimizer.state_of(model.embed.weight)
     assert kept["exp_avg"].dtype == torch.uint8
     assert kept["exp_avg_scale"].shape == (-(-70 * 64 // BLOCK),)
 

@@ -1,6 +1,5 @@
 """Muon orthogonalises the matrices of the layers and leaves the rest to AdamW."""
 
-import copy
 import math
 from collections import Counter
 
@@ -159,21 +158,6 @@ def test_a_tied_head_counts_as_the_embedding() -> None:
     optimizer = fast_muon(network(tie_embeddings=False))
     tied = fast_muon(network(tie_embeddings=True))
     assert len(optimizer.param_groups) == len(tied.param_groups) + 1
-
-
-def test_its_state_survives_saving_and_loading() -> None:
-    model = network()
-    optimizer = fast_muon(model)
-    with_gradients(model, 1)
-    optimizer.step()
-    other = copy.deepcopy(model)
-    continued = fast_muon(other)
-    continued.restore(copy.deepcopy([optimizer.kept(p) for p in optimizer.group_of]))
-    for each, its in ((model, optimizer), (other, continued)):
-        with_gradients(each, 2)
-        its.step()
-    for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
 
 
 def test_parameters_without_a_gradient_stay_where_they_are() -> None:

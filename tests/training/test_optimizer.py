@@ -1,37 +1,66 @@
-"""AdamW over the right parameters; it computes what torch's plain AdamW computes."""
+"""AdamW over the right parameters, as torch computes it; its state is saved by parameter name."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from llm.errors import Refused
 from llm.model.gpt import GPT
-from llm.training.optimizer import Optimizer, adamw, muon
+from llm.training.optimizer import UNUSABLE, Optimizer, adamw, layout_bytes, muon
 from llm.training.precision import to_precision
+from tests.training.conftest import assert_same_bits, copied
 
 OPTIONS: dict[str, Any] = {"lr": 1e-2, "weight_decay": 0.3, "betas": [0.8, 0.9]}
+KINDS = [
+    (build, bits, dtype)
+    for build in (adamw, muon)
+    for bits in (32, 8)
+    for dtype in (torch.float32, torch.bfloat16)
+]
+of_each_kind = pytest.mark.parametrize(("build", "bits", "dtype"), KINDS)
 
 
-@pytest.mark.parametrize("build", [adamw, muon])
-def test_matrices_and_embeddings_decay_norms_biases_and_scalars_do_not(build: Any) -> None:
+def network(dtype: torch.dtype = torch.float32, seed: int = 0) -> GPT:
+    """A network with parameters of every kind, some large enough for 8 bits."""
+    torch.manual_seed(seed)
     model = GPT(
-        n_layer=2, n_embed=32, vocab_size=40, bias=True, norm="layernorm", position="learned",
-        smear=3, residual_scalars=True, tie_embeddings=False,
+        n_layer=2, n_embed=64, head_size=32, block_size=16, vocab_size=70, bias=True,
+        norm="layernorm", position="learned", smear=3, residual_scalars=True, tie_embeddings=False,
     )  # fmt: skip
-    optimizer = build(model, lr=1e-3, weight_decay=0.2, betas=[0.9, 0.95])
-    decay = {p: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    assert set(decay) == set(model.parameters())
-    for name, parameter in model.named_parameters():
-        undecayed = name.endswith(("bias", "mix", "smear")) or "norm" in name
-        assert decay[parameter] == (0.0 if undecayed else 0.2), name
+    return to_precision(model, dtype)
 
 
 def set_gradients(model: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+
+
+def trained(
+    build: Any, bits: int, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> tuple[GPT, Optimizer]:
+    """A network and its optimizer after two steps."""
+    model = network(dtype, seed)
+    optimizer = build(model, **OPTIONS, state_bits=bits)
+    for step in range(2):
+        set_gradients(model, seed + step)
+        optimizer.step()
+    return model, optimizer
+
+
+@pytest.mark.parametrize("build", [adamw, muon])
+def test_matrices_and_embeddings_decay_norms_biases_and_scalars_do_not(build: Any) -> None:
+    model = network()
+    optimizer = build(model, **OPTIONS)
+    decay = {p: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert set(decay) == set(model.parameters())
+    for name, parameter in model.named_parameters():
+        undecayed = name.endswith(("bias", "mix", "smear")) or "norm" in name
+        assert decay[parameter] == (0.0 if undecayed else 0.3), name
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -51,56 +80,24 @@ def test_it_equals_torchs_adamw_and_its_fused_one_in_every_bit(
             of_each.step()
     for ours, other in zip(model.parameters(), reference.parameters(), strict=True):
         assert torch.allclose(ours, other, rtol=0, atol=0 if fused else 1e-6)
-        for name in ("step", "exp_avg", "exp_avg_sq"):
-            found, wanted = optimizer.state[ours][name], theirs.state[other][name]
-            assert torch.allclose(found, wanted, rtol=0, atol=0 if fused else 1e-6)
 
 
-def test_every_group_knows_the_rate_that_the_schedule_scales(tiny_model: GPT) -> None:
-    optimizer = adamw(tiny_model, lr=3e-4, weight_decay=0.1, betas=[0.9, 0.95])
-    assert [group["base_lr"] for group in optimizer.param_groups] == [3e-4, 3e-4]
-    assert [group["betas"] for group in optimizer.param_groups] == [(0.9, 0.95)] * 2
-
-
-def test_frozen_parameters_are_left_out(tiny_model: GPT) -> None:
+def test_frozen_and_absent_kinds_of_parameters_have_no_group(tiny_model: GPT) -> None:
     tiny_model.embed.weight.requires_grad_(False)
-    optimizer = adamw(tiny_model, lr=1e-3, weight_decay=0.1, betas=[0.9, 0.95])
-    held = {p for group in optimizer.param_groups for p in group["params"]}
-    assert held == set(tiny_model.parameters()) - {tiny_model.embed.weight}
-
-
-@pytest.mark.parametrize("model", [nn.LayerNorm(4), nn.Linear(4, 4, bias=False)], ids=repr)
-def test_a_kind_of_parameter_may_be_absent(model: nn.Module) -> None:
-    optimizer = adamw(model, lr=1e-3, weight_decay=0.1, betas=[0.9, 0.95])
-    assert len(optimizer.param_groups) == 1
-
-
-def network() -> GPT:
-    """One whose embedding is large enough for 8 bits."""
-    torch.manual_seed(0)
-    return GPT(n_layer=2, n_embed=64, head_size=32, vocab_size=70)
-
-
-KINDS = [
-    (adamw, 32, torch.float32), (adamw, 8, torch.float32), (adamw, 32, torch.bfloat16),
-    (adamw, 8, torch.bfloat16), (muon, 32, torch.float32), (muon, 8, torch.float32),
-    (muon, 8, torch.bfloat16),
-]  # fmt: skip
-of_each_kind = pytest.mark.parametrize(("build", "bits", "dtype"), KINDS)
+    optimizer = adamw(tiny_model, **OPTIONS)
+    assert set(optimizer.names) == set(tiny_model.parameters()) - {tiny_model.embed.weight}
+    for model in (nn.LayerNorm(4), nn.Linear(4, 4, bias=False)):
+        assert len(adamw(model, **OPTIONS).param_groups) == 1
 
 
 @of_each_kind
-def test_one_parameter_after_the_other_is_what_a_step_does(
+def test_updating_one_parameter_after_another_is_a_step(
     build: Any, bits: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The nearest instead of a random one, which would be another in another order.
+    # To the nearest: random rounding depends on the order.
     monkeypatch.setattr("llm.training.rounding.round_at_random_", lambda values: values)
-    sides = []
-    for _ in range(2):
-        model = network()
-        to_precision(model, dtype)
-        sides.append((model, build(model, **OPTIONS, state_bits=bits)))
-    (whole, of_whole), (single, of_single) = sides
+    whole, single = network(dtype), network(dtype)
+    of_whole, of_single = (build(model, **OPTIONS, state_bits=bits) for model in (whole, single))
     for seed in range(3):
         set_gradients(whole, seed)
         set_gradients(single, seed)
@@ -108,49 +105,87 @@ def test_one_parameter_after_the_other_is_what_a_step_does(
         for parameter in reversed(list(single.parameters())):
             of_single.update([parameter])
             parameter.grad = None
-    tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-5  # of Muon: a product with other shapes
+    tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-5  # Muon multiplies stacks of other sizes
     for one, other in zip(whole.parameters(), single.parameters(), strict=True):
         assert torch.allclose(one, other, rtol=0, atol=0 if build is adamw else tolerance)
 
 
-def test_an_update_changes_the_named_parameters_only_and_counts_their_steps(
+def test_an_update_changes_the_given_parameters_only_and_counts_their_steps(
     tiny_model: GPT,
 ) -> None:
     optimizer = adamw(tiny_model, **OPTIONS)
     set_gradients(tiny_model, 0)
     before = copy.deepcopy(tiny_model)
-    named = [tiny_model.embed.weight, tiny_model.blocks[1].mlp.up.weight]
-    optimizer.update(named)
-    optimizer.update(named[:1])
+    given = [tiny_model.embed.weight, tiny_model.blocks[1].mlp.up.weight]
+    optimizer.update(given)
+    optimizer.update(given[:1])
     for (name, new), old in zip(tiny_model.named_parameters(), before.parameters(), strict=True):
-        assert torch.equal(new, old) is not any(new is p for p in named), name
+        assert torch.equal(new, old) is not any(new is p for p in given), name
+    assert [int(optimizer.state_of(p)["step"]) for p in given] == [2, 1]
+
+
+def test_the_state_is_named_by_parameter_and_empty_before_the_first_step(tiny_model: GPT) -> None:
+    optimizer = adamw(tiny_model, **OPTIONS)
+    assert optimizer.state_dict() == {}
+    set_gradients(tiny_model, 0)
     optimizer.step()
-    counts = {int(optimizer.kept(p)["step"]) for p in tiny_model.blocks[0].parameters()}
-    assert (counts, [int(optimizer.kept(p)["step"]) for p in named]) == ({1}, [3, 2])
+    state, names = optimizer.state_dict(), [name for name, _ in tiny_model.named_parameters()]
+    kinds = ("step", "exp_avg", "exp_avg_sq")
+    assert set(state) == {f"optimizer/{name}/{kind}" for name in names for kind in kinds}
 
 
 @of_each_kind
-def test_its_state_comes_back_in_its_own_type_bit_for_bit(
+def test_a_restored_optimizer_continues_to_the_same_bits(
     build: Any, bits: int, dtype: torch.dtype
 ) -> None:
-    model = network()
-    to_precision(model, dtype)
-    optimizer: Optimizer = build(model, **OPTIONS, state_bits=bits)
-    for seed in range(2):
-        set_gradients(model, seed)
-        optimizer.step()
-    other = copy.deepcopy(model)
-    continued: Optimizer = build(other, **OPTIONS, state_bits=bits)
-    continued.restore(copy.deepcopy([optimizer.kept(p) for p in optimizer.group_of]))
-    for one, its in zip(model.parameters(), other.parameters(), strict=True):
-        kept, found = optimizer.kept(one), continued.kept(its)
-        assert set(kept) == set(found) == set(continued.layout(its))
-        for name, tensor in kept.items():
-            assert tensor.dtype == found[name].dtype
-            assert torch.equal(tensor, found[name]), name
-    for each, of_each in ((model, optimizer), (other, continued)):
+    model, optimizer = trained(build, bits, dtype)
+    saved, weights = copied(optimizer.state_dict()), copied(model.state_dict())
+    known_before = build(network(dtype), **OPTIONS, state_bits=bits).full_layout()
+    assert known_before == {name: (tuple(t.shape), t.dtype) for name, t in saved.items()}
+    assert layout_bytes(known_before) == sum(tensor.nbytes for tensor in saved.values())
+    other, restored = trained(build, bits, dtype, seed=9)
+    other.load_state_dict(weights)
+    restored.load_state_dict(saved)
+    for each, its in ((model, optimizer), (other, restored)):
         torch.manual_seed(5)
         set_gradients(each, 2)
-        of_each.step()
-    for one, its in zip(model.parameters(), other.parameters(), strict=True):
-        assert torch.equal(one, its)
+        its.step()
+    assert_same_bits(other.state_dict(), model.state_dict())
+    assert_same_bits(restored.state_dict(), optimizer.state_dict())
+
+
+EMBED = "optimizer/embed.weight"
+# What is wrong with a state of AdamW in 8 bits.
+WRONG: dict[str, Callable[[dict[str, Tensor]], object]] = {
+    "a mean without its scale": lambda t: t.pop(f"{EMBED}/exp_avg_scale"),
+    "no count": lambda t: t.pop(f"{EMBED}/step"),
+    "nothing of one parameter": lambda t: [t.pop(n) for n in list(t) if n.startswith(EMBED)],
+    "one more": lambda t: t.update({f"{EMBED}/momentum": torch.zeros(70, 64)}),
+    "a mean in 32 bits": lambda t: t.update({f"{EMBED}/exp_avg": torch.zeros(70, 64)}),
+    "another shape": lambda t: t.update(
+        {f"{EMBED}/exp_avg": torch.zeros((64, 70), dtype=torch.uint8)}
+    ),
+    "an unknown parameter": lambda t: t.update({"optimizer/x/step": torch.tensor(1.0)}),
+}
+
+
+@pytest.mark.parametrize("change", WRONG.values(), ids=list(WRONG))
+def test_a_wrong_state_is_refused_and_changes_nothing(
+    change: Callable[[dict[str, Tensor]], object],
+) -> None:
+    _, optimizer = trained(adamw, 8)
+    before, state = copied(optimizer.state_dict()), optimizer.state_dict()
+    change(state)
+    with pytest.raises(Refused, match=UNUSABLE):
+        optimizer.load_state_dict(state)
+    assert_same_bits(optimizer.state_dict(), before)
+
+
+def test_the_state_of_another_optimizer_is_refused() -> None:
+    model, optimizer = trained(adamw, 32)
+    with pytest.raises(Refused, match=UNUSABLE):
+        muon(model, **OPTIONS).load_state_dict(optimizer.state_dict())
+    for build, own, other in ((adamw, 8, 32), (muon, 32, 8)):
+        _, optimizer = trained(build, other)
+        with pytest.raises(Refused, match=f"bits={own}, .*: set optimizer.state_bits={other}"):
+            build(network(), **OPTIONS, state_bits=own).load_state_dict(optimizer.state_dict())

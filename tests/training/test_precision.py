@@ -98,7 +98,7 @@ def test_only_parameters_are_converted_and_stay_the_same_objects(tiny_model: GPT
     assert loss.dtype == torch.float32
     assert all(p.grad is not None and p.grad.dtype == torch.bfloat16 for p in before)
     optimizer.step()
-    assert optimizer.kept(before[0])["exp_avg"].dtype == torch.float32
+    assert optimizer.state_of(before[0])["exp_avg"].dtype == torch.float32
 
 
 @pytest.mark.parametrize(("name", "tolerance"), [("bf16", 0.02), ("fp16", 0.005)])

@@ -21,7 +21,7 @@ MEASURED_ANEW = ("tokens_per_second", "mfu", "peak_memory_bytes")
 
 @pytest.fixture(autouse=True)
 def short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm.training.trainer.SAMPLE", SamplingOptions(max_new_tokens=5))
+    monkeypatch.setattr("llm.training.sample.SAMPLE", SamplingOptions(max_new_tokens=5))
 
 
 def fit_until(trainer: HandBuilt, step: int, passes: int) -> None:
@@ -71,7 +71,7 @@ def test_each_step_is_told_of_once_with_the_same_numbers(
     for key in ("val_loss", "best_val_loss", "best_step", "evaluations_since_best"):
         assert getattr(second.progress, key) == getattr(whole.progress, key), key
     assert second.newest.step == 8
-    assert second.newest.state["row"] is None
+    assert second.newest.state["progress"]["row"] is None
     assert Checkpoint.open(second.folder / "best").step == whole.progress.best_step
 
 
@@ -80,7 +80,7 @@ def test_what_was_measured_before_the_signal_is_kept(make_trainer: MakeTrainer) 
     whole.fit()
     first = make_trainer("parts", eval_interval=3, **OPTIONS)
     fit_until(first, 6, passes=4 + 2)  # in the sample
-    row = first.newest.state["row"]
+    row = first.newest.state["progress"]["row"]
     assert row["val/loss"] == first.progress.val_loss == whole.logger.column("val/loss")[6]
     second = gone_on(make_trainer, first, eval_interval=3)
     evaluate, evaluated = second.evaluate, list[int]()
@@ -105,7 +105,7 @@ def test_patience_counts_an_evaluation_that_was_put_off_once(
     second.fit()
     assert results(second) == results(whole)
     assert second.progress.step == whole.progress.step == 4
-    assert second.newest.state["row"] is None
+    assert second.newest.state["progress"]["row"] is None
 
 
 def test_it_may_be_put_off_again(make_trainer: MakeTrainer) -> None:
@@ -131,7 +131,7 @@ def test_a_signal_at_the_very_end_puts_nothing_off(make_trainer: MakeTrainer) ->
 
     trainer.logger.log = last
     assert trainer.fit().step == 8
-    assert trainer.newest.state["row"] is None
+    assert trainer.newest.state["progress"]["row"] is None
 
 
 def test_what_was_put_off_is_told_of_once_even_where_the_run_goes_back_to_it(

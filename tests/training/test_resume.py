@@ -18,8 +18,7 @@ from llm.checkpoint.folder import newest_valid
 from llm.errors import Interrupted, Refused
 from llm.sampling.options import SamplingOptions
 from llm.training.optimizer import adamw, muon
-from llm.training.schedule import WSD
-from llm.training.state import Progress, training_tensors
+from llm.training.state import Progress
 from tests.training.conftest import HandBuilt, MakeTrainer, assert_same_bits, copied
 
 DROPPING: dict[str, Any] = {"dropout": 0.1, "micro_batch_size": 2, "log_interval": 1}
@@ -29,7 +28,7 @@ COMPARED = ("train/loss", "val/loss", "lr", "grad_norm", "tokens")
 
 def everything(trainer: HandBuilt) -> dict[str, Tensor]:
     """Weights, optimizer state and random state."""
-    tensors = training_tensors(trainer.model, trainer.optimizer, trainer.device)
+    tensors = trainer.state_dict()["tensors"]
     return copied(trainer.model.state_dict() | tensors)
 
 
@@ -67,25 +66,12 @@ def assert_same_run(parts: HandBuilt, whole: HandBuilt) -> None:
     """The same bits at the end, and the same numbers on the way, each step once."""
     assert_same_bits(everything(parts), everything(whole))
     assert parts.precision.loss_scale == whole.precision.loss_scale
-    assert parts.guard.to_plain() == whole.guard.to_plain()
+    assert parts.guard.recent == whole.guard.recent
     for key in COMPARED:
         assert parts.logger.column(key) == whole.logger.column(key), key
     assert len(parts.logger.rows) == len(whole.logger.rows)
     for key in Progress.__dataclass_fields__.keys() - TIMES:
         assert getattr(parts.progress, key) == getattr(whole.progress, key), key
-
-
-def test_a_run_that_is_made_longer_does_not_warm_up_again(make_trainer: MakeTrainer) -> None:
-    options: dict[str, Any] = {"log_interval": 1, "lr": 1.0}  # 30 steps: 3 of warm-up; 100: 10
-    first = stopped(make_trainer, 5, schedule=WSD("wsd"), max_steps=30, **options)
-    second = resumed(make_trainer, first, schedule=WSD("wsd"), max_steps=100, **options)
-    second.logger.on_tick = lambda now: os.kill(os.getpid(), signal.SIGTERM) if now == 7 else None
-    with pytest.raises(Interrupted):
-        second.fit()
-    assert second.logger.column("lr") == {
-        1: 0.25, 2: 0.5, 3: 0.75, 4: 1.0, 5: 1.0, 6: 1.0, 7: 1.0,
-    }  # fmt: skip
-    assert second.newest.state["warmup_steps"] == 3
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
@@ -188,8 +174,8 @@ LEFT_OUT: dict[str, Callable[[HandBuilt], object]] = {
     "tokens": lambda t: setattr(t.progress, "tokens", 0),
     "best loss": lambda t: setattr(t.progress, "best_val_loss", None),
     "patience": lambda t: setattr(t.progress, "evaluations_since_best", 0),
-    "guard": lambda t: t.guard.losses.clear(),
-    "row put off": lambda t: setattr(t, "unreported", {}),
+    "guard": lambda t: t.guard.recent.losses.clear(),
+    "row put off": lambda t: setattr(t.progress, "row", {}),
 }
 
 
@@ -229,7 +215,7 @@ def test_each_thing_that_is_saved_is_needed(make_trainer: MakeTrainer, item: str
     random.seed(99)
     np.random.seed(99)
     second = with_other_generators(resumed(make_trainer, first, **options))
-    assert second.unreported is not None, "the signal came before the evaluation"
+    assert second.progress.row is not None, "the signal came before the evaluation"
     if item is None:
         second.fit()
         assert_same_run(second, whole)
@@ -269,7 +255,7 @@ def test_another_dropout_state_would_have_ended_with_other_bits(make_trainer: Ma
 def test_how_closely_a_run_is_watched_does_not_change_it(
     make_trainer: MakeTrainer, watching: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llm.training.trainer.SAMPLE", SamplingOptions(max_new_tokens=5))
+    monkeypatch.setattr("llm.training.sample.SAMPLE", SamplingOptions(max_new_tokens=5))
     plain = make_trainer("plain", **DROPPING)
     plain.fit()
     watched = make_trainer("watched", **DROPPING | watching)

@@ -155,8 +155,8 @@ def test_tokens_per_second_and_mfu_are_those_since_the_last_row(make_trainer: Ma
     trainer.fit()
     rate = trainer.logger.column("tokens_per_second")
     assert rate[4] == pytest.approx(2 * 64 / (seconds[3] - seconds[1]))
-    assert trainer.utilisation.peak is not None
-    mfu = rate[4] * trainer.utilisation.flops_per_token / trainer.utilisation.peak
+    assert trainer.throughput.peak is not None
+    mfu = rate[4] * trainer.throughput.flops_per_token / trainer.throughput.peak
     assert trainer.logger.column("mfu")[4] == pytest.approx(mfu)
 
 
@@ -164,9 +164,9 @@ def test_a_run_faster_than_the_measured_peak_has_it_measured_again_and_no_mfu_ab
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make_trainer(max_steps=2, log_interval=1)
-    trainer.utilisation.peak = 1.0  # as on a machine that was busy with something else
+    trainer.throughput.peak = 1.0  # as on a machine that was busy with something else
     trainer.fit()
-    assert trainer.utilisation.peak > 1e8
+    assert trainer.throughput.peak > 1e8
     assert 0 < trainer.logger.column("mfu")[1] < 1
     monkeypatch.setattr(throughput, "measured_matmul_flops", lambda: 1.0)
     still_busy = make_trainer(max_steps=1, log_interval=1)
@@ -189,7 +189,7 @@ def test_the_outcome_agrees_with_the_rows(make_trainer: MakeTrainer) -> None:
 def test_samples_come_at_their_interval_and_are_reproducible(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llm.training.trainer.SAMPLE", SamplingOptions(max_new_tokens=12))
+    monkeypatch.setattr("llm.training.sample.SAMPLE", SamplingOptions(max_new_tokens=12))
 
     def samples(run: str, **options: Any) -> list[tuple[int, str, str, dict[str, float]]]:
         trainer = make_trainer(run, sample_interval=3, **options)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from llm.errors import Diverged
+from llm.options import option
 
 WINDOW, FEWEST, SIGMAS = 128, 32, 6.0  # earlier steps to compare with, at most and at least
 STEADY = 0.01  # of the mean: a settled loss deviates by less, and every step would be a spike
@@ -23,7 +24,7 @@ class Recent:
 
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
-    skipped_in_a_row: int = 0  # steps that were not finite
+    skipped_in_a_row: int = option(0, at_least=0)  # steps that were not finite
 
 
 @dataclass

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from llm.errors import Diverged, require
+from llm.options import option
 
 Network = TypeVar("Network", bound=nn.Module)
 # Types of the matrix products. Weights are float32, except with the last name.
@@ -55,8 +56,8 @@ class LossScale:
     loop reads the gradient norm at every step anyway.
     """
 
-    scale: float = 1.0
-    finite_steps: int = 0  # since the scale last changed
+    scale: float = option(1.0, at_least=1)
+    finite_steps: int = option(0, at_least=0)  # since the scale last changed
 
     def update(self, step: int, is_finite: bool) -> None:
         """Halve the scale after gradients that are not finite, double it after many that are.

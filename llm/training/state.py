@@ -5,14 +5,14 @@ import math
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, is_dataclass
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from llm.device import describe
 from llm.errors import Refused
+from llm.options import option
 from llm.training.guard import Recent
 from llm.training.logger import Row
 from llm.training.options import TrainerOptions
@@ -23,18 +23,18 @@ from llm.training.precision import LossScale
 class Progress:
     """The counters of a run. Seconds are summed over interruptions."""
 
-    step: int = 0  # optimizer steps done
-    tokens: int = 0  # targets trained on
+    step: int = option(0, at_least=0)  # optimizer steps done
+    tokens: int = option(0, at_least=0)  # targets trained on
     val_loss: float | None = None
     best_val_loss: float | None = None
     best_bits_per_byte: float | None = None  # of the evaluation with the best loss
-    best_step: int = 0
-    evaluations_since_best: int = 0
-    skipped: int = 0  # steps that did not change the weights
-    rollbacks: int = 0  # returns to a checkpoint; each halves the learning rate
-    train_seconds: float = 0.0
-    eval_seconds: float = 0.0
-    checkpoint_seconds: float = 0.0
+    best_step: int = option(0, at_least=0)
+    evaluations_since_best: int = option(0, at_least=0)
+    skipped: int = option(0, at_least=0)  # steps that did not change the weights
+    rollbacks: int = option(0, at_least=0)  # returns to a checkpoint; each halves the learning rate
+    train_seconds: float = option(0.0, at_least=0)
+    eval_seconds: float = option(0.0, at_least=0)
+    checkpoint_seconds: float = option(0.0, at_least=0)
     # Numbers of this step that are not logged yet; None: all are. A signal may come in between.
     row: Row | None = field(default_factory=dict)
 
@@ -131,31 +131,3 @@ def read_run_id(plain: Any, where: str = "the checkpoint's run_id") -> str:
 def environment(device: torch.device) -> dict[str, str]:
     """What the last bits of the results depend on, besides the settings."""
     return {"torch": str(torch.__version__), "device": describe(device)}
-
-
-def from_plain(kind: Any, value: Any, where: str) -> Any:
-    """``value``, from JSON that may come from a stranger, as a ``kind``: a dataclass, a list or
-    dict of one type, a union or a plain type.
-
-    Raises :class:`llm.errors.Refused` naming ``where`` for other keys or types.
-    """
-    wrong = Refused(f"{where} is not usable: {value!r:.60}")
-    if is_dataclass(kind):
-        kinds = get_type_hints(kind)
-        if not isinstance(value, dict) or value.keys() != kinds.keys():
-            raise Refused(f"{where} is not a section of {', '.join(kinds)}")
-        return kind(**{k: from_plain(kinds[k], v, f"{where}.{k}") for k, v in value.items()})  # type: ignore[operator]
-    inner = get_args(kind)
-    if get_origin(kind) is list and isinstance(value, list):
-        return [from_plain(inner[0], item, where) for item in value]
-    if get_origin(kind) is dict and isinstance(value, dict):
-        return {key: from_plain(inner[1], item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(kind, UnionType):
-        for one in inner:
-            with contextlib.suppress(Refused):
-                return from_plain(one, value, where)
-        raise wrong
-    right = kind is Any or type(value) is kind or (kind is float and type(value) is int)
-    if not right or (kind in (int, float) and value < 0 and ".row" not in where):
-        raise wrong
-    return value

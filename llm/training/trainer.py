@@ -18,6 +18,7 @@ from llm.evaluation.loss import evaluate
 from llm.functional.targets import IGNORED
 from llm.model.config import CHECKPOINTED
 from llm.model.gpt import GPT
+from llm.options import from_plain
 from llm.training.guard import Guard, require_finite
 from llm.training.logger import Logger, Row
 from llm.training.optimizer import Optimizer, layout_bytes
@@ -27,7 +28,7 @@ from llm.training.profiling import profiling
 from llm.training.random_state import random_tensors, restore_random
 from llm.training.sample import sample_text
 from llm.training.schedule import Schedule
-from llm.training.state import PlainState, Progress, environment, from_plain
+from llm.training.state import PlainState, Progress, environment
 from llm.training.throughput import Throughput
 from llm.training.update import Update, UpdateInBackward
 
@@ -267,7 +268,7 @@ class Trainer:
         Raises :class:`llm.errors.Refused` for the state of another trainer.
         """
         tensors, values = state["tensors"], {k: v for k, v in state.items() if k != "tensors"}
-        plain: PlainState = from_plain(PlainState, values, "the checkpoint's state")
+        plain = from_plain(PlainState, values, "the checkpoint's ")
         self.optimizer.load_group_values(plain.groups)
         self.optimizer.load_state_dict(tensors)
         restore_random(tensors, self.device)
@@ -287,7 +288,7 @@ class Trainer:
 
     def evaluate_as(self, origin: Checkpoint) -> None:
         """Count the steps and tokens of ``origin``, whose weights are evaluated, not trained."""
-        before = from_plain(Progress, origin.state.get("progress"), f"{origin.path}: progress")
+        before = from_plain(Progress, origin.state.get("progress"), f"{origin.path}: progress.")
         self.progress.step, self.progress.tokens = origin.step, before.tokens
 
     def roll_back(self, end: Diverged) -> None:

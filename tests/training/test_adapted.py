@@ -153,7 +153,7 @@ def test_values_of_groups_that_the_class_does_not_change_are_refused(
     second = make_trainer("second", optimizer=own("Lion"))
     saved: Checkpoint = first.newest
     saved.state["groups"] = groups
-    with pytest.raises(Refused, match=r"param_groups|state.groups is not"):
+    with pytest.raises(Refused, match=r"param_groups|groups(\[0\])?=|the checkpoint.s groups"):
         second.resume(saved)
 
 

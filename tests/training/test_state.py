@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from llm.errors import Refused
+from llm.options import from_plain
 from llm.training.guard import Recent
 from llm.training.precision import LossScale
-from llm.training.state import PlainState, Progress, from_plain, read_run_id
+from llm.training.state import PlainState, Progress, read_run_id
 
 STATE = PlainState(
     Progress(step=4, val_loss=1.5, row={"train/loss": None, "val/loss": 2, "lr": 0.1}),
@@ -32,15 +33,15 @@ def changed(place: str, value: Any) -> dict[str, Any]:
 
 
 def test_it_comes_back_equal() -> None:
-    assert from_plain(PlainState, asdict(STATE), "state") == STATE
+    assert from_plain(PlainState, asdict(STATE), "state: ") == STATE
 
 
 @pytest.mark.parametrize(
     ("place", "value"),
     [
-        ("progress", None), ("progress", []), ("progress", {"step": 1}), ("extra", 1),
+        ("progress", None), ("progress", []), ("extra", 1),
         ("progress.step", 1.0), ("progress.step", -1), ("progress.step", True),
-        ("progress.step", "${oc.env:SECRET}"), ("progress.step", MISSING),
+        ("progress.step", "${oc.env:SECRET}"), ("guard", MISSING),
         ("progress.val_loss", "1"), ("progress.train_seconds", -0.1), ("progress.row", []),
         ("progress.row", {"loss": "1"}), ("progress.row", {"loss": [1.0]}),
         ("guard", None), ("guard.losses", None), ("guard.losses", ["1.0"]),
@@ -52,7 +53,7 @@ def test_it_comes_back_equal() -> None:
 )  # fmt: skip
 def test_other_values_are_refused(place: str, value: Any) -> None:
     with pytest.raises(Refused, match=r"^state"):
-        from_plain(PlainState, changed(place, value), "state")
+        from_plain(PlainState, changed(place, value), "state: ")
 
 
 @pytest.mark.parametrize("plain", [None, "", "../x", "a b", "x" * 129, 7])

@@ -323,5 +323,5 @@ def test_a_new_id_is_one_of_wandb_s_form_or_the_one_an_agent_gave(
     monkeypatch.setenv("WANDB_RUN_ID", "given")
     assert new_run_id() == "given"
     monkeypatch.setenv("WANDB_RUN_ID", "exp.1")  # no resume would take it
-    with pytest.raises(Refused, match=r"WANDB_RUN_ID is no id of letters.*'exp\.1'"):
+    with pytest.raises(Refused, match=r"WANDB_RUN_ID is not an id of letters.*'exp\.1'"):
         new_run_id()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from llm import signals
-from llm.checkpoint.checkpoint import Checkpoint, load_weights
+from llm.checkpoint.checkpoint import Checkpoint
 from llm.checkpoint.folder import CheckpointFolder, newest_valid
 from llm.data.dataset import Dataset
 from llm.device import peak_memory_bytes, reserved_memory_bytes, to_device
@@ -280,7 +280,7 @@ class Trainer:
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint of :meth:`save`; else :class:`llm.errors.Refused`."""
-        load_weights(self.model, checkpoint.weights(), str(checkpoint.path))
+        checkpoint.load_into(self.model)
         tensors = checkpoint.training(self.optimizer.custom_layout())
         self.load_state_dict(checkpoint.state | {"tensors": tensors})
         same = self.progress.step == checkpoint.step

@@ -17,7 +17,7 @@ from torch import Tensor
 from llm.data.batches import evaluation_batches, read_windows
 from llm.data.dataset import Dataset
 from llm.data.tokenizer import CharTokenizer
-from llm.functional.targets import IGNORED
+from llm.functional import IGNORED
 from llm.settings.build import build
 from llm.settings.schema import TrainSettings
 from llm.training.precision import Precision, resolve_precision

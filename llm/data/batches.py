@@ -12,7 +12,7 @@ import numpy as np
 
 from llm.data.meta import AGAIN
 from llm.errors import Refused, require
-from llm.functional.targets import IGNORED
+from llm.functional import IGNORED
 
 Batch = tuple[np.ndarray, np.ndarray]  # inputs and targets, both (B, T) int64
 # Steps whose places are computed at once: step by step, most of the time would be overhead.

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from llm.functional.targets import IGNORED
+from llm.functional import IGNORED
 
 
 class LossFunction(Protocol):

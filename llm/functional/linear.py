@@ -1,20 +1,20 @@
-"""Matrix products with a few rows, as decoding makes them, as fast as a CPU reads the matrix."""
+"""Matrix products with few rows, as in decoding, at the speed at which a CPU reads the matrix."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FEW = 32  # rows; at 128 torch's own product is as fast
+FEW = 32  # rows; at 128 torch's product is as fast
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., C) @ weight (N, C).T + bias (N,), as :func:`torch.nn.functional.linear`.
 
-    In float32 on a CPU and without gradients, one row, for which torch uses a single thread, is
-    shared out among all, and a few rows are computed as weight @ x.T, which goes through the
-    matrix faster (python -m benchmarks.functional, rows linear_*).
+    Faster in float32 on a CPU without gradients (python -m benchmarks.functional, rows linear_*):
+    one row uses all threads, where torch uses one, and a few rows are computed as weight @ x.T,
+    which reads the matrix faster.
     """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not _plain(x, weight):
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not _is_float32(x, weight):
         return F.linear(x, weight, bias)
     rows, threads = x.shape[:-1].numel(), torch.get_num_threads()
     if rows == 1 and 1 < threads <= len(weight):
@@ -28,33 +28,25 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def for_products(x: Tensor) -> Tensor:
-    """``x`` in the type in which autocast has matrices multiplied: once for all that read it, since
-    each would convert, and keep, a copy of its own.
+    """``x`` in the type that autocast multiplies matrices in.
+
+    Converted once: under autocast each product of ``x`` would make, and keep, a copy of its own.
     """
     kind = x.device.type
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
-def has_wide_sums(device: torch.device) -> bool:
-    """Whether :func:`wide_product` works there: torch has it for CUDA only."""
-    return device.type == "cuda"
-
-
-def wide_product(x: Tensor, y: Tensor) -> Tensor:
-    """x (M, K) @ y (K, N) in float32, from 16-bit matrices of one type."""
-    return torch.mm(x, y, out_dtype=torch.float32)
-
-
-def _plain(x: Tensor, weight: Tensor) -> bool:
-    kept = not torch.is_autocast_enabled("cpu")  # it would convert each part of the matrix anew
-    return kept and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+def _is_float32(x: Tensor, weight: Tensor) -> bool:
+    autocast = torch.is_autocast_enabled("cpu")  # it would convert each part of the matrix again
+    return not autocast and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
 
 
 def _one_row(x: Tensor, weight: Tensor, threads: int) -> Tensor:
     """x (1, C) -> (1, N), with a part of ``weight`` for each thread."""
     cut = len(weight) - len(weight) % threads
     parts = weight[:cut].view(threads, -1, weight.shape[1])
-    # Both are the same product. Which is faster depends on how the matrix lies, and on its shape.
+    # The same product twice: which is faster depends on the layout and shape of the matrix (python
+    # -m benchmarks.functional, rows columns_*).
     if weight.is_contiguous() and len(weight) > weight.shape[1]:
         out = torch.bmm(parts, x.t().expand(threads, -1, -1)).view(1, -1)
     else:

@@ -1,4 +1,8 @@
-"""Cross-entropy of a language model's head, without the logits of all tokens at once."""
+"""Cross-entropy of a language model's head, without the logits of all tokens at once.
+
+For GPT-2's vocabulary all logits of ``model=small`` take more memory than its layers
+(docs/design.md; times: python -m benchmarks.functional, rows loss_*).
+"""
 
 from typing import Any
 
@@ -7,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from llm.functional.linear import has_wide_sums, wide_product
+from llm.functional import IGNORED
 from llm.functional.sizes import CHUNK, LARGE_VOCABULARY, ROWS
-from llm.functional.targets import IGNORED
 
 # Softmax minus one-hot is between -1 and 1, and the largest power of 2 in float16 is 2^15.
 HALF_SCALE = 2.0**15
@@ -19,8 +22,8 @@ def head_loss(x: Tensor, head: Tensor, targets: Tensor, reduction: str, how: str
     """Cross-entropy in nats of x (N, C) @ head (V, C).T against the ids ``targets`` (N,).
 
     ``reduction``: ``sum`` or ``mean`` over the targets that are not ``IGNORED``, or ``none``
-    (N,), for which all logits are made. ``how``: ``full``, ``chunked``, or the cheaper (``auto``).
-    Where all targets are ignored, ``mean`` is NaN, as torch has it, and all gradients are 0.
+    (N,), which makes all logits. ``how``: ``full``, ``chunked``, or the cheaper (``auto``).
+    If all targets are ignored, ``mean`` is NaN, as in torch, and all gradients are 0.
     """
     if how == "full" or reduction == "none" or (how == "auto" and len(head) < LARGE_VOCABULARY):
         logits = F.linear(x, head).float()
@@ -28,13 +31,13 @@ def head_loss(x: Tensor, head: Tensor, targets: Tensor, reduction: str, how: str
     kind, learning = x.device.type, torch.is_grad_enabled()
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     apply: Any = _ChunkedLoss.apply  # torch has no types for it
-    with torch.autocast(kind, enabled=False):  # else it would round products of float32
+    with torch.autocast(kind, enabled=False):  # it would round the float32 products
         total: Tensor = apply(x, head, targets, dtype, learning)
     return total / (targets != IGNORED).sum() if reduction == "mean" else total
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Computes the gradients with the loss, chunk by chunk: no logits are kept or computed twice.
+    """Computes the gradients with the loss, chunk by chunk: logits are neither kept nor recomputed.
 
     The idea of Liger's kernel (arXiv:2410.10989, section 3.2).
     """
@@ -47,7 +50,7 @@ class _ChunkedLoss(torch.autograd.Function):
         total = torch.zeros((), device=x.device)
         wanted = [learning and needed for needed in ctx.needs_input_grad[:2]]
         gradients = _Gradients(x, head, weight, *wanted)
-        # Both are written again for each chunk: making them anew costs as much as a pass over them.
+        # Reused by every chunk: allocating them again costs as much as a pass over them.
         products = torch.empty((min(CHUNK, len(x)), len(head)), dtype=dtype, device=x.device)
         probabilities = torch.empty_like(products, dtype=torch.float32)
         for start in range(0, len(x), CHUNK):
@@ -63,33 +66,44 @@ class _ChunkedLoss(torch.autograd.Function):
                 # d loss / d logits = softmax - one_hot, in place of the logits
                 logits = logits.exp_().scatter_add_(1, target, -kept.float()).mul_(kept)
                 gradients.add(part, logits)
-            del logits  # else they are still there when the next chunk's are made
+            del logits  # before those of the next chunk are allocated
         del products, probabilities, weight
         ctx.save_for_backward(*gradients.whole())
-        # Where every target is ignored, a mean divides by 0, and the gradients stay 0 nevertheless.
+        # A mean divides by 0 if every target is ignored; the gradients are 0 nevertheless.
         ctx.applied, ctx.any = 1.0, (targets != IGNORED).any()
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor | None, ...]:
-        # In place, since they are as large as the weights. What comes in is a single number, with
-        # the loss scale of float16 in it; the number of an earlier pass is divided out.
+        # The incoming gradient is a single number (with the loss scale of float16 in it). It is
+        # multiplied in place, since the gradients are as large as the weights; the number of an
+        # earlier backward pass is divided out.
         factor = torch.where(ctx.any, incoming[0] / ctx.applied, 0.0)
         ctx.applied = incoming[0]
-        # .data: else torch would refuse to unpack again a saved tensor that was changed.
+        # .data hides the change from torch, which refuses to unpack a changed tensor again.
         for gradient in ctx.saved_tensors:
             if gradient is not None:
                 gradient.data.mul_(factor)
         return *ctx.saved_tensors, *[None] * 3
 
 
+def has_wide_sums(device: torch.device) -> bool:
+    """Whether :func:`wide_product` works there: torch has it for CUDA only."""
+    return device.type == "cuda"
+
+
+def wide_product(x: Tensor, y: Tensor) -> Tensor:
+    """x (M, K) @ y (K, N) in float32, from 16-bit matrices of one type."""
+    return torch.mm(x, y, out_dtype=torch.float32)
+
+
 class _Gradients:
     """Gradients of x (N, C) and of the head (V, C), from those of the logits, chunk by chunk.
 
-    The head's is summed in float32. The loss scale of float16 comes only with the backward pass,
-    too late for what has been rounded to 0 here. So gradients are rounded to float16 on a GPU only,
-    where that is much faster, and by a scale of their own.
+    The head's gradient is summed in float32. The loss scale of float16 comes only with the backward
+    pass, too late for a gradient that was rounded to 0 here. So logits' gradients are rounded to
+    float16 on a GPU only, where that is much faster, and multiplied by ``HALF_SCALE`` before.
     """
 
     def __init__(
@@ -110,7 +124,7 @@ class _Gradients:
             self.parts = [*torch.split(self.for_head, ROWS)]
 
     def add(self, part: slice, gradient: Tensor) -> None:
-        """From the ``gradient`` (n, V) of a chunk's logits, in float32; it may be changed."""
+        """Add a chunk's part, from its logits' ``gradient`` (n, V) in float32, which is changed."""
         narrow = self.wide_sums and self.dtype != torch.float32
         if narrow:
             gradient = gradient.mul_(self.scale).to(self.dtype)
@@ -128,8 +142,8 @@ class _Gradients:
                 rows.addmm_(columns.T, x)
 
     def whole(self) -> tuple[Tensor | None, Tensor | None]:
-        """Those of x and of the head; the head's is in float32, or in bfloat16 as its weights."""
-        if self.parts and self.for_head is None:  # one part after the other, each freed at once
+        """The gradients of x and of the head; the head's in float32, or bfloat16 as its weights."""
+        if self.parts and self.for_head is None:  # part by part, to free each at once
             narrow = [self.parts.pop(0).bfloat16() for _ in range(len(self.parts))]
             self.for_head = torch.cat(narrow)
         return self.for_x, self.for_head

@@ -1,4 +1,4 @@
-"""Trading time for memory inside a layer."""
+"""Keep less of a layer's forward pass and compute it again in the backward pass."""
 
 from collections.abc import Callable
 
@@ -10,11 +10,13 @@ from llm.functional.sizes import RECOMPUTED_FROM
 
 
 def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """``function(*inputs)``, keeping only large inputs and no steps between for the backward pass.
+    """``function(*inputs)``, which keeps only its inputs for the backward pass if they are large.
 
-    They are computed again there, up to the last tensor needed: not a matrix product at the end.
+    The tensors in between are computed again there, up to the last one needed: a matrix product at
+    the end is not repeated. A SwiGLU keeps two tensors instead of four.
     """
-    learning = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # it does so itself
+    # A compiler decides by itself what to recompute.
+    learning = torch.is_grad_enabled() and not torch.compiler.is_compiling()
     if learning and inputs[0].numel() >= RECOMPUTED_FROM:
         out: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
         return out

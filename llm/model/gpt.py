@@ -1,4 +1,4 @@
-"""The network: a decoder-only transformer that is Llama, Qwen3 or GPT-2, as its options say."""
+"""The network: a decoder-only transformer; its options make it Llama, Qwen3 or GPT-2."""
 
 import math
 from collections.abc import Sequence
@@ -16,16 +16,18 @@ from llm.model.config import GPTConfig
 
 
 class Cache(Protocol):
-    """What the network remembers of the tokens before: see :mod:`llm.sampling.cache`."""
+    """Keys and values of the tokens so far, for decoding: see :mod:`llm.sampling.cache`."""
 
-    positions: Tensor  # (B, T), of the tokens it is given next
+    positions: Tensor  # (B, T), of the next tokens
 
     def before(self, count: int) -> Tensor | None:
-        """Ids (B, count) of the tokens before those, -1 for none; None: the texts begin there."""
+        """Ids (B, count) of the tokens before the next ones, -1 where a text has not begun; None if
+        none has.
+        """
 
     @property
     def layers(self) -> Sequence[layers.LayerCache]:
-        """One for each block."""
+        """The part of each block."""
 
 
 class Block(nn.Module):
@@ -38,7 +40,7 @@ class Block(nn.Module):
         self.mlp_norm = layers.build_norm(config, config.n_embed)
         self.mlp = layers.build_mlp(config)
         self.drop = layers.build_dropout(config)
-        # A way for the embedding around all layers (modded-nanogpt, record 9).
+        # Each block mixes the embedding back in (modded-nanogpt, record 9).
         self.mix = nn.Parameter(torch.empty(2)) if config.residual_scalars else None
 
     def forward(
@@ -56,11 +58,11 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """A language model over ``vocab_size`` tokens; its options are those of :class:`GPTConfig`."""
+    """A language model over ``vocab_size`` tokens, from the options in :class:`GPTConfig`."""
 
     cos: Tensor
     sin: Tensor
-    checkpoint_every = 0  # compute every n-th block again in the backward pass; 0: none
+    checkpoint_every = 0  # checkpoint every n-th block; 0: off
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
@@ -74,8 +76,7 @@ class GPT(nn.Module):
         self.drop = layers.build_dropout(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = layers.build_norm(config, C)
-        # A tied head has no weight of its own: it reads the embedding's (Press & Wolf 2017,
-        # arXiv:1608.05859).
+        # A tied head uses the embedding's weight (Press & Wolf 2017, arXiv:1608.05859).
         self.head = None if config.tie_embeddings else nn.Linear(C, V, bias=False)
         cos, sin = layers.rotary_angles(config.block_size, config.head_size)
         self.register_buffer("cos", cos, persistent=False)
@@ -86,8 +87,8 @@ class GPT(nn.Module):
     def initialise(self) -> None:
         """GPT-2's initialisation: normal with std 0.02, zero biases, and norms of one.
 
-        The two projections of a layer that write into the residual stream are scaled by
-        1 / sqrt(2 n_layer), since 2 n_layer of them add up there (Radford et al. 2019, 2.3).
+        The two projections of a layer into the residual stream are scaled by 1 / sqrt(2 n_layer),
+        because 2 n_layer of them are added up there (Radford et al. 2019, 2.3).
         """
         for name, parameter in self.named_parameters():
             if "norm" in name and name.endswith("weight"):
@@ -104,7 +105,7 @@ class GPT(nn.Module):
     def hidden(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """Token ids (B, T) -> the normalised output of the last layer (B, T, C).
 
-        With a ``cache``, the tokens stand at its positions and also see those that it remembers.
+        With a ``cache``, the tokens are at its positions and attend to the tokens in it as well.
         """
         T = tokens.shape[1]
         if self.config.block_size < T:
@@ -126,7 +127,7 @@ class GPT(nn.Module):
         start = x = self.drop(x)
         every = self.checkpoint_every if torch.is_grad_enabled() else 0
         for i, block in enumerate(self.blocks):
-            if every and i % every == 0:  # computed again in the backward pass, same dropout
+            if every and i % every == 0:  # recomputed in the backward pass, with the same dropout
                 x = checkpoint(block, x, start, angles, use_reentrant=False)
             else:
                 x = block(x, start, angles, None if cache is None else cache.layers[i])
@@ -139,7 +140,7 @@ class GPT(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """What turns the output of the last layer into logits (vocab_size, C)."""
+        """The matrix (vocab_size, C) that makes logits from the output of the last layer."""
         return self.embed.weight if self.head is None else self.head.weight
 
     def forward(

@@ -18,11 +18,11 @@ from llm.functional.rotary import rotate
 from llm.model.config import GPTConfig
 
 ROPE_BASE = 10_000.0  # Su et al. 2021, arXiv:2104.09864, section 3.2.2; Llama's value too
-RMS_EPS, LAYER_EPS = 1e-6, 1e-5  # those of Llama / Qwen3 and of GPT-2
+RMS_EPS, LAYER_EPS = 1e-6, 1e-5  # of Llama and Qwen3; of GPT-2
 
 
 class Linear(nn.Linear):
-    """torch's, by :func:`llm.functional.linear.linear`."""
+    """torch's layer, computed by :func:`llm.functional.linear.linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
@@ -37,12 +37,12 @@ def build_norm(config: GPTConfig, size: int) -> nn.Module:
 
 
 def build_dropout(config: GPTConfig) -> nn.Module:
-    """Dropout; none at all for a rate of 0, which decoding would notice."""
+    """Dropout; the identity for a rate of 0, because even a call costs decoding time."""
     return nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
 
 class RMSNorm(nn.RMSNorm):
-    """torch's, by :func:`llm.functional.norm.rms_norm`."""
+    """torch's layer, computed by :func:`llm.functional.norm.rms_norm`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., size) -> (..., size)."""
@@ -50,7 +50,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 def rotary_angles(block_size: int, head_size: int) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of position x frequency, each (T, D), in half-split form as Llama's."""
+    """Cosine and sine of position x frequency, each (T, D), in half-split form as in Llama."""
     frequency = ROPE_BASE ** (-torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)
     angle = torch.arange(block_size, dtype=torch.float32)[:, None] * frequency
     angle = torch.cat([angle, angle], dim=-1)
@@ -60,9 +60,9 @@ def rotary_angles(block_size: int, head_size: int) -> tuple[Tensor, Tensor]:
 def smeared(x: Tensor, weights: Tensor, before: Tensor | None = None) -> Tensor:
     """Each position of ``x`` (B, T, C) plus its K predecessors, channels weighted by (K, C).
 
-    ``before`` (B, K, C) precedes ``x``; None: nothing does. A character tells little alone: so the
-    first layer sees short strings at once. Grown out of the one-token smear of modded-nanogpt
-    (record 34); Primer's short convolutions are its kin (So et al. 2021, arXiv:2109.08668).
+    ``before`` (B, K, C) precedes ``x``; None: zeros. A single character says little, so the first
+    layer sees short strings at once. More tokens than in modded-nanogpt's smear (record 34);
+    Primer's short convolutions are similar (So et al. 2021, arXiv:2109.08668).
     """
     K, T = weights.shape[0], x.shape[1]
     line = F.pad(x, (0, 0, K, 0)) if before is None else torch.cat([before, x], dim=1)
@@ -71,21 +71,21 @@ def smeared(x: Tensor, weights: Tensor, before: Tensor | None = None) -> Tensor:
     return x
 
 
-Angles = tuple[Tensor, Tensor] | None  # of :func:`rotary_angles`; None: no rotation
+Angles = tuple[Tensor, Tensor] | None  # from :func:`rotary_angles`; None: no rotation
 
 
 class LayerCache(Protocol):
-    """Keys and values of the tokens before, for one layer: see :mod:`llm.sampling.cache`."""
+    """Keys and values of the tokens so far, for one layer: see :mod:`llm.sampling.cache`."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Remember ``k`` and ``v`` (B, G, T, D); what ``q`` (B, H, T, D) reads, in its shape."""
+        """Append ``k`` and ``v`` (B, G, T, D); returns the attention of ``q`` (B, H, T, D)."""
 
 
 class Attention(nn.Module):
     """Causal self-attention in which H query heads share G key and value heads."""
 
-    # Weight and bias of q, k and v in one, of which theirs are then views: one matrix product
-    # instead of three, for :func:`llm.sampling.layout.lay_out_for_decoding`.
+    # Weight and bias of q, k and v in one tensor, whose views are then theirs: one matrix product
+    # instead of three. Set by :func:`llm.sampling.layout.lay_out_for_decoding`.
     qkv: tuple[Tensor, Tensor | None] | None = None
 
     def __init__(self, config: GPTConfig) -> None:
@@ -99,7 +99,7 @@ class Attention(nn.Module):
         self.k = Linear(config.n_embed, shared, bias=config.bias)
         self.v = Linear(config.n_embed, shared, bias=config.bias)
         self.o = Linear(inner, config.n_embed, bias=config.bias)
-        # Over each head, with weights and before the rotation, as Qwen3 has it (arXiv:2505.09388).
+        # Over each head, with weights and before the rotation, as in Qwen3 (arXiv:2505.09388).
         self.q_norm = build_norm(config, self.head_size) if config.qk_norm else nn.Identity()
         self.k_norm = build_norm(config, self.head_size) if config.qk_norm else nn.Identity()
 
@@ -119,12 +119,12 @@ class Attention(nn.Module):
         """(B, T, C) -> (B, T, C)."""
         B, T, _ = x.shape
         q, k, v = self.project(x)
-        if self.qk_norm:  # in the weights' own precision: torch warns of a mix, and is slower
+        if self.qk_norm:  # in the precision of the weights: torch warns of a mix and is slower
             q, k = self.q_norm(q.to(self.q.weight.dtype)), self.k_norm(k.to(self.k.weight.dtype))
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if angles is not None:
             q, k = rotate(q, *angles), rotate(k, *angles)
-        q, k = q.to(v.dtype), k.to(v.dtype)  # a norm has left them in float32 under autocast
+        q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast the norms return float32
         if cache is not None:
             y = cache.attend(q, k, v)
         else:
@@ -137,7 +137,7 @@ class Attention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """Gated MLP of Llama: down(silu(gate(x)) * up(x))."""
+    """Llama's gated MLP: down(silu(gate(x)) * up(x))."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -152,19 +152,19 @@ class SwiGLU(nn.Module):
 
 
 def relu2(x: Tensor) -> Tensor:
-    """relu(x) ** 2, Primer's (So et al. 2021, arXiv:2109.08668)."""
+    """relu(x) ** 2, as in Primer (So et al. 2021, arXiv:2109.08668)."""
     return F.relu(x).square()
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu2": relu2,
-    "gelu": partial(F.gelu, approximate="tanh"),  # the form that GPT-2 was trained with
-    "gelu_exact": F.gelu,  # by the error function, as nanoGPT has it
+    "gelu": partial(F.gelu, approximate="tanh"),  # as GPT-2 was trained
+    "gelu_exact": F.gelu,  # with the error function, as in nanoGPT
 }
 
 
 class MLP(nn.Module):
-    """The classic one: down(activation(up(x)))."""
+    """The classic MLP: down(activation(up(x)))."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from llm.data.dataset import Dataset
 from llm.device import peak_memory_bytes, reserved_memory_bytes, to_device
 from llm.errors import Diverged, Interrupted, Refused, require
 from llm.evaluation.loss import evaluate
-from llm.functional.targets import IGNORED
+from llm.functional import IGNORED
 from llm.model.config import CHECKPOINTED
 from llm.model.gpt import GPT
 from llm.options import from_plain

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llm.data.batches import BatchSampler, evaluation_batches, permute, read_windows
 from llm.errors import Refused
-from llm.functional.targets import IGNORED
+from llm.functional import IGNORED
 
 quick = settings(max_examples=80, deadline=None, database=None)
 SIZES = st.integers(1, 5000)

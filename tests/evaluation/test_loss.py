@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llm.evaluation.loss import Evaluation, bits_per_byte, evaluate
-from llm.functional.targets import IGNORED
+from llm.functional import IGNORED
 from llm.model.gpt import GPT
 
 VOCABULARY = 12

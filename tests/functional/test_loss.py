@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from llm.functional.linear import has_wide_sums, wide_product
-from llm.functional.loss import head_loss
+from llm.functional import IGNORED
+from llm.functional.loss import has_wide_sums, head_loss, wide_product
 from llm.functional.sizes import CHUNK, LARGE_VOCABULARY
-from llm.functional.targets import IGNORED
 from llm.model.gpt import GPT
 
 C, V = 24, 70

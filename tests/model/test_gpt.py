@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from llm.functional import IGNORED
 from llm.functional.rotary import rotate
-from llm.functional.targets import IGNORED
 from llm.model.gpt import GPT
 from llm.model.layers import rotary_angles
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llm.functional.targets import IGNORED
+from llm.functional import IGNORED
 from llm.model.gpt import GPT
 
 SHAPE: dict[str, Any] = {

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from llm.data.batches import Batch
-from llm.functional.targets import IGNORED
+from llm.functional import IGNORED
 from llm.model.gpt import GPT
 from llm.sampling.looping import measure_repeats
 from llm.sampling.options import SamplingOptions

@@ -19,7 +19,8 @@ from benchmarks.rows import Row, row
 from benchmarks.tracked import drawn, memory_tracker, tracked_peak
 from llm.memory.fit import bisected
 from llm.memory.options import ASSUMED_RESERVE_MIB
-from llm.memory.predict import Setup, n_parameters, predict, training_step
+from llm.memory.predict import Setup, predict, training_step
+from llm.memory.weights import n_parameters
 from llm.model.config import GPTConfig
 
 RESERVE = ASSUMED_RESERVE_MIB * 2**20  # for what is no tensor, on both sides

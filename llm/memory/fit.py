@@ -1,4 +1,4 @@
-"""Settings under which a run fits its budget, those that cost least speed first."""
+"""Changes that make a run fit its memory budget, those that cost least speed first."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -9,43 +9,43 @@ from llm.memory.predict import Lines, Prediction, Setup, predict
 from llm.model.config import GPTConfig
 from llm.options import bounds_of
 
-# What the levers cost: time per token against the same step without, measured on a CPU by
-# python -m benchmarks.memory --only levers,few_tokens.
+MICRO_BATCH = "trainer.micro_batch_size"
+# The time per token that each lever costs, relative to the same step without it; measured on a CPU
+# by python -m benchmarks.memory --only levers,few_tokens.
 CHUNKED_LOSS = 1.00  # 0.95 there, within noise; a small vocabulary has no time to save
-CHECKPOINTED = {"none": 1.0, "every_2": 1.12, "full": 1.18}
+CHECKPOINTING = {"none": 1.0, "every_2": 1.12, "full": 1.18}
 IN_BACKWARD = 1.52  # the backward pass runs twice
 EIGHT_BIT = 1.40
-FEW_TOKENS = 65  # in a forward pass: so many cost as much again in what does not depend on them
+FEW_TOKENS = 65  # tokens that take as long as the part of a forward pass that no token changes
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A setup with its peak, what was changed for it (overrides to type), and what that costs."""
+    """A setup with its peak, the overrides that lead to it, and their cost."""
 
     setup: Setup
     prediction: Prediction
-    changes: tuple[str, ...] = ()
-    slowdown: float = 1.0  # time per token against the setup as it was, estimated
+    changes: tuple[str, ...] = ()  # as typed on the command line
+    slowdown: float = 1.0  # estimated time per token, relative to the setup before the changes
 
 
 def fit(setup: Setup, budget: int, reserve: Lines, eight_bit: bool = True) -> Fitted | None:
-    """``setup``, changed as little as costs speed so that it fits ``budget`` bytes; None: nothing
-    does.
+    """The fastest change of ``setup`` that fits ``budget`` bytes; None if there is none.
 
-    What fits as it is stays so. AdamW's state is cut to 8 bits, which changes the result, only
-    where nothing else is enough, and if that is there (``eight_bit``).
+    A setup that fits stays as it is. AdamW's state in 8 bits changes the result, so it is the last
+    resort, and only with ``eight_bit`` (if the library is installed).
     """
     as_it_is = Fitted(setup, predict(setup, reserve))
     if as_it_is.prediction.total <= budget:
         return as_it_is
-    for bits in _bits(setup) if eight_bit else [setup.state_bits]:
+    for bits in _state_bits(setup, eight_bit):
         best: Fitted | None = None
         for candidate in sorted(levers(replace(setup, state_bits=bits)), key=cost):
             if best and cost(candidate) / cost(setup) > best.slowdown:
                 break
-            found = _largest_portions(setup, candidate, budget, reserve)
-            if found and (best is None or _preference(found) < _preference(best)):
-                best = found
+            fitted = _with_largest_micro_batch(setup, candidate, budget, reserve)
+            if fitted and (best is None or _preference(fitted) < _preference(best)):
+                best = fitted
         if best:
             return best
     return None
@@ -58,45 +58,43 @@ def _preference(fitted: Fitted) -> tuple[float, int]:
 def cheapest_changes(
     setup: Setup, budget: int, reserve: Lines, eight_bit: bool = True, count: int = 3
 ) -> list[Fitted]:
-    """Up to ``count`` ways to make ``setup`` fit, cheapest first; none contains another."""
-    every = [
+    """Up to ``count`` ways to make ``setup`` fit, fastest first; none contains another."""
+    ways = [
         fitted
-        for bits in (_bits(setup) if eight_bit else [setup.state_bits])
+        for bits in _state_bits(setup, eight_bit)
         for candidate in levers(replace(setup, state_bits=bits))
-        for whole in ([True, False] if candidate.micro_batch > 1 else [True])
-        if (fitted := _largest_portions(setup, candidate, budget, reserve, whole))
+        for sizes in (_divisors(setup)[-1:], _divisors(setup)[:-1])  # with and without this lever
+        if (fitted := _with_largest_micro_batch(setup, candidate, budget, reserve, sizes))
     ]
     found: list[Fitted] = []
-    for one in sorted(every, key=lambda one: (len(one.changes), one.slowdown)):
-        keys = _keys(one)
-        if not any(_keys(other) <= keys for other in found):
-            found.append(one)
-    return sorted(found, key=lambda one: one.slowdown)[:count]
+    for way in sorted(ways, key=lambda way: (len(way.changes), way.slowdown)):
+        if not any(_keys(other) <= _keys(way) for other in found):
+            found.append(way)
+    return sorted(found, key=lambda way: way.slowdown)[:count]
 
 
 def _keys(fitted: Fitted) -> set[str]:
     return {change.partition("=")[0] for change in fitted.changes}
 
 
-def _bits(setup: Setup) -> list[int]:
-    own = setup.kept is not None  # the user's class, which has no 8-bit state of ours
-    return [setup.state_bits] if own else sorted({setup.state_bits, 8}, reverse=True)
+def _state_bits(setup: Setup, eight_bit: bool) -> list[int]:
+    """The sizes of optimizer state to try; a custom optimizer has its own."""
+    can_shrink = eight_bit and setup.kept is None and setup.state_bits == 32
+    return [32, 8] if can_shrink else [setup.state_bits]
 
 
 def levers(setup: Setup) -> Iterator[Setup]:
-    """All ways to run ``setup`` with less memory and, while all gradients are finite, the same
-    result, but for its micro-batch.
-    """
-    given = CHECKPOINTED[setup.activation_checkpointing]
-    stronger = [name for name, cost in CHECKPOINTED.items() if cost >= given]
+    """All ways to run ``setup`` with less memory and the same result, at its micro-batch."""
+    given = CHECKPOINTING[setup.activation_checkpointing]
+    stronger = [name for name, cost in CHECKPOINTING.items() if cost >= given]
     losses = [setup.model.loss] if _is_chunked(setup) else [setup.model.loss, "chunked"]
     whole = setup.micro_batch == setup.batch_size and not setup.compile and setup.kept is None
     backward = sorted({setup.step_in_backward, whole})
     for loss, checkpointing, in_backward in product(losses, stronger, backward):
+        model = replace(setup.model, loss=loss)
         yield replace(
-            setup, model=replace(setup.model, loss=loss), activation_checkpointing=checkpointing,
-            step_in_backward=in_backward,
-        )  # fmt: skip
+            setup, model=model, activation_checkpointing=checkpointing, step_in_backward=in_backward
+        )
 
 
 def _is_chunked(setup: Setup) -> bool:
@@ -104,17 +102,18 @@ def _is_chunked(setup: Setup) -> bool:
     return loss == "chunked" or (loss == "auto" and V >= LARGE_VOCABULARY)
 
 
-def _largest_portions(
-    before: Setup, setup: Setup, budget: int, reserve: Lines, whole: bool | None = None
+def _divisors(setup: Setup) -> list[int]:
+    """The micro-batches that divide the batch, up to that of ``setup``."""
+    return [n for n in range(1, setup.micro_batch + 1) if setup.batch_size % n == 0]
+
+
+def _with_largest_micro_batch(
+    before: Setup, setup: Setup, budget: int, reserve: Lines, sizes: list[int] | None = None
 ) -> Fitted | None:
-    """``setup`` with the largest micro-batch that fits, if one does. ``whole``: only the one it has
-    (or, if false, only smaller ones).
-    """
-    sizes = [n for n in range(1, setup.micro_batch + 1) if setup.batch_size % n == 0]
-    if whole or setup.step_in_backward:
-        sizes = sizes[-1:]
-    elif whole is False:
-        sizes = sizes[:-1]
+    """``setup`` with the largest of ``sizes`` (all, if None) that fits; None if none does."""
+    sizes = _divisors(setup) if sizes is None else sizes
+    if setup.step_in_backward:
+        sizes = [size for size in sizes if size == setup.batch_size]
 
     def fits(count: int) -> bool:
         return predict(replace(setup, micro_batch=sizes[count - 1]), reserve).total <= budget
@@ -130,18 +129,18 @@ def _largest_portions(
 
 
 def cost(setup: Setup) -> float:
-    """Time per token, as a multiple of that without any lever."""
+    """Time per token, as a multiple of the time without any lever."""
     chunked = CHUNKED_LOSS if setup.model.loss == "chunked" else 1.0
     backward = IN_BACKWARD if setup.step_in_backward else 1.0
     bits = EIGHT_BIT if setup.state_bits == 8 else 1.0
     few = 1 + FEW_TOKENS / (setup.micro_batch * setup.model.block_size)
-    return chunked * CHECKPOINTED[setup.activation_checkpointing] * backward * few * bits
+    return chunked * CHECKPOINTING[setup.activation_checkpointing] * backward * few * bits
 
 
 def changes(before: Setup, after: Setup) -> tuple[str, ...]:
-    """What to type to get from one to the other."""
-    found = {
-        "trainer.micro_batch_size": (before.micro_batch, after.micro_batch),
+    """The overrides that lead from one setup to the other."""
+    pairs = {
+        MICRO_BATCH: (before.micro_batch, after.micro_batch),
         "model.loss": (before.model.loss, after.model.loss),
         "trainer.activation_checkpointing": (
             before.activation_checkpointing, after.activation_checkpointing,
@@ -149,52 +148,54 @@ def changes(before: Setup, after: Setup) -> tuple[str, ...]:
         "trainer.step_in_backward": (before.step_in_backward, after.step_in_backward),
         "optimizer.state_bits": (before.state_bits, after.state_bits),
     }  # fmt: skip
-    return tuple(f"{key}={str(new).lower()}" for key, (old, new) in found.items() if old != new)
+    return tuple(f"{key}={str(new).lower()}" for key, (old, new) in pairs.items() if old != new)
 
 
 def largest(
     setup: Setup, key: str, budget: int, reserve: Lines, levers: bool = False,
     eight_bit: bool = True,
 ) -> int | None:  # fmt: skip
-    """The largest value of ``key`` (of :data:`SIZES`) that fits; None: not even the smallest.
+    """The largest value of ``key`` (of :data:`llm.memory.options.SIZES`) that fits, or None.
 
-    With ``levers``, what :func:`fit` may change is changed. Halves are tried, as memory grows with
-    every size but where layers begin to compute again what they do not keep (RECOMPUTED_FROM): what
-    is found fits and the next one does not, and beyond such a point there may be more.
+    With ``levers``, :func:`fit` may change the rest. A binary search: it assumes that memory grows
+    with the size, which is not so where tensors get large enough to be recomputed. So the next
+    value after the found one does not fit, but a much larger one may.
     """
 
     def fits(number: int) -> bool:
         changed = with_size(setup, key, number)
-        if levers:
-            fitted = fit(changed, budget, reserve, eight_bit)
-            kept = fitted is not None and fitted.setup.micro_batch == changed.micro_batch
-            return kept if key == "trainer.micro_batch_size" else fitted is not None
-        return predict(changed, reserve).total <= budget
+        if not levers:
+            return predict(changed, reserve).total <= budget
+        fitted = fit(changed, budget, reserve, eight_bit)
+        is_kept = fitted is not None and fitted.setup.micro_batch == changed.micro_batch
+        return is_kept if key == MICRO_BATCH else fitted is not None
 
-    if key == "trainer.micro_batch_size":
+    values = _values(setup, key)
+    if key == MICRO_BATCH:
         # From the top: the whole batch may fit where a part does not, whose gradients are kept.
-        sizes = [n for n in range(setup.batch_size, 0, -1) if setup.batch_size % n == 0]
-        sizes = sizes[:1] if setup.step_in_backward else sizes  # which wants the batch whole
-        return next((size for size in sizes if fits(size)), None)
-    first, step = _sizes(setup, key)
-    most = int(bounds_of(GPTConfig, key).at_most or 0)
-    count = bisected(lambda n: fits(first + (n - 1) * step), (most - first) // step + 1)
-    return first + (count - 1) * step if count else None
+        return next((size for size in reversed(values) if fits(size)), None)
+    count = bisected(lambda n: fits(values[n - 1]), len(values))
+    return values[count - 1] if count else None
 
 
 def following(setup: Setup, key: str, size: int | None) -> int | None:
-    """The next larger value that ``key`` can have; None: there is none."""
-    if key == "trainer.micro_batch_size":
-        smallest = setup.batch_size if setup.step_in_backward else 1
-        larger = range(max(smallest, (size or 0) + 1), setup.batch_size + 1)
-        return next((n for n in larger if setup.batch_size % n == 0), None)
-    first, step = _sizes(setup, key)
-    number = first if size is None else size + step
-    return number if bounds_of(GPTConfig, key).allow(number) else None
+    """The next larger value of ``key``, or the smallest; None if ``size`` is the largest."""
+    return next((value for value in _values(setup, key) if value > (size or 0)), None)
+
+
+def _values(setup: Setup, key: str) -> range | list[int]:
+    """All values that ``key`` can have, smallest first."""
+    if key == MICRO_BATCH:
+        sizes = _divisors(replace(setup, micro_batch=setup.batch_size))
+        return sizes[-1:] if setup.step_in_backward else sizes
+    step = (setup.model.head_size or 1) if key == "n_embed" else 1
+    most = bounds_of(GPTConfig, key).at_most
+    assert most
+    return range(step, int(most) + 1, step)
 
 
 def bisected(fits: Callable[[int], bool], most: int) -> int:
-    """The largest of 1 ... ``most`` that fits, where all below one that fits do; 0: none."""
+    """The largest of 1 ... ``most`` that fits, if all smaller ones do; 0 if none does."""
     low, high = 0, 1
     while high <= most and fits(high):
         low, high = high, 2 * high
@@ -205,18 +206,9 @@ def bisected(fits: Callable[[int], bool], most: int) -> int:
     return low
 
 
-def _sizes(setup: Setup, key: str) -> tuple[int, int]:
-    """The smallest value that a size of the model can have, and in what steps it grows."""
-    config = setup.model
-    if key == "n_embed":
-        assert config.head_size
-        return config.head_size, config.head_size
-    return (max(2, config.smear) + 1 if config.smear and key == "block_size" else 1), 1
-
-
 def with_size(setup: Setup, key: str, number: int) -> Setup:
-    """``setup`` with another size; :class:`llm.errors.Refused` if there is no such model."""
-    if key == "trainer.micro_batch_size":
+    """``setup`` with another size; :class:`llm.errors.Refused` if no model can have it."""
+    if key == MICRO_BATCH:
         return replace(setup, micro_batch=number)
     config = setup.model
     if key == "n_embed":

@@ -1,284 +1,202 @@
-"""The network of :mod:`llm.model` once more, as what its operations allocate and keep."""
+"""The forward pass of :mod:`llm.model` in terms of memory. A new option of the model goes here.
 
-from llm.functional.sizes import CHUNK, LARGE_VOCABULARY, RECOMPUTED_FROM, ROWS
+Each method has the name and the operations of the layer it stands for.
+"""
+
+from llm.functional.sizes import CHUNK, LARGE_VOCABULARY, ROWS
 from llm.memory.operations import Operations
 from llm.memory.tape import Buffer, Tensor
 from llm.model.config import CHECKPOINTED
 
 
 class Network(Operations):
-    """A forward pass."""
+    """Declares all weights and all memory of a forward pass, with or without gradients."""
 
-    # The parts of a block
+    def forward(self, checkpointing: str = "none", with_loss: bool = True) -> Tensor:
+        """The loss of all tokens or, without it, their hidden states."""
+        config, tape, every = self.config, self.tape, CHECKPOINTED[checkpointing]
+        assert config.vocab_size
+        tape.enter("embedding")
+        x = self.embedding("embed.weight", config.vocab_size, self.tokens)
+        if config.smear:
+            x = self.smeared(x)
+        if config.position == "learned":
+            size = config.block_size
+            x = self.add(x, self.embedding("position.weight", size, size))
+        start = x = self.dropout(x)
+        for i in range(config.n_layer):
+            tape.enter(f"block {i}")
+            if every and i % every == 0:
+                x = tape.checkpoint(lambda x, start, i=i: self.block(x, start, i), x, start)
+            else:
+                x = self.block(x, start, i)
+        tape.enter("loss")
+        x = self.norm(x, "norm", config.n_embed)
+        del start
+        return self.loss(x, config.vocab_size) if with_loss else x
 
-    def rotate(self, x: Tensor) -> Tensor:
-        """Rotary positions: nothing is kept."""
-        tape, size = self.tape, x.numbers * x.width
-        if x.width == 4:
-            return self.simple(x, [])
-
-        def backward(gradient: Buffer, saved: list[Buffer]) -> list[Buffer | None]:
-            held = [tape.temporary(2 * size), tape.temporary(2 * size), tape.temporary(2 * size)]
-            del held
-            return [tape.temporary(size)]
-
-        held = [tape.temporary(size), *(tape.temporary(2 * size) for _ in range(3))]
-        del held
-        return tape.apply(x.numbers, x.width, [x], [], backward)
-
-    def attention(self, x: Tensor, name: str) -> Tensor:
-        """Causal self-attention."""
-        config = self.config
-        assert config.n_head and config.n_kv_head and config.head_size
-        inner, shared = config.n_head * config.head_size, config.n_kv_head * config.head_size
-        q = self.linear(x, f"{name}.q", inner)
-        k = self.linear(x, f"{name}.k", shared)
-        v = self.linear(x, f"{name}.v", shared)
-        if config.qk_norm:
-            wide = self.width
-            q = self.bare_norm(self.cast(q, wide), f"{name}.q_norm", config.head_size)
-            k = self.bare_norm(self.cast(k, wide), f"{name}.k_norm", config.head_size)
-        if config.position == "rotary":
-            q, k = self.rotate(q), self.rotate(k)
-        q, k = self.cast(q, v.width), self.cast(k, v.width)
-        return self.linear(self.attend(q, k, v), f"{name}.o", config.n_embed)
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Scaled dot products: flash keeps its result and a number for each query and head."""
-        tape, config = self.tape, self.config
-        assert config.n_head and config.n_kv_head
-        dropped = config.dropout > 0 and tape.learning
-        if self.device == "cpu":
-            by_all = dropped
-        else:  # torch's second best, for float32, knows no shared heads
-            by_all = q.width == 4 and config.n_kv_head != config.n_head
-        if by_all:
-            return self.attend_by_all(q, k, v, dropped)
-        sizes = [t.numbers * t.width for t in (q, k, v)]
-        per_head = tape.new(self.tokens * config.n_head * 4)
-        out = tape.new(sizes[0])
-
-        def backward(gradient: Buffer, saved: list[Buffer]) -> list[Buffer | None]:
-            return [tape.temporary(size) for size in sizes]
-
-        kept = [q.buffer, k.buffer, v.buffer, out, per_head]
-        return tape.apply(q.numbers, q.width, [q, k, v], kept, backward, out=out)
-
-    def attend_by_all(self, q: Tensor, k: Tensor, v: Tensor, dropped: bool) -> Tensor:
-        """The same with the weight of every pair of positions, as torch does where flash cannot."""
-        config, width, numbers = self.config, q.width, q.numbers
-        assert config.n_head
-        pairs = self.tokens * config.n_head * config.block_size
-        q = self.cast(q, 4)
-        k, v = (self.cast(self.repeated(x, numbers), 4) for x in (k, v))
-        scaled = self.simple(self.simple(q, []), []), self.simple(self.simple(k, []), [])
-        scores = self.product(*scaled, pairs)
-        del scaled
-        weights = self.with_result(self.simple(scores, []))
-        del scores
-        if dropped:
-            weights = self.simple(weights, [self.tape.new(pairs * 4)])
-        also = self.tape.new(pairs * 2) if width == 2 else None  # returned as well, unused
-        out = self.cast(self.product(weights, self.simple(v, []), numbers), width)
-        del also
-        return self.simple(out, [])  # one piece again
-
-    def repeated(self, x: Tensor, numbers: int) -> Tensor:
-        """Keys or values for each query head."""
-        if x.numbers == numbers:
-            return x
-        before = x.numbers * x.width
-
-        def backward(gradient: Buffer, saved: list[Buffer]) -> list[Buffer | None]:
-            return [self.tape.temporary(before)]
-
-        return self.tape.apply(numbers, x.width, [x], [], backward)
-
-    def mlp(self, x: Tensor, name: str) -> Tensor:
-        """The MLP; its steps between are computed again where they are large."""
-        hidden = self.config.intermediate_size
-        assert hidden
-        swiglu = self.config.mlp == "swiglu"
-        gate = [self.linear(x, f"{name}.gate", hidden)] if swiglu else []
-        up = self.linear(x, f"{name}.up", hidden)
-
-        def function(*parts: Tensor) -> Tensor:
-            inner = self.gated(*parts) if swiglu else self.activated(parts[0])
-            del parts
-            return self.linear(inner, f"{name}.down", self.config.n_embed)
-
-        if up.numbers >= RECOMPUTED_FROM:
-            return self.tape.checkpoint(function, *gate, up)
-        return function(*gate, up)
-
-    def gated(self, gate: Tensor, up: Tensor) -> Tensor:
-        """silu(gate) * up."""
-        opened = self.simple(gate, [gate.buffer])
-        gradients = self.gradients([opened, up])
-
-        def backward(gradient: Buffer, saved: list[Buffer]) -> list[Buffer | None]:
-            return [gradients(0), gradients(1)]
-
-        kept = self.factors(opened, up)
-        return self.tape.apply(up.numbers, up.width, [opened, up], kept, backward)
-
-    def activated(self, up: Tensor) -> Tensor:
-        """gelu(up), or relu(up) ** 2."""
-        if self.config.mlp != "relu2":
-            return self.simple(up, [up.buffer])
-        relu = self.with_result(up)
-        return self.simple(relu, [relu.buffer], scratch=2)
+    def smeared(self, x: Tensor) -> Tensor:
+        """Each position plus its predecessors: one product after another."""
+        K, C = self.config.smear, self.config.n_embed
+        weights = self.weight("smear", K, C)
+        line = self.tape.apply(x.numbers + self.batch * K * C, x.width, [x])
+        for _ in range(K):
+            x = self.tape.apply(
+                x.numbers, x.width, [x, weights, line], [line.buffer], passes=1, scratch=x.size
+            )
+        return x
 
     def block(self, x: Tensor, start: Tensor, i: int) -> Tensor:
         """One layer."""
         config, name = self.config, f"blocks.{i}"
         if config.residual_scalars:
-            x = self.add(self.scaled(x, f"{name}.mix"), self.scaled(start, f"{name}.mix"))
-        normed = self.norm(x, f"{name}.attention_norm", config.n_embed)
-        x = self.add(x, self.drop(self.attention(normed, f"{name}.attention")))
+            mix = self.weight(f"{name}.mix", 2)
+            x = self.add(self.scaled(x, mix), self.scaled(start, mix))
+        normed = self.prepared(x, f"{name}.attention_norm")
+        x = self.add(x, self.dropout(self.attention(normed, f"{name}.attention")))
         del normed
-        return self.add(
-            x, self.drop(self.mlp(self.norm(x, f"{name}.mlp_norm", config.n_embed), f"{name}.mlp"))
-        )
+        normed = self.prepared(x, f"{name}.mlp_norm")
+        return self.add(x, self.dropout(self.mlp(normed, f"{name}.mlp")))
 
-    def scaled(self, x: Tensor, name: str) -> Tensor:
-        """x times a learned number."""
-        tape, mix, size = self.tape, self.weight(name), x.numbers * x.width
-        gradients, learns = self.gradients([x, mix]), mix.learns
+    def scaled(self, x: Tensor, mix: Tensor) -> Tensor:
+        """x times a learned number, whose gradient is the sum of a product of the size of x."""
+        return self.product(x.numbers, x, mix, scratch=x.size * mix.needs_gradient)
 
-        def backward(gradient: Buffer, saved: list[Buffer]) -> list[Buffer | None]:
-            for_x = gradients(0)
-            if learns:
-                tape.temporary(size)  # the product whose sum is the number's gradient
-            return [for_x, gradients(1)]
+    def prepared(self, x: Tensor, name: str) -> Tensor:
+        """The norm before a part of a block, in the type of its products."""
+        size = self.config.n_embed
+        return self.recomputed(lambda x: self.for_products(self.norm(x, name, size)), x)
 
-        return tape.apply(x.numbers, x.width, [x, mix], self.factors(x, mix), backward)
+    def attention(self, x: Tensor, name: str) -> Tensor:
+        """Causal self-attention."""
+        config, C = self.config, self.config.n_embed
+        assert config.n_head and config.n_kv_head and config.head_size
+        inner, shared = config.n_head * config.head_size, config.n_kv_head * config.head_size
+        q = self.linear(x, f"{name}.q", C, inner)
+        k = self.linear(x, f"{name}.k", C, shared)
+        v = self.linear(x, f"{name}.v", C, shared)
+        if config.qk_norm:
+            q = self.norm(self.cast(q, self.width), f"{name}.q_norm", config.head_size)
+            k = self.norm(self.cast(k, self.width), f"{name}.k_norm", config.head_size)
+        if config.position == "rotary":
+            q, k = self.rotate(q), self.rotate(k)
+        q, k = self.cast(q, v.width), self.cast(k, v.width)
+        return self.linear(self.attend(q, k, v), f"{name}.o", inner, C)
 
-    # The whole
+    def rotate(self, x: Tensor) -> Tensor:
+        """Rotary positions, which save nothing; 16-bit numbers are turned in float32."""
+        if x.width == 4:
+            return self.pointwise(x)
+        self.tape.temporary(7 * x.size)
+        return self.pointwise(x, scratch=5 * x.size)
 
-    def embedding(self, name: str, size: int, rows: int | None = None) -> Tensor:
-        """Rows of a table, one for each token."""
-        table = self.weight(name)
-        numbers = (self.tokens if rows is None else rows) * size
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention by torch's flash kernel, which saves a number for each query and head."""
+        config = self.config
+        assert config.n_head
+        dropped = config.dropout > 0 and self.tape.learning
+        # Torch's kernel for float32 on a GPU has no shared heads.
+        has_kernel = q.width == 2 or config.n_kv_head == config.n_head
+        if dropped if self.device == "cpu" else not has_kernel:
+            return self.attend_by_all(q, k, v, dropped)
+        saved = [q.buffer, k.buffer, v.buffer, self.tape.new(self.tokens * config.n_head * 4)]
+        return self.tape.apply(q.numbers, q.width, [q, k, v], saved, saves_output=True)
 
-        def backward(gradient: Buffer, saved: list[Buffer]) -> list[Buffer | None]:
-            return [self.tape.temporary(table.numbers * table.width)]
+    def attend_by_all(self, q: Tensor, k: Tensor, v: Tensor, dropped: bool) -> Tensor:
+        """Attention with the weights of all pairs of positions, where torch has no kernel."""
+        width, numbers, size = q.width, q.numbers, self.config.block_size
+        assert self.config.n_head
+        pairs = self.tokens * self.config.n_head * size
+        q = self.cast(q, 4)
+        k, v = (self.cast(self.repeated(x, numbers), 4) for x in (k, v))
+        scaled = [self.pointwise(self.pointwise(x)) for x in (q, k)]
+        scores = self.product(pairs, *scaled)
+        weights = self.pointwise(self.pointwise(scores), saves_output=True)
+        del scores
+        if dropped:
+            weights = self.pointwise(weights, self.tape.new(4 * pairs))
+        unused = self.tape.new(2 * pairs) if width == 2 else None  # torch returns the weights too
+        out = self.cast(self.product(numbers, weights, self.pointwise(v)), width)
+        del unused
+        return self.pointwise(out)  # made contiguous
 
-        return self.tape.apply(numbers, self.width, [table], [], backward)
+    def repeated(self, x: Tensor, numbers: int) -> Tensor:
+        """Keys or values for each query head."""
+        return x if x.numbers == numbers else self.tape.apply(numbers, x.width, [x])
 
-    def smeared(self, x: Tensor) -> Tensor:
-        """Each position plus its predecessors."""
-        tape, K, C = self.tape, self.config.smear, self.config.n_embed
-        size, weights = x.numbers * x.width, self.weight("smear")
-        line_numbers = x.numbers + self.batch * K * C
+    def mlp(self, x: Tensor, name: str) -> Tensor:
+        """SwiGLU, or the classic MLP."""
+        C, size = self.config.n_embed, self.config.intermediate_size
+        assert size
 
-        def unpad(gradient: Buffer, saved: list[Buffer]) -> list[Buffer | None]:
-            return [tape.temporary(size)]
+        def down(*parts: Tensor) -> Tensor:
+            inner = self.activated(*parts)
+            del parts
+            return self.linear(inner, f"{name}.down", size, C)
 
-        line = tape.apply(line_numbers, x.width, [x], [], unpad)
+        gate = [self.linear(x, f"{name}.gate", C, size)] if self.config.mlp == "swiglu" else []
+        return self.recomputed(down, *gate, self.linear(x, f"{name}.up", C, size))
 
-        def backward(gradient: Buffer, saved: list[Buffer]) -> list[Buffer | None]:
-            tape.temporary(size)
-            product = tape.temporary(size)
-            for_line = tape.temporary(line_numbers * x_width)
-            del product
-            return [gradient, tape.temporary(weights.numbers * weights.width), for_line]
+    def activated(self, x: Tensor, up: Tensor | None = None) -> Tensor:
+        """silu(x) * up, gelu(x), or relu(x) ** 2."""
+        if up is not None:
+            return self.product(up.numbers, self.pointwise(x, x.buffer), up)
+        if self.config.mlp != "relu2":
+            return self.pointwise(x, x.buffer)
+        relu = self.pointwise(x, saves_output=True)
+        return self.pointwise(relu, relu.buffer, scratch=2 * x.size)
 
-        x_width = x.width
-        for _ in range(K):
-            x = tape.apply(
-                x.numbers, x.width, [x, weights, line], [weights.buffer, line.buffer], backward
-            )
-        return x
-
-    def forward(self, checkpointing: str = "none", with_loss: bool = True) -> Tensor:
-        """The hidden states of all tokens and, unless only they are wanted, their loss."""
-        every = CHECKPOINTED[checkpointing]
-        config, tape = self.config, self.tape
-        tape.meter.phase = "embedding"
-        x = self.embedding("embed.weight", config.n_embed)
-        if config.smear:
-            x = self.smeared(x)
-        if config.position == "learned":
-            x = self.add(x, self.embedding("position.weight", config.n_embed, config.block_size))
-        start = x = self.drop(x)
-        for i in range(config.n_layer):
-            tape.meter.phase = f"block {i}"
-            if every and i % every == 0:
-                x = tape.checkpoint(lambda x, start, i=i: self.block(x, start, i), x, start)
-            else:
-                x = self.block(x, start, i)
-        tape.meter.phase = "loss"
-        x = self.norm(x, "norm", config.n_embed)
-        del start
-        if not with_loss:
-            return x
-        tape.kind = "logits and loss"
-        loss = self.loss(x)
-        tape.kind = "activations"
+    def loss(self, x: Tensor, V: int) -> Tensor:
+        """Cross-entropy of :mod:`llm.functional.loss`, from all logits or in chunks."""
+        how, before = self.config.loss, self.tape.kind
+        self.tape.kind = "logits and loss"
+        full = how == "full" or (how == "auto" and V < LARGE_VOCABULARY)
+        loss = self.full_loss(x, V) if full else self.chunked_loss(x, V)
+        self.tape.kind = before
         return loss
-
-    def loss(self, x: Tensor) -> Tensor:
-        """Cross-entropy, from all logits at once or in chunks."""
-        how, V = self.config.loss, self.config.vocab_size
-        assert V
-        if how == "full" or (how == "auto" and V < LARGE_VOCABULARY):
-            return self.full_loss(x, V)
-        return self.chunked_loss(x, V)
-
-    def full_loss(self, x: Tensor, V: int) -> Tensor:
-        """All logits, their logarithmic softmax, and the gradients of both."""
-        tape = self.tape
-        logits = self.cast(self.linear(x, self.head, V), 4)
-        del x
-        size = logits.numbers * 4
-        out = tape.new(size)
-
-        def backward(gradient: Buffer, saved: list[Buffer]) -> list[Buffer | None]:
-            picked = tape.temporary(size)
-            result = tape.temporary(size)
-            del picked
-            return [result]
-
-        return tape.apply(1, 4, [logits], [out], backward)
-
-    def chunked_loss(self, x: Tensor, V: int) -> Tensor:
-        """The gradients with the loss, chunk by chunk."""
-        tape, width = self.tape, 2 if self.half or self.width == 2 else 4
-        rows, head = min(CHUNK, self.tokens), self.weight(f"{self.head}.weight")
-        C, cpu = head.numbers // V, self.device == "cpu"
-        weight = tape.new(head.numbers * 2) if width != self.width else None
-        kept = [tape.new(x.numbers * x.width)] if x.learns else []
-        parts = []  # of the head's gradient, in float32; in one piece unless it has 16 bits
-        if head.learns:
-            each = ROWS if self.width == 2 else V
-            parts = [tape.new(min(each, V - start) * C * 4) for start in range(0, V, each)]
-        chunk = [tape.new(rows * V * width), tape.new(rows * V * 4)]
-        wide = tape.new(rows * V * 4) if width == 2 else None
-        del wide
-        # On a CPU the head's gradient is a product of float32, and so is that of x in float16.
-        rounded = x.learns and not self.float16 if cpu else x.learns or head.learns
-        narrow = tape.new(rows * V * 2) if width == 2 and rounded else None
-        product = tape.new(min(ROWS, V) * C * 4) if head.learns and width == 2 and not cpu else None
-        del narrow, product
-        del chunk, weight
-        if self.width == 2 and parts:
-            converted = []
-            while parts:
-                converted.append(tape.new(parts[0].size // 2))
-                parts.pop(0)
-            parts = [tape.new(head.numbers * 2)]
-            del converted
-        kept += parts
-        del parts
-
-        def backward(gradient: Buffer, saved: list[Buffer]) -> list[Buffer | None]:
-            return [saved.pop(0) if learns else None for learns in wanted]
-
-        wanted = [x.learns, head.learns]
-        return tape.apply(1, 4, [x, head], kept, backward)
 
     @property
     def head(self) -> str:
-        """The name of the matrix that makes logits."""
+        """The matrix that makes logits."""
         return "embed" if self.config.tie_embeddings else "head"
+
+    def full_loss(self, x: Tensor, V: int) -> Tensor:
+        """All logits, and their log-softmax."""
+        x = self.for_products(x)
+        logits = self.cast(self.matrix(x, self.head, self.config.n_embed, V), 4)
+        del x
+        return self.tape.apply(1, 4, [logits], [self.tape.new(logits.size)], scratch=logits.size)
+
+    def chunked_loss(self, x: Tensor, V: int) -> Tensor:
+        """The gradients are computed with the loss, one chunk of tokens after another."""
+        tape, width, C = self.tape, 2 if self.autocast else self.width, self.config.n_embed
+        rows, head = min(CHUNK, self.tokens), self.weight(f"{self.head}.weight", V, C)
+        cpu, learns = self.device == "cpu", [x.needs_gradient, head.needs_gradient]
+        weight = tape.new(2 * head.numbers) if width != self.width else None
+        for_x = tape.new(x.size) if learns[0] else None
+        # The head's gradient is summed in float32: in parts, if it is converted to 16 bits then.
+        each = ROWS if self.width == 2 else V
+        starts = range(0, V, each) if learns[1] else ()
+        parts = [tape.new(4 * C * min(each, V - start)) for start in starts]
+        chunk = [tape.new(rows * V * width), tape.new(rows * V * 4)]
+        if width == 2:
+            tape.new(rows * V * 4)  # the products in float32
+            # On a CPU the head's gradient is a product of float32, as is that of x in float16.
+            rounded = learns[0] and not self.float16 if cpu else any(learns)
+            narrow = tape.new(rows * V * 2) if rounded else None
+            product = tape.new(4 * C * min(ROWS, V)) if learns[1] and not cpu else None
+            del narrow, product
+        del chunk, weight
+        if self.width == 2 and parts:
+            narrowed = []
+            while parts:
+                narrowed.append(tape.new(parts.pop(0).size // 2))
+            parts = [tape.new(2 * head.numbers)]
+            del narrowed
+        saved = [gradient for gradient in (for_x, *parts) if gradient]
+
+        def backward(gradient: Buffer, saved: list[Buffer]) -> list[Buffer | None]:
+            found = iter(saved)
+            return [next(found) if needed else None for needed in learns]
+
+        return tape.apply(1, 4, [x, head], saved, backward=backward)

@@ -1,35 +1,37 @@
-"""What autograd holds from moment to moment, told from sizes alone.
+"""A model of autograd's memory that knows tensor sizes only, and needs no torch.
 
-A forward pass written with :class:`Tape` allocates, keeps and frees as torch does: a tensor is here
-a number of bytes that counts as long as something refers to it. ``Tape.backward`` then goes through
-the recorded operations in reverse. So the peak of a training step is found in milliseconds, and
-without torch.
+A forward pass written for :class:`Tape` allocates, saves and frees memory as torch does: a buffer
+counts as long as Python refers to it. :meth:`Tape.backward` then runs the recorded operations in
+reverse. The peak of a training step is found in about a millisecond.
 """
 
-import contextlib
-import math
-import weakref
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from typing import cast
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from math import prod
 
-BLOCK = 512  # bytes; CUDA's allocator rounds every tensor up to so many, and MemTracker with it
+ALIGNMENT = 512  # bytes; CUDA's allocator rounds each tensor up to a multiple, so does MemTracker
+UNLIMITED = 2**60
+
+
+def aligned(size: int) -> int:
+    """``size`` bytes as an allocator counts them."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 class Meter:
-    """Bytes held, by kind, and for each phase what they were when their sum was highest."""
+    """Allocated bytes by kind, and for each phase the bytes by kind when their sum was highest."""
 
     def __init__(self) -> None:
-        self.held: defaultdict[str, int] = defaultdict(int)
+        self.allocated: defaultdict[str, int] = defaultdict(int)
         self.total, self.phase = 0, ""
         self.peaks: dict[str, tuple[int, dict[str, int]]] = {}
 
     def add(self, kind: str, size: int) -> None:
-        """Count ``size`` more bytes, or fewer."""
-        self.held[kind] += size
+        """Count ``size`` more bytes; fewer, if it is negative."""
+        self.allocated[kind] += size
         self.total += size
         if size > 0 and self.total > self.peaks.get(self.phase, (-1,))[0]:
-            self.peaks[self.phase] = (self.total, dict(self.held))
+            self.peaks[self.phase] = (self.total, dict(self.allocated))
 
 
 class Buffer:
@@ -38,232 +40,232 @@ class Buffer:
     __slots__ = ("kind", "meter", "size")
 
     def __init__(self, meter: Meter, size: int, kind: str) -> None:
-        self.meter, self.size, self.kind = meter, -(-size // BLOCK) * BLOCK, kind
+        self.meter, self.size, self.kind = meter, aligned(size), kind
         meter.add(kind, self.size)
 
     def __del__(self) -> None:
         self.meter.add(self.kind, -self.size)
 
     def relabel(self, kind: str) -> None:
-        """Count it as another kind from here on."""
-        self.meter.held[self.kind] -= self.size
-        self.meter.held[kind] += self.size
+        """Count it as another kind from now on."""
+        self.meter.allocated[self.kind] -= self.size
+        self.meter.allocated[kind] += self.size
         self.kind = kind
 
 
-class Leaf:
-    """A parameter. ``arrived`` is told when its whole gradient is there, and may take it away."""
+class Parameter:
+    """A weight and its gradient. Its own bytes never change, so they are not metered."""
 
-    def __init__(self, buffer: Buffer, name: str, shape: tuple[int, ...], width: int) -> None:
-        self.buffer, self.name, self.shape, self.width = buffer, name, shape, width
-        self.numbers = math.prod(shape)
+    def __init__(self, name: str, shape: tuple[int, ...]) -> None:
+        self.name, self.shape, self.numbers = name, shape, prod(shape)
         self.gradient: Buffer | None = None
-        self.uses = 0  # operations that still owe it a part of its gradient
-
-
-class Node:
-    """An operation that has been done: what it keeps, and how gradients go back through it."""
-
-    __slots__ = ("backward", "inputs", "phase", "saved")
-
-    def __init__(
-        self, phase: str, inputs: "list[Tensor]", saved: "list[Slot]", backward: "Backward"
-    ) -> None:
-        self.phase, self.saved, self.backward = phase, saved, backward
-        self.inputs = [tensor.source for tensor in inputs]
-
-
-Source = Node | Leaf | None  # where a gradient goes on to
-# From the gradient of the output, and what was kept, to those of the inputs in their order.
-Backward = Callable[[Buffer, list[Buffer]], list[Buffer | None]]
 
 
 class Tensor:
-    """``numbers`` of ``width`` bytes each; without a ``source``, nothing before it is trained."""
+    """``numbers`` of ``width`` bytes each, and where its gradient goes (None: it needs none)."""
 
     __slots__ = ("buffer", "numbers", "source", "width")
 
-    def __init__(self, buffer: Buffer, numbers: int, width: int, source: Source = None) -> None:
+    def __init__(
+        self, buffer: Buffer, numbers: int, width: int, source: "Source | None" = None
+    ) -> None:
         self.buffer, self.numbers, self.width, self.source = buffer, numbers, width, source
 
     @property
-    def learns(self) -> bool:
-        """Whether a gradient is wanted of it."""
+    def size(self) -> int:
+        """In bytes."""
+        return self.numbers * self.width
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Torch's ``requires_grad``."""
         return self.source is not None
 
 
-class Slot:
-    """Something kept for the backward pass, or to be computed again there by a ``frame``."""
-
-    __slots__ = ("__weakref__", "buffer", "frame", "place")
-
-    def __init__(self, buffer: Buffer | None, frame: "Frame | None" = None, place: int = 0) -> None:
-        self.buffer, self.frame, self.place = buffer, frame, place
-
-    def unpack(self) -> Buffer:
-        """What was kept; it is no more referred to by a frame afterwards."""
-        if self.frame is None:
-            return cast(Buffer, self.buffer)
-        return self.frame.unpack(self.place)
+class Input:
+    """Where the gradient of an input of a recomputed part goes."""
 
 
-class _Stop(Exception):
-    pass  # everything that is needed has been computed again
+class Node:
+    """A recorded operation: what it saves, and how it makes its inputs' gradients of its output's.
+
+    ``place`` is where in the network it was recorded.
+    """
+
+    def __init__(
+        self, place: str, inputs: Sequence[Tensor], saved: list[Buffer], backward: "Backward"
+    ) -> None:
+        self.place, self.saved, self.backward = place, saved, backward
+        self.sources = [tensor.source for tensor in inputs]
 
 
-class Frame:
-    """A part of the forward pass of which only the inputs are kept (torch.utils.checkpoint)."""
+class Checkpoint:
+    """A part of the forward pass that saves its inputs only, as torch.utils.checkpoint has it.
 
-    def __init__(self, tape: "Tape", function: Callable[..., Tensor], inputs: "list[Tensor]"):
-        self.tape, self.function = tape, function
-        self.inputs = [(tape.save(t.buffer), t.numbers, t.width, t.learns) for t in inputs]
-        self.again: dict[int, Buffer] = {}
-        self.slots: list[weakref.ref[Slot]] = []
-        self.replayed = False
+    Its ``function`` is run again in the backward pass, until it has saved ``count`` buffers.
+    """
 
-    def unpack(self, place: int) -> Buffer:
-        if not self.replayed:
-            self.replayed = True
-            self._replay()
-        return self.again.pop(place)
-
-    def _replay(self) -> None:
-        inputs = [
-            Tensor(slot.unpack(), numbers, width, _NOTHING if learns else None)
-            for slot, numbers, width, learns in self.inputs
-        ]
-        before, self.tape.kind = self.tape.kind, "temporaries"
-        with self.tape.context(_Replay(self)), contextlib.suppress(_Stop):
-            self.function(*inputs)
-        self.tape.kind = before
+    def __init__(
+        self, place: str, function: "Callable[..., Tensor]", inputs: Sequence[Tensor], count: int
+    ) -> None:
+        self.place, self.function, self.count = place, function, count
+        self.saved = list(inputs)
+        self.sources = [tensor.source for tensor in inputs]
 
 
-class _Replay:
-    def __init__(self, frame: Frame) -> None:
-        self.frame, self.place = frame, 0
-
-    def save(self, buffer: Buffer) -> Slot:
-        if self.frame.slots[self.place]():  # else nobody is left who wants it
-            self.frame.again[self.place] = buffer
-        self.place += 1
-        if self.place == len(self.frame.slots):
-            raise _Stop
-        return Slot(None)
-
-
-class _Record:
-    def __init__(self, frame: Frame) -> None:
-        self.frame = frame
-
-    def save(self, buffer: Buffer) -> Slot:
-        slot = Slot(None, self.frame, len(self.frame.slots))
-        self.frame.slots.append(weakref.ref(slot))
-        return slot
+Source = Node | Checkpoint | Parameter | Input
+# From the gradient of an operation's output, and what it saved, to the gradients of its inputs.
+Backward = Callable[[Buffer, list[Buffer]], list[Buffer | None]]
 
 
 class Tape:
-    """Records operations, as autograd does while ``learning``."""
+    """Records operations as autograd does; with ``learning`` off, as under ``torch.no_grad``."""
 
     def __init__(self, meter: Meter, learning: bool = True) -> None:
         self.meter, self.learning = meter, learning
-        self.nodes: list[Node] = []
-        self.frames: list[Frame] = []
-        self.contexts: list[_Record | _Replay] = []
-        self.kind = "activations"  # of what the forward pass makes
+        self.nodes: list[Node | Checkpoint] = []
+        self.uses: Counter[Parameter] = Counter()  # the number of operations that read it
+        self.place = ""  # in the network
+        self.kind = "activations"  # the kind of memory that operations allocate
+        self.recording = True  # off in the first run of a checkpointed function
+        self.saves_left = UNLIMITED  # until a recomputation has all that it is made for
+
+    def enter(self, place: str) -> None:
+        """Name the part of the network that comes next."""
+        self.place = self.meter.phase = place
 
     def new(self, size: int, kind: str | None = None) -> Buffer:
-        """Memory for ``size`` bytes."""
-        return Buffer(self.meter, size, kind or self.kind)
+        """Allocate ``size`` bytes."""
+        return Buffer(self.meter, size if self.saves_left > 0 else 0, kind or self.kind)
 
     def temporary(self, size: int) -> Buffer:
-        """Memory of a moment, or of a gradient on its way."""
-        return Buffer(self.meter, size, "temporaries")
-
-    def save(self, buffer: Buffer) -> Slot:
-        """Keep something for the backward pass."""
-        return self.contexts[-1].save(buffer) if self.contexts else Slot(buffer)
-
-    @contextlib.contextmanager
-    def context(self, what: "_Record | _Replay") -> Iterator[None]:
-        """Save by the rules of ``what`` while inside."""
-        self.contexts.append(what)
-        try:
-            yield
-        finally:
-            self.contexts.pop()
+        """Allocate ``size`` bytes for a moment, or for a gradient on its way."""
+        return self.new(size, "temporaries")
 
     def apply(
-        self, numbers: int, width: int, inputs: list[Tensor], saved: list[Buffer],
-        backward: Backward, out: Buffer | None = None, kind: str | None = None,
+        self, numbers: int, width: int, inputs: Sequence[Tensor], saved: Sequence[Buffer] = (), *,
+        saves_output: bool = False, scratch: int = 0, passes: int = 0,
+        backward: Backward | None = None, kind: str | None = None,
     ) -> Tensor:  # fmt: skip
-        """The result of an operation. ``out`` is its memory where that is not new: a view."""
-        if not any(tensor.learns for tensor in inputs):
-            return Tensor(out or self.new(numbers * width, kind), numbers, width)
-        slots = [self.save(buffer) for buffer in saved]  # before the result is made: see _Stop
-        node = Node(self.meter.phase, inputs, slots, backward)
-        if not any(isinstance(context, _Replay) for context in self.contexts):
+        """The output of an operation that saves ``saved`` for its backward pass.
+
+        There it makes a gradient for each input while it holds ``scratch`` bytes, and passes the
+        output's gradient on to the first ``passes`` inputs; ``backward`` says it in another way.
+        """
+        if not any(tensor.needs_gradient for tensor in inputs):
+            return Tensor(self.new(numbers * width, kind), numbers, width)
+        output = self.new(numbers * width, kind) if saves_output else None
+        kept = [*saved, output] if output else list(saved)
+        self.saves_left -= len(kept)
+        backward = backward or self._default_backward(inputs, scratch, passes)
+        node = Node(self.place, inputs, kept if self.recording else [], backward)
+        self._record(node, inputs)
+        return Tensor(output or self.new(numbers * width, kind), numbers, width, node)
+
+    def _default_backward(self, inputs: Sequence[Tensor], scratch: int, passes: int) -> Backward:
+        sizes = [tensor.size if tensor.needs_gradient else None for tensor in inputs[passes:]]
+
+        def backward(gradient: Buffer, saved: list[Buffer]) -> list[Buffer | None]:
+            during = self.temporary(scratch)
+            made = [None if size is None else self.temporary(size) for size in sizes]
+            del during
+            return [gradient] * passes + made
+
+        return backward
+
+    def _record(self, node: Node | Checkpoint, inputs: Sequence[Tensor]) -> None:
+        self.uses.update(t.source for t in inputs if isinstance(t.source, Parameter))
+        if self.recording:
             self.nodes.append(node)
-            for source in node.inputs:
-                if isinstance(source, Leaf):
-                    source.uses += 1
-        return Tensor(out or self.new(numbers * width, kind), numbers, width, node)
 
     def checkpoint(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """``function(*inputs)``, of which everything else is computed again when it is needed."""
-        if not self.learning:
-            return function(*inputs)
-        frame = Frame(self, function, list(inputs))
-        with self.context(_Record(frame)):
-            out = function(*inputs)
-        if frame.slots:  # else there is nothing to be computed again
-            self.frames.append(frame)
-        return out
+        """``function(*inputs)``, run again in the backward pass instead of saving what it saves."""
+        self.saves_left -= len(inputs)
+        recording, left = self.recording, self.saves_left
+        limit = UNLIMITED if left > 0 else 0
+        self.recording, self.saves_left = False, limit
+        output = function(*_standing_for(inputs))
+        count = limit - self.saves_left
+        self.recording, self.saves_left = recording, left
+        if not output.needs_gradient:
+            return output
+        node = Checkpoint(self.place, function, inputs if recording else (), count)
+        self._record(node, inputs)
+        return Tensor(output.buffer, output.numbers, output.width, node)
 
     def backward(
-        self, loss: Tensor, arrived: Callable[[Leaf], object], name: str, retain: bool = False
-    ) -> None:
-        """Send gradients from ``loss`` to all leaves; what was kept goes as it is used.
+        self, loss: Tensor, on_gradient: Callable[[Parameter], object], name: str,
+        retain: bool = False,
+    ) -> None:  # fmt: skip
+        """Send gradients from ``loss`` to all parameters, freeing saved buffers once used.
 
-        ``arrived`` is told of each leaf whose gradient is whole, and may take it away. ``name`` is
-        put before the phases. ``retain``: everything kept stays, for another backward pass.
+        ``on_gradient`` is called with each parameter whose gradient is complete, and may free it.
+        ``name`` precedes the place in the phase; ``retain`` is torch's ``retain_graph``.
         """
+        assert loss.source is not None
         pending: dict[Source, Buffer] = {loss.source: self.temporary(4)}
-        owed = {n: n.uses for node in self.nodes for n in node.inputs if isinstance(n, Leaf)}
-        nodes = list(self.nodes) if retain else self.nodes
-        frames = list(self.frames) if retain else []
-        self.frames.clear()  # from now on only what needs them refers to them
-        while nodes:
-            node = nodes.pop()
-            gradient = pending.pop(node)
-            self.meter.phase = f"{name} {node.phase}"
-            found = node.backward(gradient, [slot.unpack() for slot in node.saved])
-            if not retain:
-                node.saved.clear()
-            del gradient
-            for source in node.inputs:
-                part = found.pop(0)
-                if source is None or part is None:
-                    continue
-                if source in pending:
-                    # Out of place, as torch does while anything watches it (a tracker).
-                    pending[source] = self.temporary(max(part.size, pending[source].size))
+        missing = Counter(self.uses)  # parts that a parameter's gradient still lacks
+
+        def run(nodes: list[Node | Checkpoint], nested: bool = False) -> None:
+            while nodes:
+                node = nodes.pop()
+                self.place, self.meter.phase = node.place, f"{name} {node.place}"
+                if isinstance(node, Node):
+                    # No variable here refers to the gradient, or it would not be freed in time.
+                    gradients = node.backward(pending.pop(node), node.saved)
                 else:
-                    pending[source] = part
-                del part
-                if isinstance(source, Leaf):
-                    owed[source] -= 1
-                    if not owed[source]:
-                        self._accumulate(source, pending.pop(source))
-                        arrived(source)
-        assert not pending, "a gradient that went nowhere"
-        for frame in frames:  # the next pass computes again what it needs
-            frame.replayed = False
-        self.frames = frames
+                    gradients = recompute(node, nested)
+                if nested or not retain:
+                    node.saved.clear()
+                for source in node.sources:
+                    send(source, gradients.pop(0))
 
-    def _accumulate(self, leaf: Leaf, gradient: Buffer) -> None:
-        if leaf.gradient is None:  # else it is added in place
-            gradient.relabel("gradients")
-            leaf.gradient = gradient
+        def recompute(part: Checkpoint, nested: bool) -> list[Buffer | None]:
+            inputs = _standing_for(part.saved)
+            ends = [tensor.source for tensor in inputs]
+            if (
+                nested
+            ):  # torch gives up recomputed inputs at once, others with the last saved buffer
+                part.saved.clear()
+            nodes, uses, kind = self.nodes, self.uses, self.kind
+            self.nodes, self.uses, self.kind = [], Counter(), "temporaries"
+            self.saves_left = part.count
+            source = part.function(*inputs).source
+            self.saves_left = UNLIMITED
+            recorded = self.nodes
+            self.nodes, self.uses, self.kind = nodes, uses, kind
+            assert source is not None
+            pending[source] = pending.pop(part)
+            del inputs
+            run(recorded, nested=True)
+            return [pending.pop(end, None) if end else None for end in ends]
+
+        def send(source: Source | None, gradient: Buffer | None) -> None:
+            if source is None or gradient is None:
+                return
+            if source in pending:
+                # Summed out of place, as torch does while anything watches it (a tracker).
+                gradient = self.temporary(max(gradient.size, pending[source].size))
+            pending[source] = gradient
+            del gradient
+            if isinstance(source, Parameter):
+                missing[source] -= 1
+                if not missing[source]:
+                    _accumulate(source, pending.pop(source))
+                    on_gradient(source)
+
+        run(list(self.nodes) if retain else self.nodes)
+        assert not pending, "a gradient has not arrived"
 
 
-_NOTHING = Node("", [], [], lambda gradient, saved: [])  # of what is computed again
+def _standing_for(inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The inputs of a checkpointed function, whose gradients end at them."""
+    return [
+        Tensor(t.buffer, t.numbers, t.width, Input() if t.needs_gradient else None) for t in inputs
+    ]
+
+
+def _accumulate(parameter: Parameter, gradient: Buffer) -> None:
+    if parameter.gradient is None:  # else it is added in place
+        gradient.relabel("gradients")
+        parameter.gradient = gradient

@@ -64,11 +64,6 @@ class GPTConfig:
 
     def cross_check(self) -> None:
         """Raise :class:`llm.errors.Refused` for values that do not go together."""
-        smear, block_size = self.smear, self.block_size
-        require(
-            smear < max(2, block_size),
-            f"model.smear={smear} must be less than model.block_size={block_size}",
-        )
         if self.n_head and self.n_kv_head:
             require(
                 self.n_head % self.n_kv_head == 0,

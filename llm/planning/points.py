@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from llm.errors import Refused
+from llm.errors import Refused, require
 from llm.memory.fit import fit, following, largest, with_size
 from llm.memory.options import has_eight_bit
-from llm.memory.predict import Lines, Setup, n_parameters, predict
+from llm.memory.predict import Lines, Setup, predict
+from llm.memory.weights import n_parameters, n_trained
 from llm.planning.plan import Largest, Plan
 from llm.planning.probe import ask_ahead
 from llm.planning.setup import limits_of, planned_device, setup_of, vocabulary
@@ -50,7 +51,9 @@ def plan_all(points: Sequence[Point[PlanSettings]]) -> list[Plan]:
             if point.settings.resume is not None:
                 refuse_plan_of_another_run(point.settings, vocabulary(point.settings) or 0)
             if (lora := point.settings.finetune.lora) is not None:
-                lora.check_with(setup.model)
+                names = ", ".join(lora.targets)
+                trained = n_trained(setup.model, lora)
+                require(trained, f"finetune.targets={names}: the network has none of these")
             setups.append(replace(setup, lora=lora))
             limits.append(limits_of(point.settings.memory, device))
         except Refused as refusal:

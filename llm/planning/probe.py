@@ -64,7 +64,7 @@ def _question(section: Own, model: GPTConfig, cuda: bool) -> str:
     flags = asdict(replace(GPTConfig(**_fields(model)), n_layer=1, vocab_size=1, loss="auto"))
     shared = model.n_kv_head != model.n_head
     sizes = {"n_embed": 64, "n_head": 2, "head_size": 32, "n_kv_head": 1 if shared else 2}
-    flags |= sizes | {"intermediate_size": 64, "block_size": 128, "smear": min(model.smear, 3)}
+    flags |= sizes | {"intermediate_size": 64, "block_size": 128}
     keys = [section._target_, section.option, section.arguments, flags, cuda]
     return json.dumps(keys)
 

@@ -9,7 +9,7 @@ from llm.experiment.console import console, panel, say
 from llm.memory.fit import Fitted
 from llm.memory.lora import TARGETS
 from llm.memory.options import EIGHT_BIT_NEEDS, has_eight_bit
-from llm.memory.predict import n_trained
+from llm.memory.weights import n_trained
 from llm.planning.plan import Plan, kinds, largest_of, numeric_axes, ticks
 from llm.units import format_bytes
 
@@ -73,10 +73,11 @@ def _show_what(plan: Plan) -> None:
 def _finetune(plan: Plan) -> dict[str, str]:
     if (lora := plan.setup.lora) is None:
         return {}
-    names = lora.shapes(plan.setup.model)
+    names = [weight.name for weight in plan.setup.trained]
     beside = ", ".join(t for t in TARGETS if any(f".{t}.lora_A" in name for name in names))
+    numbers = n_trained(plan.setup.model, lora)
     return {
-        "LoRA": f"{n_trained(plan.setup):,} parameters are trained, of rank {lora.rank} beside "
+        "LoRA": f"{numbers:,} parameters are trained, of rank {lora.rank} beside "
         f"{beside} (run_train.py cannot do so yet)"
     }
 

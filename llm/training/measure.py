@@ -76,7 +76,7 @@ def measure(
 def small(config: GPTConfig, n_layer: int, sizes: dict[str, int]) -> GPTConfig:
     """The options of ``config`` at other sizes."""
     shared = config.n_kv_head is not None and config.n_kv_head != config.n_head
-    own = {"n_layer": n_layer, "n_kv_head": 2 if shared else 4, "smear": min(config.smear, 3)}
+    own = {"n_layer": n_layer, "n_kv_head": 2 if shared else 4}
     return replace(config, **(sizes | own))  # type: ignore[arg-type]  # sizes
 
 

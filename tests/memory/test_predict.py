@@ -52,5 +52,5 @@ def test_an_evaluation_of_a_checkpoint_counts_the_weights_that_are_read() -> Non
     setup = replace(SETUPS[0], eval_only=True, micro_batch=1)
     moments = predict(setup, {}).moments
     assert "optimizer state" not in {k for k, size in moments["evaluation"].items() if size}
-    going_on = moments["going on"]
-    assert going_on["weights read"] == pytest.approx(going_on["weights"], rel=0.01)
+    resume = moments["resume"]
+    assert resume["weights read"] == pytest.approx(resume["weights"], rel=0.01)

@@ -1,86 +1,66 @@
-"""Autograd's memory on a tape: what is held, how long, and what a recomputed part leaves out."""
+"""Autograd's memory on a tape: what is allocated, for how long, and what recomputation saves."""
 
 import gc
 
-from llm.memory.tape import Buffer, Leaf, Meter, Tape, Tensor
+from llm.memory.tape import Buffer, Meter, Parameter, Tape, Tensor
 
-SIZE = 1024  # bytes of every tensor here; weights have a kind of their own
-
-
-def made(trained: bool = True) -> tuple[Meter, Tape, Tensor, Leaf]:
-    meter = Meter()
-    tape = Tape(meter)
-    leaf = Leaf(tape.new(SIZE, "weights"), "w", (SIZE // 4,), 4)
-    return meter, tape, Tensor(leaf.buffer, SIZE // 4, 4, leaf if trained else None), leaf
+SIZE = 1024  # bytes of every tensor here
 
 
 def squared(tape: Tape, x: Tensor) -> Tensor:
-    def backward(gradient: Buffer, saved: list[Buffer]) -> list[Buffer | None]:
-        return [tape.temporary(SIZE)]
-
-    return tape.apply(x.numbers, x.width, [x], [x.buffer], backward)
+    return tape.apply(x.numbers, x.width, [x], [x.buffer])
 
 
 def thrice(tape: Tape, x: Tensor) -> Tensor:
     return squared(tape, squared(tape, squared(tape, x)))
 
 
-def test_a_tensor_counts_until_nothing_refers_to_it_and_in_blocks_of_512_bytes() -> None:
+def started(trained: bool = True) -> tuple[Tape, Tensor, Parameter]:
+    tape, weight = Tape(Meter()), Parameter("w", (SIZE // 4,))
+    return tape, Tensor(tape.new(0), SIZE // 4, 4, weight if trained else None), weight
+
+
+def test_a_buffer_counts_in_blocks_of_512_bytes_until_nothing_refers_to_it() -> None:
     meter = Meter()
     one, other = Buffer(meter, 600, "a"), Buffer(meter, 1, "b")
-    assert (meter.total, dict(meter.held)) == (1536, {"a": 1024, "b": 512})
+    assert (meter.total, dict(meter.allocated)) == (1536, {"a": 1024, "b": 512})
     del one
-    assert (meter.total, meter.held["a"]) == (512, 0)
     other.relabel("a")
-    assert (meter.held["a"], meter.held["b"], meter.total) == (512, 0, 512)
+    assert (meter.allocated["a"], meter.allocated["b"], meter.total) == (512, 0, 512)
     assert meter.peaks[""] == (1536, {"a": 1024, "b": 512})
 
 
-def test_what_a_gradient_needs_is_kept_until_it_has_been_used() -> None:
-    meter, tape, weight, leaf = made()
-    out = thrice(tape, weight)
-    assert meter.held["activations"] == 3 * SIZE  # two that are kept, and the result
-    tape.backward(out, lambda leaf: None, "backward")
+def test_saved_buffers_are_freed_once_the_backward_pass_has_used_them() -> None:
+    tape, x, weight = started()
+    out = thrice(tape, x)
+    assert tape.meter.allocated["activations"] == 3 * SIZE  # two that are saved, and the output
+    tape.backward(out, lambda parameter: None, "backward")
     del out
     gc.collect()
-    assert leaf.gradient is not None
-    assert {kind: size for kind, size in meter.held.items() if size} == {
-        "weights": SIZE, "gradients": SIZE,
-    }  # fmt: skip
+    assert weight.gradient is not None
+    assert {kind for kind, size in tape.meter.allocated.items() if size} == {"gradients"}
 
 
-def test_nothing_is_kept_where_nothing_is_trained() -> None:
-    meter, tape, weight, _ = made(trained=False)
-    out = thrice(tape, weight)
-    assert not out.learns and not tape.nodes
-    assert meter.held["activations"] == SIZE
-    again = tape.checkpoint(lambda x: thrice(tape, x), weight)
-    assert not again.learns and not tape.frames
+def test_nothing_is_saved_where_nothing_is_trained() -> None:
+    tape, x, _ = started(trained=False)
+    out = thrice(tape, x)
+    again = tape.checkpoint(lambda x: thrice(tape, x), x)
+    assert not (out.needs_gradient or again.needs_gradient or tape.nodes)
+    assert tape.meter.allocated["activations"] == 2 * SIZE
 
 
-def test_a_part_that_is_computed_again_keeps_its_inputs_only() -> None:
-    meter, tape, weight, leaf = made()
-    out = tape.checkpoint(lambda x: thrice(tape, x), weight)
-    assert meter.held["activations"] == SIZE
-    tape.backward(out, lambda leaf: None, "backward")
-    assert leaf.gradient is not None
-    _, most = max(meter.peaks.values(), key=lambda peak: peak[0])
-    assert most["temporaries"] > SIZE  # here they were again
+def test_a_checkpointed_part_saves_its_inputs_only_however_deep_it_is() -> None:
+    for depth in (1, 2, 3):
+        tape, x, weight = started()
 
+        def part(x: Tensor, depth: int = depth, tape: Tape = tape) -> Tensor:
+            inner = tape.checkpoint(lambda x: part(x, depth - 1, tape), x) if depth > 1 else x
+            return thrice(tape, inner)
 
-def test_of_what_is_computed_again_only_what_is_still_wanted_is_held() -> None:
-    _, tape, weight, _ = made()
-    frozen = Tensor(tape.new(SIZE, "input"), SIZE // 4, 4)
-
-    def function(x: Tensor, start: Tensor) -> Tensor:
-        fresh = thrice(tape, start)  # a tensor that is nobody's but the inner part's input
-        inner = tape.checkpoint(lambda x: thrice(tape, x), fresh)  # keeps nothing of it
-        assert not inner.learns
-        return thrice(tape, x)
-
-    out = tape.checkpoint(function, weight, frozen)
-    (frame,) = tape.frames
-    wanted = sum(slot() is not None for slot in frame.slots)
-    assert wanted == len(frame.slots) - 1
-    tape.backward(out, lambda leaf: None, "backward")
-    assert not frame.again, "all that was computed again has been used"
+        out = tape.checkpoint(part, x)
+        assert tape.meter.allocated["activations"] == SIZE
+        tape.backward(out, lambda parameter: None, "backward")
+        assert weight.gradient is not None
+        _, most = max(tape.meter.peaks.values(), key=lambda peak: peak[0])
+        # Each part recomputes two buffers besides its input, and has the gradient of one of them.
+        assert most["temporaries"] <= (depth + 2) * SIZE + 512

@@ -1,0 +1,69 @@
+"""The weights of a network, as :mod:`llm.memory.network` declares them, without torch."""
+
+import math
+import re
+from dataclasses import dataclass, fields, replace
+from functools import cache
+
+from llm.memory.lora import LoRA
+from llm.memory.network import Network
+from llm.memory.tape import Meter, Tape
+from llm.model.config import GPTConfig
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One weight, or the same weight of all layers."""
+
+    name: str  # of layers: "blocks.mlp.up.weight"
+    shape: tuple[int, ...]
+    layers: int = 1  # that have it
+
+    @property
+    def numbers(self) -> int:
+        """In one layer."""
+        return math.prod(self.shape)
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether LoRA adds it to the network."""
+        return ".lora_" in self.name
+
+
+def without_layer(name: str) -> str:
+    """``blocks.3.mlp.up.weight`` -> ``blocks.mlp.up.weight``."""
+    return re.sub(r"^blocks\.\d+\.", "blocks.", name)
+
+
+def weights_of(config: GPTConfig, lora: LoRA | None = None) -> list[Weight]:
+    """All weights of the network with those that ``lora`` adds."""
+    return _weights_of(tuple(getattr(config, field.name) for field in fields(GPTConfig)), lora)
+
+
+@cache
+def _weights_of(values: tuple[object, ...], lora: LoRA | None) -> list[Weight]:
+    config = GPTConfig(*values)  # type: ignore[arg-type]  # in their order
+    one_layer = replace(config, n_layer=1)
+    network = Network(Tape(Meter(), learning=False), one_layer, 1, "fp32", "cpu", lora)
+    network.forward()
+    return [
+        Weight(
+            without_layer(p.name), p.shape, config.n_layer if p.name.startswith("blocks.") else 1
+        )
+        for p in network.parameters.values()
+    ]
+
+
+def trained_weights(config: GPTConfig, lora: LoRA | None = None) -> list[Weight]:
+    """The weights that training changes: all of the network, or those that ``lora`` adds."""
+    return [one for one in weights_of(config, lora) if one.is_lora or lora is None]
+
+
+def n_parameters(config: GPTConfig) -> int:
+    """Numbers in all weights of the network, each counted once."""
+    return sum(one.numbers * one.layers for one in weights_of(config))
+
+
+def n_trained(config: GPTConfig, lora: LoRA | None = None) -> int:
+    """Numbers in the weights that training changes."""
+    return sum(one.numbers * one.layers for one in trained_weights(config, lora))

@@ -1,0 +1,43 @@
+"""The weights that are planned are those of the real network, with and without LoRA."""
+
+from dataclasses import asdict
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.tracked import adapt
+from llm.memory.lora import TARGETS, LoRA
+from llm.memory.weights import n_parameters, n_trained, weights_of, without_layer
+from llm.model.config import LOSSES, MLPS, NORMS, POSITIONS, GPTConfig
+from llm.model.gpt import GPT
+
+BOOLEANS = ("bias", "qk_norm", "tie_embeddings", "residual_scalars")
+CONFIGS = st.fixed_dictionaries(
+    {name: st.booleans() for name in BOOLEANS}
+    | {"norm": st.sampled_from(NORMS), "mlp": st.sampled_from(MLPS)}
+    | {"position": st.sampled_from(POSITIONS), "loss": st.sampled_from(LOSSES)}
+    | {"n_kv_head": st.sampled_from([None, 1, 2]), "smear": st.integers(0, 3)}
+)
+LORAS = st.none() | st.builds(
+    LoRA, st.integers(1, 9), st.lists(st.sampled_from(TARGETS), min_size=1).map(tuple)
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(CONFIGS, LORAS)
+def test_weights_have_the_names_and_shapes_of_the_real_network(
+    options: dict[str, object], lora: LoRA | None
+) -> None:
+    config = GPTConfig(n_layer=3, n_embed=32, head_size=8, block_size=16, vocab_size=11)
+    config = GPTConfig(**asdict(config) | options).resolve()
+    with torch.device("meta"):
+        model = GPT(**asdict(config))
+        if lora is not None:
+            adapt(model, lora)
+    real = {(without_layer(name), tuple(p.shape)) for name, p in model.named_parameters()}
+    assert {(weight.name, weight.shape) for weight in weights_of(config, lora)} == real
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert n_trained(config, lora) == trained
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    assert n_parameters(config) == (frozen if lora else trained)

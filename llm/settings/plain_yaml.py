@@ -22,7 +22,7 @@ def read_yaml(path: Path) -> Any:
     Raises ``YAMLError``, ``ValueError`` or ``OSError`` for one that cannot be read, and
     :class:`llm.errors.Refused` for one that is too large or no regular file.
     """
-    return yaml.load(read_bounded(path, LARGEST).decode("utf-8"), _PlainLoader)
+    return yaml.load(read_bounded(path, LARGEST).decode("utf-8"), _PlainLoader)  # noqa: S506  (a SafeLoader)
 
 
 class _PlainLoader(yaml.SafeLoader):

@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 
 from llm.checkpoint.checkpoint import MANIFEST, TRAINING, WEIGHTS, Checkpoint
-from llm.checkpoint.folder import CheckpointFolder, newest_valid
+from llm.checkpoint.folder import CheckpointFolder, newest_valid, repair
 from llm.data.tokenizer import ByteTokenizer
 from llm.errors import Refused
 from llm.model.gpt import GPT
@@ -108,7 +108,7 @@ def test_all_is_on_the_disk_before_it_has_its_name_and_that_before_an_old_one_is
 ) -> None:
     calls = trace("with two before")
     folder = tmp_path / "with two before" / "checkpoints"
-    new = f"{folder}/.step-00000006."
+    new = f"{folder}/.step-00000006.tmp"
 
     def only(name: str, *words: str) -> int:
         """Where in the trace is the one call with these words in its arguments, in this order."""
@@ -121,23 +121,25 @@ def test_all_is_on_the_disk_before_it_has_its_name_and_that_before_an_old_one_is
     published = only("rename", new, f'"{folder}/step-00000006"')
     named, pointed = only("fsync", f"<{folder}>"), only("rename", f'"{folder}/last"')
     complete = published - 1
-    assert re.fullmatch(rf"\(\d+<{re.escape(new)}\d+>\)", calls[complete][1])
-    assert calls[complete][0] == "fsync", "of the folder with all names in it"
-    for name in (WEIGHTS, TRAINING, MANIFEST):
-        created, synced = only("openat", new, name, "O_CREAT"), only("fsync", new, name)
-        written = [n for n, (c, args) in enumerate(calls) if c == "write" and name in args]
-        assert created < min(written) <= max(written) < synced < complete
+    assert re.fullmatch(rf"\(\d+<{re.escape(new)}>\)", calls[complete][1])
+    assert calls[complete][0] == "fsync", "the folder with all names in it"
+    written = [n for n, (call, args) in enumerate(calls) if call == "write" and new in args]
+    for name in (WEIGHTS, TRAINING):  # safetensors writes under a name of its own
+        renamed, synced = only("renameat", new, name), only("fsync", new, name)
+        assert any(n < renamed for n in written) and renamed < synced < complete
+    assert written[-1] < only("fsync", new, MANIFEST) < complete
     old = [n for n, (_, args) in enumerate(calls) if "step-00000002" in args]
     assert complete < published < named < pointed < min(old)
-    deleted = [calls[n] for n in old if calls[n][0].startswith("unlink")]
-    assert len(deleted) == 3 and MANIFEST in deleted[0][1]
+    withdrawn = only("rename", f'"{folder}/step-00000002"')
+    deleted = [n for n in old if calls[n][0] == "unlinkat" and "safetensors" in calls[n][1]]
+    assert len(deleted) == 2 and withdrawn < min(deleted), "it loses its name first"
 
 
 def test_with_the_first_checkpoint_the_name_of_their_folder_is_on_the_disk_too(
     trace: Callable[[str], list[Call]], tmp_path: Path
 ) -> None:
     synced = [arguments for name, arguments in trace("the first") if name == "fsync"]
-    assert synced[-1].endswith(f"<{tmp_path / 'the first'}>)")
+    assert any(arguments.endswith(f"<{tmp_path / 'the first'}>)") for arguments in synced)
 
 
 def calls_of_save(case: Case, run: Path) -> list[Call]:
@@ -151,7 +153,7 @@ def calls_of_save(case: Case, run: Path) -> list[Call]:
 
 
 def places(calls: list[Call]) -> list[str]:
-    """Each call of a trace in strace's words: which, and the how manieth of its kind."""
+    """Each call of a trace in strace's words: its name, and its number among those of that name."""
     names = [name for name, _ in calls]
     return [
         f"inject={name}:signal=SIGKILL:when={names[: n + 1].count(name)}"
@@ -160,12 +162,13 @@ def places(calls: list[Call]) -> list[str]:
 
 
 def valid_after_kill(case: Case, run: Path, place: str) -> list[int]:
-    """The steps that can be gone on from after a kill; the next save leaves nothing else behind."""
+    """The steps that can be resumed after a kill; repair and the next save leave nothing else."""
     save = prepared(case, run)
     assert traced(partial(save, case.step), "-e", place, "-o", os.devnull) == -signal.SIGKILL
     found = valid_steps(run)
     newest, skipped = newest_valid(run)
     assert not skipped and (newest.step if newest else 0) == max(found, default=0)
+    repair(run, newest, skipped)
     save(8)
     kept = [f"step-{step:08d}" for step in [*sorted({*found}), 8][-case.keep_last :]]
     files = {f"{step}/{name}" for step in kept for name in (MANIFEST, WEIGHTS, TRAINING)}
@@ -180,7 +183,7 @@ def valid_steps(run: Path) -> list[int]:
         with contextlib.suppress(Refused):
             checkpoint = Checkpoint.open(path)
             checkpoint.verify()
-            found += [] if path.name.startswith(".") else [checkpoint.step]
+            found += [] if path.suffix == ".tmp" else [checkpoint.step]
     return found
 
 

@@ -1,8 +1,7 @@
-"""The only room that knows Hydra: from what is typed to settings, objects and jobs.
+"""The only package that uses Hydra: from the command line to settings and jobs.
 
-Hydra accepts plugins only from the namespace package ``hydra_plugins``, which every installed
-plugin is a part of. Our part is in ``plugins/``; one more entry of ``sys.path`` lets Python find it
-beside the others.
+Hydra loads plugins only from the namespace package ``hydra_plugins``, to which every installed
+plugin adds. This program's part is in ``plugins/``; an entry in ``sys.path`` makes it importable.
 """
 
 import sys

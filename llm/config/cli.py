@@ -19,7 +19,7 @@ from llm import commands
 from llm.config import arguments
 from llm.config.launcher import is_job_of_another_launcher, run_as_job
 from llm.config.mistakes import explained
-from llm.config.verbatim import BREAK
+from llm.config.verbatim import unguard
 from llm.errors import Interrupted, InUse, Refused, Stop, as_stop, printable
 from llm.experiment.rundir import make_folder, read_summary, write_summary
 from llm.experiment.sweep import follow_parent
@@ -95,7 +95,7 @@ def _one_line(cfg: Any = None) -> Iterator[None]:
             _leave_summary(cfg, stop)
         if os.environ.get(WANTED) == "1":
             traceback.print_exception(error)
-        line = printable(str(stop).replace(BREAK, ""))
+        line = printable(unguard(str(stop)))
         print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
         sys.exit(stop.exit_status)
 
@@ -123,7 +123,7 @@ def _leave_summary(cfg: Any, refusal: Refused) -> None:
     # A refused job of a sweep says why in its folder; any other refused run leaves no folder.
     run = cfg.get("run") if cfg is not None else None
     if run and run.sweep and run.dir:
-        folder = Path(run.dir.replace(BREAK, ""))
+        folder = Path(unguard(run.dir))
         if read_summary(folder) is None:
             with contextlib.suppress(InUse), locked(make_folder(folder)):
                 write_summary(folder, status=refusal.status, reason=str(refusal))
@@ -149,7 +149,7 @@ def _as_typed() -> Iterator[None]:
         with contextlib.redirect_stdout(shown):
             yield
     finally:
-        sys.stdout.write(shown.getvalue().replace(BREAK, ""))
+        sys.stdout.write(unguard(shown.getvalue()))
 
 
 def _others_want_the_cores(samples: int = 4) -> bool:

@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import llm.config.store  # noqa: F401  (registers the schemas that conf/*.yaml start with)
 from llm.config.folders import use_folders
-from llm.config.verbatim import BREAK, guard, guard_all, refuse_calls, unguard_all
+from llm.config.verbatim import guard, map_text, refuse_calls, unguard
 from llm.errors import Refused, require
 from llm.options import validate
 from llm.settings.keys import meant
@@ -27,10 +27,10 @@ CONF = Path(__file__).resolve().parent.parent.parent / "conf"
 
 
 def compose_training(*overrides: str) -> TrainSettings:
-    """The settings of ``python run_train.py <overrides>``, checked.
+    """The settings of ``python run_train.py <overrides>``, checked: for notebooks and benchmarks.
 
-    Raises Hydra's errors for what it cannot compose, :class:`llm.errors.Refused` for what cannot
-    work. Like Hydra itself, not to be called while a ``@hydra.main`` function runs.
+    Raises Hydra's errors where it cannot compose them and :class:`llm.errors.Refused` for values
+    that cannot work. Like Hydra itself, not to be called while a ``@hydra.main`` function runs.
     """
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         composed = compose("train", overrides=list(overrides), return_hydra_config=True)
@@ -40,11 +40,11 @@ def compose_training(*overrides: str) -> TrainSettings:
 def read_settings(cfg: DictConfig, kind: type[Settings]) -> Settings:
     """The typed and checked settings of a composed configuration.
 
-    With ``resume=FOLDER`` they are the folder's, under what was typed; with ``init_from=FOLDER``
-    the shape of the network is that of the weights. ``cfg`` may still have Hydra's own section,
-    which is removed: it tells which options were chosen, and what was typed.
+    With ``resume=FOLDER`` they are the settings in the folder, changed by what was typed; with
+    ``init_from=FOLDER`` the network gets the shape of the weights. If ``cfg`` still has Hydra's own
+    section, with the chosen options and the typed overrides, it is removed.
     """
-    of_hydra = _taken_hydra(cfg)
+    of_hydra = _take_hydra(cfg)
     for key, value in leaves(OmegaConf.to_container(cfg, resolve=False)):
         refuse_calls(key, value)
     if issubclass(kind, TrainSettings) and cfg.get("resume"):
@@ -62,8 +62,7 @@ def read_settings(cfg: DictConfig, kind: type[Settings]) -> Settings:
             require(is_section, f"{group} is {found}, not a section: take one of its options")
     if of_hydra is not None:
         use_folders(of_hydra)
-    settings = kind(**made)  # type: ignore[arg-type]  # as composed
-    unguard_all(settings)
+    settings = map_text(unguard, kind(**made))  # type: ignore[arg-type]  # as composed
     if isinstance(settings, TrainSettings):
         settings.typed = typed_keys(of_hydra)
         shaped = shape_of_origin(settings, settings.typed)
@@ -73,8 +72,8 @@ def read_settings(cfg: DictConfig, kind: type[Settings]) -> Settings:
     return settings
 
 
-def _taken_hydra(cfg: DictConfig) -> DictConfig | None:
-    """What Hydra says of itself, taken out of ``cfg`` or, in a run, from where it keeps it."""
+def _take_hydra(cfg: DictConfig) -> DictConfig | None:
+    """Hydra's own section, removed from ``cfg``; in a run, from where Hydra keeps it."""
     if "hydra" in cfg:
         of_hydra = cast(DictConfig, cfg.hydra)
         with open_dict(cfg):
@@ -89,57 +88,56 @@ def _refuse_additions(cfg: DictConfig, kind: type, prefix: str = "") -> None:
     for key in [str(key) for key in cfg]:
         require(
             key in known,
-            f"{prefix}{key} is unknown: no key is called so{meant(prefix + key, known)}",
+            f"{prefix}{key} is unknown: there is no such key{meant(prefix + key, known)}",
         )
-        section = cast(type, OmegaConf.get_type(cfg, key))  # a group's own, e.g. Muon's
+        section = cast(type, OmegaConf.get_type(cfg, key))  # of the chosen option, e.g. Muon's
         if is_dataclass(section):
             _refuse_additions(cfg[key], section, f"{prefix}{key}.")
 
 
 def typed_keys(of_hydra: DictConfig | None) -> frozenset[str]:
-    """The keys on the command line, as Hydra's own section tells; none without one."""
+    """The keys on the command line, from Hydra's own section; none without one."""
     if of_hydra is None:
         return frozenset()
-    # Unresolved: what a reference in a value leads to is not in this section.
+    # Not resolved: a reference in a value may lead to a key outside this section.
     overrides = cast(list[str], OmegaConf.to_container(of_hydra.overrides.task, resolve=False))
     return frozenset(override.partition("=")[0].lstrip("+~") for override in overrides)
 
 
 def _resumed(composed: DictConfig, of_hydra: DictConfig | None) -> DictConfig:
-    """The settings of ``resume``'s folder, under what was typed on the command line."""
-    folder = Path(str(composed.resume).replace(BREAK, ""))
+    """The settings in the folder of ``resume``, changed by what was typed."""
+    folder = Path(unguard(str(composed.resume)))
     cfg, saved = copy.deepcopy(composed), load_plain(folder)
     before = {group: saved_option(saved, group) for group in GROUPS}
     now = {group: _chosen_option(composed, of_hydra, group) for group in GROUPS}
-    was, typed = before["optimizer"], now["optimizer"]
+    was, wanted = before["optimizer"], now["optimizer"]
     require(
-        was == typed,
-        f"{folder} was trained with optimizer={was}, whose state optimizer={typed} cannot use: "
+        was == wanted,
+        f"{folder} was trained with optimizer={was}, whose state optimizer={wanted} cannot use: "
         f"start from its weights by init_from={folder}",
     )
     for group in GROUPS:
         if before[group] != now[group]:
-            saved.pop(group, None)  # another one's keys
+            saved.pop(group, None)  # the keys of another option
         elif now[group] is not None and not is_dataclass(OmegaConf.get_type(cfg, group)):
             saved[group].pop(OPTION)
             OmegaConf.set_struct(cfg[group], False)  # keys that were added by +key=value
     for key in OF_THIS_START:
         saved.pop(key, None)
-    # It may delete a folder, whose name is in the file as well: only who types it knows which.
+    # It allows to delete a folder, whose name the file gives as well: only a user may type it.
     (saved.get("data") or {}).pop("overwrite", None)
     try:
-        cfg = cast(DictConfig, OmegaConf.merge(cfg, guard_all(saved)))
+        cfg = cast(DictConfig, OmegaConf.merge(cfg, map_text(guard, saved)))
     except OmegaConfBaseException as error:
         raise Refused(f"{folder}/config.yaml: {str(error).splitlines()[0]}") from None
-    for override in HydraConfig.get().overrides.task:
-        key = str(override).partition("=")[0].lstrip("+~")
+    for key in typed_keys(of_hydra):
         require(
             key not in ("experiment", "sweep", "run.name", "run.dir"),
-            f"{key}= has no place beside resume=",
+            f"{key}= cannot be combined with resume=",
         )
         if before.get(key) is None or before[key] != now[key]:
             OmegaConf.update(cfg, key, OmegaConf.select(composed, key), merge=False)
-    if cfg.trainer.eval_only:  # looks at the best weights of the folder and leaves it as it is
+    if cfg.trainer.eval_only:  # evaluates the best weights of the folder and does not change it
         cfg.init_from, cfg.resume = guard(str(folder)), None
         cfg.run.name = cfg.run.dir = cfg.run.sweep = None
     else:
@@ -148,7 +146,7 @@ def _resumed(composed: DictConfig, of_hydra: DictConfig | None) -> DictConfig:
 
 
 def _chosen_option(cfg: DictConfig, of_hydra: DictConfig | None, group: str) -> object:
-    """The same of a composed configuration."""
-    if is_dataclass(OmegaConf.get_type(cfg, group)):  # it begins with a schema of ours
+    """The option of a composed configuration, as :func:`saved_option` names it."""
+    if is_dataclass(OmegaConf.get_type(cfg, group)):  # its file begins with a built-in schema
         return None if group == "logger" else cfg[group].name
     return of_hydra and of_hydra.runtime.choices[group]

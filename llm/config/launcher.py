@@ -1,7 +1,7 @@
 """Jobs of a sweep: each is the command that would run it alone, in a process of its own.
 
-Our launcher runs one after another. Under a launcher of another package (joblib, submitit, Ray) a
-worker starts that same command, so that a job is the same whoever launches it: it can be killed,
+The built-in launcher runs one after another. Under a launcher of another package (joblib, submitit,
+Ray) a worker starts that same command. So a job is the same with every launcher: it can be killed,
 run out of memory or be continued without touching another job.
 """
 
@@ -18,22 +18,25 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from llm.config.verbatim import as_typed, quoted, unquote
+from llm.config import PLUGINS
+from llm.config.verbatim import as_typed, quoted, unquoted
 from llm.errors import Stop, require
+from llm.experiment.console import title
 from llm.experiment.sweep import Job, run_job
 
 MULTIRUN = Path("multirun")
-HOUSEKEEPING = ("run.sweep", "run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")  # where, not what
-LONGEST = 120  # characters of a folder's name
+HOUSEKEEPING = ("run.sweep", "run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")  # a job's place
+LONGEST = 120  # bytes of a folder's name
 OF_THE_SWEEP = ("hydra.mode", "hydra.sweep", "hydra/sweep", "hydra.launcher", "hydra/launcher")
 
 
 class JobFailed(Stop):
-    """A job did not finish; ``found`` is what its summary says."""
+    """A job did not finish."""
 
-    def __init__(self, message: str, found: dict[str, Any] | None = None) -> None:
+    # A worker of another launcher may send it here pickled, which needs the default.
+    def __init__(self, message: str, summary: dict[str, Any] | None = None) -> None:
         super().__init__(message)
-        self.found = found or {"status": "failed", "reason": message}
+        self.summary = summary or {"status": "failed", "reason": message}
 
 
 class ProcessLauncher(Launcher):
@@ -43,7 +46,7 @@ class ProcessLauncher(Launcher):
         limit = f"hydra.launcher.timeout_min={timeout_min}"
         require(timeout_min is None or timeout_min > 0, f"{limit} must be more than 0, or null")
         self.timeout_seconds = None if timeout_min is None else 60 * timeout_min
-        self.labels: list[str] = []  # of all jobs of a sweep, if its sweeper tells them
+        self.labels: list[str] = []  # of all jobs, if the sweeper knows them
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -55,26 +58,21 @@ class ProcessLauncher(Launcher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> list[JobReturn]:
         """Run all jobs and return their results. Called by Hydra once per batch."""
-        from llm.experiment.console import title
-
         results = []
+        labels = self.labels or [""] * (initial_job_idx + len(job_overrides))
+        script = Path(sys.argv[0]).resolve()
         for number, overrides in enumerate(job_overrides, initial_job_idx):
-            job = job_of(self.config.hydra, list(overrides), number, script())
-            known = self.labels or [""] * (initial_job_idx + len(job_overrides))
-            what = known[number] or " ".join(job.overrides) or "(no overrides)"
-            title(f"job {number + 1} of {len(known)}: {what}")
-            results.append(self.result(job, run_job(job, self.timeout_seconds)))
+            job = job_of(self.config.hydra, overrides, number, script)
+            label = labels[number] or " ".join(job.overrides) or "(no overrides)"
+            title(f"job {number + 1} of {len(labels)}: {label}")
+            result = JobReturn(overrides=job.overrides, working_dir=os.getcwd())
+            try:
+                result.return_value = loss_of(job, run_job(job, self.timeout_seconds))
+                result.status = JobStatus.COMPLETED
+            except JobFailed as error:
+                result.return_value, result.status = error, JobStatus.FAILED
+            results.append(result)
         return results
-
-    def result(self, job: Job, found: dict[str, Any]) -> JobReturn:
-        """A job's summary as Hydra, and an optimizing sweeper, wants it."""
-        result = JobReturn(overrides=job.overrides, working_dir=os.getcwd(), task_name="run_train")
-        try:
-            result.return_value = value_of(job, found)
-            result.status = JobStatus.COMPLETED
-        except JobFailed as error:
-            result.return_value, result.status = error, JobStatus.FAILED
-        return result
 
 
 def is_job_of_another_launcher() -> bool:
@@ -88,41 +86,35 @@ def run_as_job(script: Path) -> float | None:
     Raises :class:`JobFailed` if it does not finish.
     """
     hydra = HydraConfig.get()
-    overrides = [str(override) for override in hydra.overrides.task]
-    job = job_of(hydra, overrides, int(hydra.job.num), script)
-    # The bars of several jobs on one terminal would overwrite each other.
+    job = job_of(hydra, list(map(str, hydra.overrides.task)), int(hydra.job.num), script)
+    # The progress bars of several jobs on one terminal would overwrite each other.
     environment = {"TTY_COMPATIBLE": "0"}
     with contextlib.chdir(hydra.runtime.cwd):  # a worker may have been started elsewhere
-        return value_of(job, run_job(job, environment=environment))
+        return loss_of(job, run_job(job, environment=environment))
 
 
-def value_of(job: Job, found: dict[str, Any]) -> float | None:
-    """The lowest validation loss of a finished job; :class:`JobFailed` says how another ended."""
-    if found["status"] == "finished":
-        loss: float | None = found.get("best_val_loss")
+def loss_of(job: Job, summary: dict[str, Any]) -> float | None:
+    """The lowest validation loss, which optimizing sweepers minimize; :class:`JobFailed`."""
+    if summary["status"] == "finished":
+        loss: float | None = summary.get("best_val_loss")
         return loss
-    said = f"job {' '.join(job.overrides)} is {found['status']}: {found.get('reason')}"
-    raise JobFailed(said, found)
+    end = f"{summary['status']}: {summary.get('reason')}"
+    raise JobFailed(f"job {' '.join(job.overrides)} is {end}", summary)
 
 
-def script() -> Path:
-    """The file of this command."""
-    return Path(sys.argv[0]).resolve()
-
-
-def job_of(hydra: Any, overrides: list[str], number: int, script: Path) -> Job:
-    """The job with these overrides. A sweeper that is not ours has not chosen its folder."""
+def job_of(hydra: Any, overrides: Sequence[str], number: int, script: Path) -> Job:
+    """The job with these overrides. Sweepers of other packages do not choose its folder."""
     kept = [one for one in overrides if not is_housekeeping(one)]
     pairs = [one.partition("=") for one in overrides if is_housekeeping(one)]
-    given = {key: unquote(value) for key, _, value in pairs}
+    given = {key: unquoted(value) for key, _, value in pairs}
     sweep = given.get("run.sweep") or Path(str(hydra.sweep.dir)).name
     folder = Path(given.get("run.dir") or MULTIRUN / sweep / folder_name(kept, number))
-    own = [*as_typed(kept), f"run.sweep={sweep}", f"run.dir={folder}"]
-    return Job(number, kept, folder, command_of(hydra, own, script))
+    typed = [*map(as_typed, kept), f"run.sweep={sweep}", f"run.dir={folder}"]
+    return Job(number, kept, folder, command_of(hydra, typed, script))
 
 
 def command_of(hydra: Any, overrides: list[str], script: Path) -> list[str]:
-    """What to run for one job: the script, as a single run."""
+    """The command for one job: the script, as a single run."""
     flags = ["--config-name", str(hydra.job.config_name)]
     for source in hydra.runtime.config_sources:
         path = Path(source.path)
@@ -130,25 +122,21 @@ def command_of(hydra: Any, overrides: list[str], script: Path) -> list[str]:
             flags += ["--config-dir", str(path)]
         elif source.provider == "main" and path.resolve() != script.parent / "conf":
             flags += ["--config-path", str(path)]
-    # Unresolved on purpose: some of Hydra's own overrides only mean something inside a job.
-    of_hydra = OmegaConf.to_container(hydra.overrides.hydra, resolve=False)
-    assert isinstance(of_hydra, list)
+    # Not resolved: some of Hydra's own overrides have a value only inside a job.
+    of_hydra: Any = OmegaConf.to_container(hydra.overrides.hydra, resolve=False)
     kept = [str(one) for one in of_hydra if not str(one).startswith(OF_THE_SWEEP)]
     return [sys.executable, str(script), *flags, *kept, *overrides, "hydra.mode=RUN"]
 
 
 def placed(overrides: Sequence[str], sweep: str, name: str) -> list[str]:
     """The overrides of a job in ``multirun/<sweep>/<name>``, for our settings and for Hydra's."""
-    where = {
-        "run.sweep": sweep, "run.dir": str(MULTIRUN / sweep / name),
-        "hydra.sweep.dir": str(MULTIRUN / sweep), "hydra.sweep.subdir": name,
-    }  # fmt: skip
-    kept = [one for one in overrides if not is_housekeeping(one)]
-    return [*kept, *(f"{key}={quoted(value)}" for key, value in where.items())]
+    values = (sweep, str(MULTIRUN / sweep / name), str(MULTIRUN / sweep), name)
+    place = [f"{key}={quoted(value)}" for key, value in zip(HOUSEKEEPING, values, strict=True)]
+    return [*(one for one in overrides if not is_housekeeping(one)), *place]
 
 
 def is_housekeeping(override: str) -> bool:
-    """Whether an override says where a job is written, and not what it does."""
+    """Whether an override says where a job is written."""
     return override.partition("=")[0].lstrip("+") in HOUSEKEEPING
 
 
@@ -165,8 +153,6 @@ def folder_name(overrides: Sequence[str], number: int) -> str:
 
 def find_from_workers() -> None:
     """Let processes that another launcher starts import this package and its plugins."""
-    from llm.config import PLUGINS
-
     known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    ours = [str(script().parent), str(PLUGINS)]
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([*ours, *filter(None, known)]))
+    own = [str(Path(sys.argv[0]).resolve().parent), str(PLUGINS)]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([*own, *filter(None, known)]))

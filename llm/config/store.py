@@ -4,8 +4,6 @@ from dataclasses import fields, make_dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import BooleanNode
-from omegaconf.errors import ValidationError
 
 from llm.settings.own import GROUPS
 from llm.settings.schema import (
@@ -19,8 +17,9 @@ from llm.settings.schema import (
 
 
 def for_composition(schema: type) -> type:
-    """``schema`` as Hydra's composition knows it, with any keys in the groups whose options may be
-    the user's own. The files of ours there begin with schemas of their own.
+    """``schema`` for composition: sections of a group with custom options may have any keys.
+
+    The built-in options of such a group begin with a schema each.
     """
     known = [
         (one.name, Any, None) if one.name in GROUPS else (one.name, one.type, one)
@@ -38,17 +37,6 @@ for _option, _schema in (
     ("logger", LoggerSection),
 ):  # fmt: skip
     ConfigStore.instance().store(name=f"{_option}_schema", node=_schema)
-# Hydra copies its whole store for every group that --help and completion list, which takes them a
-# second. Nobody changes what is in it after this line, so the copies may be the store itself.
+# Hydra copies its whole store for every group that --help lists, which takes half a second. Nothing
+# is added to the store after this line, so each copy may be the store itself.
 ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]  # Hydra has none
-
-
-def _strict(self: BooleanNode, value: Any) -> bool:
-    if type(value) is int and value not in (0, 1):
-        raise ValidationError("Value '$VALUE' must be true or false")
-    return _lenient(self, value)
-
-
-# OmegaConf takes any whole number for a boolean: trainer.compile=7 would be true.
-_lenient = BooleanNode._validate_and_convert_impl
-BooleanNode._validate_and_convert_impl = _strict  # type: ignore[method-assign]

@@ -1,7 +1,7 @@
-"""Sweeps: all combinations, checked before the first job starts, each in a folder of its own.
+"""Sweeps: all combinations, checked before the first job starts, each in its own folder.
 
-What is decided here holds for every launcher: which jobs there are, where each is written, and the
-table at the end, which is made from the summaries that the jobs have left.
+This module decides which jobs there are and where each is written, for any launcher. It prints the
+table at the end from the summaries that the jobs have left.
 """
 
 import json
@@ -29,8 +29,9 @@ from llm.config.launcher import (
     is_housekeeping,
     placed,
 )
-from llm.config.verbatim import as_typed
+from llm.config.verbatim import shown
 from llm.errors import Interrupted, Stop, require
+from llm.experiment.console import count_progress, jobs_table, say
 from llm.experiment.rundir import claim, make_folder, read_summary, replace_text
 from llm.planning.points import Point, label
 from llm.planning.probe import try_all
@@ -41,7 +42,7 @@ from llm.settings.schema import TrainSettings
 from llm.signals import Signalled
 
 NAME = "%Y-%m-%d_%H-%M-%S"  # of a sweep without a name
-SWEEP = "sweep.json"  # in the folder of a sweep: what it is a sweep over
+SWEEP = "sweep.json"  # in the folder of a sweep: the keys it varies, and the values of the others
 Points = list[Point[TrainSettings]]
 
 
@@ -67,10 +68,10 @@ class Grid(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run all combinations of ``arguments``; :class:`SweepFailed` if a job did not finish."""
-        from llm.experiment.console import jobs_table, say
-
         points = self.points(arguments)
-        self.make_launcher()  # one that cannot be made is refused before anything is written
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=self.context, task_function=self.task, config=self.composed
+        )
         named = points[0].settings.run.sweep
         sweep, values = claim_folder(named, points)
         again = typed_command(*([] if named else [f"run.sweep={sweep}"]))
@@ -81,12 +82,14 @@ class Grid(Sweeper):
             self.composed.hydra.sweep.dir = str(MULTIRUN / sweep)
         results: list[JobReturn] = []
         try:
-            self.launch(batch, labels, results)
+            self.launch(launcher, batch, labels, results)
         except Signalled as stop:
             raise Interrupted(f"stopped by {stop}; to continue: {again}") from None
         finally:
-            known = zip_longest(names, results)
-            ends = [end_of(MULTIRUN / sweep / name, result) for name, result in known]
+            ends = [
+                end_of(MULTIRUN / sweep / name, result)
+                for name, result in zip_longest(names, results)
+            ]
             jobs_table(list(zip(labels, ends, strict=True)))
         failed = sum(end["status"] != "finished" for end in ends)
         if failed:
@@ -96,11 +99,10 @@ class Grid(Sweeper):
 
     def points(self, arguments: Sequence[str]) -> Points:
         """The points that differ; :class:`llm.errors.Refused` if one cannot work."""
-        from llm.experiment.console import count_progress, say
-
-        loader = self.context.config_loader
-        grid = Combinations(loader, self.composed, TrainSettings, ", so none was started")
-        total = grid.expand(self.params, arguments)
+        grid = Combinations(
+            self.context.config_loader, self.composed, TrainSettings, self.params, arguments,
+            ", so none was started",
+        )  # fmt: skip
         with count_progress("checking jobs") as report:
             points = list(grid.points(report))
         for run in (point.settings.run for point in points):
@@ -111,22 +113,18 @@ class Grid(Sweeper):
         first: dict[str, Point[TrainSettings]] = {}
         for point in points:
             first.setdefault(repr(point.settings), point)
-        if len(first) < total:
+        if len(first) < grid.count:
             again = next(p for p in points if first[repr(p.settings)] is not p)
-            left_out = f"{total - len(first)} of {total} combinations repeat others"
+            left_out = f"{grid.count - len(first)} of {grid.count} combinations repeat others"
             say(f"{left_out}, such as {again.label}: each is run once")
         return list(first.values())
 
-    def make_launcher(self) -> Launcher:
-        """What starts the jobs, as configured."""
-        return Plugins.instance().instantiate_launcher(
-            hydra_context=self.context, task_function=self.task, config=self.composed
-        )
-
-    def launch(self, batch: list[list[str]], labels: list[str], results: list[JobReturn]) -> None:
+    def launch(
+        self, launcher: Launcher, batch: list[list[str]], labels: list[str],
+        results: list[JobReturn],
+    ) -> None:  # fmt: skip
         """Hand the jobs to the launcher and add what it returns to ``results``."""
-        launcher = self.make_launcher()
-        ours = isinstance(launcher, ProcessLauncher)
+        built_in = isinstance(launcher, ProcessLauncher)
         if isinstance(launcher, ProcessLauncher):
             launcher.labels = labels
         else:
@@ -136,18 +134,17 @@ class Grid(Sweeper):
             for start in range(0, len(batch), size):
                 results += launcher.launch(batch[start : start + size], initial_job_idx=start)
         except Exception as error:
-            if ours:
+            if built_in:
                 raise
-            # Such as joblib's TerminatedWorkerError: the table tells how far the jobs have come.
-            said = next(iter(str(error).splitlines()), "")
-            raise SweepFailed(f"the launcher failed: {type(error).__name__}: {said}") from error
+            # Such as joblib's TerminatedWorkerError. The table shows how far the jobs have come.
+            reason = next(iter(str(error).splitlines()), "")
+            raise SweepFailed(f"the launcher failed: {type(error).__name__}: {reason}") from error
 
 
 def claim_folder(named: str | None, points: Points) -> tuple[str, list[dict[str, str]]]:
-    """The name of the sweep, and of each job the values that tell it from the others.
+    """The name of the sweep, and the values of each job that tell it from the others.
 
-    The folder of a sweep says what it is a sweep over. Raises :class:`llm.errors.Refused` if that
-    is something else: its jobs would be mixed up with these.
+    Raises :class:`llm.errors.Refused` if the folder of this name has the jobs of another sweep.
     """
     typed = [typed_values(point) for point in points]
     every = [identity(to_plain(point.settings), "") for point in points]
@@ -155,7 +152,7 @@ def claim_folder(named: str | None, points: Points) -> tuple[str, list[dict[str,
     over = [key for key in typed[0] if len({one.get(key) for one in typed}) > 1] or list(typed[0])
     folder = MULTIRUN / (named or f"{datetime.now():{NAME}}")
     if named and (folder / SWEEP).exists():
-        over = what_it_is_over(folder, typed[0], over if len(points) > 1 else [], fixed)
+        over = keys_it_varies(folder, typed[0], over if len(points) > 1 else [], fixed)
     folder = make_folder(folder) if named else claim(folder)
     if not (folder / SWEEP).exists():
         text = json.dumps({"over": sorted(over), "fixed": fixed}, indent=1) + "\n"
@@ -163,39 +160,44 @@ def claim_folder(named: str | None, points: Points) -> tuple[str, list[dict[str,
     return folder.name, [{key: one[key] for key in over} for one in typed]
 
 
-def what_it_is_over(
+def keys_it_varies(
     folder: Path, typed: dict[str, str], varied: list[str], fixed: Plain
 ) -> list[str]:
-    """What the sweep in ``folder`` is over; :class:`llm.errors.Refused` if this is another one.
+    """The keys that the sweep in ``folder`` varies; :class:`llm.errors.Refused` for another sweep.
 
-    Of what that sweep is over, one value may be typed now, or some more.
+    The jobs of this command may be some of its jobs again, or further values of its keys.
     """
     found = read_json(folder / SWEEP)
     over, before = found.get("over"), found.get("fixed")
     usable = isinstance(over, list) and all(isinstance(key, str) for key in over)
     usable = usable and isinstance(before, dict)
-    require(usable, f"{folder / SWEEP} is not what a sweep has written: take another run.sweep")
+    require(usable, f"{folder / SWEEP} was not written by a sweep: take another run.sweep")
     assert isinstance(over, list) and isinstance(before, dict)
-    now = ", ".join(varied or typed) or "nothing"
-    same = set(varied) <= set(over) <= set(typed)
     other = f"{folder} holds another sweep"
-    was = ", ".join(map(str, over)) or "nothing"
+    was, now = (", ".join(keys) or "nothing" for keys in (over, varied or typed))
+    same = set(varied) <= set(over) <= set(typed)
     require(same, f"{other} (over {was}, not {now}): take another run.sweep")
-    differ = [key for key in before if key in fixed and before[key] != fixed[key]]
-    told = ", ".join(f"{key} was {before[key]}, now {fixed[key]}" for key in differ)
-    require(not differ, f"{other} ({told}): take another run.sweep, or the same settings")
+    changes = ", ".join(
+        f"{key} was {before[key]}, now {fixed[key]}"
+        for key in before
+        if key in fixed and before[key] != fixed[key]
+    )
+    require(not changes, f"{other} ({changes}): take another run.sweep, or the same settings")
     return over
 
 
 def typed_values(point: Point[TrainSettings]) -> dict[str, str]:
-    """What was typed for a job, or is in the sweep's file, but for where the job is written."""
-    kept = [one for one in point.overrides if not is_housekeeping(one)]
-    pairs = (one.partition("=") for one in as_typed(kept))
-    return {key: value for key, _, value in pairs}
+    """The values of a job by key, from the command line and the sweep's file, without its place."""
+    values = {}
+    for override in point.overrides:
+        key, _, value = override.partition("=")
+        if not is_housekeeping(key):
+            values[key] = shown(value)
+    return values
 
 
 def folder_names(values: list[dict[str, str]]) -> list[str]:
-    """A name for each job's folder, from what varies; never the same one twice."""
+    """A name for each job's folder, from the values that vary; no two are the same."""
     names: dict[str, None] = {}  # in order
     for number, one in enumerate(values):
         name = folder_name([f"{key}={value}" for key, value in one.items()], number)
@@ -205,12 +207,11 @@ def folder_names(values: list[dict[str, str]]) -> list[str]:
 
 
 def end_of(folder: Path, result: JobReturn | None) -> dict[str, Any]:
-    """How a job ended: its summary, or what its launcher says of it."""
-    said = getattr(result, "_return_value", None)  # the property would raise it
-    if result is not None and result.status == JobStatus.FAILED:
-        return said.found if isinstance(said, JobFailed) else _failed(said)
-    return read_summary(folder) or {"status": "not started"}
-
-
-def _failed(said: object) -> dict[str, Any]:
-    return {"status": "failed", "reason": next(iter(str(said).splitlines()), "no reason given")}
+    """How a job ended: its summary, or the error that its launcher returned."""
+    error = getattr(result, "_return_value", None)  # the property would raise it
+    if result is None or result.status != JobStatus.FAILED:
+        return read_summary(folder) or {"status": "not started"}
+    if isinstance(error, JobFailed):
+        return error.summary
+    reason = next(iter(str(error).splitlines()), "no reason given")
+    return {"status": "failed", "reason": reason}

@@ -1,23 +1,28 @@
-"""What is typed on the command line, before Hydra sees it.
+"""Free text and paths on the command line, taken exactly as they are typed.
 
-Free text and paths are taken as they are typed: Hydra's grammar gives a meaning to quotes, commas,
-brackets, ``${`` and more, so their values are quoted for it. Two things that quotes do not protect,
-an interpolation and the mark for a missing value, are broken up with a code point that no text has;
-it is taken out again on the way in.
+In Hydra's grammar quotes, commas, brackets, ``${`` and others have a meaning, so free text is
+quoted for it. Quotes do not protect two texts, an interpolation and OmegaConf's ``???`` for a
+missing value: they are split by a code point that no text contains, and joined again afterwards.
 
-All other values are Hydra's to read: they can be swept, chosen, listed. Its grammar only knows
-ASCII outside quotes, so words with other letters are quoted, wherever they stand.
+Other values may be lists, choices or sweeps in Hydra's grammar. It allows only ASCII outside
+quotes, so words with other letters are quoted, wherever they stand.
 """
 
 import re
-from dataclasses import fields, is_dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
 
 from llm.errors import require
 from llm.settings.keys import ALL_KEYS
 
-# Keys that hold a choice from a few words, or a name, can be swept: their values are Hydra's to
-# read. Any other key that holds text is free text or a path.
+T = TypeVar("T")
+# These texts are names or one of a few words, so they can be swept over: Hydra reads their values.
+# All other texts are free.
 WORDS = frozenset(
     [
         "model.norm", "model.mlp", "model.position", "model.loss", "data.name", "data.corpus",
@@ -26,15 +31,15 @@ WORDS = frozenset(
         "memory.largest", "logger.mode", "logger.project", "logger.entity", "run.name", "run.sweep",
     ]
 )  # fmt: skip
-LISTS = frozenset(["stop"])  # may be typed several times: each adds to a list
-TEXT = frozenset(key for key, kind in ALL_KEYS.items() if kind is str) - WORDS  # never null
-KEYS = TEXT | LISTS | {key for key, kind in ALL_KEYS.items() if kind == str | None} - WORDS
+NEVER_NULL = frozenset(key for key, kind in ALL_KEYS.items() if kind is str) - WORDS
+OR_NULL = frozenset(key for key, kind in ALL_KEYS.items() if kind == str | None) - WORDS
+FREE = NEVER_NULL | OR_NULL | {"stop"}
 REFERENCE = re.compile(r"(?<!\\)\$\{[\w.\[\]-]+\}")  # to another key, as in ${model.n_embed}
-# What stands in quotes, or a run of characters that have no meaning in Hydra's grammar.
+# Text in quotes, or characters that have no meaning in Hydra's grammar.
 WORD = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^'"\\,:=()\[\]{}]+""")
 MOST_DIGITS = 4000  # of a number; Python itself refuses to read one of more than 4300
 ENDLESS = re.compile(rf"[\d_]{{{MOST_DIGITS + 1}}}")
-# What Hydra would read as a number or as true, and write in another way: 1e5 as 100000.0.
+# Hydra reads these words as a number or a boolean, and writes them differently: 1e5 as 100000.0.
 NUMBER = re.compile(
     r"[+-]?(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(inf|nan)|true|false", re.IGNORECASE
 )
@@ -42,18 +47,12 @@ BREAK = "\ufdd0"  # a noncharacter: Unicode reserves it for use inside programs
 
 
 def quote_arguments(arguments: list[str]) -> list[str]:
-    """Command-line arguments with the values of :data:`KEYS` quoted for Hydra; others unchanged."""
-    lists: dict[str, list[str]] = {key: [] for key in LISTS}
-    for key, equals, value in (argument.partition("=") for argument in arguments):
-        if key in LISTS and equals:
-            lists[key].append(value)
-    joined = {
-        key: f"{key}=[{','.join(map(quoted, values))}]"
-        for key, values in lists.items()
-        if len(values) > 1
-    }
-    several = [argument for argument in arguments if argument.partition("=")[0] not in joined]
-    return [*map(quote_argument, several), *joined.values()]
+    """``key=value`` arguments for Hydra. Several ``stop=TEXT`` become one list."""
+    stops = [value for key, _, value in (one.partition("=") for one in arguments) if key == "stop"]
+    if len(stops) < 2:
+        return [quote_argument(argument) for argument in arguments]
+    others = [argument for argument in arguments if not argument.startswith("stop=")]
+    return [*map(quote_argument, others), f"stop=[{','.join(map(quoted, stops))}]"]
 
 
 def quote_argument(argument: str) -> str:
@@ -61,116 +60,96 @@ def quote_argument(argument: str) -> str:
     key, equals, value = argument.partition("=")
     if not equals:
         return argument
-    if key in KEYS:
-        return argument if value == "null" and key not in TEXT else f"{key}={quoted(value)}"
+    if key in FREE:
+        return argument if value == "null" and key not in NEVER_NULL else f"{key}={quoted(value)}"
     refuse_calls(key, value)
     require(not ENDLESS.search(value), f"{key} holds a number of more than {MOST_DIGITS} digits")
-    text = key in WORDS and not _is_readable(argument)  # it will be refused, by a check of ours
-    return f"{key}={quoted(value) if text else quote_words(value, key in WORDS)}"
+    if ALL_KEYS.get(key) is bool:
+        for number in re.findall(r"[+-]?\d+", value):  # OmegaConf would take any number as true
+            require(number in ("0", "1"), f"{key}={number} must be true or false")
+    words = f"{key}={quote_words(value, key in WORDS)}"
+    # A word that Hydra cannot read reaches the check of its key, which says what it may be.
+    return f"{key}={quoted(value)}" if key in WORDS and not _is_readable(words) else words
 
 
 def quote_words(value: str, numbers: bool = False) -> str:
-    """``[a, ü]`` -> ``[a, 'ü']``: quotes around each word with letters that are not ASCII's.
+    """``[a, ü]`` -> ``[a, 'ü']``: quotes around each word with letters that are not ASCII.
 
-    With ``numbers``, around each number as well: ``1e5`` as a name is not ``100000.0``.
+    With ``numbers``, around each number as well: the name ``1e5`` is not ``100000.0``.
     """
     numbers = numbers and not set("(:=") & set(value)  # as in range(1, 3) and cuda:0
-    return WORD.sub(lambda word: _quoted_word(word[0], numbers), value)
 
+    def quote(found: re.Match[str]) -> str:
+        text, word = found[0], found[0].strip()
+        is_number = numbers and NUMBER.fullmatch(word) is not None
+        if text[0] in "'\"" or (text.isascii() and not is_number):
+            return text
+        return text.replace(word, f"'{word}'")
 
-def _quoted_word(found: str, numbers: bool) -> str:
-    word = found.strip()
-    is_number = numbers and NUMBER.fullmatch(word) is not None
-    if found[0] in "'\"" or (found.isascii() and not is_number):
-        return found
-    return found.replace(word, f"'{word}'")
-
-
-def bare_words(value: str) -> str:
-    """Undo :func:`quote_words`."""
-    return WORD.sub(lambda word: _bare_word(word[0]), value)
-
-
-def _bare_word(found: str) -> str:
-    word = found[1:-1]
-    ours = found == f"'{word}'" and WORD.fullmatch(word) is not None
-    return word if ours and (not word.isascii() or NUMBER.fullmatch(word)) else found
+    return WORD.sub(quote, value)
 
 
 def _is_readable(argument: str) -> bool:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
     try:
-        OverridesParser.create().parse_override(quote_words(argument))
+        OverridesParser.create().parse_override(argument)
     except HydraException:
         return False
     return True
 
 
-def quoted(value: str) -> str:
-    """``value`` between single quotes, such that Hydra reads it back unchanged."""
-    from hydra.core.override_parser.types import Quote, QuotedString
+def quoted(text: str) -> str:
+    """``text`` between single quotes, such that Hydra reads it back unchanged."""
+    return QuotedString(text=guard(text), quote=Quote.single).with_quotes()
 
-    return QuotedString(text=guard(value), quote=Quote.single).with_quotes()
+
+def unquoted(value: str) -> str:
+    """The text of a value that may be :func:`quoted`; empty for null."""
+    text = OverridesParser.create().parse_override(f"key={value}").value()
+    return "" if text is None else unguard(str(text))
+
+
+def shown(value: str) -> str:
+    """A value of an override for a table or a folder's name: without quotes around all of it."""
+    return unquoted(value) if value.startswith("'") else value
+
+
+def as_typed(argument: str) -> str:
+    """Undo :func:`quote_argument` for free text. Other arguments can be typed as they are."""
+    key, _, value = argument.partition("=")
+    return f"{key}={unquoted(value)}" if key in FREE and value != "null" else argument
 
 
 def refuse_calls(key: str, value: object) -> None:
-    """Raise :class:`llm.errors.Refused` for an interpolation that is no plain reference.
+    """Raise :class:`llm.errors.Refused` for an interpolation that is not a plain reference.
 
-    Others call functions, which may read the environment or files: what they find, a password
-    perhaps, would be in ``config.yaml`` and in W&B. For the same reason the value is not repeated.
+    Others call functions, which may read the environment or files: a password might come into
+    ``config.yaml`` and W&B. For the same reason the message does not repeat the value.
     """
     plain = not isinstance(value, str) or "${" not in REFERENCE.sub("", value)
     require(plain, f"{key} holds an interpolation other than ${{key}}: give the value itself")
 
 
-def guard(value: str) -> str:
-    """Break up what OmegaConf would interpret."""
-    value = value.replace("${", "$" + BREAK + "{")
-    return BREAK + value if value == "???" else value
+def guard(text: str) -> str:
+    """``text`` split by :data:`BREAK` where OmegaConf would see an interpolation or ``???``."""
+    text = text.replace("${", "$" + BREAK + "{")
+    return BREAK + text if text == "???" else text
 
 
-def guard_all(value: Any) -> Any:
-    """:func:`guard` every string in plain lists and dicts."""
-    if isinstance(value, dict):
-        return {key: guard_all(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [guard_all(item) for item in value]
-    return guard(value) if isinstance(value, str) else value
+def unguard(text: str) -> str:
+    """Undo :func:`guard`."""
+    return text.replace(BREAK, "")
 
 
-def unguarded(value: Any) -> Any:
-    """Undo :func:`guard_all`."""
-    if isinstance(value, dict):
-        return {key: unguarded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [unguarded(item) for item in value]
-    return value.replace(BREAK, "") if isinstance(value, str) else value
-
-
-def unguard_all(settings: Any) -> None:
-    """:func:`unguarded` for every field of nested dataclasses, in place."""
-    for field in fields(settings):
-        value = getattr(settings, field.name)
-        if is_dataclass(value):
-            unguard_all(value)
-        else:
-            setattr(settings, field.name, unguarded(value))
-
-
-def unquote(value: str) -> str:
-    """The text of a value that :func:`quoted` made (or that was never quoted)."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    parsed = OverridesParser.create().parse_override(f"key={value}").value()
-    return str(parsed).replace(BREAK, "") if parsed is not None else ""
-
-
-def as_typed(arguments: list[str]) -> list[str]:
-    """Undo :func:`quote_arguments`."""
-    pairs = [argument.partition("=") for argument in arguments]
-    return [
-        f"{k}={unquote(v)}" if k in KEYS and v != "null" else f"{k}{e}{bare_words(v)}"
-        for k, e, v in pairs
-    ]
+def map_text(change: Callable[[str], str], value: T) -> T:
+    """``value`` with every text in its lists, dicts and dataclasses changed."""
+    found: Any = value
+    if isinstance(found, dict):
+        found = {key: map_text(change, item) for key, item in found.items()}
+    elif isinstance(found, list):
+        found = [map_text(change, item) for item in found]
+    elif isinstance(found, str):
+        found = change(found)
+    elif is_dataclass(found) and not isinstance(found, type):
+        new = {one.name: map_text(change, getattr(found, one.name)) for one in fields(found)}
+        found = replace(found, **new)
+    return found  # type: ignore[no-any-return]

@@ -19,7 +19,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
 from llm.config.compose import read_settings
-from llm.config.planner import Planner
+from llm.config.planner import Planner, as_points
 from llm.errors import Refused
 from llm.memory.fit import Fitted
 from llm.memory.lora import LoRA
@@ -64,7 +64,7 @@ def counted(*typed: str) -> tuple[list[Point[PlanSettings]], int]:
         made: list[Point[PlanSettings]] = []
         found = Plugins.instance().instantiate_sweeper(
             hydra_context=HydraContext(loader, Callbacks()),
-            task_function=cast(Any, made.extend),
+            task_function=as_points(made.extend),
             config=config,
         )
         assert isinstance(found, Planner)

@@ -1,6 +1,6 @@
-"""Our plugins under the name that Hydra asks for; ``conf/hydra/`` refers to them.
+"""The plugins that ``conf/hydra/`` names, in the package where Hydra looks for them.
 
-Hydra runs this module each time it looks for plugins, so the work is in ``llm.config``.
+Hydra runs this module each time it looks for plugins, so the code is in ``llm.config``.
 """
 
 from llm.config import launcher, planner, sweeper

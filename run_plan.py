@@ -31,9 +31,9 @@ def main(points: Any) -> None:
     from llm.planning.plan import refusal
     from llm.planning.points import plan_all
     from llm.planning.tables import show_grid, show_plan
-    from llm.terminal import output_matters
+    from llm.terminal import require_output
 
-    output_matters()
+    require_output()
     plans, is_grid = plan_all(points), len(points) > 1
     if is_grid:
         show_grid(plans, len(points))

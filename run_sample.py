@@ -21,7 +21,7 @@ def main(cfg: DictConfig) -> None:
     import sys
 
     from llm.experiment.console import status
-    from llm.terminal import output_matters
+    from llm.terminal import require_output
 
     with status("loading torch"):
         from llm.checkpoint.checkpoint import Checkpoint
@@ -36,7 +36,7 @@ def main(cfg: DictConfig) -> None:
         )  # fmt: skip
         from llm.sampling.layout import lay_out_for_decoding
 
-    output_matters()
+    require_output()
     checkpoint = Checkpoint.open(find_checkpoint("ckpt", str(settings.ckpt)))
     tokenizer = checkpoint.tokenizer
     tune_allocator(checkpoint.model.n_embed)

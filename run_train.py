@@ -92,7 +92,9 @@ def train(
         checkpoints = CheckpointFolder(
             run.folder, options.keep_last, model.config, dataset.tokenizer, run.identity
         )
-        with open_logger(run, settings.logger, to_plain(settings), max_steps, sweep, own) as logger:
+        with open_logger(
+            run.folder, run.checkpoint, settings.logger, to_plain(settings), max_steps, sweep, own
+        ) as logger:
             trainer = build(
                 options, model=model, dataset=dataset, precision=precision, logger=logger,
                 optimizer=build(settings.optimizer, model=model), checkpoints=checkpoints,
@@ -106,7 +108,7 @@ def train(
             trainer.check_room()
             show_start(run.folder, trainer, dataset, why, plan.sentence)
             try:
-                with logger.screen:
+                with logger:
                     trainer.fit()
             finally:
                 summary |= trainer.outcome()

@@ -1,4 +1,4 @@
-"""``python -m llm``: which commands there are."""
+"""``python -m llm``: a list of the commands."""
 
 import sys
 
@@ -9,13 +9,15 @@ from llm.version import version_line
 def main() -> None:
     """Print a line for each command."""
     print(version_line())
-    if "--version" not in sys.argv[1:]:
-        found = {command_line(name): purpose for name, purpose in purposes().items()}
-        print("The commands are scripts; --help says what each of them takes:")
-        for typed, purpose in found.items():
-            print(f"  {typed:<{max(map(len, found))}}   {purpose}")
-        if not found:
-            print("  run_prepare.py run_train.py run_sample.py run_plan.py, in a checkout of llm")
+    if "--version" in sys.argv[1:]:
+        return
+    commands = {command_line(name): purpose for name, purpose in purposes().items()}
+    if not commands:
+        print("The commands are scripts in a checkout of llm: run_prepare.py, run_train.py, ...")
+        return
+    print("The commands are scripts; each lists its options with --help:")
+    for typed, purpose in commands.items():
+        print(f"  {typed:<{max(map(len, commands))}}   {purpose}")
 
 
 if __name__ == "__main__":

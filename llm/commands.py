@@ -1,4 +1,4 @@
-"""Our commands as they are typed in the current folder, for messages to copy them from."""
+"""The commands of this program, as a user can copy them from a message in the current folder."""
 
 import ast
 import shlex
@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent.parent  # of run_*.py
+SCRIPTS = ["run_prepare.py", "run_train.py", "run_sample.py", "run_plan.py"]  # in order of use
 TYPED: list[str] = []  # the whole command line, before anything in it is quoted for Hydra
-of_training: list[str] = []  # what run_train.py needs to find options of the user's own
+of_training: list[str] = []  # arguments with which run_train.py finds the user's option files
 
 
 def command_line(name: str, *arguments: str) -> str:
@@ -32,7 +33,7 @@ def typed_command(*more: str, name: str | None = None) -> str:
 def for_shell(words: Iterable[str]) -> str:
     """A command that a shell reads as ``words``, in characters that any terminal can show.
 
-    A path may hold control characters, or bytes that are not text, which Python keeps as lone
+    A path may have control characters, or bytes that are not text, which Python keeps as lone
     surrogates (PEP 383). Both are written as ``$'\\xff'``, which bash, zsh and others read.
     """
     return " ".join(map(_quoted, words))
@@ -50,7 +51,7 @@ def _escaped(character: str) -> str:
 
 
 def script(name: str) -> str:
-    """The path of the script ``name`` from the current folder; it is beside the one started."""
+    """The path from the current folder to the script ``name``, beside the script that runs."""
     started = Path(sys.argv[0])
     if not started.name.startswith("run_"):  # python -m llm, a notebook, a test
         return str(_from_here(FOLDER / name)) if (FOLDER / name).exists() else name
@@ -60,16 +61,13 @@ def script(name: str) -> str:
 def _from_here(path: Path) -> Path:
     try:
         return path.relative_to(Path.cwd()) if path.is_absolute() else path
-    except (ValueError, FileNotFoundError):  # it is elsewhere, or the current folder was deleted
+    except (ValueError, FileNotFoundError):  # elsewhere, or the current folder was deleted
         return path
 
 
 def purposes() -> dict[str, str]:
-    """What each script is for, in the order of use: the beginning of its docstring."""
-    order = ["prepare", "train", "sample", "plan"]
-    paths = {path.stem.removeprefix("run_"): path for path in sorted(FOLDER.glob("run_*.py"))}
-    names = [name for name in order if name in paths] + [n for n in paths if n not in order]
-    return {f"run_{name}.py": _first_line(paths[name]) for name in names}
+    """The first line of each script's docstring, in the order of use."""
+    return {name: _first_line(FOLDER / name) for name in SCRIPTS if (FOLDER / name).exists()}
 
 
 def _first_line(path: Path) -> str:

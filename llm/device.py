@@ -1,4 +1,4 @@
-"""The one device a process computes on, and what it says about its memory."""
+"""The one device that a process computes on, and its memory."""
 
 import ctypes
 import json
@@ -14,40 +14,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llm.errors import INSTALL_COMPILER, Refused, require
+from llm.errors import require
+from llm.units import format_bytes
 
 
 def select_device(name: str, key: str = "trainer.device", compiles: bool = False) -> torch.device:
     """``auto`` (cuda, else mps, else cpu), or a device by name, e.g. ``cuda:1``.
 
-    Raises :class:`llm.errors.Refused` for a device that is not there, and where ``compiles`` (for
-    it, with torch.compile) and there is no compiler.
+    Raises :class:`llm.errors.Refused` if the device is missing, or if ``compiles`` (with
+    torch.compile) and there is no compiler.
     """
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
     if name == "auto":
-        name = (
-            "cuda"
-            if torch.cuda.is_available()
-            else "mps"
-            if torch.backends.mps.is_available()
-            else "cpu"
-        )
+        name = next(kind for kind, is_there in available.items() if is_there)
     kind, colon, index = name.partition(":")
-    require(kind in ("cuda", "mps", "cpu"), f"{key}={name} is unknown: take auto, cuda, mps or cpu")
-    numbered = index.isascii() and index.isdigit()
-    require(numbered or not colon, f"{key}={name} has no number after the colon: take {kind}:0")
+    require(kind in available, f"{key}={name} is unknown: take auto, cuda, mps or cpu")
+    is_number = index.isascii() and index.isdigit()
+    require(is_number or not colon, f"{key}={name} has no number after the colon: take {kind}:0")
+    gpu = "Apple GPU" if kind == "mps" else "GPU"
+    require(
+        available[kind],
+        f"{key}={name}, but torch {torch.__version__} sees no {gpu}: take {key}=cpu or auto",
+    )
     if kind == "cuda":
-        if not torch.cuda.is_available():
-            raise Refused(
-                f"{key}={name}, but torch {torch.__version__} sees no GPU: take {key}=cpu or auto"
-            )
         count = torch.cuda.device_count()
         require(
             int(index or 0) < count,
-            f"{key}={name}, but there are only {count} GPUs, numbered from 0",
-        )
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise Refused(
-            f"{key}={name}, but torch {torch.__version__} sees no Apple GPU: take {key}=cpu or auto"
+            f"{key}={name}, but the highest number of a GPU here is {count - 1}",
         )
     device = torch.device(name)
     if compiles:
@@ -56,53 +53,57 @@ def select_device(name: str, key: str = "trainer.device", compiles: bool = False
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raise :class:`llm.errors.Refused` where ``torch.compile`` would find no compiler.
+    """Raise :class:`llm.errors.Refused` if ``torch.compile`` would find no compiler.
 
-    For a CPU it writes C++, for a GPU a little C beside its kernels.
+    For a CPU it writes C++, for a GPU a little C beside its kernels; Metal brings its own.
     """
-    names = {"cpu": ("CXX", ("g++", "clang++")), "cuda": ("CC", ("gcc", "clang", "cc"))}
-    if device.type not in names:  # Metal brings its own
-        return
-    variable, known = names[device.type]
-    wanted = shlex.split(os.environ.get(variable, ""))[:1] or known
-    found = any(map(shutil.which, wanted))
-    require(found, f"trainer.compile=true needs a compiler ({wanted[0]}): {INSTALL_COMPILER}")
+    names = {"cpu": ("CXX", ["g++", "clang++"]), "cuda": ("CC", ["gcc", "clang", "cc"])}
+    if device.type in names:
+        variable, known = names[device.type]
+        commands = shlex.split(os.environ.get(variable, ""))[:1] or known
+        found = any(map(shutil.which, commands))
+        require(
+            found,
+            f"trainer.compile=true needs a compiler ({commands[0]}): install g++ or gcc, "
+            "or leave trainer.compile out",
+        )
 
 
-def set_deterministic(wanted: bool) -> None:
-    """Whether only algorithms are used that give the same bits each time. Call it before the first
-    tensor is made: cuBLAS reads its setting once.
+def set_deterministic(is_deterministic: bool) -> None:
+    """Whether torch uses only algorithms that give the same bits each time.
+
+    Call it before the first tensor is made: cuBLAS reads its setting once.
     """
-    if wanted:
+    if is_deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if wanted != torch.are_deterministic_algorithms_enabled():  # the call imports a compiler
-        torch.use_deterministic_algorithms(wanted)
+    if is_deterministic != torch.are_deterministic_algorithms_enabled():  # the call takes a second
+        torch.use_deterministic_algorithms(is_deterministic)
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-MAPPED_FROM = 2 * 2**20  # bytes: from here on torch asks for huge pages
+HUGE_PAGE = 2 * 2**20  # bytes: torch asks for huge pages for blocks from this size on
 WIDE = 512
 
 
 def tune_allocator(n_embed: int, closely: bool = False) -> None:
-    """Let the system reclaim large CPU tensors (Linux). Call it before the first tensor is made.
+    """Let the system take back the memory of large CPU tensors as soon as they are freed (Linux).
 
-    glibc (2.36) rarely finds room for an aligned block where one of its size was freed, so that a
-    training step comes to hold far more than it needs. Mapped one by one, large blocks go back
-    whole; huge pages make that cheap, and decoding reads weights faster from them. Narrow networks
-    have little to save, and blocks too small for huge pages, which are slow to map. So theirs are
-    mapped, smaller ones too, only where memory is watched ``closely``.
+    Call it before the first tensor is made. glibc (2.36) rarely finds room for an aligned block
+    where one of the same size was freed, so a training step comes to hold far more than it needs.
+    Blocks that are mapped one by one go back whole; huge pages make that cheap. Networks narrower
+    than :data:`WIDE` have little to save, and their blocks are slow to map, so it is done for them
+    only if memory is watched ``closely``.
     """
-    given = "MALLOC_MMAP_THRESHOLD_" in os.environ
-    # CUDA: blocks that can grow leave fewer gaps (torch reads it when it first asks for memory).
+    # On CUDA segments that can grow leave fewer gaps (torch reads this when it first allocates).
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    if sys.platform == "linux" and (closely or n_embed >= WIDE) and not given:
+    is_set_by_user = "MALLOC_MMAP_THRESHOLD_" in os.environ
+    if sys.platform == "linux" and (closely or n_embed >= WIDE) and not is_set_by_user:
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages: torch reads it once
-        set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-        if set_option:
-            set_option(M_MMAP_THRESHOLD, MAPPED_FROM // 4 if closely else MAPPED_FROM)
-            set_option(M_TRIM_THRESHOLD, 128 * MAPPED_FROM)  # else the heap is trimmed all the time
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+        if mallopt:
+            mallopt(M_MMAP_THRESHOLD, HUGE_PAGE // 4 if closely else HUGE_PAGE)
+            mallopt(M_TRIM_THRESHOLD, 128 * HUGE_PAGE)  # the default would now trim all the time
 
 
 def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
@@ -110,27 +111,28 @@ def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor
     tensors = [torch.from_numpy(array) for array in arrays]
     if device.type == "cuda":
         return [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
-    return [tensor.to(device) for tensor in tensors]  # not read before it has arrived
+    return [tensor.to(device) for tensor in tensors]
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all it was told to; a CPU always has."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    """Wait until the device has finished its work; a CPU always has."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def describe(device: torch.device) -> str:
     """The device's name, with its memory or its threads."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        return f"{properties.name} ({properties.total_memory / 2**30:.1f} GiB)"
-    return (
-        f"{device.type} ({torch.get_num_threads()} threads)"
-        if device.type == "cpu"
-        else device.type
-    )
+        return f"{properties.name} ({format_bytes(properties.total_memory)})"
+    return f"cpu ({torch.get_num_threads()} threads)" if device.type == "cpu" else device.type
+
+
+def total_memory(device: torch.device) -> int | None:
+    """Bytes of a GPU; None elsewhere."""
+    if device.type != "cuda":
+        return None
+    return int(torch.cuda.get_device_properties(device).total_memory)
 
 
 def reserved_memory_bytes(device: torch.device) -> int | None:
@@ -138,11 +140,21 @@ def reserved_memory_bytes(device: torch.device) -> int | None:
     return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
 
 
-def held_before(device: torch.device) -> int:
-    """Bytes that are taken before the first tensor of a run: what no prediction counts.
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most bytes so far: of tensors on CUDA, elsewhere of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if peak := _process_status("VmHWM"):
+        return peak  # Linux, where ru_maxrss starts at the peak of the parent process
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, else KiB
 
-    On a CPU the process with its libraries. On CUDA what is not free once the first product has
-    made its context and workspaces: also what other programs hold there.
+
+def process_memory(device: torch.device) -> int:
+    """Bytes in use before the first tensor of a run, which no prediction counts.
+
+    On a CPU the process with its libraries. On CUDA all memory that is not free after a first
+    product has made its context and workspaces, other programs included.
     """
     x = torch.ones(256, 256, device=device)
     (x @ x).sum().item()
@@ -152,64 +164,41 @@ def held_before(device: torch.device) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         free, total = torch.cuda.mem_get_info(device)
         return total - free - torch.cuda.memory_reserved(device)
-    return _of_process("VmRSS") or peak_memory_bytes(device)
-
-
-def total_memory(device: torch.device) -> int | None:
-    """Bytes that a GPU has; None elsewhere, where the system may have more."""
-    if device.type != "cuda":
-        return None
-    return int(torch.cuda.get_device_properties(device).total_memory)
+    return _process_status("VmRSS") or peak_memory_bytes(device)
 
 
 def limit_memory(device: torch.device, further: int) -> bool:
-    """Let this process take ``further`` bytes; for more, torch raises an error. Returns
-    whether that can be done here.
+    """Let this process take ``further`` bytes more; beyond that torch raises an error.
 
-    On CUDA that is its allocator's, on a CPU the kernel's limit on private memory (Linux), which
-    also counts what libraries allocate meanwhile.
+    Returns whether this system can do that: on CUDA torch's allocator, on a CPU Linux, which
+    limits private memory, so that allocations of libraries count too.
     """
     if device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index
         share = further / (total_memory(device) or further)
         torch.cuda.set_per_process_memory_fraction(min(1.0, share), index)
         return True
-    data = _of_process("VmData")
-    if device.type != "cpu" or not data:
+    present = _process_status("VmData")
+    if device.type != "cpu" or not present:
         return False
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = data + further
-    limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    limit = present + further
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
     return True
 
 
-def release_memory() -> None:
-    """Give back what the allocator keeps for later: another attempt begins from nothing."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _of_process(key: str) -> int:
-    """A line of Linux's account of this process, in bytes; 0 elsewhere."""
+def _process_status(key: str) -> int:
+    """Bytes in a line of /proc/self/status; 0 if the system has none."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
     except OSError:
         return 0
-    found = (line.split()[1] for line in status.splitlines() if line.startswith(f"{key}:"))
-    return 1024 * int(next(found, 0))
+    values = (line.split()[1] for line in status.splitlines() if line.startswith(f"{key}:"))
+    return 1024 * int(next(values, 0))
 
 
-def peak_memory_bytes(device: torch.device) -> int:
-    """Most bytes held at once so far: by tensors on CUDA, elsewhere by the whole process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if own := _of_process("VmHWM"):
-        return own  # Linux, where ru_maxrss starts at what the parent process held
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, else KiB
-
-
-if __name__ == "__main__":  # what llm.planning.setup asks about a GPU
+if __name__ == "__main__":  # llm.planning.plan asks about a GPU in a process of its own
     _device = select_device(sys.argv[1])
-    print(json.dumps([_device.type, held_before(_device), total_memory(_device)]))
+    print(json.dumps([_device.type, process_memory(_device), total_memory(_device)]))

@@ -1,33 +1,33 @@
-"""The ways a command can end early: each has an exit status and a status for ``summary.json``.
+"""The ways a command can end early, each with an exit status and a status for ``summary.json``.
 
-These are the only exceptions a user should ever see, as one line without a traceback.
-Anything else that escapes is a fault of ours, shown with its traceback and exit status 1.
+A user sees these exceptions as one line without a traceback. Any other exception is a bug of this
+program, shown with its traceback and exit status 1.
 """
 
 import errno
 from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 from unicodedata import category
 
-# How torch says it: on CUDA and MPS, inside cuBLAS, and on a CPU (a plain RuntimeError).
+# In the messages of torch (on CUDA and MPS, in cuBLAS, on a CPU) and of the system.
 OUT_OF_MEMORY = (
     "out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "can't allocate memory",
     "bad_alloc",
-    "Cannot allocate memory",  # ENOMEM, of the system
-    "can't start new thread",  # whose stack has no room
+    "Cannot allocate memory",  # ENOMEM
+    "can't start new thread",  # there is no room for its stack
 )
 LONGEST = 4000  # characters of a message
-JOINERS = "\u200c\u200d"  # Persian, Indic scripts and families of emoji are written with them
-INSTALL_COMPILER = "install one, as g++ or gcc, or leave trainer.compile out"
+JOINERS = "\u200c\u200d"  # used by Persian, Indic scripts and families of emoji
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 class Stop(Exception):
-    """A run that ends early for a known reason. The message is one line: the thing, its value,
-    what to do.
+    """A run ends early for a known reason. The message is one line: the thing, its value, what to
+    do.
     """
 
     exit_status = 1
@@ -53,7 +53,7 @@ class Diverged(Stop):
 
 
 class OutOfMemory(Stop):
-    """The device has no room for the next allocation, in the run of a ``folder``."""
+    """The device has no room for the next allocation; ``folder`` is that of the run."""
 
     exit_status = 4
     status = "out_of_memory"
@@ -61,7 +61,7 @@ class OutOfMemory(Stop):
 
 
 class InUse(Refused):
-    """A run folder that another process is writing to; nothing may be left in it."""
+    """Another process is writing to the run folder, so nothing may be written to it."""
 
 
 class DiskError(Stop):
@@ -84,21 +84,24 @@ def require(condition: object, message: str) -> None:
         raise Refused(message)
 
 
-def printable(text: str, keep: str = "", longest: int | None = LONGEST) -> str:
-    """``text`` without what a terminal would obey, or could not show, and not longer than a page.
+def printable(text: str, keep: str = "\n\t") -> str:
+    """``text`` with everything escaped that a terminal would obey or could not show.
 
-    Names in a message may come from a stranger's file. Characters that are not ``isprintable`` are
-    escaped (controls, marks that reorder a line, invisible ones), except wide spaces and the
-    joiners of emoji and of several scripts. ``keep``: controls that are left as they are.
+    These are the characters that are not ``isprintable``: controls, marks that reorder a line,
+    invisible ones. Wide spaces, the joiners of emoji and of several scripts, and the controls in
+    ``keep`` stay.
     """
-    cut = text if longest is None else text[:longest]
-    if not cut.isprintable():
-        kept = JOINERS + keep
-        cut = "".join(
-            c if c.isprintable() or c in kept or category(c) == "Zs" else ascii(c)[1:-1]
-            for c in cut
-        )
-    return cut if longest is None or len(text) <= longest else f"{cut} ..."
+    if text.isprintable():
+        return text
+    kept = JOINERS + keep
+    return "".join(
+        c if c.isprintable() or c in kept or category(c) == "Zs" else ascii(c)[1:-1] for c in text
+    )
+
+
+def as_line(text: str) -> str:
+    """One printable line, cut to a page: names in a message may come from a stranger's file."""
+    return printable(text[:LONGEST], keep="") + " ..." * (len(text) > LONGEST)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -108,16 +111,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
-    """The one of ``known`` that ``word`` may be a mistyping of."""
-    from difflib import get_close_matches
-
+    """The word of ``known`` that ``word`` may be a mistyping of, if there is one."""
     return next(iter(get_close_matches(word, list(known), n=1)), None)
 
 
 def as_stop(error: BaseException, advice: str = "") -> Stop | None:
-    """The known reason behind an error of the system or of torch; None for a fault of ours.
+    """The known reason behind an error of the system or of torch; None for a bug of this program.
 
-    ``advice`` says what to do where memory is not enough.
+    ``advice`` says what to do if memory is not enough.
     """
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     if isinstance(error, ImportError) and "failed to map segment" in text:
@@ -126,8 +127,6 @@ def as_stop(error: BaseException, advice: str = "") -> Stop | None:
         return OutOfMemory(f"out of memory ({text})" + f": {advice}" * bool(advice))
     if "does not have a deterministic implementation" in text:
         return Refused(f"{text.split(', but')[0]}: set trainer.deterministic=false")
-    if "No working C++ compiler found" in text:
-        return Refused(f"trainer.compile=true needs a compiler (g++): {INSTALL_COMPILER}")
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         name = str(error.filename)
         what = name if len(name) <= 60 else f"{name[:60]}..."

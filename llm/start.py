@@ -1,13 +1,13 @@
-"""Imported first by every command: from here on a signal is answered with an exit status, and
-nothing that happens to the terminal ends the process.
+"""Every command imports this first: from here on a signal leads to an exit status, and nothing
+that happens to the terminal ends the process.
 """
 
 import atexit
 
 from llm.signals import ignore, listener
-from llm.terminal import guard_streams, let_go
+from llm.terminal import empty_buffers, guard_streams
 
-guard_streams()  # before anything opens a file, which might get the number of a closed stream
+guard_streams()  # before any file is opened: it might get the number of a closed stream
 listener.listen()
-atexit.register(ignore)  # the first to be registered is the last to be called
-atexit.register(let_go)
+atexit.register(ignore)  # registered first, so called last
+atexit.register(empty_buffers)

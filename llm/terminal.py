@@ -1,8 +1,8 @@
-"""Standard output and standard error that never end a run, whatever happens to them.
+"""Standard output and standard error that never end a run, and never obey a stranger's text.
 
-A terminal goes away, a disk fills up, an encoding lacks a character. What the screen loses is still
-in the run's own files. Only a command that makes nothing but output, such as run_sample.py, ends
-when it cannot write (:func:`output_matters`).
+A terminal is closed, a disk is full, an encoding lacks a character: the screen loses text, but the
+run's own files have it. Only commands that make nothing but output end if it cannot be written
+(:func:`require_output`).
 """
 
 import contextlib
@@ -14,122 +14,112 @@ from typing import Any, TextIO, cast
 from llm.errors import DiskError, printable
 
 
-class Unfailing:
-    """A stream to which writing never fails, unless it :attr:`matters`."""
+class SafeStream:
+    """A stream to which a failed write loses the text; if :attr:`is_required`, it raises."""
 
     def __init__(self, stream: TextIO) -> None:
-        self.stream, self.matters = stream, False
-        if hasattr(stream, "reconfigure"):  # one that Python opened, and not a test's
+        self.stream, self.is_required = stream, False
+        if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        """Write, or lose the text."""
-        with self._kept_quiet():
+        try:
             self.stream.write(text)
+        except (OSError, ValueError) as error:  # ValueError: the stream is closed
+            self._failed(error)
         return len(text)
 
     def flush(self) -> None:
-        """Write what waits in the buffer, or leave it there: the disk may have room again later."""
-        with self._kept_quiet():
+        try:
             self.stream.flush()
+        except (OSError, ValueError) as error:
+            self._failed(error)
 
-    def give_up(self) -> None:
-        """From here on all output is thrown away, with what waits in the buffer."""
+    def discard(self) -> None:
+        """Throw away the buffer and everything that is written from now on."""
         with contextlib.suppress(OSError, ValueError):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self.stream.fileno())
             os.close(null)
 
-    def let_go(self) -> None:
-        """Write what waits in the buffer, or throw it away."""
-        try:
-            self.stream.flush()
-        except (OSError, ValueError):
-            self.give_up()
-
-    @contextlib.contextmanager
-    def _kept_quiet(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, ValueError) as error:  # ValueError: somebody has closed it
-            if not self.matters:
-                return
-            self.matters = False  # told once
-            self.give_up()
-            if isinstance(error, BrokenPipeError):  # a reader such as `head` has seen enough
-                raise
-            reason = getattr(error, "strerror", None) or str(error)
-            raise DiskError(f"standard output could not be written: {reason}") from error
+    def _failed(self, error: Exception) -> None:
+        if not self.is_required:
+            return  # the buffer stays: the disk may have room again later
+        self.is_required = False  # raise only once
+        self.discard()
+        if isinstance(error, BrokenPipeError):  # a reader such as `head` has seen enough
+            raise error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DiskError(f"standard output could not be written: {reason}") from error
 
 
-class Shown:
-    """A stream that is printable text on a terminal, whoever wrote it, and unchanged in a pipe."""
+class SafeTerminal:
+    """A terminal that shows escape sequences instead of obeying them, except rich's own."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self.unfiltered = Unfailing(stream)
-        self.is_terminal = stream.isatty()
+    def __init__(self, stream: SafeStream) -> None:
+        self.rich_proxied_file = stream  # where rich writes instead, if a stream has this attribute
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.unfiltered, name)
+        return getattr(self.rich_proxied_file, name)
 
     def write(self, text: str) -> int:
-        """Write; what a terminal would obey is shown as ``\\x1b`` and the like."""
-        shown = printable(text, keep="\n\t", longest=None) if self.is_terminal else text
-        self.unfiltered.write(shown)
+        self.rich_proxied_file.write(printable(text))
         return len(text)
 
 
+def safe(stream: TextIO) -> SafeStream | SafeTerminal:
+    """``stream`` as this program writes to it; in a pipe or a file text stays unchanged."""
+    return SafeTerminal(SafeStream(stream)) if stream.isatty() else SafeStream(stream)
+
+
 def guard_streams() -> None:
-    """From here on nothing that happens to standard output or standard error ends this process."""
+    """Replace standard output and standard error by safe ones."""
     for number in range(3):
         _open_if_closed(number)
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is None:  # it was closed when Python started: `>&-`
             stream = open(number, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-        setattr(sys, name, cast(TextIO, Shown(stream)))
-    # Python 3.13 colours its tracebacks: these codes would be made printable, too.
+        setattr(sys, name, cast(TextIO, safe(stream)))
+    # Python 3.13 colours its tracebacks, and the colours would be shown as text.
     os.environ.setdefault("PYTHON_COLORS", "0")
 
 
-def unfiltered(stream: Any) -> Any:
-    """The stream without its filter, for code that writes escape sequences on purpose."""
-    return stream.unfiltered if isinstance(stream, Shown) else stream
+def _open_if_closed(number: int) -> None:
+    # Otherwise the next file to be opened, perhaps a checkpoint, would become standard output.
+    try:
+        os.fstat(number)
+    except OSError:
+        os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free number
 
 
-def output_matters() -> None:
-    """This command makes nothing but standard output: from here on a failed write ends it.
+def require_output() -> None:
+    """This command makes nothing but standard output: from now on a failed write ends it.
 
     The write raises :class:`llm.errors.DiskError`, or ``BrokenPipeError`` if the reader has gone.
     """
-    if isinstance(sys.stdout, Shown):
-        sys.stdout.unfiltered.matters = True
+    stream = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
+    if isinstance(stream, SafeStream):
+        stream.is_required = True
 
 
 @contextlib.contextmanager
-def written() -> Iterator[None]:
-    """Write what waits in the buffer at the end, while a failure can still be reported."""
+def flushed() -> Iterator[None]:
+    """Write the buffer at the end of the block, while a failure can still be reported."""
     try:
         yield
     finally:
         sys.stdout.flush()
 
 
-def let_go() -> None:
-    """At the very end of a process: empty the buffers. Python would do it later, and a failure
-    would change the exit status.
-    """
+def empty_buffers() -> None:
+    """Write or discard the buffers; if Python itself failed to, the exit status would change."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, Shown):
-            stream.unfiltered.let_go()
-
-
-def _open_if_closed(number: int) -> None:
-    # Otherwise the next file to be opened, perhaps a checkpoint, would be standard output.
-    try:
-        os.fstat(number)
-    except OSError:
-        os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest free number
+        if isinstance(stream, SafeStream | SafeTerminal):
+            try:
+                stream.stream.flush()
+            except (OSError, ValueError):
+                stream.discard()

@@ -6,3 +6,8 @@ def format_bytes(count: float) -> str:
     if count < 2**20:
         return f"{count / 2**10:.0f} KiB"
     return f"{count / 2**20:.0f} MiB" if count < 2**30 else f"{count / 2**30:.2f} GiB"
+
+
+def plural(count: int, noun: str, nouns: str = "") -> str:
+    """``1 layer``, ``12 layers``, ``2,000 batches``."""
+    return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"

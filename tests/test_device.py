@@ -48,7 +48,7 @@ def test_a_gpu_that_is_not_there_is_refused_in_one_line(name: str) -> None:
 
 @with_gpu
 def test_a_gpu_beyond_the_last_is_refused() -> None:
-    with pytest.raises(Refused, match=r"cuda:99, but there are only"):
+    with pytest.raises(Refused, match=r"cuda:99, but the highest number of a GPU"):
         select_device("cuda:99")
 
 

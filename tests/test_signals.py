@@ -233,4 +233,4 @@ def test_while_a_command_is_being_loaded_a_signal_ends_it_on_the_spot(
         [sys.executable, "-c", loading], capture_output=True, text=True, cwd=ROOT, timeout=HANGS
     )
     assert (done.returncode, done.stdout) == (75, "")
-    assert done.stderr == f"stopped by {number.name}, nothing was begun\n"
+    assert done.stderr == f"stopped by {number.name} before anything was started\n"

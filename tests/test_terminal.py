@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from llm.data.tokenizer import ByteTokenizer
-from llm.errors import DiskError, printable
+from llm.errors import DiskError, as_line, printable
 from llm.experiment import console, samples
 from llm.experiment.rundir import recording
 from llm.model.gpt import GPT
 from llm.sampling.options import SamplingOptions
-from llm.terminal import Shown, output_matters, written
+from llm.terminal import flushed, require_output, safe
 from tests.command_line import rows, summary
 from tests.conftest import HANGS, ROOT, TINY_RUN, needs_linux
 
@@ -52,42 +52,42 @@ class Broken(io.StringIO):
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EPIPE, errno.EAGAIN])
 def test_output_that_cannot_be_written_is_lost_and_nothing_else_is(number: int) -> None:
     broken = Broken(number)
-    with redirect_stdout(Shown(broken)), redirect_stderr(Shown(broken)):
+    with redirect_stdout(safe(broken)), redirect_stderr(safe(broken)):
         print("a", flush=True)
         print("b", file=sys.stderr)
         console.say("c")
         console.panel("d", {"e": "f"})
         with console.TrainingScreen(max_steps=2) as screen:
             screen.tick(1)
-            screen.sample(1, "g")
+            screen.show_sample(1, "g")
     assert broken.times > 5
 
 
 def test_output_to_a_file_that_was_closed_is_lost() -> None:
     file = io.StringIO()
-    with redirect_stdout(Shown(file)):
+    with redirect_stdout(safe(file)):
         file.close()
         print("a", flush=True)
 
 
 def test_where_output_is_all_that_a_command_makes_a_full_disk_ends_it() -> None:
-    with redirect_stdout(Shown(Broken(errno.ENOSPC))):
-        output_matters()
+    with redirect_stdout(safe(Broken(errno.ENOSPC))):
+        require_output()
         with pytest.raises(DiskError, match="standard output could not be written: No space"):
             print("a")
-    with redirect_stdout(Shown(Broken(errno.EPIPE))), pytest.raises(BrokenPipeError):
-        output_matters()
+    with redirect_stdout(safe(Broken(errno.EPIPE))), pytest.raises(BrokenPipeError):
+        require_output()
         print("a")
 
 
 def test_what_waits_in_a_buffer_is_written_before_the_end_or_told_of(tmp_path: Path) -> None:
     with (
         open("/dev/full", "w", encoding="utf-8") as full,
-        redirect_stdout(Shown(full)),
+        redirect_stdout(safe(full)),
         pytest.raises(DiskError),
-        written(),
+        flushed(),
     ):
-        output_matters()
+        require_output()
         print("a")  # stays in the buffer
     assert list(tmp_path.iterdir()) == []
 
@@ -95,7 +95,7 @@ def test_what_waits_in_a_buffer_is_written_before_the_end_or_told_of(tmp_path: P
 def test_characters_that_an_encoding_lacks_are_escaped() -> None:
     raw = io.BytesIO()
     file = io.TextIOWrapper(raw, encoding="ascii")
-    with redirect_stdout(Shown(file)):
+    with redirect_stdout(safe(file)):
         print("中 \udcff", flush=True)
     assert raw.getvalue() == b"\\u4e2d \\udcff\n"
 
@@ -103,7 +103,7 @@ def test_characters_that_an_encoding_lacks_are_escaped() -> None:
 def test_a_terminal_gets_printable_text_and_a_pipe_the_text_itself() -> None:
     terminal, pipe = Terminal(), io.StringIO()
     for place in (terminal, pipe):
-        with redirect_stdout(Shown(place)):
+        with redirect_stdout(safe(place)):
             print(HOSTILE, end="")
             print(READABLE, end="")
     shown = "a\\x1b]0;title\\x07b\\x1b[2Jc\\x9b5md\\re\\u202ef\\u2066g\\x00"
@@ -112,9 +112,8 @@ def test_a_terminal_gets_printable_text_and_a_pipe_the_text_itself() -> None:
 
 
 def test_messages_keep_other_scripts_and_stay_on_one_line() -> None:
-    assert printable(READABLE) == READABLE.replace("\n", "\\n").replace("\t", "\\t")
-    assert printable("a" * 5000) == "a" * 4000 + " ..."
-    assert len(printable("a" * 5000, longest=None)) == 5000
+    assert as_line(READABLE) == READABLE.replace("\n", "\\n").replace("\t", "\\t")
+    assert as_line("a" * 5000) == "a" * 4000 + " ..."
 
 
 @pytest.mark.parametrize("place", [Terminal(), io.StringIO()], ids=["terminal", "pipe"])
@@ -127,7 +126,7 @@ def test_panels_samples_and_tables_show_no_escape_sequence(place: Any) -> None:
         console.say(HOSTILE)
         console.warn(HOSTILE)
         console.jobs_table([(HOSTILE, {"status": HOSTILE})])
-        console.TrainingScreen(2).sample(1, HOSTILE + READABLE)
+        console.TrainingScreen(2).show_sample(1, HOSTILE + READABLE)
         screen.print(HOSTILE)
     text = place.getvalue()
     assert text.count("title") >= 6
@@ -209,7 +208,7 @@ def test_a_models_text_cannot_steer_a_terminal_and_is_unchanged_in_a_pipe(
     tiny_model: GPT,
 ) -> None:
     def say(stream: Any) -> None:
-        with redirect_stdout(Shown(stream)), pytest.MonkeyPatch.context() as patch:
+        with redirect_stdout(safe(stream)), pytest.MonkeyPatch.context() as patch:
             patch.setattr(samples, "generate_batch", lambda *_: iter([[(t, -1.0)] for t in wrote]))
             samples.print_samples(
                 tiny_model, ByteTokenizer(), [256], SamplingOptions(), [1], stream=True,

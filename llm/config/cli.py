@@ -20,13 +20,13 @@ from llm.config import arguments
 from llm.config.launcher import is_job_of_another_launcher, run_as_job
 from llm.config.mistakes import explained
 from llm.config.verbatim import unguard
-from llm.errors import Interrupted, InUse, Refused, Stop, as_stop, printable
+from llm.errors import Interrupted, InUse, Refused, Stop, as_line, as_stop
 from llm.experiment.rundir import make_folder, read_summary, write_summary
 from llm.experiment.sweep import follow_parent
 from llm.lock import locked
 from llm.memory.options import MemoryOptions
 from llm.signals import Signalled, raised, remember, unswallowed
-from llm.terminal import output_matters, written
+from llm.terminal import flushed, require_output
 from llm.version import version_line
 
 TRACEBACK = "HYDRA_FULL_ERROR"
@@ -44,9 +44,9 @@ def command(main: Callable[[], Any]) -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault(WANTED, os.environ.get(TRACEBACK, ""))
     os.environ[TRACEBACK] = "1"  # makes Hydra raise what it would print before it exits with 1
-    with _one_line(), raised(), written():
+    with _one_line(), raised(), flushed():
         if "--version" in sys.argv[1:]:  # Hydra would print its own
-            output_matters()
+            require_output()
             print(version_line())
             return
         _require_folder()
@@ -95,7 +95,7 @@ def _one_line(cfg: Any = None) -> Iterator[None]:
             _leave_summary(cfg, stop)
         if os.environ.get(WANTED) == "1":
             traceback.print_exception(error)
-        line = printable(unguard(str(stop)))
+        line = as_line(unguard(str(stop)))
         print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
         sys.exit(stop.exit_status)
 
@@ -143,7 +143,7 @@ def _shows_settings(flags: Namespace) -> bool:
 @contextlib.contextmanager
 def _as_typed() -> Iterator[None]:
     """For a command that only prints settings: free text in them is shown as it was typed."""
-    output_matters()
+    require_output()
     shown = io.StringIO()
     try:
         with contextlib.redirect_stdout(shown):

@@ -1,58 +1,46 @@
 """What is shown before the first step and after the last."""
 
 from pathlib import Path
-from typing import Any, Protocol
-
-import torch
+from typing import Any
 
 from llm.commands import command_line, for_shell
 from llm.data.dataset import Dataset
 from llm.device import describe
 from llm.experiment.console import duration, panel, say
-from llm.model.gpt import GPT
-from llm.training.options import TrainerOptions
 from llm.training.state import Progress
-from llm.training.throughput import Throughput
-from llm.units import format_bytes
-
-
-class Started(Protocol):
-    """The parts of a trainer that the first panel tells about."""
-
-    model: GPT
-    options: TrainerOptions
-    progress: Progress
-    device: torch.device
-    throughput: Throughput
+from llm.training.trainer import Trainer
+from llm.units import format_bytes, plural
 
 
 def show_start(
-    folder: Path, trainer: Started, dataset: Dataset, precision: str, memory: str
+    folder: Path, trainer: Trainer, dataset: Dataset, precision: str, memory: str
 ) -> None:  # fmt: skip
     """Device, precision and why, size, tokens per step, memory, data, run folder."""
     options, config = trainer.options, trainer.model.config
     tokens = options.batch_size * config.block_size
-    cut = options.batch_size // options.micro_batch
-    overfits = options.overfit_batches > 0
+    micro_batches = options.batch_size // options.micro_batch
     epochs = options.max_steps * tokens / max(1, len(dataset.train))
-    flops = trainer.throughput.peak
-    peak = f", {flops / 1e12:.2f} TFLOP/s measured just now" if flops else ""
     facts = {
-        "device": describe(trainer.device) + peak,
+        "device": describe(trainer.device),
         "precision": precision,
-        "model": f"{trainer.model.n_parameters():,} parameters: "
-        f"{config.n_layer} layers, width {config.n_embed}, "
-        f"{config.n_head} heads of {config.head_size}, {config.vocab_size:,} tokens",
-        "step": f"{tokens:,} tokens: {options.batch_size} sequences of {config.block_size}"
-        + (f" in {cut} micro-batches" if cut > 1 else ""),
+        "model": f"{trainer.model.n_parameters():,} parameters: {plural(config.n_layer, 'layer')}, "
+        f"width {config.n_embed}, {plural(config.n_head or 0, 'head')} of {config.head_size}, "
+        f"{config.vocab_size:,} tokens",
+        "step": f"{tokens:,} tokens: {plural(options.batch_size, 'sequence')} of "
+        f"{config.block_size}",
         "memory": memory,
-        "data": f"{dataset.folder}: {len(dataset.train):,} tokens to train on, "
-        f"{options.max_steps:,} steps are {epochs:.2g} epochs"
-        + (f" (only {options.overfit_batches} batches, over and over)" * overfits),
+        "data": f"{dataset.folder}: {len(dataset.train):,} training tokens, "
+        f"{plural(options.max_steps, 'step')} make {epochs:.2g} epochs",
         "run folder": str(folder),
     }
+    if flops := trainer.throughput.peak:
+        facts["device"] += f", {flops / 1e12:.2f} TFLOP/s measured just now"
+    if micro_batches > 1:
+        facts["step"] += f" in {micro_batches} micro-batches"
+    if options.overfit_batches:
+        facts["data"] += f" (only {plural(options.overfit_batches, 'batch', 'batches')}, repeated)"
     if options.deterministic:
-        facts["promise"] = "the same bits each time, on this machine with these versions"
+        facts["deterministic"] = "the same bits each time, on this machine with these versions"
     if trainer.progress.step:
         after = f"after step {trainer.progress.step:,}"
         if options.eval_only:
@@ -63,7 +51,7 @@ def show_start(
 
 
 def show_end(folder: Path, progress: Progress, summary: dict[str, Any]) -> None:
-    """Best loss, throughput, where the time went, where things are, and what to type next."""
+    """Best loss, throughput, where the time went, where the files are, and what to type next."""
     other = summary["wall_seconds"] - progress.seconds
     facts = {}
     if reason := summary.get("reason"):
@@ -76,10 +64,10 @@ def show_end(folder: Path, progress: Progress, summary: dict[str, Any]) -> None:
         facts["throughput"] = f"{summary['tokens_per_second']:,.0f} tokens/s"
     if progress.skipped or progress.rollbacks:
         facts["divergence"] = (
-            f"{progress.skipped:,} steps left out, {progress.rollbacks} times back"
+            f"{plural(progress.skipped, 'step')} skipped, {plural(progress.rollbacks, 'rollback')}"
         )
     facts["peak memory"] = format_bytes(summary["peak_memory_bytes"])
-    if reserved := summary.get("reserved_memory_bytes"):  # CUDA: only tensors have been counted
+    if reserved := summary.get("reserved_memory_bytes"):  # on CUDA, where the peak is of tensors
         facts["peak memory"] += f" of tensors, {format_bytes(reserved)} reserved for them"
     if predicted := summary.get("predicted_memory_bytes"):
         in_all = " in all" if reserved else ""
@@ -92,7 +80,7 @@ def show_end(folder: Path, progress: Progress, summary: dict[str, Any]) -> None:
     )
     facts["run folder"] = str(folder)
     panel("finished", facts)
-    # Below the box and in one piece, to be copied.
+    # Outside the box, so that each is one line to copy.
     if (folder / "wandb").is_dir():
         say(f"W&B:  wandb sync {for_shell([str(folder)])}/wandb/*run-*")
     if (folder / "checkpoints").is_dir():
@@ -100,7 +88,7 @@ def show_end(folder: Path, progress: Progress, summary: dict[str, Any]) -> None:
 
 
 def show_already_finished(folder: Path, reason: str | None) -> None:
-    """Nothing is left to do. ``reason``: which option ended it before its last step, if any."""
+    """There is nothing left to do; ``reason`` names the option that ended the run early, if any."""
     again = command_line("run_train.py", f"resume={folder}", "trainer.max_steps=MORE")
     say(f"{folder} is finished already. To train on: {again}")
     if reason:

@@ -231,7 +231,7 @@ class _Printable(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Called by logging for each record."""
-        return printable(super().format(record), keep="\n\t", longest=None)
+        return printable(super().format(record))
 
 
 def _write_diverged(folder: Path, stop: Diverged) -> None:

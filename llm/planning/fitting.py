@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from llm.device import held_before, limit_memory, release_memory, total_memory
+from llm.device import limit_memory, process_memory, total_memory
 from llm.errors import OutOfMemory, Refused, require
 from llm.experiment.console import say, status, warn
 from llm.experiment.rundir import CONFIG, read_summary
@@ -85,7 +85,7 @@ def fit_memory(
         settings = _as_begun(settings, folder)
     if vocabulary(settings) is None:
         return settings, None
-    held = held_before(device)
+    held = process_memory(device)
     with status(f"measuring what is taken on {device.type} without the run"):
         found = measured(device.type, held, uses_wandb(settings.logger))
     reserve = _reserve(options, found)
@@ -142,7 +142,7 @@ def once_more_with_half(
         say(f"{what}): once more, with trainer.micro_batch_size={size}")
         folder = str(error.folder)
     gc.collect()  # all that the first attempt has held
-    release_memory()
+    torch.cuda.empty_cache()
     run = settings.run if settings.run.name else replace(settings.run, dir=folder)
     smaller = replace(settings, run=run, trainer=replace(settings.trainer, micro_batch_size=size))
     return attempt(smaller, plan.with_micro_batch(size))

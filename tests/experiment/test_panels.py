@@ -26,13 +26,13 @@ def test_the_first_panel_tells_where_a_run_goes_on_and_what_is_promised(
     show_start(Path("outputs/a"), trainer, trainer.dataset, "fp32, as asked for", "1 MiB")
     text = shown(capsys)
     assert "fp32, as asked for" in text and "outputs/a" in text
-    assert "continues" not in text and "promise" not in text
+    assert "continues" not in text and "deterministic" not in text
     trainer = make_trainer(deterministic=True)
     trainer.progress.step = 4
     show_start(Path("outputs/a"), trainer, trainer.dataset, "fp32, as asked for", "1 MiB")
     text = shown(capsys)
     assert "continues after step 4" in text
-    assert "promise the same bits each time" in text
+    assert "deterministic the same bits each time" in text
 
 
 def test_the_last_panel_tells_of_steps_left_out_and_of_going_back(
@@ -45,7 +45,7 @@ def test_the_last_panel_tells_of_steps_left_out_and_of_going_back(
     assert "divergence" not in text
     progress.skipped, progress.rollbacks = 3, 1
     show_end(tmp_path, progress, SUMMARY)
-    assert "divergence 3 steps left out, 1 times back" in shown(capsys)
+    assert "divergence 3 steps skipped, 1 rollback" in shown(capsys)
 
 
 def test_a_finished_run_says_how_to_train_on(capsys: pytest.CaptureFixture[str]) -> None:

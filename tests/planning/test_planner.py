@@ -292,8 +292,8 @@ def test_a_process_of_its_own_is_asked_about_the_gpu_and_only_where_there_is_a_d
 
 WITH_TORCH = """
 import json, torch
-from llm.device import held_before
-print(json.dumps(["cpu", held_before(torch.device("cpu")), None]))
+from llm.device import process_memory
+print(json.dumps(["cpu", process_memory(torch.device("cpu")), None]))
 """
 
 

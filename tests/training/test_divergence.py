@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from llm.errors import Diverged, Interrupted
-from llm.experiment.console import TrainingScreen
 from llm.experiment.loggers import RunLogger
 from llm.experiment.rundir import recording
 from llm.sampling.options import SamplingOptions
@@ -243,8 +242,7 @@ def test_its_files_hold_each_step_once(
     trainer = make_trainer(sample_interval=3, **ROLLING)
     disturb(trainer, no_number, until_it_has_gone_back(trainer))
     (tmp_path / "run").mkdir(exist_ok=True)
-    with TrainingScreen(12) as screen:
-        logger = RunLogger(tmp_path / "run", screen, lambda: None, "abcd1234")
+    with RunLogger(tmp_path / "run", "abcd1234", lambda: None, 12, 0) as logger:
         trainer.logger = logger  # type: ignore[assignment]
         trainer.fit()
         logger.close(0)

@@ -116,7 +116,8 @@ class RunLogger(TrainingScreen):
         try:
             call(*arguments)
         except Exception as error:
-            name = "W&B" if isinstance(self.service, Wandb) else type(self.service).__name__
+            is_wandb = isinstance(self.service, Wandb)
+            name = "W&B" if is_wandb else f"the logger {type(self.service).__name__}"
             warn(f"{name} failed, {ONLY_FILES}: {_in_words(error)}")
             self.service = None
 

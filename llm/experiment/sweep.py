@@ -105,7 +105,7 @@ def _ask_to_stop(child: subprocess.Popen[bytes]) -> None:
 @contextlib.contextmanager
 def _signals_raised() -> Iterator[None]:
     """Raise :class:`Signalled` on a signal, in the worker of another launcher too."""
-    if listener.before or threading.current_thread() is not threading.main_thread():
+    if listener.previous or threading.current_thread() is not threading.main_thread():
         yield  # our own command does already; in other threads, Python allows no handlers
         return
     try:

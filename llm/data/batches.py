@@ -1,9 +1,8 @@
-"""Token files -> batches. A batch is a pure function of (seed, step), so that a run can be entered
-anywhere.
+"""Token files -> batches. A batch is a pure function of (seed, step): training can start anywhere.
 
-In each epoch every token but the first is a target once. The order of the windows is given by a
-keyed bijection instead of a shuffled list: no memory proportional to the data, and nothing to save
-in a checkpoint.
+In each epoch every token but the first is a target once. A keyed bijection gives the order of the
+windows, in place of a shuffled list: no memory proportional to the data, and nothing to save in a
+checkpoint.
 """
 
 from typing import Any
@@ -15,17 +14,16 @@ from llm.errors import Refused, require
 from llm.functional import IGNORED
 
 Batch = tuple[np.ndarray, np.ndarray]  # inputs and targets, both (B, T) int64
-# Steps whose places are computed at once: step by step, most of the time would be overhead.
-AHEAD = 64
+AHEAD = 64  # steps whose windows are computed at once: one by one, most of the time is overhead
 
 
 class BatchSampler:
     """Training batches: ``batch(step)`` for steps 1, 2, 3, ... in any order.
 
-    Window ``i`` of an epoch starts at ``i * block_size`` less an offset of that epoch's own, so
-    that the windows of two epochs do not begin at the same tokens. Side by side they cover every
-    target once; the first and the last may reach beyond the text (see :func:`read_windows`).
-    ``vocab_size``: a larger id in a batch is refused.
+    Window ``i`` of an epoch starts at ``i * block_size`` minus an offset, which is another in each
+    epoch, so that not all windows begin at the same tokens. Side by side they cover every target
+    once; the first and the last may reach beyond the text (see :func:`read_windows`). An id in a
+    batch that is not below ``vocab_size`` is refused.
     """
 
     def __init__(
@@ -43,53 +41,55 @@ class BatchSampler:
         )
         self.tokens, self.block_size, self.batch_size = tokens, block_size, batch_size
         self.seed, self.overfit_batches, self.vocab_size = seed, overfit_batches, vocab_size
-        self.known: tuple[int, np.ndarray] | None = None  # the last block and its windows
-        # At least half a window more than the targets fill, so that there are offsets to take.
+        self.known: tuple[int, np.ndarray] | None = None  # the last AHEAD steps and their windows
+        # At least half a window more than the targets fill, so that there are offsets to choose.
         targets = len(tokens) - 1
         self.windows = -(-(targets + block_size // 2) // block_size)
         surplus = self.windows * block_size - targets
         # With a smaller offset the last window would hold no target, with a larger one the first.
         self.least, self.most = max(0, surplus - block_size + 1), min(block_size - 1, surplus)
 
-    def positions(self, step: int) -> np.ndarray:
-        """Where the windows of a step start in the tokens: (batch_size,) int64."""
-        return moved_inside(self.tokens, self.nominal(step), self.block_size)
+    def batch(self, step: int) -> Batch:
+        """Inputs and targets of optimizer step ``step`` (from 1): each (batch_size, block_size)
+        int64, at least one target of each row not ignored.
+        """
+        return read_windows(self.tokens, self.starts(step), self.block_size, self.vocab_size)
 
-    def nominal(self, step: int) -> np.ndarray:
-        """The same, before those that reach beyond the text are moved: (batch_size,) int64."""
+    def positions(self, step: int) -> np.ndarray:
+        """Where the rows of a batch start in the tokens: (batch_size,) int64."""
+        return moved_inside(self.tokens, self.starts(step), self.block_size)
+
+    def starts(self, step: int) -> np.ndarray:
+        """Where the windows of a step start, even if they reach beyond the text: (batch_size,)
+        int64.
+        """
         index = step - 1 if self.overfit_batches == 0 else (step - 1) % self.overfit_batches
         block, place = divmod(index, AHEAD)
         if self.known is None or self.known[0] != block:
-            self.known = block, self.starts(block).reshape(AHEAD, self.batch_size)
-        nominal: np.ndarray = self.known[1][place]
-        return nominal
+            self.known = block, self._starts_of_block(block)
+        starts: np.ndarray = self.known[1][place]
+        return starts
 
-    def starts(self, block: int) -> np.ndarray:
-        """The windows of :data:`AHEAD` steps, as :meth:`nominal` has them one by one."""
+    def _starts_of_block(self, block: int) -> np.ndarray:
+        """The windows of ``AHEAD`` steps: (AHEAD, batch_size) int64."""
         count = AHEAD * self.batch_size
         sequence = np.arange(block * count, (block + 1) * count, dtype=np.uint64)
         epoch, place = np.divmod(sequence, np.uint64(self.windows))
         key = mix(epoch + mix(np.uint64(self.seed)))
         varied = mix(key + np.uint64(1)) % np.uint64(self.most - self.least + 1)
         offset = self.least + varied.astype(np.int64)
-        window: np.ndarray = permute(place, self.windows, key).astype(np.int64)
+        window = permute(place, self.windows, key).astype(np.int64)
         starts: np.ndarray = window * self.block_size - offset
-        return starts
-
-    def batch(self, step: int) -> Batch:
-        """Inputs and targets of optimizer step ``step`` (from 1): each (batch_size, block_size)
-        int64, at least one target of each row not ignored.
-        """
-        return read_windows(self.tokens, self.nominal(step), self.block_size, self.vocab_size)
+        return starts.reshape(AHEAD, self.batch_size)
 
 
 def evaluation_batches(
     tokens: np.ndarray, block_size: int, batch_size: int, sequences: int | None
 ) -> list[np.ndarray]:
-    """Starting positions, in batches, of a fixed set of windows spread evenly over a split.
+    """Where windows start, in batches: ``sequences`` windows at fixed places, spread evenly over a
+    split.
 
-    ``sequences`` is how many (None: the whole split, in which every token but the first is a target
-    once).
+    None: the whole split, in which every token but the first is a target once.
     """
     available = -(-max(0, len(tokens) - 1) // block_size)
     wanted = available if sequences is None else min(sequences, available)
@@ -112,7 +112,7 @@ def read_windows(
     if vocab_size is not None and (largest := int(rows.max(initial=0))) >= vocab_size:
         name = getattr(tokens, "filename", "the data")
         raise Refused(f"{name} holds {beyond(largest, vocab_size)}")
-    # Whole arrays of their own: a view with gaps could not be copied to a GPU without waiting.
+    # Contiguous copies: a GPU copies a view with gaps only after waiting.
     inputs, targets = rows[:, :-1].copy(), rows[:, 1:].copy()
     if (inside != starts).any():
         column = np.arange(block_size) - (starts - inside)[:, None]
@@ -131,26 +131,23 @@ def beyond(largest: int, vocab_size: int) -> str:
     return f"token id {largest}, beyond its vocabulary of {vocab_size}: {AGAIN}"
 
 
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # splitmix64's increment, odd and without a pattern
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # splitmix64's increment
 
 
 def mix(x: np.ndarray | np.uint64) -> Any:
-    """splitmix64's finaliser (Steele et al. 2014): spreads every bit of a uint64 over all
-    others.
-    """
-    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
+    """splitmix64's finaliser (Steele et al. 2014): each bit of a uint64 changes all others."""
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return x ^ (x >> np.uint64(31))
 
 
 def permute(index: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
-    """A bijection of 0 .. size - 1 that depends on ``key``, applied to ``index`` (uint64, element
-    by element).
+    """Apply a bijection of 0 .. size - 1, which depends on ``key``, to each ``index`` (uint64).
 
-    A Feistel network over the next even power of two is a bijection whatever its round function is
-    (Luby & Rackoff 1988); results beyond ``size`` are sent through again until they fall inside
-    ("cycle walking", Black & Rogaway 2002), which keeps it one.
+    A Feistel network over the next even power of two is a bijection whatever its round function
+    (Luby & Rackoff 1988). Results beyond ``size`` go through it again until they are inside ("cycle
+    walking", Black & Rogaway 2002): this is still a bijection.
     """
     half = np.uint64(max(1, (int(size - 1).bit_length() + 1) // 2))
     mask = np.uint64((1 << int(half)) - 1)
@@ -159,12 +156,10 @@ def permute(index: np.ndarray, size: int, key: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         while outside.any():
             left, right = result[outside] >> half, result[outside] & mask
-            turn_key = key[outside] + GOLDEN  # the key of seed 0 is 0: every turn would be the same
-            for turn in range(6):
-                left, right = (
-                    right,
-                    left ^ (mix(right + turn_key * np.uint64(2 * turn + 3)) & mask),
-                )
+            round_key = key[outside] + GOLDEN  # seed 0 has the key 0: all rounds would be the same
+            for n in range(6):
+                change = mix(right + round_key * np.uint64(2 * n + 3)) & mask
+                left, right = right, left ^ change
             result[outside] = left << half | right
             outside = result >= size
     return result

@@ -1,4 +1,4 @@
-"""Which text, split how and tokenized by what, as plain values."""
+"""Which text, how it is split, and its tokenizer, as plain values."""
 
 from dataclasses import dataclass
 
@@ -8,20 +8,18 @@ from llm.options import option
 
 TOKENIZERS = {"gpt2": 50_257, "char": None, "byte": 257}  # sizes of their vocabularies, if fixed
 CORPORA = ("shakespeare", "tinyshakespeare", "text")
-# Characters in names of the folders of jobs.
-SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
 
 def padded(vocab_size: int, tokenizer: str) -> int:
-    """Ids that a network has for the ``vocab_size`` of a tokenizer: BPE's are padded to a multiple
-    of 64, since matrix products are faster for it (nanoGPT, commit 77e7e04).
+    """``vocab_size``, for BPE padded to a multiple of 64: its matrix products are faster (nanoGPT,
+    commit 77e7e04).
     """
     return -(-vocab_size // 64) * 64 if tokenizer == "gpt2" else vocab_size
 
 
 @dataclass
 class DataConfig:
-    """What is needed to prepare and read a dataset."""
+    """How a dataset is prepared."""
 
     name: str = "shakespeare_char"  # folder below dir
     corpus: str = option("shakespeare", one_of=CORPORA)
@@ -36,11 +34,10 @@ class DataConfig:
 
     def cross_check(self) -> None:
         """Raise :class:`llm.errors.Refused` for values that cannot be used, or not together."""
-        if self.val_fraction is None:
-            require(
-                self.corpus == "shakespeare",
-                f"data.val_fraction must be a number for {self.corpus}",
-            )
+        require(
+            self.val_fraction is not None or self.corpus == "shakespeare",
+            f"data.val_fraction must be a number for {self.corpus}",
+        )
         require(
             self.corpus != "text" or self.path,
             "data.path is missing: data=text needs data.path=FILE_OR_FOLDER",
@@ -55,7 +52,5 @@ class DataConfig:
         )
 
     def declared_vocab_size(self) -> int | None:
-        """Tokens in the vocabulary, known before any text is read (None: characters of your own
-        text).
-        """
+        """Tokens in the vocabulary; None: only the text tells, which may not be read yet."""
         return self.vocab_size or TOKENIZERS.get(self.tokenizer)

@@ -16,19 +16,7 @@ TEXT = {"corpus": "text", "path": "notes.txt", "val_fraction": 0.1}
     [
         ({"corpus": "wikipedia"}, r"data\.corpus=wikipedia must be one of .*shakespeare.*text"),
         ({"tokenizer": "bpe"}, r"data\.tokenizer=bpe must be one of .*gpt2, char, byte"),
-        (
-            TEXT | {"val_fraction": 0.0},
-            r"data\.val_fraction=0\.0 must be more than 0",
-        ),
-        (
-            TEXT | {"val_fraction": 1.0},
-            r"data\.val_fraction=1\.0 must be more than 0",
-        ),
-        (
-            TEXT | {"val_fraction": -0.1},
-            r"data\.val_fraction=-0\.1 must be more than 0",
-        ),
-        (TEXT | {"val_fraction": float("nan")}, r"data\.val_fraction=nan must be a finite"),
+        (TEXT | {"val_fraction": 1.0}, r"data\.val_fraction=1\.0 must be more than 0"),
         (TEXT | {"val_fraction": None}, r"data\.val_fraction must be a number for text"),
         (
             {"corpus": "tinyshakespeare", "val_fraction": None},
@@ -37,15 +25,7 @@ TEXT = {"corpus": "text", "path": "notes.txt", "val_fraction": 0.1}
         (TEXT | {"path": None}, r"data\.path is missing: .*data\.path=FILE_OR_FOLDER"),
         (TEXT | {"path": ""}, r"data\.path is missing"),
         ({"name": ""}, r"data\.name= must be letters"),
-        ({"name": "."}, r"data\.name=\. must be letters"),
-        ({"name": ".."}, r"data\.name=\.\. must be letters"),
         ({"name": "a/b"}, r"data\.name=a/b must be letters"),
-        ({"name": "a b"}, r"data\.name=a b must be letters"),
-        ({"name": "a" * 300}, r"data\.name=a{40}\.\.\. has 300 bytes"),
-        (
-            {"tokenizer": "gpt2", "vocab_size": 50_304},
-            r"data\.vocab_size=50304, but the gpt2 tokenizer has 50257",
-        ),
         (
             {"tokenizer": "byte", "vocab_size": 256},
             r"data\.vocab_size=256, but the byte tokenizer has 257",

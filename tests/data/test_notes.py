@@ -1,4 +1,4 @@
-"""A text that GPT-2's tokenizer splits badly is told of, and no other."""
+"""There is a warning about a text that GPT-2's tokenizer splits badly, and about no other."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ CODE = "def prepare(config: DataConfig) -> Path:\n    folder = folder_of(config)
 
 
 @pytest.mark.parametrize(
-    ("text", "tokenizer", "told"),
+    ("text", "tokenizer", "warned"),
     [
         (CHINESE, "gpt2", "GPT-2's tokenizer has 1.5 bytes a token in this text"),
         (RUSSIAN, "gpt2", "GPT-2's tokenizer has 1.6 bytes a token in this text"),
@@ -27,19 +27,21 @@ CODE = "def prepare(config: DataConfig) -> Path:\n    folder = folder_of(config)
     ],
     ids=["chinese", "russian", "characters", "bytes", "german", "english", "code"],
 )  # fmt: skip
-def test_a_text_that_gpt2_splits_badly_is_told_of(
-    tmp_path: Path, text: str, tokenizer: str, told: str | None
+def test_there_is_a_warning_about_a_text_that_gpt2_splits_badly(
+    tmp_path: Path, text: str, tokenizer: str, warned: str | None
 ) -> None:
     path = tmp_path / "text.txt"
     path.write_text(text * 50, encoding="utf-8")
     data = str(tmp_path / "data")
     made = prepare(DataConfig("t", "text", data, str(path), tokenizer, val_fraction=0.1))
     notes = Dataset.open(made).notes
-    if told is None:
+    if warned is None:
         assert notes == []
     else:
         (note,) = notes
-        assert note.startswith(told) and "data.tokenizer=char or byte" in note and "\n" not in note
+        assert (
+            note.startswith(warned) and "data.tokenizer=char or byte" in note and "\n" not in note
+        )
 
 
 def test_preparing_and_training_say_so(tmp_path: Path) -> None:

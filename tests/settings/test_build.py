@@ -33,7 +33,12 @@ ALIASES = [
     "llm.experiment.rundir.shutil.rmtree",
     "llm.settings.schema.GPTConfig",
 ]
-NO_CODE = ["llm.data.config.SAFE", "llm.training.options.LARGEST_BATCH", "llm.model.gpt", "llm.x.y"]
+NO_CODE = [
+    "llm.data.config.CORPORA",
+    "llm.training.options.LARGEST_BATCH",
+    "llm.model.gpt",
+    "llm.x.y",
+]
 
 
 @dataclass

@@ -179,7 +179,9 @@ def test_a_saved_tokenizer_is_the_same_tokenizer(tokenizer: Tokenizer) -> None:
     ids=lambda saved: str(saved).encode("ascii", "replace").decode(),
 )  # fmt: skip
 def test_anything_else_is_refused_as_a_saved_tokenizer(saved: Any) -> None:
-    with pytest.raises(Refused, match="unknown tokenizer|must have just|character vocabulary|Unic"):
+    with pytest.raises(
+        Refused, match=r"unknown tokenizer|must have just|character vocabulary|Unic"
+    ):
         from_json(saved)
 
 

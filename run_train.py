@@ -1,10 +1,10 @@
 """Train a language model: python run_train.py model=small data=shakespeare
 
-Hydra composes conf/train.yaml with what is typed. Below, in order, that becomes a dataset, a run
+Hydra composes conf/train.yaml and the overrides. Below, in order, they become a dataset, a run
 folder, a network, an optimizer and the loop; the loop itself is in llm/training/trainer.py.
 """
 
-import llm.start  # noqa: F401  (first of all: from here on signals are answered)
+import llm.start  # noqa: F401  (first: from here on signals are handled)
 
 # isort: split
 from pathlib import Path
@@ -14,18 +14,20 @@ import hydra
 from omegaconf import DictConfig
 
 from llm.config.cli import command, reported
+from llm.config.compose import read_settings
+from llm.experiment.console import byte_progress, status, warn
+from llm.experiment.rundir import recording
+from llm.settings.build import build, own_logger
+from llm.settings.saved import to_plain
+from llm.settings.schema import TrainSettings
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 @reported
 def main(cfg: DictConfig) -> float | None:
     """Train as configured; returns the lowest validation loss (nats per token)."""
-    from llm.config.compose import read_settings
-    from llm.experiment.console import byte_progress, status
-    from llm.settings.schema import TrainSettings
-
     settings = read_settings(cfg, TrainSettings)  # plain and checked from here on
-    with status("loading torch"):  # this late: --help and a mistyped key need not wait for it
+    with status("loading torch"):  # only now: --help and a mistyped key do not wait for it
         from llm.data.dataset import LARGE, Dataset
         from llm.data.prepare import prepare
         from llm.device import select_device, set_deterministic, tune_allocator
@@ -40,11 +42,11 @@ def main(cfg: DictConfig) -> float | None:
     tune_allocator(settings.model.n_embed, watches_memory(settings))
     device = select_device(settings.trainer.device, compiles=settings.trainer.compile)
     set_deterministic(settings.trainer.deterministic)
-    settings, plan = fit_memory(settings, device)  # what would not fit is refused before it begins
+    settings, plan = fit_memory(settings, device)  # refuse early a run that would not fit
     with byte_progress(f"preparing {settings.data.name}") as on_progress:
         dataset = Dataset.open(prepare(settings.data, on_progress))
     if dataset.size <= LARGE:
-        with status(f"checking {dataset.folder}"):  # a larger one by run_prepare.py
+        with status(f"checking {dataset.folder}"):  # run_prepare.py verifies a larger one
             dataset.verify()
     precision, why = choose_precision(settings, device)
     settings = settings.resolve(dataset.tokenizer.vocab_size, precision)
@@ -52,7 +54,7 @@ def main(cfg: DictConfig) -> float | None:
     settings, plan = fit_memory(settings, device, plan)
 
     def attempt(settings: TrainSettings, plan: Any) -> float | None:
-        with open_run(settings, dataset.digest) as run:  # the first thing that is written
+        with open_run(settings, dataset.digest) as run:  # from here on files are written
             if run.is_finished:
                 show_already_finished(run.folder, run.reason)
                 return run.best_val_loss
@@ -62,31 +64,27 @@ def main(cfg: DictConfig) -> float | None:
 
 
 def train(
-    settings: Any, run: Any, dataset: Any, device: Any, why: str, plan: Any
+    settings: TrainSettings, run: Any, dataset: Any, device: Any, why: str, plan: Any
 ) -> float | None:  # fmt: skip
-    """Build everything for one run and let it run."""
+    """Build all parts of one run, and train."""
     from llm.checkpoint.checkpoint import start_from
     from llm.checkpoint.folder import CheckpointFolder
-    from llm.experiment.console import warn
     from llm.experiment.loggers import open_logger
     from llm.experiment.panels import show_end, show_start
-    from llm.experiment.rundir import recording
-    from llm.settings.build import build, own_logger
-    from llm.settings.saved import to_plain
     from llm.training.precision import Precision, slow_products, to_precision
     from llm.training.random_state import seed_everything
 
     alone = run.is_new and not settings.run.sweep
     facts = run.identity | plan.facts
     with recording(run.folder, facts, run.again, alone, settings.memory.no_room) as summary:
-        slow = slow_products(settings.precision.name, device)
-        for note in [*run.notes, *dataset.notes, *slow]:
+        for note in [*run.notes, *dataset.notes, *slow_products(settings.precision.name, device)]:
             warn(note)
         seed_everything(settings.seed)
         precision = Precision(settings.precision.name, device)
         model = to_precision(build(settings.model), precision.weights).to(device)
-        begins = settings.init_from and run.checkpoint is None
-        origin = start_from(model, settings.init_from, dataset.tokenizer) if begins else None
+        origin = None
+        if settings.init_from and run.checkpoint is None:
+            origin = start_from(model, settings.init_from, dataset.tokenizer)
         sweep, own = run.folder.parent if settings.run.sweep else None, own_logger(settings.logger)
         options, max_steps = settings.trainer, settings.trainer.max_steps
         checkpoints = CheckpointFolder(

@@ -1,6 +1,7 @@
 """The random generators of the process, seeded together and saved together.
 
-Dropout draws from torch's. Nothing here draws from Python's or numpy's, but what somebody adds may.
+Dropout draws from torch's generator. Nothing here draws from Python's or numpy's, but custom code
+may.
 """
 
 import random
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from llm.errors import Refused
 
+NUMPY_WORDS = 624  # of the Mersenne Twister
+
 
 def seed_everything(seed: int) -> None:
     """Seed the generators of torch (all devices), Python and numpy."""
@@ -21,15 +24,15 @@ def seed_everything(seed: int) -> None:
 
 
 def random_tensors(device: torch.device) -> dict[str, Tensor]:
-    """Where each generator stands, as ``random/<whose>``.
+    """The state of each generator, as ``random/<library or device>``.
 
-    ``random/gauss`` has a normal number that Python and numpy each may have drawn ahead: whether
-    there is one, and which.
+    ``random/gauss`` holds the normal number that Python and numpy each may have drawn in advance:
+    whether there is one, and its value.
     """
-    _, words, ahead = random.getstate()
+    _, words, python_gauss = random.getstate()
     numpy: dict[str, Any] = np.random.get_state(legacy=False)
     inner = numpy["state"]
-    gauss = [ahead is not None, ahead or 0.0, numpy["has_gauss"], numpy["gauss"]]
+    gauss = [python_gauss is not None, python_gauss or 0.0, numpy["has_gauss"], numpy["gauss"]]
     tensors = {
         "random/cpu": torch.get_rng_state(),
         "random/python": torch.tensor(words),
@@ -44,21 +47,20 @@ def random_tensors(device: torch.device) -> dict[str, Tensor]:
 
 
 def restore_random(tensors: dict[str, Tensor], device: torch.device) -> None:
-    """Undo :func:`random_tensors`; a generator that is missing in ``tensors`` stays as it is.
+    """Undo :func:`random_tensors`. The device's generator may be missing: the run moved to another
+    device.
 
-    Raises :class:`llm.errors.Refused` for what is no state of a generator.
+    Raises :class:`llm.errors.Refused` for values that are not a generator's state.
     """
     try:
-        if "random/gauss" in tensors:
-            has_python, python, has_numpy, numpy = tensors["random/gauss"].tolist()
-            words = tuple(tensors["random/python"].tolist())
-            random.setstate((3, words, python if has_python else None))
-            *key, position = tensors["random/numpy"].tolist()
-            if len(key) != 624 or not 0 <= position <= 624:
-                raise ValueError("numpy itself would read memory that is none of it")
-            np.random.set_state(("MT19937", np.array(key), position, int(has_numpy), numpy))
-        if "random/cpu" in tensors:
-            torch.set_rng_state(tensors["random/cpu"])
+        has_python, python_gauss, has_numpy, numpy_gauss = tensors["random/gauss"].tolist()
+        words = tuple(tensors["random/python"].tolist())
+        random.setstate((3, words, python_gauss if has_python else None))
+        *key, position = tensors["random/numpy"].tolist()
+        if len(key) != NUMPY_WORDS or not 0 <= position <= NUMPY_WORDS:
+            raise ValueError("numpy would read out of bounds")
+        np.random.set_state(("MT19937", np.array(key), position, int(has_numpy), numpy_gauss))
+        torch.set_rng_state(tensors["random/cpu"])
         if device.type == "cuda" and "random/cuda" in tensors:
             torch.cuda.set_rng_state(tensors["random/cuda"], device)
         elif device.type == "mps" and "random/mps" in tensors:

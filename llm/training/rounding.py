@@ -1,7 +1,7 @@
-"""Weights in bfloat16: updated in float32, portion by portion, and rounded at random.
+"""Weights in bfloat16: updated in float32, some at a time, and rounded at random.
 
-An update is mostly smaller than half the distance to the next bfloat16 (2^-9 of a weight), so that
-the nearest one would always be the old weight. Rounding up as often as the value lies near makes
+Most updates are smaller than half the distance to the next bfloat16 (2^-9 of a weight), so rounding
+to the nearest would lose them. Rounding up with the probability that the value lies that near makes
 the mean right (Gupta et al. 2015, arXiv:1502.02551, section 3.1).
 """
 
@@ -15,8 +15,9 @@ from llm.functional.sizes import PORTION
 
 
 def portions(*tensors: Tensor, block: int = 1) -> Iterator[tuple[Tensor, ...]]:
-    """The numbers of contiguous tensors of one size, as views (n,): at most ``PORTION`` of each at
-    a time, or as many of those that have one number for each ``block``.
+    """Views (n,) of contiguous tensors of one size, at most ``PORTION`` numbers of each at a time.
+
+    ``block``: the tensors hold one number for each so many weights.
     """
     size = PORTION // block
     return zip(*(torch.split(tensor.view(-1), size) for tensor in tensors), strict=True)
@@ -24,7 +25,7 @@ def portions(*tensors: Tensor, block: int = 1) -> Iterator[tuple[Tensor, ...]]:
 
 @contextlib.contextmanager
 def in_float32(weights: Tensor) -> Iterator[Tensor]:
-    """The weights themselves, to be changed in place; of others than float32 a copy, which is
+    """Float32 weights themselves, to be changed in place; of bfloat16 weights a copy, which is
     rounded back at random.
     """
     wide = weights.float()
@@ -34,18 +35,18 @@ def in_float32(weights: Tensor) -> Iterator[Tensor]:
 
 
 def round_at_random_(values: Tensor) -> Tensor:
-    """Replace each of ``values`` (float32) by one of the two bfloat16 around it, and return them.
+    """Replace each of ``values`` (float32) by one of the two nearest bfloat16, and return them.
 
-    The nearer one is the likelier, so that the mean is the value. Draws from torch's generator of
-    the device. What bfloat16 has is kept, so are infinities and NaN; beyond its largest number
-    comes infinity.
+    The nearer one is likelier, so that the mean is the value. Values that bfloat16 has, infinities
+    and NaN stay; above the largest bfloat16 comes infinity. Draws from torch's generator of the
+    device.
     """
     count, device = values.numel(), values.device
-    # 64 bits at once, for four numbers: on a CPU drawing takes most of the time.
+    # 64 random bits serve four numbers: drawing takes most of the time on a CPU.
     drawn = torch.randint(-(2**63), 2**63 - 1, (-(-count // 4),), dtype=torch.int64, device=device)
     noise = drawn.view(torch.int16)[:count].view(values.shape).int().bitwise_and_(0xFFFF)
-    noise.masked_fill_(values.isnan(), 0)  # the carry of a NaN may go as far as its sign
-    # Bfloat16 is the upper half of float32: what is added carries into it in as many of 2^16 cases
-    # as the lower half says.
+    noise.masked_fill_(values.isnan(), 0)  # the carry of a NaN could reach its sign
+    # Bfloat16 is the upper half of float32. The lower half, out of 2^16, is the probability that
+    # adding 16 random bits carries into the upper half.
     values.view(torch.int32).add_(noise).bitwise_and_(-0x10000)
     return values

@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import os
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 from llm.checkpoint.checkpoint import Checkpoint
 from llm.checkpoint.folder import CheckpointFolder, newest_valid
 from llm.data.dataset import Dataset
+from llm.errors import Interrupted
 from llm.model.gpt import GPT
 from llm.training import throughput
 from llm.training.logger import T
@@ -28,7 +31,7 @@ OPTIONS: dict[str, Any] = {
 
 
 class Notebook:
-    """A logger that keeps what it is told; ``on_tick`` is called after each step."""
+    """A logger that only remembers; ``on_tick`` is called after each step."""
 
     run_id = "abcd1234"
 
@@ -87,10 +90,20 @@ class HandBuilt(Trainer):
 
     @property
     def newest(self) -> Checkpoint:
-        """What a resume goes on from."""
+        """The checkpoint that a resume continues from."""
         found, _ = newest_valid(self.folder.parent)
         assert found is not None
         return found
+
+    def everything(self) -> dict[str, torch.Tensor]:
+        """Weights, optimizer state and random state."""
+        return copied(self.model.state_dict() | self.state_dict()["tensors"])
+
+    def stop_after(self, step: int) -> None:
+        """Train until a signal comes after ``step``."""
+        self.logger.on_tick = lambda now: signalled() if now == step else None
+        with pytest.raises(Interrupted, match=f"at step {step}: the checkpoint is saved"):
+            self.fit()
 
 
 MakeTrainer = Callable[..., HandBuilt]
@@ -141,6 +154,11 @@ def make_trainer(dataset: Dataset, tmp_path: Path) -> MakeTrainer:
         )
 
     return inner
+
+
+def signalled() -> None:
+    """Send this process a signal, as a terminal or a scheduler does."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def copied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,9 +1,7 @@
-"""What is no number reaches no weight, a spike is told of, and a run that diverges can go back."""
+"""NaN never reaches the weights, spikes are reported, and a run that diverges can roll back."""
 
 import json
 import math
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from llm.experiment.rundir import recording
 from llm.sampling.options import SamplingOptions
 from llm.training.schedule import Constant
 from tests.command_line import rows
-from tests.training.conftest import HandBuilt, MakeTrainer, assert_same_bits, copied
+from tests.training.conftest import HandBuilt, MakeTrainer, assert_same_bits, copied, signalled
 
 NAN, PRECISIONS = math.nan, ["fp32", "bf16", "fp16"]
 LONG: dict[str, Any] = {"max_steps": 40, "eval_interval": 100, "checkpoint_interval": None}
@@ -27,7 +25,7 @@ LONG: dict[str, Any] = {"max_steps": 40, "eval_interval": 100, "checkpoint_inter
 def disturb(
     trainer: HandBuilt, change: Callable[[Tensor], Tensor], when: Callable[[int], bool]
 ) -> None:
-    """Do something to the loss of the steps for which ``when`` holds."""
+    """Change the loss of the steps for which ``when`` is true."""
     network = trainer.network
 
     def inner(*tokens: Tensor, reduction: str) -> Tensor:
@@ -37,18 +35,18 @@ def disturb(
     trainer.network = inner
 
 
-def no_number(loss: Tensor) -> Tensor:
+def nan_loss(loss: Tensor) -> Tensor:
     return loss * NAN
 
 
-def no_gradient(loss: Tensor) -> Tensor:
-    """The loss is sound, what comes back from it is not."""
+def nan_gradient(loss: Tensor) -> Tensor:
+    """The loss is finite, its gradients are not."""
     loss.register_hook(lambda gradient: gradient * NAN)
     return loss
 
 
 def overflow(loss: Tensor) -> Tensor:
-    """The loss is sound, its gradients are too large at any scale."""
+    """The loss is finite, its gradients overflow at any scale."""
     loss.register_hook(lambda gradient: gradient * math.inf)
     return loss
 
@@ -58,7 +56,7 @@ def spike(loss: Tensor) -> Tensor:
 
 
 def steps_taken(trainer: HandBuilt) -> list[int]:
-    """Filled while it trains: the steps after which the weights are others."""
+    """Filled while it trains: the steps that change the weights."""
     before, taken = copied(trainer.model.state_dict()), list[int]()
 
     def compare(step: int) -> None:
@@ -72,22 +70,9 @@ def steps_taken(trainer: HandBuilt) -> list[int]:
     return taken
 
 
-def stop_at(trainer: HandBuilt, step: int) -> None:
-    """Train until a signal comes after ``step``."""
-    trainer.logger.on_tick = lambda now: os.kill(os.getpid(), signal.SIGTERM) if now == step else 0
-    with pytest.raises(Interrupted, match=f"at step {step}:"):
-        trainer.fit()
-
-
-def everything(trainer: HandBuilt) -> dict[str, Tensor]:
-    """Weights, optimizer state and random state."""
-    tensors = trainer.state_dict()["tensors"]
-    return copied(trainer.model.state_dict() | tensors)
-
-
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("broken", [no_number, no_gradient])
-def test_one_step_that_is_no_number_is_left_out_and_the_others_are_taken(
+@pytest.mark.parametrize("broken", [nan_loss, nan_gradient])
+def test_one_step_that_is_not_finite_is_skipped_and_the_others_are_taken(
     make_trainer: MakeTrainer, broken: Callable[[Tensor], Tensor], precision: str
 ) -> None:
     trainer = make_trainer(precision=precision, max_steps=12, log_interval=1, micro_batch_size=2)
@@ -97,12 +82,12 @@ def test_one_step_that_is_no_number_is_left_out_and_the_others_are_taken(
     assert taken == [step for step in range(1, 13) if step != 7]
     assert (progress.step, progress.skipped, progress.tokens) == (12, 1, 12 * 64)
     seventh = next(row for row in trainer.logger.rows if row["step"] == 7)
-    assert (seventh["train/loss"] is None) is (broken is no_number)
+    assert (seventh["train/loss"] is None) is (broken is nan_loss)
     assert seventh["grad_norm"] is None
     assert trainer.logger.column("skipped_steps") == dict.fromkeys(range(7, 13), 1)
     if precision == "fp16":
         assert trainer.precision.loss_scale.scale == 2.0**15
-    if precision == "fp16" and broken is no_gradient:  # overflows are how the scale is found
+    if precision == "fp16" and broken is nan_gradient:  # overflows are how the scale is found
         assert trainer.logger.warnings == []
     else:
         (warning,) = trainer.logger.warnings
@@ -111,19 +96,19 @@ def test_one_step_that_is_no_number_is_left_out_and_the_others_are_taken(
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_run_that_stays_without_numbers_ends_and_keeps_its_last_sound_checkpoint(
+def test_a_run_that_stays_at_nan_ends_and_keeps_its_last_sound_checkpoint(
     make_trainer: MakeTrainer, precision: str
 ) -> None:
     trainer = make_trainer(precision=precision, max_skipped=5, checkpoint_interval=2, max_steps=30)
-    disturb(trainer, no_number, lambda step: step >= 7)
+    disturb(trainer, nan_loss, lambda step: step >= 7)
     taken, run = steps_taken(trainer), trainer.folder.parent
     run.mkdir(exist_ok=True)
     with pytest.raises(Diverged, match="5 steps in a row") as end, recording(run, {}, "", True):
         trainer.fit()
     assert end.value.exit_status == 3
     assert taken == [1, 2, 3, 4, 5, 6]
-    told = json.loads((run / "diverged.json").read_text(encoding="utf-8"))
-    assert told == {
+    facts = json.loads((run / "diverged.json").read_text(encoding="utf-8"))
+    assert facts == {
         "reason": str(end.value), "step": 11, "loss": "nan", "grad_norm": "nan",
         "positions": trainer.sampler.positions(11).tolist(),
         "scale": 2.0**12 if precision == "fp16" else 1.0,  # halved four times from 2^16
@@ -147,7 +132,7 @@ def test_gradients_that_always_overflow_end_the_run_before_they_ruin_it(
 
 
 @pytest.mark.parametrize("skip", [False, True])
-def test_a_spike_is_told_once_and_left_out_where_that_is_asked_for(
+def test_a_spike_is_reported_once_and_skipped_on_request(
     make_trainer: MakeTrainer, skip: bool
 ) -> None:
     trainer = make_trainer(skip_spikes=skip, log_interval=1, **LONG)
@@ -168,7 +153,7 @@ def test_a_spike_is_told_once_and_left_out_where_that_is_asked_for(
 @pytest.mark.parametrize(
     ("precision", "remembered"), [("fp32", True), ("bf16", True), ("fp16", True), ("fp32", False)]
 )
-def test_a_spike_is_judged_the_same_after_a_resume_by_what_came_before_it(
+def test_a_spike_is_judged_the_same_after_a_resume(
     make_trainer: MakeTrainer, precision: str, remembered: bool
 ) -> None:
     options = LONG | {"skip_spikes": True, "precision": precision, "dropout": 0.1}
@@ -183,7 +168,7 @@ def test_a_spike_is_judged_the_same_after_a_resume_by_what_came_before_it(
     whole = disturbed("whole")
     whole.fit()
     first = disturbed("parts")
-    stop_at(first, 20)
+    first.stop_after(20)
     second = disturbed("parts", weights=9)
     second.resume(first.newest)
     if not remembered:
@@ -196,7 +181,7 @@ def test_a_spike_is_judged_the_same_after_a_resume_by_what_came_before_it(
     same = torch.equal(second.model.embed.weight, whole.model.embed.weight)
     assert same is remembered
     if remembered:
-        assert_same_bits(everything(second), everything(whole))
+        assert_same_bits(second.everything(), whole.everything())
         assert second.guard.recent == whole.guard.recent
 
 
@@ -205,17 +190,17 @@ ROLLING: dict[str, Any] = {
 }  # fmt: skip
 
 
-def until_it_has_gone_back(trainer: HandBuilt, times: int = 1) -> Callable[[int], bool]:
+def until_rolled_back(trainer: HandBuilt, times: int = 1) -> Callable[[int], bool]:
     return lambda step: step >= 7 and trainer.progress.rollbacks < times
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_run_that_diverges_goes_back_and_on_at_half_the_rate(
+def test_a_run_that_diverges_rolls_back_and_continues_at_half_the_rate(
     make_trainer: MakeTrainer, precision: str
 ) -> None:
     options = ROLLING | {"precision": precision, "lr": 1e-2}
     trainer = make_trainer(schedule=Constant("constant", warmup_steps=0), **options)
-    disturb(trainer, no_number, until_it_has_gone_back(trainer))
+    disturb(trainer, nan_loss, until_rolled_back(trainer))
     progress = trainer.fit()
     assert (progress.step, progress.rollbacks, progress.skipped) == (12, 1, 0)
     assert progress.tokens == 12 * 64
@@ -225,22 +210,22 @@ def test_a_run_that_diverges_goes_back_and_on_at_half_the_rate(
     assert trainer.logger.column("lr") == wanted
 
     halved = make_trainer("halved", schedule=Constant("constant", warmup_steps=0), **options)
-    stop_at(halved, 4)
+    halved.stop_after(4)
     halved = make_trainer("halved", schedule=Constant("constant", warmup_steps=0), **options)
     halved.resume(halved.newest)
     halved.progress.rollbacks = 1
     halved.fit()
-    assert_same_bits(everything(trainer), everything(halved))
+    assert_same_bits(trainer.everything(), halved.everything())
     assert trainer.precision.loss_scale == halved.precision.loss_scale
     assert trainer.guard.recent == halved.guard.recent
 
 
-def test_its_files_hold_each_step_once(
+def test_after_a_rollback_the_files_hold_each_step_once(
     make_trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("llm.training.sample.SAMPLE", SamplingOptions(max_new_tokens=5))
     trainer = make_trainer(sample_interval=3, **ROLLING)
-    disturb(trainer, no_number, until_it_has_gone_back(trainer))
+    disturb(trainer, nan_loss, until_rolled_back(trainer))
     (tmp_path / "run").mkdir(exist_ok=True)
     with RunLogger(tmp_path / "run", "abcd1234", lambda: None, 12, 0) as logger:
         trainer.logger = logger  # type: ignore[assignment]
@@ -253,7 +238,7 @@ def test_its_files_hold_each_step_once(
 
 def test_a_run_that_diverges_again_and_again_ends(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(**ROLLING)
-    disturb(trainer, no_number, lambda step: step >= 7)
+    disturb(trainer, nan_loss, lambda step: step >= 7)
     with pytest.raises(Diverged, match=r"step 9: .* 3 steps in a row") as end:
         trainer.fit()
     assert sum("back to step 4" in warning for warning in trainer.logger.warnings) == 2
@@ -265,9 +250,11 @@ def test_a_run_that_diverges_again_and_again_ends(make_trainer: MakeTrainer) -> 
 
 
 @pytest.mark.parametrize("rollbacks", [0, 2])
-def test_a_run_with_nowhere_to_go_back_to_ends(make_trainer: MakeTrainer, rollbacks: int) -> None:
+def test_without_a_checkpoint_or_rollbacks_it_ends(
+    make_trainer: MakeTrainer, rollbacks: int
+) -> None:
     trainer = make_trainer(**ROLLING | {"rollbacks": rollbacks})
-    disturb(trainer, no_number, lambda step: step >= 2)
+    disturb(trainer, nan_loss, lambda step: step >= 2)
     with pytest.raises(Diverged, match="step 4: "):
         trainer.fit()
     assert trainer.progress.rollbacks == 0
@@ -276,7 +263,7 @@ def test_a_run_with_nowhere_to_go_back_to_ends(make_trainer: MakeTrainer, rollba
     assert (wanted in trainer.logger.warnings) is (rollbacks > 0)
 
 
-def test_weights_that_are_no_numbers_are_gone_back_from_too(make_trainer: MakeTrainer) -> None:
+def test_nan_in_the_weights_is_rolled_back_too(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(**ROLLING)
 
     def ruin(step: int) -> None:
@@ -292,21 +279,21 @@ def test_weights_that_are_no_numbers_are_gone_back_from_too(make_trainer: MakeTr
 
 @pytest.mark.parametrize(
     ("step", "precision"), [(4, "fp32"), (6, "fp16"), (10, "fp32")],
-    ids=["as it goes back", "before it diverged", "beyond that"],
+    ids=["during the rollback", "before the divergence", "after it"],
 )  # fmt: skip
-def test_a_run_that_went_back_is_the_same_after_an_interruption(
+def test_a_rolled_back_run_is_the_same_after_an_interruption(
     make_trainer: MakeTrainer, step: int, precision: str
 ) -> None:
     options = ROLLING | {"precision": precision}
     whole = make_trainer("whole", **options)
-    disturb(whole, no_number, until_it_has_gone_back(whole))
+    disturb(whole, nan_loss, until_rolled_back(whole))
     whole.fit()
     first = make_trainer("parts", **options)
-    disturb(first, no_number, until_it_has_gone_back(first))
+    disturb(first, nan_loss, until_rolled_back(first))
 
     def interrupt(now: int) -> None:
         if now == step and first.progress.rollbacks:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signalled()
 
     rewind = first.logger.rewind
     first.logger.on_tick = interrupt
@@ -314,18 +301,18 @@ def test_a_run_that_went_back_is_the_same_after_an_interruption(
     with pytest.raises(Interrupted, match=f"at step {step}:"):
         first.fit()
     assert first.newest.step == step
-    second = make_trainer("parts", weights=9, **options)  # which meets no trouble of its own
+    second = make_trainer("parts", weights=9, **options)  # nothing disturbs this one
     second.resume(first.newest)
     second.fit()
     assert second.progress.rollbacks == 1
-    assert_same_bits(everything(second), everything(whole))
+    assert_same_bits(second.everything(), whole.everything())
     second.logger.rows[:0] = first.logger.rows
     for key in ("train/loss", "val/loss", "lr"):
         assert second.logger.column(key) == whole.logger.column(key), key
     assert [row["step"] for row in second.logger.rows] == list(range(13))
 
 
-def test_going_back_keeps_the_best_weights_and_the_time_that_was_in_vain(
+def test_a_rollback_keeps_the_best_weights_and_the_time_spent(
     make_trainer: MakeTrainer,
 ) -> None:
     trainer = make_trainer(**ROLLING | {"checkpoint_interval": 4, "eval_interval": 1})
@@ -339,7 +326,7 @@ def test_going_back_keeps_the_best_weights_and_the_time_that_was_in_vain(
         return row
 
     trainer.evaluate = evaluate
-    disturb(trainer, no_number, until_it_has_gone_back(trainer))
+    disturb(trainer, nan_loss, until_rolled_back(trainer))
     progress = trainer.fit()
     assert (progress.rollbacks, progress.best_val_loss, progress.best_step) == (1, 0.5, 5)
     assert progress.train_seconds > 1000

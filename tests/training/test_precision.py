@@ -12,7 +12,6 @@ from llm.training.optimizer import adamw, muon
 from llm.training.precision import (
     DTYPES,
     FIRST_SCALE,
-    INSTRUCTIONS,
     LossScale,
     Precision,
     resolve_precision,
@@ -42,11 +41,6 @@ def test_auto_on_a_gpu_is_bf16_where_it_is_native(
     assert "bfloat16" in why or "no loss scaling" in why
 
 
-@pytest.mark.parametrize("name", sorted(DTYPES))
-def test_a_named_format_is_taken_as_it_is(name: str) -> None:
-    assert resolve_precision(name, CPU) == (name, "as asked for")
-
-
 @pytest.mark.parametrize("name", ["bf16", "bf16_weights", "fp16"])
 def test_a_cpu_without_instructions_for_16_bits_is_told_of_with_what_to_do(
     name: str, monkeypatch: pytest.MonkeyPatch
@@ -59,12 +53,6 @@ def test_a_cpu_without_instructions_for_16_bits_is_told_of_with_what_to_do(
     other = {"amx_fp16": True} if name == "fp16" else {"bf16": True}  # of x86, and of ARM
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: other)
     assert slow_products(name, CPU) == []
-
-
-def test_the_names_of_instructions_are_those_that_torch_gives() -> None:
-    found = torch.cpu.get_capabilities()
-    for known in INSTRUCTIONS.values():
-        assert any(instruction in found for instruction in known)
 
 
 def test_an_unknown_format_is_refused() -> None:

@@ -1,8 +1,6 @@
-"""An evaluation or a sample that a signal interrupts is done by the run that goes on."""
+"""A report that a signal interrupts is finished by the resumed run."""
 
 import math
-import os
-import signal
 from typing import Any
 
 import pytest
@@ -12,7 +10,7 @@ from llm.checkpoint.checkpoint import Checkpoint
 from llm.errors import Interrupted
 from llm.sampling.options import SamplingOptions
 from llm.training.logger import Row
-from tests.training.conftest import HandBuilt, MakeTrainer, assert_same_bits, copied
+from tests.training.conftest import HandBuilt, MakeTrainer, assert_same_bits, copied, signalled
 
 # Evaluations at steps 0, 4 and 8, in four batches each; samples of 5 tokens at steps 3 and 6.
 OPTIONS: dict[str, Any] = {"log_interval": 1, "sample_interval": 3, "checkpoint_interval": None}
@@ -25,7 +23,7 @@ def short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fit_until(trainer: HandBuilt, step: int, passes: int) -> None:
-    """Train until a signal comes with the ``passes``-th pass at ``step`` that is not training."""
+    """Train until a signal comes in the ``passes``-th pass without training at ``step``."""
     left = passes
 
     def count(norm: torch.nn.Module, inputs: object, output: object) -> None:
@@ -33,15 +31,15 @@ def fit_until(trainer: HandBuilt, step: int, passes: int) -> None:
         left -= not norm.training and trainer.progress.step == step
         if left == 0:
             left = -1
-            os.kill(os.getpid(), signal.SIGTERM)
+            signalled()
 
     trainer.model.norm.register_forward_hook(count)
     with pytest.raises(Interrupted, match=f"SIGTERM at step {step}: the checkpoint is saved"):
         trainer.fit()
 
 
-def gone_on(make_trainer: MakeTrainer, first: HandBuilt, **options: Any) -> HandBuilt:
-    """Another trainer, at the last checkpoint of the first one, and with its rows so far."""
+def resumed(make_trainer: MakeTrainer, first: HandBuilt, **options: Any) -> HandBuilt:
+    """Another trainer at the last checkpoint of the first one, with its rows so far."""
     second = make_trainer("parts", weights=9, **OPTIONS | options)
     second.resume(first.newest)
     second.logger.rows[:] = first.logger.rows
@@ -50,39 +48,37 @@ def gone_on(make_trainer: MakeTrainer, first: HandBuilt, **options: Any) -> Hand
 
 
 def results(trainer: HandBuilt) -> list[Row]:
-    """Its rows, less what differs from run to run."""
+    """Its rows without the numbers that differ from run to run."""
     return [{k: v for k, v in row.items() if k not in MEASURED_ANEW} for row in trainer.logger.rows]
 
 
 @pytest.mark.parametrize(("step", "passes"), [(0, 1), (4, 3), (8, 1), (6, 4)], ids=str)
-def test_each_step_is_told_of_once_with_the_same_numbers(
+def test_each_step_is_logged_once_with_the_same_numbers(
     make_trainer: MakeTrainer, step: int, passes: int
 ) -> None:
     whole = make_trainer("whole", dropout=0.1, **OPTIONS)
     whole.fit()
     first = make_trainer("parts", dropout=0.1, **OPTIONS)
     fit_until(first, step, passes)
-    assert step not in first.logger.column("tokens"), "not before all of it is known"
-    second = gone_on(make_trainer, first, dropout=0.1)
+    assert step not in first.logger.column("tokens"), "not before all its numbers are known"
+    second = resumed(make_trainer, first, dropout=0.1)
     second.fit()
     assert results(second) == results(whole)
     assert second.logger.samples == whole.logger.samples
     assert_same_bits(copied(second.model.state_dict()), copied(whole.model.state_dict()))
-    for key in ("val_loss", "best_val_loss", "best_step", "evaluations_since_best"):
+    for key in ("val_loss", "best_val_loss", "best_step", "evaluations_since_best", "row"):
         assert getattr(second.progress, key) == getattr(whole.progress, key), key
-    assert second.newest.step == 8
-    assert second.newest.state["progress"]["row"] is None
     assert Checkpoint.open(second.folder / "best").step == whole.progress.best_step
 
 
-def test_what_was_measured_before_the_signal_is_kept(make_trainer: MakeTrainer) -> None:
+def test_numbers_measured_before_the_signal_are_kept(make_trainer: MakeTrainer) -> None:
     whole = make_trainer("whole", eval_interval=3, **OPTIONS)
     whole.fit()
     first = make_trainer("parts", eval_interval=3, **OPTIONS)
     fit_until(first, 6, passes=4 + 2)  # in the sample
     row = first.newest.state["progress"]["row"]
     assert row["val/loss"] == first.progress.val_loss == whole.logger.column("val/loss")[6]
-    second = gone_on(make_trainer, first, eval_interval=3)
+    second = resumed(make_trainer, first, eval_interval=3)
     evaluate, evaluated = second.evaluate, list[int]()
     second.evaluate = lambda: evaluated.append(second.progress.step) or evaluate()
     second.fit()
@@ -92,54 +88,51 @@ def test_what_was_measured_before_the_signal_is_kept(make_trainer: MakeTrainer) 
 
 
 @pytest.mark.parametrize("step", [2, 4])
-def test_patience_counts_an_evaluation_that_was_put_off_once(
+def test_patience_counts_an_interrupted_evaluation_once(
     make_trainer: MakeTrainer, step: int
 ) -> None:
-    options: dict[str, Any] = {"lr": 0.0, "patience": 2, "eval_interval": 2}  # out of it at step 4
+    options: dict[str, Any] = {"lr": 0.0, "patience": 2, "eval_interval": 2}  # ends at step 4
     whole = make_trainer("whole", **OPTIONS | options)
     whole.fit()
     first = make_trainer("parts", **OPTIONS | options)
     fit_until(first, step, passes=2)
     assert first.progress.evaluations_since_best == step // 2 - 1
-    second = gone_on(make_trainer, first, **options)
+    second = resumed(make_trainer, first, **options)
     second.fit()
     assert results(second) == results(whole)
     assert second.progress.step == whole.progress.step == 4
-    assert second.newest.state["progress"]["row"] is None
 
 
-def test_it_may_be_put_off_again(make_trainer: MakeTrainer) -> None:
+def test_a_report_may_be_interrupted_twice(make_trainer: MakeTrainer) -> None:
     whole = make_trainer("whole", **OPTIONS)
     whole.fit()
     first = make_trainer("parts", **OPTIONS)
     fit_until(first, 4, passes=1)
-    second = gone_on(make_trainer, first)
+    second = resumed(make_trainer, first)
     fit_until(second, 4, passes=2)
-    third = gone_on(make_trainer, second)
+    third = resumed(make_trainer, second)
     third.fit()
     assert results(third) == results(whole)
 
 
-def test_a_signal_at_the_very_end_puts_nothing_off(make_trainer: MakeTrainer) -> None:
+def test_a_signal_after_the_last_report_interrupts_nothing(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(**OPTIONS)
     log = trainer.logger.log
 
-    def last(row: Row) -> None:
+    def log_then_signal(row: Row) -> None:
         log(row)
         if row["step"] == 8:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signalled()
 
-    trainer.logger.log = last
+    trainer.logger.log = log_then_signal
     assert trainer.fit().step == 8
     assert trainer.newest.state["progress"]["row"] is None
 
 
-def test_what_was_put_off_is_told_of_once_even_where_the_run_goes_back_to_it(
-    make_trainer: MakeTrainer,
-) -> None:
+def test_after_a_rollback_the_interrupted_report_is_logged_once(make_trainer: MakeTrainer) -> None:
     first = make_trainer("parts", **OPTIONS)
     fit_until(first, 4, passes=1)
-    second = gone_on(make_trainer, first, rollbacks=1, max_skipped=2)
+    second = resumed(make_trainer, first, rollbacks=1, max_skipped=2)
     network = second.network
 
     def failing(*tokens: Any, **options: Any) -> Any:

@@ -8,7 +8,7 @@ import torch
 
 from llm.model.gpt import GPT
 from llm.training import throughput
-from llm.training.throughput import PEAK_TFLOPS, flops_per_token, measured_matmul_flops, peak_flops
+from llm.training.throughput import flops_per_token, measured_matmul_flops, peak_flops
 
 SHAPE: dict[str, Any] = {
     "n_layer": 3, "n_embed": 32, "n_head": 2, "head_size": 16, "block_size": 8, "vocab_size": 50,
@@ -76,12 +76,6 @@ def test_there_is_no_peak_for_a_format_that_the_sheets_do_not_give(
     assert peak_flops(GPU, "fp32") is None
     assert peak_flops(torch.device("cpu"), "bf16") is None
     assert peak_flops(torch.device("mps"), "fp32") is None
-
-
-def test_no_name_hides_a_more_specific_one_after_it() -> None:
-    names = list(PEAK_TFLOPS)
-    for place, name in enumerate(names):
-        assert not [later for later in names[place + 1 :] if later.startswith(f"{name} ")]
 
 
 def test_the_peak_of_a_cpu_is_measured() -> None:

@@ -76,7 +76,8 @@ def test_it_trains_as_a_plain_loop_does_however_the_batch_is_cut(
     if ignoring:
         trainer.sampler.batch = some_ignored(trainer.sampler.batch)
     model, losses, norms = train_plainly(trainer, lr=1e-3)
-    trainer.fit()
+    tokens = sum(int((trainer.sampler.batch(step)[1] != IGNORED).sum()) for step in range(1, 6))
+    assert trainer.fit().tokens == tokens
     assert min(norms) > 0.5  # every step is clipped
     assert list(trainer.logger.column("train/loss").values()) == pytest.approx(losses, abs=1e-6)
     assert list(trainer.logger.column("grad_norm").values()) == pytest.approx(norms, abs=1e-5)
@@ -84,22 +85,6 @@ def test_it_trains_as_a_plain_loop_does_however_the_batch_is_cut(
         trainer.model.named_parameters(), model.parameters(), strict=True
     ):
         assert torch.allclose(found, wanted, rtol=0, atol=1e-6), name
-
-
-def test_tokens_count_the_targets_that_were_not_ignored(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer(max_steps=2, micro_batch_size=2)
-    assert trainer.fit().tokens == 2 * 4 * 16
-    masked = make_trainer("masked", max_steps=2, micro_batch_size=2)
-    masked.sampler.batch = some_ignored(masked.sampler.batch)
-    assert masked.fit().tokens == 2 * 4 * 16 - 2 * 16 - 3 - 6
-
-
-def test_the_loss_falls_well_below_where_it_starts(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer(max_steps=120, eval_interval=120, checkpoint_interval=None)
-    progress = trainer.fit()
-    start = trainer.logger.column("val/loss")[0]
-    assert start == pytest.approx(np.log(trainer.dataset.tokenizer.vocab_size), abs=0.1)
-    assert progress.val_loss is not None and progress.val_loss < start / 2
 
 
 def test_overfitting_one_batch_drives_its_loss_near_zero(make_trainer: MakeTrainer) -> None:

@@ -5,4 +5,4 @@ Only ``llm/config/`` and the ``run_*.py`` scripts know Hydra; everything below t
 values.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -7,6 +7,6 @@ from llm import __version__
 
 
 def version_line() -> str:
-    """``llm 0.1.0 (torch 2.13.0, hydra-core 1.3.8, Python 3.11.7)``"""
+    """``llm 0.2.0 (torch 2.13.0, hydra-core 1.3.8, Python 3.11.7)``"""
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "hydra-core"))
     return f"llm {__version__} ({packages}, Python {platform.python_version()})"

@@ -1,4 +1,4 @@
-"""Files of earlier versions, since 0.2.0, are read by this one: a run, with its checkpoint and data.
+"""This version reads the files of earlier ones, since 0.2.0: a run with its checkpoint and data.
 
 Make the files of a new version, after changing ``llm.__version__``: ``python -m tests.test_kept``
 """

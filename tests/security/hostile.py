@@ -7,8 +7,6 @@ import io
 import json
 import os
 import pickle
-import tarfile
-import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -55,39 +53,9 @@ def pickled() -> bytes:
     return pickle.dumps({"model": Payload()})
 
 
-def torch_file(legacy: bool = False) -> bytes:
+def torch_file() -> bytes:
     raw = io.BytesIO()
-    torch.save({"model": Payload()}, raw, _use_new_zipfile_serialization=not legacy)
-    return raw.getvalue()
-
-
-def torch_tar() -> bytes:
-    """The format of torch 0.1.10 and before."""
-    raw = io.BytesIO()
-    with tarfile.open(fileobj=raw, mode="w") as tar:
-        for name in ("sys_info", "pickle", "tensors", "storages"):
-            info = tarfile.TarInfo(name)
-            info.size = len(pickled())
-            tar.addfile(info, io.BytesIO(pickled()))
-    return raw.getvalue()
-
-
-def pt2() -> bytes:
-    """An exported program, as torch.export.save writes it."""
-    raw = io.BytesIO()
-    with zipfile.ZipFile(raw, "w") as archive:
-        archive.writestr("model/archive_format", "pt2")
-        archive.writestr("model/version", "0")
-        archive.writestr("model/data/constants/model_constants_config.json", "{}")
-        archive.writestr("model/data/sample_inputs/model.pt", torch_file())
-    return raw.getvalue()
-
-
-def bomb() -> bytes:
-    """100 MB in 100 KB."""
-    raw = io.BytesIO()
-    with zipfile.ZipFile(raw, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", bytes(100 << 20))
+    torch.save({"model": Payload()}, raw)
     return raw.getvalue()
 
 
@@ -258,50 +226,30 @@ PICKLES = [
     Case("a pickle as the manifest", file(MANIFEST, pickled), ALL),
     Case("pickles and no checkpoint", only_a_pickle, FROM),
     Case("torch's zip as the weights", file(WEIGHTS, torch_file), ALL),
-    Case("torch's old format as the weights", file(WEIGHTS, lambda: torch_file(True)), FROM),
-    Case("torch's oldest format as the weights", file(WEIGHTS, torch_tar), FROM),
-    Case("an exported program as the weights", file(WEIGHTS, pt2), FROM),
     given("model.pt", torch_file),
-    given("model.tar", torch_tar),
-    given("model.pt2", pt2),
 ]
 MANIFESTS = [
     Case("_target_ in the model", model(_target_="os.system"), ALL),
     Case("an interpolation in the model", model(norm="${oc.env:SECRET}"), SAMPLE),
-    Case("another for a number", model(n_layer="${oc.env:SECRET}"), SAMPLE),
     Case(
         "an interpolation as the tokenizer",
         manifest(lambda m: m["tokenizer"].update(kind="${oc.env:SECRET}")), SAMPLE,
-    ),
-    Case(
-        "an interpolation as the alphabet",
-        manifest(lambda m: m["tokenizer"].update(characters="${oc.env:SECRET}")), SAMPLE,
     ),
     Case("a billion layers", model(n_layer=10**9), ALL),
     Case("a number of 4000 digits", model(n_layer=10**4000), SAMPLE),
     Case("the largest model", largest, ALL),
     Case("the largest model with a file of a terabyte", largest_and_huge, MOST),
     Case("a larger model than mine", larger_than_mine, {"train"}),
-    Case("no number for the width", model(n_embed=True), SAMPLE),
     Case("a weight file of another name", manifest(lambda m: m.update(
         files={"../../../../../../etc/passwd": "0" * 64})), MOST),
-    Case("one file more", manifest(lambda m: m["files"].update({"../x": "0"})), SAMPLE),
-    Case("a digest that is none", manifest(lambda m: m["files"].update({WEIGHTS: None})), MOST),
-    Case("a format of the future", manifest(lambda m: m.update(format_version=99)), MOST),
-    Case("a key more", manifest(lambda m: m.update(code="import os")), SAMPLE),
-    Case("a step before the first", manifest(lambda m: m.update(step=-1)), SAMPLE),
-    Case("an alphabet larger than the model's", manifest(lambda m: m.update(
-        tokenizer={"kind": "char", "characters": "".join(map(chr, range(32, 1000)))})), SAMPLE),
     Case("an alphabet of a megabyte", manifest(lambda m: m.update(
         tokenizer={"kind": "char", "characters": "".join(map(chr, range(57344, 330000)))})),
         SAMPLE),
     Case("a vocabulary that is not GPT-2's", manifest(lambda m: m.update(
         tokenizer={"kind": "gpt2", "merges": "#version: 0.2\na b\n"})), SAMPLE),
     Case("a manifest deeper than Python", unlike('{"model":' + "[" * 200_000), MOST),
-    Case("NaN in the manifest", unlike('{"format_version": NaN}'), SAMPLE),
     Case("a key twice", twice, ALL),
     Case("a manifest that is a pipe", in_step(MANIFEST, os.mkfifo), ALL),
-    Case("a manifest that is a folder", in_step(MANIFEST, Path.mkdir), SAMPLE),
     Case(
         "a manifest without end", in_step(MANIFEST, lambda p: p.symlink_to("/dev/zero")), MOST
     ),
@@ -309,30 +257,21 @@ MANIFESTS = [
 ]  # fmt: skip
 TENSORS = [
     Case("a claim of 4 TB", header(lambda h: h[E32].update(shape=[10**6, 10**6])), ALL),
-    Case("a claim beyond 64 bits", header(lambda h: h[E32].update(shape=[2**62, 2**62])), SAMPLE),
     Case("offsets that overlap", header(lambda h: h[E32].update(
         data_offsets=h["norm.weight"]["data_offsets"])), SAMPLE),
     Case("offsets beyond the end", header(lambda h: h[E32].update(
         data_offsets=[2**40, 2**40 + 1])), ALL),
-    Case("offsets before the start", header(lambda h: h[E32].update(data_offsets=[-8, 0])), SAMPLE),
     Case("a type that is none", header(lambda h: h[E32].update(dtype="OBJECT")), SAMPLE),
     Case("a header of 100 MB", lambda place: put(
         place, WEIGHTS, (100 << 20).to_bytes(8, "little") + b"{" + b" " * (100 << 20)), SAMPLE),
     Case("a claim of one", file(WEIGHTS, lambda: (100 << 20).to_bytes(8, "little")), SAMPLE),
-    Case("a header without end", file(WEIGHTS, lambda: b"\xff" * 8 + b"{}"), SAMPLE),
     Case("a terabyte of weights", in_step(WEIGHTS, lambda p: sparse(p, 1 << 40)), ALL),
     Case("weights that are a pipe", in_step(WEIGHTS, os.mkfifo), ALL),
     Case("weights without end", in_step(WEIGHTS, lambda p: p.symlink_to("/dev/zero")), MOST),
-    Case("weights that are a folder", in_step(WEIGHTS, Path.mkdir), SAMPLE),
-    Case("a deflated 100 MB", file(WEIGHTS, bomb), SAMPLE),
     Case("another shape", tensors(lambda t: t.update({"norm.weight": torch.ones(33)})), ALL),
-    Case("half the precision", tensors(lambda t: t.update({E32: t[E32].half()})), SAMPLE),
-    Case("whole numbers", tensors(lambda t: t.update({E32: t[E32].long()})), SAMPLE),
-    Case("a tensor more", tensors(lambda t: t.update(more=torch.ones(1))), SAMPLE),
     Case("a tensor under another name", tensors(rename(E32, "../embed.weight")), SAMPLE),
     Case("a tensor less", tensors(lambda t: t.pop(E32)), ALL),
     Case("one NaN", tensors(lambda t: t[E32][3].fill_(torch.nan)), ALL),
-    Case("one infinity", tensors(lambda t: t[E32][3].fill_(-torch.inf)), SAMPLE),
 ]  # fmt: skip
 OPTIMIZER = f"optimizer/{E32}"
 STATES = [

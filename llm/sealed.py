@@ -1,7 +1,7 @@
-"""JSON files that say whether they are whole: ``digest`` is the sha256 of everything else in them.
+"""JSON files that hold a digest, the sha256 of everything else in them.
 
-They may come from strangers: only a regular file of a bounded size is read, and nothing but plain
-values comes out of it.
+A file may come from a stranger: it must be a regular file of bounded size, and gives plain values
+only.
 """
 
 import hashlib
@@ -20,15 +20,14 @@ DIGEST = "digest"
 
 
 def sealed(values: Plain) -> str:
-    """The text of a file that holds ``values`` and their digest."""
+    """The text of a file with ``values`` and their digest."""
     return json.dumps(values | {DIGEST: _digest(values)}, indent=1, ensure_ascii=False) + "\n"
 
 
 def read_json(path: Path) -> Plain:
     """The JSON object in ``path``.
 
-    Raises :class:`llm.errors.Refused` if it holds none or is too large, and ``FileNotFoundError``
-    if there is no such file.
+    Raises :class:`llm.errors.Refused` for another or too large a file, and ``FileNotFoundError``.
     """
     try:
         text = read_bounded(path, LARGEST).decode("utf-8")
@@ -53,7 +52,7 @@ def read_bounded(path: Path, largest: int) -> bytes:
     Raises :class:`llm.errors.Refused` for any other, and ``OSError``.
     """
     found = path.stat()
-    # A pipe would be waited for, a device might never end.
+    # Reading a pipe would wait, and reading a device might never end.
     require(stat.S_ISREG(found.st_mode), f"{path} is not a regular file")
     require(found.st_size <= largest, f"{path} is too large: {found.st_size:,} bytes")
     with path.open("rb") as file:
@@ -61,11 +60,11 @@ def read_bounded(path: Path, largest: int) -> bytes:
 
 
 def opened(values: Plain, path: Path) -> Plain:
-    """The values without their digest; :class:`llm.errors.Refused` if that is not theirs."""
+    """The values without their digest; :class:`llm.errors.Refused` if the digest is wrong."""
     rest = {key: value for key, value in values.items() if key != DIGEST}
     require(
         values.get(DIGEST) == _digest(rest),
-        f"{path} is damaged: its digest is not that of its contents",
+        f"{path} is damaged: its digest does not match its contents",
     )
     return rest
 
@@ -75,15 +74,15 @@ def _digest(values: Plain) -> str:
 
 
 def unique(pairs: list[tuple[str, Any]]) -> Plain:
-    """An object of JSON; ``ValueError`` where a key is there twice."""
+    """A JSON object; ``ValueError`` if a key occurs twice."""
     values = dict(pairs)
     if len(values) < len(pairs):  # some programs read the first one, others the last
-        raise ValueError("a key is there twice")
+        raise ValueError("a key occurs twice")
     return values
 
 
 def _short(number: str) -> int:
-    if len(number) > LONGEST_NUMBER:  # some library may make it infinity, or fail
+    if len(number) > LONGEST_NUMBER:  # it would overflow where it becomes a float
         raise ValueError(f"a number of {len(number)} digits")
     return int(number)
 

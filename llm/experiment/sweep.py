@@ -1,4 +1,4 @@
-"""Jobs: lists of overrides, each a command in its own process. One that dies ends only itself."""
+"""The jobs of a sweep: each is a command in its own process, so a crash ends no other job."""
 
 import contextlib
 import os
@@ -17,13 +17,13 @@ from llm.experiment.rundir import read_summary, write_summary
 from llm.lock import locked
 from llm.signals import Signalled, listener, raised, remember
 
-PARENT_PIPE = "LLM_PARENT_PIPE"  # a file descriptor that closes when whoever started a job is gone
-GRACE_SECONDS = 60  # for a job that has been told to stop: one step and one save
+PARENT_PIPE = "LLM_PARENT_PIPE"  # a file descriptor that closes when the sweep's process ends
+GRACE_SECONDS = 60  # for one step and one save, after a job was asked to stop
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a sweep. ``command`` is what a person would type to run it alone."""
+    """One run of a sweep. ``command`` would run it alone."""
 
     number: int
     overrides: list[str]
@@ -34,10 +34,10 @@ class Job:
 def run_job(
     job: Job, timeout_seconds: float | None = None, environment: dict[str, str] | None = None
 ) -> dict[str, Any]:
-    """Run a job to its end and return its ``summary.json``, written here if the job could not.
+    """Run a job and return its ``summary.json``, which is written here if the job wrote none.
 
-    ``environment`` is added to this process's own. Raises :class:`llm.signals.Signalled` when this
-    process is told to stop meanwhile; the job has been told to save and stop then, and has ended.
+    ``environment`` is added to the environment of this process. On a signal, asks the job to save
+    and stop, waits for it, and raises :class:`llm.signals.Signalled`.
     """
     before = read_summary(job.folder)
     start = time.perf_counter()
@@ -49,7 +49,7 @@ def run_job(
     killed = code is None or code < 0
     status = "killed" if killed else "refused" if code == Refused.exit_status else "failed"
     facts: dict[str, Any] = {"status": status, "reason": _reason(code, timeout_seconds)}
-    if found is None:  # else it speaks of another run, which this job was refused to touch
+    if found is None:  # otherwise the folder belongs to another run, and the job was refused
         job.folder.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(InUse), locked(job.folder):
             write_summary(job.folder, **facts, wall_seconds=time.perf_counter() - start)
@@ -68,17 +68,16 @@ def _reason(code: int | None, timeout_seconds: float | None) -> str:
 def _wait(
     command: list[str], timeout_seconds: float | None, environment: dict[str, str]
 ) -> int | None:
-    """Exit status of ``command``, negative for a signal, None for a timeout.
-
-    Nothing of it lives on.
+    """Run ``command`` and end all its processes; returns its exit status, negative for a signal,
+    None for a timeout.
     """
     reading, writing = os.pipe()
     of_child = os.environ | environment | {PARENT_PIPE: str(reading)}
-    # A group of its own: Ctrl-C then reaches only this process, which tells the job once.
+    # In a process group of its own: Ctrl-C reaches only this process, which tells the job once.
     child = subprocess.Popen(command, process_group=0, pass_fds=[reading], env=of_child)
     os.close(reading)
     kill = partial(os.killpg, child.pid, signal.SIGKILL)
-    listener.at_once.append(kill)  # beside those of other threads, under another launcher
+    listener.at_once.append(kill)  # another launcher may run several jobs in threads
     try:
         return child.wait(timeout_seconds)
     except subprocess.TimeoutExpired:
@@ -90,8 +89,8 @@ def _wait(
         raise
     finally:
         listener.at_once.remove(kill)
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: all are zombies
-            kill()  # a job still running, or something it left behind
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: zombies
+            kill()  # the job, if it still runs, and processes it left behind
         child.wait()
         os.close(writing)
 
@@ -116,14 +115,14 @@ def _signals_raised() -> Iterator[None]:
 
 
 def follow_parent() -> None:
-    """In a job: stop, as if told to, when the sweep that started it dies (Linux and macOS)."""
+    """In a job: send itself SIGTERM when the sweep that started it dies (Linux and macOS)."""
     descriptor = os.environ.pop(PARENT_PIPE, None)
     if descriptor is None:
         return
     os.set_inheritable(int(descriptor), False)
 
     def watch() -> None:
-        os.read(int(descriptor), 1)  # nobody writes; it returns when the other end closes
+        os.read(int(descriptor), 1)  # nothing is ever written; returns when the other end closes
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -1,4 +1,4 @@
-"""A run that was stopped, killed or cut off goes on as if nothing had happened."""
+"""A run that was stopped, killed or cut off is resumed as if nothing had happened."""
 
 import os
 import shlex

@@ -1,4 +1,4 @@
-"""A run folder that is gone, incomplete, or not the one that was meant."""
+"""A run folder that was deleted, is incomplete, or is not a run."""
 
 import shutil
 from collections.abc import Iterator
@@ -159,12 +159,6 @@ def test_a_run_that_ends_before_its_last_step_says_why(
     assert said in done.stdout and said in log_of(run)
     done = here("train", *command, cwd=tmp_path)
     assert "is finished already" in done.stdout and reason in done.stdout
-
-
-def test_a_run_that_took_all_its_steps_gives_no_reason(cwd: Path, data: list[str]) -> None:
-    assert summary(cwd / "outputs/a")["reason"] is None
-    done = here("train", *data, *TINY_RUN, "run.name=a", cwd=cwd)
-    assert "is finished already" in done.stdout and "ended early" not in done.stdout
 
 
 def test_weights_that_are_evaluated_only_are_told_with_the_step_they_are_from(

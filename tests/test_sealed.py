@@ -1,4 +1,4 @@
-"""A sealed file gives back what was put in, or is refused."""
+"""A file with a digest gives its values back, or is refused."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def test_a_value_that_is_not_the_one_that_was_sealed_is_refused(change: dict[str
         "too large",
     ],
 )
-def test_what_is_no_json_object_of_a_bounded_size_is_refused(
+def test_a_file_that_is_not_a_json_object_of_bounded_size_is_refused(
     tmp_path: Path, raw: bytes, reason: str
 ) -> None:
     path = tmp_path / "a.json"

@@ -1,4 +1,4 @@
-"""Real commands that are told to stop at any moment: status 75, and the same bits in the end."""
+"""Real commands get a signal at any moment: status 75, and the same bits in the end."""
 
 import os
 import random
@@ -97,7 +97,7 @@ def result(run: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, object]]]
 
 
 def differences(run: Path, whole: Path) -> list[str]:
-    """Names of what is not the same in every bit."""
+    """The names of tensors and files that differ in any bit."""
     (found, found_rows), (wanted, wanted_rows) = result(run), result(whole)
     assert found.keys() == wanted.keys()
     names = [name for name in wanted if not torch.equal(found[name], wanted[name])]
@@ -212,9 +212,9 @@ def test_a_signal_while_modules_are_loaded_is_never_a_fault(
 ) -> None:
     options = ["data=text", f"data.path={text_file}", "data.tokenizer=char", *OPTIONS]
     options += ["trainer.max_steps=1"]
-    begun = time.monotonic()
+    start = time.monotonic()
     Attempt(tmp_path / "whole", *options).finish()
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - start
     draw = random.Random(6)
 
     def moment(number: int) -> int:

@@ -1,4 +1,4 @@
-"""Whatever is changed in a checkpoint: it loads as it was, or is refused; nothing else happens."""
+"""A checkpoint with any change in it loads as before, or is refused; nothing else happens."""
 
 import hashlib
 import json
@@ -62,7 +62,7 @@ def write(path: Path, files: Files) -> None:
 
 
 def loaded(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
-    """All that a checkpoint holds: plain values, weights, what training goes on from."""
+    """Everything in a checkpoint: plain values, weights, training state."""
     found = Checkpoint.open(path)
     plain = {key: getattr(found, key) for key in ("step", "model", "state", "identity")}
     plain["tokenizer"] = found.tokenizer.to_json()
@@ -78,7 +78,7 @@ def assert_same(found: Any, wanted: Any) -> None:
 
 def is_noticed(run: Path, newest: Path, name: str, raw: bytes, wanted: Any) -> bool:
     """Whether a file in place of the good one is refused; asserts that otherwise nothing differs,
-    and that going on from the run falls back to the checkpoint before, and says why.
+    and that a resume falls back to the checkpoint before, and says why.
     """
     (newest / name).write_bytes(raw)
     found, skipped = newest_valid(run)
@@ -170,7 +170,7 @@ def test_any_change_is_refused_or_loads_as_what_the_files_say(
 
 
 def assert_says(files: Files, found: Any) -> None:
-    """That what was loaded is what the files hold, which have digests that are right for them."""
+    """Assert that the loaded values are those in the files, which have the right digests."""
     manifest = json.loads(files[MANIFEST])
     for key in ("step", "state", "identity"):
         assert repr(found[0][key]) == repr(manifest[key])

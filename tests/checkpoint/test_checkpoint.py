@@ -1,4 +1,4 @@
-"""What is saved comes back bit by bit, and a failed save leaves what was there before."""
+"""A checkpoint loads bit by bit as it was saved; a failed save leaves the older checkpoints."""
 
 import errno
 import os
@@ -106,7 +106,7 @@ def test_weights_alone_are_nothing_to_continue_from(
 
 
 @pytest.mark.parametrize("failing", [1, 2, 3, 4, 5, 6])
-def test_a_full_disk_is_reported_and_leaves_the_old_checkpoint_and_no_rubbish(
+def test_a_full_disk_is_reported_and_leaves_the_old_checkpoint_and_nothing_half_written(
     folder: CheckpointFolder, saved: Path, tiny_model: GPT, training: dict[str, Tensor],
     monkeypatch: pytest.MonkeyPatch, failing: int,
 ) -> None:  # fmt: skip
@@ -128,7 +128,7 @@ def test_a_full_disk_is_reported_and_leaves_the_old_checkpoint_and_no_rubbish(
     assert_equal(Checkpoint.open(folder.folder / "last").weights(), tiny_model.state_dict())
 
 
-def test_one_of_a_later_format_is_refused_and_none_before_it_is_taken_instead(
+def test_a_later_format_is_refused_instead_of_taking_the_checkpoint_before_it(
     folder: CheckpointFolder, saved: Path, tiny_model: GPT, training: dict[str, Tensor]
 ) -> None:
     newer = folder.save(6, tiny_model.state_dict(), training, STATE)
@@ -138,13 +138,13 @@ def test_one_of_a_later_format_is_refused_and_none_before_it_is_taken_instead(
 
 
 @pytest.mark.parametrize("version", [0, -1, True, "1", 1.0, None])
-def test_a_format_that_never_was_is_refused(saved: Path, version: Any) -> None:
+def test_an_unknown_format_is_refused(saved: Path, version: Any) -> None:
     edit(saved, lambda manifest: manifest.update(format_version=version))
     with pytest.raises(Refused, match="not a checkpoint of this program"):
         Checkpoint.open(saved)
 
 
-def test_the_newest_that_is_whole_counts_and_what_is_wrong_with_newer_ones_is_told(
+def test_the_newest_whole_checkpoint_is_found_with_the_faults_of_newer_ones(
     folder: CheckpointFolder, tiny_model: GPT, training: dict[str, Tensor]
 ) -> None:
     folder.keep_last = 3
@@ -161,13 +161,13 @@ def test_the_newest_that_is_whole_counts_and_what_is_wrong_with_newer_ones_is_to
         newest_valid(folder.folder.parent)
 
 
-def test_a_damaged_one_of_later_steps_does_not_take_the_place_of_the_one_just_saved(
+def test_a_damaged_checkpoint_of_a_later_step_does_not_push_out_a_new_one(
     folder: CheckpointFolder, tiny_model: GPT, training: dict[str, Tensor]
 ) -> None:
     folder.keep_last = 1
     later = folder.save(8, tiny_model.state_dict(), training, STATE)
     (later / WEIGHTS).write_bytes(b"")
-    for step in (4, 6):  # as after going back to an earlier one
+    for step in (4, 6):  # as after a rollback
         folder.save(step, tiny_model.state_dict(), training, STATE)
     assert names(folder) == ["last", "step-00000006", "step-00000008"]
     found, skipped = newest_valid(folder.folder.parent)

@@ -1,4 +1,4 @@
-"""A checkpoint that was damaged, cut short or made up is refused by name."""
+"""A manifest or a tensor file that cannot be right is refused by name."""
 
 from pathlib import Path
 

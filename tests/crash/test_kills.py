@@ -56,7 +56,7 @@ class End:
     """What came of one run and of its kills."""
 
     weights: str
-    is_the_same: bool  # as that of a run that was left alone
+    is_the_same: bool  # it equals the end of a run that was not killed
     resumed: int  # kills after which the next start was not refused
     at: dict[str, int]  # kills in each phase
 
@@ -143,7 +143,7 @@ def wait(child: int, until: Callable[[], bool]) -> int | None:
 
 
 def last_step(run: Path) -> int:
-    """Of the last whole line of ``metrics.jsonl``; 0 if there is none."""
+    """The step of the last whole line of ``metrics.jsonl``; 0 without one."""
     try:
         lines = (run / "metrics.jsonl").read_bytes().split(b"\n")
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""A run folder is one's own, its summary is whole and tells how the run ended."""
+"""A run folder belongs to one run; its summary is whole and says how the run ended."""
 
 import errno
 import json
@@ -80,7 +80,7 @@ def test_a_summary_has_the_keys_of_the_contract_and_leaves_no_other_file(tmp_pat
     assert listing(tmp_path) == {"summary.json"}
 
 
-def test_a_summary_that_cannot_be_completed_leaves_the_one_before(tmp_path: Path) -> None:
+def test_a_summary_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
     write_summary(tmp_path, status="finished", step=3)
     before = (tmp_path / "summary.json").read_bytes()
     with patch.object(os, "fsync", side_effect=FULL_DISK), pytest.raises(OSError, match="space"):
@@ -109,11 +109,6 @@ def test_rows_after_a_step_and_torn_rows_are_cut(tmp_path: Path) -> None:
     assert (tmp_path / "samples.jsonl").read_text(encoding="utf-8") == odd + "\n"
     cut_metrics(tmp_path, -1)
     assert (tmp_path / "metrics.jsonl").read_text() == ""
-
-
-def test_cutting_makes_no_files(tmp_path: Path) -> None:
-    cut_metrics(tmp_path, 3)
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_finished_run_is_recorded_with_what_it_did(tmp_path: Path) -> None:
@@ -153,8 +148,8 @@ ENDS = [
 def test_every_end_has_its_status_and_reason(
     error: BaseException, raised: type, status: str, reason: str, tmp_path: Path
 ) -> None:
-    begun = {"step": 3}
-    with pytest.raises(raised), recording(tmp_path, begun, AGAIN, remove_if_refused=True):
+    facts = {"step": 3}
+    with pytest.raises(raised), recording(tmp_path, facts, AGAIN, remove_if_refused=True):
         raise error
     found = summary(tmp_path)
     assert found["status"] == status
@@ -175,7 +170,7 @@ def test_every_end_has_its_status_and_reason(
     ],
     ids=["in the loop", "while it is set up"],
 )
-def test_an_interrupted_run_says_how_to_go_on_and_keeps_the_command_to_itself(
+def test_an_interrupted_run_says_how_to_resume_on_the_screen_only(
     end: BaseException, reason: str, tmp_path: Path
 ) -> None:
     with (
@@ -228,7 +223,7 @@ def test_where_a_run_diverged_is_kept_in_json_that_any_reader_takes(tmp_path: Pa
     }  # fmt: skip
 
 
-def test_a_run_that_goes_on_has_not_diverged(tmp_path: Path) -> None:
+def test_a_resumed_run_has_not_diverged(tmp_path: Path) -> None:
     with pytest.raises(Diverged), recording(tmp_path, {}, AGAIN, True):
         raise Diverged("nan")
     with recording(tmp_path, {}, AGAIN, True):

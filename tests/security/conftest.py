@@ -1,4 +1,4 @@
-"""A run to tamper with, and commands that look at what was made of it."""
+"""A run to tamper with, and commands to try on it."""
 
 import shutil
 import sys

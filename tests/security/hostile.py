@@ -1,5 +1,5 @@
-"""What somebody who wants harm could give to somebody who wants a model: one change of a good run
-each, with digests that are right where its author can make them so.
+"""Hostile files: each case changes one thing in a good run, and makes the digests right again where
+an attacker could.
 """
 
 import hashlib
@@ -201,7 +201,7 @@ def given(name: str, raw: Callable[[], bytes]) -> Case:
 
 
 def twice(place: Path) -> None:
-    """A key that is there twice: the digest is that of the last, which readers may differ on."""
+    """A key that occurs twice: the digest is right for the last one; readers may take the first."""
     path = place / STEP / MANIFEST
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace("{", '{"step": 0,', 1), encoding="utf-8")
@@ -261,7 +261,7 @@ TENSORS = [
         data_offsets=h["norm.weight"]["data_offsets"])), SAMPLE),
     Case("offsets beyond the end", header(lambda h: h[E32].update(
         data_offsets=[2**40, 2**40 + 1])), ALL),
-    Case("a type that is none", header(lambda h: h[E32].update(dtype="OBJECT")), SAMPLE),
+    Case("an unknown type", header(lambda h: h[E32].update(dtype="OBJECT")), SAMPLE),
     Case("a header of 100 MB", lambda place: put(
         place, WEIGHTS, (100 << 20).to_bytes(8, "little") + b"{" + b" " * (100 << 20)), SAMPLE),
     Case("a claim of one", file(WEIGHTS, lambda: (100 << 20).to_bytes(8, "little")), SAMPLE),
@@ -278,7 +278,7 @@ STATES = [
     Case(name, change, {"resume"})
     for name, change in (
         ("a run_id that is a path", state(run_id="../../../escaped")),
-        ("a run_id that is none", state(run_id=["a"])),
+        ("a run_id that is a list", state(run_id=["a"])),
         ("counters that are text", state(progress={"step": "${oc.env:SECRET}"})),
         ("counters of another name", state(progress={"__class__": 1})),
         ("a step of two kinds", manifest(lambda m: m["state"]["progress"].update(step=5))),

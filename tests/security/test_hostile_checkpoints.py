@@ -108,7 +108,7 @@ def test_a_setting_that_makes_torch_trust_pickles_changes_nothing(
     assert not wrong, "\n".join(wrong)
 
 
-def test_going_on_deletes_no_checkpoint_that_a_link_leads_to(place: Path, forked: Commands) -> None:
+def test_resuming_deletes_no_checkpoint_that_a_link_leads_to(place: Path, forked: Commands) -> None:
     shutil.copytree(place / STEP, place / "mine")
     before = listing(place / "mine")
     for name in ("step-00000001", "step-00000002.replaced", "best-00000001"):

@@ -17,7 +17,7 @@ from llm.config.cli import command, reported
 from llm.config.compose import read_settings
 from llm.experiment.console import byte_progress, status, warn
 from llm.experiment.rundir import recording
-from llm.settings.build import build, own_logger
+from llm.settings.build import build, custom_logger
 from llm.settings.saved import to_plain
 from llm.settings.schema import TrainSettings
 
@@ -85,7 +85,8 @@ def train(
         origin = None
         if settings.init_from and run.checkpoint is None:
             origin = start_from(model, settings.init_from, dataset.tokenizer)
-        sweep, own = run.folder.parent if settings.run.sweep else None, own_logger(settings.logger)
+        sweep = run.folder.parent if settings.run.sweep else None
+        own = custom_logger(settings.logger)
         options, max_steps = settings.trainer, settings.trainer.max_steps
         checkpoints = CheckpointFolder(
             run.folder, options.keep_last, model.config, dataset.tokenizer, run.identity

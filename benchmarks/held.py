@@ -160,7 +160,7 @@ def deaths(count: int = COUNT) -> Row:
     from llm.config.compose import compose_training
     from llm.memory.predict import predict
     from llm.planning.setup import measured, setup_of
-    from llm.settings.own import uses_wandb
+    from llm.settings.custom import uses_wandb
 
     died, most = 0, 0.0
     with tempfile.TemporaryDirectory() as name:

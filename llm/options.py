@@ -65,11 +65,9 @@ def option(
     at_most: float | None = None,
     less_than: float | None = None,
     one_of: Collection[str | int] | None = None,
-    metadata: dict[str, Any] | None = None,
 ) -> Any:
     """A dataclass field with bounds. In a list they are those of each item; None is not bounded."""
-    bounds = Bounds(at_least, more_than, at_most, less_than, one_of)
-    metadata = {BOUNDS: bounds, **(metadata or {})}
+    metadata = {BOUNDS: Bounds(at_least, more_than, at_most, less_than, one_of)}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -93,7 +93,7 @@ def test_a_run_whose_checkpoints_are_gone_says_that_it_begins_again(
     shutil.rmtree(tmp_path / "outputs/a/checkpoints")
     done = here("train", "resume=outputs/a", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    said = "outputs/a has no checkpoint of its 6 steps: it begins again at step 0"
+    said = "outputs/a has no checkpoint of its 6 steps: it starts again at step 0"
     assert said in " ".join((done.stdout + done.stderr).split())
 
 
@@ -104,7 +104,7 @@ def test_a_part_of_a_run_to_be_resumed_is_answered_with_the_name_of_the_run(
     (headless / "outputs/a/checkpoints/last").symlink_to("step-00000002")
     (headless / "outputs/a/config.yaml").write_text("{}", encoding="utf-8")
     said = one_refusal(here("train", f"resume=outputs/a/{part}", cwd=headless))
-    assert "is a part of a run: continue the whole run by resume=outputs/a\n" in said
+    assert "is part of a run: continue the whole run by resume=outputs/a\n" in said
 
 
 @pytest.fixture(scope="module")

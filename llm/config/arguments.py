@@ -9,8 +9,8 @@ from hydra._internal.utils import get_args_parser
 from llm import commands
 from llm.config.verbatim import quote_arguments
 from llm.errors import Refused, require
+from llm.settings.custom import TARGET
 from llm.settings.keys import is_key, meant
-from llm.settings.own import TARGET
 from llm.settings.saved import saved_groups
 
 # Hydra's users know these keys. Here a run makes its own folder, once nothing can be refused.

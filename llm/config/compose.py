@@ -15,10 +15,10 @@ from llm.config.folders import use_folders
 from llm.config.verbatim import guard, map_text, refuse_calls, unguard
 from llm.errors import Refused, require
 from llm.options import validate
+from llm.settings.custom import GROUPS, OPTION, custom_section
 from llm.settings.keys import meant
 from llm.settings.origin import shape_of_origin
-from llm.settings.own import GROUPS, OPTION, own_section
-from llm.settings.saved import OF_THIS_START, load_plain, saved_option
+from llm.settings.saved import load_plain, saved_option
 from llm.settings.schema import PlanSettings, PrepareSettings, SampleSettings, TrainSettings
 from llm.settings.values import leaves
 
@@ -55,7 +55,7 @@ def read_settings(cfg: DictConfig, kind: type[Settings]) -> Settings:
         section = made.get(group)
         if isinstance(section, dict):
             assert of_hydra is not None, "a composed configuration with hydra's section"
-            made[group] = own_section(group, of_hydra.runtime.choices[group], section)
+            made[group] = custom_section(group, of_hydra.runtime.choices[group], section)
         elif group in made:
             is_section = is_dataclass(section)
             found = "null" if section is None else f"{section!r:.60}"
@@ -122,8 +122,6 @@ def _resumed(composed: DictConfig, of_hydra: DictConfig | None) -> DictConfig:
         elif now[group] is not None and not is_dataclass(OmegaConf.get_type(cfg, group)):
             saved[group].pop(OPTION)
             OmegaConf.set_struct(cfg[group], False)  # keys that were added by +key=value
-    for key in OF_THIS_START:
-        saved.pop(key, None)
     # It allows to delete a folder, whose name the file gives as well: only a user may type it.
     (saved.get("data") or {}).pop("overwrite", None)
     try:

@@ -5,7 +5,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from llm.settings.own import GROUPS
+from llm.settings.custom import GROUPS
 from llm.settings.schema import (
     NO_KEY,
     SETTINGS,

@@ -19,7 +19,7 @@ from llm.options import validate
 from llm.planning.probe import try_all
 from llm.planning.setup import apply, measured, reserve_of, setup_of, vocabulary
 from llm.sealed import Plain
-from llm.settings.own import Own, uses_wandb
+from llm.settings.custom import Custom, uses_wandb
 from llm.settings.run import folder_of
 from llm.settings.saved import load_plain
 from llm.settings.schema import TrainSettings
@@ -197,7 +197,7 @@ def _as_begun(settings: TrainSettings, folder: Path) -> TrainSettings:
     begun: Plain = load_plain(folder)
     typed = settings.typed
     for section, key, kind in LEVERS:
-        if isinstance(getattr(settings, section), Own):
+        if isinstance(getattr(settings, section), Custom):
             continue
         found = (begun.get(section) or {}).get(key)
         if found is None or f"{section}.{key}" in typed:

@@ -13,8 +13,8 @@ from typing import Any
 from llm.errors import Refused, require
 from llm.memory.kept import Kept, from_plain
 from llm.model.config import GPTConfig
-from llm.settings.build import target_of, telling, try_own
-from llm.settings.own import Own, own_section
+from llm.settings.build import locate_custom, naming, try_custom
+from llm.settings.custom import Custom, custom_section
 from llm.settings.schema import TrainSettings
 
 _KNOWN: dict[str, Kept | str] = {}  # by what was asked; a text: why it cannot be used
@@ -25,7 +25,7 @@ def kept_by(section: object, model: GPTConfig, cuda: bool) -> Kept | None:
 
     Raises :class:`llm.errors.Refused` for one that cannot be used.
     """
-    if not isinstance(section, Own):
+    if not isinstance(section, Custom):
         return None
     question = _question(section, model, cuda)
     _ask([question])
@@ -40,7 +40,7 @@ def ask_ahead(runs: Iterable[tuple[TrainSettings, str]]) -> None:
     _ask([
         _question(one.optimizer, one.model.resolve(), device == "cuda")
         for one, device in runs
-        if isinstance(one.optimizer, Own)
+        if isinstance(one.optimizer, Custom)
     ])  # fmt: skip
 
 
@@ -53,13 +53,13 @@ def try_all(settings: Sequence[TrainSettings]) -> None:
         parts = (one.schedule, one.logger, one.trainer.max_steps)
         if parts not in tried[-1:]:  # neighbours in a grid mostly share them
             tried.append(parts)
-            try_own(one)
+            try_custom(one)
     ask_ahead((one, "cpu") for one in settings)
     for one in settings:
         kept_by(one.optimizer, one.model.resolve(), False)
 
 
-def _question(section: Own, model: GPTConfig, cuda: bool) -> str:
+def _question(section: Custom, model: GPTConfig, cuda: bool) -> str:
     # Sizes are left out: those of the small network that the class is tried with are others.
     flags = asdict(replace(GPTConfig(**_fields(model)), n_layer=1, vocab_size=1, loss="auto"))
     shared = model.n_kv_head != model.n_head
@@ -106,11 +106,11 @@ def _answer(question: str) -> dict[str, Any]:
     from llm.training.measure import measure
 
     target, option, keys, flags, cuda = json.loads(question)
-    section = own_section("optimizer", option, {"_target_": target, **keys})
+    section = custom_section("optimizer", option, {"_target_": target, **keys})
     try:
-        with telling(section):
+        with naming(section):
             kept = measure(
-                section.where, target_of(section), section.arguments, GPTConfig(**flags),
+                section.where, locate_custom(section), section.arguments, GPTConfig(**flags),
                 torch.device("cpu"), foreach=cuda,
             )  # fmt: skip
     except Refused as refusal:

@@ -16,7 +16,7 @@ from llm.memory.fit import Fitted
 from llm.memory.options import MemoryOptions
 from llm.memory.predict import Lines, Setup
 from llm.planning.probe import kept_by
-from llm.settings.own import Own, state_bits
+from llm.settings.custom import Custom, state_bits
 from llm.settings.schema import Optimizer, TrainSettings
 
 # Bytes that a process on a CPU comes to hold later on besides tensors: what is imported for the
@@ -52,7 +52,7 @@ def setup_of(settings: TrainSettings, device: str) -> Setup:
     trainer, own = resolved.trainer, resolved.optimizer
     return Setup(
         model=resolved.model,
-        optimizer=own.option if isinstance(own, Own) else own.name,
+        optimizer=own.option if isinstance(own, Custom) else own.name,
         kept=kept_by(own, resolved.model, cuda),
         state_bits=state_bits(own),
         precision=precision,

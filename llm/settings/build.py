@@ -1,8 +1,7 @@
-"""The one place where a configuration becomes an object.
+"""The one place where a section of the settings becomes an object.
 
-A section of ours is built from a class of ours. One of the user's own (:mod:`llm.settings.own`) may
-name any class or function, as its file is the user's code. What goes wrong there, while it is
-imported or called, is told in one line.
+A built-in section is built from a class of this package. A custom one (:mod:`llm.settings.custom`)
+may name any class or function; its errors, on import or when it is called, become one line.
 """
 
 import contextlib
@@ -10,66 +9,39 @@ import importlib
 import inspect
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import fields
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llm.errors import Refused, Stop, as_stop, require
-from llm.settings.own import Own
+from llm.settings.custom import TARGET, Custom
+from llm.settings.schema import TrainSettings
 from llm.training.schedule import Schedule
 from llm.training.signature import require_arguments, takes
 
-if TYPE_CHECKING:
-    from llm.settings.schema import TrainSettings
-
-LOGGERS_GET = ("folder", "config", "run_id")  # if the class of a logger takes them
-TRIED = 1000  # steps of a run for which a schedule of one's own is asked before it begins
-
-NOT_BUILT = "not an argument"  # in the metadata of a field that is a setting and nothing else
+LOGGER_FACTS = ("folder", "config", "run_id")  # passed to a custom logger that takes them
+TRIED = 1000  # steps of a run at which a custom schedule is tried before the run starts
 
 
 def build(section: Any, **runtime: Any) -> Any:
     """Call the ``_target_`` of a section with its other keys and with the objects in ``runtime``.
 
-    Raises :class:`llm.errors.Refused` where that cannot be done.
+    Raises :class:`llm.errors.Refused` if that fails for a custom section.
     """
-    if isinstance(section, Own):
-        return _build_own(section, **runtime)
-    if is_dataclass(section) and not isinstance(section, type):
-        settings = {field.name for field in fields(section) if NOT_BUILT in field.metadata}
-        plain = {key: value for key, value in asdict(section).items() if key not in settings}
-    else:
-        plain = dict(section)
-    for key, value in plain.items():
-        _check_plain(key, value)
-    return _of_ours(plain.pop("_target_"))(**plain, **runtime)
+    if isinstance(section, Custom):
+        return _build_custom(section, **runtime)
+    arguments = {one.name: getattr(section, one.name) for one in fields(section)}
+    arguments.pop("default_head_size", None)  # it was only needed to choose head_size
+    target = locate(arguments.pop(TARGET), TARGET)
+    return target(**arguments, **runtime)
 
 
-def _of_ours(name: str) -> Callable[..., Any]:
-    """A class or function whose code is in this package."""
-    require(name.startswith("llm."), f"_target_={name} is not in llm: a file of one's own may be")
-    found = _located(name, f"_target_={name}")
-    real = f"{getattr(found, '__module__', None)}.{getattr(found, '__qualname__', None)}"
-    code = inspect.isclass(found) or inspect.isfunction(found)
-    require(code and real == name, f"_target_={name} is {real}, not a class or function there")
-    return found
+def locate(name: str, where: str) -> Callable[..., Any]:
+    """The class or function with a dotted name.
 
-
-def _check_plain(key: str, value: Any) -> None:
-    if isinstance(value, dict):
-        raise ValueError(f"{key} is a nested configuration: pass what it would build instead")
-    for item in value if isinstance(value, list) else [value]:
-        if not isinstance(item, str | int | float | bool | None):
-            raise ValueError(f"{key}={item!r} is not a plain value")
-
-
-def target_of(section: Own) -> Callable[..., Any]:
-    """The class or function that a section of the user's own names."""
-    return _located(section._target_, f"{section.where}: _target_={section._target_}")
-
-
-def _located(name: str, where: str) -> Callable[..., Any]:
-    """What a dotted name stands for; ``where`` is told in a refusal."""
+    Raises :class:`llm.errors.Refused`, which begins with ``where``, if it cannot be imported.
+    """
+    where = f"{where}={name}"
     parts = name.split(".")
     require(len(parts) > 1 and all(parts), f"{where} is not a dotted name, as in torch.optim.SGD")
     try:
@@ -79,45 +51,50 @@ def _located(name: str, where: str) -> Callable[..., Any]:
                 importlib.import_module(".".join(parts[:number]))
             found = getattr(found, part)
     except (Exception, SystemExit) as error:
-        raise Refused(f"{where} cannot be imported: {_told(error)}") from error
+        raise Refused(f"{where} cannot be imported: {_first_line(error)}") from error
     require(callable(found), f"{where} is a {type(found).__name__}, which cannot be called")
     return found  # type: ignore[no-any-return]  # it can be called
 
 
-def _told(error: BaseException) -> str:
+def locate_custom(section: Custom) -> Callable[..., Any]:
+    """The class or function that a custom section names."""
+    return locate(section._target_, f"{section.where}: {TARGET}")
+
+
+def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}".removesuffix(": ")
 
 
 @contextlib.contextmanager
-def telling(section: Own) -> Iterator[None]:
-    """What the user's code raises meanwhile, in one line."""
+def naming(section: Custom) -> Iterator[None]:
+    """Turn an exception of custom code into one line that names its section."""
     try:
         yield
     except Stop:
         raise
     except Exception as error:
         raise as_stop(error) or Refused(
-            f"{section.where}: {section._target_}: {_told(error)}"
+            f"{section.where}: {section._target_}: {_first_line(error)}"
         ) from error
 
 
-def _build_own(section: Own, **runtime: Any) -> Any:
-    target = target_of(section)
-    with telling(section):
+def _build_custom(section: Custom, **runtime: Any) -> Any:
+    target = locate_custom(section)
+    with naming(section):
         if section.group == "schedule":
-            return OwnSchedule(section.where, target, section.arguments)
+            return CustomSchedule(section.where, target, section.arguments)
         from llm.training.adapted import adapted
 
         return adapted(section.where, target, section.arguments, **runtime)
 
 
-class OwnSchedule(Schedule):
-    """A function of (step, max_steps, keys), or what a class or function makes of the keys: called
-    with (step, max_steps).
+class CustomSchedule(Schedule):
+    """A function of (step, max_steps, keys); or a class or function that is called with the keys
+    and returns a function of (step, max_steps).
     """
 
     def __init__(self, where: str, target: Callable[..., Any], keys: dict[str, Any]) -> None:
-        super().__init__(name=where, warmup_steps=0)  # it warms up as it likes
+        super().__init__(name=where, warmup_steps=0)  # warming up is left to the function
         self.where = where
         self.share = partial(target, **keys) if takes(target, "max_steps") else target(**keys)
         require(callable(self.share), f"{where} makes a {type(self.share).__name__}, no function")
@@ -130,36 +107,34 @@ class OwnSchedule(Schedule):
         """Raise :class:`llm.errors.Refused` for a share that is negative or not finite."""
         for step in sorted({*range(1, max_steps, -(-max_steps // TRIED)), max_steps}):
             share = self(step, max_steps)
-            right = math.isfinite(share) and share >= 0
             require(
-                right, f"{self.where} gives {share} at step {step} of {max_steps}: it must be a "
-                "share of the full rate, 0 or more",
-            )  # fmt: skip
+                math.isfinite(share) and share >= 0,
+                f"{self.where} gives {share} at step {step} of {max_steps}: it must be a share of "
+                "the full rate, 0 or more",
+            )
 
 
-def own_logger(section: object) -> Callable[..., Any] | None:
-    """What makes a logger of the user's own, given folder, config and run_id; None for ours."""
-    if not isinstance(section, Own):
+def custom_logger(section: object) -> Callable[..., Any] | None:
+    """Starts a custom logger when it is called with folder, config and run_id; None for W&B."""
+    if not isinstance(section, Custom):
         return None
-    target = target_of(section)
-    with telling(section):
-        wanted = {key: None for key in LOGGERS_GET if takes(target, key)}
-        require_arguments(target, section.arguments | wanted)
+    target, arguments = locate_custom(section), section.arguments
+    with naming(section):
+        wanted = [fact for fact in LOGGER_FACTS if takes(target, fact)]
+        require_arguments(target, [*arguments, *wanted])
 
-    def start(**of_run: Any) -> Any:
-        found = {key: value for key, value in of_run.items() if key in wanted}
-        return target(**section.arguments, **found)
+    def start(**facts: Any) -> Any:
+        return target(**arguments, **{fact: facts[fact] for fact in wanted})
 
     return start
 
 
-def try_own(settings: "TrainSettings") -> None:
-    """Raise :class:`llm.errors.Refused` for a schedule or logger of one's own that does not work.
+def try_custom(settings: TrainSettings) -> None:
+    """Raise :class:`llm.errors.Refused` for a custom schedule or logger that does not work.
 
-    An optimizer is tried where its memory is measured (:mod:`llm.planning.probe`).
+    A custom optimizer is tried where its memory is measured (:mod:`llm.planning.probe`).
     """
-    if isinstance(settings.schedule, Own):
-        schedule = build(settings.schedule)
-        with telling(settings.schedule):
-            schedule.check(settings.trainer.max_steps)
-    own_logger(settings.logger)
+    if isinstance(settings.schedule, Custom):
+        with naming(settings.schedule):
+            build(settings.schedule).check(settings.trainer.max_steps)
+    custom_logger(settings.logger)

@@ -1,4 +1,4 @@
-"""What identifies the result of a run, and whether a folder holds the run that is asked for."""
+"""The keys that identify the result of a run, and whether a folder holds the run asked for."""
 
 import hashlib
 import json
@@ -11,8 +11,8 @@ from llm.sealed import Plain
 from llm.settings.saved import load_plain, to_plain
 from llm.settings.schema import TrainSettings
 
-# What identifies a result (its config_digest). Left out is how a run is executed or watched:
-# device, compile, micro_batch_size, logger, intervals, folders, and what only saves memory.
+# None: every key of the section. Left out is how a run is executed or watched: device, compile,
+# micro_batch_size, logger, intervals, folders, and options that only save memory.
 IDENTITY = {
     "model": tuple(field.name for field in fields(GPTConfig) if field.name != "loss"),
     "data": ("name", "corpus", "tokenizer", "vocab_size", "val_fraction", "allow_special"),
@@ -28,36 +28,32 @@ IDENTITY = {
         "rollbacks",
     ),
 }
-LATER = {"optimizer": {"state_bits": 32}}  # keys of such groups that came after the first runs
-# May differ from the folder's on an explicit resume=: to go on further, or after a divergence.
+# These may be changed with resume=: to train longer, or to go on after a divergence.
 EXTENDABLE = {"trainer.max_steps", "trainer.skip_spikes", "trainer.rollbacks"}
 
 
 def identity(plain: Plain, data_digest: str) -> Plain:
-    """What identifies the result of a run, as ``section.key`` -> value."""
+    """The settings that identify a result, as ``section.key`` -> value."""
     found: Plain = {"data_digest": data_digest}
     for section, keys in IDENTITY.items():
         values = plain.get(section) or {}
-        # What came after a run was started has changed nothing in it: it is as by default.
-        default = (
-            LATER.get(section, {}) if keys is None else asdict(getattr(TrainSettings(), section))
-        )
-        known = default | values
-        found |= {f"{section}.{key}": known.get(key) for key in (known if keys is None else keys)}
+        if keys is not None:  # a key that is newer than the run has its default
+            defaults = asdict(getattr(TrainSettings(), section))
+            values = {key: values.get(key, defaults[key]) for key in keys}
+        found |= {f"{section}.{key}": value for key, value in values.items()}
     return found | {key: plain.get(key) for key in ("init_from", "seed")}
 
 
 def config_digest(plain: Plain, data_digest: str) -> str:
     """sha256 of :func:`identity`."""
-    return hashlib.sha256(
-        json.dumps(identity(plain, data_digest), sort_keys=True).encode()
-    ).hexdigest()
+    text = json.dumps(identity(plain, data_digest), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def refuse_differences(
     folder: Path, mine: Plain, theirs: Plain, resumed: bool, init_from: tuple[object, object]
 ) -> None:
-    """Raise :class:`llm.errors.Refused` naming what differs between two :func:`identity`.
+    """Raise :class:`llm.errors.Refused` naming the differences between two :func:`identity`.
 
     ``init_from`` are the paths in the folder and in the settings, for the message: the same weights
     may have two paths.
@@ -66,22 +62,22 @@ def refuse_differences(
     keys = [
         key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key) and key not in allowed
     ]
-    if keys:
-        said = {key: f"{key} was {theirs.get(key)}, now {mine.get(key)}" for key in keys}
-        if "data_digest" in said:  # two digests tell nobody anything
-            said["data_digest"] = "the text of its data, or the tokens made of it, are not the same"
-        if "init_from" in said:
-            was, now = init_from
-            said["init_from"] = f"init_from was {was}, now {now}, and its weights are not the same"
-        listed = ", ".join(said.values())
-        raise Refused(
-            f"{folder} holds another run ({listed}): take another run.name, the same settings, or "
-            f"go on with more steps by resume={folder} trainer.max_steps=MORE"
-        )
+    if not keys:
+        return
+    said = {key: f"{key} was {theirs.get(key)}, now {mine.get(key)}" for key in keys}
+    if "data_digest" in said:  # nobody can read a digest
+        said["data_digest"] = "the text of its data, or the tokens made of it, are not the same"
+    if "init_from" in said:
+        was, now = init_from
+        said["init_from"] = f"init_from was {was}, now {now}, and its weights are not the same"
+    raise Refused(
+        f"{folder} holds another run ({', '.join(said.values())}): take another run.name, the same "
+        f"settings, or train it longer by resume={folder} trainer.max_steps=MORE"
+    )
 
 
 def refuse_plan_of_another_run(settings: TrainSettings, vocab_size: int) -> None:
-    """Refuse what ``run_train.py`` would refuse to continue from ``settings.resume``.
+    """Refuse a plan for ``resume=`` if ``run_train.py`` would refuse to continue that run.
 
     This is done without torch, so the text and the weights of ``init_from`` are not compared.
     """

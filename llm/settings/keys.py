@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from llm.errors import closest, did_you_mean
-from llm.settings.own import GROUPS
+from llm.settings.custom import GROUPS
 from llm.settings.schema import SETTINGS
 
 # Names that other programs, mostly nanoGPT, have for our keys. A name that only lacks its section,

@@ -3,8 +3,7 @@
 import contextlib
 from collections.abc import Collection
 from dataclasses import fields
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from llm.checkpoint.find import MANIFEST, find_checkpoint, read_manifest
 from llm.checkpoint.shapes import read_shape
@@ -14,65 +13,53 @@ from llm.model.config import GPTConfig
 from llm.sealed import Plain
 from llm.settings.schema import Model, TrainSettings
 
-# What may differ from the run that trained the weights.
-FREE = ("dropout", "loss")
-SHAPE = [field.name for field in fields(GPTConfig) if field.name not in FREE]
+MAY_DIFFER = ("dropout", "loss")  # from the run that trained the weights
+SHAPE = [field.name for field in fields(GPTConfig) if field.name not in MAY_DIFFER]
 
 
 def shape_of_origin(settings: TrainSettings, typed: Collection[str]) -> Plain:
-    """The keys of ``model`` that are not given, with the values of ``init_from``'s weights.
+    """The keys of ``model`` that are not given, with the values of the weights of ``init_from``.
 
-    A key is given if it is among ``typed``, or has another value than by default. Raises
-    :class:`llm.errors.Refused` for a given one that differs, naming both. What cannot be read is
-    left to :func:`llm.checkpoint.checkpoint.start_from`, which names the reason.
+    A key is given if it is among ``typed``, or differs from its default. Raises
+    :class:`llm.errors.Refused` for a given one that differs from the weights, naming both. Weights
+    that cannot be read are left to :func:`llm.checkpoint.checkpoint.start_from`, which says why.
     """
-    theirs = _shape_of(settings) if settings.init_from and not settings.resume else None
-    if theirs is None:
-        return {}
+    theirs = _shape_of_weights(settings) if settings.init_from and not settings.resume else {}
     taken = {}
-    for key in SHAPE:
-        value, wanted = getattr(settings.model, key), getattr(theirs.model, key)
-        if not _is_given(settings.model, key, typed):
+    for key, wanted in theirs.items():
+        value: Any = getattr(settings.model, key)
+        is_typed = f"model.{key}" in typed or "model" in typed
+        if value is None or not (is_typed or value != getattr(Model(), key)):
             taken[key] = wanted
             continue
-        free = key == "block_size" and theirs.model.position == "rotary"  # no weight depends on it
+        # With rotary positions, no weight depends on the size of the window.
+        free = key == "block_size" and theirs["position"] == "rotary"
         require(
             free or value == wanted,
             f"init_from={settings.init_from} has model.{key}={wanted}, and model.{key}={value} is "
-            "asked for: leave it out, the shape is that of the weights",
+            "asked for: leave it out, the network gets the shape of the weights",
         )
-    if theirs.usual:  # it follows from the data; another alphabet is refused later, by its name
-        taken.pop("vocab_size", None)
     return taken
 
 
-def _is_given(model: Model, key: str, typed: Collection[str]) -> bool:
-    value: Any = getattr(model, key)
-    named = f"model.{key}" in typed or "model" in typed
-    return value is not None and (named or value != getattr(Model(), key))
-
-
-class _Origin(NamedTuple):
-    model: GPTConfig
-    usual: bool  # its vocab_size follows from its tokenizer
-
-
-def _shape_of(settings: TrainSettings) -> _Origin | None:
-    """The shape of the weights to start from, or of a run that has begun with them; None if neither
-    can be read.
+def _shape_of_weights(settings: TrainSettings) -> Plain:
+    """The shape of the weights of ``init_from``, or else of the run that started from them; empty
+    if neither can be read.
     """
+    from llm.data.tokenizer import from_json  # imports numpy: not needed without init_from
+
     run = settings.run
-    begun = run.dir or (f"outputs/{run.name}" if run.name else None)
-    for place in filter(None, (settings.init_from, begun)):
+    started = run.dir or (f"outputs/{run.name}" if run.name else None)
+    for place in filter(None, (settings.init_from, started)):
         with contextlib.suppress(Refused, OSError):
-            return _read(find_checkpoint("init_from", place))
-    return None
-
-
-def _read(checkpoint: Path) -> _Origin:
-    from llm.data.tokenizer import from_json  # which a plan without init_from can do without
-
-    manifest = read_manifest(checkpoint)
-    shape = read_shape(manifest.model, checkpoint / MANIFEST)
-    tokenizer = from_json(manifest.tokenizer)
-    return _Origin(shape, shape.vocab_size == padded(tokenizer.vocab_size, tokenizer.kind))
+            checkpoint = find_checkpoint("init_from", place)
+            manifest = read_manifest(checkpoint)
+            shape = vars(read_shape(manifest.model, checkpoint / MANIFEST))
+            tokenizer = from_json(manifest.tokenizer)
+            found = {key: shape[key] for key in SHAPE}
+            # A usual vocab_size follows from the data; another alphabet is refused later by name.
+            usual = padded(tokenizer.vocab_size, tokenizer.kind)
+            if settings.model.vocab_size is None and shape["vocab_size"] == usual:
+                del found["vocab_size"]
+            return found
+    return {}

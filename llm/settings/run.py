@@ -1,4 +1,4 @@
-"""Which folder a run writes to, and whether there is something in it to continue."""
+"""Which folder a run writes to, and whether it holds a run to continue."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ from llm.disk import delete_temporary, writing
 from llm.errors import Refused, require
 from llm.experiment.rundir import (
     CONFIG,
+    SUMMARY,
     cut_metrics,
     make_folder,
     new_folder,
@@ -26,60 +27,44 @@ from llm.settings.saved import load_plain, not_a_run, to_plain, to_yaml
 from llm.settings.schema import TrainSettings
 
 OUTPUTS = Path("outputs")
+# Files, besides hidden ones, in the folder of a run that was killed at once or of a refused job.
+LEFTOVERS = (SUMMARY, f".{SUMMARY}", f".{CONFIG}", ".lock", ".probe")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder that this process, and no other, may write to."""
+    """A run folder that only this process may write to."""
 
     folder: Path
-    identity: dict[str, str]  # digests: of the settings, of the data, of what init_from means
+    identity: dict[str, str]  # digests: of the settings, of the data, of the weights of init_from
     again: str  # the command that continues it
-    checkpoint: Checkpoint | None = None  # what to continue from
+    checkpoint: Checkpoint | None = None  # to continue from
     is_new: bool = False
     best_val_loss: float | None = None  # of a run that is finished already
-    reason: str | None = None  # which option ended that run before its last step, if any
-    notes: list[str] = field(default_factory=list)  # what to warn of, once there is a log
+    reason: str | None = None  # why a finished run ended before its last step
+    notes: list[str] = field(default_factory=list)  # warnings, for the log that is not open yet
     is_finished: bool = False  # nothing is left to do
 
 
 @contextlib.contextmanager
 def open_run(settings: TrainSettings, data_digest: str) -> Iterator[Run]:
-    """The run folder for resolved ``settings``, made now, or found with what it holds; it is locked
-    while inside.
+    """The run folder for resolved ``settings``: a new one, or one to continue. It is locked while
+    inside.
 
-    A folder that exists is continued if the same thing was trained there. Raises
+    A folder that exists is continued if it holds the same run. Raises
     :class:`llm.errors.Refused` naming the keys that differ, and for a folder that cannot be
     written or that another process is writing to.
     """
     folder = _named_folder(settings)
-    begun = folder is not None and (folder / CONFIG).exists()
-    origin = _origin(settings, begun)
-    if folder is None:
-        folder = new_folder(OUTPUTS)
-    elif not begun:
-        folder = make_folder(folder)
-    with locked(folder) as warning:  # from here on nobody else changes what is in it
-        found = (folder / CONFIG).exists()
-        run = (_found if found else _start)(folder, settings, data_digest, origin)
+    if folder is None or not (folder / CONFIG).exists():
+        if settings.init_from is not None:
+            weights_digest(settings.init_from)  # refuses missing weights before a folder is made
+        folder = new_folder(OUTPUTS) if folder is None else make_folder(folder)
+    with locked(folder) as warning:  # from here on, no other process changes it
+        opened = _continued if (folder / CONFIG).exists() else _new
+        run = opened(folder, settings, data_digest)
         run.notes.extend([warning] if warning else [])
         yield run
-
-
-def _origin(settings: TrainSettings, begun: bool) -> str | None:
-    """The digest of the weights that ``init_from`` names.
-
-    None without ``init_from``, and where the weights are gone but the run has ``begun``: it does
-    not need them any more.
-    """
-    if settings.init_from is None:
-        return None
-    try:
-        return weights_digest(settings.init_from)
-    except Refused:
-        if not begun:
-            raise
-        return None
 
 
 def folder_of(settings: TrainSettings) -> Path:
@@ -89,6 +74,7 @@ def folder_of(settings: TrainSettings) -> Path:
 
 
 def _named_folder(settings: TrainSettings) -> Path | None:
+    """The folder of ``run.name`` or ``run.dir``, empty or with a run; None without either."""
     run, resume = settings.run, settings.resume
     require(
         not (settings.trainer.eval_only and run.name),
@@ -100,52 +86,72 @@ def _named_folder(settings: TrainSettings) -> Path | None:
     folder = folder_of(settings)
     if not (folder / CONFIG).exists():
         require(not resume, f"resume={resume} {not_a_run(folder)}")
-        # What a run that was killed at once, and a job that was refused, leave.
-        alike = ("summary.json", ".summary.json", ".lock", ".probe", f".{CONFIG}")
-        others = [p for p in folder.glob("*") if not p.name.startswith(alike)]
-        headless = (folder / FOLDER).is_dir()
-        what = "checkpoints but no config.yaml" if headless else "other files"
+        others = [path for path in folder.glob("*") if not path.name.startswith(LEFTOVERS)]
+        has_checkpoints = (folder / FOLDER).is_dir()
+        what = "checkpoints but no config.yaml" if has_checkpoints else "other files"
         require(not others, f"run folder {folder} has {what} in it: take another run.name")
     return folder
 
 
-def _start(folder: Path, settings: TrainSettings, data_digest: str, origin: str | None) -> Run:
+def _new(folder: Path, settings: TrainSettings, data_digest: str) -> Run:
     delete_temporary(folder)
     _write_config(folder, settings)
+    origin = None if settings.init_from is None else weights_digest(settings.init_from)
     digests = _digests(settings, data_digest, origin)
     return Run(folder, digests, _again(folder, settings), is_new=True)
 
 
-def _found(folder: Path, settings: TrainSettings, data_digest: str, origin: str | None) -> Run:
-    newest, damaged = newest_valid(folder)
-    if newest is not None and settings.init_from == load_plain(folder).get("init_from"):
-        began_from = newest.identity.get("init_digest")
-        origin = began_from if settings.resume or origin is None else origin
-    elif settings.init_from is not None and origin is None:
-        weights_digest(settings.init_from)  # refuses them by name: they are gone
-    _refuse_differences(folder, settings, data_digest, newest, origin)
+def _continued(folder: Path, settings: TrainSettings, data_digest: str) -> Run:
+    saved, (newest, damaged) = load_plain(folder), newest_valid(folder)
+    origin = _origin(settings, saved, newest)
+    mine = identity(to_plain(settings) | {"init_from": origin}, data_digest)
+    theirs = identity(saved | {"init_from": origin}, data_digest)
+    if newest is not None:
+        theirs["data_digest"] = newest.identity.get("data_digest")
+        theirs["init_from"] = newest.identity.get("init_digest")
+    paths = saved.get("init_from"), settings.init_from
+    refuse_differences(folder, mine, theirs, settings.resume is not None, paths)
     digests, again = _digests(settings, data_digest, origin), _again(folder, settings)
-    summary, reached = read_summary(folder), newest.step if newest else 0
-    finished = summary is not None and summary.get("status") == "finished" and not damaged
-    if finished and (reached >= settings.trainer.max_steps or not settings.resume):
-        loss, reason = ((summary or {}).get(key) for key in ("best_val_loss", "reason"))
+    summary, reached = read_summary(folder) or {}, newest.step if newest else 0
+    is_finished = summary.get("status") == "finished" and not damaged
+    if is_finished and (reached >= settings.trainer.max_steps or not settings.resume):
+        loss, reason = summary.get("best_val_loss"), summary.get("reason")
         return Run(
             folder, digests, again, newest, best_val_loss=loss, reason=reason, is_finished=True
         )
-    make_folder(folder)
+    make_folder(folder)  # tests that it can be written
     notes = repair(folder, newest, damaged)
-    told = (summary or {}).get("step")
-    if newest is None and isinstance(told, int) and told > 0:
-        notes.append(f"{folder} has no checkpoint of its {told} steps: it begins again at step 0")
-    # A row that a signal put off is in the checkpoint, to be finished: it may be here already.
-    put_off = newest is not None and newest.state.get("row") is not None
-    cut_metrics(folder, reached - put_off if newest else -1)
+    before = summary.get("step")
+    if newest is None and isinstance(before, int) and before > 0:
+        notes.append(f"{folder} has no checkpoint of its {before} steps: it starts again at step 0")
+    # The row of the last step may be incomplete: the checkpoint holds it, and it is written again.
+    has_row = newest is not None and newest.state.get("row") is not None
+    cut_metrics(folder, reached - has_row if newest else -1)
     _write_config(folder, settings)
     return Run(folder, digests, again, newest, notes=notes)
 
 
+def _origin(settings: TrainSettings, saved: Plain, newest: Checkpoint | None) -> str | None:
+    """The digest of the weights of ``init_from``; None without ``init_from``.
+
+    A run that has started does not need the weights any more, so they may be gone.
+    """
+    if settings.init_from is None:
+        return None
+    known = newest is not None and settings.init_from == saved.get("init_from")
+    recorded = newest.identity.get("init_digest") if newest and known else None
+    if settings.resume and known:
+        return recorded
+    try:
+        return weights_digest(settings.init_from)
+    except Refused:
+        if not known:
+            raise
+        return recorded
+
+
 def _digests(settings: TrainSettings, data_digest: str, origin: str | None) -> dict[str, str]:
-    # The same weights are the same wherever they are: their digest stands for their path.
+    # The digest of the weights stands for their path: the same weights may be anywhere.
     digest = config_digest(to_plain(settings) | {"init_from": origin}, data_digest)
     digests = {"config_digest": digest, "data_digest": data_digest}
     return digests | ({"init_digest": origin} if origin else {})
@@ -160,17 +166,3 @@ def _again(folder: Path, settings: TrainSettings) -> str:
 def _write_config(folder: Path, settings: TrainSettings) -> None:
     with writing(folder / CONFIG):
         replace_text(folder / CONFIG, to_yaml(settings))
-
-
-def _refuse_differences(
-    folder: Path, settings: TrainSettings, data_digest: str, newest: Checkpoint | None,
-    origin: str | None,
-) -> None:  # fmt: skip
-    saved = load_plain(folder)
-    mine = identity(to_plain(settings) | {"init_from": origin}, data_digest)
-    theirs: Plain = identity(saved | {"init_from": origin}, data_digest)
-    if newest is not None:
-        theirs["data_digest"] = newest.identity.get("data_digest")
-        theirs["init_from"] = newest.identity.get("init_digest")
-    paths = saved.get("init_from"), settings.init_from
-    refuse_differences(folder, mine, theirs, settings.resume is not None, paths)

@@ -1,63 +1,111 @@
-"""``config.yaml`` of a run: written from its settings, and read again by whoever continues it."""
+"""``config.yaml`` of a run: written from its settings, and read again to continue the run.
+
+The file may come from a stranger. PyYAML's safe loader creates no objects, but a few lines with
+aliases stand for a billion values, a number can take minutes to read, and of two equal keys the
+last one silently wins. So the values are taken from PyYAML's nodes, each checked first.
+"""
 
 import os
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import yaml
+from yaml.constructor import SafeConstructor
 
 from llm.checkpoint.find import FOLDER, newest_runs
 from llm.errors import Refused, require
-from llm.sealed import Plain
-from llm.settings.own import GROUPS, OPTION
-from llm.settings.plain_yaml import read_yaml
+from llm.experiment.rundir import CONFIG
+from llm.sealed import Plain, read_bounded
+from llm.settings.custom import GROUPS, OPTION
 from llm.settings.schema import TrainSettings
-from llm.settings.values import leaves
 
+LARGEST = 1 << 17  # bytes; a usual file has 2,500
+LONGEST_NUMBER = 40  # characters
+STRING = "tag:yaml.org,2002:str"
+TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null")}
+TAGS |= {"tag:yaml.org,2002:seq", "tag:yaml.org,2002:map"}
 SECTIONS = ("model", "data", "optimizer", "schedule", "precision", "trainer")
 NAME_OF_OPTION = r"\w[\w.-]*(/\w[\w.-]*)*"
-OF_THIS_START = ("resume", "verify", "typed")  # of one start of a run, no settings of it
+OF_ONE_START = ("resume", "verify", "typed")  # belong to one start of a run, not to the run
 
 
 def to_plain(settings: TrainSettings) -> Plain:
-    """What ``config.yaml`` holds: plain values, and no class to build (a folder names no code)."""
+    """The plain values of ``config.yaml``, without ``_target_``: a run folder names no code."""
     plain = asdict(settings)
-    del plain["model"]["default_head_size"]  # has become head_size, or was not needed
+    del plain["model"]["default_head_size"]  # it was only needed to choose head_size
     for section in plain.values():
         if isinstance(section, dict):
             section.pop("_target_", None)
-    for key in OF_THIS_START:
+    for key in OF_ONE_START:
         plain.pop(key)
     return plain
 
 
 def to_yaml(settings: TrainSettings) -> str:
-    """The text of ``config.yaml``: ASCII, since PyYAML loses a U+0085 that it does not escape."""
+    """The text of ``config.yaml``; ASCII, because PyYAML does not escape U+0085 and then loses it
+    when it reads the text.
+    """
     return yaml.safe_dump(to_plain(settings), sort_keys=False, width=100)
 
 
 def load_plain(folder: Path) -> Plain:
-    """The contents of ``folder/config.yaml``; :class:`llm.errors.Refused` if there are none, or if
-    a run cannot have written them.
+    """The values in ``folder/config.yaml``.
+
+    Raises :class:`llm.errors.Refused` if the folder is not a run, or if no run can have written it.
     """
-    path = folder / "config.yaml"
+    path = folder / CONFIG
     try:
-        path.stat()  # before what else is here: there may be no run at all
+        path.stat()  # first, because `folder` may be anything
         _refuse_links(folder)
         plain = read_yaml(path)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        if isinstance(error, OSError) and not os.path.lexists(path):  # or its name is too long
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        if isinstance(error, OSError) and not os.path.lexists(path):  # or the name is too long
             raise Refused(f"resume={folder} {not_a_run(folder)}") from None
         raise Refused(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
     require(isinstance(plain, dict), f"{path} holds no settings")
     for section in SECTIONS:
         found = plain.get(section)
-        require(isinstance(found, dict | None), f"{path}: {section} is {found!r}, not a section")
-    for key, value in leaves(plain):
-        require(isinstance(value, str | int | float | None), f"{path}: {key} is no plain value")
-    return cast(Plain, plain)
+        require(isinstance(found, dict | None), f"{path}: {section} is {found!r:.60}, no section")
+    return {key: value for key, value in plain.items() if key not in OF_ONE_START}
+
+
+def read_yaml(path: Path) -> Any:
+    """The plain values in a YAML file.
+
+    Raises ``YAMLError``, ``ValueError``, ``RecursionError`` or ``OSError`` for a file that cannot
+    be read, and :class:`llm.errors.Refused` for one that is too large or not a regular file.
+    """
+    text = read_bounded(path, LARGEST).decode("utf-8")
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    return None if node is None else _value(node, set())
+
+
+def _value(node: yaml.Node, seen: set[int]) -> Any:
+    _require(id(node) not in seen, node, "an alias")
+    _require(node.tag in TAGS, node, "a tag, or a value that is not text, a number or a boolean")
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(item, seen) for item in node.value]
+    if isinstance(node, yaml.MappingNode):
+        values: Plain = {}
+        for key, item in node.value:
+            name = f"{key.value!r:.40}"
+            _require(key.tag == STRING, key, f"the key {name}, which is not a name")
+            _require(key.value not in values, key, f"the key {name} for the second time")
+            # A _target_ would name code for Hydra to call.
+            _require(not key.value.startswith("_"), key, f"the key {name}, which is not a setting")
+            values[key.value] = _value(item, seen)
+        return values
+    is_short = node.tag == STRING or len(node.value) <= LONGEST_NUMBER
+    _require(is_short, node, "a number that is too long")
+    return SafeConstructor().construct_object(node)
+
+
+def _require(condition: bool, node: yaml.Node, found: str) -> None:
+    if not condition:
+        raise yaml.YAMLError(f"line {node.start_mark.line + 1} has {found}")
 
 
 def not_a_run(folder: Path) -> str:
@@ -65,39 +113,39 @@ def not_a_run(folder: Path) -> str:
     if not os.path.exists(folder):  # Path.exists raises where a name is too long
         return f"does not exist{newest_runs()}"
     for run in (folder, *list(folder.parents)[:2]):
-        if run != folder and (run / "config.yaml").exists() and (run / FOLDER).is_dir():
-            return f"is a part of a run: continue the whole run by resume={run}"
+        if run != folder and (run / CONFIG).exists() and (run / FOLDER).is_dir():
+            return f"is part of a run: continue the whole run by resume={run}"
     if not (folder / FOLDER).is_dir():
         return f"is not a run folder: it has no config.yaml{newest_runs()}"
     return (
-        "has checkpoints but no config.yaml, so nothing tells how they were trained: use their "
+        "has checkpoints but no config.yaml, so their settings are unknown: use their "
         f"weights by ckpt={folder} or init_from={folder}"
     )
 
 
 def _refuse_links(folder: Path) -> None:
-    # A run that goes on appends to files in its folder and deletes old ones. Through a link it
-    # would do so to files elsewhere.
+    # A continued run appends to files in its folder and deletes old ones. Through a link it would
+    # do so to files elsewhere.
     for path in sorted(folder.iterdir()):
         plain = not path.is_symlink() and (path.is_file() or path.is_dir())
-        require(plain, f"{path} is neither a file nor a folder, so nothing is continued here")
+        require(plain, f"{path} is neither a file nor a folder, so this run is not continued")
 
 
 def saved_groups(folder: Path) -> list[str]:
-    """``optimizer=adamw schedule=cosine``: what to compose with before the folder's values."""
+    """``optimizer=adamw schedule=cosine``: the options with which the run was started."""
     plain = load_plain(folder)
     names = {group: saved_option(plain, group) for group in GROUPS}
     for group, name in names.items():
-        known = group == "logger" and name is None
+        built_in = group == "logger" and name is None
         require(
-            known or (isinstance(name, str) and re.fullmatch(NAME_OF_OPTION, name)),
-            f"{folder}/config.yaml: {group}.name={name!r} is not the name of an option",
+            built_in or (isinstance(name, str) and re.fullmatch(NAME_OF_OPTION, name)),
+            f"{folder}/{CONFIG}: {group}.name={name!r:.60} is not the name of an option",
         )
     return [f"{group}={name}" for group, name in names.items() if name is not None]
 
 
 def saved_option(plain: Plain, group: str) -> object:
-    """The option of ``config.yaml``; None for a logger of ours, whose keys say all there is."""
+    """The option of a group in ``config.yaml``; None for a built-in logger: its keys say it all."""
     section = plain.get(group)
     if not isinstance(section, dict):
         return None

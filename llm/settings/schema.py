@@ -1,8 +1,8 @@
-"""The shape of every configuration: its keys, their types, and which values go together.
+"""All settings of each command: keys, types, bounds, and rules between several values.
 
-The sections are the option classes of the rooms themselves; here they only gain the ``_target_``
-that a YAML file names. Hydra checks keys and types against them, :func:`llm.options.validate`
-the rest, before anything is built.
+The sections are the option classes of the rooms below; here they only gain the ``_target_`` that a
+YAML file names. Hydra checks keys and types against them, :func:`llm.options.validate` everything
+else, before anything is built. The same defaults stand in ``conf/``, with a comment for each key.
 """
 
 from dataclasses import asdict, dataclass, field, replace
@@ -11,19 +11,19 @@ from typing import Any
 from llm.data.config import DataConfig, padded
 from llm.disk import check_name, check_path
 from llm.errors import require
-from llm.memory.options import EIGHT_BIT_NEEDS, MemoryOptions, has_eight_bit
+from llm.memory.lora import TARGETS, LoRA
+from llm.memory.options import EIGHT_BIT_NEEDS, SIZES, MemoryOptions, has_eight_bit
 from llm.model.config import GPTConfig
 from llm.options import option
 from llm.sampling.options import SamplingOptions
-from llm.settings.own import NOT_BUILT, Own, check_targets, state_bits
-from llm.settings.plan_sections import FinetuneSection, PlanMemory
+from llm.settings.custom import Custom, check_targets, state_bits
 from llm.training.options import TrainerOptions
 from llm.training.schedule import Schedule
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "bf16_weights")
 MOST_SAMPLES = 1 << 16  # drawn together
 NO_KEY = "not a key"  # in the metadata of a field that no configuration has
-MOST_TAGS = 100  # of a run; config.yaml, which holds them, must be readable again
+MOST_TAGS, LONGEST_NOTES = 100, 10_000  # config.yaml holds them, and must be small enough to read
 
 
 @dataclass
@@ -33,8 +33,8 @@ class Model(GPTConfig):
     _target_: str = "llm.model.gpt.GPT"
     head_size: int | None = option(None, at_least=1, at_most=16_384)  # None: n_embed / n_head
     # A preset sets this and leaves n_head and head_size null, so that n_embed can be changed alone,
-    # and a given n_head means heads of n_embed / n_head. The network itself does not take it.
-    default_head_size: int = option(32, at_least=1, at_most=16_384, metadata={NOT_BUILT: True})
+    # and a given n_head means heads of n_embed / n_head. It is no argument of the network.
+    default_head_size: int = option(32, at_least=1, at_most=16_384)
 
     def settle(self) -> None:
         """Fill in ``head_size`` where neither it nor ``n_head`` is given."""
@@ -120,11 +120,16 @@ class LoggerSection:
         require(not wrong, f"logger.tags={self.tags}: each must have 1 to 64 characters")
         count = len(self.tags)
         require(count <= MOST_TAGS, f"logger.tags has {count} tags: give at most {MOST_TAGS}")
+        length = len(self.notes or "")
+        require(
+            length <= LONGEST_NOTES,
+            f"logger.notes has {length} characters: give at most {LONGEST_NOTES}",
+        )
 
 
 @dataclass
 class RunSection:
-    """Where a run is written. A sweep gives each job its ``dir`` and its own name as ``sweep``."""
+    """Where a run is written. A sweep sets ``dir`` and ``sweep`` (its name) for each job."""
 
     name: str | None = None  # outputs/<name>; the same command again then continues it
     dir: str | None = None  # any folder
@@ -145,33 +150,32 @@ class RunSection:
 
 @dataclass
 class TrainSettings:
-    """Everything ``run_train.py`` is told."""
+    """All settings of ``run_train.py``."""
 
     model: Model = field(default_factory=Model)
     data: DataConfig = field(default_factory=DataConfig)
-    optimizer: Optimizer | Own = field(default_factory=Optimizer)
-    schedule: ScheduleSection | Own = field(default_factory=ScheduleSection)
+    optimizer: Optimizer | Custom = field(default_factory=Optimizer)
+    schedule: ScheduleSection | Custom = field(default_factory=ScheduleSection)
     precision: PrecisionSection = field(default_factory=PrecisionSection)
     trainer: Trainer = field(default_factory=Trainer)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
-    logger: LoggerSection | Own = field(default_factory=LoggerSection)
+    logger: LoggerSection | Custom = field(default_factory=LoggerSection)
     run: RunSection = field(default_factory=RunSection)
     seed: int = option(1337, at_least=0)
     init_from: str | None = None
     resume: str | None = None
     verify: bool = False
-    # The keys on the command line of this start.
+    # The keys that were typed on the command line
     typed: frozenset[str] = field(
         default=frozenset(), compare=False, repr=False, metadata={NO_KEY: True}
     )
 
     def resolve(self, vocab_size: int, precision: str) -> "TrainSettings":
-        """These settings with every open value filled in: the numbers that the run really uses.
+        """These settings with every null replaced by the value that the run uses.
 
-        ``vocab_size`` is the tokenizer's. For BPE the network's is padded to a multiple of 64, as
-        matrix products are faster then (nanoGPT, commit 77e7e04).
+        ``vocab_size`` is the tokenizer's; the network's may be padded (:func:`padded`).
         """
-        tokens, schedule = vocab_size, self.schedule
+        schedule = self.schedule
         if isinstance(schedule, ScheduleSection):
             warmup = schedule.warmup(self.trainer.max_steps)
             schedule = replace(schedule, warmup_steps=warmup)
@@ -181,7 +185,7 @@ class TrainSettings:
             model=Model(**asdict(shape)),
             precision=replace(self.precision, name=precision),
             trainer=replace(self.trainer, micro_batch_size=self.trainer.micro_batch),
-            data=replace(self.data, vocab_size=tokens),
+            data=replace(self.data, vocab_size=vocab_size),
             schedule=schedule,
         )
 
@@ -202,14 +206,53 @@ class TrainSettings:
         )
 
     def check_installed(self) -> None:
-        """Raise :class:`llm.errors.Refused` naming a library that is asked for and not there."""
+        """Raise :class:`llm.errors.Refused` naming a library that is needed and missing."""
         needed = state_bits(self.optimizer) == 8 and not self.verify
         require(not needed or has_eight_bit(), EIGHT_BIT_NEEDS)
 
 
 @dataclass
+class FinetuneSection:
+    """``finetune``; so far it can only be planned."""
+
+    rank: int | None = option(None, at_least=1, at_most=1024)
+    targets: Any = field(default_factory=lambda: [*TARGETS])  # a name or a list of them
+
+    @property
+    def lora(self) -> LoRA | None:
+        """The matrices to train instead of all weights; None: all weights are trained."""
+        return None if self.rank is None else LoRA(self.rank, tuple(map(str, self._names())))
+
+    def cross_check(self) -> None:
+        """Raise :class:`llm.errors.Refused` for targets that no layer has."""
+        known = ", ".join(TARGETS)
+        require(self._names(), f"finetune.targets is empty: take some of {known}")
+        for name in self._names():
+            require(name in TARGETS, f"finetune.targets={name} must be some of {known}")
+
+    def _names(self) -> list[Any]:
+        return self.targets if isinstance(self.targets, list) else [self.targets]
+
+
+@dataclass
+class PlanMemory(MemoryOptions):
+    """``memory/`` for ``run_plan.py``"""
+
+    largest: str | None = None  # the size whose largest fitting value to find
+
+    def cross_check(self) -> None:
+        """Raise :class:`llm.errors.Refused` for another key than a size."""
+        super().cross_check()
+        self.largest = self.largest and self.largest.removeprefix("model.")
+        require(
+            self.largest is None or self.largest in SIZES,
+            f"memory.largest={self.largest} must be one of {', '.join(SIZES)}",
+        )
+
+
+@dataclass
 class PlanSettings(TrainSettings):
-    """Everything ``run_plan.py`` is told."""
+    """All settings of ``run_plan.py``."""
 
     memory: PlanMemory = field(default_factory=PlanMemory)
     finetune: FinetuneSection = field(default_factory=FinetuneSection)
@@ -228,7 +271,7 @@ class PlanSettings(TrainSettings):
 
 @dataclass
 class SampleSettings(SamplingOptions):
-    """Everything ``run_sample.py`` is told."""
+    """All settings of ``run_sample.py``."""
 
     ckpt: str | None = None
     prompt: str = ""
@@ -250,7 +293,7 @@ class SampleSettings(SamplingOptions):
         return self.stop if isinstance(self.stop, list) else [self.stop]
 
     def seeds(self) -> list[int]:
-        """One for each sample."""
+        """The seed of each sample."""
         return [self.seed + number for number in range(self.num_samples)]
 
     def cross_check(self) -> None:
@@ -266,13 +309,13 @@ class SampleSettings(SamplingOptions):
         for stop in self.stops():
             require(isinstance(stop, str), f"stop={stop!r} must be text")
             require(stop, "stop is empty: give some text, or leave it out")
-            # Bytes of the command line that are not UTF-8 come as surrogates (PEP 383).
+            # Python turns bytes of the command line that are not UTF-8 into surrogates (PEP 383).
             require(not any("\ud800" <= c <= "\udfff" for c in stop), "stop is not UTF-8")
 
 
 @dataclass
 class PrepareSettings:
-    """Everything ``run_prepare.py`` is told."""
+    """All settings of ``run_prepare.py``."""
 
     data: DataConfig = field(default_factory=DataConfig)
 

@@ -9,7 +9,6 @@ from llm.config.compose import compose_training, read_settings
 from llm.settings.saved import to_plain
 from llm.settings.schema import PlanSettings, TrainSettings
 from tests.command_line import composed, here
-from tests.conftest import ROOT
 from tests.planning.test_planner import points
 from tests.test_bad_input import assert_refused
 
@@ -88,10 +87,3 @@ def test_heads_that_do_not_share_the_width_are_refused_in_every_job(tmp_path: Pa
     assert_refused(done, named)  # not 132: heads of 33 channels cannot be turned in pairs
     done = here("train", "-m", "model.n_head=4,3", "seed=1", cwd=tmp_path)
     assert_refused(done, "model.n_head=3", "model.n_embed=128 is not divisible", "none was started")
-
-
-def test_no_preset_gives_both_numbers() -> None:
-    for path in (ROOT / "conf" / "model").glob("*.yaml"):
-        found = OmegaConf.load(path)
-        assert found.n_head is None and found.head_size is None, path
-        assert found.n_embed % found.default_head_size == 0, path

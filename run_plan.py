@@ -5,7 +5,7 @@ sweeper that conf/plan.yaml names (llm/config/planner.py) makes a list of points
 single run being a list of one.
 """
 
-import llm.start  # noqa: F401  (first of all: from here on signals are answered)
+import llm.start  # noqa: F401  (first: from here on signals are handled)
 
 # isort: split
 import sys

@@ -1,25 +1,24 @@
 """Turn text into token files: python run_prepare.py data=shakespeare"""
 
-import llm.start  # noqa: F401  (first of all: from here on signals are answered)
+import llm.start  # noqa: F401  (first: from here on signals are handled)
 
 # isort: split
 import hydra
 from omegaconf import DictConfig
 
+from llm.commands import typed_command
 from llm.config.cli import command, reported
+from llm.config.compose import read_settings
+from llm.data.dataset import Dataset
+from llm.data.prepare import prepare
+from llm.experiment.console import byte_progress, panel, say, warn
+from llm.settings.schema import PrepareSettings
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="prepare")
 @reported
 def main(cfg: DictConfig) -> None:
     """Prepare the dataset, or say that it is there already."""
-    from llm.commands import typed_command
-    from llm.config.compose import read_settings
-    from llm.data.dataset import Dataset
-    from llm.data.prepare import prepare
-    from llm.experiment.console import byte_progress, panel, say, warn
-    from llm.settings.schema import PrepareSettings
-
     settings = read_settings(cfg, PrepareSettings)
     with byte_progress("preparing") as on_progress:
         dataset = Dataset.open(prepare(settings.data, on_progress))

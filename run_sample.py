@@ -1,29 +1,26 @@
 """Continue a prompt: python run_sample.py ckpt=outputs/<date>/<time> prompt="ROMEO:" """
 
-import llm.start  # noqa: F401  (first of all: from here on signals are answered)
+import llm.start  # noqa: F401  (first: from here on signals are handled)
 
 # isort: split
+import sys
+
 import hydra
 from omegaconf import DictConfig
 
 from llm.config.cli import command, reported
+from llm.config.compose import read_settings
+from llm.experiment.console import status
+from llm.settings.schema import SampleSettings
+from llm.terminal import require_output
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="sample")
 @reported
 def main(cfg: DictConfig) -> None:
     """Load a checkpoint and print samples."""
-    from llm.config.compose import read_settings
-    from llm.settings.schema import SampleSettings
-
     settings = read_settings(cfg, SampleSettings)
-
-    import sys
-
-    from llm.experiment.console import status
-    from llm.terminal import require_output
-
-    with status("loading torch"):
+    with status("loading torch"):  # this late: --help and a mistyped key need not wait for it
         from llm.checkpoint.checkpoint import Checkpoint
         from llm.checkpoint.find import find_checkpoint
         from llm.device import select_device, tune_allocator

@@ -9,25 +9,22 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent.parent  # of run_*.py
 SCRIPTS = ["run_prepare.py", "run_train.py", "run_sample.py", "run_plan.py"]  # in order of use
 TYPED: list[str] = []  # the whole command line, before anything in it is quoted for Hydra
-of_training: list[str] = []  # arguments with which run_train.py finds the user's option files
+OPTION_FOLDERS: list[str] = []  # the arguments by which run_train.py finds custom options
 
 
 def command_line(name: str, *arguments: str) -> str:
     """``python run_sample.py ckpt=outputs/a``, quoted for a shell."""
-    return started_with(name, *(of_training if name == "run_train.py" else []), *arguments)
-
-
-def started_with(name: str, *arguments: str) -> str:
-    """The script ``name`` with these arguments and no others, quoted for a shell."""
-    return for_shell(["python", script(name), *arguments])
+    folders = OPTION_FOLDERS if name == "run_train.py" else []
+    return for_shell(["python", _script(name), *folders, *arguments])
 
 
 def typed_command(*more: str, name: str | None = None) -> str:
-    """This command as it was typed, for a shell, with ``more`` arguments; or the script ``name``
-    with the same arguments.
+    """This command as it was typed, with ``more`` arguments, quoted for a shell.
+
+    ``name``: another script with the same arguments.
     """
     started, *arguments = TYPED or sys.argv
-    return started_with(name or Path(started).name, *arguments, *more)
+    return for_shell(["python", _script(name or Path(started).name), *arguments, *more])
 
 
 def for_shell(words: Iterable[str]) -> str:
@@ -50,19 +47,17 @@ def _escaped(character: str) -> str:
     return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogateescape"))
 
 
-def script(name: str) -> str:
-    """The path from the current folder to the script ``name``, beside the script that runs."""
+def _script(name: str) -> str:
+    """The path of a script from the current folder; it is beside the script that was started."""
     started = Path(sys.argv[0])
-    if not started.name.startswith("run_"):  # python -m llm, a notebook, a test
-        return str(_from_here(FOLDER / name)) if (FOLDER / name).exists() else name
-    return str(_from_here(started.with_name(name)))
-
-
-def _from_here(path: Path) -> Path:
+    if started.name.startswith("run_"):
+        path = started.with_name(name)
+    else:  # python -m llm, a notebook, a test
+        path = FOLDER / name if (FOLDER / name).exists() else Path(name)
     try:
-        return path.relative_to(Path.cwd()) if path.is_absolute() else path
-    except (ValueError, FileNotFoundError):  # elsewhere, or the current folder was deleted
-        return path
+        return str(path.relative_to(Path.cwd()) if path.is_absolute() else path)
+    except (ValueError, FileNotFoundError):  # it is elsewhere, or the current folder was deleted
+        return str(path)
 
 
 def purposes() -> dict[str, str]:

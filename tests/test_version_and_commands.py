@@ -67,7 +67,7 @@ def test_a_command_repeated_as_it_was_typed_names_a_folder_of_options_once() -> 
         ["run_train.py", "--config-dir", "conf", "run.name=a"],
         ["--config-dir", "/conf"],
     )
-    with patch.object(sys, "argv", typed), patch.object(commands, "of_training", folder):
+    with patch.object(sys, "argv", typed), patch.object(commands, "OPTION_FOLDERS", folder):
         TYPED.clear()
         assert typed_command() == "python run_train.py --config-dir conf run.name=a"
         resumed = command_line("run_train.py", "resume=outputs/a")

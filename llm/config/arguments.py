@@ -50,9 +50,10 @@ def for_hydra(words: list[str]) -> list[str]:
     flags = [word for word in words if word not in found.overrides]
     quoted = quote_arguments(found.overrides)
     _refuse_keys(found.overrides)
-    folders = ["--config-dir", found.config_dir] if found.config_dir else []
     searched = [word for word in found.overrides if word.startswith("hydra.searchpath=")]
-    commands.of_training[:] = [*folders, *searched]
+    commands.OPTION_FOLDERS[:] = searched
+    if found.config_dir:
+        commands.OPTION_FOLDERS[:] = ["--config-dir", found.config_dir, *searched]
     resumed = [word.partition("=")[2] for word in found.overrides if word.startswith("resume=")]
     continues = resumed and resumed[-1] not in ("", "null")
     return [*flags, *(saved_groups(Path(resumed[-1])) if continues else []), *quoted]

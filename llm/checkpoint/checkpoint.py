@@ -99,8 +99,9 @@ class Checkpoint:
 
     def load_model(self, device: torch.device) -> GPT:
         """The network with its weights, in evaluation mode, on ``device``."""
+        weights = self.weights()  # checked before the network takes memory
         model = GPT(**asdict(self.model))
-        self.load_into(model)
+        model.load_state_dict(weights)
         return model.to(device).eval()
 
     def load_into(self, model: GPT) -> None:

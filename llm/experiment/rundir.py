@@ -149,7 +149,8 @@ def recording(
     """
     start, summary = time.perf_counter(), dict(facts)
     before = (read_summary(folder) or {}).get("wall_seconds")
-    error: BaseException | None = None
+    stop: Stop | None = None
+    cause: BaseException | None = None
     with _logging_to(folder / LOG):
         for stale in (SUMMARY, DIVERGED):
             (folder / stale).unlink(missing_ok=True)
@@ -157,59 +158,50 @@ def recording(
             summary |= {"git_commit": git_commit(), "versions": versions()}
             with unswallowed():
                 yield summary
-        except BaseException as raised:
-            error = raised
+        except BaseException as error:
+            cause, stop = error, _reason(error, advice)
         remember()  # a signal must not interrupt what is still to be written
-        stop = _known(error, advice)
-        _log_end(error, stop, summary)
+        if stop is not None:
+            summary |= {"status": stop.status, "reason": str(stop)}
+            traceback = None if isinstance(cause, Stop | Signalled) else cause
+            log.error("%s: %s", stop.status, stop, exc_info=traceback)
+        elif reason := summary.get("reason"):
+            log.info("ended early at step %s: %s", summary.get("step"), reason)
     earlier = before if isinstance(before, float) else 0.0
     summary["wall_seconds"] = earlier + time.perf_counter() - start
-    if error is None:
+    if stop is None or cause is None:
         with writing(folder / SUMMARY):
-            write_summary(folder, **summary)
+            write_summary(folder, **summary | {"status": "finished"})
         return
     with contextlib.suppress(OSError):  # it must not hide why the run ended
         if isinstance(stop, Diverged):
             _write_diverged(folder, stop)
         write_summary(folder, **summary)
-    # Once its first step is due, a run says its step.
+    # A run that has started training has a step.
     if remove_if_refused and isinstance(stop, Refused | DiskError) and "step" not in summary:
         _remove(folder)
     if isinstance(stop, Interrupted):
         raise Interrupted(f"{stop}; to continue: {again}") from None
     if isinstance(stop, OutOfMemory):
         stop.folder = folder
-    if stop is None or stop is error:
-        raise error
-    raise stop from error
+    if stop is cause or type(stop) is Stop:
+        raise cause
+    raise stop from cause
 
 
-def _known(error: BaseException | None, advice: str) -> Stop | None:
-    """The known reason behind an error; None without one."""
-    if error is None or isinstance(error, Stop):
+def _reason(error: BaseException, advice: str) -> Stop:
+    """The status and reason for an error; a plain ``Stop`` for one without a known reason."""
+    if isinstance(error, Stop):
         return error
     if isinstance(error, Signalled):
         return Interrupted(f"{error} before the first step")
-    return as_stop(error, advice)
-
-
-def _log_end(error: BaseException | None, stop: Stop | None, summary: Plain) -> None:
-    """Add ``status`` and ``reason`` to ``summary``, and log them."""
-    if error is None:
-        summary |= {"status": "finished", "reason": summary.get("reason")}
-        if summary["reason"]:
-            log.info("ended early at step %s: %s", summary.get("step"), summary["reason"])
-    else:
-        reason = str(stop) if stop else f"{type(error).__name__}: {error}"
-        summary |= {"status": stop.status if stop else "failed", "reason": reason}
-        traceback = None if isinstance(error, Stop | Signalled) else error
-        log.error("%s: %s", summary["status"], reason, exc_info=traceback)
+    return as_stop(error, advice) or Stop(f"{type(error).__name__}: {error}")
 
 
 @contextlib.contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
     handler = _LogFile(path, encoding="utf-8")
-    handler.setFormatter(_Printable("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
@@ -220,17 +212,13 @@ def _logging_to(path: Path) -> Iterator[None]:
 
 
 class _LogFile(logging.FileHandler):
-    """On a full disk, the log ends and the run continues."""
+    """On a full disk the log ends and the run continues; control characters are escaped."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Called by logging, which would print a traceback."""
 
-
-class _Printable(logging.Formatter):
-    """Escapes control characters, since a log is read in a terminal."""
-
     def format(self, record: logging.LogRecord) -> str:
-        """Called by logging for each record."""
+        """Called by logging for each record; the log is read in a terminal."""
         return printable(super().format(record))
 
 

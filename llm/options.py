@@ -8,7 +8,7 @@ A rule between several fields is code: a method ``cross_check(self) -> None`` of
 which raises :class:`llm.errors.Refused` and which :func:`validate` calls after the bounds.
 """
 
-from collections.abc import Collection, Hashable
+from collections.abc import Collection
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import cache
 from math import isfinite
@@ -107,15 +107,10 @@ def from_plain(cls: type[T], values: Any, prefix: str) -> T:
     return made
 
 
-@cache
-def _types(cls: Hashable) -> dict[str, Any]:
-    return get_type_hints(cls)
-
-
 @cache  # with the next two, a sweep of 5,000 jobs is checked in half the time
 def _bounded(cls: Any) -> list[tuple[str, Any, Bounds]]:
     """The name, type and bounds of each field of a dataclass."""
-    kinds = _types(cls)
+    kinds = get_type_hints(cls)
     return [(one.name, kinds[one.name], one.metadata.get(BOUNDS, Bounds())) for one in fields(cls)]
 
 
@@ -175,7 +170,8 @@ def _shown(value: Any) -> str:
 
 def _built(cls: type[T], values: Any, prefix: str) -> T:
     require(isinstance(values, dict), f"{prefix.rstrip(' .:')} must be a section of keys")
-    known, kinds = {one.name: one for one in fields(cls)}, _types(cls)  # type: ignore[arg-type]
+    known = {one.name: one for one in fields(cls)}  # type: ignore[arg-type]
+    kinds = get_type_hints(cls)
     for key in values:
         require(key in known, f"{prefix}{key:.60} is an unknown key")
     for key, one in known.items():

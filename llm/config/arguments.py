@@ -10,7 +10,7 @@ from llm import commands
 from llm.config.verbatim import quote_arguments
 from llm.errors import Refused, require
 from llm.settings.custom import TARGET
-from llm.settings.keys import is_key, meant
+from llm.settings.keys import is_key, suggestion
 from llm.settings.saved import saved_groups
 
 # Hydra's users know these keys. Here a run makes its own folder, once nothing can be refused.
@@ -33,7 +33,7 @@ def parse(words: list[str]) -> Namespace:
         flag = word.partition("=")[0]
         key = flag.lstrip("-")
         if flag.startswith("-"):
-            hint = "" if is_key(key) else meant(key)
+            hint = "" if is_key(key) else suggestion(key)
             raise Refused(
                 f"{flag} is unknown: settings are typed without dashes, as in seed=1{hint}"
             )

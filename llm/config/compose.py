@@ -12,15 +12,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 import llm.config.store  # noqa: F401  (registers the schemas that conf/*.yaml start with)
 from llm.config.folders import use_folders
-from llm.config.verbatim import guard, map_text, refuse_calls, unguard
+from llm.config.verbatim import guard, leaves, map_text, refuse_calls, unguard
 from llm.errors import Refused, require
 from llm.options import validate
 from llm.settings.custom import GROUPS, OPTION, custom_section
-from llm.settings.keys import meant
+from llm.settings.keys import suggestion
 from llm.settings.origin import shape_of_origin
 from llm.settings.saved import load_plain, saved_option
 from llm.settings.schema import PlanSettings, PrepareSettings, SampleSettings, TrainSettings
-from llm.settings.values import leaves
 
 Settings = TypeVar("Settings", TrainSettings, PlanSettings, SampleSettings, PrepareSettings)
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
@@ -88,7 +87,7 @@ def _refuse_additions(cfg: DictConfig, kind: type, prefix: str = "") -> None:
     for key in [str(key) for key in cfg]:
         require(
             key in known,
-            f"{prefix}{key} is unknown: there is no such key{meant(prefix + key, known)}",
+            f"{prefix}{key} is unknown: there is no such key{suggestion(prefix + key, known)}",
         )
         section = cast(type, OmegaConf.get_type(cfg, key))  # of the chosen option, e.g. Muon's
         if is_dataclass(section):

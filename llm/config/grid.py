@@ -21,12 +21,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from llm.config.compose import read_settings
 from llm.config.mistakes import explained
-from llm.config.verbatim import shown
+from llm.config.verbatim import leaves, shown
 from llm.errors import Refused, require
 from llm.options import validate
 from llm.planning.points import Point, label
 from llm.settings.schema import TrainSettings
-from llm.settings.values import leaves
 
 MOST = 20_000  # points: a mistyped range must not take all memory
 FEWER = f"take at most {MOST:,} at once"

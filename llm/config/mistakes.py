@@ -18,7 +18,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from llm.config.arguments import parse
 from llm.config.compose import CONF
 from llm.errors import Stop, did_you_mean
-from llm.settings.keys import is_key, keys_here, meant
+from llm.settings.keys import is_key, keys_here, suggestion
 
 WIDE_EQUALS = "\uff1d"  # as a Chinese or Japanese keyboard may give it
 GLOBAL = "# @package _global_"  # the first line of a file whose keys are not below its group
@@ -97,7 +97,7 @@ def _unreadable_override(error: OverrideParseException) -> str:
     typed = str(error.override)
     key, equals, _ = typed.lstrip("+~").partition("=")
     if equals and not is_key(key):
-        return f"{key} is unknown: there is no key {key}{meant(key)}"
+        return f"{key} is unknown: there is no key {key}{suggestion(key)}"
     lines = [line for line in str(error).splitlines() if not line.startswith("Error parsing")]
     why = re.sub(r" expecting \{.*\}", "", lines[0].strip())
     if not equals or "missing EQUAL" in why:
@@ -114,7 +114,7 @@ def _unknown_key(error: ConfigAttributeError | ConfigKeyError, file: "OptionFile
     section = full.rpartition(".")[0]
     where = f"{section} has" if section else "there is"
     before = f"{file}{file.line_of(full)}: " if file is not None else ""
-    return f"{before}{full} is unknown: {where} no key {error.key}{meant(full, siblings)}"
+    return f"{before}{full} is unknown: {where} no key {error.key}{suggestion(full, siblings)}"
 
 
 def _wrong_value(chain: list[BaseException], file: "OptionFile") -> str:

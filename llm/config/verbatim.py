@@ -9,7 +9,7 @@ quotes, so words with other letters are quoted, wherever they stand.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -153,3 +153,15 @@ def map_text(change: Callable[[str], str], value: T) -> T:
         new = {one.name: map_text(change, getattr(found, one.name)) for one in fields(found)}
         found = replace(found, **new)
     return found  # type: ignore[no-any-return]
+
+
+def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """The values in nested plain lists and dicts, each with its dotted key."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from leaves(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for item in value:
+            yield from leaves(item, key)
+    else:
+        yield key, value

@@ -19,18 +19,17 @@ def padded(vocab_size: int, tokenizer: str) -> int:
 
 @dataclass
 class DataConfig:
-    """How a dataset is prepared."""
+    """How a dataset is prepared. conf/data/shakespeare_char.yaml explains each key."""
 
-    name: str = "shakespeare_char"  # folder below dir
+    name: str = "shakespeare_char"
     corpus: str = option("shakespeare", one_of=CORPORA)
     dir: str = "data"
-    path: str | None = None  # the text, for corpora that are not built in
+    path: str | None = None
     tokenizer: str = option("char", one_of=TOKENIZERS)
-    vocab_size: int | None = option(None, at_least=1)  # None: what the tokenizer says
-    # None: the documents that the corpus holds out
+    vocab_size: int | None = option(None, at_least=1)
     val_fraction: float | None = option(None, more_than=0, less_than=1)
-    allow_special: bool = False  # whether <|endoftext|> in a text is one id or 13 characters
-    overwrite: bool = False  # replace a folder that was prepared from something else
+    allow_special: bool = False
+    overwrite: bool = False
 
     def cross_check(self) -> None:
         """Raise :class:`llm.errors.Refused` for values that cannot be used, or not together."""
@@ -52,5 +51,5 @@ class DataConfig:
         )
 
     def declared_vocab_size(self) -> int | None:
-        """Tokens in the vocabulary; None: only the text tells, which may not be read yet."""
+        """Tokens in the vocabulary; None: unknown before the text is read."""
         return self.vocab_size or TOKENIZERS.get(self.tokenizer)

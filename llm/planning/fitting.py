@@ -90,7 +90,7 @@ def fit_memory(
         found = measured(device.type, held, uses_wandb(settings.logger))
     reserve = _reserve(options, found)
     budget = min(options.budget, total_memory(device) or options.budget)
-    if options.matters:
+    if options.is_enforced:
         options.check_reserve(sum(reserve.values()), budget)
     setup = setup_of(settings, device.type)
     prediction = predict(setup, reserve)
@@ -163,7 +163,7 @@ def _half(settings: TrainSettings, plan: Planned) -> int | None:
 
 def _reserve(options: MemoryOptions, found: Lines) -> Lines:
     reserve, taken = reserve_of(options, found), sum(found.values())
-    if options.matters and sum(reserve.values()) < taken:
+    if options.is_enforced and sum(reserve.values()) < taken:
         outside = f"the process already holds {format_bytes(taken)} outside tensors"
         warn(f"memory.reserve_mib={options.reserve_mib}, but {outside}")
     return reserve

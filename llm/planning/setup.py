@@ -32,7 +32,7 @@ def watches_memory(settings: TrainSettings) -> bool:
     ``trainer.step_in_backward`` is a reason as well: its two backward passes leave more gaps in
     the heap than it saves.
     """
-    return settings.memory.matters or settings.trainer.step_in_backward
+    return settings.memory.is_enforced or settings.trainer.step_in_backward
 
 
 def setup_of(settings: TrainSettings, device: str) -> Setup:

@@ -1,4 +1,4 @@
-"""The keys of every command, and which of them an unknown key may stand for."""
+"""The keys of every command, and suggestions for a key that is unknown."""
 
 import re
 import sys
@@ -11,8 +11,8 @@ from llm.errors import closest, did_you_mean
 from llm.settings.custom import GROUPS
 from llm.settings.schema import SETTINGS
 
-# Names that other programs, mostly nanoGPT, have for our keys. A name that only lacks its section,
-# such as n_layer, is found without this table.
+# The names of our keys in other programs, mostly nanoGPT. A name that only lacks its section, such
+# as n_layer, needs no entry here.
 ELSEWHERE = {
     "n_embd": "model.n_embed", "d_model": "model.n_embed", "hidden_size": "model.n_embed",
     "n_inner": "model.intermediate_size", "d_ff": "model.intermediate_size",
@@ -40,7 +40,7 @@ ELSEWHERE = {
 def keys_of(section: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The dotted keys of a class of settings, and their types."""
     for field in fields(section):
-        kind = next(iter(get_args(field.type)), field.type)  # ours, or one of the user's own
+        kind = next(iter(get_args(field.type)), field.type)  # the built-in section, not Custom
         if isinstance(kind, type) and is_dataclass(kind):
             yield from keys_of(kind, f"{prefix}{field.name}.")
         elif not field.name.startswith("_"):
@@ -57,20 +57,20 @@ def keys_here() -> dict[str, Any]:
 
 
 def is_key(key: str) -> bool:
-    """Whether ``key`` is one of this command's, or the name of a section or group."""
+    """Whether ``key`` is a key of this command, or the name of a section or group."""
     sections = {known.partition(".")[0] for known in keys_here()} | {"experiment", "sweep"}
-    own = key.startswith(tuple(f"{group}." for group in GROUPS))  # whose options may have any keys
-    return key in keys_here() or key in sections or own or key.startswith("hydra")
+    custom = key.startswith(tuple(f"{group}." for group in GROUPS))  # may have any keys
+    return key in keys_here() or key in sections or custom or key.startswith("hydra")
 
 
-def meant(key: str, siblings: Iterable[str] = ()) -> str:
-    """The end of a sentence about an unknown ``key``: which one may be meant, or nothing.
+def suggestion(key: str, siblings: Iterable[str] = ()) -> str:
+    """The end of a sentence about an unknown ``key``: ``"; did you mean ...?"``, or nothing.
 
-    ``siblings`` are the keys there are where it was looked for.
+    ``siblings`` are the known keys of the same section.
     """
     word, known = key.rpartition(".")[2], keys_here()
     if key in known:
-        return f"; +{key}=... hands it to a class of your own"
+        return f"; +{key}=... passes it to a custom class"
     same = [name for name in known if name.rpartition(".")[2] == word]
     other = ELSEWHERE.get(word)
     if other and (other in known or f"{other}.name" in known):
@@ -83,7 +83,7 @@ def meant(key: str, siblings: Iterable[str] = ()) -> str:
 
 
 def _as_whole_number(key: str) -> str:
-    """``=1000`` where ``key=1e3`` was typed, which Hydra reads as a float; else nothing."""
+    """``=1000`` if ``key=1e3`` was typed, which Hydra reads as a float; else nothing."""
     for typed, _, value in (word.partition("=") for word in sys.argv[1:]):
         if typed.lstrip("+~") == key and re.fullmatch(r"\d+(\.0*)?(e\d)?|\d*\.\d+e\d", value):
             whole = float(value)
@@ -93,7 +93,7 @@ def _as_whole_number(key: str) -> str:
 
 
 def _close(word: str, known: Iterable[str]) -> str:
-    # A word that is close to the last part of a key: n_layr to model.n_layer.
+    # The word may be close to the last part of a key: n_layr to model.n_layer.
     by_word = {name.rpartition(".")[2]: name for name in known}
     close = closest(word, by_word)
     return "" if close is None else f"; did you mean '{by_word[close]}'?"

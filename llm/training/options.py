@@ -1,4 +1,4 @@
-"""How long, in which portions and how closely watched a run trains, as plain values."""
+"""How long a run trains, with which batches, and how closely it is watched, as plain values."""
 
 from dataclasses import dataclass
 
@@ -6,41 +6,38 @@ from llm.errors import require
 from llm.model.config import CHECKPOINTED
 from llm.options import option
 
-LARGEST_BATCH = 1 << 20  # sequences: the places of 64 batches are computed at once
+LARGEST_BATCH = 1 << 20  # sequences: the positions of 64 batches are computed at once
 
 
 @dataclass
 class TrainerOptions:
-    """Settings of :class:`llm.training.trainer.Trainer`; intervals in steps, None for never."""
+    """Settings of :class:`llm.training.trainer.Trainer`; intervals in steps, None for never.
+
+    conf/trainer/default.yaml explains each key.
+    """
 
     max_steps: int = option(1000, at_least=1)
     max_minutes: float | None = option(None, more_than=0)
-    batch_size: int = option(8, at_least=1, at_most=LARGEST_BATCH)  # sequences per optimizer step
-    # sequences per forward pass; None: batch_size
+    batch_size: int = option(8, at_least=1, at_most=LARGEST_BATCH)
     micro_batch_size: int | None = option(None, at_least=1)
-    grad_clip: float = option(1.0, at_least=0)  # 0: no clipping
-    # steps in a row whose loss or gradients are not finite, before the run has diverged
+    grad_clip: float = option(1.0, at_least=0)
     max_skipped: int = option(20, at_least=1)
-    skip_spikes: bool = False  # skip steps whose loss or gradient norm is an outlier
-    # how often a run that diverges returns to its last checkpoint, at half the learning rate
+    skip_spikes: bool = False
     rollbacks: int = option(0, at_least=0)
     eval_interval: int = option(200, at_least=1)
-    # in groups of 8 sequences; None: the whole split
     eval_batches: int | None = option(40, at_least=1)
     eval_only: bool = False
     log_interval: int = option(20, at_least=1)
     checkpoint_interval: int | None = option(200, at_least=1)
     keep_last: int = option(2, at_least=1)
-    # evaluations without a better loss before stopping
     patience: int | None = option(None, at_least=1)
     activation_checkpointing: str = option("none", one_of=CHECKPOINTED)
-    step_in_backward: bool = False  # update each weight as soon as its gradient is complete
+    step_in_backward: bool = False
     compile: bool = False
     profile: bool = False
     device: str = "auto"
     deterministic: bool = False
     sample_interval: int | None = option(None, at_least=1)
-    # train on this many batches only: does the loss go to zero?
     overfit_batches: int = option(0, at_least=0)
 
     @property
@@ -57,11 +54,11 @@ class TrainerOptions:
         )
         require(
             not self.step_in_backward or self.micro_batch == self.batch_size,
-            "trainer.step_in_backward=true cannot sum up the gradients of micro-batches: leave out "
-            "trainer.micro_batch_size, or take it and trainer.batch_size alike",
+            "trainer.step_in_backward=true cannot add up the gradients of micro-batches: leave out "
+            "trainer.micro_batch_size, or set it to trainer.batch_size",
         )
         require(
             not (self.step_in_backward and self.compile),
-            "trainer.compile=true computes all gradients at once, before "
-            "trainer.step_in_backward=true could use one: take one of the two",
+            "trainer.compile=true computes all gradients at once, so that "
+            "trainer.step_in_backward=true saves nothing: take one of the two",
         )

@@ -1,9 +1,9 @@
 """Learning rate schedules: pure functions of the step, with no state that a resume would need.
 
-Each is called with the number of an optimizer step (from 1) and of the last one, and returns the
-share of ``optimizer.lr`` to use. It is above 0 at every step, so that every step learns: the rate
-would reach its end (``min_lr_ratio``) one step after the last. The first step after the warm-up has
-the full rate, exactly 1. Steps past the last one have the last one's rate.
+Each is called with an optimizer step (from 1) and the number of steps, and returns the share of
+``optimizer.lr`` to use. The share is above 0 at every step, so that every step learns: it would
+reach its end (``min_lr_ratio``) one step after the last. The first step after the warm-up has the
+full rate, exactly 1. Steps after the last one have the rate of the last one.
 """
 
 import math
@@ -15,7 +15,7 @@ from llm.options import option
 
 @dataclass
 class Schedule:
-    """Linear warm-up, then what :meth:`after_warmup` says."""
+    """Linear warm-up, then :meth:`after_warmup`."""
 
     name: str = "cosine"
     warmup_steps: int | None = option(None, at_least=0)  # None: min(100, max_steps // 10)
@@ -23,7 +23,7 @@ class Schedule:
     cooldown_fraction: float = option(0.2, at_least=0, at_most=1)
 
     def check(self, max_steps: int) -> None:
-        """Raise :class:`llm.errors.Refused` where the warm-up takes all ``max_steps``."""
+        """Raise :class:`llm.errors.Refused` if the warm-up takes all ``max_steps``."""
         require(
             self.warmup(max_steps) < max_steps,
             f"schedule.warmup_steps={self.warmup_steps} must be less than "
@@ -58,14 +58,14 @@ class Constant(Schedule):
 
 
 class Cosine(Schedule):
-    """Half a cosine from full to least (Loshchilov & Hutter 2016, arXiv:1608.03983), step by step
-    as nanoGPT's ``get_lr`` has it, whose iterations count from 0.
+    """Half a cosine down to the end (Loshchilov & Hutter 2016, arXiv:1608.03983), at each step equal
+    to nanoGPT's ``get_lr``, whose iterations count from 0.
     """
 
     def after_warmup(self, step: int, warmup: int, max_steps: int) -> float:
         """(1 + cos(pi x)) / 2 for x from 0 towards 1."""
         left = (max_steps + 1 - step) / (max_steps - warmup)  # 1 - x
-        # The same as a square, which does not round to 0 near the end of a very long run.
+        # As a square it does not round to 0 near the end of a very long run.
         return math.sin(0.5 * math.pi * left) ** 2
 
 
@@ -77,6 +77,6 @@ class WSD(Schedule):
     """
 
     def after_warmup(self, step: int, warmup: int, max_steps: int) -> float:
-        """1, then a line of as many steps as the cooldown has."""
+        """1, then a line over the steps of the cooldown."""
         cooldown = min(self.cooldown_fraction * max_steps, max_steps - warmup - 1)
         return min(1.0, (max_steps + 1 - step) / (cooldown + 1))

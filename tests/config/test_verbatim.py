@@ -14,6 +14,7 @@ from llm.config.verbatim import (
     WORDS,
     as_typed,
     guard,
+    leaves,
     map_text,
     quote_argument,
     quote_arguments,
@@ -22,7 +23,6 @@ from llm.config.verbatim import (
 from llm.errors import Refused
 from llm.settings.keys import ALL_KEYS
 from llm.settings.schema import LoggerSection, SampleSettings, TrainSettings
-from llm.settings.values import leaves
 from tests.command_line import composed
 from tests.conftest import ROOT
 

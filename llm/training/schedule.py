@@ -58,8 +58,9 @@ class Constant(Schedule):
 
 
 class Cosine(Schedule):
-    """Half a cosine down to the end (Loshchilov & Hutter 2016, arXiv:1608.03983), at each step equal
-    to nanoGPT's ``get_lr``, whose iterations count from 0.
+    """Half a cosine down to the end (Loshchilov & Hutter 2016, arXiv:1608.03983).
+
+    Equal to nanoGPT's ``get_lr`` at each step; its iterations count from 0.
     """
 
     def after_warmup(self, step: int, warmup: int, max_steps: int) -> float:

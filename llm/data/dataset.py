@@ -64,11 +64,10 @@ class Dataset:
         return int(self.train.nbytes + self.val.nbytes)
 
     def verify(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Read both splits and compare their digests, their largest id and the bytes of their text
-        with ``meta.json``.
+        """Read both splits and compare digests, largest id and bytes of text with ``meta.json``.
 
         ``on_progress`` is called with (bytes done, bytes in all). Raises
-        :class:`llm.errors.Refused` naming the file that is no longer what was prepared.
+        :class:`llm.errors.Refused` naming the file that is not as it was prepared.
         """
         meta, done, max_id = read_meta(self.folder), 0, 0
         vocab_size, lengths = self.tokenizer.vocab_size, self.tokenizer.byte_lengths

@@ -18,11 +18,11 @@ from llm.options import validate
 
 
 def prepare(config: DataConfig, on_progress: Progress = lambda done, total: None) -> Path:
-    """The folder of the dataset that ``config`` describes, prepared now if it is not there yet.
+    """The folder of the dataset that ``config`` describes; it is prepared unless it is there.
 
-    Processes that ask for the same folder wait for each other. Raises :class:`llm.errors.Refused`
-    for text that cannot be used, and for a folder that was prepared from something else; nothing is
-    left behind then.
+    Processes that prepare the same folder wait for each other. Raises :class:`llm.errors.Refused`
+    for text that cannot be used and for a folder that was prepared from something else, and leaves
+    nothing behind.
     """
     validate(config, "data.")
     corpus = read_corpus(config.corpus, config.path)
@@ -34,7 +34,7 @@ def prepare(config: DataConfig, on_progress: Progress = lambda done, total: None
         created += [parent for parent in folder.parents if not parent.exists()]  # innermost first
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.parent, wait=True):
-            # Another process may have done it meanwhile.
+            # Another process may have prepared it meanwhile.
             if not _is_ready(folder, config, made_from):
                 with published(folder) as temporary:
                     _write(temporary, config, corpus, made_from, on_progress)
@@ -110,7 +110,7 @@ def _write(
     try:
         write_dataset(folder, config, corpus, made_from, on_progress)
     except Refused:
-        _require_unchanged(config, corpus)  # a better reason than what it is now
+        _require_unchanged(config, corpus)  # a change is the better reason to name
         raise
     _require_unchanged(config, corpus)
 

@@ -13,19 +13,14 @@ from llm.functional import IGNORED
 
 
 class LossFunction(Protocol):
-    """What is evaluated: a model, compiled or not."""
+    """A model, compiled or not."""
 
     def __call__(self, tokens: Tensor, targets: Tensor, reduction: str) -> Tensor: ...
 
 
-def bits_per_byte(loss: float, bytes_per_token: float) -> float:
-    """Comparable between tokenizers: bits to code one UTF-8 byte of the text (loss in nats)."""
-    return loss / math.log(2) / bytes_per_token
-
-
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean cross-entropy in nats over ``tokens`` targets, which stand for ``bytes`` of UTF-8."""
+    """Mean cross-entropy in nats over ``tokens`` targets, which are ``bytes`` of UTF-8."""
 
     loss: float
     tokens: int
@@ -33,13 +28,13 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float | None:
-        """exp(loss), or None where that is more than a float holds."""
+        """exp(loss), or None if that overflows."""
         return math.exp(self.loss) if self.loss < 709 else None
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Of the same targets as the loss, or None where they stand for no bytes."""
-        return bits_per_byte(self.loss, self.bytes / self.tokens) if self.bytes else None
+        """Bits to code one byte of the text, comparable between tokenizers; None without text."""
+        return self.loss / math.log(2) * self.tokens / self.bytes if self.bytes else None
 
 
 @torch.no_grad()
@@ -49,7 +44,8 @@ def evaluate(
     autocast: AbstractContextManager[Any] | None = None,
     token_bytes: Tensor | None = None,
 ) -> Evaluation:
-    """Mean over all targets that are not ignored, however batches are cut; draws nothing random.
+    """Mean over all targets that are not ignored, however they are batched. It draws no random
+    numbers.
 
     ``token_bytes`` (vocab_size,): how many bytes each id stands for; None: they are not counted.
     """

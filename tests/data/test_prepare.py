@@ -35,14 +35,6 @@ def config(tmp_path: Path) -> DataConfig:
     return DataConfig(name="play", corpus="text", dir=data, path=path, val_fraction=0.1)
 
 
-@pytest.fixture
-def two_plays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
-    """data=shakespeare by characters, with two short plays in place of 38."""
-    plays = {"hamlet": "HAMLET:\nTo be.\n", "macbeth": "MACBETH:\nOut, out!\n"}
-    monkeypatch.setattr(assets, "shakespeare_plays", lambda: plays)
-    return DataConfig(name="plays", dir=str(tmp_path / "data"))
-
-
 def meta_of(folder: Path) -> dict[str, Any]:
     meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     return meta
@@ -80,17 +72,6 @@ def test_a_folder_holds_two_splits_and_what_is_needed_to_read_them(
     assert meta["source"]["sha256"] == sha256(TEXT.encode())
 
 
-@pytest.mark.parametrize("length", range(90, 100))
-def test_characters_are_split_as_nanogpt_splits_them(config: DataConfig, length: int) -> None:
-    text = TEXT[:length]
-    Path(str(config.path)).write_text(text, encoding="utf-8")
-    folder = prepare(config)
-    train, val = text[: int(length * 0.9)], text[int(length * 0.9) :]
-    stoi = {character: number for number, character in enumerate(sorted(set(text)))}
-    assert ids_of(folder, "train") == [stoi[c] for c in train]
-    assert ids_of(folder, "val") == [stoi[c] for c in val]
-
-
 @pytest.mark.parametrize("tokenizer", ["gpt2", "byte", "char"])
 def test_several_documents_are_kept_apart(
     config: DataConfig, reference: tiktoken.Encoding, tmp_path: Path, tokenizer: str
@@ -106,8 +87,8 @@ def test_several_documents_are_kept_apart(
     assert ids_of(folder, "val") == [*encode("e four"), *end, *end]  # the empty one comes last
 
 
-def test_whole_plays_are_held_out_where_no_fraction_is_given(two_plays: DataConfig) -> None:
-    folder = prepare(two_plays)
+def test_whole_plays_are_held_out_where_no_fraction_is_given(plays: DataConfig) -> None:
+    folder = prepare(plays)
     decode = from_json(meta_of(folder)["tokenizer"]).decode
     assert decode(ids_of(folder, "train")) == "HAMLET:\nTo be.\n\n"
     assert decode(ids_of(folder, "val")) == "MACBETH:\nOut, out!\n\n"

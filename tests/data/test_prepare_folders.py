@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from llm.data import assets
 from llm.data.config import DataConfig
 from llm.data.dataset import Dataset
 from llm.data.prepare import folder_of, prepare
@@ -29,14 +28,6 @@ def config(tmp_path: Path, text_file: Path) -> DataConfig:
         name="play", corpus="text", dir=str(tmp_path / "new" / "data"), path=str(text_file),
         tokenizer="char", val_fraction=0.1,
     )  # fmt: skip
-
-
-@pytest.fixture
-def plays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
-    """data=shakespeare by characters, with two short plays in place of 38."""
-    two = {"hamlet": "HAMLET:\nTo be.\n", "macbeth": "MACBETH:\nOut, out!\n"}
-    monkeypatch.setattr(assets, "shakespeare_plays", lambda: two)
-    return DataConfig(name="plays", dir=str(tmp_path / "data"))
 
 
 def state_of(folder: Path) -> dict[str, tuple[int, int, bytes]]:

@@ -1,7 +1,6 @@
-"""The loss is the mean over all targets, however they come, and evaluating changes nothing."""
+"""The loss is the mean over all targets, however they are batched; evaluating changes nothing."""
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llm.evaluation.loss import Evaluation, bits_per_byte, evaluate
+from llm.evaluation.loss import Evaluation, evaluate
 from llm.functional import IGNORED
 from llm.model.gpt import GPT
 
@@ -39,7 +38,7 @@ def some_batch(rows: int, ignored: list[int]) -> tuple[Tensor, Tensor]:
     cuts=st.lists(st.integers(1, 4), min_size=1, max_size=4),
     ignored=st.lists(st.integers(0, 63), max_size=60),
 )
-def test_it_is_plain_cross_entropy_over_all_targets_however_they_are_cut(
+def test_it_is_plain_cross_entropy_over_all_targets_however_they_are_batched(
     model: GPT, cuts: list[int], ignored: list[int]
 ) -> None:
     tokens, targets = some_batch(sum(cuts), [place for place in ignored if place != 0])
@@ -57,20 +56,6 @@ def test_it_draws_no_random_number_and_keeps_no_gradient(model: GPT) -> None:
     evaluate(model, [some_batch(4, [])])
     assert torch.equal(torch.get_rng_state(), before)
     assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_it_takes_batches_as_they_come(model: GPT) -> None:
-    alive = 0
-
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        nonlocal alive
-        for _ in range(3):
-            alive += 1
-            yield some_batch(2, [])
-
-    once = evaluate(model, [some_batch(2, [])])
-    assert evaluate(model, batches()).loss == pytest.approx(once.loss)
-    assert alive == 3
 
 
 def test_the_number_format_is_that_of_the_autocast_given(model: GPT) -> None:
@@ -94,11 +79,9 @@ def test_guessing_among_equals_has_their_number_as_perplexity() -> None:
 
     found = evaluate(uniform, [some_batch(2, [])])
     assert found.perplexity == pytest.approx(256, rel=1e-5)
-    assert bits_per_byte(found.loss, bytes_per_token=1) == pytest.approx(8, rel=1e-5)
-    assert bits_per_byte(found.loss, bytes_per_token=4) == pytest.approx(2, rel=1e-5)
 
 
-def test_bits_per_byte_count_the_bytes_of_the_very_targets_that_were_evaluated() -> None:
+def test_bits_per_byte_divide_by_the_bytes_of_the_evaluated_targets() -> None:
     def always(tokens: Tensor, targets: Tensor, reduction: str) -> Tensor:
         return math.log(2) * (targets != IGNORED).sum()  # one bit a token
 
@@ -112,10 +95,6 @@ def test_bits_per_byte_count_the_bytes_of_the_very_targets_that_were_evaluated()
     assert evaluate(always, [(marks, marks)]).bits_per_byte is None
 
 
-def test_a_token_of_two_bytes_at_ln_two_is_half_a_bit_per_byte() -> None:
-    assert bits_per_byte(math.log(2), 2) == pytest.approx(0.5)
-
-
-def test_a_perplexity_that_no_float_holds_is_none() -> None:
+def test_a_perplexity_that_overflows_is_none() -> None:
     assert Evaluation(700.0, 1).perplexity == math.exp(700.0)
     assert Evaluation(710.0, 1).perplexity is None

@@ -78,7 +78,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Texts in a fixed order. ``sha256`` names what they are made from; ``load`` may fetch it."""
+    """Texts in a fixed order. ``sha256`` identifies their source, which ``load`` may fetch."""
 
     description: str
     sha256: str

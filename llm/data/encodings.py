@@ -40,9 +40,9 @@ def guess_encoding(raw: bytes) -> str | None:
 
 
 def _is_chinese(raw: bytes) -> bool:
-    # Any bytes may be valid GB18030 by chance. But Latin letters with accents rarely come in the
-    # pairs of high bytes of the common characters, those of GB2312. And a text most of whose high
-    # bytes are valid UTF-8 is UTF-8 with an error in it.
+    # Any bytes may be valid GB18030 by chance. But Latin letters with accents rarely form the pairs
+    # of high bytes of the common characters, which are in GB2312. And if most high bytes are valid
+    # UTF-8, the text is UTF-8 with an error in it.
     high = sum(byte > 0x7F for byte in raw)
     in_utf8 = sum(len(c.encode()) for c in raw.decode("utf-8", "ignore") if c > "\x7f")
     text = _decode(raw, "GB18030")

@@ -56,7 +56,7 @@ def write_meta(folder: Path, meta: Meta) -> None:
 
 
 def read_meta(folder: Path) -> Meta:
-    """The values of ``meta.json``; :class:`llm.errors.Refused` naming what is wrong with them."""
+    """The values of ``meta.json``; raises :class:`llm.errors.Refused` naming the wrong one."""
     path = folder / META
     try:
         return from_plain(Meta, opened(read_json(path), path), f"{path}: ")

@@ -15,7 +15,7 @@ CHECKPOINTED = {"none": 0, "full": 1, "every_2": 2}
 
 @dataclass
 class GPTConfig:
-    """What :class:`llm.model.gpt.GPT` is built from; :meth:`resolve` fills in each ``None``.
+    """The options of :class:`llm.model.gpt.GPT`; :meth:`resolve` fills in each ``None``.
 
     The upper bounds are beyond any model for one card: a mistyped or hostile value must not make
     the program allocate.
@@ -79,15 +79,15 @@ class GPTConfig:
     def default_intermediate_size(self) -> int:
         """Width of the MLP in channels: 4 n_embed, or two thirds of it with a gate.
 
-        So three matrices cost what two do (Shazeer 2020, arXiv:2002.05202), but for rounding up to
+        Three matrices then cost as much as two (Shazeer 2020, arXiv:2002.05202), up to rounding to
         a multiple of 64.
         """
         return -(-8 * self.n_embed // 3 // 64) * 64 if self.mlp == "swiglu" else 4 * self.n_embed
 
     def _share(self, key: str, other: str) -> int:
-        """``n_embed`` divided by what ``key`` says."""
+        """``n_embed`` divided by the value of ``key``."""
         n_embed, divisor = self.n_embed, getattr(self, key)
-        # Rotary positions turn pairs of channels, so that a head has an even number of them.
+        # Rotary positions rotate pairs of channels, so a head needs an even number of them.
         step = 2 * divisor if key == "n_head" and self.position == "rotary" else divisor
         low = n_embed // step * step
         nearby = f"{low} or {low + step}" if low else str(step)

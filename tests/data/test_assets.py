@@ -30,7 +30,6 @@ def no_index(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever would be downloaded is not to be had."""
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "")
-    monkeypatch.setattr(assets, "TINY_SHAKESPEARE_URL", "http://127.0.0.1:9/")
 
 
 @pytest.fixture(scope="module")
@@ -136,18 +135,12 @@ def test_another_text_at_the_address_of_tiny_shakespeare_is_refused_and_not_kept
     assert not cache.exists()
 
 
-@pytest.mark.parametrize("page", ["missing.txt", "garbage"])
-def test_an_answer_without_a_text_is_one_line_that_names_the_way_out(
-    cache: Path, site: str, page: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("page", ["missing.txt", "garbage", None])
+def test_an_address_without_the_text_is_one_line_that_names_the_way_out_and_leaves_nothing(
+    cache: Path, site: str, page: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(assets, "TINY_SHAKESPEARE_URL", f"{site}/{page}")
-    with pytest.raises(Refused, match=r"^tiny Shakespeare cannot be fetched .*data\.path=FILE$"):
-        assets.tiny_shakespeare()
-
-
-def test_an_address_that_cannot_be_reached_is_one_line_and_leaves_nothing(
-    cache: Path, no_index: None
-) -> None:
+    url = f"{site}/{page}" if page else "http://127.0.0.1:9/"  # where nothing answers
+    monkeypatch.setattr(assets, "TINY_SHAKESPEARE_URL", url)
     data = cache.parent / "data"
     config = DataConfig(corpus="tinyshakespeare", dir=str(data), val_fraction=0.1)
     with pytest.raises(Refused, match=r"^tiny Shakespeare cannot be fetched .*data\.path=FILE$"):

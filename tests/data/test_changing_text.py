@@ -1,4 +1,4 @@
-"""A text that changes while it is prepared is refused, and never stored as what it was."""
+"""A text that changes while it is prepared is refused, and never stored as the old text."""
 
 import os
 from collections.abc import Callable

@@ -121,13 +121,6 @@ def test_a_large_file_is_read_in_pieces(tmp_path: Path) -> None:
     assert len(pieces) == 3 and "".join(pieces) == text
 
 
-def test_one_file_is_one_document_named_and_digested(text_file: Path) -> None:
-    found = read_corpus("text", str(text_file))
-    (document,) = found.load()
-    assert (document.name, document.size()) == (str(text_file), text_file.stat().st_size)
-    assert found.sha256 == hashlib.sha256(text_file.read_bytes()).hexdigest()
-
-
 def make_folder(root: Path, files: dict[str, str]) -> str:
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)

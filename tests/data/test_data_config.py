@@ -1,4 +1,4 @@
-"""What cannot be prepared is refused before any text is read."""
+"""Options that cannot work are refused before any text is read."""
 
 from typing import Any
 

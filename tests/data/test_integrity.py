@@ -81,7 +81,7 @@ def replace_ids(folder: Path, split: str, change: Callable[[np.ndarray], object]
 
 
 def read_an_epoch(opened: Dataset) -> None:
-    """What is done with data that is too large to be verified at the start of a run."""
+    """A run reads data so, without verifying it, if it is large."""
     list(opened.validation(8, 64, None)[1])
     batches = opened.sampler(8, 64, seed=1)
     for step in range(1, batches.windows // 64 + 2):

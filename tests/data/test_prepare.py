@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiktoken
 
-from llm.data import assets, corpus
+from llm.data import assets
 from llm.data.assets import sha256
 from llm.data.config import DataConfig
 from llm.data.dataset import Dataset
@@ -55,7 +55,9 @@ def write_files(folder: Path, files: dict[str, str]) -> str:
 def test_a_folder_holds_two_splits_and_what_is_needed_to_read_them(
     config: DataConfig, tokenizer: str
 ) -> None:
-    folder = prepare(replace(config, tokenizer=tokenizer))
+    seen = list[tuple[int, int]]()
+    folder = prepare(replace(config, tokenizer=tokenizer), lambda *progress: seen.append(progress))
+    assert seen[-1] == (2 * len(TEXT.encode()), 2 * len(TEXT.encode()))  # it is read twice
     assert sorted(f.name for f in folder.iterdir()) == ["meta.json", "train.bin", "val.bin"]
     assert [f.name for f in folder.parent.iterdir()] == [folder.name]
     meta, raw = meta_of(folder), {s: (folder / f"{s}.bin").read_bytes() for s in ("train", "val")}
@@ -144,15 +146,3 @@ def test_a_file_name_that_is_not_unicode_is_taken_as_it_is(
     assert (
         Dataset.open(folder).tokenizer.decode(Dataset.open(folder).train.tolist()) == "one two thre"
     )
-
-
-def test_progress_counts_every_byte_twice_up_to_the_total(
-    config: DataConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(corpus, "PIECE", 1000)
-    seen: list[tuple[int, int]] = []
-    prepare(config, lambda done, total: seen.append((done, total)))
-    size = Path(str(config.path)).stat().st_size
-    assert {total for _, total in seen} == {2 * size}
-    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
-    assert seen[-1][0] == 2 * size

@@ -1,4 +1,4 @@
-"""Every tokenizer gives back what it was given, and a saved one is the same one again."""
+"""Every tokenizer decodes what it encodes, and stays the same when it is saved and read."""
 
 import json
 from typing import Any

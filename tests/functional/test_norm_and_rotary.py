@@ -1,4 +1,4 @@
-"""Hand-written gradients are those of the definitions."""
+"""Hand-written gradients equal the gradients of the definitions."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_rms_norm_passes_torchs_numerical_check() -> None:
     assert torch.autograd.gradcheck(lambda x, w: rms_norm(x, w, 1e-6), (x, weight))
 
 
-@pytest.mark.parametrize("rows", [1, 2], ids=["shared positions", "positions of its own"])
+@pytest.mark.parametrize("rows", [1, 2], ids=["shared positions", "positions by row"])
 def test_rotation_equals_its_definition_in_value_and_gradient(rows: int) -> None:
     cos, sin = rotary_angles(6, 8)
     if rows > 1:

@@ -1,4 +1,4 @@
-"""What the network promises by itself; test_reference.py compares it with other people's."""
+"""Properties of the network; test_reference.py compares it with transformers."""
 
 import math
 from typing import Any

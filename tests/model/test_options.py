@@ -1,4 +1,4 @@
-"""What the fast recipe adds to the network does what its description says."""
+"""The options of the fast recipe do what their descriptions say."""
 
 from typing import Any
 
@@ -49,7 +49,7 @@ def test_no_option_lets_a_position_see_what_follows() -> None:
 def test_residual_scalars_bring_the_embedding_back_into_every_layer() -> None:
     model, tokens = network(residual_scalars=True), some_tokens()
     with torch.no_grad():
-        for layer in model.blocks:  # each layer adds nothing of its own
+        for layer in model.blocks:  # each layer adds nothing
             layer.attention.o.weight.zero_()
             layer.mlp.down.weight.zero_()
         block(model, 1).mix.copy_(torch.tensor([0.0, 3.0]))

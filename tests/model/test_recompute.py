@@ -1,4 +1,4 @@
-"""What is computed again in the backward pass changes nothing but the memory."""
+"""Recomputing in the backward pass changes nothing but the memory."""
 
 from typing import Any
 

@@ -24,7 +24,7 @@ LLAMA_NAMES = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_
 
 
 def randomised(model: GPT) -> GPT:
-    """Random numbers for every weight, also of norms and biases, so that none is trivially right."""
+    """Random weights, also in norms and biases, so that none is trivially right."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

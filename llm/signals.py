@@ -83,15 +83,11 @@ class Listener:
             self.thread.join()
         self._reset()
 
-    def check(self) -> None:
-        """Raise :class:`Signalled` if a signal has come."""
-        if self.received is not None:
-            raise Signalled(self.received)
-
     def each(self, items: Iterable[T]) -> Iterator[T]:
         """``items``, until a signal comes; then :class:`Signalled`."""
         for item in items:
-            self.check()
+            if self.received is not None:
+                raise Signalled(self.received)
             yield item
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -161,7 +157,7 @@ os.register_at_fork(after_in_child=lambda: listener.previous and signal.set_wake
 
 @contextlib.contextmanager
 def raised() -> Iterator[None]:
-    """For a whole command: a signal raises :class:`Signalled`, until :func:`remember` is called."""
+    """In a command: a signal raises :class:`Signalled`, until :func:`remember` is called."""
     listener.listen()
     listener.reaction = Reaction.RAISE
     try:

@@ -1,4 +1,4 @@
-"""A device that is there is found, one that is not is refused in one line."""
+"""A device is found, or refused in one line."""
 
 import os
 import platform
@@ -26,20 +26,20 @@ with_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machin
 
 
 @without_gpu
-def test_auto_is_the_cpu_where_there_is_nothing_else() -> None:
+def test_auto_is_the_cpu_without_a_gpu() -> None:
     if torch.backends.mps.is_available():
         pytest.skip("this machine has an Apple GPU")
     assert select_device("auto") == torch.device("cpu")
 
 
 @with_gpu
-def test_auto_is_the_gpu_where_there_is_one() -> None:
+def test_auto_is_the_gpu_if_there_is_one() -> None:
     assert select_device("auto").type == "cuda"
 
 
 @without_gpu
 @pytest.mark.parametrize("name", ["cuda", "cuda:1"])
-def test_a_gpu_that_is_not_there_is_refused_in_one_line(name: str) -> None:
+def test_a_missing_gpu_is_refused_in_one_line(name: str) -> None:
     with pytest.raises(Refused, match=rf"trainer\.device={name}, .* sees no GPU") as refusal:
         select_device(name)
     assert "\n" not in str(refusal.value)
@@ -53,7 +53,7 @@ def test_a_gpu_beyond_the_last_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["tpu", "", "CUDA", "cpu0", "meta"])
-def test_an_unknown_device_is_refused_by_the_key_it_was_given_under(name: str) -> None:
+def test_an_unknown_device_is_refused_with_its_key(name: str) -> None:
     with pytest.raises(Refused, match=rf"^device={name} is unknown: take auto, cuda, mps or cpu"):
         select_device(name, key="device")
 
@@ -71,18 +71,18 @@ def test_the_cpu_is_described_with_its_threads() -> None:
 @pytest.fixture
 def choice_of_algorithms(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled()
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is put back
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is restored
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     yield
     torch.use_deterministic_algorithms(before)
 
 
 def scatter() -> None:
-    """One of the operations for which torch has no algorithm that repeats itself."""
+    """An operation for which torch has no deterministic algorithm."""
     torch.zeros(3).put_(torch.tensor([1, 1]), torch.ones(2))
 
 
-def test_what_cannot_give_the_same_bits_again_fails_where_they_are_asked_for(
+def test_an_operation_that_is_not_deterministic_fails_in_a_deterministic_run(
     choice_of_algorithms: None,
 ) -> None:
     set_deterministic(True)
@@ -95,7 +95,7 @@ def test_what_cannot_give_the_same_bits_again_fails_where_they_are_asked_for(
     scatter()
 
 
-def test_a_setting_of_ones_own_for_cublas_is_kept(
+def test_the_users_setting_for_cublas_is_kept(
     choice_of_algorithms: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_deterministic(False)
@@ -106,14 +106,14 @@ def test_a_setting_of_ones_own_for_cublas_is_kept(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_peak_memory_of_the_process_is_what_the_kernel_says_in_bytes() -> None:
+def test_peak_memory_is_the_kernels_figure_in_bytes() -> None:
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     kernel = 1024 * int(status.partition("VmHWM:")[2].split()[0])
     assert peak_memory_bytes(torch.device("cpu")) == pytest.approx(kernel, rel=0.01)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_the_peak_of_a_process_does_not_start_at_what_its_parent_held() -> None:
+def test_the_peak_of_a_process_does_not_start_at_the_peak_of_its_parent() -> None:
     held = np.ones(800 * 2**17)  # 800 MiB
     program = (
         "import torch; from llm.device import peak_memory_bytes as p; print(p(torch.device('cpu')))"
@@ -127,7 +127,7 @@ def test_the_peak_of_a_process_does_not_start_at_what_its_parent_held() -> None:
 @pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="other C libraries have allocators of their own"
 )
-def test_a_tuned_allocator_gives_large_tensors_back_to_the_system() -> None:
+def test_a_tuned_allocator_returns_large_tensors_to_the_system() -> None:
     program = """
 from pathlib import Path
 from types import SimpleNamespace
@@ -166,5 +166,5 @@ def test_a_gpu_without_a_number_is_limited_too(
     assert given == [(0.25, index)]
 
 
-def test_where_nothing_can_be_limited_that_is_told() -> None:
+def test_limit_memory_says_if_the_system_cannot_do_it() -> None:
     assert not limit_memory(torch.device("mps"), 2**30)

@@ -38,7 +38,7 @@ with remembered():
 
 
 @pytest.fixture(autouse=True)
-def handlers_of_before() -> Iterator[None]:
+def previous_handlers() -> Iterator[None]:
     before = [signal.getsignal(number) for number in SIGNALS]
     yield
     listener.stop_listening()
@@ -46,7 +46,7 @@ def handlers_of_before() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_in_the_loop_a_signal_is_remembered_and_the_work_goes_on(number: signal.Signals) -> None:
+def test_in_the_loop_a_signal_is_only_recorded(number: signal.Signals) -> None:
     with remembered() as stop:
         assert stop.received is None
         os.kill(os.getpid(), number)
@@ -54,17 +54,13 @@ def test_in_the_loop_a_signal_is_remembered_and_the_work_goes_on(number: signal.
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_before_the_loop_a_signal_interrupts(number: signal.Signals) -> None:
+def test_before_the_loop_a_signal_raises(number: signal.Signals) -> None:
     with pytest.raises(Signalled, match=number.name), raised():
         os.kill(os.getpid(), number)
         raise AssertionError("it went on")
 
 
-def test_it_is_no_exception_that_a_library_would_catch() -> None:
-    assert not issubclass(Signalled, Exception)
-
-
-def test_after_the_loop_of_a_command_nothing_is_interrupted_any_more() -> None:
+def test_after_the_loop_of_a_command_a_signal_is_only_recorded() -> None:
     with raised():
         with remembered():
             pass
@@ -72,7 +68,7 @@ def test_after_the_loop_of_a_command_nothing_is_interrupted_any_more() -> None:
         assert listener.received is signal.SIGTERM
 
 
-def test_a_signal_that_somebody_swallowed_is_known_in_the_loop() -> None:
+def test_a_swallowed_signal_is_known_in_the_loop() -> None:
     with raised():
         with contextlib.suppress(BaseException):  # as a destructor does
             os.kill(os.getpid(), signal.SIGTERM)
@@ -80,14 +76,14 @@ def test_a_signal_that_somebody_swallowed_is_known_in_the_loop() -> None:
             assert stop.received is signal.SIGTERM
 
 
-def test_what_fails_after_a_swallowed_signal_fails_because_of_it() -> None:
+def test_an_error_after_a_swallowed_signal_becomes_the_signal() -> None:
     with pytest.raises(Signalled, match="SIGTERM"), raised(), unswallowed():
         with contextlib.suppress(BaseException):
             os.kill(os.getpid(), signal.SIGTERM)
         raise RecursionError("half a module")
 
 
-def test_what_fails_without_a_signal_or_in_the_loop_is_a_fault_of_its_own() -> None:
+def test_an_error_without_a_signal_or_in_the_loop_stays_an_error() -> None:
     with pytest.raises(RecursionError), raised(), unswallowed():
         raise RecursionError("a whole module")
     with pytest.raises(RecursionError), raised(), unswallowed(), remembered():
@@ -96,7 +92,7 @@ def test_what_fails_without_a_signal_or_in_the_loop_is_a_fault_of_its_own() -> N
 
 
 @pytest.mark.parametrize("place", ["llm.device.select_device", "llm.experiment.panels.show_start"])
-def test_a_command_that_fails_after_a_swallowed_signal_was_stopped(
+def test_a_command_that_fails_after_a_swallowed_signal_ends_as_stopped(
     place: str, tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def half_imported(*_: object, **__: object) -> None:
@@ -116,7 +112,7 @@ def test_a_command_that_fails_after_a_swallowed_signal_was_stopped(
         assert summary(run)["status"] == "interrupted"
 
 
-def test_what_is_gone_through_one_by_one_ends_with_a_signal() -> None:
+def test_an_iteration_ends_with_a_signal() -> None:
     seen = []
     with remembered() as stop, pytest.raises(Signalled):
         for item in stop.each(range(5)):
@@ -126,19 +122,19 @@ def test_what_is_gone_through_one_by_one_ends_with_a_signal() -> None:
     assert seen == [0, 1, 2]
 
 
-def test_a_signal_with_the_last_item_loses_nothing() -> None:
+def test_a_signal_with_the_last_item_loses_no_item() -> None:
     with remembered() as stop:
         assert [os.kill(os.getpid(), signal.SIGTERM) or item for item in stop.each([7])] == [7]
 
 
-def test_terminating_twice_does_not_hurry() -> None:
+def test_a_second_sigterm_changes_nothing() -> None:
     with remembered() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.received is signal.SIGTERM
 
 
-def test_handlers_are_given_back_after_a_loop_of_its_own_whatever_happens() -> None:
+def test_handlers_are_restored_after_a_loop_outside_a_command() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
     with pytest.raises(ValueError, match="inside"), remembered():
         assert [signal.getsignal(number) for number in SIGNALS] != before
@@ -161,7 +157,7 @@ def test_ctrl_c_after_a_first_signal_ends_the_process_with_130(first: signal.Sig
         assert process.wait(timeout=HANGS) == 130
 
 
-def test_ctrl_c_is_heard_and_a_second_one_ends_the_process_inside_one_long_call() -> None:
+def test_ctrl_c_is_answered_and_a_second_one_ends_the_process_inside_one_long_call() -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", COMPUTING], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, cwd=ROOT,
@@ -183,7 +179,7 @@ def test_ctrl_c_is_heard_and_a_second_one_ends_the_process_inside_one_long_call(
         process.communicate()
 
 
-def test_a_lost_terminal_is_a_signal_unless_nohup_wanted_it_ignored() -> None:
+def test_a_closed_terminal_is_a_signal_except_under_nohup() -> None:
     with remembered() as stop:
         os.kill(os.getpid(), signal.SIGHUP)
         assert stop.received is signal.SIGHUP
@@ -198,7 +194,7 @@ def test_a_lost_terminal_is_a_signal_unless_nohup_wanted_it_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_forked_process_does_not_speak_for_its_parent() -> None:
+def test_a_signal_to_a_forked_process_is_not_one_to_its_parent() -> None:
     code = """
 import os, signal, sys, time
 import llm.start
@@ -218,14 +214,14 @@ with raised():
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_a_process_that_is_done_keeps_its_exit_status() -> None:
+def test_a_signal_at_the_very_end_keeps_the_exit_status() -> None:
     ending = "import llm.start, os\nclass Late:\n def __del__(self): os.kill(os.getpid(), 2)\n"
     done = subprocess.run([sys.executable, "-c", f"{ending}sys = Late()"], cwd=ROOT, timeout=HANGS)
     assert done.returncode == 0
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_while_a_command_is_being_loaded_a_signal_ends_it_on_the_spot(
+def test_a_signal_during_imports_ends_the_process_at_once(
     number: signal.Signals,
 ) -> None:
     loading = f"import llm.start, os; os.kill(os.getpid(), {int(number)}); print('went on')"

@@ -42,7 +42,7 @@ class Attempt:
         return self.cwd / "outputs" / "run"
 
     def start(self) -> subprocess.Popen[str]:
-        """The command, as soon as it answers signals."""
+        """The running command, as soon as it handles signals."""
         process = subprocess.Popen(
             self.command, cwd=self.cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env=self.environment,
@@ -52,13 +52,13 @@ class Attempt:
         return process
 
     def finish(self) -> None:
-        """The same command to its end."""
+        """Run the same command to its end."""
         process = self.start()
         output, _ = process.communicate(timeout=HANGS)
         assert process.returncode == 0, output
 
     def signals_itself(self, function: str, number: signal.Signals) -> int:
-        """Run it, let it send itself a signal whenever it calls a function; its exit status."""
+        """Run it so that it sends itself a signal at each call of a function; its exit status."""
         arguments = ["-c", SIGNALS_ITSELF, function, str(int(number)), *self.command[1:]]
         done = subprocess.run(
             [sys.executable, *arguments], cwd=self.cwd, text=True, capture_output=True,
@@ -82,14 +82,14 @@ class Attempt:
 
 
 def answers(pid: int) -> bool:
-    """Whether a process has a handler for SIGUSR1, by Linux's list of caught signals."""
+    """Whether a process has a handler for SIGUSR1, by the SigCgt line of Linux."""
     status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
     found = re.search(r"^SigCgt:\s*(\w+)$", status, re.MULTILINE)
     return found is not None and bool(int(found[1], 16) >> (signal.SIGUSR1 - 1) & 1)
 
 
 def result(run: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, object]]]:
-    """Weights, optimizer and random state at the end, and the rows without what depends on time."""
+    """Weights, optimizer and random state at the end, and the rows without times."""
     checkpoint, skipped = newest_valid(run)
     assert checkpoint is not None and not skipped
     kept = [{key: v for key, v in row.items() if key not in TIMES} for row in rows(run)]
@@ -104,7 +104,7 @@ def differences(run: Path, whole: Path) -> list[str]:
     return names + ["metrics.jsonl"] * (found_rows != wanted_rows)
 
 
-def test_a_run_told_to_stop_at_any_moment_is_continued_to_the_same_bits(
+def test_a_run_stopped_at_any_moment_is_continued_to_the_same_bits(
     tmp_path: Path, report: Callable[[str], None]
 ) -> None:
     text = tmp_path / "play.txt"
@@ -129,7 +129,7 @@ def test_a_run_told_to_stop_at_any_moment_is_continued_to_the_same_bits(
     stopped = sum(status == 75 for status, _ in ends)
     same = sum(different == [] for _, different in ends)
     report(f"signals: n={len(ends)} stopped={stopped} bitwise_equal={same}")
-    assert stopped  # how many of the others, depends on the machine
+    assert stopped  # how many depends on the machine
     assert [different for _, different in ends if different] == []
 
 
@@ -156,7 +156,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_signal_ends_the_command_early_while(place: str, tmp_path: Path, text_file: Path) -> None:
+def test_a_signal_ends_the_command_while(place: str, tmp_path: Path, text_file: Path) -> None:
     function, options = PLACES[place]
     attempt = Attempt(
         tmp_path / "run", "data=text", f"data.path={text_file}", "data.tokenizer=char", *OPTIONS,
@@ -173,7 +173,7 @@ def test_a_signal_ends_the_command_early_while(place: str, tmp_path: Path, text_
     attempt.finish()
 
 
-def test_a_second_ctrl_c_leaves_at_once_in_the_middle_of_a_step(
+def test_a_second_ctrl_c_exits_at_once_in_the_middle_of_a_step(
     tmp_path: Path, text_file: Path
 ) -> None:
     long_steps = ["trainer.batch_size=20000", "trainer.eval_interval=100", "trainer.log_interval=1"]
@@ -182,7 +182,7 @@ def test_a_second_ctrl_c_leaves_at_once_in_the_middle_of_a_step(
         *long_steps,
     )  # fmt: skip
     process = attempt.start()
-    wait_until(lambda: rows(attempt.run))  # of step 0: the first step has begun
+    wait_until(lambda: rows(attempt.run))  # the row of step 0: the first step runs
     process.send_signal(signal.SIGINT)
     assert process.stdout is not None
     assert any("Ctrl-C again stops now" in line for line in process.stdout)
@@ -193,9 +193,7 @@ def test_a_second_ctrl_c_leaves_at_once_in_the_middle_of_a_step(
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_writing_text_ends_on_a_signal_too(
-    number: signal.Signals, tmp_path: Path, text_file: Path
-) -> None:
+def test_a_signal_ends_sampling(number: signal.Signals, tmp_path: Path, text_file: Path) -> None:
     attempt = Attempt(
         tmp_path / "run", "data=text", f"data.path={text_file}", "data.tokenizer=char", *OPTIONS,
         "trainer.max_steps=1",
@@ -207,7 +205,7 @@ def test_writing_text_ends_on_a_signal_too(
     assert attempt.signals_itself("llm.sampling.generate:choose", number) == 75
 
 
-def test_a_signal_while_modules_are_loaded_is_never_a_fault(
+def test_a_signal_during_imports_never_shows_a_traceback(
     tmp_path: Path, text_file: Path, report: Callable[[str], None]
 ) -> None:
     options = ["data=text", f"data.path={text_file}", "data.tokenizer=char", *OPTIONS]

@@ -1,4 +1,4 @@
-"""Which commands there are, which version it is, and commands that can be copied as they stand."""
+"""The list of commands, the version, and commands in messages, which can be copied."""
 
 import os
 import shlex
@@ -14,7 +14,7 @@ from llm.commands import TYPED, command_line, purposes, typed_command
 from tests.conftest import HANGS, ROOT
 
 
-def test_python_m_llm_names_every_command_with_what_it_is_for(tmp_path: Path) -> None:
+def test_python_m_llm_lists_every_command_with_its_purpose(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "llm"], cwd=tmp_path, capture_output=True,
         text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=HANGS,
@@ -29,7 +29,7 @@ def test_python_m_llm_names_every_command_with_what_it_is_for(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ["train", "plan"])
-def test_the_version_is_ours(name: str, tmp_path: Path) -> None:
+def test_version_prints_the_version_of_this_program(name: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / f"run_{name}.py"), "--version", "seed=1"], cwd=tmp_path,
         capture_output=True, text=True, timeout=HANGS,
@@ -52,7 +52,7 @@ def test_the_version_is_ours(name: str, tmp_path: Path) -> None:
         ("-m", ROOT, "run_sample.py"),
     ],
 )
-def test_a_command_to_copy_works_from_the_folder_one_is_in(
+def test_a_command_in_a_message_works_from_the_current_folder(
     started: str, folder: Path, typed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
@@ -62,7 +62,7 @@ def test_a_command_to_copy_works_from_the_folder_one_is_in(
     assert Path(words[1]).exists()
 
 
-def test_a_command_repeated_as_it_was_typed_names_a_folder_of_options_once() -> None:
+def test_a_repeated_command_names_a_folder_of_options_once() -> None:
     typed, folder = (
         ["run_train.py", "--config-dir", "conf", "run.name=a"],
         ["--config-dir", "/conf"],

@@ -36,8 +36,6 @@ class LoggerOptions(Protocol):
 class Wandb:
     """A run in W&B."""
 
-    name = "W&B"
-
     def __init__(self, run: Any) -> None:
         self.run = run
 
@@ -110,11 +108,10 @@ class RunLogger(TrainingScreen):
 
     def _to_service(self, method: str, *arguments: Any) -> None:
         """An error of the service is a warning: the run and its files are worth more."""
-        call = getattr(self.service, method, None)
-        if call is None:
+        if self.service is None or (method != "log" and not hasattr(self.service, method)):
             return
         try:
-            call(*arguments)
+            getattr(self.service, method)(*arguments)
         except Exception as error:
             is_wandb = isinstance(self.service, Wandb)
             name = "W&B" if is_wandb else f"the logger {type(self.service).__name__}"

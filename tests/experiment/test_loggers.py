@@ -45,7 +45,7 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def no_service() -> Iterator[None]:
-    """W&B's service ends with this file; processes that are started later would turn to it."""
+    """W&B's service ends with this file, or later processes would use it."""
     yield
     if "wandb" in sys.modules:
         sys.modules["wandb"].teardown()
@@ -67,7 +67,7 @@ def log(logger: RunLogger) -> None:
     logger.sample(4, "<", "O & <b>", {"distinct_1": 1.0})
 
 
-def test_without_wandb_there_are_the_files_and_it_is_not_even_imported(folder: Path) -> None:
+def test_without_wandb_the_files_are_written_and_wandb_is_not_imported(folder: Path) -> None:
     with (
         patch.dict(sys.modules, {"wandb": None}),
         open_logger(folder, None, LoggerSection(mode="disabled"), CONFIG, 4, None) as logger,
@@ -146,7 +146,7 @@ def test_wandb_learns_how_a_run_ended(error: BaseException, exit_code: int, fold
     assert wandb_file.read(folder)["exit_code"] == exit_code
 
 
-def test_going_back_forgets_the_rows_after_and_begins_a_segment_of_the_same_wandb_run(
+def test_a_rollback_forgets_later_rows_and_starts_a_segment_of_the_same_wandb_run(
     folder: Path,
 ) -> None:
     with open_logger(folder, None, LoggerSection(), CONFIG, 4, None) as logger:
@@ -167,7 +167,7 @@ def test_going_back_forgets_the_rows_after_and_begins_a_segment_of_the_same_wand
     assert {row["_step"] for row in second["history"]} == {3, 4}
 
 
-def test_going_back_needs_no_wandb(folder: Path) -> None:
+def test_a_rollback_works_without_wandb(folder: Path) -> None:
     with open_logger(folder, None, LoggerSection(mode="disabled"), CONFIG, 4, None) as logger:
         log(logger)
         logger.rewind(0)
@@ -188,7 +188,7 @@ def test_a_warning_is_on_the_screen_and_in_the_log(
 
 
 @needs_linux
-def test_what_was_logged_is_on_the_disk_after_sync(folder: Path) -> None:
+def test_rows_are_on_the_disk_after_sync(folder: Path) -> None:
     synced: list[str] = []
 
     def fsync(descriptor: int) -> None:
@@ -202,7 +202,7 @@ def test_what_was_logged_is_on_the_disk_after_sync(folder: Path) -> None:
     assert synced == ['{"step": 0, "tokens": 0}\n']
 
 
-def test_a_full_disk_is_named_with_the_file_and_the_room_there_is(folder: Path) -> None:
+def test_a_failed_write_names_the_file_and_the_free_space(folder: Path) -> None:
     (folder / "metrics.jsonl").symlink_to("/dev/full")
     (folder / "samples.jsonl").symlink_to("/dev/full")
     full = r"could not be written: No space left on device \([\d.]+ [KMG]iB free\)"
@@ -225,7 +225,7 @@ def test_a_full_disk_is_named_with_the_file_and_the_room_there_is(folder: Path) 
 
 
 @pytest.mark.parametrize("broken", ["wandb.init", "wandb.Run.log", "wandb.Run.finish"])
-def test_a_fault_of_wandb_is_one_warning_and_the_run_goes_on(
+def test_an_error_of_wandb_is_one_warning_and_the_run_continues(
     broken: str, folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     import wandb
@@ -235,7 +235,7 @@ def test_a_fault_of_wandb_is_one_warning_and_the_run_goes_on(
         open_logger(folder, None, LoggerSection(), CONFIG, 4, None) as logger,
     ):
         log(logger)
-    wandb.finish()  # the run that is left over would be given to the next one of this process
+    wandb.finish()  # else the next run of this process would continue this one
     assert [row["step"] for row in rows(folder)] == [0, 2, 4]
     assert capfd.readouterr().out.count("logged to metrics.jsonl only: RuntimeError: oh") == 1
 
@@ -269,20 +269,20 @@ def test_online_without_a_network_is_offline_with_one_warning(
 ) -> None:
     import wandb
 
-    wandb.teardown()  # so that it reads these
+    wandb.teardown()  # so that it reads the environment again
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     with open_logger(folder, None, LoggerSection(mode="online"), CONFIG, 4, None) as logger:
         log(logger)
     shown = capfd.readouterr()
     assert shown.out.count("warning: W&B cannot be used online, so this run is logged offline") == 1
-    assert shown.err in ("", "starting W&B ...\n")  # which is said where it takes long
+    assert shown.err in ("", "starting W&B ...\n")  # shown only if it takes long
     assert len(wandb_file.read(folder)["history"]) >= 3
     assert wandb_file.read(folder)["run"].run_id == logger.run_id
     wandb.teardown()
 
 
-def test_a_new_id_is_one_of_wandb_s_form_or_the_one_an_agent_gave(
+def test_a_new_id_has_the_form_of_wandb_or_is_the_id_of_an_agent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ids = {new_run_id() for _ in range(20)}
@@ -290,6 +290,6 @@ def test_a_new_id_is_one_of_wandb_s_form_or_the_one_an_agent_gave(
     assert all(len(i) == 8 and i.isalnum() and i == i.lower() for i in ids)
     monkeypatch.setenv("WANDB_RUN_ID", "given")
     assert new_run_id() == "given"
-    monkeypatch.setenv("WANDB_RUN_ID", "exp.1")  # no resume would take it
+    monkeypatch.setenv("WANDB_RUN_ID", "exp.1")  # a resume would refuse it
     with pytest.raises(Refused, match=r"WANDB_RUN_ID is not an id of letters.*'exp\.1'"):
         new_run_id()

@@ -1,4 +1,4 @@
-"""The panels tell what a person would ask first, and what is out of the ordinary."""
+"""The panels show what a user asks first, and anything unusual."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def shown(capsys: pytest.CaptureFixture[str]) -> str:
     return " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
-def test_the_first_panel_tells_where_a_run_goes_on_and_what_is_promised(
+def test_the_first_panel_shows_where_a_run_continues_and_that_it_is_deterministic(
     make_trainer: MakeTrainer,  # noqa: F811  (the fixture)
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -35,7 +35,7 @@ def test_the_first_panel_tells_where_a_run_goes_on_and_what_is_promised(
     assert "deterministic the same bits each time" in text
 
 
-def test_the_last_panel_tells_of_steps_left_out_and_of_going_back(
+def test_the_last_panel_shows_skipped_steps_and_rollbacks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     progress = Progress(step=8, best_val_loss=1.5, best_step=4, train_seconds=60.0)
@@ -48,6 +48,6 @@ def test_the_last_panel_tells_of_steps_left_out_and_of_going_back(
     assert "divergence 3 steps skipped, 1 rollback" in shown(capsys)
 
 
-def test_a_finished_run_says_how_to_train_on(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_shows_the_command_to_train_on(capsys: pytest.CaptureFixture[str]) -> None:
     show_already_finished(Path("outputs/my run"), None)
     assert "'resume=outputs/my run' trainer.max_steps=MORE" in shown(capsys)

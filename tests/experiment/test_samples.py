@@ -1,4 +1,4 @@
-"""Prompts are read as they are, and samples printed as they come."""
+"""Prompts are read without change, and samples are printed as they come."""
 
 import io
 from pathlib import Path
@@ -37,11 +37,11 @@ def show(model: GPT, prompt: str, capsys: pytest.CaptureFixture[str], **how: Any
 @pytest.mark.parametrize(
     "text", ['ROMEO: What\'s "this", (my lord)?\n\\', " ", "é😀\x00", "a\r\nb"]
 )
-def test_a_prompt_is_every_character_of_itself(text: str) -> None:
+def test_every_character_of_a_prompt_counts(text: str) -> None:
     assert bytes(read_prompt(BYTES, text, None, 99)) == text.encode()
 
 
-def test_an_empty_prompt_begins_a_document() -> None:
+def test_an_empty_prompt_starts_a_document() -> None:
     assert read_prompt(BYTES, "", None, 8) == [256]
     assert read_prompt(CharTokenizer("\nab"), "", None, 8) == [0]
 
@@ -58,7 +58,7 @@ def test_a_prompt_file_or_standard_input_loses_one_newline_at_its_end(tmp_path: 
         assert bytes(read_prompt(BYTES, "", "-", 8)) == b"To be"
 
 
-def test_a_prompt_without_an_end_or_from_a_closed_standard_input_is_refused() -> None:
+def test_an_endless_prompt_file_or_a_closed_standard_input_is_refused() -> None:
     with pytest.raises(Refused, match=r"prompt_file=/dev/zero is larger than 16 MiB"):
         read_prompt(BYTES, "", "/dev/zero", 8)
     with patch("sys.stdin", None), pytest.raises(Refused, match="standard input is closed"):
@@ -82,14 +82,16 @@ def test_a_prompt_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path) -> 
         assert "\n" not in str(refusal.value)
 
 
-def test_what_the_model_cannot_see_of_a_prompt_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_prompt_beyond_block_size_is_cut_with_a_note(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     read_prompt(BYTES, "12345678", None, 8)
     assert capsys.readouterr().err == ""
     read_prompt(BYTES, "1234567890", None, 8)
     assert capsys.readouterr().err == "the model sees 8 tokens: the first 2 are cut\n"
 
 
-def test_a_sample_is_the_prompt_and_what_the_model_draws(
+def test_a_sample_is_the_prompt_and_the_drawn_text(
     model: GPT, capsys: pytest.CaptureFixture[str]
 ) -> None:
     drawn = [token for token, _ in generate(model, list(b"To be"), OPTIONS, 5, 257, 256)]
@@ -113,7 +115,7 @@ def test_samples_are_the_same_together_and_one_by_one(
         assert capsys.readouterr().out == together[seed]
 
 
-def test_log_probabilities_are_those_of_the_model_a_line_for_each_token(
+def test_each_token_has_a_line_with_the_models_log_probability(
     model: GPT, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = [

@@ -1,4 +1,4 @@
-"""The cache changes how fast text comes, never which: alone, in a batch and past the window."""
+"""The cache changes the speed and never the text: alone, in a batch and past the window."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -43,7 +43,7 @@ def made(options: dict[str, Any]) -> GPT:
 
 @pytest.fixture
 def two_threads() -> Iterator[None]:
-    """So that products with one row are shared out, as on a user's machine."""
+    """Products with one row are then divided among threads, as on a user's machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -62,7 +62,7 @@ def texts(
 
 @pytest.mark.parametrize("options", [GREEDY, DRAWN], ids=["greedy", "drawn"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_text_with_a_cache_is_that_without_also_past_block_size(
+def test_text_is_the_same_with_and_without_a_cache_even_past_block_size(
     kind: dict[str, Any], options: SamplingOptions
 ) -> None:
     model = made(kind)
@@ -75,7 +75,7 @@ def test_text_with_a_cache_is_that_without_also_past_block_size(
 
 @pytest.mark.parametrize("options", [GREEDY, DRAWN], ids=["greedy", "drawn"])
 @pytest.mark.parametrize("kind", KINDS[:6])
-def test_each_text_of_a_batch_is_what_it_is_alone(
+def test_each_text_is_the_same_in_a_batch_and_alone(
     kind: dict[str, Any], options: SamplingOptions
 ) -> None:
     model = made(kind)
@@ -93,7 +93,7 @@ def test_a_text_that_ends_does_not_disturb_the_others() -> None:
     assert texts(KVCache(model), PROMPTS, DRAWN, end) == until
 
 
-def test_greedy_text_is_that_of_transformers_with_its_cache() -> None:
+def test_greedy_text_is_the_same_as_in_transformers() -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     ours = made(GPT2_STYLE | {"block_size": 64})
@@ -133,7 +133,7 @@ def test_a_layout_for_decoding_changes_no_weight_and_no_text(
     held = sum(t.untyped_storage().nbytes() for t in {
         t.untyped_storage().data_ptr(): t for t in other.state_dict().values()
     }.values())  # fmt: skip
-    assert held == 4 * model.n_parameters(), "no weight is held twice"
+    assert held == 4 * model.n_parameters(), "no weight is stored twice"
     assert len(storages) < len(model.state_dict())
 
 
@@ -145,7 +145,7 @@ def test_static_shapes_give_the_same_text(kind: dict[str, Any]) -> None:
     assert texts(static, PROMPTS, GREEDY) == texts(KVCache(model), PROMPTS, GREEDY)
 
 
-def test_nothing_is_allocated_for_the_cache_after_the_prompt() -> None:
+def test_the_cache_is_allocated_once() -> None:
     model = made({"n_kv_head": 2})
     cache = KVCache(model)
     with torch.inference_mode():

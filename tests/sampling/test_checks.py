@@ -1,4 +1,4 @@
-"""What ``verify_cache=true`` and ``benchmark=true`` of run_sample.py compute."""
+"""The computations of ``verify_cache=true`` and ``benchmark=true``."""
 
 import pytest
 

@@ -32,7 +32,7 @@ def penalised(prompt: list[int], drawn: list[int], **how: Any) -> Tensor:
 
 
 def filtered(logits: Tensor, **how: Any) -> Tensor:
-    """What the filters leave of logits (B, V), back in the whole vocabulary."""
+    """Logits (B, V) after the filters, in the whole vocabulary again."""
     options = SamplingOptions(**{"temperature": 1.0, "top_k": None} | how)
     candidates, ids = filter_logits(logits, options)
     assert torch.equal(ids, ids.sort(dim=-1).values)
@@ -44,7 +44,7 @@ def kept(logits: Tensor) -> list[int]:
 
 
 @pytest.mark.parametrize("penalty", [1.3, 0.7])
-def test_the_repetition_penalty_is_that_of_transformers(penalty: float) -> None:
+def test_the_repetition_penalty_agrees_with_transformers(penalty: float) -> None:
     found = penalised(TEXT[:3], TEXT[3:], repetition_penalty=penalty)
     theirs = RepetitionPenaltyLogitsProcessor(penalty)
     assert torch.allclose(found[:1], theirs(torch.tensor([TEXT]), LOGITS[:1].clone()))

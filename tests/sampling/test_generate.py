@@ -38,7 +38,7 @@ def drawn(
 
 
 def window(tokens: list[int], prompt: int) -> list[int]:
-    """What is seen of ``tokens`` that began with a prompt of so many, counted without a cache."""
+    """The tokens that the model sees after a prompt of ``prompt`` tokens, by counting."""
     seen = min(prompt, BLOCK)
     for _ in range(len(tokens) - prompt):
         seen = seen + 1 if seen < BLOCK else BLOCK // 2
@@ -47,7 +47,7 @@ def window(tokens: list[int], prompt: int) -> list[int]:
 
 @torch.no_grad()
 def log_probabilities(model: GPT, tokens: list[int], prompt: int | None = None) -> torch.Tensor:
-    """Of the token that follows ``tokens``, straight from the network."""
+    """Of the token after ``tokens``, straight from the network."""
     seen = window(tokens, len(tokens) if prompt is None else prompt)
     return model(torch.tensor([seen]))[0, -1].log_softmax(dim=-1)
 
@@ -60,7 +60,7 @@ def test_temperature_zero_always_takes_the_most_likely_also_past_block_size(mode
     assert drawn(model, [3, 1], seed=9, temperature=0, max_new_tokens=3 * BLOCK) == tokens[2:]
 
 
-def test_a_prompt_longer_than_block_size_counts_by_its_end(model: GPT) -> None:
+def test_only_the_end_of_a_prompt_longer_than_block_size_counts(model: GPT) -> None:
     prompt = [token % VOCABULARY for token in range(7, 60)]
     options = PLAIN | {"max_new_tokens": 5}
     assert drawn(model, prompt, **options) == drawn(model, prompt[-BLOCK:], **options)
@@ -84,7 +84,7 @@ def test_top_k_bounds_what_is_drawn(model: GPT) -> None:
     assert first == likely
 
 
-def test_a_seed_gives_the_same_text_whatever_the_random_state_and_leaves_that_alone(
+def test_a_seed_gives_the_same_text_and_leaves_torchs_random_state_alone(
     model: GPT,
 ) -> None:
     once = drawn(model, [5], seed=3, max_new_tokens=30, **PLAIN)
@@ -104,9 +104,7 @@ def test_it_ends_after_max_new_tokens_or_before_the_end_token(model: GPT) -> Non
 
 
 @pytest.mark.parametrize("options", [PLAIN, {"temperature": 0}, {"temperature": 1.0, "top_k": 5}])
-def test_ids_that_only_pad_the_vocabulary_are_never_drawn(
-    model: GPT, options: dict[str, Any]
-) -> None:
+def test_ids_of_the_padded_vocabulary_are_never_drawn(model: GPT, options: dict[str, Any]) -> None:
     assert model.head is not None
     with torch.no_grad():
         model.head.weight[30:] *= 10  # now they are the likely ones
@@ -115,9 +113,7 @@ def test_ids_that_only_pad_the_vocabulary_are_never_drawn(
 
 
 @pytest.mark.parametrize("n_tokens", [VOCABULARY, 30])
-def test_log_probabilities_are_the_models_own_whatever_was_filtered(
-    model: GPT, n_tokens: int
-) -> None:
+def test_log_probabilities_do_not_depend_on_the_filters(model: GPT, n_tokens: int) -> None:
     options = SamplingOptions(max_new_tokens=2 * BLOCK, temperature=0.5, top_k=4, top_p=0.9)
     tokens = [5, 9]
     for token, value in generate(model, tokens, options, seed=0, n_tokens=n_tokens):

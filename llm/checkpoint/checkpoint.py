@@ -13,15 +13,20 @@ model, before any of it is loaded.
 
 import functools
 import hashlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import safetensors
 import torch
 from torch import Tensor
 
-from llm.checkpoint.find import MANIFEST, find_checkpoint, read_manifest
-from llm.checkpoint.shapes import Shapes, read_shape, weight_shapes
+from llm.checkpoint.empty import Shapes, empty_model, weight_shapes
+from llm.checkpoint.find import (
+    MANIFEST,
+    find_checkpoint,
+    read_manifest,
+    read_model_config,
+)
 from llm.checkpoint.tensors import (
     Layout,
     allowed_training,
@@ -33,6 +38,7 @@ from llm.data.tokenizer import Tokenizer, from_json
 from llm.errors import Refused, require
 from llm.model.config import GPTConfig
 from llm.model.gpt import GPT
+from llm.model.layers import rotary_angles
 from llm.sealed import Plain
 
 WEIGHTS, TRAINING = "model.safetensors", "training.safetensors"
@@ -54,8 +60,8 @@ class Checkpoint:
     @classmethod
     def open(cls, path: Path) -> "Checkpoint":
         """Read and check ``path/checkpoint.json``; raises :class:`llm.errors.Refused`."""
-        manifest, where = read_manifest(path), path / MANIFEST
-        model = read_shape(manifest.model, where)
+        manifest = read_manifest(path)
+        model = read_model_config(manifest, path)
         tokenizer = from_json(manifest.tokenizer)
         require(
             tokenizer.vocab_size <= (model.vocab_size or 0),
@@ -63,7 +69,7 @@ class Checkpoint:
         )
         files = manifest.files
         known = set(files) <= {WEIGHTS, TRAINING} and WEIGHTS in files
-        require(known, f"{where} has no usable files")
+        require(known, f"{path / MANIFEST} has no usable files")
         state, identity = manifest.state, manifest.identity
         return cls(path, manifest.step, model, tokenizer, state, identity, files)
 
@@ -99,9 +105,13 @@ class Checkpoint:
 
     def load_model(self, device: torch.device) -> GPT:
         """The network with its weights, in evaluation mode, on ``device``."""
-        weights = self.weights()  # checked before the network takes memory
-        model = GPT(**asdict(self.model))
-        model.load_state_dict(weights)
+        config = self.model
+        assert config.head_size
+        model = empty_model(config)
+        # The tensors themselves become the weights: nothing is initialised or copied.
+        weights = {name: tensor.float() for name, tensor in self.weights().items()}
+        model.load_state_dict(weights, assign=True)
+        model.cos, model.sin = rotary_angles(config.block_size, config.head_size)
         return model.to(device).eval()
 
     def load_into(self, model: GPT) -> None:

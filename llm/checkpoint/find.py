@@ -6,6 +6,7 @@ from pathlib import Path
 
 from llm.commands import command_line
 from llm.errors import Refused, require
+from llm.model.config import GPTConfig
 from llm.options import from_plain, option
 from llm.sealed import Plain, opened, read_json
 
@@ -54,6 +55,16 @@ def read_manifest(checkpoint: Path) -> Manifest:
         f"{path} has format_version={version!r:.40}: not a checkpoint of this program",
     )
     return from_plain(Manifest, values, f"{path}: ")
+
+
+def read_model_config(manifest: Manifest, checkpoint: Path) -> GPTConfig:
+    """The resolved options of a checkpoint's network; :class:`llm.errors.Refused` for options that
+    no network can have.
+    """
+    where = f"{checkpoint / MANIFEST}: model."
+    config = from_plain(GPTConfig, manifest.model, where).resolve()
+    require(config.vocab_size, f"{where}vocab_size is missing")
+    return config
 
 
 def find_checkpoint(key: str, typed: str) -> Path:

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from llm.checkpoint.shapes import Shapes
+from llm.checkpoint.empty import Shapes
 from llm.errors import require
 from llm.functional.sizes import BLOCK_8BIT
 

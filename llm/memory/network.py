@@ -180,12 +180,14 @@ class Network(Operations):
         parts = [tape.new(4 * C * min(each, V - start)) for start in starts]
         chunk = [tape.new(rows * V * width), tape.new(rows * V * 4)]
         if width == 2:
+            chunk.append(tape.new(rows * C * 2))  # of x
             tape.new(rows * V * 4)  # the products in float32
             # On a CPU the head's gradient is a product of float32, as is that of x in float16.
             rounded = learns[0] and not self.float16 if cpu else any(learns)
             narrow = tape.new(rows * V * 2) if rounded else None
             product = tape.new(4 * C * min(ROWS, V)) if learns[1] and not cpu else None
-            del narrow, product
+            for_rows = tape.new(rows * C * 4) if learns[0] and self.float16 else None
+            del narrow, product, for_rows
         del chunk, weight
         if self.width == 2 and parts:
             narrowed = []

@@ -78,10 +78,12 @@ class GPT(nn.Module):
         self.norm = layers.build_norm(config, C)
         # A tied head uses the embedding's weight (Press & Wolf 2017, arXiv:1608.05859).
         self.head = None if config.tie_embeddings else nn.Linear(C, V, bias=False)
-        cos, sin = layers.rotary_angles(config.block_size, config.head_size)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
-        self.initialise()
+        angles = (config.block_size, config.head_size)
+        self.register_buffer("cos", torch.empty(angles), persistent=False)
+        self.register_buffer("sin", torch.empty(angles), persistent=False)
+        if not self.cos.is_meta:  # otherwise it has shapes only: llm.checkpoint.empty
+            self.cos, self.sin = layers.rotary_angles(*angles)
+            self.initialise()
 
     @torch.no_grad()
     def initialise(self) -> None:

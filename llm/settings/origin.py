@@ -5,8 +5,7 @@ from collections.abc import Collection
 from dataclasses import fields
 from typing import Any
 
-from llm.checkpoint.find import MANIFEST, find_checkpoint, read_manifest
-from llm.checkpoint.shapes import read_shape
+from llm.checkpoint.find import find_checkpoint, read_manifest, read_model_config
 from llm.data.config import padded
 from llm.errors import Refused, require
 from llm.model.config import GPTConfig
@@ -54,7 +53,7 @@ def _shape_of_weights(settings: TrainSettings) -> Plain:
         with contextlib.suppress(Refused, OSError):
             checkpoint = find_checkpoint("init_from", place)
             manifest = read_manifest(checkpoint)
-            shape = vars(read_shape(manifest.model, checkpoint / MANIFEST))
+            shape = vars(read_model_config(manifest, checkpoint))
             tokenizer = from_json(manifest.tokenizer)
             found = {key: shape[key] for key in SHAPE}
             # A usual vocab_size follows from the data; another alphabet is refused later by name.

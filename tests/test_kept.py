@@ -1,6 +1,7 @@
 """This version reads the files of earlier ones, since 0.2.0: a run with its checkpoint and data.
 
-Make the files of a new version, after changing ``llm.__version__``: ``python -m tests.test_kept``
+Make the files of a new version, after changing ``llm.__version__``: ``python -m tests.test_kept``.
+Files of a released version are never made again.
 """
 
 import shutil
@@ -36,10 +37,7 @@ def test_a_run_of_an_earlier_version_is_sampled_verified_and_resumed(
     assert verified.returncode == 0, verified.stdout + verified.stderr
     resumed = here("train", "resume=run", "trainer.max_steps=4", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
-    assert [row["step"] for row in rows(tmp_path / "run")][-1] == 4
-    assert (summary(tmp_path / "run")["status"], summary(tmp_path / "run")["step"]) == (
-        "finished", 4
-    )  # fmt: skip
+    assert rows(tmp_path / "run")[-1]["step"] == summary(tmp_path / "run")["step"] == 4
     started_from = here("train", *TRAIN, "run.dir=new", "init_from=run", cwd=tmp_path)
     assert started_from.returncode == 0, started_from.stderr
 

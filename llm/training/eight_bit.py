@@ -1,6 +1,6 @@
-"""AdamW whose running means are kept in 8 bits, by bitsandbytes (arXiv:2110.02861).
+"""AdamW with running means in 8 bits, by bitsandbytes (arXiv:2110.02861).
 
-A number is one of 256 between -1 and 1, denser near 0, times the largest of its block.
+A number is one of 256 values between -1 and 1, denser near 0, times the largest of its block.
 """
 
 import logging
@@ -20,49 +20,49 @@ MEANS = ("exp_avg", "exp_avg_sq")
 
 
 class EightBit:
-    """The library, which is only imported (for seconds) where it is asked for, and its tables.
+    """The library, which takes seconds to import, and its tables.
 
     Raises :class:`llm.errors.Refused` if it is not installed.
     """
 
     def __init__(self, device: torch.device) -> None:
-        # It warns of a kernel for something else that it would like to download.
+        # Silences a warning about a kernel that is not used here.
         logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
         try:
             import bitsandbytes.functional
         except ImportError:
             raise Refused(EIGHT_BIT_NEEDS) from None
-        except (OSError, RuntimeError) as error:  # installed, and broken
+        except (OSError, RuntimeError) as error:  # installed but broken
             why = str(error).partition("\n")[0]
             raise Refused(
                 f"optimizer.state_bits=8 needs bitsandbytes, which fails: {why}"
             ) from None
         library: Any = bitsandbytes.functional
         self.update_portion = library.optimizer_update_8bit_blockwise
-        # In a thread of its own: under FakeTensorMode, which is a thread's, none can be made.
+        # In another thread: under FakeTensorMode, which is per thread, they could not be made.
         with ThreadPoolExecutor(1) as other:
             tables = [table.tolist() for table in other.map(library.create_dynamic_map, [1, 0])]
         self.signed, self.unsigned = (torch.tensor(table, device=device) for table in tables)
 
     def layout(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and type of what is kept for a parameter, besides its count of steps."""
+        """Shape and type of the state of a parameter, besides its count of steps."""
         scales = ((-(-math.prod(shape) // BLOCK_8BIT),), torch.float32)
         return {n: (shape, torch.uint8) for n in MEANS} | {f"{n}_scale": scales for n in MEANS}
 
     def update(self, parameter: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
-        """One step from the gradient of a parameter, whose ``state`` is changed in place.
+        """One step from the gradient of a parameter; changes its ``state`` in place.
 
-        Portion by portion: on a CPU the library makes five float32 copies of what it is given.
+        Some numbers at a time, because on a CPU the library makes five float32 copies of its input.
         """
         assert parameter.grad is not None
         state["step"] += 1
         step, (beta1, beta2) = int(state["step"]), group["betas"]
         parts = portions(parameter, parameter.grad, *(state[name] for name in MEANS))
         scales = portions(*(state[f"{name}_scale"] for name in MEANS), block=BLOCK_8BIT)
-        for (weights, gradient, mean, square), of_these in zip(parts, scales, strict=True):
+        for (weights, gradient, mean, square), two_scales in zip(parts, scales, strict=True):
             with in_float32(weights) as wide:
                 self.update_portion(
                     "adam", gradient.float(), wide, mean, square, beta1, beta2, 0.0, 0.0,
                     group["eps"], step, group["lr"], self.signed, self.unsigned,
-                    *of_these, group["weight_decay"],
+                    *two_scales, group["weight_decay"],
                 )  # fmt: skip

@@ -1,15 +1,15 @@
-"""What the loop tells while it trains."""
+"""Where the loop sends what it measures."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
-Row = dict[str, float | int | None]
+Row = dict[str, float | int | None]  # the numbers of a step, by name
 
 
 class Logger(Protocol):
-    """Where a run's numbers and samples go."""
+    """Receives a run's numbers, samples and warnings."""
 
     run_id: str
 

@@ -1,7 +1,7 @@
 """Muon, for the matrices of the layers.
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) replaces the momentum of a
-matrix by the nearest orthogonal one: every direction is then learned at the same rate, not only
+matrix by the nearest orthogonal matrix: every direction is then learned at the same rate, not only
 the few that dominate the gradient.
 """
 
@@ -21,8 +21,8 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 def orthogonalise(x: Tensor, ns_steps: int) -> Tensor:
     """The orthogonal factors of matrices (N, rows, columns), nearly: Newton-Schulz iteration.
 
-    All at once and in their own precision: torch.optim.Muon takes them one by one in bfloat16,
-    which most CPUs compute slower than float32 (benchmarks/muon.py measures both).
+    A stack at a time and in float32: torch.optim.Muon iterates one by one in bfloat16, which most
+    CPUs compute more slowly (benchmarks/muon.py measures both).
     """
     a, b, c = QUINTIC
     tall = x.shape[-2] > x.shape[-1]
@@ -35,10 +35,9 @@ def orthogonalise(x: Tensor, ns_steps: int) -> Tensor:
 
 
 def muon_step(parameters: list[Tensor], momenta: list[Tensor], group: dict[str, Any]) -> None:
-    """One step from the gradients of matrices of one shape, whose ``momenta`` are changed in place.
+    """One step from the gradients of matrices of one shape; changes their ``momenta`` in place.
 
-    As many are taken together as make up ``STACKED`` numbers: many small ones for speed, few large
-    ones for the memory.
+    Stacks up to ``STACKED`` numbers: many small matrices for speed, few large ones for memory.
     """
     count = max(1, STACKED // parameters[0].numel())
     for start in range(0, len(parameters), count):
@@ -47,24 +46,24 @@ def muon_step(parameters: list[Tensor], momenta: list[Tensor], group: dict[str, 
 
 
 def _step_together(parameters: list[Tensor], momenta: list[Tensor], group: dict[str, Any]) -> None:
-    # Nothing here holds on to the average, which is freed once orthogonalise has divided it.
+    # No name refers to the average, so that orthogonalise can free it once it is normalised.
     directions = orthogonalise(averaged(parameters, momenta, group["momentum"]), group["ns_steps"])
     rows, columns = directions.shape[-2:]
-    # A step of spectral norm sqrt(rows / columns) changes the output as much at every width, so
-    # that rates carry over (Yang et al. 2023, arXiv:2310.17813). Jordan's form: where a matrix
-    # has more columns than rows, 1 instead.
+    # A step of spectral norm sqrt(rows / columns) changes the output equally at every width, so
+    # that learning rates transfer (Yang et al. 2023, arXiv:2310.17813). In Jordan's form it is at
+    # least 1.
     size = group["lr"] * max(1.0, rows / columns) ** 0.5
-    kept = 1 - group["lr"] * group["weight_decay"]
+    decay = 1 - group["lr"] * group["weight_decay"]
     for parameter, direction in zip(parameters, directions, strict=True):
         for weights, change in portions(parameter, direction.contiguous()):
             with in_float32(weights) as wide:
-                wide.mul_(kept).add_(change, alpha=-size)
+                wide.mul_(decay).add_(change, alpha=-size)
 
 
 def averaged(parameters: list[Tensor], momenta: list[Tensor], momentum: float) -> Tensor:
-    """The gradients (N, rows, columns) in float32, averaged with those before; so are ``momenta``.
+    """Nesterov's average of the gradients (N, rows, columns) in float32; updates ``momenta``.
 
-    Nesterov's way: the gradient counts once more, as if the next one were the same.
+    The current gradient counts twice, as if the next one were the same.
     """
     like = momenta[0]
     stack = torch.empty((len(parameters), *like.shape), dtype=like.dtype, device=like.device)
@@ -76,7 +75,7 @@ def averaged(parameters: list[Tensor], momenta: list[Tensor], momentum: float) -
 
 
 def split(model: nn.Module) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-    """Trained parameters of a model: matrices of its layers, embeddings, head, all others."""
+    """The trained parameters: matrices of the layers, embeddings, head, all others."""
     kinds: dict[str, list[Tensor]] = {"matrix": [], "embedding": [], "head": [], "other": []}
     seen: set[Tensor] = set()
     for name, module in model.named_modules():

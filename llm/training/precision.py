@@ -15,7 +15,7 @@ DTYPES = {
     "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
     "bf16_weights": torch.bfloat16,
 }  # fmt: skip
-# Instructions of x86 and of ARM for each type, as torch.cpu.get_capabilities names them.
+# Instructions of x86 and ARM for each type, named as in torch.cpu.get_capabilities.
 INSTRUCTIONS = {
     torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16"),
     torch.float16: ("avx512_fp16", "amx_fp16", "fp16_arith"),
@@ -25,7 +25,7 @@ FIRST_SCALE, STEPS_TO_GROW = 2.0**16, 2000
 
 
 def resolve_precision(name: str, device: torch.device) -> tuple[str, str]:
-    """(a name of ``DTYPES``; why), where ``auto`` is what the device is fast and safe with."""
+    """(a name of ``DTYPES``, the reason); ``auto`` is fast and safe on the device."""
     if name != "auto":
         return name, "as asked for"
     if device.type != "cuda":
@@ -36,7 +36,7 @@ def resolve_precision(name: str, device: torch.device) -> tuple[str, str]:
 
 
 def slow_products(name: str, device: torch.device) -> list[str]:
-    """What to warn of where a CPU has no instructions for the 16-bit format ``name``."""
+    """A warning if the CPU has no instructions for the 16-bit format ``name``."""
     known = INSTRUCTIONS.get(DTYPES[name], ())
     found = torch.cpu.get_capabilities() if device.type == "cpu" else dict.fromkeys(known, True)
     if not known or any(found.get(instruction) for instruction in known):
@@ -85,11 +85,11 @@ class Precision:
         require(name in DTYPES, f"precision.name={name} is unknown: take auto, {', '.join(DTYPES)}")
         self.name, self.dtype = name, DTYPES[name]
         self.weights = torch.bfloat16 if name == "bf16_weights" else torch.float32
-        # Products that stay in float32: TensorFloat-32 on GPUs that have it, no change on a CPU.
+        # Float32 products use TensorFloat-32 on GPUs that have it; nothing changes on a CPU.
         torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")
         mixed = self.dtype != self.weights
-        # Without its cache, in which the 16-bit copies of all weights would be kept until the end
-        # of a forward pass, even where the backward pass needs none. Each is used once.
+        # The cache would keep 16-bit copies of all weights until the end of a forward pass. Each is
+        # used only once.
         self.autocast = torch.autocast(
             device.type, dtype=self.dtype, enabled=mixed, cache_enabled=False
         )
@@ -98,9 +98,9 @@ class Precision:
 
 
 def to_precision(model: Network, dtype: torch.dtype) -> Network:
-    """``model`` with its parameters converted, which stay the same objects.
+    """``model`` with its parameters converted in place, so that they stay the same objects.
 
-    Buffers such as the rotary angles keep their type (bfloat16 counts positions up to 256 only).
+    Buffers such as the rotary angles stay in float32: bfloat16 counts positions only up to 256.
     """
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)

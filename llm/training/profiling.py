@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from llm.disk import could_not_write
 
-SKIPPED, WARMUP, MEASURED = 2, 2, 6  # steps: the first ones allocate, and the profiler warms up too
+SKIPPED, WARMUP, MEASURED = 2, 2, 6  # steps: the first ones allocate; the profiler warms up too
 NOTHING = "trainer.profile=true measured nothing: the run ended before the step to measure"
 
 

@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +10,9 @@ import torch
 from torch import Tensor
 
 from llm.errors import Diverged, Interrupted
-from llm.experiment.loggers import RunLogger
 from llm.experiment.rundir import recording
-from llm.sampling.options import SamplingOptions
+from llm.training.logger import Row
 from llm.training.schedule import Constant
-from tests.command_line import rows
 from tests.training.conftest import HandBuilt, MakeTrainer, assert_same_bits, copied, signalled
 
 NAN, PRECISIONS = math.nan, ["fp32", "bf16", "fp16"]
@@ -55,7 +52,7 @@ def spike(loss: Tensor) -> Tensor:
     return loss * 100
 
 
-def steps_taken(trainer: HandBuilt) -> list[int]:
+def changing_steps(trainer: HandBuilt) -> list[int]:
     """Filled while it trains: the steps that change the weights."""
     before, taken = copied(trainer.model.state_dict()), list[int]()
 
@@ -77,7 +74,7 @@ def test_one_step_that_is_not_finite_is_skipped_and_the_others_are_taken(
 ) -> None:
     trainer = make_trainer(precision=precision, max_steps=12, log_interval=1, micro_batch_size=2)
     disturb(trainer, broken, lambda step: step == 7)
-    taken = steps_taken(trainer)
+    taken = changing_steps(trainer)
     progress = trainer.fit()
     assert taken == [step for step in range(1, 13) if step != 7]
     assert (progress.step, progress.skipped, progress.tokens) == (12, 1, 12 * 64)
@@ -85,14 +82,12 @@ def test_one_step_that_is_not_finite_is_skipped_and_the_others_are_taken(
     assert (seventh["train/loss"] is None) is (broken is nan_loss)
     assert seventh["grad_norm"] is None
     assert trainer.logger.column("skipped_steps") == dict.fromkeys(range(7, 13), 1)
-    if precision == "fp16":
-        assert trainer.precision.loss_scale.scale == 2.0**15
+    assert trainer.precision.loss_scale.scale == (2.0**15 if precision == "fp16" else 1.0)
     if precision == "fp16" and broken is nan_gradient:  # overflows are how the scale is found
         assert trainer.logger.warnings == []
     else:
         (warning,) = trainer.logger.warnings
         assert warning.startswith("step 7: loss ")
-        assert warning.endswith(f"(windows at {', '.join(map(str, trainer.sampler.positions(7)))})")
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -101,18 +96,16 @@ def test_a_run_that_stays_at_nan_ends_and_keeps_its_last_sound_checkpoint(
 ) -> None:
     trainer = make_trainer(precision=precision, max_skipped=5, checkpoint_interval=2, max_steps=30)
     disturb(trainer, nan_loss, lambda step: step >= 7)
-    taken, run = steps_taken(trainer), trainer.folder.parent
-    run.mkdir(exist_ok=True)
+    run = trainer.folder.parent
     with pytest.raises(Diverged, match="5 steps in a row") as end, recording(run, {}, "", True):
         trainer.fit()
     assert end.value.exit_status == 3
-    assert taken == [1, 2, 3, 4, 5, 6]
     facts = json.loads((run / "diverged.json").read_text(encoding="utf-8"))
     assert facts == {
         "reason": str(end.value), "step": 11, "loss": "nan", "grad_norm": "nan",
         "positions": trainer.sampler.positions(11).tolist(),
         "scale": 2.0**12 if precision == "fp16" else 1.0,  # halved four times from 2^16
-        "skipped_steps": 4,  # and the fifth ended it
+        "skipped_steps": 4,  # the fifth ended it
     }  # fmt: skip
     assert trainer.newest.step == 6
     assert_same_bits(trainer.newest.weights(), copied(trainer.model.state_dict()))
@@ -123,12 +116,11 @@ def test_gradients_that_always_overflow_end_the_run_before_they_ruin_it(
 ) -> None:
     trainer = make_trainer(precision="fp16", max_steps=201, max_skipped=1000, log_interval=1)
     disturb(trainer, overflow, lambda step: step <= 200)
-    taken = steps_taken(trainer)
+    taken = changing_steps(trainer)
     with pytest.raises(Diverged, match=r"step 17: .* overflow even at a loss scale of 0\.5") as end:
         trainer.fit()
     assert end.value.facts == {"step": 17, "scale": 0.5, "skipped_steps": 17}
     assert taken == []
-    assert all(tensor.isfinite().all() for tensor in trainer.model.state_dict().values())
 
 
 @pytest.mark.parametrize("skip", [False, True])
@@ -137,13 +129,12 @@ def test_a_spike_is_reported_once_and_skipped_on_request(
 ) -> None:
     trainer = make_trainer(skip_spikes=skip, log_interval=1, **LONG)
     disturb(trainer, spike, lambda step: step == 36)
-    taken = steps_taken(trainer)
+    taken = changing_steps(trainer)
     trainer.fit()
     assert taken == [step for step in range(1, 41) if not (skip and step == 36)]
     assert trainer.progress.skipped == skip
     where = ", ".join(map(str, trainer.sampler.positions(36)))
     loss, norm = (trainer.logger.column(key)[36] for key in ("train/loss", "grad_norm"))
-    assert loss > 100
     assert trainer.logger.warnings == [
         f"step 36: loss {loss:.4g}, gradient norm {norm:.4g}: a spike{', skipped' * skip} "
         f"(windows at {where})"
@@ -151,10 +142,10 @@ def test_a_spike_is_reported_once_and_skipped_on_request(
 
 
 @pytest.mark.parametrize(
-    ("precision", "remembered"), [("fp32", True), ("bf16", True), ("fp16", True), ("fp32", False)]
+    ("precision", "forgetful"), [("fp32", False), ("fp16", False), ("fp32", True)]
 )
 def test_a_spike_is_judged_the_same_after_a_resume(
-    make_trainer: MakeTrainer, precision: str, remembered: bool
+    make_trainer: MakeTrainer, precision: str, forgetful: bool
 ) -> None:
     options = LONG | {"skip_spikes": True, "precision": precision, "dropout": 0.1}
 
@@ -171,16 +162,14 @@ def test_a_spike_is_judged_the_same_after_a_resume(
     first.stop_after(20)
     second = disturbed("parts", weights=9)
     second.resume(first.newest)
-    if not remembered:
-        second.guard.recent.losses.clear()
-        second.guard.recent.norms.clear()
+    if forgetful:
+        second.guard.recent.losses, second.guard.recent.norms = [], []
     second.fit()
     assert len(whole.logger.warnings) == whole.progress.skipped == 1
-    assert (second.logger.warnings == whole.logger.warnings) is remembered
-    assert second.progress.skipped == remembered
-    same = torch.equal(second.model.embed.weight, whole.model.embed.weight)
-    assert same is remembered
-    if remembered:
+    if forgetful:
+        assert not second.logger.warnings
+    else:
+        assert second.logger.warnings == whole.logger.warnings
         assert_same_bits(second.everything(), whole.everything())
         assert second.guard.recent == whole.guard.recent
 
@@ -190,28 +179,27 @@ ROLLING: dict[str, Any] = {
 }  # fmt: skip
 
 
-def until_rolled_back(trainer: HandBuilt, times: int = 1) -> Callable[[int], bool]:
-    return lambda step: step >= 7 and trainer.progress.rollbacks < times
+def until_rolled_back(trainer: HandBuilt) -> Callable[[int], bool]:
+    return lambda step: step >= 7 and trainer.progress.rollbacks == 0
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_run_that_diverges_rolls_back_and_continues_at_half_the_rate(
     make_trainer: MakeTrainer, precision: str
 ) -> None:
-    options = ROLLING | {"precision": precision, "lr": 1e-2}
-    trainer = make_trainer(schedule=Constant("constant", warmup_steps=0), **options)
+    options = ROLLING | {"precision": precision, "schedule": Constant("constant", warmup_steps=0)}
+    trainer = make_trainer(**options)
     disturb(trainer, nan_loss, until_rolled_back(trainer))
     progress = trainer.fit()
     assert (progress.step, progress.rollbacks, progress.skipped) == (12, 1, 0)
     assert progress.tokens == 12 * 64
     assert trainer.logger.warnings[-1].endswith("; back to step 4, at half the learning rate")
-    assert [row["step"] for row in trainer.logger.rows] == list(range(13)), "each of them once"
+    assert [row["step"] for row in trainer.logger.rows] == list(range(13)), "each step once"
     wanted = dict.fromkeys(range(1, 5), 1e-2) | dict.fromkeys(range(5, 13), 5e-3)
     assert trainer.logger.column("lr") == wanted
 
-    halved = make_trainer("halved", schedule=Constant("constant", warmup_steps=0), **options)
-    halved.stop_after(4)
-    halved = make_trainer("halved", schedule=Constant("constant", warmup_steps=0), **options)
+    make_trainer("halved", **options).stop_after(4)
+    halved = make_trainer("halved", **options)
     halved.resume(halved.newest)
     halved.progress.rollbacks = 1
     halved.fit()
@@ -220,32 +208,14 @@ def test_a_run_that_diverges_rolls_back_and_continues_at_half_the_rate(
     assert trainer.guard.recent == halved.guard.recent
 
 
-def test_after_a_rollback_the_files_hold_each_step_once(
-    make_trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("llm.training.sample.SAMPLE", SamplingOptions(max_new_tokens=5))
-    trainer = make_trainer(sample_interval=3, **ROLLING)
-    disturb(trainer, nan_loss, until_rolled_back(trainer))
-    (tmp_path / "run").mkdir(exist_ok=True)
-    with RunLogger(tmp_path / "run", "abcd1234", lambda: None, 12, 0) as logger:
-        trainer.logger = logger  # type: ignore[assignment]
-        trainer.fit()
-        logger.close(0)
-    assert [row["step"] for row in rows(tmp_path / "run")] == list(range(13))
-    text = (tmp_path / "run" / "samples.jsonl").read_text(encoding="utf-8")
-    assert [json.loads(line)["step"] for line in text.splitlines()] == [3, 6, 9, 12]
-
-
 def test_a_run_that_diverges_again_and_again_ends(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(**ROLLING)
     disturb(trainer, nan_loss, lambda step: step >= 7)
-    with pytest.raises(Diverged, match=r"step 9: .* 3 steps in a row") as end:
+    with pytest.raises(Diverged, match=r"step 9: .* 3 steps in a row"):
         trainer.fit()
     assert sum("back to step 4" in warning for warning in trainer.logger.warnings) == 2
     assert trainer.progress.rollbacks == 2
-    assert end.value.facts["step"] == 9
-    rate = trainer.logger.column("lr")
-    assert rate[8] == pytest.approx(1e-2 * trainer.schedule(8, 12) / 4)
+    assert trainer.logger.column("lr")[8] == pytest.approx(1e-2 * trainer.schedule(8, 12) / 4)
     assert trainer.newest.step == 4
 
 
@@ -258,7 +228,6 @@ def test_without_a_checkpoint_or_rollbacks_it_ends(
     with pytest.raises(Diverged, match="step 4: "):
         trainer.fit()
     assert trainer.progress.rollbacks == 0
-    assert not any("; back to step" in warning for warning in trainer.logger.warnings)
     wanted = "no checkpoint to return to: lower trainer.checkpoint_interval"
     assert (wanted in trainer.logger.warnings) is (rollbacks > 0)
 
@@ -300,7 +269,6 @@ def test_a_rolled_back_run_is_the_same_after_an_interruption(
     first.logger.rewind = lambda to: (rewind(to), interrupt(to))
     with pytest.raises(Interrupted, match=f"at step {step}:"):
         first.fit()
-    assert first.newest.step == step
     second = make_trainer("parts", weights=9, **options)  # nothing disturbs this one
     second.resume(first.newest)
     second.fit()
@@ -312,20 +280,18 @@ def test_a_rolled_back_run_is_the_same_after_an_interruption(
     assert [row["step"] for row in second.logger.rows] == list(range(13))
 
 
-def test_a_rollback_keeps_the_best_weights_and_the_time_spent(
-    make_trainer: MakeTrainer,
-) -> None:
+def test_a_rollback_keeps_the_best_weights_and_the_time_spent(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(**ROLLING | {"checkpoint_interval": 4, "eval_interval": 1})
-    fallen = trainer.evaluate
+    evaluate = trainer.evaluate
 
-    def evaluate() -> dict[str, float | int | None]:
-        row = fallen()
+    def lucky() -> Row:
+        row = evaluate()
         if trainer.progress.step == 5 and not trainer.progress.rollbacks:
-            trainer.progress.best_val_loss, trainer.progress.best_step = 0.5, 5  # lucky
+            trainer.progress.best_val_loss, trainer.progress.best_step = 0.5, 5
             trainer.progress.train_seconds += 1000
         return row
 
-    trainer.evaluate = evaluate
+    trainer.evaluate = lucky
     disturb(trainer, nan_loss, until_rolled_back(trainer))
     progress = trainer.fit()
     assert (progress.rollbacks, progress.best_val_loss, progress.best_step) == (1, 0.5, 5)

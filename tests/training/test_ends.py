@@ -1,9 +1,9 @@
-"""However a run ends, what it leaves is whole: a checkpoint, counters, and the signal handlers."""
+"""However a run ends, it leaves a whole checkpoint, its counters, and the signal handlers."""
 
 import json
 import os
 import signal
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,22 +11,28 @@ import torch
 from llm.checkpoint.checkpoint import Checkpoint
 from llm.errors import Diverged, Interrupted
 from llm.signals import SIGNALS
-from tests.training.conftest import HandBuilt, MakeTrainer, assert_same_bits, copied
+from llm.training.logger import Row
+from tests.training.conftest import HandBuilt, MakeTrainer, assert_same_bits, copied, signalled
 
 
 def checkpoints(trainer: HandBuilt) -> list[str]:
-    """Names of what is in the folder, the pointers left out."""
     return sorted(path.name for path in trainer.folder.glob("*-*"))
 
 
 def test_a_whole_run_leaves_its_last_steps_and_its_best(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer()
+    make_trainer().fit()
+    trainer = make_trainer()  # into the same folder
     progress = trainer.fit()
     assert progress.step == 8
     best = f"best-{progress.best_step:08d}"
     assert checkpoints(trainer) == [best, "step-00000004", "step-00000008"]
     assert_same_bits(trainer.newest.weights(), copied(trainer.model.state_dict()))
-    assert trainer.newest.state["run_id"] == "abcd1234"
+    assert trainer.newest.state["run_id"] == trainer.logger.run_id
+    outcome, losses = trainer.outcome(), trainer.logger.column("val/loss")
+    assert (outcome["step"], outcome["tokens"]) == (8, 8 * 64)
+    assert outcome["parameters"] == sum(p.numel() for p in trainer.model.parameters())
+    assert (outcome["val_loss"], outcome["best_val_loss"]) == (losses[8], min(losses.values()))
+    assert outcome["train_seconds"] > 0 and outcome["peak_memory_bytes"] > 0
 
 
 def test_the_best_checkpoint_has_the_weights_of_the_lowest_validation_loss(
@@ -42,9 +48,7 @@ def test_the_best_checkpoint_has_the_weights_of_the_lowest_validation_loss(
     assert trainer.evaluate()["val/loss"] == pytest.approx(progress.best_val_loss, abs=1e-6)
 
 
-def test_time_running_out_ends_with_an_evaluation_and_a_checkpoint(
-    make_trainer: MakeTrainer,
-) -> None:
+def test_when_time_runs_out_it_evaluates_and_saves(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(max_minutes=30)
 
     def an_hour_passes(step: int) -> None:
@@ -56,41 +60,32 @@ def test_time_running_out_ends_with_an_evaluation_and_a_checkpoint(
     assert trainer.newest.step == 3
 
 
-def test_a_loss_that_no_longer_improves_ends_the_run_after_patience(
-    make_trainer: MakeTrainer,
-) -> None:
+def test_patience_ends_a_run_that_does_not_improve(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(lr=0.0, patience=2, eval_interval=2, checkpoint_interval=None)
     assert trainer.fit().step == 4
     assert list(trainer.logger.column("val/loss")) == [0, 2, 4]  # the first is the best
     assert trainer.newest.step == 4
+    assert make_trainer("better", patience=1, eval_interval=1, lr=1e-3).fit().step == 8
 
 
-def test_a_loss_that_improves_renews_the_patience(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer(patience=1, eval_interval=1, lr=1e-3)
-    assert trainer.fit().step == 8
-
-
-def test_eval_only_changes_and_writes_nothing(make_trainer: MakeTrainer) -> None:
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_eval_only_changes_and_writes_nothing(make_trainer: MakeTrainer, interrupted: bool) -> None:
     trainer = make_trainer(eval_only=True)
-    before = copied(trainer.model.state_dict())
-    progress = trainer.fit()
-    assert (progress.step, progress.tokens) == (0, 0)
-    assert list(trainer.logger.column("val/loss")) == [0]
-    assert_same_bits(copied(trainer.model.state_dict()), before)
-    assert not trainer.folder.exists()
+    before, evaluate = copied(trainer.model.state_dict()), trainer.evaluate
 
-
-def test_eval_only_that_is_interrupted_writes_nothing_either(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer(eval_only=True)
-    evaluate = trainer.evaluate
-
-    def interrupted() -> dict[str, float | int | None]:
-        os.kill(os.getpid(), signal.SIGTERM)
+    def then_signal() -> Row:
+        signalled()
         return evaluate()
 
-    trainer.evaluate = interrupted
-    with pytest.raises(Interrupted):
+    if interrupted:
+        trainer.evaluate = then_signal
+        with pytest.raises(Interrupted, match="nothing is written"):
+            trainer.fit()
+    else:
         trainer.fit()
+        assert list(trainer.logger.column("val/loss")) == [0]
+    assert (trainer.progress.step, trainer.progress.tokens) == (0, 0)
+    assert_same_bits(copied(trainer.model.state_dict()), before)
     assert not trainer.folder.exists()
 
 
@@ -105,41 +100,35 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(
         trainer.fit()
     assert trainer.logger.steps == [1, 2, 3]
     assert trainer.newest.step == 3
-    assert trainer.newest.training()
     assert {n: signal.getsignal(n) for n in before} == before
 
 
 def test_a_signal_before_the_first_step_leaves_a_checkpoint_too(make_trainer: MakeTrainer) -> None:
-    trainer, log = make_trainer(), []
-
-    def interrupt(row: dict[str, float | int | None]) -> None:
-        log.append(row)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    trainer.logger.log = interrupt
+    trainer = make_trainer()
+    log: Callable[[Row], None] = trainer.logger.log
+    trainer.logger.log = lambda row: (log(row), signalled())
     with pytest.raises(Interrupted, match="at step 0"):
         trainer.fit()
-    assert trainer.newest.step == 0
     again = make_trainer("again")
     again.resume(trainer.newest)
     again.fit()
-    steps = [row["step"] for row in [*log, *again.logger.rows] if "val/loss" in row]
-    assert steps == [0, 4, 8]
+    rows = [*trainer.logger.rows, *again.logger.rows]
+    assert [row["step"] for row in rows if "val/loss" in row] == [0, 4, 8]
 
 
-@pytest.mark.parametrize("interrupted", [False, True], ids=["going on", "interrupted"])
+@pytest.mark.parametrize("interrupted", [False, True])
 @pytest.mark.parametrize("log_interval", [1, 100])
-def test_weights_that_are_not_numbers_end_the_run_and_replace_no_sound_checkpoint(
+def test_nan_in_the_weights_ends_the_run_and_replaces_no_sound_checkpoint(
     make_trainer: MakeTrainer, log_interval: int, interrupted: bool
 ) -> None:
     trainer = make_trainer(checkpoint_interval=1, eval_interval=100, log_interval=log_interval)
 
     def break_weights(step: int) -> None:
-        if step == 5:  # as an update does whose gradients overflowed: the loss was still sound
+        if step == 5:
             with torch.no_grad():
                 trainer.model.norm.weight[0] = float("nan")
             if interrupted:
-                os.kill(os.getpid(), signal.SIGTERM)
+                signalled()
 
     trainer.logger.on_tick = break_weights
     with pytest.raises(Diverged, match="at step 5"):
@@ -148,7 +137,7 @@ def test_weights_that_are_not_numbers_end_the_run_and_replace_no_sound_checkpoin
     assert all(tensor.isfinite().all() for tensor in trainer.newest.weights().values())
 
 
-def test_a_validation_loss_that_is_no_number_ends_the_run(make_trainer: MakeTrainer) -> None:
+def test_a_validation_loss_of_nan_ends_the_run(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer()
     with torch.no_grad():
         trainer.model.norm.weight[0] = float("inf")
@@ -159,7 +148,7 @@ def test_a_validation_loss_that_is_no_number_ends_the_run(make_trainer: MakeTrai
     json.dumps(trainer.outcome(), allow_nan=False)  # for summary.json
 
 
-def test_handlers_are_given_back_after_a_failure(make_trainer: MakeTrainer) -> None:
+def test_handlers_are_restored_after_a_failure(make_trainer: MakeTrainer) -> None:
     before = signal.getsignal(signal.SIGTERM)
     trainer = make_trainer()
 
@@ -170,14 +159,3 @@ def test_handlers_are_given_back_after_a_failure(make_trainer: MakeTrainer) -> N
     with pytest.raises(RuntimeError, match="a logger that fails"):
         trainer.fit()
     assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_a_second_run_into_the_same_folder_keeps_it_tidy(
-    make_trainer: MakeTrainer, tmp_path: Path
-) -> None:
-    make_trainer().fit()
-    trainer = make_trainer()
-    trainer.fit()
-    assert [name for name in checkpoints(trainer) if name.startswith("step")] == [
-        "step-00000004", "step-00000008",
-    ]  # fmt: skip

@@ -1,8 +1,5 @@
 """Muon orthogonalises the matrices of the layers and leaves the rest to AdamW."""
 
-import math
-from collections import Counter
-
 import pytest
 import torch
 from torch import Tensor
@@ -66,7 +63,7 @@ def test_matrices_step_as_torchs_own_muon_does_up_to_its_bfloat16() -> None:
 
 
 def one_by_one(matrix: Tensor, gradients: list[Tensor], lr: float, decay: float) -> Tensor:
-    """Muon as it is written down, for one matrix at a time."""
+    """Muon by its definition, for one matrix at a time."""
     mean, (a, b, c) = torch.zeros_like(matrix), QUINTIC
     for gradient in gradients:
         mean = 0.9 * mean + 0.1 * gradient
@@ -81,17 +78,10 @@ def one_by_one(matrix: Tensor, gradients: list[Tensor], lr: float, decay: float)
 
 
 @pytest.mark.parametrize("stacked", [1, 5000, 2**22])
-def test_matrices_step_as_each_would_alone_however_many_are_taken_together(
+def test_stacked_matrices_step_as_each_would_alone(
     stacked: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rule, "STACKED", stacked)
-    taken: list[int] = []
-
-    def counted(x: Tensor, ns_steps: int) -> Tensor:
-        taken.append(x.numel())
-        return orthogonalise(x, ns_steps)
-
-    monkeypatch.setattr(rule, "orthogonalise", counted)
     model = network()
     optimizer = fast_muon(model, weight_decay=0.1)
     wanted = [matrix.detach() for matrix in split(model)[0]]
@@ -106,11 +96,6 @@ def test_matrices_step_as_each_would_alone_however_many_are_taken_together(
     for start, seen, matrix in zip(before, gradients, split(model)[0], strict=True):
         alone = one_by_one(start, seen, lr=0.1, decay=0.1)
         assert torch.allclose(matrix, alone, rtol=0, atol=1e-5)
-    largest = max(matrix.numel() for matrix in before)
-    assert max(taken) <= max(stacked, largest)
-    shapes = Counter(matrix.shape for matrix in before)
-    parts = (math.ceil(n / max(1, stacked // shape.numel())) for shape, n in shapes.items())
-    assert len(taken) == 3 * sum(parts)
 
 
 def test_everything_else_steps_as_torchs_adamw_does() -> None:
@@ -131,7 +116,7 @@ def test_everything_else_steps_as_torchs_adamw_does() -> None:
         assert torch.allclose(found, by_name[name], atol=1e-6), name
 
 
-def test_every_parameter_is_in_exactly_one_group_and_knows_its_base_rate() -> None:
+def test_every_parameter_is_in_exactly_one_group() -> None:
     model = network(bias=True)
     optimizer = fast_muon(model)
     held = [p for group in optimizer.param_groups for p in group["params"]]

@@ -1,4 +1,4 @@
-"""Rates rise over the warm-up, never rise again, and are those worked out by hand."""
+"""Learning rates rise over the warm-up, never rise again, and are as computed by hand."""
 
 import math
 from itertools import pairwise
@@ -38,15 +38,15 @@ def test_wsd_by_hand(step: int, share: float) -> None:
     assert schedule(step, max_steps=10) == pytest.approx(share)
 
 
-def test_wsd_without_cooldown_keeps_the_full_rate_and_with_nothing_else_falls_at_once() -> None:
+def test_wsd_with_no_cooldown_stays_and_with_only_cooldown_falls_at_once() -> None:
     assert WSD("wsd", 0, cooldown_fraction=0.0)(10, 10) == 1.0
-    all_of_it = WSD("wsd", 5, min_lr_ratio=0.0, cooldown_fraction=1.0)
-    assert [all_of_it(step, 10) for step in (6, 7, 10)] == pytest.approx([1.0, 0.8, 0.2])
+    falling = WSD("wsd", 5, min_lr_ratio=0.0, cooldown_fraction=1.0)
+    assert [falling(step, 10) for step in (6, 7, 10)] == pytest.approx([1.0, 0.8, 0.2])
     assert WSD("wsd", 5, min_lr_ratio=0.5, cooldown_fraction=1.0)(10, 10) == pytest.approx(0.6)
 
 
 def nanogpt_lr(it: int) -> float:
-    """``get_lr`` of nanoGPT's train.py with config/train_shakespeare_char.py, written anew."""
+    """The formula of nanoGPT's ``get_lr`` with config/train_shakespeare_char.py."""
     learning_rate, min_lr, warmup_iters, lr_decay_iters = 1e-3, 1e-4, 100, 5000
     if it < warmup_iters:
         return learning_rate * (it + 1) / (warmup_iters + 1)
@@ -65,8 +65,8 @@ def test_nanogpts_recipe_has_nanogpts_rate_at_every_step() -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-@pytest.mark.parametrize("max_steps", [1, 2, 3, 10, 1000, 10**9])
-@pytest.mark.parametrize("cooldown", [0.0, 1e-9, 0.3, 0.6, 1.0])
+@pytest.mark.parametrize("max_steps", [1, 2, 10, 10**9])
+@pytest.mark.parametrize("cooldown", [0.0, 1e-9, 0.6, 1.0])
 def test_every_step_learns_and_the_warm_up_ends_at_exactly_the_full_rate(
     kind: str, max_steps: int, cooldown: float
 ) -> None:

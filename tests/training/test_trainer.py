@@ -1,10 +1,8 @@
-"""The loop does what a plain one in torch would do, and says what it did."""
+"""The loop does what a plain loop in torch does, and logs what it did."""
 
 import json
 from collections.abc import Callable
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -40,7 +38,7 @@ def some_ignored(batch: Callable[[int], Batch]) -> Callable[[int], Batch]:
 
 
 def train_plainly(trainer: HandBuilt, lr: float) -> tuple[GPT, list[float], list[float]]:
-    """What the trainer should do, written with nothing of ours but the network and batches."""
+    """The same training with nothing but torch, the network and the batches."""
     model = GPT(**MODEL, vocab_size=trainer.model.config.vocab_size)
     model.load_state_dict(copied(trainer.model.state_dict()))
     matrices = [p for p in model.parameters() if p.dim() >= 2]
@@ -65,7 +63,7 @@ def train_plainly(trainer: HandBuilt, lr: float) -> tuple[GPT, list[float], list
 
 
 @pytest.mark.parametrize("ignoring", [False, True], ids=["all targets", "some ignored"])
-@pytest.mark.parametrize("micro_batch_size", [1, 2, 4, None])
+@pytest.mark.parametrize("micro_batch_size", [1, 2, None])
 def test_it_trains_as_a_plain_loop_does_however_the_batch_is_cut(
     make_trainer: MakeTrainer, micro_batch_size: int | None, ignoring: bool
 ) -> None:
@@ -78,7 +76,7 @@ def test_it_trains_as_a_plain_loop_does_however_the_batch_is_cut(
     model, losses, norms = train_plainly(trainer, lr=1e-3)
     tokens = sum(int((trainer.sampler.batch(step)[1] != IGNORED).sum()) for step in range(1, 6))
     assert trainer.fit().tokens == tokens
-    assert min(norms) > 0.5  # every step is clipped
+    assert min(norms) > 0.5, "every step is clipped"
     assert list(trainer.logger.column("train/loss").values()) == pytest.approx(losses, abs=1e-6)
     assert list(trainer.logger.column("grad_norm").values()) == pytest.approx(norms, abs=1e-5)
     for (name, found), wanted in zip(
@@ -119,7 +117,7 @@ def test_rows_hold_the_keys_of_the_contract_at_the_steps_asked_for(
     trainer = make_trainer(max_steps=7, log_interval=3, eval_interval=2, lr=0.5)
     trainer.fit()
     rows = {row["step"]: row for row in trainer.logger.rows}
-    assert [row["step"] for row in trainer.logger.rows] == [0, 2, 3, 4, 6, 7]  # one row a step
+    assert [row["step"] for row in trainer.logger.rows] == [0, 2, 3, 4, 6, 7], "one row a step"
     for step, row in rows.items():
         assert set(row) == {
             0: EVALUATION_KEYS, 2: EVALUATION_KEYS, 3: TRAINING_KEYS, 4: EVALUATION_KEYS,
@@ -129,29 +127,26 @@ def test_rows_hold_the_keys_of_the_contract_at_the_steps_asked_for(
         assert json.loads(json.dumps(row, allow_nan=False)) == row
     assert trainer.logger.steps == [1, 2, 3, 4, 5, 6, 7]
     assert rows[3]["lr"] == pytest.approx(0.5 * trainer.schedule(3, 7))
-    for key in ("tokens_per_second", "mfu", "peak_memory_bytes"):
-        assert all(value > 0 for value in trainer.logger.column(key).values())
 
 
-def test_tokens_per_second_and_mfu_are_those_since_the_last_row(make_trainer: MakeTrainer) -> None:
+def test_speed_is_measured_since_the_last_row(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(max_steps=4, log_interval=2)
     seconds: list[float] = []
     trainer.logger.on_tick = lambda _: seconds.append(trainer.progress.train_seconds)
     trainer.fit()
-    rate = trainer.logger.column("tokens_per_second")
-    assert rate[4] == pytest.approx(2 * 64 / (seconds[3] - seconds[1]))
+    rate = trainer.logger.column("tokens_per_second")[4]
+    assert rate == pytest.approx(2 * 64 / (seconds[3] - seconds[1]))
     assert trainer.throughput.peak is not None
-    mfu = rate[4] * trainer.throughput.flops_per_token / trainer.throughput.peak
+    mfu = rate * trainer.throughput.flops_per_token / trainer.throughput.peak
     assert trainer.logger.column("mfu")[4] == pytest.approx(mfu)
 
 
-def test_a_run_faster_than_the_measured_peak_has_it_measured_again_and_no_mfu_above_100_percent(
+def test_a_run_faster_than_the_measured_peak_has_the_peak_measured_again(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make_trainer(max_steps=2, log_interval=1)
-    trainer.throughput.peak = 1.0  # as on a machine that was busy with something else
+    trainer.throughput.peak = 1.0  # as measured on a busy machine
     trainer.fit()
-    assert trainer.throughput.peak > 1e8
     assert 0 < trainer.logger.column("mfu")[1] < 1
     monkeypatch.setattr(throughput, "measured_matmul_flops", lambda: 1.0)
     still_busy = make_trainer(max_steps=1, log_interval=1)
@@ -159,36 +154,21 @@ def test_a_run_faster_than_the_measured_peak_has_it_measured_again_and_no_mfu_ab
     assert [row["mfu"] for row in still_busy.logger.rows if "mfu" in row] == [None]
 
 
-def test_the_outcome_agrees_with_the_rows(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer()
-    trainer.fit()
-    outcome, losses = trainer.outcome(), trainer.logger.column("val/loss")
-    assert (outcome["step"], outcome["tokens"]) == (8, 8 * 64)
-    assert outcome["parameters"] == sum(p.numel() for p in trainer.model.parameters())
-    assert (outcome["val_loss"], outcome["best_val_loss"]) == (losses[8], min(losses.values()))
-    bits = outcome["best_val_loss"] / np.log(2)  # each character of the play is one byte
-    assert outcome["bits_per_byte"] == pytest.approx(bits)
-    assert outcome["train_seconds"] > 0 and outcome["peak_memory_bytes"] > 0
-
-
 def test_samples_come_at_their_interval_and_are_reproducible(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("llm.training.sample.SAMPLE", SamplingOptions(max_new_tokens=12))
-
-    def samples(run: str, **options: Any) -> list[tuple[int, str, str, dict[str, float]]]:
-        trainer = make_trainer(run, sample_interval=3, **options)
-        trainer.fit()
-        for step, _, text, scores in trainer.logger.samples:
-            assert scores == measure_repeats(text).scores | {"end_of_text": 0.0}
-            (row,) = [row for row in trainer.logger.rows if row["step"] == step]
-            assert {key: row[f"sample/{key}"] for key in scores} == scores
-        return trainer.logger.samples
-
-    once = samples("once")
-    assert [step for step, *_ in once] == [3, 6]
-    assert all(len(prompt) == 1 and len(text) == 12 for _, prompt, text, _ in once)
-    assert samples("twice", log_interval=1) == once
+    trainer = make_trainer("once", sample_interval=3)
+    trainer.fit()
+    assert [step for step, *_ in trainer.logger.samples] == [3, 6]
+    for step, prompt, text, scores in trainer.logger.samples:
+        assert len(prompt) == 1 and len(text) == 12
+        assert scores == measure_repeats(text).scores | {"end_of_text": 0.0}
+        (row,) = [row for row in trainer.logger.rows if row["step"] == step]
+        assert {key: row[f"sample/{key}"] for key in scores} == scores
+    again = make_trainer("twice", sample_interval=3, log_interval=1)
+    again.fit()
+    assert again.logger.samples == trainer.logger.samples
 
 
 @pytest.mark.slow
@@ -200,6 +180,17 @@ def test_a_compiled_network_learns_the_same(make_trainer: MakeTrainer) -> None:
     assert set(compiled.model.state_dict()) == set(plain.model.state_dict())
     found, wanted = compiled.logger.column("val/loss"), plain.logger.column("val/loss")
     assert found == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_evaluating_and_sampling_do_not_compile_again(make_trainer: MakeTrainer) -> None:
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    options = {"eval_interval": 2, "sample_interval": 2, "eval_batches": 3, "dropout": 0.1}
+    make_trainer(compile=True, max_steps=8, **options).fit()
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
@@ -214,35 +205,20 @@ def test_checkpointed_blocks_train_to_the_same_bits(
     assert losses[0] == losses[1] == losses[2]
 
 
-def test_a_profile_says_where_the_time_of_a_step_goes(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer(max_steps=12, profile=True, eval_interval=20)
-    trainer.fit()
-    run = trainer.folder.parent
-    table = (run / "profile.txt").read_text(encoding="utf-8")
-    assert "Self CPU time total" in table  # which operators it names is the machine's business
-    events = json.loads((run / "profile.json").read_text(encoding="utf-8"))["traceEvents"]
-    names = {str(event.get("name")) for event in events}
-    assert "aten::mm" in names and any("scaled_dot_product" in name for name in names)
-    plain = make_trainer("plain", max_steps=12, eval_interval=20)
-    plain.fit()
-    for name, tensor in plain.model.state_dict().items():
-        assert torch.equal(tensor, trainer.model.state_dict()[name]), name
-
-
-@pytest.mark.parametrize("steps", [1, 2, 4, 5])
-def test_a_profile_of_a_few_steps_is_one_of_the_last_steps(
-    steps: int, make_trainer: MakeTrainer
+@pytest.mark.parametrize("steps", [1, 2, 12])
+def test_a_profile_shows_where_the_time_of_a_step_goes(
+    make_trainer: MakeTrainer, steps: int
 ) -> None:
     trainer = make_trainer(max_steps=steps, profile=True, eval_interval=20)
     trainer.fit()
     table = (trainer.folder.parent / "profile.txt").read_text(encoding="utf-8")
     assert "Self CPU time total" in table
+    profile = json.loads((trainer.folder.parent / "profile.json").read_text(encoding="utf-8"))
+    assert any("scaled_dot_product" in str(event.get("name")) for event in profile["traceEvents"])
     assert not trainer.logger.warnings
 
 
-def test_a_run_that_ends_before_the_step_to_measure_says_that_there_is_no_profile(
-    make_trainer: MakeTrainer,
-) -> None:
+def test_a_run_that_ends_before_the_step_to_profile_warns(make_trainer: MakeTrainer) -> None:
     for options in ({"eval_only": True}, {"patience": 1, "eval_interval": 1, "lr": 0.0}):
         trainer = make_trainer("a", max_steps=100, profile=True, **options)
         trainer.fit()
@@ -252,18 +228,7 @@ def test_a_run_that_ends_before_the_step_to_measure_says_that_there_is_no_profil
         assert not (trainer.folder.parent / "profile.txt").exists()
 
 
-@pytest.mark.slow
-def test_evaluating_and_sampling_do_not_compile_again(make_trainer: MakeTrainer) -> None:
-    torch._dynamo.reset()
-    counters = torch._dynamo.utils.counters
-    counters.clear()
-    options = {"eval_interval": 2, "sample_interval": 2, "eval_batches": 3, "dropout": 0.1}
-    make_trainer(compile=True, max_steps=8, **options).fit()
-    assert counters["stats"]["unique_graphs"] == 1
-    assert not counters["graph_break"]
-
-
-def test_the_logger_is_told_what_takes_time_besides_training(make_trainer: MakeTrainer) -> None:
+def test_the_logger_shows_what_takes_time_besides_training(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(max_steps=2, eval_interval=2, sample_interval=2, micro_batch_size=4)
     trainer.fit()
     done = [what for what in trainer.logger.done if not what.startswith("sampling")]

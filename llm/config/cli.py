@@ -7,13 +7,10 @@ import os
 import sys
 import time
 import traceback
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FunctionType
 from typing import Any
-
-from omegaconf import DictConfig
 
 from llm import commands
 from llm.config import arguments
@@ -24,7 +21,6 @@ from llm.errors import Interrupted, InUse, Refused, Stop, as_line, as_stop
 from llm.experiment.rundir import make_folder, read_summary, write_summary
 from llm.experiment.sweep import follow_parent
 from llm.lock import locked
-from llm.memory.options import MemoryOptions
 from llm.signals import Signalled, raised, remember, unswallowed
 from llm.terminal import flushed, require_output
 from llm.version import version_line
@@ -50,8 +46,9 @@ def command(main: Callable[[], Any]) -> None:
             print(version_line())
             return
         _require_folder()
-        shows = _shows_settings(arguments.parse(sys.argv[1:]))
+        flags = arguments.parse(sys.argv[1:])
         sys.argv[1:] = arguments.for_hydra(sys.argv[1:])
+        shows = flags.help or flags.hydra_help or flags.cfg or flags.info
         with _as_typed() if shows else contextlib.nullcontext():
             main()
 
@@ -106,17 +103,10 @@ def _reason(error: BaseException, cfg: Any) -> Stop | None:
         return error
     if isinstance(error, Signalled):
         return Interrupted(f"stopped by {error}; to continue: {commands.typed_command()}")
-    mistake = explained(error)
-    return as_stop(error, _advice(cfg)) if mistake is None else Refused(mistake)
-
-
-def _advice(cfg: Any) -> str:
-    """What to do if there is not enough memory."""
-    if isinstance(cfg, DictConfig) and "trainer" in cfg:
-        return MemoryOptions(fit=cfg.memory.fit).no_room
-    if isinstance(cfg, DictConfig) and "num_samples" in cfg:
-        return "try a smaller num_samples, or device=cpu"
-    return ""
+    if (mistake := explained(error)) is not None:
+        return Refused(mistake)
+    samples = cfg is not None and "num_samples" in cfg  # a run gives its own advice about memory
+    return as_stop(error, "try a smaller num_samples, or device=cpu" if samples else "")
 
 
 def _leave_summary(cfg: Any, refusal: Refused) -> None:
@@ -134,10 +124,6 @@ def _require_folder() -> None:
         os.getcwd()
     except FileNotFoundError:
         raise Refused("the folder you are in does not exist any more: cd into another") from None
-
-
-def _shows_settings(flags: Namespace) -> bool:
-    return bool(flags.help or flags.hydra_help or flags.cfg or flags.info)
 
 
 @contextlib.contextmanager

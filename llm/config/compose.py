@@ -1,6 +1,7 @@
 """From what is typed to checked settings: Hydra composes, and the result becomes plain values."""
 
 import copy
+import sys
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TypeVar, cast
@@ -11,7 +12,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 import llm.config.store  # noqa: F401  (registers the schemas that conf/*.yaml start with)
-from llm.config.folders import use_folders
 from llm.config.verbatim import guard, leaves, map_text, refuse_calls, unguard
 from llm.errors import Refused, require
 from llm.options import validate
@@ -60,7 +60,7 @@ def read_settings(cfg: DictConfig, kind: type[Settings]) -> Settings:
             found = "null" if section is None else f"{section!r:.60}"
             require(is_section, f"{group} is {found}, not a section: take one of its options")
     if of_hydra is not None:
-        use_folders(of_hydra)
+        _use_folders(of_hydra)
     settings = map_text(unguard, kind(**made))  # type: ignore[arg-type]  # as composed
     if isinstance(settings, TrainSettings):
         settings.typed = typed_keys(of_hydra)
@@ -79,6 +79,32 @@ def _take_hydra(cfg: DictConfig) -> DictConfig | None:
             del cfg["hydra"]
         return of_hydra
     return cast(DictConfig, HydraConfig.get()) if HydraConfig.initialized() else None
+
+
+def _use_folders(hydra: DictConfig) -> None:
+    """Let Python find modules in a user's folder of options and in its parent folder.
+
+    Both come last in ``sys.path``, so that nothing there replaces an installed module. Raises
+    :class:`llm.errors.Refused` for a chosen option in such a folder that a built-in one hides.
+    """
+    files = [source for source in hydra.runtime.config_sources if source.schema == "file"]
+    built_in = [Path(source.path) for source in files if source.provider == "main"]
+    for folder in (Path(source.path) for source in files if source.provider != "main"):
+        for group, option in hydra.runtime.choices.items():
+            _refuse_hidden(folder, built_in, f"{group}/{option}")
+        for place in (str(folder), str(folder.parent)):
+            if place not in sys.path:
+                sys.path.append(place)
+
+
+def _refuse_hidden(folder: Path, built_in: list[Path], option: str) -> None:
+    own, others = folder / f"{option}.yaml", [place / f"{option}.yaml" for place in built_in]
+    hiding = [file for file in others if own.is_file() and file.is_file()]
+    group, _, name = option.rpartition("/")
+    require(
+        not hiding or any(own.samefile(file) for file in hiding),
+        f"{group}={name} is a built-in option, which hides {own}: take another name",
+    )
 
 
 def _refuse_additions(cfg: DictConfig, kind: type, prefix: str = "") -> None:

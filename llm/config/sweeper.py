@@ -6,6 +6,7 @@ table at the end from the summaries that the jobs have left.
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from itertools import chain, count, zip_longest
 from pathlib import Path
@@ -33,6 +34,7 @@ from llm.config.verbatim import shown
 from llm.errors import Interrupted, Stop, require
 from llm.experiment.console import count_progress, jobs_table, say
 from llm.experiment.rundir import claim, make_folder, read_summary, replace_text
+from llm.options import from_plain
 from llm.planning.points import Point, label
 from llm.planning.probe import try_all
 from llm.sealed import Plain, read_json
@@ -42,8 +44,16 @@ from llm.settings.schema import TrainSettings
 from llm.signals import Signalled
 
 NAME = "%Y-%m-%d_%H-%M-%S"  # of a sweep without a name
-SWEEP = "sweep.json"  # in the folder of a sweep: the keys it varies, and the values of the others
+SWEEP = "sweep.json"
 Points = list[Point[TrainSettings]]
+
+
+@dataclass
+class SweepFile:
+    """``sweep.json``, in the folder of a sweep."""
+
+    over: list[str]  # the keys that it varies
+    fixed: Plain  # the values of other keys that identify a result
 
 
 class SweepFailed(Stop):
@@ -124,7 +134,6 @@ class Grid(Sweeper):
         results: list[JobReturn],
     ) -> None:  # fmt: skip
         """Hand the jobs to the launcher and add what it returns to ``results``."""
-        built_in = isinstance(launcher, ProcessLauncher)
         if isinstance(launcher, ProcessLauncher):
             launcher.labels = labels
         else:
@@ -134,7 +143,7 @@ class Grid(Sweeper):
             for start in range(0, len(batch), size):
                 results += launcher.launch(batch[start : start + size], initial_job_idx=start)
         except Exception as error:
-            if built_in:
+            if isinstance(launcher, ProcessLauncher):
                 raise
             # Such as joblib's TerminatedWorkerError. The table shows how far the jobs have come.
             reason = next(iter(str(error).splitlines()), "")
@@ -155,7 +164,7 @@ def claim_folder(named: str | None, points: Points) -> tuple[str, list[dict[str,
         over = keys_it_varies(folder, typed[0], over if len(points) > 1 else [], fixed)
     folder = make_folder(folder) if named else claim(folder)
     if not (folder / SWEEP).exists():
-        text = json.dumps({"over": sorted(over), "fixed": fixed}, indent=1) + "\n"
+        text = json.dumps(asdict(SweepFile(sorted(over), fixed)), indent=1) + "\n"
         replace_text(folder / SWEEP, text)
     return folder.name, [{key: one[key] for key in over} for one in typed]
 
@@ -167,23 +176,19 @@ def keys_it_varies(
 
     The jobs of this command may be some of its jobs again, or further values of its keys.
     """
-    found = read_json(folder / SWEEP)
-    over, before = found.get("over"), found.get("fixed")
-    usable = isinstance(over, list) and all(isinstance(key, str) for key in over)
-    usable = usable and isinstance(before, dict)
-    require(usable, f"{folder / SWEEP} was not written by a sweep: take another run.sweep")
-    assert isinstance(over, list) and isinstance(before, dict)
+    path = folder / SWEEP
+    before = from_plain(SweepFile, read_json(path), f"{path}: ")
     other = f"{folder} holds another sweep"
-    was, now = (", ".join(keys) or "nothing" for keys in (over, varied or typed))
-    same = set(varied) <= set(over) <= set(typed)
+    was, now = (", ".join(keys) or "nothing" for keys in (before.over, varied or typed))
+    same = set(varied) <= set(before.over) <= set(typed)
     require(same, f"{other} (over {was}, not {now}): take another run.sweep")
     changes = ", ".join(
-        f"{key} was {before[key]}, now {fixed[key]}"
-        for key in before
-        if key in fixed and before[key] != fixed[key]
+        f"{key} was {value}, now {fixed[key]}"
+        for key, value in before.fixed.items()
+        if key in fixed and value != fixed[key]
     )
     require(not changes, f"{other} ({changes}): take another run.sweep, or the same settings")
-    return over
+    return before.over
 
 
 def typed_values(point: Point[TrainSettings]) -> dict[str, str]:

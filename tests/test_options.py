@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from hypothesis import given
@@ -51,22 +51,24 @@ def sections() -> list[Any]:
     return list(found.values())
 
 
-def beyond(section: Any, key: str) -> list[Any]:
-    """Values just beyond the bounds of a field."""
-    bounds = bounds_of(type(section), key)
+def wrong_values(section: Any, key: str) -> list[Any]:
+    """Values just beyond the bounds of a field, and numbers that no field may have."""
+    bounds, kind = bounds_of(type(section), key), str(get_type_hints(type(section))[key])
     wrong: list[Any] = ["no such choice"] if bounds.one_of else []
     wrong += [bounds.at_least - 1] if bounds.at_least is not None else []
     wrong += [bounds.at_most + 1] if bounds.at_most is not None else []
-    return wrong + [one for one in (bounds.more_than, bounds.less_than) if one is not None]
+    wrong += [one for one in (bounds.more_than, bounds.less_than) if one is not None]
+    wrong += [2**63, 10**5000, -(2**63)] if "int" in kind else []
+    return wrong + ([math.inf, -math.inf, math.nan] if "float" in kind else [])
 
 
 @pytest.mark.parametrize("section", sections(), ids=lambda section: type(section).__name__)
 def test_every_bound_of_every_section_is_enforced_and_names_its_key(section: Any) -> None:
     for one in fields(section):
-        for value in beyond(section, one.name):
-            given_value = [value] if isinstance(getattr(section, one.name), list) else value
-            with pytest.raises(Refused, match=rf"^x\.{one.name}=.* must be"):
-                validate(replace(section, **{one.name: given_value}), "x.")
+        for value in wrong_values(section, one.name):
+            changed = [value] if isinstance(getattr(section, one.name), list) else value
+            with pytest.raises(Refused, match=rf"^x\.{one.name}(=.* must be| has more than 63)"):
+                validate(replace(section, **{one.name: changed}), "x.")
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,7 @@ def test_right_json_becomes_the_dataclass_with_defaults_for_missing_keys() -> No
     assert made.parts == (Part("a"), Part("b", 9))
     assert (made.part, made.betas, made.by_name) == (Part("a"), [0.9], {"x": 1})
     made.betas.append(0.1)
-    assert Whole().betas == [0.9], "each object has a list of its own"
+    assert Whole().betas == [0.9], "objects do not share a list"
 
 
 JSON = st.recursive(

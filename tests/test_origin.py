@@ -89,12 +89,12 @@ def test_plans_and_benchmarks_have_the_shape_too(
     assert (model.n_layer, model.n_embed, model.mlp, model.smear) == (2, 48, "relu2", 2)
 
 
-def test_a_run_that_has_begun_needs_the_weights_no_more(cwd: Path) -> None:
+def test_a_run_that_has_started_no_longer_needs_the_weights(cwd: Path) -> None:
     place = cwd / "outputs"
     shutil.copytree(place / "wide", place / "gone", symlinks=True)
-    typed = [*text(), *RUN, "init_from=outputs/gone", "run.name=begun"]
+    typed = [*text(), *RUN, "init_from=outputs/gone", "run.name=started"]
     assert here("train", *typed, cwd=cwd).returncode == 0
-    (place / "begun" / "summary.json").unlink()  # as a run that was killed
+    (place / "started" / "summary.json").unlink()  # as a run that was killed
     shutil.rmtree(place / "gone")
     done = here("train", *typed, cwd=cwd)
     assert done.returncode == 0, done.stderr

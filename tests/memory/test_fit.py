@@ -159,13 +159,7 @@ def test_a_block_is_searched_from_the_smallest_that_the_model_can_have() -> None
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"budget_gib": 0.0}, "memory.budget_gib=0.0"),
-        ({"budget_gib": -1.0}, "memory.budget_gib=-1.0"),
-        ({"budget_gib": float("nan")}, "memory.budget_gib=nan"),
-        ({"budget_gib": float("inf")}, "memory.budget_gib=inf"),
-        ({"reserve_mib": -1}, "memory.reserve_mib=-1"),
         ({"reserve_mib": 5000, "enforce": True}, "leaves nothing beside the reserve of 5000 MiB"),
-        ({"fit": "yes"}, "memory.fit=yes must be one of off, check, auto"),
     ],
 )
 def test_a_budget_that_makes_no_sense_is_refused(values: dict[str, object], named: str) -> None:

@@ -22,7 +22,7 @@ from llm.training.optimizer import Optimizer, layout_bytes
 from llm.training.optimizer import adamw as ours
 from llm.training.precision import Precision
 from llm.training.update import Update
-from tests.own_classes import Blocks, Factored, KeepsAList, Lion, NeedsClosure
+from tests.custom_classes import Blocks, Factored, KeepsAList, Lion, NeedsClosure
 from tests.training.conftest import MODEL, MakeTrainer
 from tests.training.test_resume import (
     DROPPING,

@@ -1,4 +1,4 @@
-"""Options of the user's own, from a folder outside the checkout, on the command line."""
+"""Custom options: files of the user, in a folder outside the checkout, on the command line."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
         path = base / f"mine/conf/{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    shutil.copy(ROOT / "tests/own_classes.py", base / "mine/own_parts.py")
+    shutil.copy(ROOT / "tests/custom_classes.py", base / "mine/own_parts.py")
     (base / "mine/own_broken.py").write_text("import torch\n1 / 0\n", encoding="utf-8")
     return base
 
@@ -56,17 +56,17 @@ def weights(folder: Path) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in found.weights().items()}
 
 
-ALL_OWN = ["optimizer=lion", "schedule=halving", "logger=lines"]
+ALL_CUSTOM = ["optimizer=lion", "schedule=halving", "logger=lines"]
 LONG = ["trainer.max_steps=40", "trainer.checkpoint_interval=5", "trainer.eval_interval=10"]
 
 
-def test_a_run_with_nothing_but_own_parts_is_killed_and_ends_with_the_same_bits(
+def test_a_run_with_custom_parts_only_is_killed_and_ends_with_the_same_bits(
     base: Path, typed: list[str]
 ) -> None:
-    done = here("train", *typed, *ALL_OWN, *LONG, "run.name=whole", cwd=base)
+    done = here("train", *typed, *ALL_CUSTOM, *LONG, "run.name=whole", cwd=base)
     assert done.returncode == 0, done.stderr
     killed = base / "outputs/killed"
-    with started("train", *typed, *ALL_OWN, *LONG, "run.name=killed", cwd=base) as process:
+    with started("train", *typed, *ALL_CUSTOM, *LONG, "run.name=killed", cwd=base) as process:
         wait_until(lambda: len(rows(killed)) > 12 or process.poll() is not None)
         process.kill()
     config = (killed / "config.yaml").read_text(encoding="utf-8")
@@ -141,7 +141,7 @@ def test_what_cannot_be_used_is_refused_in_one_line_and_leaves_no_folder(
     assert not new
 
 
-def test_a_sweep_over_own_parts_is_checked_before_it_starts_and_runs(
+def test_a_sweep_over_custom_parts_is_checked_before_it_starts_and_runs(
     base: Path, typed: list[str]
 ) -> None:
     wrong = here(

@@ -1,9 +1,7 @@
 """A disk that fails ends a run with status 5 and one line, and costs no checkpoint."""
 
-import contextlib
 import errno
 import os
-import resource
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,33 +81,6 @@ def test_a_disk_that_somebody_else_fills_ends_the_run_with_the_last_checkpoint_i
     assert done.returncode == 0, done.stderr
     assert [row["step"] for row in rows(run)] == list(range(7))
     assert summary(run)["status"] == "finished"
-
-
-@contextlib.contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """No file gets larger than this; what Python makes of the signal is an error of the write."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_a_checkpoint_larger_than_a_file_may_be_is_no_checkpoint(
-    tmp_path: Path, data: list[str]
-) -> None:
-    with largest_file(64 << 10):
-        done = here("train", *data, *TINY_RUN, "run.name=a", cwd=tmp_path)
-    words = ["outputs/a/checkpoints/step-00000002 could not be written: File too large", "free)"]
-    assert_disk_error(done, *words)
-    run = tmp_path / "outputs/a"
-    assert newest_valid(run) == (None, {})
-    assert not list((run / "checkpoints").iterdir())
-    assert summary(run)["status"] == "disk_error"
-    done = here("train", *data, *TINY_RUN, "run.name=a", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert [row["step"] for row in rows(run)] == list(range(7))
 
 
 @needs_linux

@@ -15,6 +15,7 @@ import pytest
 
 from llm.errors import InUse, Refused
 from llm.lock import LOCK, locked
+from tests.command_line import listing
 from tests.conftest import ROOT
 
 HOLDING = """
@@ -47,27 +48,15 @@ def test_a_folder_that_another_process_holds_is_refused_until_that_is_dead(tmp_p
         assert (tmp_path / LOCK).read_text(encoding="ascii") == f"{os.getpid()}\n"
 
 
-def test_nothing_is_left_in_the_folder_and_it_can_be_held_again(tmp_path: Path) -> None:
+def test_the_lock_is_released_and_its_file_deleted_whatever_happens_inside(tmp_path: Path) -> None:
     for _ in range(2):
-        with locked(tmp_path):
-            assert (tmp_path / LOCK).exists()
-        assert not list(tmp_path.iterdir())
-
-
-def test_it_is_let_go_whatever_happens_inside(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="inside"), locked(tmp_path):
-        raise ValueError("inside")
-    with locked(tmp_path):
-        pass
-
-
-def test_a_refusal_changes_nothing_for_who_holds_the_folder(tmp_path: Path) -> None:
-    with locked(tmp_path):
-        before = (tmp_path / LOCK).read_text(encoding="ascii")
-        for _ in range(2):
+        with pytest.raises(ValueError, match="inside"), locked(tmp_path):
+            assert listing(tmp_path) == {LOCK}
             with pytest.raises(InUse), locked(tmp_path):
                 raise AssertionError("two at once")
-        assert (tmp_path / LOCK).read_text(encoding="ascii") == before
+            assert (tmp_path / LOCK).exists()
+            raise ValueError("inside")
+        assert not listing(tmp_path)
 
 
 def test_a_file_that_its_owner_removes_before_it_is_locked_is_not_taken_for_the_lock(

@@ -18,7 +18,6 @@ from llm.experiment.rundir import (
     claim,
     cut_metrics,
     git_commit,
-    make_folder,
     new_folder,
     read_summary,
     recording,
@@ -28,7 +27,7 @@ from llm.experiment.rundir import (
 from llm.signals import Signalled, listener, raised
 from tests.command_line import listing, summary
 
-# house.md, part 3.
+# Scripts rely on these keys.
 CONTRACT = [
     "status", "reason", "step", "tokens", "parameters", "best_val_loss", "val_loss",
     "bits_per_byte", "tokens_per_second", "peak_memory_bytes", "reserved_memory_bytes",
@@ -55,20 +54,6 @@ def test_a_folder_that_exists_is_never_claimed(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a-2").touch()
     assert [claim(tmp_path / "a").name, claim(tmp_path / "a").name] == ["a-3", "a-4"]
-
-
-def test_a_place_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    file.touch()
-    with pytest.raises(Refused, match=r"run folder .*/file is a file"):
-        make_folder(file)
-    with pytest.raises(Refused, match=r"run folder .*/file/below cannot be written: Not a dir"):
-        make_folder(file / "below")
-    if os.geteuid() != 0:  # root may write anywhere
-        tmp_path.chmod(0o500)
-        with pytest.raises(Refused, match="cannot be written: Permission denied"):
-            make_folder(tmp_path / "below")
-    assert listing(tmp_path) == {"file"}
 
 
 def test_a_summary_has_the_keys_of_the_contract_and_leaves_no_other_file(tmp_path: Path) -> None:

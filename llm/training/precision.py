@@ -1,7 +1,8 @@
 """The number format of a run: matrix products may be 16-bit (AMP), and even the weights."""
 
 from dataclasses import dataclass
-from typing import TypeVar
+from types import SimpleNamespace
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -20,8 +21,6 @@ INSTRUCTIONS = {
     torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16"),
     torch.float16: ("avx512_fp16", "amx_fp16", "fp16_arith"),
 }
-# As torch.amp.GradScaler has them.
-FIRST_SCALE, STEPS_TO_GROW = 2.0**16, 2000
 
 
 def resolve_precision(name: str, device: torch.device) -> tuple[str, str]:
@@ -49,33 +48,10 @@ def slow_products(name: str, device: torch.device) -> list[str]:
 
 @dataclass
 class LossScale:
-    """Small gradients vanish in float16, so the loss is scaled up and the gradients down again
-    (Micikevicius et al. 2017, arXiv:1710.03740). In other formats the scale is 1.
-
-    torch.amp.GradScaler follows the same rule. It finds overflows on the device and hides them; the
-    loop reads the gradient norm at every step anyway.
-    """
+    """What a checkpoint holds of a GradScaler; a scale of 1 where nothing is scaled."""
 
     scale: float = option(1.0, at_least=1)
     finite_steps: int = option(0, at_least=0)  # since the scale last changed
-
-    def update(self, step: int, is_finite: bool) -> None:
-        """Halve the scale after gradients that are not finite, double it after many that are.
-
-        Raises :class:`llm.errors.Diverged` when it falls below 1: at 0 it would put NaN into the
-        weights with the next finite step (0 * 1 / 0).
-        """
-        self.finite_steps = self.finite_steps + 1 if is_finite else 0
-        if not is_finite:
-            self.scale /= 2
-        elif self.finite_steps == STEPS_TO_GROW:
-            self.scale, self.finite_steps = 2 * self.scale, 0
-        if self.scale < 1:
-            raise Diverged(
-                f"step {step}: float16 gradients overflow even at a loss scale of {self.scale:g}: "
-                "try a lower optimizer.lr, or precision=bf16",
-                step=step,
-            )
 
 
 class Precision:
@@ -93,8 +69,49 @@ class Precision:
         self.autocast = torch.autocast(
             device.type, dtype=self.dtype, enabled=mixed, cache_enabled=False
         )
-        self.is_scaled = name == "fp16"
-        self.loss_scale = LossScale(FIRST_SCALE if self.is_scaled else 1.0)
+        # Small gradients vanish in float16, so the loss is scaled up and the gradients down again
+        # (Micikevicius et al. 2017, arXiv:1710.03740).
+        self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+        self.norm = nn.Parameter(torch.zeros((), device=device))
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether the loss is scaled."""
+        return self.scaler.is_enabled()
+
+    def adapt_scale(self, step: int, grad_norm: float) -> None:
+        """Lower the loss scale after a gradient norm that is not finite, raise it after many finite
+        ones.
+
+        Raises :class:`llm.errors.Diverged` when it falls below 1: at 0 it would put NaN into the
+        weights with the next finite step (0 * 1 / 0).
+        """
+        if not self.is_scaled:
+            return
+        # The norm is finite if all gradients are. So the scaler need not look at each of them, and
+        # works for a step within the backward pass too, where they are never all in memory.
+        self.norm.grad = torch.full_like(self.norm, grad_norm)
+        self.scaler.unscale_(cast(Any, SimpleNamespace(param_groups=[{"params": [self.norm]}])))
+        self.scaler.update()
+        if (scale := self.scaler.get_scale()) < 1:
+            raise Diverged(
+                f"step {step}: float16 gradients overflow even at a loss scale of {scale:g}: "
+                "try a lower optimizer.lr, or precision=bf16",
+                step=step,
+            )
+
+    @property
+    def loss_scale(self) -> LossScale:
+        """The scaler's state."""
+        if not self.is_scaled:
+            return LossScale()
+        state = self.scaler.state_dict()
+        return LossScale(state["scale"], state["_growth_tracker"])
+
+    @loss_scale.setter
+    def loss_scale(self, saved: LossScale) -> None:
+        changed = {"scale": saved.scale, "_growth_tracker": saved.finite_steps}
+        self.scaler.load_state_dict(self.scaler.state_dict() | changed)
 
 
 def to_precision(model: Network, dtype: torch.dtype) -> Network:

@@ -185,8 +185,7 @@ class Trainer:
             self.update.step()
         self.update.drop()
         self.progress.skipped += not admitted
-        if self.precision.is_scaled:
-            self.precision.loss_scale.update(step, math.isfinite(grad_norm))
+        self.precision.adapt_scale(step, grad_norm)
         self.progress.tokens += n_targets
         return loss, grad_norm
 

@@ -24,8 +24,7 @@ class Update:
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a micro-batch's loss ()."""
-        scaled = loss * self.precision.loss_scale.scale
-        scaled.backward()  # type: ignore[no-untyped-call]  # torch's
+        self.precision.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch's
 
     def norm(self) -> Tensor:
         """The norm of all gradients (), which are clipped to ``grad_clip`` from here on."""
@@ -44,7 +43,7 @@ class Update:
 
     def _clipping(self, norms: list[Tensor]) -> tuple[Tensor, Tensor]:
         """The norm of the unscaled gradients, and what each gradient is multiplied with."""
-        scale = self.precision.loss_scale.scale
+        scale = self.precision.scaler.get_scale()
         norm: Tensor = torch.linalg.vector_norm(torch.stack(norms)) / scale
         return norm, (self.grad_clip / (norm + 1e-6)).clamp(max=1) / scale
 
@@ -71,7 +70,7 @@ class UpdateInBackward(Update):
 
     def backward(self, loss: Tensor) -> None:
         """Remember the loss; ``norm`` and ``step`` compute its gradients."""
-        self.loss = loss * self.precision.loss_scale.scale
+        self.loss = self.precision.scaler.scale(loss)
 
     def norm(self) -> Tensor:
         """As :meth:`Update.norm`, by the first backward pass."""

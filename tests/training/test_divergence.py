@@ -12,6 +12,7 @@ from torch import Tensor
 from llm.errors import Diverged, Interrupted
 from llm.experiment.rundir import recording
 from llm.training.logger import Row
+from llm.training.precision import LossScale
 from llm.training.schedule import Constant
 from tests.training.conftest import HandBuilt, MakeTrainer, assert_same_bits, copied, signalled
 
@@ -152,7 +153,7 @@ def test_a_spike_is_judged_the_same_after_a_resume(
     def disturbed(run: str, **more: Any) -> HandBuilt:
         trainer = make_trainer(run, **options, **more)
         if precision == "fp16":  # at the usual scale the spike would overflow
-            trainer.precision.loss_scale.scale = 2.0**8
+            trainer.precision.loss_scale = LossScale(2.0**8)
         disturb(trainer, spike, lambda step: step == 36)
         return trainer
 

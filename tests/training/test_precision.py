@@ -11,7 +11,6 @@ from llm.model.gpt import GPT
 from llm.training.optimizer import adamw, muon
 from llm.training.precision import (
     DTYPES,
-    FIRST_SCALE,
     LossScale,
     Precision,
     resolve_precision,
@@ -94,7 +93,7 @@ def test_a_step_whose_float16_gradients_overflow_is_skipped(
     make_trainer: MakeTrainer, optimizer: Any
 ) -> None:
     trainer = make_trainer(optimizer=optimizer, precision="fp16", max_steps=1, log_interval=1)
-    trainer.precision.loss_scale.scale = 2.0**60
+    trainer.precision.loss_scale = LossScale(2.0**60)
     before = copied(trainer.model.state_dict())
     assert trainer.fit().step == 1
     assert_same_bits(copied(trainer.model.state_dict()), before)
@@ -102,16 +101,17 @@ def test_a_step_whose_float16_gradients_overflow_is_skipped(
     assert trainer.precision.loss_scale.scale == 2.0**59
 
 
-def test_the_loss_scale_follows_the_rule_of_torch() -> None:
-    ours, weight = LossScale(FIRST_SCALE), torch.zeros(1, requires_grad=True)
+def test_the_scale_of_the_norm_is_that_of_a_scaler_which_sees_every_gradient() -> None:
+    ours, weight = Precision("fp16", torch.device("cpu")), torch.zeros(1, requires_grad=True)
     theirs, optimizer = torch.amp.GradScaler("cpu"), torch.optim.SGD([weight], lr=0.1)
     generator = random.Random(3)
-    assert theirs.scale(torch.ones(())) == ours.scale
     for step in range(1, 5001):
         is_finite = step > 4900 or step % 2100 > 5 or generator.random() < 0.5
+        loss = torch.ones(())
+        assert theirs.scale(loss) == ours.scaler.scale(loss)
         weight.grad = torch.tensor([1.0 if is_finite else torch.inf])
         theirs.step(optimizer)
         theirs.update()
-        ours.update(step, is_finite)
-        assert ours.scale == theirs.get_scale()
-    assert ours.scale != FIRST_SCALE
+        ours.adapt_scale(step, 1.0 if is_finite else torch.inf)
+        assert ours.scaler.state_dict() == theirs.state_dict()
+    assert ours.scaler.get_scale() != 2.0**16

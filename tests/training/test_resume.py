@@ -15,6 +15,7 @@ from llm.checkpoint.checkpoint import Checkpoint
 from llm.errors import Refused
 from llm.sampling.options import SamplingOptions
 from llm.training.optimizer import adamw, muon
+from llm.training.precision import LossScale
 from llm.training.state import Progress
 from tests.training.conftest import HandBuilt, MakeTrainer, assert_same_bits
 
@@ -138,7 +139,7 @@ def test_a_run_may_be_compiled_in_one_part_only(
 LEFT_OUT: dict[str, Callable[[HandBuilt], object]] = {
     "weights": lambda t: t.model.initialise(),
     "optimizer": lambda t: t.optimizer.state.clear(),
-    "loss scale": lambda t: setattr(t.precision.loss_scale, "scale", 1024.0),
+    "loss scale": lambda t: setattr(t.precision, "loss_scale", LossScale(1024.0)),
     "torch's random state": lambda t: torch.manual_seed(5),
     "Python's random state": lambda t: random.seed(5),
     "numpy's random state": lambda t: np.random.seed(5),

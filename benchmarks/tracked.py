@@ -129,6 +129,8 @@ def tracked_sample(setup: Setup) -> int:
 
 def _built(setup: Setup) -> tuple[GPT, Precision, optimizers.Optimizer]:
     model, precision = GPT(**asdict(setup.model)), Precision(setup.precision, CPU)
+    if setup.precision == "fp16":  # a tensor without data has no scale to read; it takes no memory
+        precision.scaler = torch.amp.GradScaler("cpu", enabled=False)
     if setup.lora:
         adapt(model, setup.lora)
     to_precision(model, precision.weights)

@@ -87,7 +87,7 @@ class Ours:
             schedule=build(settings.schedule),
             precision=Precision(precision, CPU),
             checkpoints=None,  # a step neither saves nor logs
-            logger=SimpleNamespace(warn=lambda message, kind="": None),
+            logger=SimpleNamespace(warn=lambda message, kind="": None, run_id="benchmark"),
             seed=settings.seed,
         )
 

@@ -28,13 +28,12 @@ def main(points: Any) -> None:
     from llm.errors import Refused
     from llm.experiment.console import say
     from llm.planning.picture import can_draw, save
-    from llm.planning.plan import refusal
-    from llm.planning.points import plan_all
+    from llm.planning.points import plan_points, refusal
     from llm.planning.tables import show_grid, show_plan
     from llm.terminal import require_output
 
     require_output()
-    plans, is_grid = plan_all(points), len(points) > 1
+    plans, is_grid = plan_points(points), len(points) > 1
     if is_grid:
         show_grid(plans, len(points))
     else:

@@ -33,25 +33,28 @@ def main(cfg: DictConfig) -> float | None:
         from llm.device import select_device, set_deterministic, tune_allocator
         from llm.experiment.panels import show_already_finished
         from llm.experiment.verify import verify_run
-        from llm.planning.fitting import choose_precision, fit_memory, once_more_with_half
-        from llm.planning.setup import watches_memory
+        from llm.planning.fitting import fit_memory, retry_with_smaller_micro_batch
+        from llm.planning.setup import saves_memory, vocabulary
         from llm.settings.run import open_run
+        from llm.training.precision import resolve_precision
 
     if settings.verify:
         return verify_run(Path(str(settings.run.dir)), settings.data)
-    tune_allocator(settings.model.n_embed, watches_memory(settings))
+    tune_allocator(settings.model.n_embed, saves_memory(settings))
     device = select_device(settings.trainer.device, compiles=settings.trainer.compile)
     set_deterministic(settings.trainer.deterministic)
-    settings, plan = fit_memory(settings, device)  # refuse early a run that would not fit
+    if vocabulary(settings) is None:  # the characters of your own text have to be counted first
+        with byte_progress(f"preparing {settings.data.name}") as on_progress:
+            prepare(settings.data, on_progress)
+    settings, plan = fit_memory(settings, device)  # refuses a run that would not fit
     with byte_progress(f"preparing {settings.data.name}") as on_progress:
         dataset = Dataset.open(prepare(settings.data, on_progress))
     if dataset.size <= LARGE:
         with status(f"checking {dataset.folder}"):  # run_prepare.py verifies a larger one
             dataset.verify()
-    precision, why = choose_precision(settings, device)
+    precision, why = resolve_precision(settings.precision.name, device)
     settings = settings.resolve(dataset.tokenizer.vocab_size, precision)
     dataset.check(settings.model.block_size, settings.model.vocab_size or 0)
-    settings, plan = fit_memory(settings, device, plan)
 
     def attempt(settings: TrainSettings, plan: Any) -> float | None:
         with open_run(settings, dataset.digest) as run:  # from here on files are written
@@ -60,7 +63,7 @@ def main(cfg: DictConfig) -> float | None:
                 return run.best_val_loss
             return train(settings, run, dataset, device, f"{precision}, {why}", plan)
 
-    return once_more_with_half(settings, plan, attempt)
+    return retry_with_smaller_micro_batch(settings, plan, attempt)
 
 
 def train(

@@ -159,7 +159,8 @@ def deaths(count: int = COUNT) -> Row:
     """
     from llm.config.compose import compose_training
     from llm.memory.predict import predict
-    from llm.planning.setup import measured, setup_of
+    from llm.planning.reserve import measured_reserve
+    from llm.planning.setup import setup_of
     from llm.settings.custom import uses_wandb
 
     died, most = 0, 0.0
@@ -171,7 +172,7 @@ def deaths(count: int = COUNT) -> Row:
         for number, job in enumerate(jobs()[:count], 1):
             overrides = [*data, *SHORT, *job]
             settings = compose_training(*overrides)
-            reserve = measured("cpu", 0, uses_wandb(settings.logger))
+            reserve = measured_reserve("cpu", 0, uses_wandb(settings.logger))
             predicted = predict(setup_of(settings, "cpu"), reserve).total
             ended, _ = trained(overrides, folder, before + predicted)
             died += ended.of_memory

@@ -199,6 +199,6 @@ def _process_status(key: str) -> int:
     return 1024 * int(next(values, 0))
 
 
-if __name__ == "__main__":  # llm.planning.plan asks about a GPU in a process of its own
+if __name__ == "__main__":  # llm.planning.reserve asks about a GPU in a process of its own
     _device = select_device(sys.argv[1])
     print(json.dumps([_device.type, process_memory(_device), total_memory(_device)]))

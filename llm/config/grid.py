@@ -24,7 +24,8 @@ from llm.config.mistakes import explained
 from llm.config.verbatim import leaves, shown
 from llm.errors import Refused, require
 from llm.options import validate
-from llm.planning.points import Point, label
+from llm.planning.plan import label
+from llm.planning.points import Point
 from llm.settings.schema import TrainSettings
 
 MOST = 20_000  # points: a mistyped range must not take all memory

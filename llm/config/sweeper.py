@@ -35,8 +35,9 @@ from llm.errors import Interrupted, Stop, require
 from llm.experiment.console import count_progress, jobs_table, say
 from llm.experiment.rundir import claim, make_folder, read_summary, replace_text
 from llm.options import from_plain
-from llm.planning.points import Point, label
-from llm.planning.probe import try_all
+from llm.planning.custom_optimizer import try_custom_classes
+from llm.planning.plan import label
+from llm.planning.points import Point
 from llm.sealed import Plain, read_json
 from llm.settings.identity import identity
 from llm.settings.saved import to_plain
@@ -119,7 +120,7 @@ class Grid(Sweeper):
             alone = f"run.name={run.name} names one run, so none was started: take run.sweep="
             require(not run.name, alone)
             require(run.sweep == points[0].settings.run.sweep, "run.sweep= names all jobs at once")
-        try_all([point.settings for point in points])
+        try_custom_classes([point.settings for point in points])
         first: dict[str, Point[TrainSettings]] = {}
         for point in points:
             first.setdefault(repr(point.settings), point)

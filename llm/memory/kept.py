@@ -7,7 +7,6 @@ it keeps is then told by the weight's own shape, so that it is known for a netwo
 import math
 import re
 from dataclasses import dataclass
-from typing import Any
 
 NUMBERS = "numbers"  # a dimension as large as the weight has numbers
 
@@ -61,12 +60,3 @@ class Kept:
 def alike(name: str) -> str:
     """``blocks.3.mlp.up.weight`` -> ``blocks.mlp.up.weight``: the same weight of any layer."""
     return re.sub(r"^blocks\.\d+\.", "blocks.", name)
-
-
-def from_plain(plain: Any) -> Kept:
-    """Undo ``dataclasses.asdict`` after JSON."""
-    weights = tuple(
-        (name, tuple(Entry(**{**entry, "dims": tuple(entry["dims"])}) for entry in entries))
-        for name, entries in plain["weights"]
-    )
-    return Kept(weights, tuple(plain["changing"]), plain["of_largest"], plain["of_all"])

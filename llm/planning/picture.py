@@ -1,73 +1,124 @@
-"""A plan of memory as a picture: where the bytes go, and which points of a grid fit."""
+"""Plans as files: a picture (which parts take the memory, which points fit) and a table."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from llm.disk import could_not_write, replaced
 from llm.errors import CANNOT_WRITE, Refused
-from llm.planning.plan import Plan, kinds, numeric_axes, ticks, to_csv
+from llm.planning.plan import Plan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BARS, BESIDE_A_MAP = 40, 12  # most bars of a picture
-NUMBERED = 150  # most cells of a map with their number in them
+# Distinct with any kind of colour vision: Paul Tol's "muted" scheme (personal.sron.nl/~pault).
+COLOURS = (
+    "#332288", "#88ccee", "#44aa99", "#117733", "#999933", "#ddcc77", "#cc6677", "#882255",
+    "#aa4499",
+)  # fmt: skip
+GREY, RED = "#bbbbbb", "#cc3311"
+BARS, BARS_BESIDE_MAP = 40, 12  # at most
+NUMBERED = 150  # cells of a map that have room for their number
 GIB = 2**30
 
 
-def save(path: Path, plans: Sequence[Plan], is_grid: bool) -> list[Path]:
-    """Write the picture and, of a grid, a table beside it; returns what was written.
+@dataclass(frozen=True)
+class Map:
+    """The plans of a grid in which two numbers vary, in the order of these."""
 
-    Without matplotlib only the table. Raises :class:`llm.errors.Refused` or
-    :class:`llm.errors.DiskError` where the folder cannot be written.
-    """
-    table = path.with_suffix(".csv")
-    with _writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        written = []
-        if is_grid:
-            with replaced(table) as file:
-                file.write(to_csv(plans).encode())
-            written.append(table)
-        if can_draw():
-            with replaced(path) as file:
-                draw(file, plans)
-            written.insert(0, path)
-    return written
+    down: str  # a key
+    across: str
+    rows: list[str]  # the values of ``down``
+    columns: list[str]
+    cells: list[list[Plan]]
+
+
+def as_map(plans: Sequence[Plan]) -> Map | None:
+    """The map of a grid; None where other keys vary than two with numbers."""
+    if len(plans[0].values) != 2:
+        return None
+    down, across = plans[0].values
+    try:
+        rows = sorted({plan.values[down] for plan in plans}, key=float)
+        columns = sorted({plan.values[across] for plan in plans}, key=float)
+    except ValueError:
+        return None
+    found = {(plan.values[down], plan.values[across]): plan for plan in plans}
+    cells = [[found[row, column] for column in columns] for row in rows]
+    return Map(down, across, rows, columns, cells)
+
+
+def colours(plans: Sequence[Plan]) -> dict[str, str]:
+    """A colour for each part of the memory, in the order of a bar; grey for the reserve."""
+    kinds = dict.fromkeys(k for plan in plans for k, size in plan.taken.lines.items() if size)
+    outside = [kind for kind in kinds if any(kind in plan.taken.reserve for plan in plans)]
+    tensors = [kind for kind in kinds if kind not in outside]
+    found = {kind: COLOURS[n % len(COLOURS)] for n, kind in enumerate(tensors)}
+    return found | dict.fromkeys(outside, GREY)
 
 
 def can_draw() -> bool:
     """Whether matplotlib is installed."""
-    try:
-        import matplotlib  # noqa: F401  (only whether it can be)
-    except ImportError:
-        return False
-    return True
+    return find_spec("matplotlib") is not None
 
 
-@contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def save(path: Path, plans: Sequence[Plan], is_grid: bool) -> list[Path]:
+    """Write the picture, if matplotlib is installed, and a table of a grid beside it; returns the
+    paths written.
+
+    Raises :class:`llm.errors.Refused` or :class:`llm.errors.DiskError` where the folder cannot be
+    written.
+    """
+    written = []
     try:
-        yield
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if can_draw():
+            with replaced(path) as file:
+                draw(file, plans)
+            written.append(path)
+        if is_grid:
+            table = path.with_suffix(".csv")
+            with replaced(table) as file:
+                file.write(to_csv(plans).encode())
+            written.append(table)
     except OSError as error:
         if error.errno in CANNOT_WRITE:
-            raise could_not_write(folder, error) from None
-        raise Refused(f"picture: {folder} cannot be written: {error.strerror}") from None
+            raise could_not_write(path.parent, error) from None
+        raise Refused(f"picture: {path.parent} cannot be written: {error.strerror}") from None
+    return written
+
+
+def to_csv(plans: Sequence[Plan]) -> str:
+    """All points, with the bytes of each part."""
+    out, kinds, asked = io.StringIO(), list(colours(plans)), plans[0].largest
+    writer = csv.writer(out, lineterminator="\n")
+    columns = ["parameters", "peak_bytes", "budget_bytes", "fits", "changes"]
+    largest = [f"largest {asked.key}"] if asked else []
+    writer.writerow([*plans[0].values, *columns, *largest, *kinds])
+    for plan in plans:
+        fits = "yes" if plan.started else "no"
+        changes = " ".join(plan.started.changes) if plan.started else ""
+        facts = [plan.parameters, plan.taken.total, plan.budget, fits, changes]
+        largest = [str(plan.largest.value or "")] if plan.largest else []
+        sizes = [plan.taken.lines.get(kind, 0) for kind in kinds]
+        writer.writerow([*plan.values.values(), *facts, *largest, *sizes])
+    return out.getvalue()
 
 
 def draw(file: BinaryIO, plans: Sequence[Plan]) -> None:
     """A map with some bars where two numbers vary, else only bars, as PNG."""
     from matplotlib.figure import Figure
 
-    axes = numeric_axes(plans)
-    if len(axes) == 2:
-        shown = _spread(plans, BESIDE_A_MAP)
+    grid = as_map(plans)
+    if grid is not None:
         figure = Figure(figsize=(15, 7), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=[1.2, 1])
-        _draw_map(left, plans, *axes)
-        _draw_bars(right, shown)
+        _draw_map(left, grid)
+        _draw_bars(right, _spread(plans, BARS_BESIDE_MAP))
     else:
         shown = _spread(plans, BARS)
         figure = Figure(figsize=(10, 2.2 + 0.32 * len(shown)), layout="constrained")
@@ -76,99 +127,64 @@ def draw(file: BinaryIO, plans: Sequence[Plan]) -> None:
 
 
 def _spread(plans: Sequence[Plan], most: int) -> Sequence[Plan]:
-    """All plans, or some from the smallest to the largest peak."""
+    """All plans, or ``most`` of them from the smallest to the largest peak."""
     if len(plans) <= most:
         return plans
     ordered = sorted(plans, key=lambda plan: plan.taken.total)
     return [ordered[round(n * (len(ordered) - 1) / (most - 1))] for n in range(most)]
 
 
-def _draw_map(ax: "Axes", plans: Sequence[Plan], down: str, across: str) -> None:
-    """GiB at the peak by colour; hatched where it does not fit, with a line at the budget."""
-    from matplotlib.collections import LineCollection
-    from matplotlib.patches import Patch, PathPatch
-    from matplotlib.path import Path as Outline
+def _draw_map(ax: "Axes", grid: Map) -> None:
+    """GiB at the peak by colour; grey where a point does not fit."""
+    import numpy as np
+    from matplotlib.patches import Patch
 
-    rows, columns = ticks(plans, down), ticks(plans, across)
-    found = {(plan.values[down], plan.values[across]): plan for plan in plans}
-    cells = [[found[row, column] for column in columns] for row in rows]
-    peaks = [[plan.taken.total / GIB for plan in line] for line in cells]
-    least, most = min(map(min, peaks)), max(map(max, peaks))
-    top = min(most, 2 * max(plan.budget / GIB for plan in plans))  # or what fits is one colour
-    image = ax.imshow(peaks, cmap="cividis", origin="lower", aspect="auto", vmin=least, vmax=top)
-    extend = "max" if top < most else "neither"
-    ax.figure.colorbar(image, ax=ax, label="GiB at the peak", extend=extend)
-    middle = (least + top) / 2
-    hatched: dict[str, list[list[tuple[float, float]]]] = {"black": [], "white": []}
-    for y, line in enumerate(cells):
-        for x, plan in enumerate(line):
-            ink = "black" if peaks[y][x] > middle else "white"
-            if plan.started is None:
-                left, low = x - 0.5, y - 0.5
-                right, high = left + 1, low + 1
-                corners = [(left, low), (right, low), (right, high), (left, high), (left, low)]
-                hatched[ink].append(corners)
-            if len(plans) <= NUMBERED:
-                box = {"fc": "white" if ink == "black" else "black", "alpha": 0.4, "lw": 0}
-                number = f"{peaks[y][x]:.2f}{'' if plan.fits or not plan.started else '*'}"
-                ax.text(x, y, number, ha="center", va="center", color=ink, size=8, bbox=box)
-    for ink, squares in hatched.items():
-        if squares:
-            outline = Outline.make_compound_path(*(Outline(one, closed=True) for one in squares))
-            ax.add_patch(PathPatch(outline, fc="none", ec=ink, hatch="///", lw=0))
-    budgets = {plan.budget / GIB for plan in plans}
-    legend: list[Any] = []
-    if not all(plan.started for plan in plans):
-        legend.append(Patch(fc="grey", hatch="///", ec="white", label="does not fit"))
-    if edges := _edges([[plan.taken.total <= plan.budget for plan in line] for line in cells]):
-        label = f"budget, {min(budgets):g} GiB" if len(budgets) == 1 else "budget"
-        legend.append(ax.add_collection(LineCollection(edges, color="#cc3311", lw=3, label=label)))
-    if any(plan.started and not plan.fits for plan in plans):
-        legend.append(Patch(fc="none", ec="none", label="* as memory.fit=auto would run it"))
-    if legend:
-        ax.legend(handles=legend, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
-    width = 2 + max(map(len, columns))
-    _label(ax.set_xticks, columns, most=90 // width)
-    _label(ax.set_yticks, rows, most=24)
-    ax.set_xlabel(across)
-    ax.set_ylabel(down)
+    peaks = np.array([[plan.taken.total / GIB for plan in row] for row in grid.cells])
+    refused = np.array([[plan.started is None for plan in row] for row in grid.cells])
+    image = ax.imshow(
+        np.ma.masked_where(refused, peaks), cmap="cividis", origin="lower", aspect="auto"
+    )
+    if not refused.all():
+        is_auto = grid.cells[0][0].memory.fit == "auto"
+        label = "GiB at the peak" + " (*: as memory.fit=auto changes it)" * is_auto
+        ax.figure.colorbar(image, ax=ax, label=label)
+    if refused.any():
+        ax.set_facecolor(GREY)
+        grey = Patch(color=GREY, label="does not fit")
+        ax.legend(handles=[grey], loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
+    if peaks.size <= NUMBERED:
+        box = {"fc": "white", "alpha": 0.6, "lw": 0}
+        for (row, column), peak in np.ndenumerate(peaks):
+            started = grid.cells[row][column].started
+            changed = "*" if started and started.changes else ""
+            ax.text(column, row, f"{peak:.2f}{changed}", ha="center", va="center", size=8, bbox=box)
+    _label(ax.set_xticks, grid.columns, most=90 // (2 + max(map(len, grid.columns))))
+    _label(ax.set_yticks, grid.rows, most=24)
+    ax.set_xlabel(grid.across)
+    ax.set_ylabel(grid.down)
 
 
-def _edges(fits: list[list[bool]]) -> list[list[tuple[float, float]]]:
-    """The sides between cells that fit and cells that do not."""
-    found = []
-    for y, line in enumerate(fits):
-        for x, fit in enumerate(line):
-            if x + 1 < len(line) and fit != line[x + 1]:
-                found.append([(x + 0.5, y - 0.5), (x + 0.5, y + 0.5)])
-            if y + 1 < len(fits) and fit != fits[y + 1][x]:
-                found.append([(x - 0.5, y + 0.5), (x + 0.5, y + 0.5)])
-    return found
-
-
-def _label(set_ticks: Any, values: Sequence[str], most: int) -> None:
-    every = -(-len(values) // most)  # with more of them the labels would run into each other
+def _label(set_ticks: Callable[..., object], values: Sequence[str], most: int) -> None:
+    every = -(-len(values) // most)  # more labels would overlap
     set_ticks(range(0, len(values), every), values[::every])
 
 
 def _draw_bars(ax: "Axes", plans: Sequence[Plan]) -> None:
-    """Where the bytes of each plan go, with a line at its budget."""
-    colours = kinds(plans)
-    places = range(len(plans))
-    lefts = [0.0] * len(plans)
-    for kind, colour in colours.items():
+    """The parts of each plan side by side, with a line at the budget."""
+    places, lefts = range(len(plans)), [0.0] * len(plans)
+    for kind, colour in colours(plans).items():
         widths = [plan.taken.lines.get(kind, 0) / GIB for plan in plans]
         ax.barh(places, widths, left=lefts, color=colour, label=kind)
         lefts = [left + width for left, width in zip(lefts, widths, strict=True)]
-    budgets = sorted({plan.budget / GIB for plan in plans})
+    budgets = {plan.budget / GIB for plan in plans}
     if len(budgets) == 1:
-        ax.axvline(budgets[0], color="#cc3311", lw=2, label=f"budget, {budgets[0]:g} GiB")
-    for place, plan in zip(places, plans, strict=True):
+        (budget,) = budgets
+        ax.axvline(budget, color=RED, lw=2, label=f"budget, {budget:g} GiB")
+    for place, plan, left in zip(places, plans, lefts, strict=True):
         mark = "" if plan.started else "  does not fit"
-        ax.text(lefts[place], place, f" {lefts[place]:.2f}{mark}", va="center", size=8)
-    ax.set_xlim(0, 1.3 * max([*lefts, *budgets]))
-    names = [" ".join(f"{k.rpartition('.')[2]}={v}" for k, v in p.values.items()) for p in plans]
-    ax.set_yticks(places, names)
+        ax.text(left, place, f" {left:.2f}{mark}", va="center", size=8)
+    ax.set_xlim(0, 1.3 * max(*lefts, *budgets))
+    ax.set_yticks(places, [plan.label.replace("model.", "") for plan in plans])
     ax.invert_yaxis()
     ax.set_xlabel("GiB at the peak")
     ax.figure.legend(*ax.get_legend_handles_labels(), loc="outside lower right", ncols=5)

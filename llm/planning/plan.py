@@ -1,172 +1,182 @@
-"""A plan of memory: what a run takes, whether it fits, and what would make it fit."""
+"""The plan of one run: the memory it takes, whether that fits, and the changes that make it fit."""
 
-import csv
-import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from llm.memory.fit import Fitted, cheapest_changes, fit
-from llm.memory.predict import Lines, Prediction, Setup
+from llm.memory.fit import Fitted, cheapest_changes, fit, following, largest, with_size
+from llm.memory.fit import changes as changes_between
+from llm.memory.options import EIGHT_BIT_NEEDS, MemoryOptions, has_eight_bit
+from llm.memory.predict import Lines, Prediction, Setup, predict
+from llm.memory.weights import n_parameters
+from llm.sealed import Plain
 from llm.units import format_bytes
-
-# Told apart with any kind of colour vision: Paul Tol's "muted" scheme (personal.sron.nl/~pault).
-COLOURS = (
-    "#332288", "#88ccee", "#44aa99", "#117733", "#999933", "#ddcc77", "#cc6677", "#882255",
-    "#aa4499", "#bbbbbb",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Largest:
-    """The largest value of a size that fits (None: none does), and what the next one takes."""
+    """The largest value of a size that fits; None: not even the smallest does."""
 
-    key: str
+    key: str  # n_layer, n_embed, block_size or trainer.micro_batch_size
     value: int | None
-    parameters: int | None
-    peak: int | None  # bytes
-    next_value: int | None  # None: there is none
-    next_peak: int | None  # None: no way to run it fits
-
-    @property
-    def sentence(self) -> str:
-        """``largest n_layer that fits: 14 (...); 15 takes 4.12 GiB``"""
-        more = ""
-        if self.next_value is not None:
-            takes = f"takes {self._size(self.next_peak)}" if self.next_peak else "does not fit"
-            more = f"{self.next_value:,} {takes}"
-        if self.value is None:
-            return f"no {self.key} fits" + (f": {more}" if self.next_peak else "")
-        size = f"{self.parameters:,} parameters, {self._size(self.peak or 0)}"
-        more = more or "there is no larger one"
-        return f"largest {self.key} that fits: {self.value:,} ({size}); {more}"
-
-    def _size(self, count: int) -> str:
-        """In GiB, unless both would read alike."""
-        alike = format_bytes(self.peak or 0) == format_bytes(self.next_peak or 0)
-        return f"{count / 2**20:,.1f} MiB" if alike else format_bytes(count)
-
-    @property
-    def cell(self) -> str:
-        """The same for a table."""
-        return "none" if self.value is None else f"{self.value:,} ({format_bytes(self.peak or 0)})"
+    sentence: str
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What one run takes, whether it fits, and what would make it fit."""
+    """What one run takes, whether it fits, and the changes that make it fit."""
 
-    label: str  # overrides in which it differs from the other points
-    values: dict[str, str]  # the same, by key
     setup: Setup
-    parameters: int
-    prediction: Prediction  # as it was asked for
     reserve: Lines
     budget: int  # bytes
-    limit: str  # what sets it: memory.budget_gib=4, or a smaller GPU
-    mode: str  # memory.fit
-    eight_bit: bool  # whether optimizer.state_bits may be changed to 8
-    device: str  # trainer.device
-    largest: Largest | None = None
-    begun: bool = False  # then the optimizer's state has the bits that it has
+    memory: MemoryOptions
+    is_resumed: bool = False  # then the optimizer state keeps its bits
+    typed: Setup | None = None  # as typed, where an earlier start has decided otherwise
+    device: str = field(default="auto", compare=False)  # trainer.device
+    values: dict[str, str] = field(default_factory=dict)  # of the keys that vary in a grid
+    largest: Largest | None = None  # answers memory.largest
+
+    @property
+    def label(self) -> str:
+        """``model.n_layer=4 model.n_embed=384``"""
+        return label(self.values)
+
+    @property
+    def limit(self) -> str:
+        """What sets the budget: ``memory.budget_gib=4``, or a smaller GPU."""
+        return self.memory.limit(self.budget)
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        return n_parameters(self.setup.model)
+
+    @cached_property
+    def prediction(self) -> Prediction:
+        """The peak without any change."""
+        return predict(self.setup, self.reserve)
 
     @property
     def fits(self) -> bool:
-        """As it was asked for."""
+        """Whether the run fits without any change."""
         return self.prediction.total <= self.budget
 
-    @cached_property  # takes longest, and only what is shown or started needs it
+    @cached_property
     def fitted(self) -> Fitted | None:
-        """With as little changed as makes it fit; None: nothing does."""
+        """The run with the cheapest changes that make it fit; None if no changes do."""
         if self.fits:
             return Fitted(self.setup, self.prediction)
-        return fit(self.setup, self.budget, self.reserve, self.eight_bit)
+        return fit(self.setup, self.budget, self.reserve, self.allows_eight_bit)
 
     @cached_property
     def ways(self) -> list[Fitted]:
-        """The cheapest changes that make it fit, whether or not what they need is installed."""
-        return cheapest_changes(self.setup, self.budget, self.reserve, not self.begun)
+        """The cheapest changes that make it fit, also with a library that is not installed."""
+        return cheapest_changes(self.setup, self.budget, self.reserve, not self.is_resumed)
+
+    @property
+    def allows_eight_bit(self) -> bool:
+        """Whether ``fitted`` may store the optimizer state in 8 bits."""
+        return not self.is_resumed and (self.memory.fit != "auto" or has_eight_bit())
 
     @property
     def started(self) -> Fitted | None:
-        """What would be started, which ``memory.fit=auto`` may change; None: it would not fit."""
-        return self.fitted if self.fits or self.mode == "auto" else None
+        """The run with the changes that ``memory.fit`` allows; None if it does not fit."""
+        return self.fitted if self.fits or self.memory.fit == "auto" else None
+
+    @property
+    def final_setup(self) -> Setup:
+        """As the run would be started, or without changes where it does not fit."""
+        return self.started.setup if self.started else self.setup
 
     @property
     def taken(self) -> Prediction:
-        """By what would be started."""
+        """The peak with ``final_setup``."""
         return self.started.prediction if self.started else self.prediction
 
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """Overrides that lead from the settings as typed to ``final_setup``."""
+        return changes_between(self.typed or self.setup, self.final_setup)
 
-def kinds(plans: Sequence[Plan]) -> dict[str, str]:
-    """All that takes memory in some plan, each with a colour; what is no tensor in grey."""
-    tensors = {kind for plan in plans for kind, size in plan.taken.lines.items() if size}
-    aside = {kind for plan in plans for kind in plan.taken.reserve} & tensors
-    order = {kind: n for plan in plans for n, kind in enumerate(plan.taken.lines)}
-    names = sorted(tensors - aside, key=lambda kind: (order[kind], kind))
-    last = len(COLOURS) - 1
-    colours = {kind: COLOURS[n % last] for n, kind in enumerate(names)}
-    return colours | dict.fromkeys(sorted(aside), COLOURS[last])
+    @property
+    def refusal(self) -> str:
+        """Why a run that does not fit is refused, with the cheapest changes that make it fit."""
+        peak = self.prediction
+        text = (
+            f"the run would take {format_bytes(peak.total)} ({peak.peak}), more than {self.limit}; "
+            f"the largest part is {largest_line(peak.lines)}"
+        )
+        if not self.ways:
+            return f"{text}; no setting of how it is run makes it fit: take a smaller model"
+        ways = " | ".join(" ".join(way.changes) for way in self.ways)
+        needs = "state_bits=8" in ways and not has_eight_bit()
+        return f"{text}; it fits with, fastest first: {ways}" + f"; {EIGHT_BIT_NEEDS}" * needs
 
+    @property
+    def sentence(self) -> str:
+        """The peak, the budget and the changes, for the first panel of a run."""
+        text = (
+            f"{format_bytes(self.taken.total)} predicted, of {format_bytes(self.budget)}; "
+            f"the largest part is {largest_line(self.taken.lines)}"
+        )
+        return f"{text}; to fit: {' '.join(self.changes)}" if self.changes else text
 
-def refusal(plans: Sequence[Plan], points: int) -> str | None:
-    """Why the command ends with a refusal: a single run that would be refused, or a grid of
-    ``points`` in which nothing fits.
-    """
-    asked = plans[0].largest
-    if asked and all(plan.largest and plan.largest.value is None for plan in plans):
-        where = f"at any of {points:,} points" if points > 1 else plans[0].limit
-        return f"no {asked.key} fits {where}, not even the smallest"
-    if any(plan.started for plan in plans) or (points == 1 and plans[0].mode == "off"):
+    @property
+    def facts(self) -> Plain:
+        """For ``summary.json``."""
+        return {"predicted_memory_bytes": self.taken.total, "memory_changes": [*self.changes]}
+
+    def with_smaller_micro_batch(self) -> "Plan | None":
+        """The same run with at most half the micro-batch, if that takes less memory.
+
+        Splitting a whole batch may take more: its gradients stay in memory between the parts.
+        """
+        setup = self.final_setup
+        if setup.step_in_backward:  # needs the whole batch
+            return None
+        for size in range(setup.micro_batch // 2, 0, -1):
+            smaller = replace(setup, micro_batch=size)
+            plan = replace(self, setup=smaller, typed=self.typed or self.setup)
+            if setup.batch_size % size == 0 and plan.prediction.total < self.taken.total:
+                return plan
         return None
-    least = min(plans, key=lambda plan: plan.prediction.total - plan.budget)
-    more = ", or more memory.budget_gib" if least.limit.startswith("memory.") else ""
-    advice = f"take a smaller model or batch{more}"
-    peak = least.prediction
-    takes = f"takes {format_bytes(peak.total)}, most is {largest_of(peak.lines)}"
-    if points == 1:
-        advice = "change it as told above" if least.ways else advice
-        return f"the run does not fit {least.limit}: it {takes}: {advice}"
-    which = f"the smallest, {least.label}," if least.label else "each"
-    return f"none of {points:,} points fits {least.limit}: {which} {takes}: {advice}"
 
 
-def numeric_axes(plans: Sequence[Plan]) -> list[str]:
-    """The keys that vary, if they are one or two and all their values are numbers."""
-    keys = list(plans[0].values)
-    try:
-        for plan in plans:
-            for value in plan.values.values():
-                float(value)
-    except ValueError:
-        return []
-    return keys if len(keys) <= 2 else []
+def find_largest(plan: Plan, key: str) -> Largest:
+    """The largest value of ``key`` (of :data:`llm.memory.options.SIZES`) that fits.
+
+    With ``memory.fit=auto``, other settings may change so that it does.
+    """
+    is_auto = plan.memory.fit == "auto"
+    value = largest(
+        plan.setup, key, plan.budget, plan.reserve, is_auto, plan.allows_eight_bit
+    )  # fmt: skip
+    if value is None:
+        sentence = f"no {key} fits"
+    else:
+        best = replace(plan, setup=with_size(plan.setup, key, value))
+        takes = f"{best.parameters:,} parameters, {_mib(best.taken)}"
+        sentence = f"largest {key} that fits: {value:,} ({takes})"
+    larger = following(plan.setup, key, value)
+    if larger is None:
+        sentence += "; there is no larger one"
+    elif is_auto:
+        sentence += f"; {larger:,} does not fit"
+    else:
+        further = replace(plan, setup=with_size(plan.setup, key, larger))
+        sentence += f"; {larger:,} takes {_mib(further.prediction)}"
+    return Largest(key, value, sentence)
 
 
-def ticks(plans: Sequence[Plan], key: str) -> list[str]:
-    """The values of a numeric key, in order."""
-    return sorted({plan.values[key] for plan in plans}, key=float)
+def label(values: dict[str, str]) -> str:
+    """The overrides that give ``values``."""
+    return " ".join(f"{key}={value}" for key, value in values.items())
 
 
-def to_csv(plans: Sequence[Plan]) -> str:
-    """All points, with the bytes of all that takes memory."""
-    out, every = io.StringIO(), kinds(plans)
-    writer = csv.writer(out, lineterminator="\n")
-    columns = ["parameters", "peak_bytes", "budget_bytes", "fits", "changes"]
-    asked = plans[0].largest
-    more = [] if asked is None else [f"largest {asked.key}"]
-    writer.writerow([*plans[0].values, *columns, *more, *every])
-    for plan in plans:
-        more = [] if plan.largest is None else [str(plan.largest.value or "")]
-        sizes = [plan.taken.lines.get(kind, 0) for kind in every]
-        started = plan.started
-        found = ["no", ""] if started is None else ["yes", " ".join(started.changes)]
-        facts = [plan.parameters, plan.taken.total, plan.budget, *found]
-        writer.writerow([*plan.values.values(), *facts, *more, *sizes])
-    return out.getvalue()
-
-
-def largest_of(lines: Lines) -> str:
+def largest_line(lines: Lines) -> str:
     """``activations (3.35 GiB)``"""
-    most = max(lines, key=lambda kind: lines[kind])
-    return f"{most} ({format_bytes(lines[most])})"
+    kind = max(lines, key=lambda kind: lines[kind])
+    return f"{kind} ({format_bytes(lines[kind])})"
+
+
+def _mib(prediction: Prediction) -> str:
+    return f"{prediction.total / 2**20:,.1f} MiB"  # neighbours may be alike in GiB

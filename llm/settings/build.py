@@ -132,7 +132,7 @@ def custom_logger(section: object) -> Callable[..., Any] | None:
 def try_custom(settings: TrainSettings) -> None:
     """Raise :class:`llm.errors.Refused` for a custom schedule or logger that does not work.
 
-    A custom optimizer is tried where its memory is measured (:mod:`llm.planning.probe`).
+    A custom optimizer is tried where its memory is measured (:mod:`llm.planning.custom_optimizer`).
     """
     if isinstance(settings.schedule, Custom):
         with naming(settings.schedule):

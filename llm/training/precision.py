@@ -26,7 +26,7 @@ INSTRUCTIONS = {
 def resolve_precision(name: str, device: torch.device) -> tuple[str, str]:
     """(a name of ``DTYPES``, the reason); ``auto`` is fast and safe on the device."""
     if name != "auto":
-        return name, "as asked for"
+        return name, "as configured"
     if device.type != "cuda":
         return "fp32", f"16-bit is not faster on {device.type}"
     if torch.cuda.is_bf16_supported(including_emulation=False):

@@ -23,13 +23,13 @@ def test_the_first_panel_shows_where_a_run_continues_and_that_it_is_deterministi
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     trainer = make_trainer()
-    show_start(Path("outputs/a"), trainer, trainer.dataset, "fp32, as asked for", "1 MiB")
+    show_start(Path("outputs/a"), trainer, trainer.dataset, "fp32, as configured", "1 MiB")
     text = shown(capsys)
-    assert "fp32, as asked for" in text and "outputs/a" in text
+    assert "fp32, as configured" in text and "outputs/a" in text
     assert "continues" not in text and "deterministic" not in text
     trainer = make_trainer(deterministic=True)
     trainer.progress.step = 4
-    show_start(Path("outputs/a"), trainer, trainer.dataset, "fp32, as asked for", "1 MiB")
+    show_start(Path("outputs/a"), trainer, trainer.dataset, "fp32, as configured", "1 MiB")
     text = shown(capsys)
     assert "continues after step 4" in text
     assert "deterministic the same bits each time" in text

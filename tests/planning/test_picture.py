@@ -1,93 +1,88 @@
-"""The picture of a plan: a PNG, and the table beside it."""
+"""The files of a plan: a picture (PNG), and the table of a grid beside it."""
 
 import io
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llm.errors import Refused
-from llm.planning import picture as plan_picture
-from llm.planning.picture import can_draw, draw, save
+from llm.planning import picture
+from llm.planning.picture import BARS_BESIDE_MAP, as_map, can_draw, colours, draw, save
 from llm.planning.plan import Plan
-from tests.planning.test_tables import grid, made
+from tests.planning.made import GIB, grid, plan
 
 pytest.importorskip("matplotlib")
-PNG = b"\x89PNG\r\n\x1a\n"
-NUMBERS = [str(n) for n in range(1, 6)]
-NAMES = [made(n, values={"model": f"m{n}"}, label=f"model=m{n}") for n in range(1, 4)]
+PRESETS = [
+    plan(n_layer=n_layer, values={"model": name})
+    for name, n_layer in (("nano", 1), ("small", 2), ("large", 64))
+]
 
 
-def figure_of(plans: list[Plan], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What :func:`draw` has drawn."""
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Draws plans and returns the axes of the figure."""
     from matplotlib.figure import Figure
 
-    kept: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: kept.append(self))
-    draw(io.BytesIO(), plans)
-    return kept[0]
+    figures: list[Any] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: figures.append(self))
+
+    def inner(plans: Sequence[Plan]) -> Any:
+        draw(io.BytesIO(), plans)
+        return figures[-1].axes
+
+    return inner
 
 
-def hatched(chart: Any) -> int:
-    """How many cells of a map are drawn as those that do not fit."""
-    return sum(len(p.get_path().to_polygons()) for p in chart.patches if p.get_hatch())
+def texts(labels: Any) -> list[str]:
+    return [label.get_text() for label in labels]
 
 
-def test_a_grid_of_two_numbers_is_a_map_beside_bars(monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = figure_of(grid(NUMBERS, ["1", "0.5"]), monkeypatch)
-    chart, bars, scale = figure.axes
-    (image,) = chart.images
-    assert image.get_array().shape == (5, 2)
-    assert image.get_array()[4].tolist() == [3.0, 5.5], "ticks are in order, whatever was typed"
-    assert (chart.get_xlabel(), chart.get_ylabel()) == ("b", "model.a")
-    assert scale.get_ylabel() == "GiB at the peak"
-    said = [text.get_text() for text in chart.get_legend().get_texts()]
-    assert said == ["does not fit", "budget, 4 GiB"]
-    assert hatched(chart) == 2, "4 and 5, each with half a GiB more"
-    assert len(bars.get_yticklabels()) == 10
-    assert {text.get_text() for text in figure.legends[0].get_texts()} == {
-        "weights", "reserve (assumed)", "budget, 4 GiB",
-    }  # fmt: skip
+def test_a_grid_of_two_numbers_is_a_map_beside_bars(drawn: Any) -> None:
+    plans = grid([16, 2], [512, 1024], budget_gib=3)
+    chart, bars, _ = drawn(plans)
+    assert (chart.get_xlabel(), chart.get_ylabel()) == ("model.n_embed", "model.n_layer")
+    assert texts(chart.get_yticklabels()) == ["2", "16"], "in order, whatever was typed first"
+    peaks = chart.images[0].get_array()
+    assert peaks.mask.tolist() == [[False, False], [False, True]], "16 x 1024 does not fit"
+    assert peaks[1, 0] * GIB == plans[0].taken.total
+    assert texts(chart.get_legend().get_texts()) == ["does not fit"]
+    assert len(texts(chart.texts)) == len(bars.get_yticklabels()) == 4
+    assert bars.texts[1].get_text().endswith("does not fit")
+    all_fit, *_ = drawn(grid([1, 2], [512, 1024]))
+    assert all_fit.get_legend() is None
 
 
-def test_where_all_fit_there_is_nothing_to_explain(monkeypatch: pytest.MonkeyPatch) -> None:
-    chart, *_ = figure_of(grid(["1", "2"], ["1", "0.5"]), monkeypatch).axes
-    assert chart.get_legend() is None
-    assert hatched(chart) == 0
-
-
-def test_of_a_large_map_some_bars_are_drawn_and_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    every = [str(n / 10) for n in range(1, 15)]
-    chart, bars, _ = figure_of(grid(every, every), monkeypatch).axes
-    labels = [label.get_text() for label in bars.get_yticklabels()]
-    assert len(labels) == plan_picture.BESIDE_A_MAP
-    assert (labels[0], labels[-1]) == ("a=0.1 b=0.1", "a=1.4 b=1.4")
+def test_a_large_map_has_some_bars_and_no_numbers(drawn: Any) -> None:
+    chart, bars, _ = drawn(grid(range(1, 15), range(64, 512, 32)))
+    labels = texts(bars.get_yticklabels())
+    assert len(labels) == BARS_BESIDE_MAP
+    assert (labels[0], labels[-1]) == ("n_layer=1 n_embed=64", "n_layer=14 n_embed=480")
     assert not chart.texts
+
+
+def test_presets_are_bars_with_a_line_at_the_budget(drawn: Any) -> None:
+    (bars,) = drawn(PRESETS)
+    assert texts(bars.get_yticklabels()) == ["model=nano", "model=small", "model=large"]
+    lengths = [sum(bar.patches[n].get_width() for bar in bars.containers) for n in range(3)]
+    assert lengths == pytest.approx([each.taken.total / GIB for each in PRESETS])
+    assert list(bars.lines[0].get_xdata()) == [4, 4]
 
 
 @pytest.mark.parametrize(
     "plans",
-    [[made(1)], NAMES, grid(NUMBERS, ["1"]), grid(NUMBERS * 10, ["1"], budget=0.9)],
-    ids=["one", "names", "one row", "many"],
-)
-def test_every_other_plan_is_drawn_too(plans: list[Plan], tmp_path: Path) -> None:
+    [[plan()], PRESETS, grid([1, 2], [512]), grid(range(1, 50), [512]), grid([8, 9], [512, 1024],
+     budget_gib=0.7)],
+    ids=["one", "presets", "one column", "long", "nothing fits"],
+)  # fmt: skip
+def test_every_plan_can_be_drawn(plans: list[Plan], tmp_path: Path) -> None:
     path = tmp_path / "a" / "plan.png"
     written = save(path, plans, is_grid=len(plans) > 1)
-    assert path.read_bytes().startswith(PNG)
-    table = [path.with_suffix(".csv")] if len(plans) > 1 else []
-    assert written == [path, *table]
+    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert written == [path, *[path.with_suffix(".csv")] * (len(plans) > 1)]
     assert sorted(path.parent.iterdir()) == sorted(written)
-
-
-def test_names_make_bars_with_the_budget_as_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    (bars,) = figure_of([*NAMES, made(9, values={"model": "m9"})], monkeypatch).axes
-    assert [label.get_text() for label in bars.get_yticklabels()] == [
-        "model=m1", "model=m2", "model=m3", "model=m9",
-    ]  # fmt: skip
-    assert [text.get_text().strip() for text in bars.texts][-1] == "9.50  does not fit"
-    (line,) = bars.lines
-    assert list(line.get_xdata()) == [4, 4]
 
 
 def test_without_matplotlib_there_is_still_a_table(
@@ -95,24 +90,34 @@ def test_without_matplotlib_there_is_still_a_table(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert not can_draw()
-    assert save(tmp_path / "plan.png", NAMES, is_grid=True) == [tmp_path / "plan.csv"]
+    assert save(tmp_path / "plan.png", PRESETS, is_grid=True) == [tmp_path / "plan.csv"]
 
 
-def test_a_place_that_cannot_be_written_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(Refused, match=r"picture: \S+/file cannot be written: \w"):
-        save(tmp_path / "file" / "plan.png", NAMES, is_grid=True)
+        save(tmp_path / "file" / "plan.png", PRESETS, is_grid=True)
     with pytest.raises(Refused, match="cannot be written"):
-        save(tmp_path / ("x" * 300 + ".png"), [made(1)], is_grid=False)
+        save(tmp_path / ("x" * 300 + ".png"), [plan()], is_grid=False)
 
 
 def test_a_picture_that_fails_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(plan_picture, "draw", fail)
+    monkeypatch.setattr(picture, "draw", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        save(tmp_path / "plan.png", [made(1)], is_grid=False)
+        save(tmp_path / "plan.png", [plan()], is_grid=False)
     assert not list(tmp_path.iterdir())
+
+
+def test_only_two_keys_with_numbers_make_a_map() -> None:
+    found = as_map([plan(values={"a": a, "b": b}) for a in ("10", "9") for b in ("1e1", "0.5")])
+    assert found is not None and (found.rows, found.columns) == (["9", "10"], ["0.5", "1e1"])
+    for values in ({"a": "1"}, {"a": "1", "b": "null"}, {"a": "1", "b": "2", "c": "3"}, {}):
+        assert as_map([plan(values=values)]) is None
+
+
+def test_each_part_has_a_colour_of_its_own_and_the_reserve_is_grey() -> None:
+    found = colours([plan(64), plan()])
+    assert len(set(found.values())) == len(found)
+    assert list(found.items())[-1] == ("reserve (assumed)", picture.GREY)

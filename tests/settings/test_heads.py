@@ -9,7 +9,7 @@ from llm.config.compose import compose_training, read_settings
 from llm.settings.saved import to_plain
 from llm.settings.schema import PlanSettings, TrainSettings
 from tests.command_line import composed, here
-from tests.planning.test_planner import points
+from tests.config.test_planner import points
 from tests.test_bad_input import assert_refused
 
 # What is typed, and the n_head and head_size that follow.

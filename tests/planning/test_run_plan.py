@@ -8,18 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from llm.planning import setup as plan
 from tests.command_line import here, listing
 from tests.conftest import HANGS, ROOT, TINY_RUN
 
 SMALL = ["model=small", "data=shakespeare", "precision=fp16", "trainer.device=cuda"]
-
-
-@pytest.fixture(autouse=True)
-def no_gpu_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same answers on every machine."""
-    plan.ask_gpu.cache_clear()
-    monkeypatch.setattr(plan, "DRIVERS", ())
 
 
 def test_one_plan_tells_what_takes_how_much_and_writes_nothing(tmp_path: Path) -> None:
@@ -57,7 +49,7 @@ def test_what_does_not_fit_is_an_answer_unless_it_was_to_be_checked(tmp_path: Pa
     assert "does not fit memory.budget_gib=2: it takes" in done.stdout
     checked = here("plan", *large, "memory.fit=check", cwd=tmp_path)
     assert checked.returncode == 2
-    assert checked.stderr.startswith("run_plan.py: the run does not fit memory.budget_gib=2: it t")
+    assert checked.stderr.startswith("run_plan.py: the run would take 31.23 GiB (training step), ")
     assert checked.stderr.count("\n") == 1
     assert checked.stdout == done.stdout
     impossible = [*large, "memory.fit=auto", "model.n_layer=512", "model.n_embed=8192"]
@@ -108,7 +100,7 @@ def test_without_matplotlib_one_line_says_so(
 def test_a_named_sweep_is_planned_by_what_changes_memory(tmp_path: Path) -> None:
     done = here("plan", "sweep=transfer_width", "experiment=fast", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    words = "40 points, 4 different ones: only model.n_embed change what they take"
+    words = "40 points, 4 different ones: memory depends only on model.n_embed"
     assert words in done.stdout
     assert done.stdout.count("│ model.n_embed=") == 4
     assert "optimizer.lr=" not in done.stdout
@@ -177,7 +169,7 @@ def test_a_run_that_would_be_continued_is_planned_with_its_settings(
 ) -> None:
     text = ["data=text", f"data.path={text_file}", "data.tokenizer=char"]
     unknown = here("plan", *text, cwd=tmp_path)
-    assert "data.vocab_size is not known before the text is read" in unknown.stderr
+    assert "data.vocab_size is unknown before the text is read" in unknown.stderr
     trained = here("train", *text, *TINY_RUN, "run.name=a", cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     prepared = here("plan", *text, cwd=tmp_path)
@@ -185,7 +177,7 @@ def test_a_run_that_would_be_continued_is_planned_with_its_settings(
     before = listing(tmp_path)
     done = here("plan", "resume=outputs/a", "trainer.micro_batch_size=2", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "1 layers, width 32, 2 heads of 16" in done.stdout
+    assert "1 layer, width 32, 2 heads of 16" in done.stdout
     assert "4 sequences of 16 in 2 micro-batches" in done.stdout
     plain = here("plan", "hydra.mode=RUN", cwd=tmp_path)
     assert "planned for" in plain.stdout, "also as a single run of Hydra's"

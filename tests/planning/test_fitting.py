@@ -11,7 +11,8 @@ import torch
 
 from llm.config.compose import compose_training
 from llm.errors import OutOfMemory
-from llm.planning.fitting import Planned, fit_memory, once_more_with_half
+from llm.planning.fitting import fit_memory, retry_with_smaller_micro_batch
+from llm.planning.plan import Plan
 from llm.settings.schema import TrainSettings
 from llm.training.trainer import Trainer
 from tests.command_line import Done, here, rows, summary
@@ -48,7 +49,7 @@ def test_check_refuses_before_the_data_is_touched_and_names_what_fits(tmp_path: 
     assert list(tmp_path.iterdir()) == []
     said = done.stderr.strip()
     assert "\n" not in said
-    assert "memory.budget_gib=0.18 is 184 MiB; most are " in said
+    assert "more than memory.budget_gib=0.18; the largest part is " in said
     ways = said.partition("fastest first: ")[2].split(" | ")
     assert 1 <= len(ways) <= 3
     fits = here("plan", *DATA, *SHORT, *BUDGET, "memory.budget_gib=0.18", "memory.fit=check",
@@ -114,19 +115,6 @@ def test_a_finished_run_is_skipped_where_it_would_not_fit_any_more(
     more = here("train", "resume=outputs/eight", "trainer.max_steps=9", *small, cwd=prepared)
     assert more.returncode == 2
     assert "the run would take" in more.stderr
-
-
-def test_a_run_from_before_there_were_levers_goes_on(prepared: Path) -> None:
-    typed = [*DATA, *SHORT, "optimizer=adamw", "run.name=old"]
-    assert here("train", *typed, cwd=prepared).returncode == 0
-    config = prepared / "outputs/old/config.yaml"
-    lines = config.read_text().splitlines(keepends=True)
-    new = ("state_bits", "step_in_backward", "memory:", "budget_gib", "reserve_mib",
-           "enforce", "fit:")  # fmt: skip
-    config.write_text("".join(line for line in lines if not line.strip().startswith(new)))
-    assert "is finished already" in here("train", *typed, cwd=prepared).stdout
-    more = here("train", "resume=outputs/old", "trainer.max_steps=6", cwd=prepared)
-    assert more.returncode == 0, more.stderr
 
 
 def test_levers_that_no_run_has_written_are_refused(prepared: Path, tmp_path: Path) -> None:
@@ -226,7 +214,7 @@ def test_a_run_that_runs_out_after_all_goes_on_with_half_from_its_last_checkpoin
     done = here("train", *DATA, *SHORT, "run.name=half", "trainer.batch_size=64",
                 "memory.fit=auto", cwd=prepared)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "once more, with trainer.micro_batch_size=32" in done.stdout
+    assert "out of memory: trying once more with trainer.micro_batch_size=32" in done.stdout
     assert calls == [64, 64, 64, 64, 32, 32]  # the checkpoint is of step 2
     found = summary(prepared / "outputs/half")
     assert (found["status"], found["step"]) == ("finished", 4)
@@ -237,25 +225,25 @@ def test_a_smaller_micro_batch_that_takes_more_is_no_way_out() -> None:
     settings = compose_training("model.n_layer=2", "model.n_embed=512", "memory.fit=auto",
                                 "trainer.batch_size=2", "optimizer=adamw")  # fmt: skip
     settings, plan = fit_memory(settings.resolve(77, "fp32"), torch.device("cpu"))
-    assert plan is not None
-    assert plan.with_micro_batch(1).prediction.total > plan.prediction.total
+    assert plan.with_smaller_micro_batch() is None
 
-    def attempt(settings: TrainSettings, plan: Planned) -> float:
+    def attempt(settings: TrainSettings, plan: Plan) -> float:
         error = OutOfMemory("out of memory (no room): try less")
         error.folder = Path("any")
         raise error
 
     with pytest.raises(OutOfMemory):
-        once_more_with_half(settings, plan, attempt)
+        retry_with_smaller_micro_batch(settings, plan, attempt)
 
 
-def test_where_auto_runs_out_after_all_it_tries_once_more_with_half(tmp_path: Path) -> None:
+def test_auto_tries_once_more_with_half_the_micro_batch(
+    tmp_path: Path,
+) -> None:
     settings = compose_training("trainer.batch_size=64", "memory.fit=auto", "run.name=halved")
     settings, plan = fit_memory(settings.resolve(77, "fp32"), torch.device("cpu"))
-    assert plan is not None
     tried: list[int] = []
 
-    def attempt(settings: TrainSettings, plan: Planned) -> float:
+    def attempt(settings: TrainSettings, plan: Plan) -> float:
         tried.append(settings.trainer.micro_batch)
         if len(tried) == 1:
             error = OutOfMemory("out of memory (no room): try less")
@@ -264,7 +252,7 @@ def test_where_auto_runs_out_after_all_it_tries_once_more_with_half(tmp_path: Pa
         assert plan.changes == ("trainer.micro_batch_size=32",)
         return 1.0
 
-    assert once_more_with_half(settings, plan, attempt) == 1.0
+    assert retry_with_smaller_micro_batch(settings, plan, attempt) == 1.0
     assert tried == [64, 32]
 
 

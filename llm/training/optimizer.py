@@ -15,8 +15,7 @@ from llm.training.eight_bit import EightBit
 from llm.training.muon import muon_step, split
 from llm.training.rounding import in_float32, portions
 
-FUSED = ("cuda", "cpu", "mps")  # devices with a fused AdamW: one kernel for all parameters
-PREFIX = "optimizer/"
+PREFIX = "optimizer/"  # of the names of its tensors in a checkpoint
 UNUSABLE = "the checkpoint holds no usable state of this optimizer"
 
 
@@ -202,7 +201,7 @@ def _adamw_step(
     steps: list[Tensor], group: dict[str, Any],
 ) -> None:  # fmt: skip
     adamw_step(
-        parameters, gradients, means, squares, [], steps, fused=group["fused"], amsgrad=False,
+        parameters, gradients, means, squares, [], steps, fused=True, amsgrad=False,
         beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"],
         weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
     )  # fmt: skip
@@ -221,7 +220,7 @@ def adamw(
     Matrices and embeddings decay; norms, biases and the scalars of a layer do not, as under Muon.
     """
     matrices, embeddings, heads, others = split(model)
-    rule = {"lr": lr, **_adamw_rule(model, betas, eps=1e-8)}
+    rule = {"rule": "adamw", "lr": lr, "betas": betas, "eps": 1e-8}
     groups: list[dict[str, Any]] = [
         {"params": [*embeddings, *matrices, *heads], "weight_decay": weight_decay, **rule},
         {"params": others, "weight_decay": 0.0, **rule},
@@ -242,10 +241,10 @@ def muon(
     state_bits: int = 32,
     name: str = "muon",
 ) -> Optimizer:
-    """Muon at ``lr`` for the matrices of the layers, AdamW at shares of it for everything else.
+    """Muon at ``lr`` for the matrices of the layers, AdamW at multiples of it for the rest.
 
-    The head's rate is divided by its width, because a step of Adam moves every weight by as much,
-    and the more of them an output sums, the further it moves (Yang et al. 2022, arXiv:2203.03466).
+    The head's rate is divided by its width: a step of Adam moves every weight equally far, and an
+    output that sums more weights moves further (Yang et al. 2022, arXiv:2203.03466).
     """
     matrices, embeddings, heads, others = split(model)
     shapes: dict[torch.Size, list[Tensor]] = {}
@@ -258,9 +257,9 @@ def muon(
     ]
     width = (heads or embeddings or matrices)[0].shape[1]
     head_lr_ratio /= width
-    if not heads:  # the embeddings are the head too
+    if not heads:  # tied: the embeddings are the head too
         embed_lr_ratio = min(embed_lr_ratio, head_lr_ratio)
-    rule = _adamw_rule(model, betas, eps=1e-10)
+    rule = {"rule": "adamw", "betas": betas, "eps": 1e-10}
     for parameters, ratio, decay in (
         (embeddings, embed_lr_ratio, weight_decay),
         (heads, head_lr_ratio, weight_decay),
@@ -268,8 +267,3 @@ def muon(
     ):
         groups.append({"params": parameters, "lr": lr * ratio, "weight_decay": decay, **rule})
     return Optimizer(model, [group for group in groups if group["params"]], state_bits)
-
-
-def _adamw_rule(model: nn.Module, betas: list[float], eps: float) -> dict[str, Any]:
-    fused = next(model.parameters()).device.type in FUSED
-    return {"rule": "adamw", "betas": (betas[0], betas[1]), "eps": eps, "fused": fused}

@@ -1,4 +1,4 @@
-"""Sweeps: every job in a process of its own, none able to end the others, all of it continued."""
+"""Sweeps: every job in its own process, none can end the others, and all of it is continued."""
 
 import os
 import re
@@ -134,7 +134,7 @@ def test_a_sweep_outlives_its_jobs_and_is_continued(tmp_path: Path, text: list[s
 
 
 @pytest.mark.slow
-def test_the_second_job_of_a_sweep_takes_what_the_first_has_compiled(
+def test_the_second_job_of_a_sweep_uses_the_compiled_code_of_the_first(
     tmp_path: Path, text: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = tmp_path / "compiled"
@@ -149,7 +149,7 @@ def test_the_second_job_of_a_sweep_takes_what_the_first_has_compiled(
     assert max(made) < first, "nothing was compiled after the first job"
 
 
-# What is started, without starting it.
+# The commands of the jobs, without starting them.
 
 
 @pytest.fixture
@@ -216,7 +216,7 @@ def test_folders_of_jobs_have_plain_short_names_of_their_own(sweep: Sweep) -> No
     assert all(len(job.folder.name) <= 120 for job in jobs)
 
 
-def test_a_sweep_that_did_not_finish_says_how_to_go_on(sweep: Sweep) -> None:
+def test_a_sweep_that_did_not_finish_prints_how_to_continue_it(sweep: Sweep) -> None:
     done, jobs = sweep("seed=1,2,3", "logger.notes=a, b", ends={1: "diverged"})
     assert done.returncode == 1
     assert done.stderr == "run_train.py: 1 of 3 jobs did not finish\n"
@@ -232,7 +232,7 @@ def test_a_sweep_that_did_not_finish_says_how_to_go_on(sweep: Sweep) -> None:
     assert "to run what did not" not in repeated.stdout
 
 
-def test_sweeps_without_a_name_get_folders_of_their_own_and_batches_share_one(
+def test_each_sweep_without_a_name_gets_a_folder_and_its_batches_share_it(
     sweep: Sweep,
 ) -> None:
     folders = {sweep("seed=1,2")[1][0].folder.parent for _ in range(3)}
@@ -270,7 +270,7 @@ def test_a_large_and_a_small_number_get_folders_of_their_own() -> None:
     assert (large, small) == ("optimizer.lr-1e30", "optimizer.lr-1e-30")
 
 
-# Which jobs there are.
+# The jobs of a sweep.
 
 
 @pytest.mark.parametrize(
@@ -387,7 +387,7 @@ class DummyLauncher(Launcher):
 """
 
 
-def test_a_launcher_that_is_installed_is_found_and_its_jobs_are_as_ours(
+def test_an_installed_launcher_is_found_and_its_jobs_are_the_same(
     tmp_path: Path, text: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = tmp_path / "site/hydra_plugins/dummy"

@@ -1,8 +1,8 @@
 """What would a run hold in memory, and does it fit? python run_plan.py model=small
 
-Nothing is trained, and torch is needed only by the process that asks a GPU for its reserve. The
-sweeper that conf/plan.yaml names (llm/config/planner.py) makes a list of points of what is typed, a
-single run being a list of one.
+Nothing is trained, and only the process that asks a GPU for its reserve imports torch. The sweeper
+in conf/plan.yaml (llm/config/planner.py) turns the command line into a list of points; a single run
+is a list of one.
 """
 
 import llm.start  # noqa: F401  (first: from here on signals are handled)
@@ -11,27 +11,25 @@ import llm.start  # noqa: F401  (first: from here on signals are handled)
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import hydra
 
 from llm.config.cli import command
-from llm.config.planner import as_points
+from llm.config.planner import Points, as_points
+from llm.errors import Refused
+from llm.experiment.console import say
+from llm.planning.picture import can_draw, save
+from llm.planning.points import plan_points, refusal
+from llm.planning.tables import show_grid, show_plan
+from llm.terminal import require_output
 
 PICTURES, NAME = Path("outputs/plans"), "%Y-%m-%d_%H-%M-%S"
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="plan")
 @as_points
-def main(points: Any) -> None:
+def main(points: Points) -> None:
     """Show the plan of one run, or of a grid with a picture; refuse what cannot fit."""
-    from llm.errors import Refused
-    from llm.experiment.console import say
-    from llm.planning.picture import can_draw, save
-    from llm.planning.points import plan_points, refusal
-    from llm.planning.tables import show_grid, show_plan
-    from llm.terminal import require_output
-
     require_output()
     plans, is_grid = plan_points(points), len(points) > 1
     if is_grid:
@@ -51,5 +49,5 @@ def main(points: Any) -> None:
 
 if __name__ == "__main__":
     if not any(word.startswith(("-", "hydra.mode=")) for word in sys.argv[1:]):
-        sys.argv.append("-m")  # else Hydra says of a typing mistake in a grid that -m is missing
+        sys.argv.append("-m")  # without it Hydra answers any mistake in a grid with "-m is missing"
     command(main)

@@ -1,4 +1,4 @@
-"""The command line, made ready for Hydra: what has no effect is refused, free text is quoted."""
+"""The command line, made ready for Hydra: keys without effect are refused, free text is quoted."""
 
 from argparse import Namespace
 from collections.abc import Iterable
@@ -43,7 +43,7 @@ def parse(words: list[str]) -> Namespace:
 def for_hydra(words: list[str]) -> list[str]:
     """The command line as Hydra reads it: flags first, then quoted overrides.
 
-    With ``resume=FOLDER`` the options that the run was started with come before what was typed, so
+    With ``resume=FOLDER`` the options that the run was started with stand before the typed ones, so
     that Hydra composes with them.
     """
     found = parse(words)

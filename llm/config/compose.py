@@ -1,4 +1,4 @@
-"""From what is typed to checked settings: Hydra composes, and the result becomes plain values."""
+"""From overrides to checked settings: Hydra composes them, and the result becomes plain values."""
 
 import copy
 import sys
@@ -39,7 +39,7 @@ def compose_training(*overrides: str) -> TrainSettings:
 def read_settings(cfg: DictConfig, kind: type[Settings]) -> Settings:
     """The typed and checked settings of a composed configuration.
 
-    With ``resume=FOLDER`` they are the settings in the folder, changed by what was typed; with
+    With ``resume=FOLDER`` they are the settings in the folder, changed by typed overrides; with
     ``init_from=FOLDER`` the network gets the shape of the weights. If ``cfg`` still has Hydra's own
     section, with the chosen options and the typed overrides, it is removed.
     """
@@ -130,7 +130,7 @@ def typed_keys(of_hydra: DictConfig | None) -> frozenset[str]:
 
 
 def _resumed(composed: DictConfig, of_hydra: DictConfig | None) -> DictConfig:
-    """The settings in the folder of ``resume``, changed by what was typed."""
+    """The settings in the folder of ``resume``, changed by typed overrides."""
     folder = Path(unguard(str(composed.resume)))
     cfg, saved = copy.deepcopy(composed), load_plain(folder)
     before = {group: saved_option(saved, group) for group in GROUPS}

@@ -34,7 +34,7 @@ HINTS = {
 
 
 def explained(error: BaseException) -> str | None:
-    """The line for a mistake in what was typed or in an option file; None for any other error."""
+    """The line for a mistake on the command line or in an option file; else None."""
     if not isinstance(error, HydraException | OmegaConfBaseException):
         group = str(error).startswith("Config group override")  # a ValueError, for model=1
         return _with_hint(str(error)) if group else _unreadable_file(error)

@@ -15,7 +15,10 @@ Points = list[Point[PlanSettings]]
 
 
 def as_points(main: Callable[[Points], None]) -> Callable[[Any], None]:
-    """For the function below ``@hydra.main``: with hydra.mode=RUN, a list of one point."""
+    """For the function below ``@hydra.main``, which :class:`Planner` calls with a list of points.
+
+    The configuration of a single run becomes a list of one point.
+    """
 
     @functools.wraps(main)
     def inner(given: Any) -> None:

@@ -79,7 +79,7 @@ def _keys(fitted: Fitted) -> set[str]:
 
 def _state_bits(setup: Setup, eight_bit: bool) -> list[int]:
     """The sizes of optimizer state to try; a custom optimizer has its own."""
-    can_shrink = eight_bit and setup.kept is None and setup.state_bits == 32
+    can_shrink = eight_bit and setup.custom is None and setup.state_bits == 32
     return [32, 8] if can_shrink else [setup.state_bits]
 
 
@@ -88,7 +88,7 @@ def levers(setup: Setup) -> Iterator[Setup]:
     given = CHECKPOINTING[setup.activation_checkpointing]
     stronger = [name for name, cost in CHECKPOINTING.items() if cost >= given]
     losses = [setup.model.loss] if _is_chunked(setup) else [setup.model.loss, "chunked"]
-    whole = setup.micro_batch == setup.batch_size and not setup.compile and setup.kept is None
+    whole = setup.micro_batch == setup.batch_size and not setup.compile and setup.custom is None
     backward = sorted({setup.step_in_backward, whole})
     for loss, checkpointing, in_backward in product(losses, stronger, backward):
         model = replace(setup.model, loss=loss)

@@ -7,7 +7,7 @@ the same amount. The tests compare the result with torch's MemTracker (tests/mem
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from llm.memory.kept import Kept
+from llm.memory.custom import CustomState
 from llm.memory.lora import LoRA
 from llm.memory.network import Network
 from llm.memory.tape import Meter, Parameter, Tape, aligned
@@ -42,7 +42,7 @@ class Setup:
 
     model: GPTConfig  # resolved
     optimizer: str = "adamw"  # or muon, or the name of a custom one
-    kept: Kept | None = None  # the measured state of a custom optimizer
+    custom: CustomState | None = None  # the measured state of a custom optimizer
     state_bits: int = 32  # of AdamW's running means
     precision: str = "fp32"  # fp32 | bf16 | fp16 | bf16_weights
     batch_size: int = 8  # sequences per optimizer step
@@ -151,16 +151,16 @@ def _constant(setup: Setup) -> Lines:
 
 
 def _state_bytes(setup: Setup, weight: Weight) -> int:
-    if setup.kept is None:
+    if setup.custom is None:
         return state_bytes(setup.optimizer, setup.state_bits, weight)
-    return setup.kept.bytes(weight.name, weight.shape)
+    return setup.custom.bytes(weight.name, weight.shape)
 
 
 def _step_bytes(setup: Setup, weights: list[Weight]) -> int:
-    if setup.kept is None:
+    if setup.custom is None:
         return step_bytes(setup.optimizer, weights, setup.width)
     numbers = sum(weight.numbers * weight.layers for weight in weights)
-    return setup.kept.step_bytes(max(weight.numbers for weight in weights), numbers)
+    return setup.custom.step_bytes(max(weight.numbers for weight in weights), numbers)
 
 
 def _read(setup: Setup) -> int:

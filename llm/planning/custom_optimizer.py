@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import fields
 
-from llm.memory.kept import Kept
+from llm.memory.custom import CustomState
 from llm.model.config import GPTConfig
 from llm.settings.build import locate_custom, naming, try_custom
 from llm.settings.custom import Custom
 from llm.settings.schema import TrainSettings
 
-_MEASURED: dict[str, Kept] = {}
+_MEASURED: dict[str, CustomState] = {}
 
 
-def optimizer_state(optimizer: object, model: GPTConfig, cuda: bool) -> Kept | None:
+def optimizer_state(optimizer: object, model: GPTConfig, cuda: bool) -> CustomState | None:
     """What a custom ``optimizer`` keeps for the weights of ``model``; None for a built-in one.
 
     It updates a small network, for which torch is imported (about 2 s, once). Raises

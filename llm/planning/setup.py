@@ -33,7 +33,7 @@ def setup_of(settings: TrainSettings, device: str) -> Setup:
     return Setup(
         model=resolved.model,
         optimizer=optimizer.option if isinstance(optimizer, Custom) else optimizer.name,
-        kept=optimizer_state(optimizer, resolved.model, cuda),
+        custom=optimizer_state(optimizer, resolved.model, cuda),
         state_bits=state_bits(optimizer),
         precision=precision,
         batch_size=trainer.batch_size,

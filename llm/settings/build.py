@@ -83,9 +83,9 @@ def _build_custom(section: Custom, **runtime: Any) -> Any:
     with naming(section):
         if section.group == "schedule":
             return CustomSchedule(section.where, target, section.arguments)
-        from llm.training.adapted import adapted
+        from llm.training.custom import custom_optimizer
 
-        return adapted(section.where, target, section.arguments, **runtime)
+        return custom_optimizer(section.where, target, section.arguments, **runtime)
 
 
 class CustomSchedule(Schedule):

@@ -13,7 +13,7 @@ from llm.model.gpt import GPT
 from llm.sampling.looping import measure_repeats
 from llm.sampling.options import SamplingOptions
 from llm.training import throughput
-from llm.training.adapted import adapted
+from llm.training.custom import custom_optimizer
 from llm.training.schedule import Constant
 from tests.training.conftest import MODEL, HandBuilt, MakeTrainer, copied
 
@@ -100,7 +100,7 @@ def test_grad_clip_bounds_the_gradient_that_is_applied(
     trainer = make_trainer(
         max_steps=1, grad_clip=clip, log_interval=1, schedule=Constant("constant", warmup_steps=0)
     )
-    plain = adapted("optimizer=sgd", torch.optim.SGD, {"lr": 1.0}, trainer.model)
+    plain = custom_optimizer("optimizer=sgd", torch.optim.SGD, {"lr": 1.0}, trainer.model)
     trainer.optimizer = trainer.update.optimizer = plain
     before = copied(dict(trainer.model.named_parameters()))
     trainer.fit()

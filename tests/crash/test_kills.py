@@ -167,11 +167,14 @@ def ending(run: Path) -> dict[str, Any]:
     for kind in ("last", "best"):
         checkpoint = Checkpoint.open(run / "checkpoints" / kind)
         checkpoint.verify()
-        progress = checkpoint.state["progress"].items()
+        progress = checkpoint.state["progress"]
+        progress["row"] = {k: v for k, v in (progress["row"] or {}).items() if k not in OF_TIME}
         found[kind] = {
             "files": checkpoint.files,  # their digests: weights, optimizer and random state
             "step": checkpoint.step,
-            "progress": {key: value for key, value in progress if not key.endswith("seconds")},
+            "progress": {
+                key: value for key, value in progress.items() if not key.endswith("seconds")
+            },
         }
     metrics = rows(run)
     assert [row["step"] for row in metrics] == list(range(STEPS + 1))

@@ -53,7 +53,7 @@ class Setup:
     device: str = "cpu"  # or cuda
     samples: bool = False  # whether text is sampled during training
     eval_only: bool = False
-    closely: bool = False  # whether tensors of narrow networks too get pages of their own
+    closely: bool = False  # whether even tensors of narrow networks get pages of their own
     lora: LoRA | None = None  # None: all weights are trained
 
     @property

@@ -1,4 +1,4 @@
-"""The commands of this program, as a user can copy them from a message in the current folder."""
+"""The commands of this program, for messages: a user can copy them."""
 
 import ast
 import shlex
@@ -8,8 +8,8 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent.parent  # of run_*.py
 SCRIPTS = ["run_prepare.py", "run_train.py", "run_sample.py", "run_plan.py"]  # in order of use
-TYPED: list[str] = []  # the whole command line, before anything in it is quoted for Hydra
-OPTION_FOLDERS: list[str] = []  # the arguments by which run_train.py finds custom options
+TYPED: list[str] = []  # the command line as typed, before words are quoted for Hydra
+OPTION_FOLDERS: list[str] = []  # the arguments that name folders of custom options
 
 
 def command_line(name: str, *arguments: str) -> str:
@@ -39,16 +39,18 @@ def for_shell(words: Iterable[str]) -> str:
 def _quoted(word: str) -> str:
     if word.isprintable():
         return shlex.quote(word)
-    shown = (c if c.isprintable() and c not in "\\'" else _escaped(c) for c in word)
-    return f"$'{''.join(shown)}'"
-
-
-def _escaped(character: str) -> str:
-    return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogateescape"))
+    quoted = ""
+    for character in word:
+        if character.isprintable() and character not in "\\'":
+            quoted += character
+        else:
+            raw = character.encode("utf-8", "surrogateescape")
+            quoted += "".join(f"\\x{byte:02x}" for byte in raw)
+    return f"$'{quoted}'"
 
 
 def _script(name: str) -> str:
-    """The path of a script from the current folder; it is beside the script that was started."""
+    """The path of a script, relative to the current folder if the script lies below it."""
     started = Path(sys.argv[0])
     if started.name.startswith("run_"):
         path = started.with_name(name)
@@ -56,7 +58,7 @@ def _script(name: str) -> str:
         path = FOLDER / name if (FOLDER / name).exists() else Path(name)
     try:
         return str(path.relative_to(Path.cwd()) if path.is_absolute() else path)
-    except (ValueError, FileNotFoundError):  # it is elsewhere, or the current folder was deleted
+    except (ValueError, FileNotFoundError):  # not below it, or the current folder was deleted
         return str(path)
 
 

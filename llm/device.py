@@ -1,4 +1,4 @@
-"""The one device that a process computes on, and its memory."""
+"""The device that a process computes on, and its memory."""
 
 import ctypes
 import json
@@ -21,8 +21,8 @@ from llm.units import format_bytes
 def select_device(name: str, key: str = "trainer.device", compiles: bool = False) -> torch.device:
     """``auto`` (cuda, else mps, else cpu), or a device by name, e.g. ``cuda:1``.
 
-    Raises :class:`llm.errors.Refused` if the device is missing, or if ``compiles`` (with
-    torch.compile) and there is no compiler.
+    Raises :class:`llm.errors.Refused` if the device is missing, and if torch.compile is used
+    (``compiles``) but there is no compiler.
     """
     available = {
         "cuda": torch.cuda.is_available(),
@@ -44,7 +44,7 @@ def select_device(name: str, key: str = "trainer.device", compiles: bool = False
         count = torch.cuda.device_count()
         require(
             int(index or 0) < count,
-            f"{key}={name}, but the highest number of a GPU here is {count - 1}",
+            f"{key}={name}, but the last GPU here is cuda:{count - 1}",
         )
     device = torch.device(name)
     if compiles:
@@ -55,22 +55,21 @@ def select_device(name: str, key: str = "trainer.device", compiles: bool = False
 def check_compiler(device: torch.device) -> None:
     """Raise :class:`llm.errors.Refused` if ``torch.compile`` would find no compiler.
 
-    For a CPU it writes C++, for a GPU a little C beside its kernels; Metal brings its own.
+    It needs a C++ compiler for a CPU and a C compiler for CUDA; Metal has its own.
     """
     names = {"cpu": ("CXX", ["g++", "clang++"]), "cuda": ("CC", ["gcc", "clang", "cc"])}
     if device.type in names:
         variable, known = names[device.type]
         commands = shlex.split(os.environ.get(variable, ""))[:1] or known
-        found = any(map(shutil.which, commands))
         require(
-            found,
+            any(map(shutil.which, commands)),
             f"trainer.compile=true needs a compiler ({commands[0]}): install g++ or gcc, "
             "or leave trainer.compile out",
         )
 
 
 def set_deterministic(is_deterministic: bool) -> None:
-    """Whether torch uses only algorithms that give the same bits each time.
+    """Let torch use only algorithms that give the same bits each time, or any algorithms.
 
     Call it before the first tensor is made: cuBLAS reads its setting once.
     """
@@ -86,15 +85,15 @@ WIDE = 512
 
 
 def tune_allocator(n_embed: int, closely: bool = False) -> None:
-    """Let the system take back the memory of large CPU tensors as soon as they are freed (Linux).
+    """Return the memory of large CPU tensors to the system as soon as they are freed (Linux).
 
-    Call it before the first tensor is made. glibc (2.36) rarely finds room for an aligned block
-    where one of the same size was freed, so a training step comes to hold far more than it needs.
-    Blocks that are mapped one by one go back whole; huge pages make that cheap. Networks narrower
-    than :data:`WIDE` have little to save, and their blocks are slow to map, so it is done for them
-    only if memory is watched ``closely``.
+    Call it before the first tensor is made. glibc (2.36) rarely reuses a freed block for an aligned
+    one of the same size, so a training step takes far more memory than it needs. A block that is
+    mapped alone is returned whole; huge pages make mapping cheap. Networks narrower than
+    :data:`WIDE` have little to save, and their blocks are slow to map, so their blocks are mapped
+    only if ``closely``: the user saves memory.
     """
-    # On CUDA segments that can grow leave fewer gaps (torch reads this when it first allocates).
+    # On CUDA, segments that can grow leave fewer gaps (torch reads this when it first allocates).
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     is_set_by_user = "MALLOC_MMAP_THRESHOLD_" in os.environ
@@ -103,11 +102,11 @@ def tune_allocator(n_embed: int, closely: bool = False) -> None:
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
         if mallopt:
             mallopt(M_MMAP_THRESHOLD, HUGE_PAGE // 4 if closely else HUGE_PAGE)
-            mallopt(M_TRIM_THRESHOLD, 128 * HUGE_PAGE)  # the default would now trim all the time
+            mallopt(M_TRIM_THRESHOLD, 128 * HUGE_PAGE)  # with the default, glibc would trim often
 
 
 def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
-    """Tensors on the device; through pinned memory for CUDA, so that copying overlaps work."""
+    """Tensors on the device; through pinned memory for CUDA, so that copies overlap computation."""
     tensors = [torch.from_numpy(array) for array in arrays]
     if device.type == "cuda":
         return [tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors]
@@ -115,7 +114,7 @@ def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has finished its work; a CPU always has."""
+    """Wait until a GPU has finished its work; on a CPU, nothing is left to wait for."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
@@ -136,12 +135,12 @@ def total_memory(device: torch.device) -> int | None:
 
 
 def reserved_memory_bytes(device: torch.device) -> int | None:
-    """Most bytes that CUDA's allocator has taken so far, gaps included; None elsewhere."""
+    """Peak bytes that CUDA's allocator has reserved so far, gaps included; None elsewhere."""
     return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most bytes so far: of tensors on CUDA, elsewhere of the whole process."""
+    """Peak bytes so far: of tensors on CUDA, elsewhere of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if peak := _process_status("VmHWM"):
@@ -151,10 +150,10 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def process_memory(device: torch.device) -> int:
-    """Bytes in use before the first tensor of a run, which no prediction counts.
+    """Bytes in use before the first tensor of a run.
 
-    On a CPU the process with its libraries. On CUDA all memory that is not free after a first
-    product has made its context and workspaces, other programs included.
+    On a CPU, those of the process with its libraries. On CUDA, all memory that is not free after a
+    first matrix product has made the context and workspaces; other programs are included.
     """
     x = torch.ones(256, 256, device=device)
     (x @ x).sum().item()
@@ -168,10 +167,10 @@ def process_memory(device: torch.device) -> int:
 
 
 def limit_memory(device: torch.device, further: int) -> bool:
-    """Let this process take ``further`` bytes more; beyond that torch raises an error.
+    """Let this process take at most ``further`` bytes more; beyond that torch raises an error.
 
-    Returns whether this system can do that: on CUDA torch's allocator, on a CPU Linux, which
-    limits private memory, so that allocations of libraries count too.
+    Returns whether this system can do that. On CUDA torch's allocator limits tensors; on a CPU
+    Linux limits private memory, which includes that of libraries.
     """
     if device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index
@@ -190,7 +189,7 @@ def limit_memory(device: torch.device, further: int) -> bool:
 
 
 def _process_status(key: str) -> int:
-    """Bytes in a line of /proc/self/status; 0 if the system has none."""
+    """Bytes in the line ``key`` of /proc/self/status; 0 if there is no such file."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
     except OSError:
@@ -199,6 +198,6 @@ def _process_status(key: str) -> int:
     return 1024 * int(next(values, 0))
 
 
-if __name__ == "__main__":  # llm.planning.reserve asks about a GPU in a process of its own
+if __name__ == "__main__":  # llm.planning.reserve runs this file to ask about a GPU
     _device = select_device(sys.argv[1])
     print(json.dumps([_device.type, process_memory(_device), total_memory(_device)]))

@@ -1,14 +1,13 @@
 """Ctrl-C, SIGTERM, SIGUSR1 and a closed terminal: the first signal ends a command in good order
 with status 75; a second Ctrl-C ends it at once with 130.
 
-What the first signal does depends on what could be lost. While modules are imported, the process
-exits. Until training starts, an exception, :class:`Signalled`, undoes what is half done. From then
-on the signal is only recorded, and the loop looks for it between steps, since code that runs in a
-handler may meet the interpreter in any state.
+What the first signal does depends on what could be lost. While modules are imported, it ends the
+process. Until training starts, it raises :class:`Signalled`, so that ``finally`` blocks clean up.
+From then on it is only recorded, and the loop checks for it between steps.
 
 Python calls a handler only between two of its own instructions, and one call of torch may take
-minutes. So Python also writes each signal to a pipe (``signal.set_wakeup_fd``) that a thread reads.
-If the main thread is busy, this thread answers Ctrl-C instead, and ends the process at the second.
+minutes. So Python also writes each signal to a pipe (``signal.set_wakeup_fd``), which a thread
+reads: it answers Ctrl-C while the main thread is busy, and ends the process at the second one.
 """
 
 import contextlib
@@ -23,7 +22,7 @@ from typing import Any, TypeVar
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 STOPPED, AT_ONCE = 75, 130  # exit statuses
-SOON = 0.3  # seconds in which Python calls a handler, except during one long call
+SOON = 0.3  # seconds: unless it is busy in one long call, Python has called the handler by then
 T = TypeVar("T")
 
 
@@ -49,31 +48,37 @@ class Reaction(Enum):
 
 
 class Listener:
-    """Answers signals; each process has one, :data:`listener`."""
+    """The signal handlers of this process; :data:`listener` is the only one."""
 
     def __init__(self) -> None:
         self.previous: dict[signal.Signals, Any] = {}  # handlers; empty: not listening
-        self.at_once: list[Callable[[], object]] = []  # called before a second Ctrl-C ends it
+        self.at_once: list[
+            Callable[[], object]
+        ] = []  # called when a second Ctrl-C ends the process
         self._reset()
 
     def _reset(self) -> None:
         self.received: signal.Signals | None = None
         self.reaction = Reaction.EXIT
-        self.is_answered = False  # whether the user knows that Ctrl-C was received
+        self.is_answered = False  # whether a line has said that Ctrl-C was received
 
     def listen(self) -> None:
-        """Replace the present handlers."""
+        """Install the handlers, unless they are installed already.
+
+        SIGHUP stays ignored if it is, as under nohup.
+        """
         if self.previous:
             return
         reading, self.pipe = os.pipe()
-        os.set_blocking(self.pipe, False)  # a handler must not wait
+        os.set_blocking(self.pipe, False)  # Python must not wait to write a signal
         signal.set_wakeup_fd(self.pipe, warn_on_full_buffer=False)
         self.thread = threading.Thread(target=self._read_pipe, args=(reading,), daemon=True)
         self.thread.start()
-        self.previous = {n: signal.signal(n, self._handle) for n in answered()}
+        ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+        self.previous = {n: signal.signal(n, self._handle) for n in SIGNALS if n not in ignored}
 
     def stop_listening(self) -> None:
-        """Restore the previous handlers and forget all signals."""
+        """Restore the previous handlers and forget the received signal."""
         if self.previous:
             for number, handler in self.previous.items():
                 signal.signal(number, handler)
@@ -84,7 +89,7 @@ class Listener:
         self._reset()
 
     def each(self, items: Iterable[T]) -> Iterator[T]:
-        """``items``, until a signal comes; then :class:`Signalled`."""
+        """Yield ``items``; raises :class:`Signalled` instead of the next one after a signal."""
         for item in items:
             if self.received is not None:
                 raise Signalled(self.received)
@@ -94,7 +99,7 @@ class Listener:
         if self.received is not None:
             if number == signal.SIGINT:
                 self._exit_at_once()
-            if self.reaction is Reaction.RAISE:  # somebody swallowed the first exception
+            if self.reaction is Reaction.RAISE:  # some library has swallowed the first exception
                 raise Signalled(self.received)
             return
         self.received = signal.Signals(number)
@@ -102,13 +107,13 @@ class Listener:
             print_at_once(f"stopped by {self.received.name} before anything was started")
             os._exit(STOPPED)
         if self.reaction is Reaction.RAISE:
-            self.is_answered = True  # by the line that ends the command
+            self.is_answered = True  # by the last line of the command
             raise Signalled(self.received)
         if number == signal.SIGINT:
             self._answer()
 
     def _read_pipe(self, reading: int) -> None:
-        """In a thread: read the number of each signal, until the pipe is closed."""
+        """In a thread: react to Ctrl-C for the main thread, until the pipe is closed."""
         is_first = True
         with open(reading, "rb", buffering=0) as pipe:
             while number := pipe.read(1):
@@ -137,12 +142,6 @@ class Listener:
         os._exit(AT_ONCE)
 
 
-def answered() -> list[signal.Signals]:
-    """:data:`SIGNALS`; without SIGHUP if it is ignored, as nohup does."""
-    is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    return [n for n in SIGNALS if n != signal.SIGHUP or not is_ignored]
-
-
 def print_at_once(line: str) -> None:
     """Print a line on standard error without Python's buffers and locks."""
     with contextlib.suppress(OSError):
@@ -151,13 +150,13 @@ def print_at_once(line: str) -> None:
 
 
 listener = Listener()
-# A forked child must not write to our pipe: one Ctrl-C would count twice.
+# A forked child must not write to the pipe of its parent: one Ctrl-C would count twice.
 os.register_at_fork(after_in_child=lambda: listener.previous and signal.set_wakeup_fd(-1))
 
 
 @contextlib.contextmanager
 def raised() -> Iterator[None]:
-    """In a command: a signal raises :class:`Signalled`, until :func:`remember` is called."""
+    """While inside, a signal raises :class:`Signalled`, until :func:`remember` is called."""
     listener.listen()
     listener.reaction = Reaction.RAISE
     try:
@@ -168,10 +167,10 @@ def raised() -> Iterator[None]:
 
 @contextlib.contextmanager
 def unswallowed() -> Iterator[None]:
-    """An error after a signal becomes :class:`Signalled`, until :func:`remember` is called.
+    """Turn an error after a signal into :class:`Signalled`, until :func:`remember` is called.
 
-    An import that swallows :class:`Signalled` leaves half a module behind, which fails later in
-    another way.
+    An import that swallows :class:`Signalled` leaves a half-imported module, which causes other
+    errors later.
     """
     try:
         yield
@@ -187,18 +186,16 @@ def remember() -> None:
 
 
 def ignore() -> None:
-    """At the very end, when Python restores the system's handlers: a signal must not change the
-    exit status any more.
-    """
+    """Called at exit: a signal must not change the exit status any more."""
     for number in listener.previous:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
 def remembered() -> Iterator[Listener]:
-    """For the loop: signals are only recorded, in ``received`` of the listener that it yields.
+    """Around the loop: a signal is only recorded, as ``received`` of the yielded listener.
 
-    In a command this holds to the end: the work after training is short and must not be cut.
+    In a command this stays so after the loop: the work after training is short and must finish.
     """
     is_in_command = bool(listener.previous)
     remember()

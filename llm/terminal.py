@@ -1,7 +1,7 @@
-"""Standard output and standard error that never end a run, and never obey a stranger's text.
+"""Standard output and standard error that never end a run, and escape control characters.
 
-A terminal is closed, a disk is full, an encoding lacks a character: the screen loses text, but the
-run's own files have it. Only commands that make nothing but output end if it cannot be written
+If a terminal is closed, a disk is full or an encoding lacks a character, text is missing on the
+screen, but the files of the run have it. Only a command whose single result is its output ends then
 (:func:`require_output`).
 """
 
@@ -15,7 +15,7 @@ from llm.errors import DiskError, printable
 
 
 class SafeStream:
-    """A stream to which a failed write loses the text; if :attr:`is_required`, it raises."""
+    """A stream that drops text it cannot write, or raises an error if :attr:`is_required`."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream, self.is_required = stream, False
@@ -39,7 +39,7 @@ class SafeStream:
             self._failed(error)
 
     def discard(self) -> None:
-        """Throw away the buffer and everything that is written from now on."""
+        """Drop the buffer and all later output."""
         with contextlib.suppress(OSError, ValueError):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self.stream.fileno())
@@ -47,20 +47,20 @@ class SafeStream:
 
     def _failed(self, error: Exception) -> None:
         if not self.is_required:
-            return  # the buffer stays: the disk may have room again later
+            return  # leave the buffer: the disk may have room again later
         self.is_required = False  # raise only once
         self.discard()
-        if isinstance(error, BrokenPipeError):  # a reader such as `head` has seen enough
+        if isinstance(error, BrokenPipeError):  # a reader such as `head` has ended
             raise error
         reason = getattr(error, "strerror", None) or str(error)
         raise DiskError(f"standard output could not be written: {reason}") from error
 
 
 class SafeTerminal:
-    """A terminal that shows escape sequences instead of obeying them, except rich's own."""
+    """A terminal that shows control characters as text, except those that rich sends."""
 
     def __init__(self, stream: SafeStream) -> None:
-        self.rich_proxied_file = stream  # where rich writes instead, if a stream has this attribute
+        self.rich_proxied_file = stream  # rich writes to the stream in this attribute instead
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.rich_proxied_file, name)
@@ -71,14 +71,19 @@ class SafeTerminal:
 
 
 def safe(stream: TextIO) -> SafeStream | SafeTerminal:
-    """``stream`` as this program writes to it; in a pipe or a file text stays unchanged."""
+    """A safe stream that writes to ``stream``; in a pipe or a file text stays unchanged."""
     return SafeTerminal(SafeStream(stream)) if stream.isatty() else SafeStream(stream)
 
 
 def guard_streams() -> None:
-    """Replace standard output and standard error by safe ones."""
+    """Replace standard output and standard error by safe streams."""
     for number in range(3):
-        _open_if_closed(number)
+        # If closed, it would become the next file that is opened, perhaps a checkpoint.
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
+            os.set_inheritable(null, True)
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is None:  # it was closed when Python started: `>&-`
@@ -88,18 +93,10 @@ def guard_streams() -> None:
     os.environ.setdefault("PYTHON_COLORS", "0")
 
 
-def _open_if_closed(number: int) -> None:
-    # Otherwise the next file to be opened, perhaps a checkpoint, would become standard output.
-    try:
-        os.fstat(number)
-    except OSError:
-        os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free number
-
-
 def require_output() -> None:
-    """This command makes nothing but standard output: from now on a failed write ends it.
+    """Let a failed write to standard output end the command, from now on.
 
-    The write raises :class:`llm.errors.DiskError`, or ``BrokenPipeError`` if the reader has gone.
+    The write raises :class:`llm.errors.DiskError`, or ``BrokenPipeError`` if the reader has ended.
     """
     stream = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
     if isinstance(stream, SafeStream):
@@ -108,7 +105,7 @@ def require_output() -> None:
 
 @contextlib.contextmanager
 def flushed() -> Iterator[None]:
-    """Write the buffer at the end of the block, while a failure can still be reported."""
+    """Flush standard output at the end of the block, while a failure can still be reported."""
     try:
         yield
     finally:
@@ -116,7 +113,7 @@ def flushed() -> Iterator[None]:
 
 
 def empty_buffers() -> None:
-    """Write or discard the buffers; if Python itself failed to, the exit status would change."""
+    """Flush or drop the buffers: if Python fails to flush them at exit, the exit status changes."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, SafeStream | SafeTerminal):
             try:

@@ -1,4 +1,4 @@
-"""The versions of this program and of what it runs on, without importing them."""
+"""The versions of this program, of its packages (without importing them) and of Python."""
 
 import platform
 from importlib.metadata import version

@@ -48,7 +48,7 @@ def test_a_missing_gpu_is_refused_in_one_line(name: str) -> None:
 
 @with_gpu
 def test_a_gpu_beyond_the_last_is_refused() -> None:
-    with pytest.raises(Refused, match=r"cuda:99, but the highest number of a GPU"):
+    with pytest.raises(Refused, match=r"cuda:99, but the last GPU here is cuda:"):
         select_device("cuda:99")
 
 

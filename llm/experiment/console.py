@@ -34,16 +34,16 @@ from llm.training.logger import Row, T
 from llm.units import format_bytes
 
 BAR = 12  # characters
-QUIET = 15.0  # seconds without a line, after which a pipe is told what takes so long
+QUIET = 15.0  # seconds without a line, after which a line in a pipe says what is taking long
 
 
 class Screen(Console):
-    """A console on which only rich itself makes escape sequences, whoever wrote the text."""
+    """A console that escapes control characters in text: only rich may send them."""
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """Called by rich for everything that it shows."""
+        """Called by rich for everything it shows."""
         for text, style, control in super().render(renderable, options):
             yield Segment(text if control else printable(text), style, control)
 
@@ -53,17 +53,16 @@ class Screen(Console):
 
 console = Screen(highlight=False, soft_wrap=True)
 log = logging.getLogger("llm")
-
-
-def log_warning(message: str) -> None:
-    """One line in the log, if a run has started one; else Python would print it."""
-    if log.hasHandlers():
-        log.warning(message)
+log.addHandler(logging.NullHandler())  # else Python prints warnings while no run has a log
 
 
 def warn(message: str) -> None:
     """One line on the screen and in the log."""
-    log_warning(message)
+    log.warning(message)
+    _show_warning(message)
+
+
+def _show_warning(message: str) -> None:
     console.print(f"warning: {as_line(message)}", style="yellow", markup=False)
 
 
@@ -89,10 +88,10 @@ def panel(title: str, facts: dict[str, str]) -> None:
 
 
 class Numbers(ProgressColumn):
-    """The time left and the newest numbers, cut where the line is full."""
+    """The time left and the newest numbers, cut at the end of the line."""
 
     def render(self, task: Task) -> Text:
-        """Called by rich when it draws the line."""
+        """Called by rich to draw this column."""
         left = task.time_remaining
         parts = [f"eta {duration(left)}"] if left is not None else []
         parts += [text for text in (task.fields["doing"], task.fields["numbers"]) if text]
@@ -100,7 +99,7 @@ class Numbers(ProgressColumn):
 
 
 class TrainingScreen:
-    """The progress of one run; enter it for the time of the loop."""
+    """The progress of one run; a context manager around its loop."""
 
     def __init__(self, max_steps: int, start: int = 0) -> None:
         self.max_steps, self.step = max_steps, start
@@ -111,7 +110,7 @@ class TrainingScreen:
         )  # fmt: skip
         self.task = self.bar.add_task("", total=max_steps, completed=start, numbers="", doing="")
         self.last_line = time.monotonic()
-        self.warnings: Counter[str] = Counter()  # of each kind
+        self.warnings: Counter[str] = Counter()  # by kind
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -121,19 +120,19 @@ class TrainingScreen:
         self.bar.stop()
 
     def tick(self, step: int) -> None:
-        """A step is done."""
+        """Show that ``step`` is done."""
         self.step = step
         self.bar.update(self.task, completed=step, doing="")
 
     @contextmanager
     def doing(self, what: str) -> Iterator[None]:
-        """Inside, the line shows what takes time besides training."""
+        """While inside, show that the run does ``what`` instead of training."""
         self._show(what)
         yield
         self._show("")
 
     def each(self, what: str, items: Iterable[T], count: int = 0) -> Iterator[T]:
-        """``items``; the line shows how many of them are done."""
+        """Yield ``items`` and show how many of them are done."""
         for done, item in enumerate(items):
             self._show(f"{what} {done}/{count}" if count else what)
             yield item
@@ -147,25 +146,23 @@ class TrainingScreen:
     def warn(self, message: str, kind: str = "") -> None:
         """A warning, on the screen and in the log.
 
-        Warnings of one ``kind`` may come step after step. All of them are in the log; the screen
-        shows the first, second, fourth, eighth ...
+        A ``kind`` of warning may repeat at every step. The log gets all of them, the screen the
+        first, second, fourth, eighth ...
         """
+        log.warning(message)
         self.warnings[kind] += 1
         count = self.warnings[kind]
-        if not kind or count == 1:
-            warn(message)
-            return
-        log_warning(message)
-        if count & (count - 1) == 0:  # a power of two
-            note = f"{message} ({count} of this kind so far; all are in the log)"
-            console.print(f"warning: {as_line(note)}", style="yellow", markup=False)
+        if kind and count > 1:
+            message += f" ({count} of this kind so far; all are in the log)"
+        is_power_of_two = count & (count - 1) == 0
+        if is_power_of_two or not kind:
+            _show_warning(message)
 
     def log(self, row: Row) -> None:
         """Show a row of metrics: in the bar, or as a line."""
         self.bar.update(self.task, doing="")
-        line = (
-            f"step {row['step']:>{len(str(self.max_steps))}}/{self.max_steps}  {describe_row(row)}"
-        )
+        width = len(str(self.max_steps))
+        line = f"step {row['step']:>{width}}/{self.max_steps}  {describe_row(row)}"
         log.info(line)
         if not self.is_live:
             left = self.bar.tasks[0].time_remaining
@@ -208,12 +205,12 @@ def describe_row(row: Row) -> str:
 
 @contextmanager
 def status(what: str) -> Iterator[None]:
-    """Show what is waited for. A pipe gets one line, and only if it takes long."""
+    """While inside, show that ``what`` is happening; in a pipe only if it takes long."""
     if console.is_terminal:
         with console.status(Text(what)):
             yield
         return
-    # On standard error: standard output may be the result of the command.
+    # On standard error, because the result of the command may go to standard output.
     late = threading.Timer(QUIET, print, (f"{as_line(what)} ...",), {"file": sys.stderr})
     late.daemon = True
     late.start()
@@ -242,7 +239,7 @@ def byte_progress(title: str) -> AbstractContextManager[Callable[[int, int], Non
 
 
 def count_progress(title: str) -> AbstractContextManager[Callable[[int, int], None]]:
-    """A progress bar over things that are counted; yields a function to call with (done, total)."""
+    """A progress bar over items; yields a function to call with (done, total)."""
     return _progress(title, MofNCompleteColumn(), TimeRemainingColumn())
 
 
@@ -262,7 +259,7 @@ def jobs_table(jobs: list[tuple[str, dict[str, Any]]]) -> None:
         loss = _loss(summary)
         cells = [f"{loss:.4f}" if loss < math.inf else "-"]
         cells += [form(summary[key]) if summary.get(key) else "-" for key, form in formats]
-        # n_layer=4 for model.n_layer=4
+        # model.n_layer=4 becomes n_layer=4
         short = " ".join(re.sub(r"^[\w.]+\.(?=\w+=)", "", word) for word in overrides.split(" "))
         table.add_row(Text(short), Text(str(summary.get("status"))), *cells)
     console.print(table)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from llm.checkpoint.checkpoint import Checkpoint
-from llm.disk import could_not_write
+from llm.disk import writing
 from llm.experiment.console import TrainingScreen, status, warn
 from llm.experiment.rundir import METRICS, SAMPLES, cut_metrics
 from llm.training.logger import Row
@@ -82,16 +82,16 @@ class RunLogger(TrainingScreen):
         self.show_sample(step, text)
 
     def sync(self) -> None:
-        """Wait until the rows are on the disk: none may be missing before a checkpoint's step."""
+        """Write the rows through to the disk, so that none before a checkpoint can be missing."""
         path = self.folder / METRICS
         if path.exists():
-            with self._writing(METRICS), path.open("rb") as file:
+            with writing(path), path.open("rb") as file:
                 os.fsync(file.fileno())
 
     def rewind(self, step: int) -> None:
-        """Forget the rows after ``step``, from which the run continues, and restart the service."""
+        """Delete the rows after ``step``, where the run continues, and restart the service."""
         self.close(exit_code=0)
-        with self._writing(METRICS):
+        with writing(self.folder / METRICS):
             cut_metrics(self.folder, step)
         self._start()
 
@@ -107,7 +107,7 @@ class RunLogger(TrainingScreen):
             warn(f"the logger cannot be used, {ONLY_FILES}: {_in_words(error)}")
 
     def _to_service(self, method: str, *arguments: Any) -> None:
-        """An error of the service is a warning: the run and its files are worth more."""
+        """Call a method of the service. Its error becomes a warning and must not end the run."""
         if self.service is None or (method != "log" and not hasattr(self.service, method)):
             return
         try:
@@ -119,20 +119,14 @@ class RunLogger(TrainingScreen):
             self.service = None
 
     def _append(self, name: str, line: str) -> None:
-        # Opened for each line: an open file takes lines even after its folder was deleted.
-        with self._writing(name), (self.folder / name).open("a", encoding="utf-8") as file:
+        # Opened for each line: writing to an open file succeeds even if its folder was deleted.
+        path = self.folder / name
+        with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
-
-    @contextlib.contextmanager
-    def _writing(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise could_not_write(self.folder / name, error) from error
 
 
 def new_run_id() -> str:
-    """Eight letters and digits, as W&B's ids; the agent of a W&B sweep sets one."""
+    """Eight letters and digits, like W&B's ids, or the id that the agent of a W&B sweep has set."""
     alphabet = string.ascii_lowercase + string.digits
     run_id = os.environ.get("WANDB_RUN_ID") or "".join(secrets.choice(alphabet) for _ in range(8))
     return read_run_id(run_id, "WANDB_RUN_ID")
@@ -141,16 +135,16 @@ def new_run_id() -> str:
 @contextlib.contextmanager
 def open_logger(
     folder: Path, checkpoint: Checkpoint | None, options: Any, config: dict[str, Any],
-    max_steps: int, sweep: Path | None, own: Callable[..., Any] | None = None,
+    max_steps: int, sweep: Path | None, custom: Callable[..., Any] | None = None,
 ) -> Iterator[RunLogger]:  # fmt: skip
-    """The logger of a run, closed at the end in any case; one that continues keeps its W&B id.
+    """The logger of a run, closed at the end in any case; a resumed run keeps its W&B id.
 
     ``config`` is shown in W&B; ``sweep`` is the folder of the sweep if the run is one of its jobs.
-    ``own`` makes a custom logger, in place of W&B and its ``options``.
+    ``custom`` makes a custom logger, which replaces W&B and its ``options``.
     """
     run_id = read_run_id(checkpoint.state.get("run_id")) if checkpoint else new_run_id()
-    if own is not None:
-        start = partial(own, folder=folder, config=config, run_id=run_id)
+    if custom is not None:
+        start = partial(custom, folder=folder, config=config, run_id=run_id)
     else:
         start = partial(start_wandb, folder, run_id, config, options, sweep)
     logger = RunLogger(folder, run_id, start, max_steps, checkpoint.step if checkpoint else 0)
@@ -170,7 +164,7 @@ def start_wandb(
     """A W&B run in ``folder/wandb``, or None if ``mode`` is ``disabled``.
 
     Without a key or a network ``online`` becomes ``offline``, with one warning: logging never ends
-    a run and never asks a question. The name of the sweep's folder groups the runs.
+    a run and never asks a question. Runs of a sweep are grouped by the name of its folder.
     """
     if options.mode == "disabled":
         return None
@@ -204,8 +198,8 @@ def _init_wandb(
         console="off",  # progress bars would fill its log with escape codes
         init_timeout=15,
         x_transaction_log_flush_interval=2,  # seconds; by default a killed run loses 15
-        x_disable_meta=True,  # neither the command line nor the host goes to W&B
-        host="",  # without this the record of the run has the host
+        x_disable_meta=True,  # keep the command line and the host private
+        host="",  # else the record of the run contains it
         save_code=False,
         silent=True,
     )
@@ -220,16 +214,12 @@ def _init_wandb(
     run.define_metric("*", step_metric="tokens")
     run.define_metric("val/loss", step_metric="tokens", summary="min,last")
     if sweep is not None and run.settings.sync_dir:
-        _link(sweep / "wandb", Path(run.settings.sync_dir))
+        # A folder of links to all runs of the sweep, for `wandb leet run` and `wandb sync`.
+        link = sweep / "wandb" / Path(run.settings.sync_dir).name
+        link.parent.mkdir(exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(os.path.relpath(run.settings.sync_dir, link.parent))
     return Wandb(run)
-
-
-def _link(folder: Path, run: Path) -> None:
-    """Link all runs of a sweep in one folder, for `wandb leet run` and `wandb sync`."""
-    folder.mkdir(exist_ok=True)
-    link = folder / run.name
-    if not link.is_symlink():
-        link.symlink_to(os.path.relpath(run, folder))
 
 
 def _in_words(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""What is shown before the first step and after the last."""
+"""The panels before the first step and after the last."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from llm.units import format_bytes, plural
 
 def show_start(
     folder: Path, trainer: Trainer, dataset: Dataset, precision: str, memory: str
-) -> None:  # fmt: skip
+) -> None:
     """Device, precision and why, size, tokens per step, memory, data, run folder."""
     options, config = trainer.options, trainer.model.config
     tokens = options.batch_size * config.block_size
@@ -80,7 +80,7 @@ def show_end(folder: Path, progress: Progress, summary: dict[str, Any]) -> None:
     )
     facts["run folder"] = str(folder)
     panel("finished", facts)
-    # Outside the box, so that each is one line to copy.
+    # Below the box, so that each command can be copied as one line.
     if (folder / "wandb").is_dir():
         say(f"W&B:  wandb sync {for_shell([str(folder)])}/wandb/*run-*")
     if (folder / "checkpoints").is_dir():
@@ -88,7 +88,7 @@ def show_end(folder: Path, progress: Progress, summary: dict[str, Any]) -> None:
 
 
 def show_already_finished(folder: Path, reason: str | None) -> None:
-    """There is nothing left to do; ``reason`` names the option that ended the run early, if any."""
+    """Say that no step is left; ``reason`` names the option that ended the run early, if any."""
     again = command_line("run_train.py", f"resume={folder}", "trainer.max_steps=MORE")
     say(f"{folder} is finished already. To train on: {again}")
     if reason:

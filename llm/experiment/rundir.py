@@ -1,4 +1,4 @@
-"""The folder of one run: its log, its metrics and, written last, its summary."""
+"""The folder of one run: its log, its metrics and its summary, which is written last."""
 
 import contextlib
 import json
@@ -41,7 +41,7 @@ log = logging.getLogger("llm")
 
 
 def new_folder(root: Path) -> Path:
-    """Make ``root/<date>/<time>``, which no other process has."""
+    """Make ``root/<date>/<time>``, with a suffix if another process has just made it."""
     now = datetime.now()
     return claim(root / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}")
 
@@ -52,15 +52,18 @@ def claim(stem: Path) -> Path:
         path = stem if attempt == 1 else stem.with_name(f"{stem.name}-{attempt}")
         with contextlib.suppress(FileExistsError):
             return make_folder(path, exist_ok=False)
-    raise Refused(f"{stem} and a thousand more of that name exist already: delete some")
+    raise Refused(f"{stem} and a thousand folders like it exist already: delete some")
 
 
 def make_folder(path: Path, exist_ok: bool = True) -> Path:
-    """Make a run folder and test that it can be written; :class:`llm.errors.Refused` if not."""
+    """Make a run folder and test that files can be written in it.
+
+    Raises :class:`llm.errors.Refused` if not.
+    """
     try:
         path.mkdir(parents=True, exist_ok=exist_ok)
         probe = path / f".probe{TEMPORARY}"
-        probe.write_bytes(b"a test: better to fail now than at the first checkpoint")
+        probe.write_bytes(b"better to fail now than at the first checkpoint")
         probe.unlink()
         sync_folder(path.parent)
     except FileExistsError:
@@ -73,7 +76,7 @@ def make_folder(path: Path, exist_ok: bool = True) -> Path:
 
 
 def read_summary(folder: Path) -> Plain | None:
-    """The run's ``summary.json``; None if it has not ended, was killed, or the file is damaged."""
+    """The run's ``summary.json``; None if the run has not ended or the file is damaged."""
     try:
         return read_json(folder / SUMMARY)
     except (FileNotFoundError, NotADirectoryError, Refused):
@@ -81,13 +84,13 @@ def read_summary(folder: Path) -> Plain | None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Replace a whole file; if that fails, the old text stays."""
+    """Replace the contents of a file; if that fails, the old text stays."""
     with replaced(path) as file:
         file.write(text.encode())
 
 
 def write_summary(folder: Path, **values: Any) -> None:
-    """Replace ``summary.json``; keys that are not given are null."""
+    """Replace ``summary.json``; missing keys are null."""
     summary = {key: values.get(key) for key in SUMMARY_KEYS}
     if summary["reason"] is not None:
         summary["reason"] = " ".join(summary["reason"].split())  # one line, as on the screen
@@ -95,7 +98,7 @@ def write_summary(folder: Path, **values: Any) -> None:
 
 
 def cut_metrics(folder: Path, step: int) -> None:
-    """Delete the rows after ``step``, which a run resumed from there writes again."""
+    """Delete the rows after ``step``: a run that resumes there writes them again."""
     for name in (METRICS, SAMPLES):
         path = folder / name
         if path.exists():
@@ -109,24 +112,20 @@ def _step(line: bytes) -> float:
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
-        return math.inf  # not a row, or half of one
+        return math.inf  # not a whole row
 
 
 def git_commit() -> str | None:
     """The commit of this code, with ``+`` for uncommitted changes; None outside a checkout."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=5
-        ).stdout.strip()
-
+    command = ["git", "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=+"]
     try:
-        return git("rev-parse", "HEAD") + (
-            "+" if git("status", "--porcelain", "--untracked-files=no") else ""
-        )
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True,
+            timeout=5,
+        )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None
+    return done.stdout.strip()
 
 
 def versions() -> dict[str, str]:
@@ -143,9 +142,9 @@ def recording(
 ) -> Iterator[Plain]:
     """Log into ``folder`` while inside, and write ``summary.json`` at the end, however it ends.
 
-    ``facts``: values for the summary; yields a copy that the caller adds to. ``again``: the command
-    that resumes the run. ``remove_if_refused``: delete the folder of a run that is refused before
-    its first step. ``advice``: what to do if memory runs out.
+    ``facts``: values for the summary; yields a copy for the caller to add to. ``again``: the
+    command that resumes the run. ``remove_if_refused``: delete the folder if the run is refused
+    before its first step. ``advice``: what to do if memory runs out.
     """
     start, summary = time.perf_counter(), dict(facts)
     before = (read_summary(folder) or {}).get("wall_seconds")
@@ -160,7 +159,7 @@ def recording(
                 yield summary
         except BaseException as error:
             cause, stop = error, _reason(error, advice)
-        remember()  # a signal must not interrupt what is still to be written
+        remember()  # a signal must not interrupt the writing below
         if stop is not None:
             summary |= {"status": stop.status, "reason": str(stop)}
             traceback = None if isinstance(cause, Stop | Signalled) else cause
@@ -173,12 +172,12 @@ def recording(
         with writing(folder / SUMMARY):
             write_summary(folder, **summary | {"status": "finished"})
         return
-    with contextlib.suppress(OSError):  # it must not hide why the run ended
+    with contextlib.suppress(OSError):  # a full disk must not hide why the run ended
         if isinstance(stop, Diverged):
             _write_diverged(folder, stop)
         write_summary(folder, **summary)
-    # A run that has started training has a step.
-    if remove_if_refused and isinstance(stop, Refused | DiskError) and "step" not in summary:
+    has_started = "step" in summary
+    if remove_if_refused and isinstance(stop, Refused | DiskError) and not has_started:
         _remove(folder)
     if isinstance(stop, Interrupted):
         raise Interrupted(f"{stop}; to continue: {again}") from None
@@ -190,7 +189,7 @@ def recording(
 
 
 def _reason(error: BaseException, advice: str) -> Stop:
-    """The status and reason for an error; a plain ``Stop`` for one without a known reason."""
+    """The known reason behind an error, or else a plain ``Stop``."""
     if isinstance(error, Stop):
         return error
     if isinstance(error, Signalled):
@@ -215,15 +214,15 @@ class _LogFile(logging.FileHandler):
     """On a full disk the log ends and the run continues; control characters are escaped."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Called by logging, which would print a traceback."""
+        """Called by logging after a failed write; by default it prints a traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Called by logging for each record; the log is read in a terminal."""
+        """Called by logging for each record."""
         return printable(super().format(record))
 
 
 def _write_diverged(folder: Path, stop: Diverged) -> None:
-    """``diverged.json``: where and with which numbers; non-finite values as strings."""
+    """Write ``diverged.json``: the reason and the numbers, non-finite ones as strings."""
     numbers = {
         key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in stop.facts.items()
@@ -232,9 +231,9 @@ def _write_diverged(folder: Path, stop: Diverged) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Delete a run folder and, if nothing else is in it, ``outputs/<date>`` above it."""
+    """Delete a run folder and, if they are empty then, ``outputs/<date>`` and ``outputs``."""
     shutil.rmtree(folder)
-    for parent in list(folder.parents)[:2]:
-        if not folder.is_absolute():
+    if not folder.is_absolute():
+        for parent in list(folder.parents)[:2]:
             with contextlib.suppress(OSError):
                 parent.rmdir()

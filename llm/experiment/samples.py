@@ -1,4 +1,4 @@
-"""Prompts in, text out, for the command line."""
+"""Prompts from the command line, samples to standard output."""
 
 import sys
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from llm.sampling.options import SamplingOptions
 from llm.sampling.text import SampleText
 from llm.units import format_bytes
 
-TOGETHER = 16  # samples drawn at once: each takes a key/value cache
+TOGETHER = 16  # samples drawn at once: each takes the memory of a key/value cache
 RULE = "-" * 80
 LONGEST_PROMPT = 16 << 20  # bytes; a file such as /dev/zero has no end
 
@@ -25,8 +25,8 @@ def read_prompt(
 ) -> list[int]:
     """Ids of the prompt, at least one; ``<|endoftext|>`` in it is one id.
 
-    If ``prompt_file`` is given (``-``: standard input), it is read instead, without one newline at
-    its end. Raises :class:`llm.errors.Refused` if the file cannot be read or has text outside the
+    ``prompt_file`` (``-``: standard input) replaces ``prompt`` and loses one newline at its end.
+    Raises :class:`llm.errors.Refused` for a file that cannot be read and for text outside the
     vocabulary.
     """
     if prompt_file is not None:
@@ -38,7 +38,7 @@ def read_prompt(
         raise Refused(f"the prompt is not UTF-8: character {error.start + 1}") from None
     except Refused as refusal:
         raise Refused(f"the prompt has characters that are {refusal}") from None
-    if not tokens:  # a new document: after the end of another, or else after a newline
+    if not tokens:  # start a new document: after the end of another one, or else after a newline
         tokens = [tokenizer.end_of_text] if tokenizer.end_of_text is not None else [0]
     if len(tokens) > block_size:
         print(
@@ -59,7 +59,7 @@ def _read_file(name: str) -> str:
         require(
             len(raw) <= LONGEST_PROMPT,
             f"prompt_file={name} is larger than {format_bytes(LONGEST_PROMPT)}: give only its end, "
-            "since the model sees no more than block_size tokens",
+            "since the model sees only block_size tokens",
         )
         return raw.decode("utf-8").removesuffix("\n")
     except UnicodeDecodeError as error:
@@ -70,7 +70,7 @@ def _read_file(name: str) -> str:
 
 
 def check_stops(tokenizer: Tokenizer, stops: Sequence[str]) -> None:
-    """Raise :class:`llm.errors.Refused` for a stop string with characters no token stands for."""
+    """Raise :class:`llm.errors.Refused` for a stop string outside the vocabulary."""
     for stop in stops:
         try:
             tokenizer.encode(stop)
@@ -92,7 +92,8 @@ def print_samples(
 ) -> None:
     """Print a sample for each seed: its text, or a line per token with its log-probability in nats.
 
-    Samples are drawn together, :data:`TOGETHER` at a time; the first one is printed as it comes.
+    Samples are drawn :data:`TOGETHER` at a time; with ``stream`` the first of them is printed token
+    by token.
     """
     shown = prompt if echo and prompt != [tokenizer.end_of_text] else []
     pieces = [tokenizer.token_bytes(token) for token in shown]
@@ -133,7 +134,7 @@ def print_samples(
 
 
 def warn_of_loops(repeats: Sequence[Repeats], options: SamplingOptions, words: bool) -> None:
-    """One line if samples got stuck, with the setting to try."""
+    """One line if samples repeat a phrase again and again, with the setting to try."""
     stuck = [each for each in repeats if each.loops]
     if stuck:
         worst = max(stuck, key=lambda each: each.longest_loop)
@@ -153,7 +154,7 @@ def print_verification(
     difference = f"log-probabilities differ by at most {result.largest_difference:.1e} nats"
     if result.differs:
         raise Stop(
-            f"verify_cache: token {result.tokens + 1} is another with the cache than without; "
+            f"verify_cache: token {result.tokens + 1} differs with and without the cache; "
             f"before it, {difference}"
         )
     print(f"verify_cache: all {result.tokens} tokens are the same without the cache; {difference}")
@@ -162,7 +163,7 @@ def print_verification(
 def print_speed(
     model: GPT, tokenizer: Tokenizer, prompt: list[int], options: SamplingOptions, rows: int
 ) -> None:
-    """Measure and print tokens per second of reading a prompt and of generating text."""
+    """Print tokens per second of reading prompts (prefill) and of generating text (decode)."""
     speed = measure_speed(model, prompt, options, rows, tokenizer.vocab_size)
     device = describe(model.embed.weight.device)
     for what, tokens, rate in (

@@ -1,4 +1,4 @@
-"""The jobs of a sweep: each is a command in its own process, so a crash ends no other job."""
+"""The jobs of a sweep: each is a process of its own, so a crash ends no other job."""
 
 import contextlib
 import os
@@ -18,12 +18,12 @@ from llm.lock import locked
 from llm.signals import Signalled, listener, raised, remember
 
 PARENT_PIPE = "LLM_PARENT_PIPE"  # a file descriptor that closes when the sweep's process ends
-GRACE_SECONDS = 60  # for one step and one save, after a job was asked to stop
+GRACE_SECONDS = 60  # for a job to finish its step and to save, once it was asked to stop
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a sweep. ``command`` would run it alone."""
+    """One run of a sweep; ``command`` starts it."""
 
     number: int
     overrides: list[str]
@@ -34,22 +34,22 @@ class Job:
 def run_job(
     job: Job, timeout_seconds: float | None = None, environment: dict[str, str] | None = None
 ) -> dict[str, Any]:
-    """Run a job and return its ``summary.json``, which is written here if the job wrote none.
+    """Run a job and return its ``summary.json``; if the job wrote none, it is written here.
 
-    ``environment`` is added to the environment of this process. On a signal, asks the job to save
-    and stop, waits for it, and raises :class:`llm.signals.Signalled`.
+    ``environment`` is added to that of this process. On a signal, asks the job to save and stop,
+    waits for it, and raises :class:`llm.signals.Signalled`.
     """
     before = read_summary(job.folder)
     start = time.perf_counter()
     with _signals_raised():
         code = _wait(job.command, timeout_seconds, environment or {})
-    found = read_summary(job.folder)
-    if found is not None and (code == 0 or found != before):
-        return found
+    summary = read_summary(job.folder)
+    if summary is not None and (code == 0 or summary != before):
+        return summary
     killed = code is None or code < 0
     status = "killed" if killed else "refused" if code == Refused.exit_status else "failed"
     facts: dict[str, Any] = {"status": status, "reason": _reason(code, timeout_seconds)}
-    if found is None:  # otherwise the folder belongs to another run, and the job was refused
+    if summary is None:  # otherwise the folder belongs to another run, and the job was refused
         job.folder.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(InUse), locked(job.folder):
             write_summary(job.folder, **facts, wall_seconds=time.perf_counter() - start)
@@ -72,9 +72,9 @@ def _wait(
     None for a timeout.
     """
     reading, writing = os.pipe()
-    of_child = os.environ | environment | {PARENT_PIPE: str(reading)}
-    # In a process group of its own: Ctrl-C reaches only this process, which tells the job once.
-    child = subprocess.Popen(command, process_group=0, pass_fds=[reading], env=of_child)
+    environment = os.environ | environment | {PARENT_PIPE: str(reading)}
+    # In a process group of its own: Ctrl-C reaches only this process, which stops the job.
+    child = subprocess.Popen(command, process_group=0, pass_fds=[reading], env=environment)
     os.close(reading)
     kill = partial(os.killpg, child.pid, signal.SIGKILL)
     listener.at_once.append(kill)  # another launcher may run several jobs in threads
@@ -103,9 +103,9 @@ def _ask_to_stop(child: subprocess.Popen[bytes]) -> None:
 
 @contextlib.contextmanager
 def _signals_raised() -> Iterator[None]:
-    """Raise :class:`Signalled` on a signal, in the worker of another launcher too."""
+    """Raise :class:`Signalled` on a signal, in a worker process of another launcher too."""
     if listener.previous or threading.current_thread() is not threading.main_thread():
-        yield  # our own command does already; in other threads, Python allows no handlers
+        yield  # run_train.py does it already; in other threads, Python allows no handlers
         return
     try:
         with raised():
@@ -115,7 +115,7 @@ def _signals_raised() -> Iterator[None]:
 
 
 def follow_parent() -> None:
-    """In a job: send itself SIGTERM when the sweep that started it dies (Linux and macOS)."""
+    """In a job: send SIGTERM to this process when the sweep that started it dies."""
     descriptor = os.environ.pop(PARENT_PIPE, None)
     if descriptor is None:
         return

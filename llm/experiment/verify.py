@@ -1,4 +1,4 @@
-"""``resume=FOLDER verify=true``: whether the files of a run are still as they were written."""
+"""``resume=FOLDER verify=true``: check that the files of a run are as they were written."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from llm.units import format_bytes
 
 
 def verify_run(run: Path, data: DataConfig) -> None:
-    """Compare every checkpoint of ``run`` and its dataset, if that is there, with their digests.
+    """Compare every checkpoint of ``run`` and its dataset, if it exists, with their digests.
 
     Prints a line for each; raises :class:`llm.errors.Refused` unless all are intact.
     """
@@ -41,7 +41,7 @@ def verify_run(run: Path, data: DataConfig) -> None:
 
 
 def _is_intact(folder: Path, trained_on: dict[str, str]) -> bool:
-    """Whether a dataset is whole, and the one with the digests in ``trained_on``. Prints a line."""
+    """Whether a dataset is intact and has the digests in ``trained_on``. Prints a line."""
     try:
         dataset = Dataset.open(folder)
         dataset.verify()

@@ -1,7 +1,7 @@
-"""Readers: they are given tokens and return the logits of the next one.
+"""Readers: they take tokens and return the logits of the next one.
 
-:class:`KVCache` keeps the keys and values of all tokens it has read. :class:`Uncached` computes
-every token again: slow, and the definition of what is right. Both see the same window of tokens.
+:class:`KVCache` stores the keys and values of all tokens in its window. :class:`Uncached` computes
+the whole window again for each token: slow, and the reference for the cache.
 """
 
 from collections.abc import Sequence
@@ -25,11 +25,10 @@ class Reader(Protocol):
 
 
 def slide(window: list[int], token: int, block_size: int) -> bool:
-    """Append ``token`` in place; if the window outgrows ``block_size``, keep its newest half.
+    """Append ``token`` in place; if the window outgrows ``block_size``, drop its older half.
 
-    Returns whether tokens were dropped. To drop one token would change every key and value from
-    the second layer on, since each depends on all tokens before it. To drop half at once makes
-    computing them again rare.
+    Returns whether tokens were dropped. Keys and values from the second layer on depend on all
+    earlier tokens, so after a drop all are computed again. Dropping half at once makes that rare.
     """
     window.append(token)
     is_full = len(window) > block_size
@@ -39,8 +38,6 @@ def slide(window: list[int], token: int, block_size: int) -> bool:
 
 
 class Uncached:
-    """Computes the whole window for each new token."""
-
     def __init__(self, model: GPT) -> None:
         self.model, self.windows = model, list[list[int]]()
 
@@ -76,7 +73,7 @@ class LayerKeys:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=G != H)
         keys = self.keys.view(B, G, -1, D)[:, :, : cache.filled]
         values = self.values.view(B, G, -1, D)[:, :, : cache.filled]
-        # Query heads that share a key head take the place of positions: no key is repeated.
+        # Query heads that share a key head stand in the dimension of positions: no key is copied.
         y = F.scaled_dot_product_attention(
             q.reshape(B, G, H // G, D), keys, values, attn_mask=cache.mask
         )
@@ -86,14 +83,14 @@ class LayerKeys:
 class KVCache:
     """Keys and values of B texts, each at its own position.
 
-    Takes 2 * B * n_layer * n_kv_head * block_size * head_size numbers, allocated once. On a GPU
-    shapes stay the same from token to token, as CUDA graphs and torch.compile need; on a CPU
-    attention reads only the filled part.
+    Takes 2 * B * n_layer * n_kv_head * block_size * head_size numbers, allocated once. On a GPU,
+    shapes are the same for every token, as CUDA graphs and torch.compile need; on a CPU, attention
+    reads only the filled part.
     """
 
-    positions: Tensor  # (B, T) or (1, T), of the tokens that are read now
-    slots: Tensor  # (B * G * T,): the rows of LayerKeys where their keys and values go
-    mask: Tensor | None  # (B, 1, 1, filled): minus infinity beyond the newest token of a text
+    positions: Tensor  # (B, T) or (1, T), of the tokens being read
+    slots: Tensor  # (B * G * T,): the rows of LayerKeys for their keys and values
+    mask: Tensor | None  # (B, 1, 1, filled): minus infinity after the newest token of a text
 
     def __init__(self, model: GPT) -> None:
         config = self.config = model.config
@@ -103,14 +100,14 @@ class KVCache:
         self.n_kv_head, self.head_size = config.n_kv_head, config.head_size
         self.windows = list[list[int]]()
         self.layers = list[LayerKeys]()
-        self.filled = 0  # positions that the next token attends to; 0 while prompts are read
+        self.filled = 0  # positions that the next token attends to; 0 for a prompt
 
     def read(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         S = self.config.block_size
         self.windows = [list(prompt)[-S:] for prompt in prompts]
         size = (len(prompts) * self.n_kv_head * S, self.head_size)
         self.layers = [LayerKeys(self, size, self.weight) for _ in range(self.config.n_layer)]
-        # The first row of each text and head in LayerKeys (B, G).
+        # (B, G): the first row of each text and head in LayerKeys.
         self.first_slots = S * torch.arange(size[0] // S, device=self.weight.device)
         self.first_slots = self.first_slots.view(len(prompts), self.n_kv_head)
         self.columns = torch.arange(S, device=self.weight.device)
@@ -123,7 +120,7 @@ class KVCache:
             for row, token in enumerate(tokens)
             if token is not None and slide(self.windows[row], token, S)
         ]
-        if full and S > 3:  # in a smaller window only the new token is left
+        if full and S > 3:  # in a smaller window, only the new token is left
             self.prefill(full, [self.windows[row][:-1] for row in full])
         lengths = [len(window) for window in self.windows]
         self.filled = S if self.static else max(lengths)
@@ -133,8 +130,9 @@ class KVCache:
         return self.step(newest, positions, self.static or min(lengths) < max(lengths))
 
     def before(self, count: int) -> Tensor | None:
-        """Ids (B, count) of the tokens before the newest, -1 for none; None while prompts are
-        read. For the network's smear.
+        """For smear: ids (B, count) of the tokens before the newest, -1 for missing ones.
+
+        None while prompts are read.
         """
         if not self.filled:
             return None
@@ -152,10 +150,10 @@ class KVCache:
         return self.model.logits(self.model.hidden(newest, self)[:, -1])
 
     def prefill(self, rows: Sequence[int], windows: Sequence[list[int]]) -> Tensor:
-        """Compute some texts from their beginning; logits (len(rows), V) of the next tokens.
+        """Compute whole windows; logits (len(rows), V) of the next tokens.
 
-        Shorter texts are padded at their end, where causal attention does not look; the keys of
-        the padding are overwritten before they are read.
+        Shorter windows are padded at the end, so that causal attention does not see the padding;
+        its keys are overwritten before they are read.
         """
         device, T = self.weight.device, max(map(len, windows))
         padded = torch.tensor([w + [0] * (T - len(w)) for w in windows], device=device)

@@ -1,4 +1,4 @@
-"""Two questions about decoding: does the cache change the text, and how fast is it?"""
+"""Checks of decoding: whether the cache changes the text, and how fast it is."""
 
 import time
 from collections.abc import Sequence
@@ -13,17 +13,17 @@ from llm.sampling.options import SamplingOptions
 
 @dataclass(frozen=True)
 class Comparison:
-    """The text with a cache beside the text without one."""
+    """A text with a cache compared with the text without one."""
 
-    tokens: int  # how many are the same
-    differs: bool  # whether the next one is not
-    largest_difference: float  # nats, of the log-probability of the same token
+    tokens: int  # number of equal tokens
+    differs: bool  # whether the next token differs
+    largest_difference: float  # nats, of the log-probabilities of an equal token
 
 
 def compare_with_uncached(
     model: GPT, prompt: Sequence[int], options: SamplingOptions, seed: int, n_tokens: int
 ) -> Comparison:
-    """Generate ``max_new_tokens`` both with and without a cache, until the tokens differ."""
+    """Generate up to ``max_new_tokens`` with and without a cache, until the tokens differ."""
     cached, uncached = (
         generate_batch(reader, [prompt], options, [seed], n_tokens)
         for reader in (KVCache(model), Uncached(model))
@@ -40,7 +40,7 @@ def compare_with_uncached(
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens, and tokens per second, of all texts together."""
+    """Tokens and tokens per second, summed over all texts."""
 
     prefill_tokens: int
     prefill_rate: float
@@ -54,8 +54,7 @@ def measure_speed(
     """Read ``rows`` prompts of half a window each (``prompt``, repeated), then generate
     ``max_new_tokens``, at least three.
 
-    Prefill is timed until the first token is drawn, and decoding from there on, after a round to
-    warm up.
+    After a warm-up, prefill is timed up to the first drawn token, and decoding from there.
     """
     device, half = model.embed.weight.device, max(1, model.config.block_size // 2)
     prompts = [(list(prompt) * half)[:half]] * rows

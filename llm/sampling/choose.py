@@ -23,7 +23,7 @@ def choose(
 ) -> Tensor:
     """The next token id of each text (B,); each text takes one number from its generator.
 
-    ``texts`` are the tokens so far, of which the first ``prompt_lengths`` are the prompts.
+    ``texts`` are prompt and drawn tokens so far; ``prompt_lengths`` are in tokens.
     """
     logits = penalise(logits, options, texts, prompt_lengths)
     if options.temperature == 0:
@@ -42,7 +42,7 @@ def penalise(
     """Lower the logits of tokens that would repeat a text.
 
     The repetition penalty and ``no_repeat_ngram`` count the prompt, as their authors do; the
-    frequency and presence penalties count only tokens that were drawn.
+    frequency and presence penalties count only drawn tokens.
     """
     V = logits.shape[1]
     logits = logits.clone()
@@ -62,7 +62,7 @@ def penalise(
 
 
 def _count(tokens: list[int], V: int) -> Tensor:
-    """How often each id below V occurs (V,); a prompt may hold ids of the padded vocabulary."""
+    """Counts (V,) of the ids below V; a prompt may contain ids of the padded vocabulary."""
     return torch.bincount(torch.tensor(tokens, dtype=torch.long), minlength=V)[:V].float()
 
 
@@ -81,12 +81,12 @@ def filter_logits(logits: Tensor, options: SamplingOptions) -> tuple[Tensor, Ten
     """Temperature, then top-k (Fan et al. 2018, arXiv:1805.04833), top-p (Holtzman et al. 2019,
     arXiv:1904.09751) and min-p (Nguyen et al. 2024, arXiv:2407.01082).
 
-    Returns the logits (B, K) of the ``top_k`` candidates, minus infinity where a filter excludes
-    one, and their ids (B, K) in ascending order. Few candidates are fast: to sort a vocabulary of
-    50,000 takes longer than a layer.
+    Returns the logits (B, K) of the ``top_k`` candidates, minus infinity for an excluded one, and
+    their ids (B, K) in ascending order. Few candidates are fast: sorting a vocabulary of 50,000
+    takes longer than a layer.
     """
     V = logits.shape[-1]
-    # The highest becomes 0, so that a tiny temperature cannot overflow.
+    # Shift the highest to 0, so that a tiny temperature cannot overflow.
     highest = logits.amax(dim=-1, keepdim=True)
     logits = (logits - highest) / max(options.temperature, 1e-6)
     ids = torch.arange(V).expand_as(logits)
@@ -98,7 +98,7 @@ def filter_logits(logits: Tensor, options: SamplingOptions) -> tuple[Tensor, Ten
             share = logits.softmax(dim=-1)
             more_likely = share.cumsum(dim=-1) - share
             logits = logits.masked_fill(more_likely >= top_p, EXCLUDED)
-        # By id, so that rounding errors cannot change the order in which a draw counts them.
+        # Sort by id, so that rounding errors cannot change the order of the cumulative sum.
         ids, order = ids.sort(dim=-1)
         logits = logits.gather(-1, order)
     if options.min_p:
@@ -109,10 +109,10 @@ def filter_logits(logits: Tensor, options: SamplingOptions) -> tuple[Tensor, Ten
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     """Indices (B,) drawn with the probabilities of ``logits`` (B, V).
 
-    ``uniform`` (B,), in [0, 1), is looked up in the cumulative distribution. So each token takes
+    ``uniform`` (B,), in [0, 1), is looked up in the cumulative distribution, so that a token takes
     one random number; torch.multinomial takes V.
     """
     cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
     target = uniform.double() * cumulative[:, -1]
-    # right=True: an entry without probability is never drawn.
+    # right=True: an entry with probability 0 is never drawn.
     return torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]

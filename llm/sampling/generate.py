@@ -20,7 +20,7 @@ def generate(
     n_tokens: int,
     end: int | None = None,
 ) -> Iterator[Drawn]:
-    """:func:`generate_batch` for one prompt: yields (token id, log-probability in nats)."""
+    """:func:`generate_batch` for one prompt."""
     for drawn in generate_batch(KVCache(model), [prompt], options, [seed], n_tokens, end):
         if drawn[0] is not None:
             yield drawn[0]
@@ -38,11 +38,11 @@ def generate_batch(
 ) -> Iterator[list[Drawn | None]]:
     """Yield (token id, log-probability in nats) for each text, or None once the text has ended.
 
-    A text ends before the token ``end``, after ``max_new_tokens``, or as soon as
-    ``is_stopped(row)``, which is asked after each yield. A prompt holds at least one id. Ids from
-    ``n_tokens`` on (a padded vocabulary) are never drawn. Each text has its own random generator,
-    so that up to rounding it is the same alone and in a batch. The log-probabilities are the
-    model's own, before penalties, temperature and filters.
+    A text ends before the token ``end``, after ``max_new_tokens``, or once ``is_stopped(row)``,
+    which is called after each yield. A prompt has at least one id. Ids from ``n_tokens`` on (a
+    padded vocabulary) are never drawn. Each text has its own random generator, so that up to
+    rounding it is the same alone and in a batch. The log-probabilities are the model's, before
+    penalties, temperature and filters.
     """
     # On the CPU: the same draws on every device.
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -73,8 +73,7 @@ def generate_batch(
 def score_tokens(model: GPT, tokens: list[int]) -> list[float | None]:
     """Log-probability in nats of each token given the tokens before it.
 
-    None for the first token and, where ``tokens`` outgrow ``block_size``, for all that the model
-    does not see.
+    None for the first token and for tokens before the last ``block_size``.
     """
     window = tokens[-model.config.block_size :]
     logits = model(torch.tensor([window], device=model.embed.weight.device))[0]

@@ -1,4 +1,4 @@
-"""Weights laid out in memory so that decoding reads them fastest."""
+"""A layout of the weights in memory that decoding reads fastest."""
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,10 @@ LARGE = 2**20  # weights; smaller matrices are read faster by rows (python -m be
 def lay_out_for_decoding(model: GPT, texts: int) -> None:
     """Rearrange the weights of ``model`` in place; names, shapes and values stay the same.
 
-    The weights of queries, keys and values become views of one matrix. To generate a single text
-    is bound by reading every weight once per token: then large matrices with more outputs than
-    inputs are stored column by column, so that long vectors are added up. Only one matrix at a
-    time takes extra memory. Not for a model in training.
+    The weights of queries, keys and values become views of one matrix. Decoding a single text is
+    bound by reading every weight once per token; for it, large matrices with more outputs than
+    inputs are stored column by column. Only one matrix at a time takes extra memory. Not for
+    training.
     """
     by_columns = texts == 1 and model.head_weight.device.type == "cpu"
     joined: set[nn.Module] = set()
@@ -27,7 +27,7 @@ def lay_out_for_decoding(model: GPT, texts: int) -> None:
             joined |= set(parts)
     if by_columns:
         matrices = [m for m in model.modules() if isinstance(m, nn.Linear) and m not in joined]
-        # Only one row of an embedding is read per token, unless it is also the head.
+        # An embedding is read whole only if it is also the head.
         head = [model.embed.weight] if model.head is None else []
         for weight in [m.weight for m in matrices] + head:
             weight.data = _by_columns(weight)
@@ -50,6 +50,6 @@ def _join(parts: list[Linear], by_columns: bool) -> tuple[Tensor, Tensor | None]
 
 
 def _by_columns(matrix: Tensor) -> Tensor:
-    """The same matrix; if it is large and tall, each column is contiguous."""
+    """The same matrix; if it is large and tall, its columns are contiguous."""
     is_tall = matrix.shape[0] > matrix.shape[1] and matrix.numel() >= LARGE
     return matrix.t().contiguous().t() if is_tall else matrix

@@ -1,4 +1,4 @@
-"""How much a text repeats itself, and which setting helps."""
+"""How much a text repeats itself, and which setting to try."""
 
 import re
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ import numpy as np
 from llm.sampling.options import SamplingOptions
 
 LONGEST_PHRASE = 200  # characters
-TIMES = 3  # in a row make a loop
-# Characters. Longer loops hardly occur in real text; the longest in Shakespeare's plays is
+TIMES = 3  # a phrase this often in a row is a loop
+# Characters. Real text hardly has longer loops; the longest in Shakespeare's plays is
 # "here, sir! here, sir! here, sir! here, sir!"
 LONG_LOOP = 40
 
@@ -21,9 +21,9 @@ class Repeats:
 
     distinct_1: float  # different words / words (Li et al. 2016, arXiv:1510.03055)
     distinct_2: float  # the same for pairs of words
-    repeated_4: float  # share of 4-grams of words that came before (seq-rep-4, arXiv:1908.04319)
-    longest_loop: int  # characters in which one phrase follows itself, TIMES or more
-    phrase: str  # the phrase of that loop
+    repeated_4: float  # share of 4-grams of words that occurred before (arXiv:1908.04319)
+    longest_loop: int  # characters, from the start to the end of the loop
+    phrase: str  # the phrase that it repeats
 
     @property
     def loops(self) -> bool:
@@ -50,15 +50,13 @@ def measure_repeats(text: str) -> Repeats:
 
 
 def distinct(words: Sequence[str], n: int) -> float:
-    """Share of different n-grams among all n-grams of ``words``; 1 if there are none."""
+    """Number of different n-grams of ``words`` / number of n-grams; 1 if there are none."""
     ngrams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
     return len(set(ngrams)) / len(ngrams) if ngrams else 1.0
 
 
 def longest_loop(text: str) -> tuple[int, int, int]:
-    """Start, length and period, in characters, of the longest stretch that repeats one phrase
-    at least :data:`TIMES`; all are 0 if there is none.
-    """
+    """Start, length and period (all in characters) of the longest loop; zeros if there is none."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     best = (0, 0, 0)
     for period in range(1, min(LONGEST_PHRASE, len(codes) // TIMES) + 1):
@@ -74,13 +72,13 @@ def longest_loop(text: str) -> tuple[int, int, int]:
 
 
 def remedy(options: SamplingOptions, words: bool) -> str:
-    """The setting to try first on a text that loops; ``words``: tokens are words or parts of them.
+    """The setting to try next against loops; ``words``: tokens are words or parts of words.
 
     docs/sampling.md shows the effect of each setting.
     """
     if options.temperature < 0.7:
         return "temperature=0.8"
-    if words and options.frequency_penalty <= 0:  # of single letters it removes the common ones
+    if words and options.frequency_penalty <= 0:  # it would remove the common letters
         return "frequency_penalty=0.3"
     if not options.no_repeat_ngram:  # short runs of letters occur in any text
         return f"no_repeat_ngram={4 if words else 16}"

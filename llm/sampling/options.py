@@ -1,10 +1,10 @@
-"""How text is drawn, as plain values, without torch."""
+"""The options of sampling; does not import torch."""
 
 from dataclasses import dataclass
 
 from llm.options import option
 
-LARGEST_PENALTY = 1_000_000  # nats; float32, in which they are added up, ends at 3e38
+LARGEST_PENALTY = 1_000_000  # nats; sums of larger ones might overflow float32
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""From drawn tokens to text on the screen: whole characters, and nothing of a stop string."""
+"""From tokens to text on the screen: whole characters, and no part of a stop string."""
 
 import codecs
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 class SampleText:
     """The text of one sample, or with ``logprobs`` a line for each token with its log-probability.
 
-    Bytes that may begin one of ``stops`` wait until the next tokens decide.
+    Bytes that may be the start of a stop string wait until later tokens decide.
     """
 
     def __init__(self, stops: Sequence[str] = (), logprobs: bool = False) -> None:
@@ -22,7 +22,7 @@ class SampleText:
         return "".join(map(self._show, pieces, scores))
 
     def add(self, piece: bytes, score: float | None = None) -> str:
-        """The text that can be shown after one more token, whose UTF-8 bytes are ``piece``."""
+        """Add a token with the UTF-8 bytes ``piece``; returns the text that can be shown now."""
         if self.stopped:
             return ""
         self.waiting.append((piece, score))
@@ -32,12 +32,12 @@ class SampleText:
         return self._release(min(places) if places else len(text) - self._undecided(text))
 
     def rest(self) -> str:
-        """The rest, at the end; half a character becomes U+FFFD."""
+        """The text that still waits at the end; half a character becomes U+FFFD."""
         text = "" if self.stopped else self._release(sum(len(piece) for piece, _ in self.waiting))
         return text + self.utf8.decode(b"", final=True)
 
     def _undecided(self, text: bytes) -> int:
-        """Length of the longest suffix of ``text`` that a stop string starts with."""
+        """Length of the longest suffix of ``text`` that is the start of a stop string."""
         longest = min(len(text), max(map(len, self.stops), default=0))
         for length in range(longest, 0, -1):
             if any(stop.startswith(text[-length:]) for stop in self.stops):
@@ -45,7 +45,7 @@ class SampleText:
         return 0
 
     def _release(self, count: int) -> str:
-        """Show the first ``count`` of the bytes that wait."""
+        """The text of the first ``count`` waiting bytes, which wait no longer."""
         shown = ""
         while self.waiting and len(self.waiting[0][0]) <= count:
             piece, score = self.waiting.pop(0)

@@ -79,16 +79,18 @@ def bounds_of(section: type, key: str) -> Bounds:
     return metadata[key].get(BOUNDS, Bounds())  # type: ignore[no-any-return]
 
 
-def validate(section: Any, prefix: str = "") -> None:
+def validate(section: Any, prefix: str = "", only: Collection[str] | None = None) -> None:
     """Check the type and bounds of every field, in nested dataclasses, lists and dicts as well.
 
-    ``prefix`` stands before the key in a message: ``trainer.``. Raises
-    :class:`llm.errors.Refused` naming the first wrong key, its value and what it must be. Integers
-    must fit into 64 bits; floats must be finite, except in fields of type Any.
+    ``prefix`` stands before the key in a message: ``trainer.``. ``only``: the fields to check, if
+    the others have been checked before. Raises :class:`llm.errors.Refused` naming the first wrong
+    key, its value and what it must be. Integers must fit into 64 bits; floats must be finite,
+    except in fields of type Any.
     """
     cls: Any = type(section)
     for name, kind, bounds in _bounded(cls):
-        _check(getattr(section, name), kind, bounds, prefix + name)
+        if only is None or name in only:
+            _check(getattr(section, name), kind, bounds, prefix + name)
     if hasattr(section, "cross_check"):
         section.cross_check()
 

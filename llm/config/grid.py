@@ -130,7 +130,7 @@ class Family(Generic[S]):
             except OmegaConfBaseException:
                 return None
         settings.model.settle()
-        validate(settings)
+        validate(settings, only={key.partition(".")[0] for key in keys})
         return settings
 
     def _is_single_value(self, override: Override) -> bool:

@@ -103,7 +103,7 @@ def total(lines: Lines) -> int:
 def predict(setup: Setup, reserve: Lines) -> Prediction:
     """The peak of ``setup``. ``reserve``: memory besides tensors, as named lines."""
     cpu, constant = setup.device == "cpu", _constant(setup)
-    step = max(training_step(setup).values(), key=total)
+    step = max(training_step(setup, constant).values(), key=total)
     if cpu and setup.state_bits == 8:
         step["8-bit update"] = EIGHT_BIT_COPIES
     if cpu and setup.precision != "fp32":
@@ -171,9 +171,9 @@ def _read(setup: Setup) -> int:
     return numbers * setup.width
 
 
-def training_step(setup: Setup) -> dict[str, Lines]:
+def training_step(setup: Setup, constant: Lines | None = None) -> dict[str, Lines]:
     """Bytes at the peak of each phase of an optimizer step."""
-    constant = _constant(setup)
+    constant = constant or _constant(setup)
     accumulates = setup.micro_batch < setup.batch_size
     gradients = sum(aligned(w.numbers * setup.width) * w.layers for w in setup.trained)
     steady = constant | {"gradients": gradients if accumulates else 0}

@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cache
 
 from llm.memory.lora import LoRA
@@ -37,21 +37,25 @@ def without_layer(name: str) -> str:
 
 def weights_of(config: GPTConfig, lora: LoRA | None = None) -> list[Weight]:
     """All weights of the network with those that ``lora`` adds."""
-    return _weights_of(tuple(getattr(config, field.name) for field in fields(GPTConfig)), lora)
+    _, *others = (getattr(config, field.name) for field in fields(GPTConfig))  # n_layer is first
+    return _weights_of(config.n_layer, tuple(others), lora)
 
 
 @cache
-def _weights_of(values: tuple[object, ...], lora: LoRA | None) -> list[Weight]:
-    config = GPTConfig(*values)  # type: ignore[arg-type]  # in their order
-    one_layer = replace(config, n_layer=1)
-    network = Network(Tape(Meter(), learning=False), one_layer, 1, "fp32", "cpu", lora)
-    network.forward()
+def _weights_of(n_layer: int, others: tuple[object, ...], lora: LoRA | None) -> list[Weight]:
     return [
-        Weight(
-            without_layer(p.name), p.shape, config.n_layer if p.name.startswith("blocks.") else 1
-        )
-        for p in network.parameters.values()
+        Weight(name, shape, n_layer if name.startswith("blocks.") else 1)
+        for name, shape in _shapes(others, lora).items()
     ]
+
+
+@cache
+def _shapes(others: tuple[object, ...], lora: LoRA | None) -> dict[str, tuple[int, ...]]:
+    """The shapes of all weights by name, of a network with one layer."""
+    config = GPTConfig(1, *others)  # type: ignore[arg-type]  # in the order of the fields
+    network = Network(Tape(Meter(), learning=False), config, 1, "fp32", "cpu", lora)
+    network.forward()
+    return {without_layer(one.name): one.shape for one in network.parameters.values()}
 
 
 def trained_weights(config: GPTConfig, lora: LoRA | None = None) -> list[Weight]:

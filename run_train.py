@@ -43,7 +43,7 @@ def main(cfg: DictConfig) -> float | None:
     tune_allocator(settings.model.n_embed, saves_memory(settings))
     device = select_device(settings.trainer.device, compiles=settings.trainer.compile)
     set_deterministic(settings.trainer.deterministic)
-    if vocabulary(settings) is None:  # the characters of your own text have to be counted first
+    if vocabulary(settings) is None:  # the size follows from the characters of the user's text
         with byte_progress(f"preparing {settings.data.name}") as on_progress:
             prepare(settings.data, on_progress)
     settings, plan = fit_memory(settings, device)  # refuses a run that would not fit
@@ -106,7 +106,7 @@ def train(
             if run.checkpoint is not None:
                 trainer.resume(run.checkpoint)
             elif origin is not None and options.eval_only:
-                trainer.evaluate_as(origin)
+                trainer.progress.take_counts(origin)
             trainer.check_room()
             show_start(run.folder, trainer, dataset, why, plan.sentence)
             try:

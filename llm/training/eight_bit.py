@@ -30,29 +30,25 @@ class EightBit:
         logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
         try:
             import bitsandbytes.functional
-        except ImportError:
-            raise Refused(EIGHT_BIT_NEEDS) from None
-        except (OSError, RuntimeError) as error:  # installed but broken
+        except (ImportError, OSError, RuntimeError) as error:  # missing, or broken
             why = str(error).partition("\n")[0]
-            raise Refused(
-                f"optimizer.state_bits=8 needs bitsandbytes, which fails: {why}"
-            ) from None
+            raise Refused(f"{EIGHT_BIT_NEEDS} ({why})") from None
         library: Any = bitsandbytes.functional
         self.update_portion = library.optimizer_update_8bit_blockwise
-        # In another thread: under FakeTensorMode, which is per thread, they could not be made.
+        # In another thread, because under FakeTensorMode, which is per thread, this would fail.
         with ThreadPoolExecutor(1) as other:
             tables = [table.tolist() for table in other.map(library.create_dynamic_map, [1, 0])]
         self.signed, self.unsigned = (torch.tensor(table, device=device) for table in tables)
 
     def layout(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and type of the state of a parameter, besides its count of steps."""
+        """Shape and type of the state of a parameter, without its count of steps."""
         scales = ((-(-math.prod(shape) // BLOCK_8BIT),), torch.float32)
         return {n: (shape, torch.uint8) for n in MEANS} | {f"{n}_scale": scales for n in MEANS}
 
     def update(self, parameter: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
         """One step from the gradient of a parameter; changes its ``state`` in place.
 
-        Some numbers at a time, because on a CPU the library makes five float32 copies of its input.
+        In portions, because on a CPU the library makes five float32 copies of its input.
         """
         assert parameter.grad is not None
         state["step"] += 1

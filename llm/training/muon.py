@@ -77,12 +77,10 @@ def averaged(parameters: list[Tensor], momenta: list[Tensor], momentum: float) -
 def split(model: nn.Module) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
     """The trained parameters: matrices of the layers, embeddings, head, all others."""
     kinds: dict[str, list[Tensor]] = {"matrix": [], "embedding": [], "head": [], "other": []}
-    seen: set[Tensor] = set()
     for name, module in model.named_modules():
         for own, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad or parameter in seen:
+            if not parameter.requires_grad:
                 continue
-            seen.add(parameter)
             kind = "other"
             if own == "weight" and isinstance(module, nn.Embedding):
                 kind = "embedding"

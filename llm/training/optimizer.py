@@ -33,7 +33,7 @@ class Optimizer:
     ) -> None:
         self.param_groups = groups
         for group in groups:
-            group["base_lr"] = group["lr"]  # which the schedule scales
+            group["base_lr"] = group["lr"]  # the schedule sets lr to a share of it
         self.state: dict[Tensor, dict[str, Tensor]] = {}
         self.group_of = {p: n for n, group in enumerate(groups) for p in group["params"]}
         names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
@@ -146,22 +146,15 @@ class Optimizer:
                 self.state[parameter] = self.restored(parameter, states[name])
 
     def check(self, saved: Layout) -> None:
-        """Raise :class:`llm.errors.Refused` unless ``saved`` is the layout of such a state."""
-        wanted = self.full_layout()
-        bits, own = _bits(saved), _bits(wanted)
-        require(
-            bits == own,
-            f"optimizer.state_bits={own}, and the checkpoint's state has {bits} bits: "
-            f"set optimizer.state_bits={bits}",
-        )
-        require(saved == wanted, UNUSABLE)
+        """Raise :class:`llm.errors.Refused` unless ``saved`` is the layout of this optimizer."""
+        require(saved == self.full_layout(), UNUSABLE)
 
     def restored(self, parameter: Tensor, state: dict[str, Tensor]) -> dict[str, Any]:
         """The saved state of one parameter, on the right devices."""
         return {key: value.to(self._device(parameter, key)) for key, value in state.items()}
 
     def group_values(self) -> list[dict[str, Any]]:
-        """What steps change in ``param_groups``, for a checkpoint: nothing here."""
+        """The values in ``param_groups`` that steps change, for a checkpoint: none here."""
         return []
 
     def load_group_values(self, values: Any) -> None:
@@ -172,7 +165,7 @@ class Optimizer:
         return self.eight_bit if parameter.numel() >= SMALLEST_8BIT else None
 
     def _device(self, parameter: Tensor, key: str) -> torch.device:
-        # bitsandbytes takes the count of steps as a Python number: on a GPU, reading it would wait.
+        # bitsandbytes takes the count of steps as a Python number; reading one from a GPU waits.
         on_cpu = key == "step" and self._eight_bit(parameter)
         return torch.device("cpu") if on_cpu else parameter.device
 
@@ -180,10 +173,6 @@ class Optimizer:
 def layout_bytes(layout: Layout) -> int:
     """Bytes of all tensors of a layout."""
     return sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout.values())
-
-
-def _bits(layout: Layout) -> int:
-    return 8 if any(dtype == torch.uint8 for _, dtype in layout.values()) else 32
 
 
 def _adamw_in_portions(parameter: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:

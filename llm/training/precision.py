@@ -7,11 +7,11 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
-from llm.errors import Diverged, require
+from llm.errors import Diverged
 from llm.options import option
 
 Network = TypeVar("Network", bound=nn.Module)
-# Types of the matrix products. Weights are float32, except with the last name.
+# Types of the matrix products. Weights are float32, except for the last name.
 DTYPES = {
     "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
     "bf16_weights": torch.bfloat16,
@@ -24,7 +24,7 @@ INSTRUCTIONS = {
 
 
 def resolve_precision(name: str, device: torch.device) -> tuple[str, str]:
-    """(a name of ``DTYPES``, the reason); ``auto`` is fast and safe on the device."""
+    """(a key of ``DTYPES``, the reason); ``auto`` is the fastest safe one on the device."""
     if name != "auto":
         return name, "as configured"
     if device.type != "cuda":
@@ -36,9 +36,10 @@ def resolve_precision(name: str, device: torch.device) -> tuple[str, str]:
 
 def slow_products(name: str, device: torch.device) -> list[str]:
     """A warning if the CPU has no instructions for the 16-bit format ``name``."""
-    known = INSTRUCTIONS.get(DTYPES[name], ())
-    found = torch.cpu.get_capabilities() if device.type == "cpu" else dict.fromkeys(known, True)
-    if not known or any(found.get(instruction) for instruction in known):
+    if device.type != "cpu" or name == "fp32":
+        return []
+    capabilities = torch.cpu.get_capabilities()
+    if any(capabilities.get(instruction) for instruction in INSTRUCTIONS[DTYPES[name]]):
         return []
     return [
         f"precision={name}: this CPU has no instructions for it, so a step takes several times as "
@@ -48,7 +49,7 @@ def slow_products(name: str, device: torch.device) -> list[str]:
 
 @dataclass
 class LossScale:
-    """What a checkpoint holds of a GradScaler; a scale of 1 where nothing is scaled."""
+    """The state of a GradScaler in a checkpoint; a scale of 1 if the loss is not scaled."""
 
     scale: float = option(1.0, at_least=1)
     finite_steps: int = option(0, at_least=0)  # since the scale last changed
@@ -58,7 +59,6 @@ class Precision:
     """Autocast and loss scale of a run, and the type of its ``weights`` (:func:`to_precision`)."""
 
     def __init__(self, name: str, device: torch.device) -> None:
-        require(name in DTYPES, f"precision.name={name} is unknown: take auto, {', '.join(DTYPES)}")
         self.name, self.dtype = name, DTYPES[name]
         self.weights = torch.bfloat16 if name == "bf16_weights" else torch.float32
         # Float32 products use TensorFloat-32 on GPUs that have it; nothing changes on a CPU.
@@ -74,11 +74,6 @@ class Precision:
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
         self.norm = nn.Parameter(torch.zeros((), device=device))
 
-    @property
-    def is_scaled(self) -> bool:
-        """Whether the loss is scaled."""
-        return self.scaler.is_enabled()
-
     def adapt_scale(self, step: int, grad_norm: float) -> None:
         """Lower the loss scale after a gradient norm that is not finite, raise it after many finite
         ones.
@@ -86,10 +81,10 @@ class Precision:
         Raises :class:`llm.errors.Diverged` when it falls below 1: at 0 it would put NaN into the
         weights with the next finite step (0 * 1 / 0).
         """
-        if not self.is_scaled:
+        if not self.scaler.is_enabled():
             return
-        # The norm is finite if all gradients are. So the scaler need not look at each of them, and
-        # works for a step within the backward pass too, where they are never all in memory.
+        # The norm is finite only if all gradients are. So the scaler looks at the norm alone, which
+        # also works in UpdateInBackward, where the gradients are never all in memory.
         self.norm.grad = torch.full_like(self.norm, grad_norm)
         self.scaler.unscale_(cast(Any, SimpleNamespace(param_groups=[{"params": [self.norm]}])))
         self.scaler.update()
@@ -103,7 +98,7 @@ class Precision:
     @property
     def loss_scale(self) -> LossScale:
         """The scaler's state."""
-        if not self.is_scaled:
+        if not self.scaler.is_enabled():
             return LossScale()
         state = self.scaler.state_dict()
         return LossScale(state["scale"], state["_growth_tracker"])

@@ -1,4 +1,4 @@
-"""Where a run stands: its counters, and how a checkpoint holds them."""
+"""The counters of a run, and the plain values that a checkpoint saves."""
 
 import contextlib
 import math
@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from llm.checkpoint.checkpoint import Checkpoint
 from llm.device import describe
 from llm.errors import Refused
-from llm.options import option
+from llm.options import from_plain, option
 from llm.training.guard import Recent
 from llm.training.logger import Row
 from llm.training.options import TrainerOptions
@@ -35,7 +36,7 @@ class Progress:
     train_seconds: float = option(0.0, at_least=0)
     eval_seconds: float = option(0.0, at_least=0)
     checkpoint_seconds: float = option(0.0, at_least=0)
-    # Numbers of this step that are not logged yet; None: all are. A signal may come in between.
+    # Numbers of this step that are not logged yet, since a signal may come first; None: all are.
     row: Row | None = field(default_factory=dict)
 
     @property
@@ -56,7 +57,7 @@ class Progress:
         return self.evaluations_since_best >= (options.patience or math.inf)
 
     def why_ended(self, options: TrainerOptions) -> str | None:
-        """The option that ended the run before ``max_steps``; None if none did."""
+        """The option that ended the run before ``max_steps``, if one did."""
         if options.eval_only or self.step >= options.max_steps:
             return None
         if self.is_out_of_patience(options):
@@ -64,6 +65,11 @@ class Progress:
         if self.is_out_of_time(options):
             return f"trainer.max_minutes={options.max_minutes:g} are used up"
         return None
+
+    def take_counts(self, origin: Checkpoint) -> None:
+        """Take the steps and tokens of ``origin``, whose weights are evaluated, not trained."""
+        before = from_plain(Progress, origin.state.get("progress"), f"{origin.path}: progress.")
+        self.step, self.tokens = origin.step, before.tokens
 
     def record(self, loss: float, bits_per_byte: float | None) -> bool:
         """Count an evaluation; returns whether its loss is the lowest so far."""
@@ -97,7 +103,7 @@ class Progress:
             setattr(self, counter, getattr(self, counter) + time.perf_counter() - start)
 
     def rolled_back_from(self, before: "Progress") -> None:
-        """Keep of the counters ``before`` a rollback those that it does not undo."""
+        """Take from the counters ``before`` a rollback all that it does not undo."""
         self.rollbacks = before.rollbacks + 1
         for counter in ("train_seconds", "eval_seconds", "checkpoint_seconds"):
             setattr(self, counter, getattr(before, counter))  # discarded steps took time too
@@ -129,5 +135,5 @@ def read_run_id(plain: Any, where: str = "the checkpoint's run_id") -> str:
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """What the last bits of the results depend on, besides the settings."""
+    """The versions and hardware on which the last bits of the results depend."""
     return {"torch": str(torch.__version__), "device": describe(device)}

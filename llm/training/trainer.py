@@ -1,38 +1,41 @@
 """The training loop. Read :meth:`Trainer.fit`; the methods it calls follow in order."""
 
-import contextlib
 import math
-from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch.profiler import profile
 
 from llm import signals
 from llm.checkpoint.checkpoint import Checkpoint
 from llm.checkpoint.folder import CheckpointFolder, newest_valid
 from llm.data.dataset import Dataset
 from llm.device import peak_memory_bytes, reserved_memory_bytes, to_device
-from llm.errors import Diverged, Interrupted, Refused, require
+from llm.errors import Diverged, Interrupted, Refused
 from llm.evaluation.loss import evaluate
 from llm.functional import IGNORED
 from llm.model.config import CHECKPOINTED
 from llm.model.gpt import GPT
 from llm.options import from_plain
+from llm.sampling.generate import generate
+from llm.sampling.looping import measure_repeats
+from llm.sampling.options import SamplingOptions
 from llm.training.guard import Guard, require_finite
 from llm.training.logger import Logger, Row
 from llm.training.optimizer import Optimizer, layout_bytes
 from llm.training.options import TrainerOptions
 from llm.training.precision import Precision
-from llm.training.profiling import profiling
+from llm.training.profiling import profiler_of
 from llm.training.random_state import random_tensors, restore_random
-from llm.training.sample import sample_text
 from llm.training.schedule import Schedule
 from llm.training.state import PlainState, Progress, environment
 from llm.training.throughput import Throughput
 from llm.training.update import Update, UpdateInBackward
 
 EVAL_BATCH = 8  # sequences; not batch_size, or runs with different ones would not be comparable
+SAMPLE = SamplingOptions(max_new_tokens=200)
 
 
 class Trainer:
@@ -59,8 +62,9 @@ class Trainer:
         update = UpdateInBackward if self.options.step_in_backward else Update
         self.update = update(model, optimizer, precision, self.options.grad_clip)
         self.guard = Guard(
-            self.options.max_skipped, self.options.skip_spikes, logger.warn, precision.is_scaled
-        )
+            self.options.max_skipped, self.options.skip_spikes, logger.warn,
+            precision.scaler.is_enabled(),
+        )  # fmt: skip
         self.progress = Progress()
         self.throughput = Throughput(model, self.device, precision.name)
         self.stop = signals.listener  # has it received a signal?
@@ -75,17 +79,18 @@ class Trainer:
         self.compile_ahead()
         options = self.options
         steps = 0 if options.eval_only else options.max_steps - self.progress.step
-        run, warn = self.checkpoints.folder.parent, self.logger.warn
-        profiler = profiling(options.profile, steps, self.device, run, warn)
-        with signals.remembered(), profiler as step_done:
+        is_profiled = options.profile and steps > 0
+        run = self.checkpoints.folder.parent
+        profiling = profiler_of(steps, self.device, run) if is_profiled else nullcontext()
+        with signals.remembered(), profiling as profiler:
             while True:
                 try:
-                    self.train(step_done)
+                    self.train(profiler)
                     return self.progress
                 except Diverged as end:
                     self.roll_back(end)
 
-    def train(self, step_done: Callable[[], object]) -> None:
+    def train(self, profiler: profile | None) -> None:
         """The loop, from the current step to the end."""
         options, progress, stop = self.options, self.progress, self.stop
         self.throughput.start(progress.tokens, progress.train_seconds)
@@ -98,12 +103,14 @@ class Trainer:
                 loss, grad_norm = self.optimizer_step(progress.step + 1)
                 progress.step += 1
             is_last = progress.is_over(options)
-            step_done()
+            if profiler is not None:
+                profiler.step()
             self.logger.tick(progress.step)
             is_logged = self.is_due(options.log_interval, is_last)
             progress.row = self.training_row(loss, grad_norm) if is_logged else {}
             self.report(is_last)
-            is_failing = self.guard.recent.skipped_in_a_row > 0  # a rollback must end before that
+            # A rollback must return to a step before the first one that is not finite.
+            is_failing = self.guard.recent.skipped_in_a_row > 0
             if self.is_due(options.checkpoint_interval) and not is_failing:
                 self.save()
                 saved_step = progress.step
@@ -172,9 +179,8 @@ class Trainer:
             part = slice(start, start + self.options.micro_batch)
             x, y = to_device((inputs[part], targets[part]), self.device)
             with self.precision.autocast:
-                # A sum over the micro-batch by the count of the whole batch: every token weighs the
-                # same, however the batch is cut (transformers PR 34191 tells what goes wrong
-                # otherwise).
+                # Divided by the count of the whole batch: every token weighs the same, however the
+                # batch is cut (transformers PR 34191 shows the usual mistake).
                 part_loss = self.network(x, y, reduction="sum") / n_targets
             mean_loss += part_loss.detach()
             self.update.backward(part_loss)
@@ -228,12 +234,16 @@ class Trainer:
     def sample(self) -> Row:
         """Log a text from the model as it is now; returns how much it repeats itself."""
         step, tokenizer = self.progress.step, self.dataset.tokenizer
+        end = tokenizer.end_of_text
+        prompt = [0 if end is None else end]
+        self.model.eval()
+        drawn = generate(self.model, prompt, SAMPLE, self.seed + step, tokenizer.vocab_size, end)
         with self.progress.clock("eval_seconds"):
-            prompt, text, scores = sample_text(
-                self.model, tokenizer, self.seed + step,
-                lambda tokens: self.logger.each("sampling", self.stop.each(tokens)),
-            )  # fmt: skip
-        self.logger.sample(step, prompt, text, scores)
+            tokens = [token for token, _ in self.logger.each("sampling", self.stop.each(drawn))]
+        text = tokenizer.decode(tokens)
+        scores = measure_repeats(text).scores
+        scores["end_of_text"] = float(len(tokens) < SAMPLE.max_new_tokens)
+        self.logger.sample(step, tokenizer.decode(prompt), text, scores)
         return {f"sample/{name}": score for name, score in scores.items()}
 
     def save(self) -> None:
@@ -247,8 +257,8 @@ class Trainer:
             self.checkpoints.save(self.progress.step, weights, state.pop("tensors"), state)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that training changes, except the weights: plain values, and ``tensors`` of
-        the optimizer and of the random generators.
+        """All that training changes except the weights: plain values, and ``tensors`` of the
+        optimizer and random generators.
         """
         tensors = self.optimizer.state_dict() | random_tensors(self.device)
         return {"tensors": tensors, **self.plain_state()}
@@ -262,10 +272,7 @@ class Trainer:
         return asdict(plain)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a :meth:`state_dict`.
-
-        Raises :class:`llm.errors.Refused` for the state of another trainer.
-        """
+        """Continue from a :meth:`state_dict`; :class:`llm.errors.Refused` for another trainer's."""
         tensors, values = state["tensors"], {k: v for k, v in state.items() if k != "tensors"}
         plain = from_plain(PlainState, values, "the checkpoint's ")
         self.optimizer.load_group_values(plain.groups)
@@ -278,20 +285,13 @@ class Trainer:
             self.logger.warn(f"trained with {before} so far, now {now}: the last bits may differ")
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint of :meth:`save`; else :class:`llm.errors.Refused`."""
+        """Continue from a checkpoint of :meth:`save`; raises :class:`llm.errors.Refused`."""
         checkpoint.load_into(self.model)
         tensors = checkpoint.training(self.optimizer.custom_layout())
         self.load_state_dict(checkpoint.state | {"tensors": tensors})
-        same = self.progress.step == checkpoint.step
-        require(same, f"{checkpoint.path} holds two different numbers of steps")
-
-    def evaluate_as(self, origin: Checkpoint) -> None:
-        """Count the steps and tokens of ``origin``, whose weights are evaluated, not trained."""
-        before = from_plain(Progress, origin.state.get("progress"), f"{origin.path}: progress.")
-        self.progress.step, self.progress.tokens = origin.step, before.tokens
 
     def roll_back(self, end: Diverged) -> None:
-        """Return to the last checkpoint, to train on at half the learning rate.
+        """Return to the last checkpoint and halve the learning rate.
 
         Raises ``end`` if ``trainer.rollbacks`` are used up, or there is no checkpoint.
         """
@@ -300,7 +300,7 @@ class Trainer:
         if before.rollbacks >= self.options.rollbacks:
             raise end
         checkpoint = None
-        with contextlib.suppress(Refused):
+        with suppress(Refused):
             checkpoint, _ = newest_valid(self.checkpoints.folder.parent)
         if checkpoint is None:
             self.logger.warn("no checkpoint to return to: lower trainer.checkpoint_interval")

@@ -1,6 +1,5 @@
 """From gradients to weights: all at once, or one weight after another in the backward pass."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,7 +41,7 @@ class Update:
         self.optimizer.zero_grad()
 
     def _clipping(self, norms: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """The norm of the unscaled gradients, and what each gradient is multiplied with."""
+        """The norm of the unscaled gradients (), and the factor () that unscales and clips them."""
         scale = self.precision.scaler.get_scale()
         norm: Tensor = torch.linalg.vector_norm(torch.stack(norms)) / scale
         return norm, (self.grad_clip / (norm + 1e-6)).clamp(max=1) / scale
@@ -51,7 +50,7 @@ class Update:
 class UpdateInBackward(Update):
     """The same step, with the gradient of one weight in memory at a time.
 
-    Each weight is updated as soon as its gradient is there (Lv et al. 2023, arXiv:2306.09782,
+    Each weight is updated as soon as its gradient is computed (Lv et al. 2023, arXiv:2306.09782,
     section 3). Clipping needs the norm of all gradients first, so the backward pass runs twice:
     once to measure, once to update. The gradients of several micro-batches cannot be summed.
     """
@@ -60,13 +59,12 @@ class UpdateInBackward(Update):
         self, model: nn.Module, optimizer: Optimizer, precision: Precision, grad_clip: float
     ) -> None:
         super().__init__(model, optimizer, precision, grad_clip)
-        self.loss: Tensor | None = None
+        self.loss: Any = None
         self.norms: list[Tensor] = []
-        self.factor = torch.ones(())
-        self.visit: Callable[[Tensor], None] | None = None  # what to do with a gradient
+        self.factor: Tensor | None = None  # None: the next backward pass measures the norms
         for parameter in self.parameters:
             register: Any = parameter.register_post_accumulate_grad_hook  # torch has no types
-            register(self._arrived)
+            register(self._use_gradient)
 
     def backward(self, loss: Tensor) -> None:
         """Remember the loss; ``norm`` and ``step`` compute its gradients."""
@@ -74,40 +72,27 @@ class UpdateInBackward(Update):
 
     def norm(self) -> Tensor:
         """As :meth:`Update.norm`, by the first backward pass."""
-        self._run(self._measure, retain_graph=True)
+        self.loss.backward(retain_graph=True)
         norm, self.factor = self._clipping(self.norms)
-        self.norms = []
         return norm
 
     def step(self) -> None:
         """Change the weights, in the second backward pass."""
-        self._run(self._update, retain_graph=False)
+        self.loss.backward()
 
     def drop(self) -> None:
         """Free the activations that a backward pass would need."""
-        self.loss, self.norms = None, []
+        self.loss, self.norms, self.factor = None, [], None
 
-    def _run(self, visit: Callable[[Tensor], None], retain_graph: bool) -> None:
-        assert self.loss is not None
-        self.visit = visit
-        try:
-            self.loss.backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
-        finally:
-            self.visit = None
-
-    def _arrived(self, parameter: Tensor) -> None:
-        if self.visit is not None:  # else it is not our backward pass
-            self.visit(parameter)
-            parameter.grad = None
-
-    def _measure(self, parameter: Tensor) -> None:
+    def _use_gradient(self, parameter: Tensor) -> None:
+        """Called in the backward pass, as soon as the gradient of ``parameter`` is complete."""
         assert parameter.grad is not None
-        self.norms += norms_of([parameter.grad])
-
-    def _update(self, parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        parameter.grad.mul_(self.factor)
-        self.optimizer.update([parameter])
+        if self.factor is None:
+            self.norms += norms_of([parameter.grad])
+        else:
+            parameter.grad.mul_(self.factor)
+            self.optimizer.update([parameter])
+        parameter.grad = None
 
 
 def norms_of(gradients: list[Tensor]) -> list[Tensor]:

@@ -12,7 +12,6 @@ from llm.data.config import DataConfig
 from llm.data.dataset import Dataset
 from llm.data.prepare import prepare
 from tests.training.conftest import HandBuilt, MakeTrainer
-from tests.training.test_resume import resumed, stopped
 
 # Of one, two and three bytes a character, in parts of the text that no few windows represent.
 TEXT = (
@@ -54,39 +53,3 @@ def test_the_bytes_are_those_of_the_targets_that_were_evaluated(
     sequences = None if eval_batches is None else 8 * eval_batches
     trainer.model.eval()
     assert found == pytest.approx(counted_by_hand(trainer, sequences), rel=1e-5)
-
-
-def test_the_whole_split_is_all_of_its_tokens_but_the_first(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer(eval_batches=None)
-    loss, bits = (trainer.evaluate()[f"val/{key}"] for key in ("loss", "bits_per_byte"))
-    val = trainer.dataset.tokenizer.decode(trainer.dataset.val.tolist())
-    assert (len(val) - 1) % trainer.block_size  # else there were no tail to forget
-    assert loss is not None
-    in_all = loss * (len(val) - 1) / math.log(2) / len(val[1:].encode())
-    assert bits == pytest.approx(in_all, rel=1e-6)
-
-
-def test_those_of_the_best_loss_are_in_the_summary_to_the_bit_after_a_resume(
-    make_trainer: MakeTrainer,
-) -> None:
-    options = {"eval_interval": 2, "checkpoint_interval": 2}
-    whole = make_trainer("whole", **options)
-    whole.fit()
-    rows = whole.logger.column("val/loss"), whole.logger.column("val/bits_per_byte")
-    best = min(rows[0], key=lambda step: rows[0][step])
-    assert whole.outcome()["bits_per_byte"] == rows[1][best]
-    second = resumed(make_trainer, stopped(make_trainer, 8 - 1, **options), **options)
-    assert second.outcome()["bits_per_byte"] is not None
-    second.fit()
-    assert second.outcome()["bits_per_byte"] == whole.outcome()["bits_per_byte"]
-
-
-def test_the_tail_of_the_text_is_trained_on_in_every_epoch(
-    dataset: Dataset, make_trainer: MakeTrainer
-) -> None:
-    trainer = make_trainer()
-    windows, targets = trainer.sampler.windows, len(dataset.train) - 1
-    steps = -(-windows // trainer.batch_size)
-    seen = [trainer.sampler.batch(step) for step in range(1, steps + 1)]
-    rows = np.concatenate([y for _, y in seen])[:windows]
-    assert int((rows != -1).sum()) == targets

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from llm.errors import Refused
 from llm.functional.sizes import BLOCK_8BIT, PORTION, SMALLEST_8BIT
 from llm.model.gpt import GPT
-from llm.training.optimizer import Optimizer, adamw, layout_bytes, muon
+from llm.training.optimizer import Optimizer, adamw, muon
 from llm.training.precision import to_precision
 from tests.conftest import HANGS, ROOT
 
@@ -62,17 +62,6 @@ def test_it_equals_bitsandbytes_own_optimizer() -> None:
         assert torch.equal(found["exp_avg_sq_scale"], wanted["absmax2"])
 
 
-def test_it_comes_out_near_32_bits_with_a_quarter_of_the_state() -> None:
-    start, one, other = (Matrices((640, 512)) for _ in range(3))
-    optimizers = adamw(one, **OPTIONS), adamw(other, **OPTIONS, state_bits=8)
-    for model, optimizer in zip((one, other), optimizers, strict=True):
-        stepped(model, optimizer, steps=20)
-    before, wide, narrow = (next(model.parameters()).detach() for model in (start, one, other))
-    assert 0 < (wide - narrow).norm() < 0.1 * (wide - before).norm()
-    sizes = [layout_bytes(optimizer.full_layout()) for optimizer in optimizers]
-    assert 0.25 * sizes[0] < sizes[1] < 0.26 * sizes[0]
-
-
 def eight_bit_names(optimizer: Optimizer) -> set[str]:
     """The parameters with state in 8 bits."""
     layout = optimizer.full_layout()
@@ -109,11 +98,9 @@ def test_it_runs_on_tensors_without_data(build: Any, dtype: torch.dtype) -> None
 def test_without_the_library_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("bitsandbytes", "bitsandbytes.functional"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(Refused) as refusal:
+    wanted = "^optimizer.state_bits=8 needs bitsandbytes: pip install -c constraints.txt bitsandbyt"
+    with pytest.raises(Refused, match=wanted):
         adamw(Matrices((64, 64)), **OPTIONS, state_bits=8)
-    assert str(refusal.value) == (
-        "optimizer.state_bits=8 needs bitsandbytes: pip install -c constraints.txt bitsandbytes"
-    )
 
 
 def test_a_step_imports_neither_the_library_nor_torchs_compiler() -> None:
@@ -123,11 +110,3 @@ def test_a_step_imports_neither_the_library_nor_torchs_compiler() -> None:
         "sys.exit(bool({'bitsandbytes', 'torch._dynamo'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=HANGS).returncode == 0
-
-
-def test_a_parameter_that_is_not_contiguous_is_an_error() -> None:
-    model = nn.Module()
-    model.weight = nn.Parameter(torch.zeros(100, 80).mT)
-    model.weight.grad = torch.ones(80, 100)
-    with pytest.raises(RuntimeError, match="view"):
-        adamw(model, **OPTIONS, state_bits=8).step()

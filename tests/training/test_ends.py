@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -103,19 +102,6 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(
     assert {n: signal.getsignal(n) for n in before} == before
 
 
-def test_a_signal_before_the_first_step_leaves_a_checkpoint_too(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer()
-    log: Callable[[Row], None] = trainer.logger.log
-    trainer.logger.log = lambda row: (log(row), signalled())
-    with pytest.raises(Interrupted, match="at step 0"):
-        trainer.fit()
-    again = make_trainer("again")
-    again.resume(trainer.newest)
-    again.fit()
-    rows = [*trainer.logger.rows, *again.logger.rows]
-    assert [row["step"] for row in rows if "val/loss" in row] == [0, 4, 8]
-
-
 @pytest.mark.parametrize("interrupted", [False, True])
 @pytest.mark.parametrize("log_interval", [1, 100])
 def test_nan_in_the_weights_ends_the_run_and_replaces_no_sound_checkpoint(
@@ -146,16 +132,3 @@ def test_a_validation_loss_of_nan_ends_the_run(make_trainer: MakeTrainer) -> Non
     assert end.value.facts == {"step": 0, "scale": 1.0, "skipped_steps": 0}
     assert trainer.logger.rows == []
     json.dumps(trainer.outcome(), allow_nan=False)  # for summary.json
-
-
-def test_handlers_are_restored_after_a_failure(make_trainer: MakeTrainer) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    trainer = make_trainer()
-
-    def fail(step: int) -> None:
-        raise RuntimeError("a logger that fails")
-
-    trainer.logger.on_tick = fail
-    with pytest.raises(RuntimeError, match="a logger that fails"):
-        trainer.fit()
-    assert signal.getsignal(signal.SIGTERM) is before

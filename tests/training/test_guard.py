@@ -67,22 +67,6 @@ def test_a_step_that_is_not_finite_is_skipped_and_not_remembered(loss: float, no
     assert warning.endswith("not finite, skipped (windows at 0, 100, 200, 300)")
 
 
-@pytest.mark.parametrize("skip", [False, True])
-@pytest.mark.parametrize(("loss", "norm"), [(50.0, 1.0), (1.0, 50.0)])
-def test_a_spike_is_reported_and_skipped_on_request(loss: float, norm: float, skip: bool) -> None:
-    guard = experienced(skip_spikes=skip)
-    assert guard.judge(loss, norm) is not skip
-    (warning,) = guard.warnings
-    assert f": a spike{', skipped' * skip} (windows at" in warning
-    assert guard.recent.skipped_in_a_row == 0
-
-
-def test_only_the_first_windows_are_named() -> None:
-    guard = experienced()
-    guard.admits(1, 50.0, 1.0, np.arange(100))
-    assert guard.warnings[0].endswith("(windows at 0, 1, 2, 3, 4, 5, 6, 7, ...)")
-
-
 def test_too_many_in_a_row_end_the_run_with_all_facts() -> None:
     guard = Judge(max_skipped=3)
     for loss in (NAN, INF, 1.0, NAN, NAN):  # a finite one restarts the count

@@ -7,11 +7,6 @@ from llm.options import validate
 from llm.training.options import TrainerOptions
 
 
-def test_the_micro_batch_is_the_whole_batch_unless_given() -> None:
-    assert TrainerOptions(batch_size=12).micro_batch == 12
-    assert TrainerOptions(batch_size=12, micro_batch_size=3).micro_batch == 3
-
-
 @pytest.mark.parametrize("size", [3, 8])
 def test_micro_batches_must_divide_the_batch(size: int) -> None:
     named = rf"trainer\.micro_batch_size={size} does not divide"

@@ -1,32 +1,26 @@
 """Products and weights have the format asked for, and float16 scales its loss."""
 
 import random
-from typing import Any
 
 import pytest
 import torch
 
-from llm.errors import Refused
 from llm.model.gpt import GPT
-from llm.training.optimizer import adamw, muon
 from llm.training.precision import (
     DTYPES,
-    LossScale,
     Precision,
     resolve_precision,
     slow_products,
     to_precision,
 )
-from tests.training.conftest import MakeTrainer, assert_same_bits, copied
+from tests.training.conftest import MakeTrainer
 
 CPU = torch.device("cpu")
 
 
 def test_a_named_format_is_taken_and_auto_on_a_cpu_is_fp32() -> None:
-    assert resolve_precision("bf16", CPU) == ("bf16", "as asked for")
+    assert resolve_precision("bf16", CPU) == ("bf16", "as configured")
     assert resolve_precision("auto", CPU) == ("fp32", "16-bit is not faster on cpu")
-    with pytest.raises(Refused, match=r"precision\.name=fp8 is unknown: take auto, fp32, bf16, "):
-        Precision("fp8", CPU)
 
 
 @pytest.mark.parametrize(("has_bf16", "wanted"), [(True, "bf16"), (False, "fp16")])
@@ -86,19 +80,6 @@ def test_training_in_16_bits_comes_out_near_float32(
         losses.append(trainer.fit().val_loss)
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=tolerance)
-
-
-@pytest.mark.parametrize("optimizer", [adamw, muon])
-def test_a_step_whose_float16_gradients_overflow_is_skipped(
-    make_trainer: MakeTrainer, optimizer: Any
-) -> None:
-    trainer = make_trainer(optimizer=optimizer, precision="fp16", max_steps=1, log_interval=1)
-    trainer.precision.loss_scale = LossScale(2.0**60)
-    before = copied(trainer.model.state_dict())
-    assert trainer.fit().step == 1
-    assert_same_bits(copied(trainer.model.state_dict()), before)
-    assert trainer.logger.rows[-1]["grad_norm"] is None
-    assert trainer.precision.loss_scale.scale == 2.0**59
 
 
 def test_the_scale_of_the_norm_is_that_of_a_scaler_which_sees_every_gradient() -> None:

@@ -19,7 +19,7 @@ MEASURED_ANEW = ("tokens_per_second", "mfu", "peak_memory_bytes")
 
 @pytest.fixture(autouse=True)
 def short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm.training.sample.SAMPLE", SamplingOptions(max_new_tokens=5))
+    monkeypatch.setattr("llm.training.trainer.SAMPLE", SamplingOptions(max_new_tokens=5))
 
 
 def fit_until(trainer: HandBuilt, step: int, passes: int) -> None:
@@ -101,18 +101,6 @@ def test_patience_counts_an_interrupted_evaluation_once(
     second.fit()
     assert results(second) == results(whole)
     assert second.progress.step == whole.progress.step == 4
-
-
-def test_a_report_may_be_interrupted_twice(make_trainer: MakeTrainer) -> None:
-    whole = make_trainer("whole", **OPTIONS)
-    whole.fit()
-    first = make_trainer("parts", **OPTIONS)
-    fit_until(first, 4, passes=1)
-    second = resumed(make_trainer, first)
-    fit_until(second, 4, passes=2)
-    third = resumed(make_trainer, second)
-    third.fit()
-    assert results(third) == results(whole)
 
 
 def test_a_signal_after_the_last_report_interrupts_nothing(make_trainer: MakeTrainer) -> None:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from llm.checkpoint.checkpoint import Checkpoint
-from llm.errors import Refused
 from llm.sampling.options import SamplingOptions
 from llm.training.optimizer import adamw, muon
 from llm.training.precision import LossScale
@@ -120,22 +119,6 @@ def test_a_compiled_run_ends_with_the_bits_of_an_uninterrupted_one(
     assert_same_run(interrupted_and_resumed(make_trainer, 3, **DROPPING, compile=True), whole)
 
 
-@pytest.mark.parametrize("compiled_first", [True, False])
-@pytest.mark.usefixtures("quickly_compiled")
-def test_a_run_may_be_compiled_in_one_part_only(
-    make_trainer: MakeTrainer, compiled_first: bool
-) -> None:
-    whole = make_trainer("whole")
-    whole.fit()
-    first = stopped(make_trainer, 3, compile=compiled_first)
-    second = resumed(make_trainer, first, compile=not compiled_first)
-    assert (second.network is second.model) is compiled_first
-    second.fit()
-    # Fused kernels add in another order, so the last bits may differ.
-    losses = second.logger.column("val/loss")
-    assert losses == pytest.approx(whole.logger.column("val/loss"), abs=1e-4)
-
-
 LEFT_OUT: dict[str, Callable[[HandBuilt], object]] = {
     "weights": lambda t: t.model.initialise(),
     "optimizer": lambda t: t.optimizer.state.clear(),
@@ -208,7 +191,7 @@ def test_each_thing_that_is_saved_is_needed(make_trainer: MakeTrainer, item: str
 def test_how_closely_a_run_is_watched_does_not_change_it(
     make_trainer: MakeTrainer, watching: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llm.training.sample.SAMPLE", SamplingOptions(max_new_tokens=5))
+    monkeypatch.setattr("llm.training.trainer.SAMPLE", SamplingOptions(max_new_tokens=5))
     plain = make_trainer("plain", **DROPPING)
     plain.fit()
     watched = make_trainer("watched", **DROPPING | watching)
@@ -239,10 +222,3 @@ def test_a_finished_run_with_more_steps_continues(make_trainer: MakeTrainer) -> 
     second.fit()
     assert second.logger.steps == [9, 10, 11, 12]
     assert list(second.logger.column("val/loss")) == [12]
-
-
-def test_the_best_weights_cannot_be_resumed_from(make_trainer: MakeTrainer) -> None:
-    first = make_trainer()
-    first.fit()
-    with pytest.raises(Refused, match="holds weights only"):
-        make_trainer("other").resume(Checkpoint.open(first.folder / "best"))

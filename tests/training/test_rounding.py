@@ -10,7 +10,7 @@ from llm.model.gpt import GPT
 from llm.training import rounding
 from llm.training.optimizer import Optimizer, adamw, muon
 from llm.training.precision import to_precision
-from llm.training.rounding import portions, round_at_random_
+from llm.training.rounding import round_at_random_
 
 TINIEST, LARGEST = 2.0**-133, (2 - 2**-7) * 2.0**127  # of bfloat16
 Build = Callable[..., Optimizer]
@@ -62,25 +62,6 @@ def test_infinities_and_nan_stay() -> None:
     assert set(rounded(torch.finfo(torch.float32).max, 1000).tolist()) <= {LARGEST, torch.inf}
 
 
-def test_it_draws_from_torchs_generator() -> None:
-    state = torch.get_rng_state()
-    first, second = rounded(1.001, 1000), rounded(1.001, 1000)
-    torch.set_rng_state(state)
-    assert torch.equal(rounded(1.001, 1000), first)
-    assert not torch.equal(first, second)
-
-
-def test_portions_are_views_of_all_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounding, "PORTION", 256)
-    one, other = torch.zeros(30, 20), torch.arange(600).view(600)
-    sizes = []
-    for part, numbers in portions(one, other):
-        part.copy_(numbers)
-        sizes.append(part.numel())
-    assert sizes == [256, 256, 88]
-    assert torch.equal(one.flatten().long(), other)
-
-
 def moved(build: Build, dtype: torch.dtype, state_bits: int) -> dict[str, Tensor]:
     """How far one step moves weights of 1: less than half the distance to the next bfloat16."""
     torch.manual_seed(1)
@@ -108,27 +89,3 @@ def test_a_step_too_small_for_bfloat16_is_made_on_average(
         assert step.abs().max() < 2**-9, name
         share = (found[name] * step).sum() / step.square().sum()
         assert float(share) == pytest.approx(1, abs=0.15), name
-
-
-def last_loss(dtype: torch.dtype) -> float:
-    """Of a tiny network that learns a text by heart, in small steps."""
-    torch.manual_seed(4)
-    model = GPT(n_layer=1, n_embed=64, head_size=32, vocab_size=32, block_size=32)
-    to_precision(model, dtype)
-    optimizer = adamw(model, lr=3e-5, weight_decay=0.1, betas=[0.9, 0.95])
-    text = torch.randint(32, (2, 33), generator=torch.Generator().manual_seed(1))
-    for _ in range(80):
-        loss = model(text[:, :-1].contiguous(), text[:, 1:].contiguous())
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return loss.item()
-
-
-def test_small_steps_learn_as_in_float32_and_to_the_nearest_they_would_not(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    at_random = last_loss(torch.bfloat16)
-    assert last_loss(torch.float32) == pytest.approx(at_random, rel=0.02)
-    monkeypatch.setattr(rounding, "round_at_random_", lambda values: values)
-    assert last_loss(torch.bfloat16) > at_random + 0.1

@@ -22,7 +22,7 @@ def resident_bytes() -> int:
 def test_twenty_thousand_steps_take_no_more_memory_files_or_disk(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, report: Callable[[str], None]
 ) -> None:
-    monkeypatch.setattr("llm.training.sample.SAMPLE", SamplingOptions(max_new_tokens=20))
+    monkeypatch.setattr("llm.training.trainer.SAMPLE", SamplingOptions(max_new_tokens=20))
     trainer = make_trainer(
         max_steps=STEPS, batch_size=2, checkpoint_interval=200, eval_interval=500, log_interval=50,
         sample_interval=1000,

@@ -8,25 +8,25 @@ from pathlib import Path
 import torch
 
 from llm.device import limit_memory, process_memory, total_memory
-from llm.errors import OutOfMemory, Refused, require
+from llm.errors import OutOfMemory, Refused
 from llm.experiment.console import say, status, warn
 from llm.experiment.rundir import CONFIG, read_summary
 from llm.options import validate
 from llm.planning.custom_optimizer import try_custom_classes
 from llm.planning.plan import Plan
 from llm.planning.reserve import measured_reserve, reserve_lines
-from llm.planning.setup import apply, setup_of
+from llm.planning.setup import apply_changes, setup_of
 from llm.settings.custom import Custom, uses_wandb
 from llm.settings.run import folder_of
 from llm.settings.saved import load_plain
 from llm.settings.schema import TrainSettings
 from llm.units import format_bytes
 
-# The keys that memory.fit=auto decides, with their types. A run that is continued keeps them.
-LEVERS = {
-    "trainer.micro_batch_size": int, "trainer.activation_checkpointing": str,
-    "trainer.step_in_backward": bool, "model.loss": str, "optimizer.state_bits": int,
-}  # fmt: skip
+# The keys that memory.fit=auto decides. A run that is continued keeps their values.
+LEVERS = (
+    "trainer.micro_batch_size", "trainer.activation_checkpointing", "trainer.step_in_backward",
+    "model.loss", "optimizer.state_bits",
+)  # fmt: skip
 
 
 def fit_memory(settings: TrainSettings, device: torch.device) -> tuple[TrainSettings, Plan]:
@@ -41,8 +41,8 @@ def fit_memory(settings: TrainSettings, device: torch.device) -> tuple[TrainSett
     if folder is not None:
         settings = _with_saved_levers(settings, folder)
     with status(f"measuring the memory outside tensors on {device.type}"):
-        held = process_memory(device)
-    measured = measured_reserve(device.type, held, uses_wandb(settings.logger))
+        process_bytes = process_memory(device)
+    measured = measured_reserve(device.type, process_bytes, uses_wandb(settings.logger))
     plan = Plan(
         setup_of(settings, device.type),
         reserve_lines(options, measured),
@@ -60,13 +60,13 @@ def fit_memory(settings: TrainSettings, device: torch.device) -> tuple[TrainSett
     if options.fit != "off" and plan.started is None and not _will_be_skipped(settings, folder):
         raise Refused(plan.refusal)
     if plan.started is not None:
-        settings = apply(settings, plan.started)
-    _enforce(plan, device, held)
+        settings = apply_changes(settings, plan.started)
+    _enforce(plan, device, process_bytes)
     return settings, plan
 
 
-def _enforce(plan: Plan, device: torch.device, held: int) -> None:
-    """Limit this process, which holds ``held`` bytes outside tensors, to the budget."""
+def _enforce(plan: Plan, device: torch.device, process_bytes: int) -> None:
+    """Limit this process, which uses ``process_bytes`` outside tensors, to the budget."""
     options, total = plan.memory, plan.taken.total
     by_default = options.fit != "off" and device.type == "cuda"
     if not (by_default if options.enforce is None else options.enforce):
@@ -74,7 +74,7 @@ def _enforce(plan: Plan, device: torch.device, held: int) -> None:
     if total > plan.budget:
         warn(f"{format_bytes(total)} predicted, more than {plan.limit}")
     # The rest of the reserve is yet to be allocated.
-    if not limit_memory(device, plan.budget - min(held, sum(plan.reserve.values()))):
+    if not limit_memory(device, plan.budget - min(process_bytes, sum(plan.reserve.values()))):
         warn(f"memory.enforce has no effect: nothing here limits a process on {device.type}")
 
 
@@ -119,12 +119,11 @@ def _with_saved_levers(settings: TrainSettings, folder: Path) -> TrainSettings:
     saved = load_plain(folder)
     if (saved.get("trainer") or {}).get("batch_size") not in (None, settings.trainer.batch_size):
         return settings  # another run, which open_run refuses
-    for lever, kind in LEVERS.items():
+    for lever in LEVERS:
         name, _, key = lever.partition(".")
         section, value = getattr(settings, name), (saved.get(name) or {}).get(key)
         if value is None or lever in settings.typed or isinstance(section, Custom):
             continue
-        require(type(value) is kind, f"{folder}/{CONFIG}: {lever} is {value!r}")
         settings = replace(settings, **{name: replace(section, **{key: value})})
     validate(settings)  # the file may come from a stranger
     return settings

@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from llm.disk import could_not_write, replaced
-from llm.errors import CANNOT_WRITE, Refused
+from llm.disk import replaced
+from llm.errors import Refused, as_stop
 from llm.planning.plan import Plan
 
 if TYPE_CHECKING:
@@ -86,9 +86,8 @@ def save(path: Path, plans: Sequence[Plan], is_grid: bool) -> list[Path]:
                 file.write(to_csv(plans).encode())
             written.append(table)
     except OSError as error:
-        if error.errno in CANNOT_WRITE:
-            raise could_not_write(path.parent, error) from None
-        raise Refused(f"picture: {path.parent} cannot be written: {error.strerror}") from None
+        reason = f"picture: {path.parent} cannot be written: {error.strerror}"
+        raise as_stop(error) or Refused(reason) from None
     return written
 
 
@@ -104,7 +103,8 @@ def to_csv(plans: Sequence[Plan]) -> str:
         changes = " ".join(plan.started.changes) if plan.started else ""
         facts = [plan.parameters, plan.taken.total, plan.budget, fits, changes]
         largest = [str(plan.largest.value or "")] if plan.largest else []
-        sizes = [plan.taken.lines.get(kind, 0) for kind in kinds]
+        lines = plan.taken.lines
+        sizes = [lines.get(kind, 0) for kind in kinds]
         writer.writerow([*plan.values.values(), *facts, *largest, *sizes])
     return out.getvalue()
 

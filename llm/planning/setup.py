@@ -48,7 +48,7 @@ def setup_of(settings: TrainSettings, device: str) -> Setup:
     )
 
 
-def apply(settings: TrainSettings, fitted: Fitted) -> TrainSettings:
+def apply_changes(settings: TrainSettings, fitted: Fitted) -> TrainSettings:
     """``settings`` with the changes that make the run fit."""
     setup, optimizer = fitted.setup, settings.optimizer
     if isinstance(optimizer, Optimizer):

@@ -7,7 +7,6 @@ from rich.text import Text
 
 from llm.experiment.console import console, panel, say
 from llm.memory.fit import Fitted
-from llm.memory.lora import TARGETS
 from llm.memory.options import EIGHT_BIT_NEEDS, has_eight_bit
 from llm.memory.weights import n_trained
 from llm.planning.picture import as_map, colours
@@ -62,12 +61,8 @@ def _show_run(plan: Plan) -> None:
         f"{model.vocab_size:,} tokens",
     }
     if lora is not None:
-        names = [weight.name for weight in setup.trained]
-        targets = [t for t in TARGETS if any(f".{t}.lora_A" in name for name in names)]
-        facts["LoRA"] = (
-            f"{n_trained(model, lora):,} parameters are trained, of rank {lora.rank} beside "
-            f"{', '.join(targets)} (run_train.py cannot do so yet)"
-        )
+        numbers = f"{n_trained(model, lora):,} parameters are trained, of rank {lora.rank}"
+        facts["LoRA"] = f"{numbers} (run_train.py cannot do so yet)"
     parts = setup.batch_size // setup.micro_batch
     split = f" in {parts} micro-batches" if parts > 1 else ""
     batch = f"{_plural(setup.batch_size, 'sequence')} of {model.block_size}"

@@ -14,7 +14,7 @@ from llm.memory.predict import predict
 from llm.options import validate
 from llm.planning.plan import find_largest
 from llm.planning.points import Point, plan_points, refusal
-from llm.planning.setup import apply, setup_of, vocabulary
+from llm.planning.setup import apply_changes, setup_of, vocabulary
 from llm.settings.saved import to_yaml
 from llm.settings.schema import TrainSettings
 from tests.command_line import composed
@@ -46,7 +46,7 @@ def test_changes_that_make_a_run_fit_are_put_into_its_settings() -> None:
         setup, micro_batch=2, activation_checkpointing="full", state_bits=8,
         model=dataclasses.replace(setup.model, loss="chunked"),
     )  # fmt: skip
-    applied = apply(settings, Fitted(changed, predict(changed, {})))
+    applied = apply_changes(settings, Fitted(changed, predict(changed, {})))
     assert setup_of(applied, "cpu") == changed
     validate(applied)
     assert settings == alone("model=small"), "the settings themselves stay as they were"

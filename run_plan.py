@@ -1,8 +1,8 @@
-"""What would a run hold in memory, and does it fit? python run_plan.py model=small
+"""How much memory would a run take, and does it fit? python run_plan.py model=small
 
-Nothing is trained, and only the process that asks a GPU for its reserve imports torch. The sweeper
-in conf/plan.yaml (llm/config/planner.py) turns the command line into a list of points; a single run
-is a list of one.
+Nothing is trained. Torch is imported only for a custom optimizer, and by the process that asks a
+GPU for its reserve. The sweeper in conf/plan.yaml (llm/config/planner.py) turns the command line
+into a list of points; a single run is a list of one.
 """
 
 import llm.start  # noqa: F401  (first: from here on signals are handled)

@@ -125,5 +125,8 @@ def _with_saved_levers(settings: TrainSettings, folder: Path) -> TrainSettings:
         if value is None or lever in settings.typed or isinstance(section, Custom):
             continue
         settings = replace(settings, **{name: replace(section, **{key: value})})
-    validate(settings)  # the file may come from a stranger
+    try:
+        validate(settings)
+    except Refused as refusal:  # the file may come from a stranger
+        raise Refused(f"{folder / CONFIG}: {refusal}") from None
     return settings

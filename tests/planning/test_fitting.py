@@ -124,7 +124,7 @@ def test_levers_that_no_run_has_written_are_refused(prepared: Path, tmp_path: Pa
     (folder / "config.yaml").write_text(text)
     done = here("train", *SHORT, "run.name=strange", "memory.fit=auto", cwd=tmp_path)
     assert done.returncode == 2
-    assert "trainer.micro_batch_size is 'abc'" in done.stderr
+    assert "strange/config.yaml: trainer.micro_batch_size=abc must be a whole number" in done.stderr
 
 
 def test_an_evaluation_is_not_judged_by_what_training_would_take(

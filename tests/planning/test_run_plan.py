@@ -29,7 +29,7 @@ def test_one_plan_tells_what_takes_how_much_and_writes_nothing(tmp_path: Path) -
 def test_a_plan_of_lora_says_that_it_is_only_a_plan(tmp_path: Path) -> None:
     done = here("plan", *SMALL, "finetune.rank=8", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "LoRA         1,167,360 parameters are trained, of rank 8 (run_train.py cannot" in done.stdout
+    assert "1,167,360 parameters are trained, of rank 8 (run_train.py cannot" in done.stdout
     assert "LoRA weights" in done.stdout
     trained = here("train", "finetune.rank=8", cwd=tmp_path)
     assert (trained.returncode, trained.stdout) == (2, "")

@@ -18,7 +18,7 @@ from llm.settings.schema import PrepareSettings
 @hydra.main(version_base="1.3", config_path="conf", config_name="prepare")
 @reported
 def main(cfg: DictConfig) -> None:
-    """Prepare the dataset, or say that it is there already."""
+    """Prepare the dataset unless it exists, and check it."""
     settings = read_settings(cfg, PrepareSettings)
     with byte_progress("preparing") as on_progress:
         dataset = Dataset.open(prepare(settings.data, on_progress))

@@ -11,7 +11,7 @@ CORPORA = ("shakespeare", "tinyshakespeare", "text")
 
 
 def padded(vocab_size: int, tokenizer: str) -> int:
-    """``vocab_size``, for BPE padded to a multiple of 64: its matrix products are faster (nanoGPT,
+    """``vocab_size``, for BPE padded to a multiple of 64: matrix products are faster then (nanoGPT,
     commit 77e7e04).
     """
     return -(-vocab_size // 64) * 64 if tokenizer == "gpt2" else vocab_size
@@ -32,7 +32,7 @@ class DataConfig:
     overwrite: bool = False
 
     def cross_check(self) -> None:
-        """Raise :class:`llm.errors.Refused` for values that cannot be used, or not together."""
+        """Raise :class:`llm.errors.Refused` for values that do not go together."""
         require(
             self.val_fraction is not None or self.corpus == "shakespeare",
             f"data.val_fraction must be a number for {self.corpus}",
@@ -41,9 +41,13 @@ class DataConfig:
             self.corpus != "text" or self.path,
             "data.path is missing: data=text needs data.path=FILE_OR_FOLDER",
         )
+        require(
+            self.corpus != "shakespeare" or self.path is None,
+            f"data=shakespeare has its own text: for {self.path} use data=text",
+        )
         self.name = check_name("data.name", self.name)
         check_path("data.dir", self.dir)
-        known_size, declared = TOKENIZERS.get(self.tokenizer), self.vocab_size
+        known_size, declared = TOKENIZERS[self.tokenizer], self.vocab_size
         require(
             declared is None or known_size in (None, declared),
             f"data.vocab_size={declared}, but the {self.tokenizer} tokenizer has {known_size}: "
@@ -51,5 +55,5 @@ class DataConfig:
         )
 
     def declared_vocab_size(self) -> int | None:
-        """Tokens in the vocabulary; None: unknown before the text is read."""
+        """Size of the vocabulary; None: unknown before the text is read."""
         return self.vocab_size or TOKENIZERS.get(self.tokenizer)

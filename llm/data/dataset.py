@@ -1,4 +1,4 @@
-"""A prepared folder as two memory-mapped splits."""
+"""A prepared folder: its two splits, memory-mapped, and their tokenizer."""
 
 import hashlib
 import json
@@ -9,22 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from llm.data.batches import Batch, BatchSampler, beyond, evaluation_batches, read_windows
+from llm.data.batches import Batch, BatchSampler, evaluation_batches, read_windows
 from llm.data.meta import AGAIN, META, SPLITS, Meta, read_meta
 from llm.data.tokenizer import Tokenizer, from_json
 from llm.errors import Refused, require
 
 READ = 1 << 20  # bytes hashed at a time
-# With fewer bytes per token, GPT-2's tokenizer does not suit a text. Measured: Korean 1.2, Chinese
-# 1.5, Greek and Russian 1.7, Japanese 2.1 (tokens are parts of characters); German and Python code
-# 2.5 (tokens are several characters).
+# With fewer bytes per token GPT-2's tokenizer does not suit a text. Measured: Korean 1.2, Chinese
+# 1.5, Greek and Russian 1.7, Japanese 2.1 (a token is a part of a character); German and Python
+# code 2.5 (a token is several characters).
 FEW_BYTES = 2.3
-LARGE = 1 << 30  # bytes; verifying more takes longer than a run should take to start
+LARGE = 1 << 30  # bytes; verifying more would delay the start of a run too much
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Token ids of two splits, their tokenizer, and ``digest``, which names their contents."""
+    """Token ids of two splits and their tokenizer; ``digest`` identifies the contents."""
 
     folder: Path
     train: np.ndarray
@@ -35,22 +35,30 @@ class Dataset:
 
     @classmethod
     def open(cls, folder: Path) -> "Dataset":
-        """Map the files of ``folder``. Sizes and the counts in ``meta.json`` are checked here, the
-        contents by :meth:`verify`.
+        """Map the files of ``folder`` and check their sizes; :meth:`verify` checks the contents.
 
-        Raises :class:`llm.errors.Refused` naming the file that does not fit.
+        Raises :class:`llm.errors.Refused` naming the file that does not fit ``meta.json``.
         """
         meta = read_meta(folder)
         tokenizer = from_json(meta.tokenizer)
+        require(
+            tokenizer.vocab_size == meta.vocab_size,
+            f"{folder / META} says vocab_size={meta.vocab_size}, but its tokenizer has "
+            f"{tokenizer.vocab_size}: {AGAIN}",
+        )
+        require(
+            meta.max_id < meta.vocab_size,
+            f"{folder} holds token id {meta.max_id}, beyond its vocabulary of {meta.vocab_size}: "
+            f"{AGAIN}",
+        )
         train, val = (_map(folder, split, meta) for split in SPLITS)
-        _require_possible(folder, meta, tokenizer)
-        bytes_per_token = meta.bytes.val / max(1, meta.tokens.val)
+        bytes_per_token = meta.bytes.val / meta.tokens.val
         return cls(folder, train, val, tokenizer, _digest(meta, tokenizer), bytes_per_token)
 
     @property
     def notes(self) -> list[str]:
-        """Warnings about training on it."""
-        if self.tokenizer.kind != "gpt2" or not 0 < self.bytes_per_token < FEW_BYTES:
+        """Warnings about training on this dataset."""
+        if self.tokenizer.kind != "gpt2" or self.bytes_per_token >= FEW_BYTES:
             return []
         return [
             f"GPT-2's tokenizer has {self.bytes_per_token:.1f} bytes a token in this text, where "
@@ -64,33 +72,34 @@ class Dataset:
         return int(self.train.nbytes + self.val.nbytes)
 
     def verify(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Read both splits and compare digests, largest id and bytes of text with ``meta.json``.
+        """Read both splits; compare digests, bytes of text and the largest id with ``meta.json``.
 
         ``on_progress`` is called with (bytes done, bytes in all). Raises
-        :class:`llm.errors.Refused` naming the file that is not as it was prepared.
+        :class:`llm.errors.Refused` naming the file that is damaged.
         """
         meta, done, max_id = read_meta(self.folder), 0, 0
-        vocab_size, lengths = self.tokenizer.vocab_size, self.tokenizer.byte_lengths
-        same = _digest(meta, self.tokenizer) == self.digest
-        require(same, f"{self.folder} changed while it was read: start again")
+        require(
+            _digest(meta, self.tokenizer) == self.digest,
+            f"{self.folder} changed while it was read: start again",
+        )
+        lengths = self.tokenizer.byte_lengths
         for split in SPLITS:
             path, sha256, n_bytes = self.folder / f"{split}.bin", hashlib.sha256(), 0
             for raw in _pieces(path):
                 ids = np.frombuffer(raw, _dtype(meta), len(raw) // _dtype(meta).itemsize)
                 sha256.update(raw)
                 max_id = max(max_id, int(ids.max(initial=0)))
-                n_bytes += int(lengths[np.minimum(ids, vocab_size - 1)].sum())
+                n_bytes += int(lengths[np.minimum(ids, len(lengths) - 1)].sum())
                 done += len(raw)
                 on_progress(done, self.size)
             require(
                 sha256.hexdigest() == getattr(meta.sha256, split),
-                f"{path} is damaged: its sha256 is not that in {META}: {AGAIN}",
+                f"{path} is damaged: its sha256 differs from the one in {META}: {AGAIN}",
             )
-            require(max_id < vocab_size, f"{path} holds {beyond(max_id, vocab_size)}")
-            said = getattr(meta.bytes, split)
+            expected = getattr(meta.bytes, split)
             require(
-                n_bytes == said,
-                f"{path} holds {n_bytes} bytes of text, but {META} says {said}: {AGAIN}",
+                n_bytes == expected,
+                f"{path} holds {n_bytes} bytes of text, but {META} says {expected}: {AGAIN}",
             )
         require(
             max_id == meta.max_id,
@@ -100,19 +109,19 @@ class Dataset:
     def sampler(
         self, block_size: int, batch_size: int, seed: int, overfit_batches: int = 0
     ) -> BatchSampler:
-        """Batches of the training split."""
+        """Training batches."""
         vocab_size = self.tokenizer.vocab_size
         return BatchSampler(self.train, block_size, batch_size, seed, overfit_batches, vocab_size)
 
     def validation(
         self, block_size: int, batch_size: int, sequences: int | None
     ) -> tuple[int, Iterator[Batch]]:
-        """Batches of the validation split (:func:`evaluation_batches`): their number, and the
-        batches, which are read one by one.
+        """The number of validation batches (:func:`evaluation_batches`), and an iterator that
+        reads them one by one.
         """
-        every = evaluation_batches(self.val, block_size, batch_size, sequences)
-        vocabulary = self.tokenizer.vocab_size
-        return len(every), (read_windows(self.val, s, block_size, vocabulary) for s in every)
+        batches = evaluation_batches(self.val, block_size, batch_size, sequences)
+        vocab_size = self.tokenizer.vocab_size
+        return len(batches), (read_windows(self.val, b, block_size, vocab_size) for b in batches)
 
     def check(self, block_size: int, vocab_size: int) -> None:
         """Raise :class:`llm.errors.Refused` if a model of this shape cannot be trained on it."""
@@ -134,26 +143,6 @@ def _digest(meta: Meta, tokenizer: Tokenizer) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()
 
 
-def _require_possible(folder: Path, meta: Meta, tokenizer: Tokenizer) -> None:
-    """Raise :class:`llm.errors.Refused` for counts that no text of this tokenizer can have."""
-    vocab_size, max_id = meta.vocab_size, meta.max_id
-    require(
-        tokenizer.vocab_size == vocab_size,
-        f"{folder / META} says vocab_size={vocab_size}, but its tokenizer has "
-        f"{tokenizer.vocab_size}: {AGAIN}",
-    )
-    require(max_id < vocab_size, f"{folder} holds {beyond(max_id, vocab_size)}")
-    lengths = tokenizer.byte_lengths
-    for split in SPLITS:
-        tokens, count = getattr(meta.tokens, split), getattr(meta.bytes, split)
-        least, most = max(min(1, tokens), int(lengths.min()) * tokens), int(lengths.max()) * tokens
-        require(
-            least <= count <= most,
-            f"{folder / META} says bytes.{split}={count}, but the text of {tokens} tokens has "
-            f"{least} to {most}: {AGAIN}",
-        )
-
-
 def _pieces(path: Path) -> Iterator[bytes]:
     try:
         with path.open("rb") as file:
@@ -173,8 +162,6 @@ def _map(folder: Path, split: str, meta: Meta) -> np.ndarray:
         size == tokens * dtype.itemsize,
         f"{path} has {size} bytes, but {META} says {tokens} tokens of {dtype.itemsize}: {AGAIN}",
     )
-    if tokens == 0:  # an empty file cannot be mapped
-        return np.zeros(0, dtype)
     try:
         return np.memmap(path, dtype=dtype, mode="r")
     except OSError as error:

@@ -1,13 +1,12 @@
 """``meta.json`` of a prepared folder describes its token files and holds their tokenizer."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm.disk import write_durably
 from llm.errors import Refused
 from llm.options import from_plain, option
-from llm.sealed import opened, read_json, sealed
+from llm.sealed import opened, read_json
 
 META = "meta.json"
 FORMAT_VERSION = 2
@@ -20,8 +19,8 @@ AGAIN = "prepare it again with data.overwrite=true"
 class Counts:
     """A number for each split."""
 
-    train: int = option(at_least=0)
-    val: int = option(at_least=0)
+    train: int = option(at_least=1)
+    val: int = option(at_least=1)
 
 
 @dataclass(frozen=True)
@@ -46,13 +45,8 @@ class Meta:
     bytes: Counts  # of text
     sha256: Digests  # of the token files
     source: dict[str, Any]
-    made_from: dict[str, Any]  # what decides the contents, to be compared with the configuration
+    made_from: dict[str, Any]  # the settings that decide the contents
     tokenizer: dict[str, Any]
-
-
-def write_meta(folder: Path, meta: Meta) -> None:
-    """Write ``meta.json`` with its digest; it is on the disk when this returns."""
-    write_durably(folder / META, sealed(asdict(meta)).encode())
 
 
 def read_meta(folder: Path) -> Meta:

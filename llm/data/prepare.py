@@ -1,4 +1,4 @@
-"""The folder of a dataset: there already, or prepared now, once, and published whole."""
+"""The folder of a dataset: found as it was prepared before, or prepared now and published whole."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from llm.options import validate
 
 
 def prepare(config: DataConfig, on_progress: Progress = lambda done, total: None) -> Path:
-    """The folder of the dataset that ``config`` describes; it is prepared unless it is there.
+    """The folder of the dataset that ``config`` describes, prepared unless it exists.
 
     Processes that prepare the same folder wait for each other. Raises :class:`llm.errors.Refused`
     for text that cannot be used and for a folder that was prepared from something else, and leaves
@@ -44,7 +44,7 @@ def prepare(config: DataConfig, on_progress: Progress = lambda done, total: None
         raise stop(f"{folder} cannot be written: {error.strerror}{where}") from None
     finally:
         for parent in created:
-            with contextlib.suppress(OSError):  # it is not empty, or already gone
+            with contextlib.suppress(OSError):  # not empty, or already gone
                 parent.rmdir()
     return folder
 
@@ -62,7 +62,7 @@ def _folder(config: DataConfig, made_from: dict[str, Any]) -> Path:
 
 
 def _made_from(config: DataConfig, corpus: Corpus) -> dict[str, Any]:
-    """What decides the contents of the folder; saved in ``meta.json`` and compared with it."""
+    """Everything that decides the contents of the folder, for ``meta.json``."""
     return {
         "corpus": config.corpus,
         "source_sha256": corpus.sha256,
@@ -73,14 +73,15 @@ def _made_from(config: DataConfig, corpus: Corpus) -> dict[str, Any]:
 
 
 def _is_ready(folder: Path, config: DataConfig, made_from: dict[str, Any]) -> bool:
-    """Whether the folder can be used as it is; raises :class:`llm.errors.Refused` if not, unless it
-    may be replaced.
+    """Whether the folder can be used as it is; False: it must be written.
+
+    Raises :class:`llm.errors.Refused` for another dataset unless ``config.overwrite``.
     """
     if not folder.exists():
         return False
     try:
         _require_made_from(folder, made_from, config.vocab_size)
-        if config.overwrite:  # a damaged folder is replaced, too
+        if config.overwrite:  # also replaces a damaged folder
             Dataset.open(folder).verify()
     except Refused:
         if config.overwrite:
@@ -93,12 +94,11 @@ def _require_made_from(folder: Path, made_from: dict[str, Any], vocab_size: int 
     meta = read_meta(folder)
     saved = meta.made_from | {"vocab_size": meta.vocab_size}
     wanted = made_from | {"vocab_size": vocab_size or meta.vocab_size}
-    keys = [key for key in wanted if saved.get(key) != wanted[key]]
-    keys = [key for key in keys if key != "source_sha256"] or keys  # a digest says little
-    was = ", ".join(f"{key}={saved.get(key)}" for key in keys)
-    asked = ", ".join(f"{key}={wanted[key]}" for key in keys)
+    differing = [key for key in wanted if saved.get(key) != wanted[key]]
+    was = ", ".join(f"{key}={saved.get(key)}" for key in differing)
+    asked = ", ".join(f"{key}={wanted[key]}" for key in differing)
     require(
-        not keys,
+        not differing,
         f"{folder} was prepared with {was}, but the config says {asked}: {OTHER}",
     )
 
@@ -110,7 +110,7 @@ def _write(
     try:
         write_dataset(folder, config, corpus, made_from, on_progress)
     except Refused:
-        _require_unchanged(config, corpus)  # a change is the better reason to name
+        _require_unchanged(config, corpus)  # the change may be the cause
         raise
     _require_unchanged(config, corpus)
 
@@ -118,7 +118,7 @@ def _write(
 def _require_unchanged(config: DataConfig, corpus: Corpus) -> None:
     try:
         same = read_corpus(config.corpus, config.path).sha256 == corpus.sha256
-    except Refused:  # it is gone, or no longer text
+    except Refused:  # deleted, or no longer text
         same = False
     require(
         same,

@@ -19,60 +19,56 @@ from llm.data import assets
 from llm.errors import Refused, require
 
 END_OF_TEXT = "<|endoftext|>"
-# A token of GPT-2's pattern always ends before white space that follows anything else, and before
-# punctuation that follows a letter or digit. White space as Unicode and tiktoken have it (Python's
-# \s has four control characters more); only punctuation that all versions of Unicode have.
+# GPT-2's pattern always ends a token before white space that follows anything else, and before
+# punctuation that follows a letter or digit. This is white space as tiktoken has it (Python's \s
+# has four more control characters), and only punctuation that is in all versions of Unicode.
 SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 PUNCTUATION = r"!-/:-@\[-`{-~\u2010-\u2027\u3001-\u3003\u3008-\u3011\uff01-\uff0f\uff1a-\uff20"
 GPT2_CUT = re.compile(rf"(?s).*(?:[^{SPACE}](?=[{SPACE}])|[^\W_](?=[{PUNCTUATION}]))")
 
 
 class Tokenizer(ABC):
-    """Encodes text as ids below ``vocab_size``; ``end_of_text`` ends a document, if there is such
-    an id.
+    """Encodes text as ids below ``vocab_size``. The id ``end_of_text`` ends a document; None: the
+    tokenizer has none.
     """
 
     kind: str
     vocab_size: int
     end_of_text: int | None = None
-    saved: ClassVar[tuple[str, ...]] = ()  # the constructor's arguments, attributes that are str
+    saved: ClassVar[tuple[str, ...]] = ()  # attributes (str) that the constructor takes
 
     @abstractmethod
     def encode(self, text: str) -> np.ndarray:
-        """Ids (uint32) of ``text``, in which ``<|endoftext|>`` is 13 characters like any others."""
+        """Ids (uint32) of ``text``. ``<|endoftext|>`` in it is ordinary text."""
 
     def encode_special(self, text: str) -> np.ndarray:
-        """Ids of ``text``, in which each ``<|endoftext|>`` is ``end_of_text``, if there is one."""
+        """Ids of ``text``, with the id ``end_of_text``, if any, for each ``<|endoftext|>``."""
         if self.end_of_text is None:
             return self.encode(text)
         end, parts = np.array([self.end_of_text], dtype=np.uint32), text.split(END_OF_TEXT)
         return np.concatenate([ids for part in parts for ids in (end, self.encode(part))][1:])
 
     def last_cut(self, text: str) -> int:
-        """The last place where ``text`` can be cut without changing an id, whatever follows it; 0
-        if there is none.
-        """
+        """The last place where a cut of ``text`` changes no id, whatever follows; 0: none."""
         return len(text)
 
     @abstractmethod
     def token_bytes(self, token: int) -> bytes:
-        """The UTF-8 bytes that ``token`` stands for; they may end inside a character.
+        """The UTF-8 bytes of ``token``, perhaps a part of a character.
 
-        An id beyond the vocabulary stands for none: the model's may be padded, and an untrained
-        model samples such ids.
+        Empty for an id beyond the vocabulary: the model's vocabulary may be padded, and an
+        untrained model samples such ids.
         """
 
     @cached_property
     def byte_lengths(self) -> np.ndarray:
-        """Bytes of text that each id stands for: (vocab_size,) int64. The end-of-text id is not
-        text: 0.
-        """
+        """Bytes of text of each id: (vocab_size,) int64. The end-of-text id is not text: 0."""
         ids = range(self.vocab_size)
         lengths = [len(self.token_bytes(i)) if i != self.end_of_text else 0 for i in ids]
         return np.array(lengths, dtype=np.int64)
 
     def decode(self, tokens: list[int]) -> str:
-        """Text of ``tokens``; bytes that are not UTF-8 become U+FFFD."""
+        """The text of ``tokens``; bytes that are not UTF-8 become U+FFFD."""
         return b"".join(map(self.token_bytes, tokens)).decode("utf-8", errors="replace")
 
     def to_json(self) -> dict[str, str]:
@@ -89,9 +85,7 @@ class Tokenizer(ABC):
 
 
 class GPT2Tokenizer(Tokenizer):
-    """GPT-2's byte-level BPE through tiktoken, built from its merges (tiktoken would download
-    them).
-    """
+    """GPT-2's byte-level BPE by tiktoken, from our copy of the merges: it would download them."""
 
     kind, vocab_size, end_of_text = "gpt2", 50_257, 50_256
     saved = ("merges",)
@@ -100,7 +94,7 @@ class GPT2Tokenizer(Tokenizer):
         self.merges = assets.gpt2_merges().decode("utf-8") if merges is None else merges
         require(
             assets.sha256(self.merges.encode()) == assets.GPT2_MERGES_SHA256,
-            "the saved GPT-2 vocabulary is damaged: its sha256 differs from the one of vocab.bpe",
+            "the saved GPT-2 vocabulary is damaged: its sha256 differs from that of vocab.bpe",
         )
         self.encoding = _gpt2_encoding(self.merges)
 
@@ -118,8 +112,8 @@ class GPT2Tokenizer(Tokenizer):
 
 @lru_cache(maxsize=1)
 def _gpt2_encoding(merges: str) -> tiktoken.Encoding:
-    # vocab.bpe writes bytes as printable characters: printable bytes stand for themselves, the
-    # other 68 are numbered from U+0100 on. Ranks are the 256 bytes in that order, then the merges.
+    # vocab.bpe writes a printable byte as itself and the other 68 bytes as U+0100, U+0101, ...
+    # Ranks are the 256 bytes in that order, then the merges.
     printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
     others = [b for b in range(256) if b not in printable]
     byte_of = {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
@@ -134,7 +128,7 @@ def _gpt2_encoding(merges: str) -> tiktoken.Encoding:
 
 
 class CharTokenizer(Tokenizer):
-    """One id per character, in code point order. It has no end-of-text id."""
+    """One id per character, in code point order, without an end-of-text id."""
 
     kind = "char"
     saved = ("characters",)
@@ -163,10 +157,9 @@ class CharTokenizer(Tokenizer):
 
     def described(self, other: Tokenizer) -> str:
         words = f"an alphabet of {self.vocab_size} characters"
-        if not isinstance(other, CharTokenizer):
-            return words
-        own = [c for c in self.characters if c not in other.characters]
-        return f"{words} with {_named(own)}" if own else words
+        theirs = other.characters if isinstance(other, CharTokenizer) else self.characters
+        extra = [c for c in self.characters if c not in theirs]
+        return f"{words} with {_named(extra)}" if extra else words
 
 
 class ByteTokenizer(Tokenizer):
@@ -189,19 +182,18 @@ CLASSES: dict[str, type[Tokenizer]] = {
 }
 
 
-def from_json(saved: Any) -> Tokenizer:
-    """The tokenizer that :meth:`Tokenizer.to_json` described; raises :class:`llm.errors.Refused` if
-    there is no such tokenizer.
+def from_json(saved: dict[str, Any]) -> Tokenizer:
+    """The tokenizer that :meth:`Tokenizer.to_json` saved, perhaps in a stranger's file; raises
+    :class:`llm.errors.Refused` if there is no such tokenizer.
     """
-    kind = saved.get("kind") if isinstance(saved, dict) else saved
-    cls = CLASSES.get(kind) if isinstance(kind, str) else None
-    if cls is None or not isinstance(saved, dict):
-        known = ", ".join(CLASSES)
-        raise Refused(f"unknown tokenizer {str(kind)[:40]!r}: this version knows {known}")
-    values = {key: value for key, value in saved.items() if key != "kind"}
+    values = {key: value for key, value in saved.items() if isinstance(value, str)}
+    kind = values.pop("kind", "")
+    known = ", ".join(CLASSES)
+    require(kind in CLASSES, f"unknown tokenizer {kind[:40]!r}: this version knows {known}")
+    cls = CLASSES[kind]
     require(
-        set(values) == set(cls.saved) and all(isinstance(one, str) for one in values.values()),
-        f"the tokenizer {kind!r} must have just these strings: kind, {', '.join(cls.saved)}",
+        set(saved) == {"kind", *cls.saved} and set(values) == set(cls.saved),
+        f"the tokenizer {kind!r} must have exactly these strings: kind, {', '.join(cls.saved)}",
     )
     return cls(**values)
 

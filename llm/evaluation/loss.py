@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,7 +24,7 @@ class Evaluation:
 
     loss: float
     tokens: int
-    bytes: int = 0
+    bytes: int
 
     @property
     def perplexity(self) -> float | None:
@@ -33,7 +33,7 @@ class Evaluation:
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Bits to code one byte of the text, comparable between tokenizers; None without text."""
+        """Bits per byte of text, comparable between tokenizers; None without text."""
         return self.loss / math.log(2) * self.tokens / self.bytes if self.bytes else None
 
 
@@ -41,21 +41,20 @@ class Evaluation:
 def evaluate(
     model: LossFunction,
     batches: Iterable[Sequence[Tensor]],
-    autocast: AbstractContextManager[Any] | None = None,
-    token_bytes: Tensor | None = None,
+    autocast: AbstractContextManager[Any],
+    token_bytes: Tensor,
 ) -> Evaluation:
-    """Mean over all targets that are not ignored, however they are batched. It draws no random
-    numbers.
+    """Mean over all targets that are not ignored, in any batches. Draws no random numbers.
 
-    ``token_bytes`` (vocab_size,): how many bytes each id stands for; None: they are not counted.
+    ``token_bytes`` (vocab_size,): the number of bytes of each id.
     """
     total, count, n_bytes = 0.0, 0, 0
     for inputs, targets in batches:
-        with autocast or nullcontext():
+        with autocast:
             total += float(model(inputs, targets, reduction="sum"))
-        kept = targets[targets != IGNORED]
-        count += len(kept)
-        n_bytes += 0 if token_bytes is None else int(token_bytes[kept].sum())
+        counted = targets[targets != IGNORED]
+        count += len(counted)
+        n_bytes += int(token_bytes[counted].sum())
     if count == 0:
         raise ValueError("there is nothing to evaluate")
     return Evaluation(total / count, count, n_bytes)

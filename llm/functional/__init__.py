@@ -1,6 +1,6 @@
-"""Operations that plain torch has too, with less time or memory; each says what was measured.
+"""Operations with less time or memory than plain torch takes.
 
-The module itself imports no torch, so that reading data does not need it.
+No torch is imported here, so that reading data does not need it.
 """
 
-IGNORED = -1  # a target with this id adds nothing to the loss
+IGNORED = -1  # the id of a target that is left out of the loss

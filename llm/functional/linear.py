@@ -1,10 +1,10 @@
-"""Matrix products with few rows, as in decoding, at the speed at which a CPU reads the matrix."""
+"""Matrix products with few rows, as in decoding, where reading the matrix takes most time."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FEW = 32  # rows; at 128 torch's product is as fast
+FEW = 32  # rows; with 128 torch's product is as fast
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -14,7 +14,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     one row uses all threads, where torch uses one, and a few rows are computed as weight @ x.T,
     which reads the matrix faster.
     """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not _is_float32(x, weight):
+    float32 = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+    # Autocast would convert each part of the matrix again.
+    if torch.is_autocast_enabled("cpu") or not float32:
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return F.linear(x, weight, bias)
     rows, threads = x.shape[:-1].numel(), torch.get_num_threads()
     if rows == 1 and 1 < threads <= len(weight):
@@ -28,25 +32,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def for_products(x: Tensor) -> Tensor:
-    """``x`` in the type that autocast multiplies matrices in.
-
-    Converted once: under autocast each product of ``x`` would make, and keep, a copy of its own.
-    """
+    """``x`` in autocast's type, for several products: each would make and store its own copy."""
     kind = x.device.type
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
-def _is_float32(x: Tensor, weight: Tensor) -> bool:
-    autocast = torch.is_autocast_enabled("cpu")  # it would convert each part of the matrix again
-    return not autocast and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
-
-
 def _one_row(x: Tensor, weight: Tensor, threads: int) -> Tensor:
-    """x (1, C) -> (1, N), with a part of ``weight`` for each thread."""
+    """x (1, C) -> (1, N), with a part of ``weight`` (N, C) for each thread."""
     cut = len(weight) - len(weight) % threads
     parts = weight[:cut].view(threads, -1, weight.shape[1])
-    # The same product twice: which is faster depends on the layout and shape of the matrix (python
-    # -m benchmarks.functional, rows columns_*).
+    # Two ways to the same product: which is faster depends on the layout and shape of the matrix
+    # (python -m benchmarks.functional, rows columns_*).
     if weight.is_contiguous() and len(weight) > weight.shape[1]:
         out = torch.bmm(parts, x.t().expand(threads, -1, -1)).view(1, -1)
     else:

@@ -1,6 +1,6 @@
 """Cross-entropy of a language model's head, without the logits of all tokens at once.
 
-For GPT-2's vocabulary all logits of ``model=small`` take more memory than its layers
+With GPT-2's vocabulary the logits of ``model=small`` take more memory than its layers
 (docs/design.md; times: python -m benchmarks.functional, rows loss_*).
 """
 
@@ -31,15 +31,14 @@ def head_loss(x: Tensor, head: Tensor, targets: Tensor, reduction: str, how: str
     kind, learning = x.device.type, torch.is_grad_enabled()
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     apply: Any = _ChunkedLoss.apply  # torch has no types for it
-    with torch.autocast(kind, enabled=False):  # it would round the float32 products
+    with torch.autocast(kind, enabled=False):  # autocast would round the float32 products
         total: Tensor = apply(x, head, targets, dtype, learning)
     return total / (targets != IGNORED).sum() if reduction == "mean" else total
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Computes the gradients with the loss, chunk by chunk: logits are neither kept nor recomputed.
-
-    The idea of Liger's kernel (arXiv:2410.10989, section 3.2).
+    """Computes the gradients in the forward pass, chunk by chunk, so that logits are neither stored
+    nor recomputed, as in Liger's kernel (arXiv:2410.10989, section 3.2).
     """
 
     @staticmethod
@@ -48,40 +47,40 @@ class _ChunkedLoss(torch.autograd.Function):
     ) -> Tensor:
         weight = head.to(dtype)  # logits are products in this type, softmax and sums in float32
         total = torch.zeros((), device=x.device)
-        wanted = [learning and needed for needed in ctx.needs_input_grad[:2]]
-        gradients = _Gradients(x, head, weight, *wanted)
-        # Reused by every chunk: allocating them again costs as much as a pass over them.
+        for_x, for_head = (learning and needed for needed in ctx.needs_input_grad[:2])
+        gradients = _Gradients(x, head, weight, for_x, for_head)
+        # Buffers for all chunks: allocating them costs as much as a pass over them.
         products = torch.empty((min(CHUNK, len(x)), len(head)), dtype=dtype, device=x.device)
         probabilities = torch.empty_like(products, dtype=torch.float32)
         for start in range(0, len(x), CHUNK):
             part = slice(start, start + CHUNK)
             inputs, target = x[part].to(dtype), targets[part, None]
-            kept = target != IGNORED
-            target = target.masked_fill(~kept, 0)
+            counted = target != IGNORED
+            target = target.masked_fill(~counted, 0)
             torch.mm(inputs, weight.T, out=products[: len(inputs)])
             logits = products[: len(inputs)].float()
             logits = torch.log_softmax(logits, dim=-1, out=probabilities[: len(inputs)])
-            total -= (logits.gather(1, target) * kept).sum()
+            total -= (logits.gather(1, target) * counted).sum()
             if learning:
                 # d loss / d logits = softmax - one_hot, in place of the logits
-                logits = logits.exp_().scatter_add_(1, target, -kept.float()).mul_(kept)
+                logits = logits.exp_().scatter_add_(1, target, -counted.float()).mul_(counted)
                 gradients.add(part, logits)
-            del logits  # before those of the next chunk are allocated
+            del logits  # before the next chunk allocates its own
         del products, probabilities, weight
         ctx.save_for_backward(*gradients.whole())
-        # A mean divides by 0 if every target is ignored; the gradients are 0 nevertheless.
+        # If every target is ignored, a mean divides by 0, but the gradients shall be 0.
         ctx.applied, ctx.any = 1.0, (targets != IGNORED).any()
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor | None, ...]:
-        # The incoming gradient is a single number (with the loss scale of float16 in it). It is
-        # multiplied in place, since the gradients are as large as the weights; the number of an
-        # earlier backward pass is divided out.
+        # The incoming gradient is one number (which includes the loss scale of float16). It is
+        # multiplied into the stored gradients, because a copy would be as large as the weights, so
+        # a second backward pass divides by the number of the first.
         factor = torch.where(ctx.any, incoming[0] / ctx.applied, 0.0)
         ctx.applied = incoming[0]
-        # .data hides the change from torch, which refuses to unpack a changed tensor again.
+        # .data hides the change from torch, which refuses to unpack a changed tensor.
         for gradient in ctx.saved_tensors:
             if gradient is not None:
                 gradient.data.mul_(factor)
@@ -89,7 +88,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def has_wide_sums(device: torch.device) -> bool:
-    """Whether :func:`wide_product` works there: torch has it for CUDA only."""
+    """Whether :func:`wide_product` works on ``device``: torch has it for CUDA only."""
     return device.type == "cuda"
 
 
@@ -99,11 +98,11 @@ def wide_product(x: Tensor, y: Tensor) -> Tensor:
 
 
 class _Gradients:
-    """Gradients of x (N, C) and of the head (V, C), from those of the logits, chunk by chunk.
+    """Gradients of x (N, C) and of the head (V, C), from the gradients of the logits by chunks.
 
-    The head's gradient is summed in float32. The loss scale of float16 comes only with the backward
-    pass, too late for a gradient that was rounded to 0 here. So logits' gradients are rounded to
-    float16 on a GPU only, where that is much faster, and multiplied by ``HALF_SCALE`` before.
+    The head's gradient is summed in float32. The loss scale of float16 comes with the backward
+    pass, too late for gradients that were rounded to 0 here. So float16 is used for the gradients
+    of logits only on a GPU, where it is much faster, and they are scaled by ``HALF_SCALE`` first.
     """
 
     def __init__(
@@ -124,7 +123,9 @@ class _Gradients:
             self.parts = [*torch.split(self.for_head, ROWS)]
 
     def add(self, part: slice, gradient: Tensor) -> None:
-        """Add a chunk's part, from its logits' ``gradient`` (n, V) in float32, which is changed."""
+        """Add the part of a chunk, from the ``gradient`` (n, V) of its logits in float32, which is
+        changed in place.
+        """
         narrow = self.wide_sums and self.dtype != torch.float32
         if narrow:
             gradient = gradient.mul_(self.scale).to(self.dtype)
@@ -142,7 +143,7 @@ class _Gradients:
                 rows.addmm_(columns.T, x)
 
     def whole(self) -> tuple[Tensor | None, Tensor | None]:
-        """The gradients of x and of the head; the head's in float32, or bfloat16 as its weights."""
+        """The gradients of x and of the head, each in a type that its tensor accepts."""
         if self.parts and self.for_head is None:  # part by part, to free each at once
             narrow = [self.parts.pop(0).bfloat16() for _ in range(len(self.parts))]
             self.for_head = torch.cat(narrow)

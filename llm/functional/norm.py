@@ -35,6 +35,7 @@ class _RMSNorm(torch.autograd.Function):
         (x, weight, scale), gradient = ctx.saved_tensors, incoming[0]
         for_weight = (gradient * x).mul_(scale).flatten(0, -2).sum(0)
         for_x = gradient * weight
-        along = (for_x * x).sum(-1, keepdim=True)  # scaling x does not change the output
+        # No gradient along x, because scaling x does not change the output.
+        along = (for_x * x).sum(-1, keepdim=True)
         for_x.mul_(scale).addcmul_(x, along * scale**3, value=-1 / x.shape[-1])
         return for_x, for_weight, None

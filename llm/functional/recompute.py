@@ -1,4 +1,4 @@
-"""Keep less of a layer's forward pass and compute it again in the backward pass."""
+"""Store less of a layer's forward pass and compute it again in the backward pass."""
 
 from collections.abc import Callable
 
@@ -10,12 +10,12 @@ from llm.functional.sizes import RECOMPUTED_FROM
 
 
 def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """``function(*inputs)``, which keeps only its inputs for the backward pass if they are large.
+    """``function(*inputs)``; if the inputs are large, only they are stored for the backward pass.
 
-    The tensors in between are computed again there, up to the last one needed: a matrix product at
-    the end is not repeated. A SwiGLU keeps two tensors instead of four.
+    Intermediate tensors are computed again there, up to the last one needed: a matrix product at
+    the end is not repeated. A SwiGLU stores two tensors instead of four.
     """
-    # A compiler decides by itself what to recompute.
+    # torch.compile decides by itself what to recompute.
     learning = torch.is_grad_enabled() and not torch.compiler.is_compiling()
     if learning and inputs[0].numel() >= RECOMPUTED_FROM:
         out: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)

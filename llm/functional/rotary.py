@@ -1,4 +1,4 @@
-"""Rotary positions: the backward pass rotates back, which needs no tensor of the forward pass."""
+"""Rotary positions. The backward pass rotates back and needs no tensor of the forward pass."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the pairs (i, i + D/2) of ``x`` (B, H, T, D) by the angles of their positions.
 
-    ``cos`` and ``sin`` are (T, D), or (B, 1, T, D) if each row has its own positions. Autograd
+    ``cos`` and ``sin`` are (T, D), or (B, 1, T, D) if rows differ in their positions. Autograd
     takes about twice as long at width 768 on a CPU (python -m benchmarks.functional, rotate_*).
     """
     if x.dtype == cos.dtype and not torch.compiler.is_compiling():

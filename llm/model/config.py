@@ -1,4 +1,4 @@
-"""The shape of a network as plain numbers, without torch, so that a run can be planned quickly."""
+"""The shape of a network as plain numbers. No torch here: planning a run shall start quickly."""
 
 from dataclasses import dataclass, replace
 
@@ -17,8 +17,8 @@ CHECKPOINTED = {"none": 0, "full": 1, "every_2": 2}
 class GPTConfig:
     """The options of :class:`llm.model.gpt.GPT`; :meth:`resolve` fills in each ``None``.
 
-    The upper bounds are beyond any model for one card: a mistyped or hostile value must not make
-    the program allocate.
+    The upper bounds are beyond any model for one GPU, so that a mistyped or hostile value is
+    refused before anything is allocated.
     """
 
     n_layer: int = option(4, at_least=1, at_most=512)
@@ -44,16 +44,16 @@ class GPTConfig:
     def resolve(self, vocab_size: int | None = None) -> "GPTConfig":
         """The same shape with every ``None`` replaced by its number.
 
-        ``vocab_size`` (tokens) stands in for a missing ``vocab_size`` and may itself be unknown
-        yet. Raises :class:`llm.errors.Refused` where the numbers do not fit together.
+        ``vocab_size`` (of the data, if known) replaces a missing ``vocab_size``. Raises
+        :class:`llm.errors.Refused` if the numbers do not fit together.
         """
         validate(self, "model.")
-        n_head, head_size = self.n_head, self.head_size
         require(
-            n_head or head_size, "model.n_head and model.head_size are both null: give one of them"
+            self.n_head or self.head_size,
+            "model.n_head and model.head_size are both null: give one of them",
         )
-        n_head = n_head or self._share("head_size", "n_head")
-        head_size = head_size or self._share("n_head", "head_size")
+        n_head = self.n_head or self._share("head_size", "n_head")
+        head_size = self.head_size or self._share("n_head", "head_size")
         full = replace(
             self, n_head=n_head, head_size=head_size, n_kv_head=self.n_kv_head or n_head,
             intermediate_size=self.intermediate_size or self.default_intermediate_size(),
@@ -77,10 +77,8 @@ class GPTConfig:
             )
 
     def default_intermediate_size(self) -> int:
-        """Width of the MLP in channels: 4 n_embed, or two thirds of it with a gate.
-
-        Three matrices then cost as much as two (Shazeer 2020, arXiv:2002.05202), up to rounding to
-        a multiple of 64.
+        """Width of the MLP: 4 n_embed, or with a gate two thirds of it, rounded up to a multiple of
+        64, so that three matrices cost as much as two (Shazeer 2020, arXiv:2002.05202).
         """
         return -(-8 * self.n_embed // 3 // 64) * 64 if self.mlp == "swiglu" else 4 * self.n_embed
 

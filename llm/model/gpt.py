@@ -21,13 +21,13 @@ class Cache(Protocol):
     positions: Tensor  # (B, T), of the next tokens
 
     def before(self, count: int) -> Tensor | None:
-        """Ids (B, count) of the tokens before the next ones, -1 where a text has not begun; None if
-        none has.
+        """Ids (B, count) of the tokens before the next ones, -1 before the start of a text; None if
+        all texts start now.
         """
 
     @property
     def layers(self) -> Sequence[layers.LayerCache]:
-        """The part of each block."""
+        """One cache per block."""
 
 
 class Block(nn.Module):
@@ -47,7 +47,7 @@ class Block(nn.Module):
         self, x: Tensor, start: Tensor, angles: layers.Angles,
         cache: layers.LayerCache | None = None,
     ) -> Tensor:  # fmt: skip
-        """(B, T, C) -> (B, T, C); ``start`` is the input of the first layer."""
+        """(B, T, C) -> (B, T, C); ``start`` is the input of the first block."""
         if self.mix is not None:
             x = self.mix[0] * x + self.mix[1] * start
         normed = recomputed(lambda x: for_products(self.attention_norm(x)), x)
@@ -81,16 +81,16 @@ class GPT(nn.Module):
         angles = (config.block_size, config.head_size)
         self.register_buffer("cos", torch.empty(angles), persistent=False)
         self.register_buffer("sin", torch.empty(angles), persistent=False)
-        if not self.cos.is_meta:  # otherwise it has shapes only: llm.checkpoint.empty
+        if not self.cos.is_meta:  # on meta there are only shapes: llm.checkpoint.empty
             self.cos, self.sin = layers.rotary_angles(*angles)
             self.initialise()
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """GPT-2's initialisation: normal with std 0.02, zero biases, and norms of one.
+        """GPT-2's initialisation: normal with std 0.02, zero biases, unit norms.
 
-        The two projections of a layer into the residual stream are scaled by 1 / sqrt(2 n_layer),
-        because 2 n_layer of them are added up there (Radford et al. 2019, 2.3).
+        The two projections of a block into the residual stream are scaled by 1 / sqrt(2 n_layer),
+        because 2 n_layer of them are summed there (Radford et al. 2019, 2.3).
         """
         for name, parameter in self.named_parameters():
             if "norm" in name and name.endswith("weight"):
@@ -105,9 +105,9 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(depth))
 
     def hidden(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
-        """Token ids (B, T) -> the normalised output of the last layer (B, T, C).
+        """Token ids (B, T) -> the normalised output of the last block (B, T, C).
 
-        With a ``cache``, the tokens are at its positions and attend to the tokens in it as well.
+        With a ``cache`` the tokens are at ``cache.positions`` and also attend to the cached tokens.
         """
         T = tokens.shape[1]
         if self.config.block_size < T:
@@ -142,16 +142,16 @@ class GPT(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """The matrix (vocab_size, C) that makes logits from the output of the last layer."""
+        """The output matrix (vocab_size, C)."""
         return self.embed.weight if self.head is None else self.head.weight
 
     def forward(
         self, tokens: Tensor, targets: Tensor | None = None, reduction: str = "mean"
     ) -> Tensor:
-        """Logits (B, T, vocab_size), or the cross-entropy in nats against ``targets`` (B, T).
+        """Logits (B, T, vocab_size), or with ``targets`` (B, T) the cross-entropy in nats.
 
-        ``reduction`` is ``mean`` or ``sum`` over the targets that are not ignored (-1), or
-        ``none`` (B * T,).
+        ``reduction``: ``mean`` or ``sum`` over the targets that are not ignored (-1), or ``none``
+        (B * T,).
         """
         hidden = self.hidden(tokens)
         if targets is None:

@@ -37,7 +37,7 @@ def build_norm(config: GPTConfig, size: int) -> nn.Module:
 
 
 def build_dropout(config: GPTConfig) -> nn.Module:
-    """Dropout; the identity for a rate of 0, because even a call costs decoding time."""
+    """Dropout, or the identity for a rate of 0: nn.Dropout costs time in decoding."""
     return nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
 
@@ -60,9 +60,9 @@ def rotary_angles(block_size: int, head_size: int) -> tuple[Tensor, Tensor]:
 def smeared(x: Tensor, weights: Tensor, before: Tensor | None = None) -> Tensor:
     """Each position of ``x`` (B, T, C) plus its K predecessors, channels weighted by (K, C).
 
-    ``before`` (B, K, C) precedes ``x``; None: zeros. A single character says little, so the first
-    layer sees short strings at once. More tokens than in modded-nanogpt's smear (record 34);
-    Primer's short convolutions are similar (So et al. 2021, arXiv:2109.08668).
+    ``before`` (B, K, C) precedes ``x``; None: zeros. The first layer then sees short strings, which
+    say more than single characters. modded-nanogpt's smear (record 34) has K = 1; Primer's short
+    convolutions are similar (So et al. 2021, arXiv:2109.08668).
     """
     K, T = weights.shape[0], x.shape[1]
     line = F.pad(x, (0, 0, K, 0)) if before is None else torch.cat([before, x], dim=1)
@@ -78,14 +78,14 @@ class LayerCache(Protocol):
     """Keys and values of the tokens so far, for one layer: see :mod:`llm.sampling.cache`."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Append ``k`` and ``v`` (B, G, T, D); returns the attention of ``q`` (B, H, T, D)."""
+        """Append ``k`` and ``v`` (B, G, T, D); return the attention of ``q`` (B, H, T, D)."""
 
 
 class Attention(nn.Module):
     """Causal self-attention in which H query heads share G key and value heads."""
 
-    # Weight and bias of q, k and v in one tensor, whose views are then theirs: one matrix product
-    # instead of three. Set by :func:`llm.sampling.layout.lay_out_for_decoding`.
+    # For decoding: weight and bias of q, k and v in one tensor, for one matrix product instead of
+    # three. Set by :func:`llm.sampling.layout.lay_out_for_decoding`.
     qkv: tuple[Tensor, Tensor | None] | None = None
 
     def __init__(self, config: GPTConfig) -> None:
@@ -103,23 +103,17 @@ class Attention(nn.Module):
         self.q_norm = build_norm(config, self.head_size) if config.qk_norm else nn.Identity()
         self.k_norm = build_norm(config, self.head_size) if config.qk_norm else nn.Identity()
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, C) -> queries (B, T, H, D), keys and values (B, T, G, D)."""
+    def forward(self, x: Tensor, angles: Angles, cache: LayerCache | None = None) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
         B, T, _ = x.shape
         if self.qkv is not None:
             heads = linear(x, *self.qkv).view(B, T, -1, self.head_size)
             q, k, v = torch.split(heads, [self.n_head, self.n_kv_head, self.n_kv_head], dim=2)
-            return q, k, v
-        q = self.q(x).view(B, T, self.n_head, self.head_size)
-        k = self.k(x).view(B, T, self.n_kv_head, self.head_size)
-        v = self.v(x).view(B, T, self.n_kv_head, self.head_size)
-        return q, k, v
-
-    def forward(self, x: Tensor, angles: Angles, cache: LayerCache | None = None) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
-        B, T, _ = x.shape
-        q, k, v = self.project(x)
-        if self.qk_norm:  # in the precision of the weights: torch warns of a mix and is slower
+        else:
+            q = self.q(x).view(B, T, self.n_head, self.head_size)
+            k = self.k(x).view(B, T, self.n_kv_head, self.head_size)
+            v = self.v(x).view(B, T, self.n_kv_head, self.head_size)
+        if self.qk_norm:  # in the type of the weights: a mix of types is slower and torch warns
             q, k = self.q_norm(q.to(self.q.weight.dtype)), self.k_norm(k.to(self.k.weight.dtype))
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if angles is not None:
@@ -158,13 +152,13 @@ def relu2(x: Tensor) -> Tensor:
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu2": relu2,
-    "gelu": partial(F.gelu, approximate="tanh"),  # as GPT-2 was trained
-    "gelu_exact": F.gelu,  # with the error function, as in nanoGPT
+    "gelu": partial(F.gelu, approximate="tanh"),  # GPT-2's
+    "gelu_exact": F.gelu,  # nanoGPT's
 }
 
 
 class MLP(nn.Module):
-    """The classic MLP: down(activation(up(x)))."""
+    """GPT-2's MLP: down(activation(up(x)))."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()

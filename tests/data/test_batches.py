@@ -139,11 +139,6 @@ def test_a_billion_tokens_are_sampled_without_memory_for_them(tmp_path: Path) ->
     assert peak < 200_000  # bytes
 
 
-def test_too_few_tokens_are_refused_by_the_sampler() -> None:
-    with pytest.raises(Refused, match="8 tokens are too few for block_size=8"):
-        sampler(8)
-
-
 def test_overfit_batches_repeats_the_first_batches_of_the_run() -> None:
     all_data = sampler(1000)
     few = BatchSampler(all_data.tokens, 8, 4, seed=1, overfit_batches=3)

@@ -80,12 +80,6 @@ def test_the_digest_of_what_is_built_in_is_known_without_fetching_it(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["shakespeare", "tinyshakespeare"])
-def test_other_text_is_not_taken_for_shakespeare(name: str, text_file: Path) -> None:
-    said = refusal_of(text_file, name)
-    assert str(text_file) in said and "use data=text" in said
-
-
 @quick
 @given(
     st.lists(st.sampled_from([c.encode() for c in GOOD]), max_size=8).map(b"".join),
@@ -160,8 +154,6 @@ def test_what_cannot_be_read_is_refused_with_its_path(tmp_path: Path) -> None:
         tmp_path / ("x" * 300): "cannot be read: File name too long",
     }.items():
         assert refusal_of(path) == f"data.path={path} {reason}"
-    with pytest.raises(Refused, match=r"data=text needs data\.path"):
-        read_corpus("text", None)
 
 
 def test_links_to_files_are_followed(tmp_path: Path) -> None:

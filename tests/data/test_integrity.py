@@ -94,9 +94,10 @@ def test_an_id_beyond_the_vocabulary_is_found_whatever_meta_json_says(
 ) -> None:
     replace_ids(of_bytes, split, lambda ids: ids.__setitem__(-1, 65_535))
     opened = Dataset.open(of_bytes)
-    for read in (Dataset.verify, read_an_epoch):
-        with pytest.raises(Refused, match=rf"{split}\.bin holds token id 65535, beyond its .* 257"):
-            read(opened)
+    with pytest.raises(Refused, match=rf"{split}\.bin holds token id 65535, beyond its .* 257"):
+        read_an_epoch(opened)
+    with pytest.raises(Refused, match=rf"({split}\.bin holds \d+ bytes|holds ids up to 65535)"):
+        opened.verify()
 
 
 def test_counts_that_are_possible_but_not_those_of_the_files_are_found(of_bytes: Path) -> None:

@@ -164,7 +164,7 @@ def test_a_refused_preparation_leaves_nothing_behind(config: DataConfig, tmp_pat
     blank.write_bytes(b"\xef\xbb\xbf")
     before = sorted(tmp_path.iterdir())
     for wrong, reason in (
-        (replace(config, path=str(bad)), r"byte 0xff at offset 1600$"),
+        (replace(config, path=str(bad)), r"byte 0xff at offset 1600;"),
         (replace(config, path=str(blank)), "holds no text"),
         (replace(config, path=str(tmp_path / "none")), "does not exist"),
         (replace(config, vocab_size=9), r"data\.vocab_size=9, but the text has"),

@@ -137,7 +137,7 @@ def test_a_saved_tokenizer_is_the_same_tokenizer(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize(
     "saved",
     [
-        None, "byte", ["byte"], {}, {"kind": None}, {"kind": ["byte"]},
+        {}, {"kind": None}, {"kind": ["byte"]},
         {"kind": "sentencepiece"}, {"kind": "byte", "more": 1}, {"kind": "char"},
         {"kind": "char", "characters": ["a"]}, {"kind": "char", "characters": "ab", "merges": ""},
         {"kind": "gpt2"}, {"kind": "gpt2", "merges": None}, {"_target_": "os.system"},
@@ -148,7 +148,7 @@ def test_a_saved_tokenizer_is_the_same_tokenizer(tokenizer: Tokenizer) -> None:
 )  # fmt: skip
 def test_anything_else_is_refused_as_a_saved_tokenizer(saved: Any) -> None:
     with pytest.raises(
-        Refused, match=r"unknown tokenizer|must have just|character vocabulary|Unic"
+        Refused, match=r"unknown tokenizer|must have exactly|character vocabulary|Unic"
     ):
         from_json(saved)
 

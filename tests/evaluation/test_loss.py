@@ -1,6 +1,8 @@
 """The loss is the mean over all targets, however they are batched; evaluating changes nothing."""
 
 import math
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -9,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llm.evaluation.loss import Evaluation, evaluate
+from llm.evaluation.loss import Evaluation, LossFunction, evaluate
 from llm.functional import IGNORED
 from llm.model.gpt import GPT
 
 VOCABULARY = 12
+ONE_BYTE_EACH = torch.ones(256, dtype=torch.int64)
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +27,10 @@ def model() -> GPT:
     with torch.no_grad():
         model.embed.weight.mul_(50)
     return model.eval()
+
+
+def evaluated(model: LossFunction, batches: Iterable[Sequence[Tensor]]) -> Evaluation:
+    return evaluate(model, batches, nullcontext(), ONE_BYTE_EACH)
 
 
 def some_batch(rows: int, ignored: list[int]) -> tuple[Tensor, Tensor]:
@@ -46,39 +53,39 @@ def test_it_is_plain_cross_entropy_over_all_targets_however_they_are_batched(
         logits = model(tokens)
     wanted = F.cross_entropy(logits.view(-1, VOCABULARY), targets.view(-1), ignore_index=IGNORED)
     batches = zip(tokens.split(cuts), targets.split(cuts), strict=True)
-    found = evaluate(model, batches)
+    found = evaluated(model, batches)
     assert found.loss == pytest.approx(wanted.item(), rel=1e-5)
     assert found.tokens == int((targets != IGNORED).sum())
 
 
-def test_it_draws_no_random_number_and_keeps_no_gradient(model: GPT) -> None:
+def test_it_draws_no_random_number_and_computes_no_gradient(model: GPT) -> None:
     before = torch.get_rng_state()
-    evaluate(model, [some_batch(4, [])])
+    evaluated(model, [some_batch(4, [])])
     assert torch.equal(torch.get_rng_state(), before)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_the_number_format_is_that_of_the_autocast_given(model: GPT) -> None:
+def test_autocast_decides_the_precision(model: GPT) -> None:
     batches = [some_batch(4, [])] * 2
-    exact = evaluate(model, batches).loss
-    short = evaluate(model, batches, torch.autocast("cpu", dtype=torch.bfloat16)).loss
-    assert short != exact
-    assert short == pytest.approx(exact, rel=0.02)
+    exact = evaluated(model, batches).loss
+    autocast = torch.autocast("cpu", dtype=torch.bfloat16)
+    rounded = evaluate(model, batches, autocast, ONE_BYTE_EACH).loss
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.02)
 
 
 @pytest.mark.parametrize("batches", [[], [some_batch(1, list(range(8)))]], ids=["none", "ignored"])
 def test_nothing_to_evaluate_raises(model: GPT, batches: list[tuple[Tensor, Tensor]]) -> None:
     with pytest.raises(ValueError, match="nothing to evaluate"):
-        evaluate(model, batches)
+        evaluated(model, batches)
 
 
-def test_guessing_among_equals_has_their_number_as_perplexity() -> None:
+def test_a_uniform_guess_has_the_vocabulary_size_as_perplexity() -> None:
     def uniform(tokens: Tensor, targets: Tensor, reduction: str) -> Tensor:
         logits = torch.zeros(targets.numel(), 256)
         return F.cross_entropy(logits, targets.view(-1), reduction=reduction)
 
-    found = evaluate(uniform, [some_batch(2, [])])
-    assert found.perplexity == pytest.approx(256, rel=1e-5)
+    assert evaluated(uniform, [some_batch(2, [])]).perplexity == pytest.approx(256, rel=1e-5)
 
 
 def test_bits_per_byte_divide_by_the_bytes_of_the_evaluated_targets() -> None:
@@ -87,14 +94,13 @@ def test_bits_per_byte_divide_by_the_bytes_of_the_evaluated_targets() -> None:
 
     lengths = torch.tensor([1, 2, 3, 0])
     targets = torch.tensor([[0, 1, IGNORED], [2, 2, 3]])
-    found = evaluate(always, [(targets, targets)], token_bytes=lengths)
+    found = evaluate(always, [(targets, targets)], nullcontext(), lengths)
     assert (found.tokens, found.bytes) == (5, 9)
     assert found.bits_per_byte == pytest.approx(5 / 9)
     marks = torch.full((1, 4), 3)
-    assert evaluate(always, [(marks, marks)], token_bytes=lengths).bits_per_byte is None
-    assert evaluate(always, [(marks, marks)]).bits_per_byte is None
+    assert evaluate(always, [(marks, marks)], nullcontext(), lengths).bits_per_byte is None
 
 
 def test_a_perplexity_that_overflows_is_none() -> None:
-    assert Evaluation(700.0, 1).perplexity == math.exp(700.0)
-    assert Evaluation(710.0, 1).perplexity is None
+    assert Evaluation(700.0, 1, 1).perplexity == math.exp(700.0)
+    assert Evaluation(710.0, 1, 1).perplexity is None

@@ -39,5 +39,5 @@ def test_the_command_is_one_line_and_converts_the_text(
 
 
 def test_there_is_no_command_for_binary_files() -> None:
-    with pytest.raises(Refused, match="as in archives, UTF-16 and other binary files$"):
+    with pytest.raises(Refused, match=r"as in archives, UTF-16 and other binary files$"):
         list(Document("a.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\1\0").pieces())

@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.rows import Parser, Row, alternate, report, row
 
 ROOT = Path(__file__).resolve().parent.parent
-IMPORTS = ["-c", "import hydra, omegaconf"]  # what a command cannot do without
+IMPORTS = ["-c", "import hydra, omegaconf"]  # every command needs these
 ONE = ["model=small", "data=shakespeare", "precision=fp16"]
 GRID = ["model.n_layer=range(1,26)", "model.n_embed=range(128,5248,128)"]  # 25 x 40 points
 

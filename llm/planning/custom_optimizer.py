@@ -1,4 +1,4 @@
-"""What a custom optimizer keeps; custom classes are tried before a run begins."""
+"""Custom optimizers are measured, and all custom classes are tried, before a run begins."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -13,7 +13,8 @@ _MEASURED: dict[str, CustomState] = {}
 
 
 def optimizer_state(optimizer: object, model: GPTConfig, cuda: bool) -> CustomState | None:
-    """What a custom ``optimizer`` keeps for the weights of ``model``; None for a built-in one.
+    """The state that a custom ``optimizer`` has for the weights of ``model``; None for a built-in
+    optimizer.
 
     It updates a small network, for which torch is imported (about 2 s, once). Raises
     :class:`llm.errors.Refused` for a class that cannot be used.

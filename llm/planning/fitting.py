@@ -81,7 +81,7 @@ def _enforce(plan: Plan, device: torch.device, process_bytes: int) -> None:
 def retry_with_smaller_micro_batch(
     settings: TrainSettings, plan: Plan, train: Callable[[TrainSettings, Plan], float | None]
 ) -> float | None:
-    """``train(settings, plan)``; if that runs out of memory in spite of ``memory.fit=auto``, once
+    """``train(settings, plan)``; if it is out of memory in spite of ``memory.fit=auto``, once
     more from the last checkpoint with at most half the micro-batch.
     """
     try:

@@ -15,7 +15,7 @@ from llm.units import format_bytes
 
 ROWS = 40  # points that a table shows
 BAR = 60  # characters
-# Of a cell of the map: it fits as it is, fits with changes, does not fit.
+# Colours of a cell of the map: it fits, fits with changes, does not fit.
 STYLES = {" ": "", "*": "yellow", "x": "red"}
 
 

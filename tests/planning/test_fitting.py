@@ -1,4 +1,4 @@
-"""memory.fit and memory.enforce, as typed: what is refused, changed, ended and kept."""
+"""``memory.fit`` and ``memory.enforce`` of run_train.py as typed."""
 
 import re
 import subprocess
@@ -42,7 +42,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cwd
 
 
-def test_check_refuses_before_the_data_is_touched_and_names_what_fits(tmp_path: Path) -> None:
+def test_check_refuses_before_data_is_prepared_and_names_changes_that_fit(tmp_path: Path) -> None:
     done = here("train", *DATA, *SHORT, *BUDGET, "memory.budget_gib=0.18", "memory.fit=check",
                 cwd=tmp_path)  # fmt: skip
     assert done.returncode == 2
@@ -78,7 +78,7 @@ def test_auto_runs_within_the_budget_at_the_same_tokens_per_step_and_to_the_same
     again = here("train", *DATA, *SHORT, *BUDGET, "run.name=fitted", "memory.budget_gib=0.18",
                  "memory.fit=auto", cwd=prepared)  # fmt: skip
     assert "is finished already" in again.stdout
-    # A run that goes on keeps what was decided, also where more would fit now.
+    # A resumed run keeps its micro-batch, although a larger one would fit now.
     more = here("train", "resume=outputs/fitted", "trainer.max_steps=6", "memory.budget_gib=4",
                 cwd=prepared)  # fmt: skip
     assert more.returncode == 0, more.stderr
@@ -88,7 +88,7 @@ def test_auto_runs_within_the_budget_at_the_same_tokens_per_step_and_to_the_same
 
 @pytest.fixture
 def eight(prepared: Path) -> list[str]:
-    """How ``outputs/eight`` was begun and finished: with AdamW's state in 8 bits."""
+    """The overrides of the finished run ``outputs/eight``, which has AdamW's state in 8 bits."""
     typed = [*DATA, *SHORT, "optimizer=adamw", "run.name=eight"]
     if not (prepared / "outputs/eight").exists():
         done = here("train", *typed, "optimizer.state_bits=8", cwd=prepared)
@@ -107,7 +107,7 @@ def test_a_run_keeps_the_bits_of_its_state_unless_others_are_typed(
     assert "optimizer.state_bits was 8, now 32" in typed.stderr
 
 
-def test_a_finished_run_is_skipped_where_it_would_not_fit_any_more(
+def test_a_finished_run_is_skipped_even_if_it_would_not_fit(
     prepared: Path, eight: list[str]
 ) -> None:
     small = ["memory.fit=check", "memory.budget_gib=0.11", "memory.reserve_mib=100"]
@@ -117,7 +117,7 @@ def test_a_finished_run_is_skipped_where_it_would_not_fit_any_more(
     assert "the run would take" in more.stderr
 
 
-def test_levers_that_no_run_has_written_are_refused(prepared: Path, tmp_path: Path) -> None:
+def test_an_impossible_lever_in_config_yaml_is_refused(prepared: Path, tmp_path: Path) -> None:
     folder = tmp_path / "outputs/strange"
     folder.mkdir(parents=True)
     text = "trainer:\n  micro_batch_size: abc\n"
@@ -127,9 +127,7 @@ def test_levers_that_no_run_has_written_are_refused(prepared: Path, tmp_path: Pa
     assert "strange/config.yaml: trainer.micro_batch_size=abc must be a whole number" in done.stderr
 
 
-def test_an_evaluation_is_not_judged_by_what_training_would_take(
-    prepared: Path, eight: list[str]
-) -> None:
+def test_an_evaluation_needs_no_memory_for_training(prepared: Path, eight: list[str]) -> None:
     small = ["memory.fit=check", "memory.budget_gib=0.26", "memory.reserve_mib=100"]
     refused = here("train", "resume=outputs/eight", "trainer.max_steps=9", *small, cwd=prepared)
     assert "the run would take" in refused.stderr
@@ -137,7 +135,7 @@ def test_an_evaluation_is_not_judged_by_what_training_would_take(
     assert done.returncode == 0, done.stderr
 
 
-def test_nothing_fits_beside_weights_that_are_too_large(tmp_path: Path) -> None:
+def test_weights_that_are_too_large_fit_with_no_change(tmp_path: Path) -> None:
     done = here("train", "model=medium", "data=shakespeare", "memory.fit=auto",
                 "memory.budget_gib=1", "memory.reserve_mib=600", cwd=tmp_path)  # fmt: skip
     assert done.returncode == 2
@@ -167,7 +165,7 @@ def test_a_limit_ends_a_run_with_status_4_and_the_last_checkpoint_stays(prepared
 
 
 @needs_linux
-def test_a_run_that_may_take_what_is_predicted_for_it_ends_well(prepared: Path) -> None:
+def test_a_run_limited_to_its_prediction_finishes(prepared: Path) -> None:
     wide = [*DATA, *SHORT, "model.n_layer=4", "model.n_embed=512", "run.dir=enforced"]
     limited = [*wide, "memory.fit=check", "memory.enforce=true"]
     refused = alone(*limited, "memory.budget_gib=0.5", "trainer.batch_size=4", cwd=prepared)
@@ -199,7 +197,7 @@ def test_a_run_with_another_batch_is_refused_for_that(prepared: Path) -> None:
     assert "trainer.batch_size was 12, now 8" in other.stderr
 
 
-def test_a_run_that_runs_out_after_all_goes_on_with_half_from_its_last_checkpoint(
+def test_a_run_out_of_memory_continues_from_its_last_checkpoint_with_half_the_micro_batch(
     prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, calls = Trainer.optimizer_step, []
@@ -221,7 +219,7 @@ def test_a_run_that_runs_out_after_all_goes_on_with_half_from_its_last_checkpoin
     assert found["memory_changes"] == ["trainer.micro_batch_size=32"]
 
 
-def test_a_smaller_micro_batch_that_takes_more_is_no_way_out() -> None:
+def test_a_smaller_micro_batch_that_takes_more_is_not_tried() -> None:
     settings = compose_training("model.n_layer=2", "model.n_embed=512", "memory.fit=auto",
                                 "trainer.batch_size=2", "optimizer=adamw")  # fmt: skip
     settings, plan = fit_memory(settings.resolve(77, "fp32"), torch.device("cpu"))
@@ -234,26 +232,6 @@ def test_a_smaller_micro_batch_that_takes_more_is_no_way_out() -> None:
 
     with pytest.raises(OutOfMemory):
         retry_with_smaller_micro_batch(settings, plan, attempt)
-
-
-def test_auto_tries_once_more_with_half_the_micro_batch(
-    tmp_path: Path,
-) -> None:
-    settings = compose_training("trainer.batch_size=64", "memory.fit=auto", "run.name=halved")
-    settings, plan = fit_memory(settings.resolve(77, "fp32"), torch.device("cpu"))
-    tried: list[int] = []
-
-    def attempt(settings: TrainSettings, plan: Plan) -> float:
-        tried.append(settings.trainer.micro_batch)
-        if len(tried) == 1:
-            error = OutOfMemory("out of memory (no room): try less")
-            error.folder = tmp_path
-            raise error
-        assert plan.changes == ("trainer.micro_batch_size=32",)
-        return 1.0
-
-    assert retry_with_smaller_micro_batch(settings, plan, attempt) == 1.0
-    assert tried == [64, 32]
 
 
 @pytest.mark.parametrize(
@@ -273,7 +251,7 @@ def test_auto_tries_once_more_with_half_the_micro_batch(
     ],
 )
 @pytest.mark.parametrize("command", ["train", "plan"])
-def test_what_makes_no_sense_is_refused_in_one_line(
+def test_impossible_values_are_refused_in_one_line(
     command: str, typed: list[str], named: str, tmp_path: Path
 ) -> None:
     done = here(command, *typed, cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""``run_plan.py`` as it is typed: what is shown, how it ends, what it leaves, how long it takes."""
+"""``run_plan.py`` as typed: its output, exit status, files and imports."""
 
 import csv
 import re
@@ -14,7 +14,7 @@ from tests.conftest import HANGS, ROOT, TINY_RUN
 SMALL = ["model=small", "data=shakespeare", "precision=fp16", "trainer.device=cuda"]
 
 
-def test_one_plan_tells_what_takes_how_much_and_writes_nothing(tmp_path: Path) -> None:
+def test_a_single_plan_shows_the_parts_and_writes_nothing(tmp_path: Path) -> None:
     done = here("plan", *SMALL, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     for words in (
@@ -37,12 +37,12 @@ def test_a_plan_of_lora_says_that_it_is_only_a_plan(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_device_that_is_left_open_is_named(tmp_path: Path) -> None:
+def test_the_device_chosen_by_auto_is_named(tmp_path: Path) -> None:
     done = here("plan", cwd=tmp_path)
     assert "planned for  cpu, fp32 (trainer.device=auto: no NVIDIA driver here)" in done.stdout
 
 
-def test_what_does_not_fit_is_an_answer_unless_it_was_to_be_checked(tmp_path: Path) -> None:
+def test_a_run_that_does_not_fit_is_refused_only_with_fit_check(tmp_path: Path) -> None:
     large = ["model=medium", "trainer.batch_size=64", "memory.budget_gib=2"]
     done = here("plan", *large, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -97,7 +97,7 @@ def test_without_matplotlib_one_line_says_so(
     assert listing(tmp_path) == {"a.csv"}
 
 
-def test_a_named_sweep_is_planned_by_what_changes_memory(tmp_path: Path) -> None:
+def test_a_named_sweep_is_planned_for_the_keys_that_change_memory(tmp_path: Path) -> None:
     done = here("plan", "sweep=transfer_width", "experiment=fast", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     words = "40 points, 4 different ones: memory depends only on model.n_embed"
@@ -164,9 +164,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_that_would_be_continued_is_planned_with_its_settings(
-    tmp_path: Path, text_file: Path
-) -> None:
+def test_a_resumed_run_is_planned_with_its_settings(tmp_path: Path, text_file: Path) -> None:
     text = ["data=text", f"data.path={text_file}", "data.tokenizer=char"]
     unknown = here("plan", *text, cwd=tmp_path)
     assert "data.vocab_size is unknown before the text is read" in unknown.stderr

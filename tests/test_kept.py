@@ -4,6 +4,7 @@ Make the files of a new version, after changing ``llm.__version__``: ``python -m
 Files of a released version are never made again.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -51,6 +52,10 @@ def make() -> Path:
     done = here("train", *TRAIN, cwd=folder)
     assert done.returncode == 0, done.stderr
     (folder / "run/run_train.log").unlink()
+    path = folder / "run/summary.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"git_commit": None}, indent=1) + "\n"
+    )
     return folder
 
 

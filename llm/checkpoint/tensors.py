@@ -40,7 +40,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
     Takes no memory for tensors in host memory. Those on a GPU are copied to the host all at once.
     """
     try:
-        safetensors.torch.save_file({name: t.contiguous() for name, t in tensors.items()}, path)
+        safetensors.torch.save_file(_separate(tensors), path)
     except safetensors.SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
@@ -51,6 +51,18 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
     with path.open("rb") as file:
         os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without shared memory, which safetensors refuses: a custom optimizer may store
+    one tensor under two names.
+    """
+    separate, used = {}, set()
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        separate[name] = tensor.clone() if memory in used else tensor.contiguous()
+        used.add(memory)
+    return separate
 
 
 def require_size(path: Path, weights: Shapes, is_training: bool) -> None:

@@ -4,6 +4,8 @@ from dataclasses import fields, make_dataclass
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from omegaconf import BooleanNode
+from omegaconf.errors import ValidationError
 
 from llm.settings.custom import GROUPS
 from llm.settings.schema import (
@@ -40,3 +42,14 @@ for _option, _schema in (
 # Hydra copies its whole store for every group that --help lists, which takes half a second. Nothing
 # is added to the store after this line, so each copy may be the store itself.
 ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]  # Hydra has none
+
+
+def _strict_boolean(self: BooleanNode, value: Any) -> bool:
+    if type(value) is int and value not in (0, 1):
+        raise ValidationError("Value '$VALUE' must be true or false")
+    return _lenient_boolean(self, value)
+
+
+# OmegaConf accepts any integer as a boolean: `compile: 7` in an option file would be true.
+_lenient_boolean = BooleanNode._validate_and_convert_impl
+BooleanNode._validate_and_convert_impl = _strict_boolean  # type: ignore[method-assign]

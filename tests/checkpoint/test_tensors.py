@@ -34,6 +34,14 @@ def test_tensors_of_every_type_and_layout_come_back(tmp_path: Path) -> None:
     assert digest == hashlib.sha256((tmp_path / "a").read_bytes()).hexdigest()
 
 
+def test_tensors_that_share_memory_are_written_separately(tmp_path: Path) -> None:
+    tensor = torch.arange(6.0)
+    shared = {"a": tensor, "b": tensor, "part": tensor[2:4], "empty": torch.empty(0)}
+    write_tensors(tmp_path / "shared.safetensors", shared)
+    found = safetensors.torch.load_file(tmp_path / "shared.safetensors")
+    assert all(torch.equal(found[name], shared[name]) for name in shared)
+
+
 def test_who_may_read_other_files_may_read_a_checkpoint(saved: Path) -> None:
     os.umask(mask := os.umask(0o022))
     for path in saved.iterdir():

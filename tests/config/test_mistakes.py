@@ -132,6 +132,7 @@ FILES: list[tuple[str, str, list[str]]] = [
     ("experiment", "# @package _global_\nmodel: {norm: caf\udce9}\n", ["is not UTF-8: byte 0xe9"]),
     ("model", "defaults: [nano, _self_]\nn_hed: 3\n", ["line 2: model.n_hed", "'n_head'?"]),
     ("model", "defaults: [nano, _self_]\nn_layer: four\n", ["line 2: model.n_layer: ", "Integer"]),
+    ("model", "defaults: [nano, _self_]\nbias: 7\n", ["model.bias: ", "must be true or false"]),
     ("model", "- n_layer: 4\n", ["line 1: model must be followed by lines", "a list"]),
     ("model", "defaults: [nosuch]\n", ["Could not load 'model/nosuch'"]),
     ("optimizer", "defaults: [adamw, _self_]\nlearning_rate: 1\n", ["line 2", "'optimizer.lr'?"]),

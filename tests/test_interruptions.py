@@ -15,6 +15,8 @@ import wandb
 
 from llm.checkpoint.folder import newest_valid
 from llm.experiment.loggers import RunLogger
+from llm.training.logger import Row
+from llm.training.trainer import Trainer
 from tests import wandb_file
 from tests.command_line import here, rows, summary
 from tests.conftest import HANGS, ROOT, TINY_RUN
@@ -106,6 +108,30 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again_with_clean_metric
     for before, after in zip(first, rows(run), strict=True):
         same = before.keys() - {"tokens_per_second", "mfu", "peak_memory_bytes"}
         assert {key: before[key] for key in same} == {key: after[key] for key in same}
+
+
+def test_a_report_that_a_signal_interrupted_is_in_the_metrics_once_also_after_a_crash(
+    tmp_path: Path, text: list[str]
+) -> None:
+    command = [*text, *TINY_RUN, "trainer.checkpoint_interval=null", "run.name=b"]
+    evaluate, tick = Trainer.evaluate, RunLogger.tick
+
+    def signalled(self: Trainer) -> Row:
+        if self.progress.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(self)
+
+    def crash(self: RunLogger, step: int) -> None:
+        tick(self, step)
+        if step == 5:
+            raise RuntimeError("a crash")
+
+    with patch.object(Trainer, "evaluate", signalled):
+        assert here("train", *command, cwd=tmp_path).returncode == 75
+    with patch.object(RunLogger, "tick", crash), pytest.raises(RuntimeError, match="a crash"):
+        here("train", *command, cwd=tmp_path)
+    assert here("train", *command, cwd=tmp_path).returncode == 0
+    assert [row["step"] for row in rows(tmp_path / "outputs" / "b")] == list(range(7))
 
 
 def test_a_reader_that_has_seen_enough_is_no_fault(tmp_path: Path, text: list[str]) -> None:

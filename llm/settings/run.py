@@ -125,7 +125,8 @@ def _continued(folder: Path, settings: TrainSettings, data_digest: str) -> Run:
     if newest is None and isinstance(before, int) and before > 0:
         notes.append(f"{folder} has no checkpoint of its {before} steps: it starts again at step 0")
     # The row of the last step may be incomplete: the checkpoint holds it, and it is written again.
-    has_row = newest is not None and newest.state.get("row") is not None
+    progress = newest.state.get("progress") if newest else None
+    has_row = isinstance(progress, dict) and progress.get("row") is not None
     cut_metrics(folder, reached - has_row if newest else -1)
     _write_config(folder, settings)
     return Run(folder, digests, again, newest, notes=notes)

@@ -1,7 +1,8 @@
 """Train a language model: python run_train.py model=small data=shakespeare
 
-Hydra composes conf/train.yaml and the overrides. Below, in order, they become a dataset, a run
-folder, a network, an optimizer and the loop; the loop itself is in llm/training/trainer.py.
+Hydra composes conf/train.yaml with the overrides. From these settings, main() makes a dataset and a
+run folder, and train() a network, an optimizer and the trainer. The loop is in
+llm/training/trainer.py.
 """
 
 import llm.start  # noqa: F401  (first: from here on signals are handled)
@@ -27,7 +28,7 @@ from llm.settings.schema import TrainSettings
 def main(cfg: DictConfig) -> float | None:
     """Train as configured; returns the lowest validation loss (nats per token)."""
     settings = read_settings(cfg, TrainSettings)  # plain and checked from here on
-    with status("loading torch"):  # only now: --help and a mistyped key do not wait for it
+    with status("loading torch"):  # after the checks: --help and typing errors need no torch
         from llm.data.dataset import LARGE, Dataset
         from llm.data.prepare import prepare
         from llm.device import select_device, set_deterministic, tune_allocator

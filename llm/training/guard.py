@@ -1,8 +1,7 @@
-"""Keeps one bad step from ruining a run: a step with a loss or gradient that is not finite is
-skipped.
+"""Skips each step whose loss or gradient norm is not finite.
 
 A step whose loss or gradient norm lies more than six standard deviations above the mean of the
-steps before it is a spike (the rule of OLMo's trainer): it is reported, and skipped on request.
+earlier steps is a spike (the rule of OLMo's trainer). It is reported, and skipped on request.
 """
 
 import math
@@ -20,7 +19,7 @@ STEADY = 0.01  # of the mean: a settled loss deviates by less, and every step wo
 
 @dataclass
 class Recent:
-    """What later judgements depend on: finite losses and norms, oldest first."""
+    """The finite losses and norms of the latest steps, oldest first."""
 
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
@@ -31,10 +30,10 @@ class Recent:
 class Guard:
     """Judges each step by its loss and its gradient norm."""
 
-    max_skipped: int  # steps in a row that are not finite, before the run has diverged
+    max_skipped: int  # so many steps in a row that are not finite end the run
     skip_spikes: bool
     warn: Callable[[str, str], object]  # called with a message and its kind
-    is_scaled: bool = False  # float16: now and then an overflow is how its loss scale is found
+    is_scaled: bool = False  # float16: some overflows are normal, and need no warning
     recent: Recent = field(default_factory=Recent)
 
     def admits(self, step: int, loss: float, norm: float, positions: np.ndarray) -> bool:
@@ -66,7 +65,7 @@ class Guard:
 
 
 def is_outlier(value: float, before: list[float]) -> bool:
-    """Whether ``value`` is more than six standard deviations above the mean of those before."""
+    """Whether ``value`` is more than six standard deviations above the mean of ``before``."""
     if len(before) < FEWEST:
         return False
     mean, deviation = float(np.mean(before)), float(np.std(before))

@@ -1,4 +1,4 @@
-"""Where the loop sends what it measures."""
+"""The interface through which the loop reports numbers, samples and progress."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager

@@ -46,7 +46,7 @@ def muon_step(parameters: list[Tensor], momenta: list[Tensor], group: dict[str, 
 
 
 def _step_together(parameters: list[Tensor], momenta: list[Tensor], group: dict[str, Any]) -> None:
-    # No name refers to the average, so that orthogonalise can free it once it is normalised.
+    # The average has no name here, so that orthogonalise can free it once it is normalised.
     directions = orthogonalise(averaged(parameters, momenta, group["momentum"]), group["ns_steps"])
     rows, columns = directions.shape[-2:]
     # A step of spectral norm sqrt(rows / columns) changes the output equally at every width, so

@@ -20,8 +20,8 @@ UNUSABLE = "the checkpoint holds no usable state of this optimizer"
 
 
 class Optimizer:
-    """Updates the parameters of each group by the group's ``rule``: ``adamw``, or ``muon``, whose
-    groups hold parameters of one shape.
+    """Updates each group of parameters by its ``rule``: ``adamw`` or ``muon``. The parameters in a
+    group of Muon have one shape.
 
     Not a subclass of torch.optim.Optimizer, whose first step imports the compiler: 1.5 s and 70 MiB
     more. Weights are float32, or bfloat16 (:mod:`llm.training.rounding`). With ``state_bits=8``
@@ -128,10 +128,10 @@ class Optimizer:
         }
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """Undo :meth:`state_dict`; learning rates and other options stay as they are.
+        """Restore a :meth:`state_dict`; learning rates and other options stay as they are.
 
-        Ignores tensors with other names. Raises :class:`llm.errors.Refused` unless the state is
-        complete and of this optimizer.
+        Ignores other tensors, such as states of random generators. Raises
+        :class:`llm.errors.Refused` unless the state is complete and of this optimizer.
         """
         saved = {name: tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
         if saved:
@@ -206,7 +206,7 @@ def adamw(
 ) -> Optimizer:
     """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) over the parameters of ``model``.
 
-    Matrices and embeddings decay; norms, biases and the scalars of a layer do not, as under Muon.
+    Matrices and embeddings decay; norms, biases and the scalars of a layer do not.
     """
     matrices, embeddings, heads, others = split(model)
     rule = {"rule": "adamw", "lr": lr, "betas": betas, "eps": 1e-8}

@@ -1,4 +1,4 @@
-"""How long a run trains, with which batches, and how closely it is watched, as plain values."""
+"""The options of the training loop, as plain values."""
 
 from dataclasses import dataclass
 

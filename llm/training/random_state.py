@@ -47,8 +47,8 @@ def random_tensors(device: torch.device) -> dict[str, Tensor]:
 
 
 def restore_random(tensors: dict[str, Tensor], device: torch.device) -> None:
-    """Undo :func:`random_tensors`. The device's generator may be missing: the run moved to another
-    device.
+    """Restore :func:`random_tensors`. The generator of the device may be missing, since the run may
+    come from another device.
 
     Raises :class:`llm.errors.Refused` for values that are not a generator's state.
     """

@@ -17,7 +17,7 @@ from llm.functional.sizes import PORTION
 def portions(*tensors: Tensor, block: int = 1) -> Iterator[tuple[Tensor, ...]]:
     """Views (n,) of contiguous tensors of one size, at most ``PORTION`` numbers of each at a time.
 
-    ``block``: the tensors hold one number for each so many weights.
+    ``block``: the number of weights that share a number of the tensors.
     """
     size = PORTION // block
     return zip(*(torch.split(tensor.view(-1), size) for tensor in tensors), strict=True)
@@ -37,9 +37,8 @@ def in_float32(weights: Tensor) -> Iterator[Tensor]:
 def round_at_random_(values: Tensor) -> Tensor:
     """Replace each of ``values`` (float32) by one of the two nearest bfloat16, and return them.
 
-    The nearer one is likelier, so that the mean is the value. Values that bfloat16 has, infinities
-    and NaN stay; above the largest bfloat16 comes infinity. Draws from torch's generator of the
-    device.
+    The nearer one is likelier, so that the mean is the value. Exact bfloat16 values, infinities and
+    NaN stay; above the largest bfloat16 comes infinity. Draws from torch's generator of the device.
     """
     count, device = values.numel(), values.device
     # 64 random bits serve four numbers: drawing takes most of the time on a CPU.

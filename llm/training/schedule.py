@@ -1,9 +1,9 @@
 """Learning rate schedules: pure functions of the step, with no state that a resume would need.
 
 Each is called with an optimizer step (from 1) and the number of steps, and returns the share of
-``optimizer.lr`` to use. The share is above 0 at every step, so that every step learns: it would
-reach its end (``min_lr_ratio``) one step after the last. The first step after the warm-up has the
-full rate, exactly 1. Steps after the last one have the rate of the last one.
+``optimizer.lr`` to use. The share is 1 at the first step after the warm-up, and would reach
+``min_lr_ratio`` one step after the last, so that it is above 0 at every step. Steps after the last
+one have the rate of the last one.
 """
 
 import math
@@ -46,7 +46,7 @@ class Schedule:
         """From 1 (full rate) at step ``warmup + 1`` towards 0 (``min_lr_ratio``), which it would
         reach at step ``max_steps + 1``.
         """
-        raise NotImplementedError  # each schedule below has its own
+        raise NotImplementedError
 
 
 class Constant(Schedule):

@@ -36,7 +36,7 @@ def flops_per_token(model: GPT) -> float:
 
 
 class Throughput:
-    """The speed of a run since the last time it was asked for."""
+    """Measures the speed of a run from one call of :meth:`measure` to the next."""
 
     def __init__(self, model: GPT, device: torch.device, precision: str) -> None:
         self.flops_per_token = flops_per_token(model)
@@ -52,8 +52,8 @@ class Throughput:
         """``tokens_per_second`` since the last call, and ``mfu``, the share of the peak; None where
         the peak is unknown.
 
-        A run above the peak shows that the peak was measured on a busy machine: it is measured
-        again, and ``mfu`` is None for as long as the run still exceeds it.
+        A run that exceeds the peak shows that the peak was measured on a busy machine. It is then
+        measured again, and ``mfu`` is None while the run still exceeds it.
         """
         rate = (tokens - self.tokens) / max(1e-9, seconds - self.seconds)
         self.start(tokens, seconds)
@@ -79,8 +79,7 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 def measured_matmul_flops(n: int = 1024, repeats: int = 5) -> float:
     """FLOP/s that the CPU can reach in float32: the fastest of some products of (n, n) matrices.
 
-    Counts the seconds that the threads computed, not the seconds that passed, so other programs do
-    not change the result.
+    Counts the seconds of computing, not those on the clock: other programs do not change it.
     """
     a = torch.ones(n, n)
     fastest = float("inf")

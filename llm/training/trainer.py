@@ -44,7 +44,7 @@ class Trainer:
     def __init__(
         self, *, model: GPT, dataset: Dataset, optimizer: Optimizer, schedule: Schedule,
         precision: Precision, checkpoints: CheckpointFolder, logger: Logger, seed: int,
-        pretrained: bool = False,  # the weights come from another run: even step 0 may be the best
+        pretrained: bool = False,  # by another run, so that even step 0 may be the best
         **options: Any,
     ) -> None:  # fmt: skip
         self.options = TrainerOptions(**options)
@@ -67,7 +67,7 @@ class Trainer:
         )  # fmt: skip
         self.progress = Progress()
         self.throughput = Throughput(model, self.device, precision.name)
-        self.stop = signals.listener  # has it received a signal?
+        self.stop = signals.listener  # ``received`` is the first signal
 
     def fit(self) -> Progress:
         """Train until ``max_steps``, ``max_minutes`` or ``patience``; returns the counters reached.
@@ -145,9 +145,9 @@ class Trainer:
         return is_last or (interval is not None and self.progress.step % interval == 0)
 
     def compile_ahead(self) -> None:
-        """Compile the network, which may take minutes, while a signal still ends it at once.
+        """Compile the network, which may take minutes, while a signal still ends the process.
 
-        One batch goes through it; what that changes is put back.
+        Compiling needs one batch. The random state is restored afterwards.
         """
         if not self.options.compile or self.options.eval_only:
             return
@@ -310,7 +310,7 @@ class Trainer:
         self.optimizer.state.clear()  # free its memory before the saved state is read
         self.resume(checkpoint)
         self.progress.rolled_back_from(before)
-        # A report that a signal interrupted is logged once more.
+        # The checkpoint may hold a report that a signal interrupted, which is then logged again.
         self.logger.rewind(checkpoint.step - (self.progress.row is not None))
 
     def outcome(self) -> dict[str, Any]:

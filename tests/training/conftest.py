@@ -1,4 +1,4 @@
-"""A trainer built by hand, and a logger that only remembers."""
+"""A trainer of a tiny network, and a logger that keeps everything in lists."""
 
 import contextlib
 import functools
@@ -31,7 +31,7 @@ OPTIONS: dict[str, Any] = {
 
 
 class Notebook:
-    """A logger that only remembers; ``on_tick`` is called after each step."""
+    """A logger that keeps everything in lists; ``on_tick`` is called after each step."""
 
     run_id = "abcd1234"
 
@@ -111,7 +111,7 @@ MakeTrainer = Callable[..., HandBuilt]
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Sums are cut among threads, so that their last bits depend on how many there are."""
+    """The last bits of a sum depend on the number of threads that share it."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

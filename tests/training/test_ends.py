@@ -31,6 +31,8 @@ def test_a_whole_run_leaves_its_last_steps_and_its_best(make_trainer: MakeTraine
     assert (outcome["step"], outcome["tokens"]) == (8, 8 * 64)
     assert outcome["parameters"] == sum(p.numel() for p in trainer.model.parameters())
     assert (outcome["val_loss"], outcome["best_val_loss"]) == (losses[8], min(losses.values()))
+    best_bits = trainer.logger.column("val/bits_per_byte")[progress.best_step]
+    assert outcome["bits_per_byte"] == best_bits
     assert outcome["train_seconds"] > 0 and outcome["peak_memory_bytes"] > 0
 
 

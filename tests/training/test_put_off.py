@@ -87,22 +87,6 @@ def test_numbers_measured_before_the_signal_are_kept(make_trainer: MakeTrainer) 
     assert second.logger.rows[6] == second.logger.rows[6] | row, "its speed and memory too"
 
 
-@pytest.mark.parametrize("step", [2, 4])
-def test_patience_counts_an_interrupted_evaluation_once(
-    make_trainer: MakeTrainer, step: int
-) -> None:
-    options: dict[str, Any] = {"lr": 0.0, "patience": 2, "eval_interval": 2}  # ends at step 4
-    whole = make_trainer("whole", **OPTIONS | options)
-    whole.fit()
-    first = make_trainer("parts", **OPTIONS | options)
-    fit_until(first, step, passes=2)
-    assert first.progress.evaluations_since_best == step // 2 - 1
-    second = resumed(make_trainer, first, **options)
-    second.fit()
-    assert results(second) == results(whole)
-    assert second.progress.step == whole.progress.step == 4
-
-
 def test_a_signal_after_the_last_report_interrupts_nothing(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(**OPTIONS)
     log = trainer.logger.log

@@ -212,13 +212,3 @@ def test_seconds_are_summed_over_an_interruption(make_trainer: MakeTrainer) -> N
     took = time.perf_counter() - began
     assert 1000 < second.progress.train_seconds < 1000 + took
     assert second.logger.column("tokens_per_second")[9] > 64 / took  # without the 1000 seconds
-
-
-def test_a_finished_run_with_more_steps_continues(make_trainer: MakeTrainer) -> None:
-    first = make_trainer()
-    first.fit()
-    second = make_trainer(max_steps=12)
-    second.resume(Checkpoint.open(first.folder / "last"))
-    second.fit()
-    assert second.logger.steps == [9, 10, 11, 12]
-    assert list(second.logger.column("val/loss")) == [12]

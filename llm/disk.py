@@ -1,4 +1,4 @@
-"""Writing that survives a crash of the process or of the machine, and a disk's errors in words.
+"""Writing that survives a crash of the process or of the machine, and messages for disk errors.
 
 Files and folders are written under a temporary name beside their place and then renamed, because a
 rename is atomic. For power loss too, the order counts (Pillai et al. 2014, on what file systems
@@ -24,8 +24,7 @@ NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 
 
 def check_name(key: str, name: str) -> str:
-    """``name`` as a folder can be called on every system, in Unicode's composed form (NFC), so that
-    an accented letter is the same on every keyboard.
+    """``name`` in Unicode's composed form (NFC): an accented letter is the same on every keyboard.
 
     Raises :class:`llm.errors.Refused` naming ``key`` for characters other than letters and digits
     of any script, ``.``, ``_`` and ``-``, for a name of dots only, and for too long a name.
@@ -62,7 +61,7 @@ def write_durably(path: Path, raw: bytes) -> None:
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[BinaryIO]:
     """A new file to write, which replaces ``path`` when the block ends without an error."""
-    # Processes may write the same file of a cache at once, so each uses a name of its own.
+    # Several processes may write the same file of a cache at once.
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         with temporary.open("wb") as file:
@@ -79,8 +78,8 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
 def published(folder: Path) -> Iterator[Path]:
     """A new folder to fill, which replaces ``folder`` when the block ends without an error.
 
-    Only for the process that has locked the parent folder. Between two renames the old folder is
-    there under a hidden name that ends with ``REPLACED``, so that a crash leaves at least one.
+    The caller has locked the parent folder. Between two renames the old folder has a hidden name
+    that ends with ``REPLACED``, so a crash leaves at least one of the two.
     """
     temporary, old = _hidden(folder, TEMPORARY), _hidden(folder, REPLACED)
     delete(temporary)
@@ -99,7 +98,7 @@ def published(folder: Path) -> Iterator[Path]:
 
 
 def withdraw(folder: Path) -> None:
-    """Delete a published folder. A crash leaves a temporary name, never half a ``folder``."""
+    """Delete a published folder. A crash leaves a temporary folder, never half of ``folder``."""
     temporary = _hidden(folder, TEMPORARY)
     delete(temporary)
     folder.rename(temporary)
@@ -163,16 +162,16 @@ def could_not_write(path: Path, error: OSError) -> DiskError:
 
 
 def _room(path: Path) -> str:
-    found = os.statvfs(_existing(path))
-    if found.f_files and not found.f_favail:  # some file systems do not count files
+    disk = os.statvfs(_existing(path))
+    if disk.f_files and not disk.f_favail:  # some file systems do not count files
         return "the disk has no room for another file of any size: delete some files"
     return f"{format_bytes(free_bytes(path))} free"
 
 
 def cannot_use(path: Path, error: OSError, kind: str = "") -> Stop:
-    """The error for a path that was given and cannot be written: refused, unless the disk failed.
+    """The error for a user's path that cannot be written: refused, unless the disk failed.
 
-    ``kind``: what to call it in the message, as in ``"run folder "``.
+    ``kind`` stands before the path in the message: ``"run folder "``.
     """
     if error.errno in CANNOT_WRITE:
         return could_not_write(path, error)

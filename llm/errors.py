@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 from unicodedata import category
 
-# In the messages of torch (on CUDA and MPS, in cuBLAS, on a CPU) and of the system.
+# Parts of messages of torch (on CUDA and MPS, in cuBLAS, on a CPU) and of the system
 OUT_OF_MEMORY = (
     "out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "can't allocate memory",
     "bad_alloc",
     "Cannot allocate memory",  # ENOMEM
-    "can't start new thread",  # there is no room for its stack
+    "can't start new thread",  # no memory for its stack
 )
 LONGEST = 4000  # characters of a message
 JOINERS = "\u200c\u200d"  # used by Persian, Indic scripts and families of emoji
@@ -26,9 +26,7 @@ CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 class Stop(Exception):
-    """A run ends early for a known reason. The message is one line: the thing, its value, what to
-    do.
-    """
+    """A run ends early for a known reason; the message is one line that says what to do."""
 
     exit_status = 1
     status = "failed"
@@ -53,11 +51,11 @@ class Diverged(Stop):
 
 
 class OutOfMemory(Stop):
-    """The device has no room for the next allocation; ``folder`` is that of the run."""
+    """The device has no room for the next allocation."""
 
     exit_status = 4
     status = "out_of_memory"
-    folder: Path | None = None
+    folder: Path | None = None  # of the run
 
 
 class InUse(Refused):
@@ -85,44 +83,36 @@ def require(condition: object, message: str) -> None:
 
 
 def printable(text: str, keep: str = "\n\t") -> str:
-    """``text`` with everything escaped that a terminal would obey or could not show.
+    """``text`` with escapes for control characters, invisible ones and marks that reorder a line.
 
-    These are the characters that are not ``isprintable``: controls, marks that reorder a line,
-    invisible ones. Wide spaces, the joiners of emoji and of several scripts, and the controls in
-    ``keep`` stay.
+    Wide spaces, the joiners of emoji and of several scripts, and the characters in ``keep`` stay.
     """
-    if text.isprintable():
-        return text
-    kept = JOINERS + keep
+    allowed = JOINERS + keep
     return "".join(
-        c if c.isprintable() or c in kept or category(c) == "Zs" else ascii(c)[1:-1] for c in text
+        c if c.isprintable() or c in allowed or category(c) == "Zs" else ascii(c)[1:-1]
+        for c in text
     )
 
 
 def as_line(text: str) -> str:
-    """One printable line, cut to a page: names in a message may come from a stranger's file."""
+    """One printable line of bounded length: names in a message may come from a stranger's file."""
     return printable(text[:LONGEST], keep="") + " ..." * (len(text) > LONGEST)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``"; did you mean 'n_layer'?"`` for the closest of ``known``, or an empty string."""
-    close = closest(word, known)
-    return "" if close is None else f"; did you mean '{close}'?"
-
-
-def closest(word: str, known: Iterable[str]) -> str | None:
-    """The word of ``known`` that ``word`` may be a mistyping of, if there is one."""
-    return next(iter(get_close_matches(word, list(known), n=1)), None)
+    close = get_close_matches(word, list(known), n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def as_stop(error: BaseException, advice: str = "") -> Stop | None:
-    """The known reason behind an error of the system or of torch; None for a bug of this program.
+    """The known reason for an error of the system or of torch; None for a bug of this program.
 
-    ``advice`` says what to do if memory is not enough.
+    ``advice`` says what to do if memory runs out.
     """
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     if isinstance(error, ImportError) and "failed to map segment" in text:
-        return OutOfMemory(f"out of memory ({text}): is there a limit, as of `ulimit -v`?")
+        return OutOfMemory(f"out of memory ({text}): is there a limit, as by `ulimit -v`?")
     if isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY):
         return OutOfMemory(f"out of memory ({text})" + f": {advice}" * bool(advice))
     if "does not have a deterministic implementation" in text:

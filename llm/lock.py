@@ -20,8 +20,8 @@ LOCK = ".lock"  # contains the process id of its owner
 def locked(folder: Path, wait: bool = False) -> Iterator[str | None]:
     """Lock ``folder`` while inside. Yields a warning if the file system has no locks, else None.
 
-    Where another process has the lock, ``wait`` for it or raise :class:`llm.errors.InUse`. Raises
-    :class:`llm.errors.Refused` if ``folder`` cannot hold a lock file.
+    If another process has the lock, ``wait`` for it or raise :class:`llm.errors.InUse`. Raises
+    :class:`llm.errors.Refused` if no lock file can be made in ``folder``.
     """
     path = folder / LOCK
     handle, warning = _acquire(path, wait)
@@ -58,7 +58,7 @@ def _acquire(path: Path, wait: bool) -> tuple[int, str | None]:
 
 def _open(path: Path) -> int:
     try:
-        # Follow no link: it might lead to somebody's file, which would be overwritten.
+        # Follow no link: the file behind it would be overwritten.
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise cannot_use(path.parent, error) from None

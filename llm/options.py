@@ -1,4 +1,4 @@
-"""Options as dataclasses: each bound stands beside its field, and one function checks them all.
+"""Options as dataclasses: bounds stand beside their field, and one function checks them all.
 
     n_layer: int = option(4, at_least=1, at_most=512)
     norm: str = option("rmsnorm", one_of=NORMS)
@@ -49,34 +49,23 @@ class Bounds:
         """``at least 1 and at most 512``"""
         if self.one_of is not None:
             return f"one of {', '.join(map(str, self.one_of))}"
-        limits = {
-            "at least": self.at_least, "more than": self.more_than,
-            "at most": self.at_most, "less than": self.less_than,
-        }  # fmt: skip
-        given = {word: limit for word, limit in limits.items() if limit is not None}
-        return " and ".join(f"{word} {limit}" for word, limit in given.items())
+        limits = {name: limit for name, limit in vars(self).items() if limit is not None}
+        return " and ".join(f"{name.replace('_', ' ')} {limit}" for name, limit in limits.items())
 
 
-def option(
-    default: Any = MISSING,
-    *,
-    at_least: float | None = None,
-    more_than: float | None = None,
-    at_most: float | None = None,
-    less_than: float | None = None,
-    one_of: Collection[str | int] | None = None,
-) -> Any:
-    """A dataclass field with bounds. In a list they are those of each item; None is not bounded."""
-    metadata = {BOUNDS: Bounds(at_least, more_than, at_most, less_than, one_of)}
+def option(default: Any = MISSING, **bounds: Any) -> Any:
+    """A dataclass field with :class:`Bounds`, which hold for each item of a list; None is always
+    allowed.
+    """
+    metadata = {BOUNDS: Bounds(**bounds)}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-def bounds_of(section: type, key: str) -> Bounds:
+def bounds_of(section: Any, key: str) -> Bounds:
     """The bounds of one field of a dataclass."""
-    metadata = {one.name: one.metadata for one in fields(section)}
-    return metadata[key].get(BOUNDS, Bounds())  # type: ignore[no-any-return]
+    return next(bounds for name, _, bounds in _bounded(section) if name == key)
 
 
 def validate(section: Any, prefix: str = "", only: Collection[str] | None = None) -> None:
@@ -99,14 +88,14 @@ def from_plain(cls: type[T], values: Any, prefix: str) -> T:
     """The dataclass ``cls`` from JSON that may come from a stranger.
 
     ``prefix`` stands before the key in a message: ``x/checkpoint.json: model.``. A missing key gets
-    the default of its field: an earlier version may have written the file. JSON's lists become
-    tuples and its objects dataclasses where the type of the field says so. Raises
+    the default of its field: an earlier version may have written the file. Lists become tuples
+    and objects become dataclasses where the type of the field says so. Raises
     :class:`llm.errors.Refused` for an unknown key, a missing one without a default, a wrong type
     and a value out of bounds.
     """
-    made = _built(cls, values, prefix)
-    validate(made, prefix)
-    return made
+    section = _built(cls, values, prefix)
+    validate(section, prefix)
+    return section
 
 
 @cache  # with the next two, a sweep of 5,000 jobs is checked in half the time
@@ -183,7 +172,7 @@ def _built(cls: type[T], values: Any, prefix: str) -> T:
 
 
 def _converted(value: Any, kind: Any, key: str) -> Any:
-    """``value`` as a field of type ``kind`` holds it; a wrong type is left to :func:`validate`."""
+    """``value`` for a field of type ``kind``; :func:`validate` refuses a wrong type later."""
     for one in _alternatives(kind):
         origin, inside = get_origin(one), get_args(one)
         if isinstance(one, type) and is_dataclass(one) and isinstance(value, dict):

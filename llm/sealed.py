@@ -1,7 +1,6 @@
-"""JSON files that hold a digest, the sha256 of everything else in them.
+"""JSON files with a digest: the sha256 of their other values.
 
-A file may come from a stranger: it must be a regular file of bounded size, and gives plain values
-only.
+A file may come from a stranger, so only a regular file of bounded size is read.
 """
 
 import hashlib
@@ -9,7 +8,7 @@ import json
 import math
 import stat
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from llm.errors import Refused, require
 
@@ -27,7 +26,7 @@ def sealed(values: Plain) -> str:
 def read_json(path: Path) -> Plain:
     """The JSON object in ``path``.
 
-    Raises :class:`llm.errors.Refused` for another or too large a file, and ``FileNotFoundError``.
+    Raises ``FileNotFoundError``, and :class:`llm.errors.Refused` for any other file.
     """
     try:
         text = read_bounded(path, LARGEST).decode("utf-8")
@@ -35,8 +34,8 @@ def read_json(path: Path) -> Plain:
             text,
             parse_int=_short,
             parse_float=_finite,
-            parse_constant=_refuse_constant,
-            object_pairs_hook=unique,
+            parse_constant=_finite,
+            object_pairs_hook=_unique,
         )
     except FileNotFoundError:
         raise
@@ -49,12 +48,12 @@ def read_json(path: Path) -> Plain:
 def read_bounded(path: Path, largest: int) -> bytes:
     """The contents of a regular file of at most ``largest`` bytes.
 
-    Raises :class:`llm.errors.Refused` for any other, and ``OSError``.
+    Raises :class:`llm.errors.Refused` for any other file, and ``OSError``.
     """
-    found = path.stat()
+    status = path.stat()
     # Reading a pipe would wait, and reading a device might never end.
-    require(stat.S_ISREG(found.st_mode), f"{path} is not a regular file")
-    require(found.st_size <= largest, f"{path} is too large: {found.st_size:,} bytes")
+    require(stat.S_ISREG(status.st_mode), f"{path} is not a regular file")
+    require(status.st_size <= largest, f"{path} is too large: {status.st_size:,} bytes")
     with path.open("rb") as file:
         return file.read(largest)
 
@@ -73,8 +72,7 @@ def _digest(values: Plain) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def unique(pairs: list[tuple[str, Any]]) -> Plain:
-    """A JSON object; ``ValueError`` if a key occurs twice."""
+def _unique(pairs: list[tuple[str, Any]]) -> Plain:
     values = dict(pairs)
     if len(values) < len(pairs):  # some programs read the first one, others the last
         raise ValueError("a key occurs twice")
@@ -89,10 +87,6 @@ def _short(number: str) -> int:
 
 def _finite(number: str) -> float:
     value = float(number)
-    if not math.isfinite(value):  # 1e999
-        raise ValueError(f"{number[:LONGEST_NUMBER]} is too large a number")
+    if not math.isfinite(value):  # 1e999, NaN or Infinity
+        raise ValueError(f"{number[:LONGEST_NUMBER]} is not a finite number")
     return value
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON value")

@@ -1,4 +1,4 @@
-"""How numbers with a unit are written for people."""
+"""Numbers with a unit, as text."""
 
 
 def format_bytes(count: float) -> str:

@@ -1,15 +1,14 @@
 """Every file of conf/ composes, fits its schema, explains its knobs and builds what it names."""
 
 import inspect
+import math
 import re
 from dataclasses import asdict, fields
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
@@ -27,11 +26,12 @@ from llm.settings.schema import (
 from llm.training.options import TrainerOptions
 from llm.training.schedule import Schedule
 from tests.command_line import composed
+from tests.config.test_planner import points
 from tests.conftest import ROOT
 
 CONF = ROOT / "conf"
 FILES = sorted(CONF.rglob("*.yaml"))
-# house.md, part 3. What is still to come is not asked for yet.
+# Keys that users and scripts rely on
 CONTRACT = {
     "model": "n_layer n_embed n_head head_size n_kv_head block_size vocab_size dropout bias norm "
     "mlp position qk_norm tie_embeddings",
@@ -46,7 +46,7 @@ CONTRACT = {
     "logger": "mode project entity name tags notes",
     "run": "name",
 }
-# The file of each group that states all keys; the others start from it.
+# The files that state all keys of their group; the others start from them.
 FULL = [
     CONF / f"{name}.yaml"
     for name in (
@@ -113,14 +113,14 @@ def test_every_optimizer_is_built_and_takes_a_step(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", options("schedule"))
-def test_every_schedule_is_built_and_stays_between_nothing_and_the_full_rate(name: str) -> None:
+def test_every_schedule_is_built_and_stays_between_0_and_the_full_rate(name: str) -> None:
     settings = settings_of(f"schedule={name}")
     schedule = build(settings.schedule)
     assert isinstance(schedule, Schedule)
     assert settings.schedule.name == schedule.name == name
     shares = [schedule(step, 100) for step in range(1, 101)]
     assert max(shares) == 1
-    # It would be there one step later: the last step learns too.
+    # The end is one step after the last: the last step learns too.
     assert shares[-1] == pytest.approx(settings.schedule.min_lr_ratio, abs=1 / 60)
     assert shares[-1] > 0
 
@@ -132,21 +132,18 @@ def test_every_trainer_is_a_set_of_valid_options(name: str) -> None:
     validate(TrainerOptions(**section))
 
 
-@pytest.mark.parametrize("name", options("precision"))
-def test_every_precision_is_called_as_its_file(name: str) -> None:
-    assert settings_of(f"precision={name}").precision.name == name
-
-
-@pytest.mark.parametrize("name", options("logger"))
-def test_every_logger_is_valid(name: str) -> None:
-    assert settings_of(f"logger={name}").logger.mode in ("offline", "disabled")
+def test_every_precision_and_logger_is_valid() -> None:
+    for name in options("precision"):
+        assert settings_of(f"precision={name}").precision.name == name
+    for name in options("logger"):
+        assert settings_of(f"logger={name}").logger.mode in ("offline", "disabled")
 
 
 @pytest.mark.parametrize("name", options("data"))
-def test_every_dataset_is_called_as_its_file_and_declares_its_vocabulary(name: str) -> None:
+def test_every_dataset_has_the_name_of_its_file_and_declares_its_vocabulary(name: str) -> None:
     data = settings_of(f"data={name}").data
     assert data.name == name
-    if data.corpus != "text":  # its characters are the user's
+    if data.corpus != "text":  # the characters of a user's text are unknown
         assert data.vocab_size is not None
     path = ["data.path=x.txt"] if name == "text" else []
     prepared = read_settings(composed("prepare", f"data={name}", *path), PrepareSettings)
@@ -156,7 +153,6 @@ def test_every_dataset_is_called_as_its_file_and_declares_its_vocabulary(name: s
 @pytest.mark.parametrize("name", options("experiment"))
 def test_every_experiment_composes_to_settings_that_work_together(name: str) -> None:
     settings = settings_of(f"experiment={name}")
-    validate(settings)
     wanted = keys(CONF / f"experiment/{name}.yaml")
     for section in wanted.keys() - {"defaults"}:
         for key, value in wanted[section].items():
@@ -170,13 +166,10 @@ def test_every_experiment_composes_to_settings_that_work_together(name: str) -> 
 def test_every_job_of_every_sweep_works(name: str) -> None:
     file = keys(CONF / f"sweep/{name}.yaml")
     assert file["run"]["sweep"] == name
-    params = [f"{key}={value}" for key, value in file["hydra"]["sweeper"]["params"].items()]
-    swept = OverridesParser.create().parse_overrides(params)
-    assert all(override.is_sweep_override() for override in swept)
-    for job in product(
-        *([f"{o.key_or_group}={v}" for v in o.sweep_string_iterator()] for o in swept)
-    ):
-        validate(settings_of(f"sweep={name}", *job))
+    params = file["hydra"]["sweeper"]["params"]
+    jobs = points(f"sweep={name}")  # each is validated
+    assert len(jobs) == math.prod(values.count(",") + 1 for values in params.values()) > 1
+    assert jobs[0].values.keys() == params.keys()
 
 
 def test_a_bare_command_trains_the_small_model_on_characters() -> None:
@@ -186,7 +179,7 @@ def test_a_bare_command_trains_the_small_model_on_characters() -> None:
     assert (settings.optimizer.name, settings.schedule.name) == ("muon", "wsd")
 
 
-def test_the_reference_model_has_the_shape_it_is_known_by() -> None:
+def test_the_reference_model_has_its_documented_shape() -> None:
     model = settings_of("model=small").model
     shape = (model.block_size, model.n_layer, model.n_embed, model.head_size)
     assert shape == (128, 10, 768, 128)
@@ -251,14 +244,12 @@ def test_a_plan_starts_from_the_settings_of_a_run() -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONF)))
-def test_a_target_is_code_of_ours(path: Path) -> None:
+def test_a_target_is_code_of_this_project(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     for target in re.findall(r"_target_:\s*(\S+)", text):
-        if "hydra" in path.parts:  # a plugin, which Hydra wants under a name of its own
-            plugin, _, name = target.rpartition(".")
-            assert plugin == "hydra_plugins.one_gpu_llm"
-            (ours,) = get_object(target).__bases__
-            assert (ours.__name__, ours.__module__.rpartition(".")[0]) == (name, "llm.config")
+        if "hydra" in path.parts:
+            assert target.startswith("hydra_plugins.one_gpu_llm.")
+            assert get_object(target).__base__.__module__.startswith("llm.config.")
         else:
             assert target.startswith("llm.")
             assert inspect.getmodule(get_object(target)).__name__.startswith("llm.")

@@ -6,7 +6,6 @@ may name any class or function; its errors, on import or when it is called, beco
 
 import contextlib
 import importlib
-import inspect
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -20,7 +19,7 @@ from llm.training.schedule import Schedule
 from llm.training.signature import require_arguments, takes
 
 LOGGER_FACTS = ("folder", "config", "run_id")  # passed to a custom logger that takes them
-TRIED = 1000  # steps of a run at which a custom schedule is tried before the run starts
+TRIED = 1000  # steps at which a custom schedule is checked before a run starts
 
 
 def build(section: Any, **runtime: Any) -> Any:
@@ -32,33 +31,28 @@ def build(section: Any, **runtime: Any) -> Any:
         return _build_custom(section, **runtime)
     arguments = {one.name: getattr(section, one.name) for one in fields(section)}
     arguments.pop("default_head_size", None)  # it was only needed to choose head_size
-    target = locate(arguments.pop(TARGET), TARGET)
+    target = _imported(arguments.pop(TARGET))
     return target(**arguments, **runtime)
 
 
-def locate(name: str, where: str) -> Callable[..., Any]:
-    """The class or function with a dotted name.
-
-    Raises :class:`llm.errors.Refused`, which begins with ``where``, if it cannot be imported.
-    """
-    where = f"{where}={name}"
-    parts = name.split(".")
-    require(len(parts) > 1 and all(parts), f"{where} is not a dotted name, as in torch.optim.SGD")
-    try:
-        found: Any = importlib.import_module(parts[0])
-        for number, part in enumerate(parts[1:], 2):
-            if not hasattr(found, part) and inspect.ismodule(found):
-                importlib.import_module(".".join(parts[:number]))
-            found = getattr(found, part)
-    except (Exception, SystemExit) as error:
-        raise Refused(f"{where} cannot be imported: {_first_line(error)}") from error
-    require(callable(found), f"{where} is a {type(found).__name__}, which cannot be called")
-    return found  # type: ignore[no-any-return]  # it can be called
+def _imported(name: str) -> Any:
+    module, _, attribute = name.rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def locate_custom(section: Custom) -> Callable[..., Any]:
-    """The class or function that a custom section names."""
-    return locate(section._target_, f"{section.where}: {TARGET}")
+    """The class or function that a custom section names.
+
+    Raises :class:`llm.errors.Refused` if it cannot be imported.
+    """
+    where = f"{section.where}: {TARGET}={section.target}"
+    require("." in section.target, f"{where} is not a dotted name, as in torch.optim.SGD")
+    try:
+        target: Callable[..., Any] = _imported(section.target)
+    except (Exception, SystemExit) as error:
+        raise Refused(f"{where} cannot be imported: {_first_line(error)}") from error
+    require(callable(target), f"{where} is a {type(target).__name__}, which cannot be called")
+    return target
 
 
 def _first_line(error: BaseException) -> str:
@@ -74,7 +68,7 @@ def naming(section: Custom) -> Iterator[None]:
         raise
     except Exception as error:
         raise as_stop(error) or Refused(
-            f"{section.where}: {section._target_}: {_first_line(error)}"
+            f"{section.where}: {section.target}: {_first_line(error)}"
         ) from error
 
 
@@ -95,7 +89,6 @@ class CustomSchedule(Schedule):
 
     def __init__(self, where: str, target: Callable[..., Any], keys: dict[str, Any]) -> None:
         super().__init__(name=where, warmup_steps=0)  # warming up is left to the function
-        self.where = where
         self.share = partial(target, **keys) if takes(target, "max_steps") else target(**keys)
         require(callable(self.share), f"{where} makes a {type(self.share).__name__}, no function")
 
@@ -109,13 +102,13 @@ class CustomSchedule(Schedule):
             share = self(step, max_steps)
             require(
                 math.isfinite(share) and share >= 0,
-                f"{self.where} gives {share} at step {step} of {max_steps}: it must be a share of "
+                f"{self.name} gives {share} at step {step} of {max_steps}: it must be a share of "
                 "the full rate, 0 or more",
             )
 
 
 def custom_logger(section: object) -> Callable[..., Any] | None:
-    """Starts a custom logger when it is called with folder, config and run_id; None for W&B."""
+    """A function of folder, config and run_id that starts a custom logger; None for W&B."""
     if not isinstance(section, Custom):
         return None
     target, arguments = locate_custom(section), section.arguments

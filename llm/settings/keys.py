@@ -1,18 +1,17 @@
 """The keys of every command, and suggestions for a key that is unknown."""
 
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
-from llm.errors import closest, did_you_mean
 from llm.settings.custom import GROUPS
 from llm.settings.schema import SETTINGS
 
-# The names of our keys in other programs, mostly nanoGPT. A name that only lacks its section, such
-# as n_layer, needs no entry here.
+# Other programs' names (mostly nanoGPT's) for our keys. A name that only lacks its section, such as
+# n_layer, needs no entry.
 ELSEWHERE = {
     "n_embd": "model.n_embed", "d_model": "model.n_embed", "hidden_size": "model.n_embed",
     "n_inner": "model.intermediate_size", "d_ff": "model.intermediate_size",
@@ -51,7 +50,7 @@ ALL_KEYS: dict[str, Any] = {key: kind for one in SETTINGS.values() for key, kind
 
 
 def keys_here() -> dict[str, Any]:
-    """The keys of the command that is running, and their types; all keys in another program."""
+    """The keys of the running command with their types; in any other program, all keys."""
     command = Path(sys.argv[0]).stem.removeprefix("run_")
     return dict(keys_of(SETTINGS[command])) if command in SETTINGS else ALL_KEYS
 
@@ -75,25 +74,8 @@ def suggestion(key: str, siblings: Iterable[str] = ()) -> str:
     other = ELSEWHERE.get(word)
     if other and (other in known or f"{other}.name" in known):
         same.append(other)
-    if len(same) == 1 and known.get(same[0]) in (int, int | None):
-        same = [same[0] + _as_whole_number(key)]
-    if same:
-        return f"; did you mean {' or '.join(map(repr, same[:3]))}?"
-    return did_you_mean(word, siblings) or _close(word, known)
-
-
-def _as_whole_number(key: str) -> str:
-    """``=1000`` if ``key=1e3`` was typed, which Hydra reads as a float; else nothing."""
-    for typed, _, value in (word.partition("=") for word in sys.argv[1:]):
-        if typed.lstrip("+~") == key and re.fullmatch(r"\d+(\.0*)?(e\d)?|\d*\.\d+e\d", value):
-            whole = float(value)
-            if whole.is_integer() and not value.isdigit():
-                return f"={int(whole)}"
-    return ""
-
-
-def _close(word: str, known: Iterable[str]) -> str:
-    # The word may be close to the last part of a key: n_layr to model.n_layer.
-    by_word = {name.rpartition(".")[2]: name for name in known}
-    close = closest(word, by_word)
-    return "" if close is None else f"; did you mean '{by_word[close]}'?"
+    same = same or get_close_matches(word, list(siblings), n=1)
+    if not same:  # the word may be close to the last part of a key: n_layr to model.n_layer
+        by_word = {name.rpartition(".")[2]: name for name in known}
+        same = [by_word[close] for close in get_close_matches(word, by_word, n=1)]
+    return f"; did you mean {' or '.join(map(repr, same[:3]))}?" if same else ""

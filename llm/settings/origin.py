@@ -1,4 +1,4 @@
-"""``init_from``: a run that starts from other weights takes their shape."""
+"""``init_from``: a run that starts from other weights has their shape."""
 
 import contextlib
 from collections.abc import Collection
@@ -12,38 +12,37 @@ from llm.model.config import GPTConfig
 from llm.sealed import Plain
 from llm.settings.schema import Model, TrainSettings
 
-MAY_DIFFER = ("dropout", "loss")  # from the run that trained the weights
-SHAPE = [field.name for field in fields(GPTConfig) if field.name not in MAY_DIFFER]
+SHAPE = [field.name for field in fields(GPTConfig) if field.name not in ("dropout", "loss")]
 
 
 def shape_of_origin(settings: TrainSettings, typed: Collection[str]) -> Plain:
-    """The keys of ``model`` that are not given, with the values of the weights of ``init_from``.
+    """The keys of ``model`` that are not given, with their values in the weights of ``init_from``.
 
-    A key is given if it is among ``typed``, or differs from its default. Raises
-    :class:`llm.errors.Refused` for a given one that differs from the weights, naming both. Weights
-    that cannot be read are left to :func:`llm.checkpoint.checkpoint.start_from`, which says why.
+    A key is given if it is among ``typed`` or differs from its default. Raises
+    :class:`llm.errors.Refused` if a given value is not that of the weights. If the weights cannot
+    be read, :func:`llm.checkpoint.checkpoint.start_from` says why later.
     """
     theirs = _shape_of_weights(settings) if settings.init_from and not settings.resume else {}
-    taken = {}
+    missing = {}
     for key, wanted in theirs.items():
         value: Any = getattr(settings.model, key)
         is_typed = f"model.{key}" in typed or "model" in typed
         if value is None or not (is_typed or value != getattr(Model(), key)):
-            taken[key] = wanted
+            missing[key] = wanted
             continue
-        # With rotary positions, no weight depends on the size of the window.
+        # With rotary positions, no weight depends on the block size.
         free = key == "block_size" and theirs["position"] == "rotary"
         require(
             free or value == wanted,
             f"init_from={settings.init_from} has model.{key}={wanted}, and model.{key}={value} is "
             "asked for: leave it out, the network gets the shape of the weights",
         )
-    return taken
+    return missing
 
 
 def _shape_of_weights(settings: TrainSettings) -> Plain:
-    """The shape of the weights of ``init_from``, or else of the run that started from them; empty
-    if neither can be read.
+    """The shape of the weights of ``init_from``, or of the run that has started from them; empty if
+    neither can be read.
     """
     from llm.data.tokenizer import from_json  # imports numpy: not needed without init_from
 
@@ -55,10 +54,10 @@ def _shape_of_weights(settings: TrainSettings) -> Plain:
             manifest = read_manifest(checkpoint)
             shape = vars(read_model_config(manifest, checkpoint))
             tokenizer = from_json(manifest.tokenizer)
-            found = {key: shape[key] for key in SHAPE}
-            # A usual vocab_size follows from the data; another alphabet is refused later by name.
+            keys = {key: shape[key] for key in SHAPE}
+            # The data gives the usual vocab_size, and another alphabet is refused later by name.
             usual = padded(tokenizer.vocab_size, tokenizer.kind)
             if settings.model.vocab_size is None and shape["vocab_size"] == usual:
-                del found["vocab_size"]
-            return found
+                del keys["vocab_size"]
+            return keys
     return {}

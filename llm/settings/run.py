@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llm.checkpoint.checkpoint import Checkpoint, weights_digest
@@ -27,8 +27,6 @@ from llm.settings.saved import load_plain, not_a_run, to_plain, to_yaml
 from llm.settings.schema import TrainSettings
 
 OUTPUTS = Path("outputs")
-# Files, besides hidden ones, in the folder of a run that was killed at once or of a refused job.
-LEFTOVERS = (SUMMARY, f".{SUMMARY}", f".{CONFIG}", ".lock", ".probe")
 
 
 @dataclass(frozen=True)
@@ -36,24 +34,22 @@ class Run:
     """A run folder that only this process may write to."""
 
     folder: Path
-    identity: dict[str, str]  # digests: of the settings, of the data, of the weights of init_from
+    identity: dict[str, str]  # digests of the settings, the data and the weights of init_from
     again: str  # the command that continues it
     checkpoint: Checkpoint | None = None  # to continue from
     is_new: bool = False
-    best_val_loss: float | None = None  # of a run that is finished already
-    reason: str | None = None  # why a finished run ended before its last step
-    notes: list[str] = field(default_factory=list)  # warnings, for the log that is not open yet
     is_finished: bool = False  # nothing is left to do
+    best_val_loss: float | None = None  # of a finished run
+    reason: str | None = None  # why a finished run ended before its last step
+    notes: list[str] = field(default_factory=list)  # warnings for the log, which is not open yet
 
 
 @contextlib.contextmanager
 def open_run(settings: TrainSettings, data_digest: str) -> Iterator[Run]:
-    """The run folder for resolved ``settings``: a new one, or one to continue. It is locked while
-    inside.
+    """The run folder for resolved ``settings``, new or continued; it is locked while inside.
 
-    A folder that exists is continued if it holds the same run. Raises
-    :class:`llm.errors.Refused` naming the keys that differ, and for a folder that cannot be
-    written or that another process is writing to.
+    Raises :class:`llm.errors.Refused` for a folder with another run, naming the keys that differ,
+    and for a folder that cannot be written or that another process is writing to.
     """
     folder = _named_folder(settings)
     if folder is None or not (folder / CONFIG).exists():
@@ -63,7 +59,8 @@ def open_run(settings: TrainSettings, data_digest: str) -> Iterator[Run]:
     with locked(folder) as warning:  # from here on, no other process changes it
         opened = _continued if (folder / CONFIG).exists() else _new
         run = opened(folder, settings, data_digest)
-        run.notes.extend([warning] if warning else [])
+        if warning:
+            run.notes.append(warning)
         yield run
 
 
@@ -74,7 +71,7 @@ def folder_of(settings: TrainSettings) -> Path:
 
 
 def _named_folder(settings: TrainSettings) -> Path | None:
-    """The folder of ``run.name`` or ``run.dir``, empty or with a run; None without either."""
+    """The folder of ``run.name`` or ``run.dir``, checked; None if neither is given."""
     run, resume = settings.run, settings.resume
     require(
         not (settings.trainer.eval_only and run.name),
@@ -86,7 +83,8 @@ def _named_folder(settings: TrainSettings) -> Path | None:
     folder = folder_of(settings)
     if not (folder / CONFIG).exists():
         require(not resume, f"resume={resume} {not_a_run(folder)}")
-        others = [path for path in folder.glob("*") if not path.name.startswith(LEFTOVERS)]
+        # A run that was killed at once leaves hidden files, and a refused job its summary.
+        others = [path for path in folder.glob("[!.]*") if path.name != SUMMARY]
         has_checkpoints = (folder / FOLDER).is_dir()
         what = "checkpoints but no config.yaml" if has_checkpoints else "other files"
         require(not others, f"run folder {folder} has {what} in it: take another run.name")
@@ -102,7 +100,8 @@ def _new(folder: Path, settings: TrainSettings, data_digest: str) -> Run:
 
 
 def _continued(folder: Path, settings: TrainSettings, data_digest: str) -> Run:
-    saved, (newest, damaged) = load_plain(folder), newest_valid(folder)
+    saved = load_plain(folder)
+    newest, damaged = newest_valid(folder)
     origin = _origin(settings, saved, newest)
     mine = identity(to_plain(settings) | {"init_from": origin}, data_digest)
     theirs = identity(saved | {"init_from": origin}, data_digest)
@@ -111,31 +110,32 @@ def _continued(folder: Path, settings: TrainSettings, data_digest: str) -> Run:
         theirs["init_from"] = newest.identity.get("init_digest")
     paths = saved.get("init_from"), settings.init_from
     refuse_differences(folder, mine, theirs, settings.resume is not None, paths)
-    digests, again = _digests(settings, data_digest, origin), _again(folder, settings)
-    summary, reached = read_summary(folder) or {}, newest.step if newest else 0
+    run = Run(folder, _digests(settings, data_digest, origin), _again(folder, settings), newest)
+    summary = read_summary(folder) or {}
+    reached = newest.step if newest else 0
     is_finished = summary.get("status") == "finished" and not damaged
     if is_finished and (reached >= settings.trainer.max_steps or not settings.resume):
         loss, reason = summary.get("best_val_loss"), summary.get("reason")
-        return Run(
-            folder, digests, again, newest, best_val_loss=loss, reason=reason, is_finished=True
-        )
+        return replace(run, is_finished=True, best_val_loss=loss, reason=reason)
     make_folder(folder)  # tests that it can be written
-    notes = repair(folder, newest, damaged)
+    run.notes.extend(repair(folder, newest, damaged))
     before = summary.get("step")
     if newest is None and isinstance(before, int) and before > 0:
-        notes.append(f"{folder} has no checkpoint of its {before} steps: it starts again at step 0")
-    # The row of the last step may be incomplete: the checkpoint holds it, and it is written again.
+        run.notes.append(
+            f"{folder} has no checkpoint of its {before} steps: it starts again at step 0"
+        )
+    # If the checkpoint holds the unfinished row of its step, that row is written again.
     progress = newest.state.get("progress") if newest else None
     has_row = isinstance(progress, dict) and progress.get("row") is not None
     cut_metrics(folder, reached - has_row if newest else -1)
     _write_config(folder, settings)
-    return Run(folder, digests, again, newest, notes=notes)
+    return run
 
 
 def _origin(settings: TrainSettings, saved: Plain, newest: Checkpoint | None) -> str | None:
     """The digest of the weights of ``init_from``; None without ``init_from``.
 
-    A run that has started does not need the weights any more, so they may be gone.
+    They may be gone, because a run that has started no longer needs them.
     """
     if settings.init_from is None:
         return None
@@ -152,7 +152,7 @@ def _origin(settings: TrainSettings, saved: Plain, newest: Checkpoint | None) ->
 
 
 def _digests(settings: TrainSettings, data_digest: str, origin: str | None) -> dict[str, str]:
-    # The digest of the weights stands for their path: the same weights may be anywhere.
+    # The digest of the weights replaces their path: the same weights may have two paths.
     digest = config_digest(to_plain(settings) | {"init_from": origin}, data_digest)
     digests = {"config_digest": digest, "data_digest": data_digest}
     return digests | ({"init_digest": origin} if origin else {})

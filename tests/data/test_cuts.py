@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001  (Chinese punctuation is meant)
-"""Text is cut only where that changes no token, whatever is in it and whoever cuts it."""
+"""Text is cut into pieces only where this changes no token."""
 
 import re
 import unicodedata
@@ -51,10 +51,10 @@ def prepared(folder: Path, text: str, **changes: Any) -> dict[str, list[int]]:
 @given(TEXTS, st.floats(0.01, 0.99), st.integers(1, 9), st.integers(1, 40), st.booleans())
 @example(f"ab{END_OF_TEXT}cd", 0.5, 1, 5, True)
 @example("a\tb\t\tc\xa0d", 0.1, 1, 2, False)
-@example("中文" * 20 + "。", 0.1, 3, 4, False)  # no place to cut but one
+@example("中文" * 20 + "。", 0.1, 3, 4, False)  # one place to cut
 @example(" " * 30 + "a", 0.5, 3, 4, False)
 @pytest.mark.parametrize("tokenizer", ["gpt2", "byte", "char"])
-def test_the_tokens_of_a_split_do_not_depend_on_the_pieces_it_was_read_and_written_in(
+def test_tokens_do_not_depend_on_the_pieces_in_which_text_is_read_and_written(
     tmp_path_factory: pytest.TempPathFactory, reference: tiktoken.Encoding, tokenizer: str,
     text: str, fraction: float, piece: int, chunk: int, special: bool,
 ) -> None:  # fmt: skip
@@ -74,11 +74,11 @@ def test_the_tokens_of_a_split_do_not_depend_on_the_pieces_it_was_read_and_writt
         patch.setattr(writing, "CHUNK", chunk)
         options = {"tokenizer": tokenizer, "val_fraction": fraction, "allow_special": special}
         try:
-            found = prepared(folder, text, **options)
+            made = prepared(folder, text, **options)
         except Refused as refusal:
             assert re.search("is empty|no text", str(refusal))
             return
-    assert found == {"train": encode(text[:border]), "val": encode(text[border:])}
+    assert made == {"train": encode(text[:border]), "val": encode(text[border:])}
 
 
 def as_bytes(text: str, special: bool) -> list[int]:
@@ -88,7 +88,7 @@ def as_bytes(text: str, special: bool) -> list[int]:
 
 @quick
 @given(text=st.lists(st.sampled_from(ATOMS), max_size=30).map("".join), more=TEXTS)
-def test_a_cut_leaves_the_tokens_of_both_sides_as_they_were_whatever_follows(
+def test_a_cut_changes_no_token_on_either_side_whatever_follows(
     reference: tiktoken.Encoding, gpt2: GPT2Tokenizer, text: str, more: str
 ) -> None:
     encode, cut = reference.encode_ordinary, gpt2.last_cut(text)
@@ -113,7 +113,7 @@ def test_ordinary_text_is_cut_near_its_end(gpt2: GPT2Tokenizer) -> None:
         assert gpt2.last_cut(text * 9) > len(text * 8)
 
 
-def test_a_text_of_one_word_is_refused_for_gpt2_and_taken_by_others(
+def test_a_text_of_one_word_is_refused_for_gpt2_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writing, "CHUNK", 100)
@@ -124,6 +124,6 @@ def test_a_text_of_one_word_is_refused_for_gpt2_and_taken_by_others(
     assert len(prepared(tmp_path, "ACGT" * 400, tokenizer="char")["train"]) == 1280
 
 
-def test_a_split_of_nothing_but_marks_is_refused(tmp_path: Path) -> None:
+def test_a_split_with_end_of_text_marks_only_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"data\.val_fraction leaves val no text: take another"):
         prepared(tmp_path, "some text" + END_OF_TEXT * 3, val_fraction=0.3)

@@ -1,4 +1,4 @@
-"""Binary files, pipes and devices are refused at once, whatever their size."""
+"""Binary files, pipes and devices of any size are refused at once."""
 
 import os
 from pathlib import Path
@@ -16,13 +16,13 @@ def test_a_nul_byte_is_named_with_its_offset_wherever_it_lies(offset: int) -> No
         list(Document("notes.txt", raw).pieces())
 
 
-def test_ten_gigabytes_that_are_no_text_are_refused_before_they_are_read(tmp_path: Path) -> None:
+def test_a_binary_file_of_ten_gigabytes_is_refused_before_it_is_read(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a.txt").write_text("What say you?\n")
     for path in (tmp_path / "huge", tmp_path / "folder" / "huge"):
         with path.open("wb") as file:
             file.write(bytes(512))
-            file.truncate(10 << 30)  # a hole: it takes no room on the disk
+            file.truncate(10 << 30)  # a sparse file, without blocks on the disk
     before = bytes_read()
     for path in (tmp_path / "huge", tmp_path / "folder"):
         with pytest.raises(Refused, match="huge is not text: a NUL byte"):
@@ -33,7 +33,7 @@ def test_ten_gigabytes_that_are_no_text_are_refused_before_they_are_read(tmp_pat
 
 
 def bytes_read() -> int:
-    """By this process so far, by Linux's count; 0 elsewhere."""
+    """Bytes that this process has read, from Linux; 0 on other systems."""
     counts = Path("/proc/self/io")
     return int(counts.read_text(encoding="ascii").split()[1]) if counts.exists() else 0
 
@@ -42,7 +42,7 @@ def test_pipes_and_devices_are_never_opened(tmp_path: Path) -> None:
     pipe, device = tmp_path / "pipe", tmp_path / "device"
     os.mkfifo(pipe)
     device.symlink_to("/dev/zero")
-    for path in (pipe, device):  # opening the pipe would wait for ever, reading zeros not end
+    for path in (pipe, device):  # opening the pipe or reading zeros would never end
         for name in ("text", "tinyshakespeare"):
             with pytest.raises(Refused, match=rf"^data\.path={path} is not a file$"):
                 read_corpus(name, str(path))

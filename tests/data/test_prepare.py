@@ -1,4 +1,4 @@
-"""A prepared folder is what nanoGPT would have made of the text, whole, or not there at all."""
+"""A prepared folder holds the tokens that nanoGPT would have made of the text."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> tiktoken.Encoding:
 
 @pytest.fixture
 def config(tmp_path: Path) -> DataConfig:
-    """A text of 400 lines by characters, a tenth for validation, in a folder yet to be made."""
+    """400 speeches by characters, a tenth for validation, in a folder that does not exist yet."""
     (tmp_path / "play.txt").write_text(TEXT, encoding="utf-8")
     path, data = str(tmp_path / "play.txt"), str(tmp_path / "new" / "data")
     return DataConfig(name="play", corpus="text", dir=data, path=path, val_fraction=0.1)
@@ -52,9 +52,7 @@ def write_files(folder: Path, files: dict[str, str]) -> str:
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "byte", "gpt2"])
-def test_a_folder_holds_two_splits_and_what_is_needed_to_read_them(
-    config: DataConfig, tokenizer: str
-) -> None:
+def test_a_folder_holds_two_splits_and_describes_them(config: DataConfig, tokenizer: str) -> None:
     seen = list[tuple[int, int]]()
     folder = prepare(replace(config, tokenizer=tokenizer), lambda *progress: seen.append(progress))
     assert seen[-1] == (2 * len(TEXT.encode()), 2 * len(TEXT.encode()))  # it is read twice
@@ -86,10 +84,10 @@ def test_several_documents_are_kept_apart(
         "char": (lambda text: ["\n efhnortuw".index(c) for c in text], [0]),
     }[tokenizer]
     assert ids_of(folder, "train") == [*encode("one two"), *end, *encode("thre")]
-    assert ids_of(folder, "val") == [*encode("e four"), *end, *end]  # the empty one comes last
+    assert ids_of(folder, "val") == [*encode("e four"), *end, *end]  # the empty document is last
 
 
-def test_whole_plays_are_held_out_where_no_fraction_is_given(plays: DataConfig) -> None:
+def test_without_a_fraction_whole_plays_are_held_out(plays: DataConfig) -> None:
     folder = prepare(plays)
     decode = from_json(meta_of(folder)["tokenizer"]).decode
     assert decode(ids_of(folder, "train")) == "HAMLET:\nTo be.\n\n"
@@ -139,12 +137,8 @@ def test_an_id_beyond_the_vocabulary_is_never_written(tmp_path: Path) -> None:
         assert (tmp_path / "x.bin").stat().st_size == 0
 
 
-def test_a_file_name_that_is_not_unicode_is_taken_as_it_is(
-    config: DataConfig, tmp_path: Path
-) -> None:
+def test_a_file_name_that_is_not_unicode_works(config: DataConfig, tmp_path: Path) -> None:
     path = os.path.join(os.fsencode(tmp_path), b"caf\xe9 'x'.txt")
     Path(os.fsdecode(path)).write_text("one two three\n")
-    folder = prepare(replace(config, path=os.fsdecode(path)))
-    assert (
-        Dataset.open(folder).tokenizer.decode(Dataset.open(folder).train.tolist()) == "one two thre"
-    )
+    made = Dataset.open(prepare(replace(config, path=os.fsdecode(path))))
+    assert made.tokenizer.decode(made.train.tolist()) == "one two thre"

@@ -18,7 +18,7 @@ from llm.data.prepare import prepare
 from tests.conftest import HANGS, ROOT
 
 MIB = 1 << 20
-# What GPT-2's pattern takes for one word, 200 MiB of it, is minutes of work for tiktoken.
+# Spaces for gpt2: a word of 200 MiB would take tiktoken minutes.
 ONE_LINE = {"byte": "x" * MIB, "gpt2": ("What say you to our words, my lord? " * 30_000)[:MIB]}
 
 
@@ -57,7 +57,7 @@ prepare(DataConfig(**json.loads(sys.argv[1])))
 
 
 def killed_after(seconds: float, config: DataConfig) -> bool:
-    """Whether a process that prepares ``config`` was still at it then; it is dead now."""
+    """Start a process that prepares ``config`` and kill it; whether it was still running."""
     command = [sys.executable, "-c", PROCESS, json.dumps(asdict(config))]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -81,15 +81,15 @@ def test_a_preparation_killed_at_any_moment_leaves_nothing_or_a_whole_folder(
     config = DataConfig("play", "text", str(tmp_path / "data"), str(path), "byte", val_fraction=0.1)
     began = time.monotonic()
     folder = prepare(config)
-    takes, killed = time.monotonic() - began, 0
+    seconds, killed = time.monotonic() - began, 0
     for _ in range(10):
         if folder.exists():
             Dataset.open(folder).verify()
             shutil.rmtree(folder)
-        in_time = killed_after(chance.uniform(0, 1.1 * takes), config)
+        in_time = killed_after(chance.uniform(0, 1.1 * seconds), config)
         killed += in_time
-        takes *= 1 if in_time else 0.7  # the machine was busier when it was measured
-    assert killed  # how many of the ten, depends on the machine
+        seconds *= 1 if in_time else 0.7  # the machine was busier during the measurement
+    assert killed  # the number depends on the machine
     assert prepare(config) == folder
     Dataset.open(folder).verify()
     assert list(folder.parent.iterdir()) == [folder]

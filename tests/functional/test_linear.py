@@ -1,4 +1,4 @@
-"""Products with a few rows are torch's own."""
+"""Products with a few rows equal torch's."""
 
 from collections.abc import Iterator
 
@@ -44,7 +44,7 @@ def test_in_training_gradients_are_torchs(threads: int) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 5])
-def test_few_rows_are_multiplied_in_another_way_than_torchs_only_in_float32(
+def test_only_float32_products_avoid_torchs_linear(
     rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []

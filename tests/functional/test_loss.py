@@ -36,7 +36,7 @@ def plain(x: Tensor, head: Tensor, targets: Tensor, reduction: str) -> Tensor:
 
 
 def with_gradients(loss: Callable[[], Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
-    """The loss and the gradients of 3 times it."""
+    """The loss, and the gradients of three times the loss."""
     value = loss()
     return value.detach(), *torch.autograd.grad(3 * value, inputs)
 
@@ -53,20 +53,19 @@ def test_loss_and_gradients_are_those_of_plain_torch(n: int, reduction: str, how
 
 
 @pytest.mark.parametrize("how", ["chunked", "full"])
-def test_where_all_targets_are_ignored_a_mean_is_nan_and_all_gradients_are_0(how: str) -> None:
+@pytest.mark.parametrize(("reduction", "wanted"), [("sum", 0.0), ("mean", torch.nan)])
+def test_if_all_targets_are_ignored_a_mean_is_nan_as_in_torch_and_gradients_are_0(
+    how: str, reduction: str, wanted: float
+) -> None:
     x, head, targets = problem(CHUNK + 3, "all")
-    for reduction, wanted in (("sum", 0.0), ("mean", torch.nan)):  # the mean of nothing, as torch's
-        loss, *gradients = with_gradients(
-            lambda reduction=reduction: head_loss(x, head, targets, reduction, how),  # type: ignore[misc]
-            x, head,
-        )  # fmt: skip
-        torch.testing.assert_close(loss, torch.tensor(wanted), equal_nan=True)
-        assert not any(gradient.any() for gradient in gradients)  # NaN would count as well
+    loss, *gradients = with_gradients(lambda: head_loss(x, head, targets, reduction, how), x, head)
+    torch.testing.assert_close(loss, torch.tensor(wanted), equal_nan=True)
+    assert not any(gradient.any() for gradient in gradients)  # any() is true for NaN
 
 
 @pytest.fixture(params=["cpu", "gpu"])
 def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The chunked loss as it is, and with the 16-bit products that a GPU sums in float32."""
+    """The chunked loss on a CPU, and as on a GPU: 16-bit products with sums in float32."""
 
     def wide_product(x: Tensor, y: Tensor) -> Tensor:
         assert x.dtype == y.dtype != torch.float32
@@ -77,13 +76,10 @@ def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr("llm.functional.loss.wide_product", wide_product)
 
 
-def test_torch_gives_products_of_16_bits_in_float32_on_a_gpu() -> None:
+def test_torch_has_products_of_16_bits_in_float32_for_a_gpu() -> None:
     for dtype in (torch.float16, torch.bfloat16):
-        x, y = (
-            torch.empty(3, 4, dtype=dtype, device="meta"),
-            torch.empty(4, 5, dtype=dtype, device="meta"),
-        )
-        assert wide_product(x, y).dtype == torch.float32
+        x = torch.empty(3, 3, dtype=dtype, device="meta")
+        assert wide_product(x, x).dtype == torch.float32
     assert not has_wide_sums(torch.device("cpu"))
 
 
@@ -96,7 +92,7 @@ def test_under_float16_no_more_gradients_are_lost_than_with_all_logits_at_once(
     n, width, vocabulary = 2 * CHUNK, 16, 5000
     x = torch.randn(n, width, generator=random, requires_grad=True)
     head = (2 * torch.randn(vocabulary, width, generator=random)).requires_grad_()
-    targets = torch.randint(100, (n,), generator=random)  # all others are rare
+    targets = torch.randint(100, (n,), generator=random)  # the other ids never occur
     lost, errors = {}, {}
     exact = torch.autograd.grad(plain(x, head, targets, "mean"), (x, head))
     for how in ("full", "chunked"):
@@ -105,11 +101,10 @@ def test_under_float16_no_more_gradients_are_lost_than_with_all_logits_at_once(
         found = [gradient / scale for gradient in torch.autograd.grad(scale * loss, (x, head))]
         lost[how] = int((found[1] == 0).sum()), int((found[1] == 0).all(dim=1).sum())
         errors[how] = [float((a - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)]
-    assert lost["full"][0] > 0  # so there is something to lose
+    assert lost["full"][0] > 0  # some gradients are too small
     assert lost["chunked"] <= lost["full"]
-    assert all(
-        mine <= 1.1 * its for mine, its in zip(errors["chunked"], errors["full"], strict=True)
-    )
+    for chunked, full in zip(errors["chunked"], errors["full"], strict=True):
+        assert chunked <= 1.1 * full
 
 
 @pytest.mark.usefixtures("products")
@@ -132,7 +127,7 @@ def test_the_gradient_of_a_bfloat16_head_is_as_good_as_with_all_logits_at_once()
 @pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("rows", [7, 70, 4096])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_it_does_not_matter_in_how_many_parts_the_gradient_of_the_head_is_summed(
+def test_the_gradient_of_the_head_may_be_summed_in_any_number_of_parts(
     dtype: torch.dtype, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("llm.functional.loss.ROWS", rows)
@@ -173,11 +168,11 @@ def test_a_frozen_head_or_input_gets_no_gradient() -> None:
         frozen.requires_grad_(True)
 
 
-def test_a_second_backward_pass_gives_the_same_gradients_times_what_comes_in() -> None:
+def test_a_second_backward_pass_scales_with_its_own_incoming_gradient() -> None:
     x, head, targets = problem(4)
     loss = head_loss(x, head, targets, "sum", "chunked")
     first = torch.autograd.grad(2 * loss, (x, head), retain_graph=True)
-    first = tuple(gradient.clone() for gradient in first)  # they are changed in place
+    first = tuple(gradient.clone() for gradient in first)  # the second pass changes them in place
     second = torch.autograd.grad(6 * loss, (x, head))
     torch.testing.assert_close([3 * gradient for gradient in first], list(second))
 
@@ -195,7 +190,7 @@ def test_a_network_learns_the_same_with_either_loss(tied: bool) -> None:
 
 
 class Shapes(TorchDispatchMode):
-    """Remembers the numbers in the largest tensor that any operation gave."""
+    """Records the size of the largest tensor that an operation returned."""
 
     largest = 0
 

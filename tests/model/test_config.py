@@ -10,22 +10,18 @@ from llm.errors import Refused
 from llm.model.config import GPTConfig
 
 
-def test_without_n_head_there_are_n_embed_over_head_size_heads() -> None:
-    full = GPTConfig(n_embed=96, n_head=None, head_size=32).resolve()
-    assert (full.n_head, full.head_size, full.n_kv_head) == (3, 32, 3)
+@pytest.mark.parametrize(
+    ("n_embed", "n_head", "head_size", "resolved"),
+    [(96, None, 32, (3, 32, 3)), (96, 4, None, (4, 24, 4)), (100, 3, 16, (3, 16, 3))],
+)
+def test_missing_head_options_follow_from_the_others(
+    n_embed: int, n_head: int | None, head_size: int | None, resolved: tuple[int, int, int]
+) -> None:
+    full = GPTConfig(n_embed=n_embed, n_head=n_head, head_size=head_size).resolve()
+    assert (full.n_head, full.head_size, full.n_kv_head) == resolved
 
 
-def test_without_head_size_the_heads_share_the_width() -> None:
-    full = GPTConfig(n_embed=96, n_head=4, head_size=None).resolve()
-    assert (full.n_head, full.head_size, full.n_kv_head) == (4, 24, 4)
-
-
-def test_heads_of_a_size_of_their_own_need_not_add_up_to_the_width() -> None:
-    full = GPTConfig(n_embed=100, n_head=3, head_size=16).resolve()
-    assert (full.n_head, full.head_size) == (3, 16)
-
-
-def test_the_vocabulary_of_the_data_stands_in_for_a_missing_one_only() -> None:
+def test_the_vocabulary_of_the_data_replaces_a_missing_one_only() -> None:
     assert GPTConfig().resolve(65).vocab_size == 65
     assert GPTConfig(vocab_size=100).resolve(65).vocab_size == 100
     assert GPTConfig().resolve().vocab_size is None
@@ -70,7 +66,7 @@ def test_a_gated_mlp_is_two_thirds_as_wide_in_whole_64s(n_embed: int, width: int
 
 @settings(max_examples=50, deadline=None)
 @given(n_embed=st.integers(1, 512), size=st.integers(1, 64), by_head=st.booleans())
-def test_a_resolved_shape_has_whole_heads_or_the_advice_given_works(
+def test_a_resolved_shape_has_whole_heads_or_the_advice_works(
     n_embed: int, size: int, by_head: bool
 ) -> None:
     given_size = {"n_head": size, "head_size": None} if by_head else {"head_size": size}

@@ -77,17 +77,6 @@ def test_the_loss_is_plain_cross_entropy_over_targets_that_are_not_ignored() -> 
     assert of_all[~kept.view(-1)].tolist() == [0.0] * int((~kept).sum())
 
 
-def test_ignored_targets_send_no_gradient() -> None:
-    model, tokens = build(), some_tokens(2, 8)
-    targets = tokens.clone()
-    targets[1] = IGNORED
-    model(tokens, targets, "sum").backward()
-    both = model.blocks[0].mlp.up.weight.grad.clone()
-    model.zero_grad()
-    model(tokens[:1], targets[:1], "sum").backward()
-    assert torch.allclose(both, model.blocks[0].mlp.up.weight.grad, atol=1e-6)
-
-
 @every_style
 def test_dropout_acts_in_training_only(style: str) -> None:
     model, tokens = build(style, dropout=0.5), some_tokens(2, 8)
@@ -126,7 +115,7 @@ def test_weights_start_as_gpt2s_do(style: str) -> None:
 
 
 @every_style
-def test_a_fresh_network_finds_all_tokens_about_equally_likely(style: str) -> None:
+def test_a_fresh_network_predicts_all_tokens_with_about_equal_probability(style: str) -> None:
     loss = build(style)(some_tokens(8, 16), some_tokens(8, 16, seed=2))
     assert loss.item() == pytest.approx(math.log(40), abs=0.1)
 
@@ -161,14 +150,6 @@ def test_the_state_holds_each_weight_once_and_nothing_else(style: str) -> None:
     assert ("head.weight" in state) is (not model.config.tie_embeddings)
 
 
-def test_a_tied_head_follows_the_embedding() -> None:
-    model, tokens = build(), some_tokens(1, 4)
-    with torch.no_grad():
-        model.embed.weight[39] = 0.0
-    assert 39 not in tokens
-    assert model(tokens)[..., 39].tolist() == [[0.0] * 4]
-
-
 @settings(max_examples=25, deadline=None)
 @given(
     first=st.integers(0, 30), second=st.integers(0, 30), shift=st.integers(0, 33),
@@ -180,20 +161,10 @@ def test_rotary_scores_depend_on_the_distance_only(
     cos, sin = rotary_angles(64, head_size)
     q, k = torch.randn(2, 1, 1, 1, head_size, generator=torch.Generator().manual_seed(seed))
 
-    def turned(x: Tensor, place: int) -> Tensor:
+    def rotated(x: Tensor, place: int) -> Tensor:
         return rotate(x, cos[place : place + 1], sin[place : place + 1])
 
-    score = (turned(q, first) * turned(k, second)).sum()
-    shifted = (turned(q, first + shift) * turned(k, second + shift)).sum()
+    score = (rotated(q, first) * rotated(k, second)).sum()
+    shifted = (rotated(q, first + shift) * rotated(k, second + shift)).sum()
     assert torch.allclose(score, shifted, atol=1e-4)
-    assert torch.allclose(turned(q, second).norm(), q.norm(), atol=1e-5)
-
-
-def test_rotary_turns_by_the_position_in_radians_at_the_highest_frequency() -> None:
-    cos, sin = rotary_angles(4, 8)
-    place = torch.arange(4.0)
-    assert torch.allclose(cos[:, 0], place.cos()) and torch.allclose(sin[:, 4], place.sin())
-    assert torch.allclose(sin[:, 3], (place / 10_000**0.75).sin(), atol=1e-7)
-    x = torch.zeros(1, 1, 4, 8)
-    x[..., 0] = 1.0
-    assert torch.allclose(rotate(x, cos, sin)[0, 0, :, [0, 4]].T, torch.stack([cos, sin])[..., 0])
+    assert torch.allclose(rotated(q, second).norm(), q.norm(), atol=1e-5)

@@ -17,7 +17,7 @@ def network(**options: object) -> GPT:
 
 
 def block(model: GPT, number: int = 0) -> Any:
-    """A layer; a list of modules does not say of what kind they are."""
+    """A block, as Any: ModuleList has no type for its items."""
     return model.blocks[number]
 
 
@@ -33,7 +33,7 @@ def test_smear_is_a_causal_convolution_per_channel() -> None:
     assert torch.allclose(smeared(x, weights), wanted, atol=1e-5)
 
 
-def test_no_option_lets_a_position_see_what_follows() -> None:
+def test_no_option_lets_a_position_see_later_tokens() -> None:
     model = network(smear=3, residual_scalars=True, mlp="relu2")
     with torch.no_grad():
         for parameter in model.parameters():

@@ -1,4 +1,4 @@
-"""Recomputing in the backward pass changes nothing but the memory."""
+"""Recomputing in the backward pass changes only the memory."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ STYLES: dict[str, dict[str, Any]] = {
 
 
 def learn(every: int, dtype: torch.dtype | None = None, **options: Any) -> tuple[list[Tensor], int]:
-    """Loss and all gradients with dropout, and the bytes kept for the backward pass."""
+    """Loss and all gradients with dropout, and the bytes stored for the backward pass."""
     torch.manual_seed(0)
     model = GPT(**SHAPE | options, dropout=0.2).train()
     model.checkpoint_every = every
@@ -60,7 +60,7 @@ def test_checkpointed_blocks_give_the_same_bits_with_dropout(
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("every", [0, 1])
-def test_large_steps_of_a_block_are_computed_again_to_the_same_bits(
+def test_recomputed_parts_of_a_block_give_the_same_bits(
     monkeypatch: pytest.MonkeyPatch, style: str, every: int
 ) -> None:
     wanted, most = learn(every, **STYLES[style])
@@ -71,7 +71,7 @@ def test_large_steps_of_a_block_are_computed_again_to_the_same_bits(
 
 
 class Products(TorchDispatchMode):
-    """Counts the matrix products that are really computed."""
+    """Counts matrix products."""
 
     count = 0
 
@@ -80,7 +80,7 @@ class Products(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
-def test_no_matrix_product_is_computed_again_unless_blocks_are(
+def test_only_checkpointed_blocks_repeat_matrix_products(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def products(every: int) -> int:
@@ -93,7 +93,7 @@ def test_no_matrix_product_is_computed_again_unless_blocks_are(
     assert products(0) == plain < again
 
 
-def test_evaluation_computes_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_recomputes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("checkpointed")
 

@@ -1,4 +1,4 @@
-"""Our network computes what transformers' GPT-2, Llama and Qwen3 compute from the same weights."""
+"""Logits and loss equal those of transformers' GPT-2, Llama and Qwen3 with the same weights."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ LLAMA_NAMES = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_
 
 
 def randomised(model: GPT) -> GPT:
-    """Random weights, also in norms and biases, so that none is trivially right."""
+    """Random weights, also in norms and biases, whose initial values would hide mistakes."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -48,7 +48,7 @@ def as_gpt2(ours: GPT) -> dict[str, Tensor]:
 
 
 def as_llama(ours: GPT) -> dict[str, Tensor]:
-    """Our weights under the names that Llama and Qwen3 have for them."""
+    """Our weights under the names of Llama and Qwen3."""
     state = ours.state_dict()
     theirs = {"model.embed_tokens.weight": state.pop("embed.weight"),
               "model.norm.weight": state.pop("norm.weight")}  # fmt: skip
@@ -62,7 +62,7 @@ def as_llama(ours: GPT) -> dict[str, Tensor]:
 
 
 def filled(theirs: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
-    """``theirs`` with our weights; only its tied head may be left out."""
+    """``theirs`` with our weights; only a tied head may be missing."""
     missing, unexpected = theirs.load_state_dict(weights, strict=False)
     tied = getattr(theirs.config, "tie_word_embeddings", False)
     assert set(missing) <= ({"lm_head.weight"} if tied else set())
@@ -88,7 +88,7 @@ def assert_same(ours: GPT, theirs: nn.Module) -> None:
 
 
 def llama_config(ours: GPT) -> dict[str, Any]:
-    """The keyword arguments that transformers describes the shape with."""
+    """The shape as keyword arguments of transformers."""
     config = ours.config
     return {
         "vocab_size": config.vocab_size, "hidden_size": config.n_embed,

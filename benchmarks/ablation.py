@@ -1,8 +1,8 @@
 """What each part of the fast recipe is worth: python -m benchmarks.ablation [--json FILE]
 
-Trains ``experiment=fast`` with one change at a time, three seeds each, as the sweep
-``conf/sweep/ablation.yaml`` says, and prints how much each change raises the validation loss. Runs
-that are there already are used: the command can be interrupted and given again.
+Trains ``experiment=fast`` with one change at a time, three seeds each (conf/sweep/ablation.yaml),
+and prints how much each change raises the validation loss. Finished runs are not repeated, so the
+command can be interrupted and started again.
 """
 
 import argparse
@@ -40,7 +40,7 @@ CHANGES = [
 
 
 def losses(change: str) -> list[float]:
-    """Final validation losses of the recipe with ``change``, one per seed, trained if need be."""
+    """Final validation losses of the recipe with ``change``, one per seed; trains missing runs."""
     name = change.replace(" ", "+") or "recipe"
     folder = FOLDER.with_name(f"{FOLDER.name}-{''.join(c if c.isalnum() else '-' for c in name)}")
     subprocess.run([*COMMAND, f"run.sweep={folder.name}", *change.split()], check=True)
@@ -49,10 +49,10 @@ def losses(change: str) -> list[float]:
 
 
 def main() -> None:
-    """Train what is missing, then print the table in Markdown."""
+    """Train the missing runs, then print the table in Markdown."""
     parser = argparse.ArgumentParser(description="What each part of the fast recipe is worth")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
-    parser.add_argument("--only", help="changes with this text in them")
+    parser.add_argument("--only", help="only changes that contain this text")
     arguments = parser.parse_args()
     recipe = losses("")
     middle = statistics.mean(recipe)

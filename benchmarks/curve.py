@@ -11,14 +11,14 @@ from matplotlib import pyplot as plt
 
 
 def read(folder: Path, key: str) -> tuple[list[int], list[float]]:
-    """Tokens and values of the rows of ``metrics.jsonl`` that hold ``key``."""
+    """Tokens and values of the rows of ``metrics.jsonl`` that have ``key``."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").open(encoding="utf-8")]
     found = [(row["tokens"], row[key]) for row in rows if row.get(key) is not None]
     return [tokens for tokens, _ in found], [value for _, value in found]
 
 
 def main() -> None:
-    """Training losses as thin lines, validation losses as thick ones, one colour per run."""
+    """Draw training losses as thin and validation losses as thick lines, one colour per run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True)

@@ -1,10 +1,10 @@
-"""Speed of writing text: python -m benchmarks.decoding [--only ID[,ID]] [--json FILE]
+"""Speed of decoding: python -m benchmarks.decoding [--only ID[,ID]] [--json FILE]
 
-One token at a time with a key/value cache, greedy, in float32, random weights: beside transformers'
-generate with its cache and the same weights, and beside what the machine's memory allows, each
-weight being read once per token. nanoGPT's generate is measured here for
-:mod:`benchmarks.vs_nanogpt`. Both sides run in this process, in turn, several times, because other
-work on the machine disturbs both.
+Greedy decoding with a key/value cache, in float32, with random weights. It is compared with
+transformers' generate on the same weights, also with a cache, and with the speed at which this
+machine's memory can be read, since each weight is read once per token. nanoGPT's generate is
+measured here for :mod:`benchmarks.vs_nanogpt`. Both sides run in this process in turn, because
+other work on the machine slows down both.
 """
 
 import time
@@ -39,11 +39,11 @@ ROWS = {  # the network and its prompts
     "decode_124M_bandwidth": (LARGE, ONE),
 }
 NEW_TOKENS = 512
-Generate = Callable[[int], None]  # so many new tokens
+Generate = Callable[[int], None]  # takes the number of new tokens
 
 
 def ours(shape: dict[str, Any], prompts: list[list[int]]) -> tuple[GPT, Generate]:
-    """Our network, and what generates from it."""
+    """Our network, and a function that generates with it."""
     torch.manual_seed(0)
     model = GPT(**shape).eval()
     lay_out_for_decoding(model, len(prompts))
@@ -51,7 +51,7 @@ def ours(shape: dict[str, Any], prompts: list[list[int]]) -> tuple[GPT, Generate
 
 
 def writing(model: GPT, prompts: list[list[int]]) -> Generate:
-    """What continues all prompts at once with ``model``, its likeliest tokens."""
+    """A function that continues all prompts at once with the most likely tokens."""
     seeds, n_tokens = range(len(prompts)), model.embed.num_embeddings
 
     def run(new_tokens: int) -> None:
@@ -82,7 +82,7 @@ def transformers(model: GPT, shape: dict[str, Any], prompts: list[list[int]]) ->
                 weights[f"transformer.{name}.{kind}"] = state[f"{mine}.{kind}"]
         for i in range(shape["n_layer"]):
             block, place = f"blocks.{i}", f"transformer.h.{i}"
-            for mine, name in blocks.items():  # their matrices lie the other way round
+            for mine, name in blocks.items():  # their matrices are transposed
                 weights[f"{place}.{name}.{kind}"] = state[f"{block}.{mine}.{kind}"].t()
             joined = torch.cat([state[f"{block}.attention.{n}.{kind}"] for n in "qkv"])
             weights[f"{place}.attn.c_attn.{kind}"] = joined.t()
@@ -112,7 +112,7 @@ def nanogpt(clone: Path, shape: dict[str, Any], prompt: list[int]) -> Generate:
 
 
 def bandwidth(repeats: int = 4) -> float:
-    """Bytes per second at which a product of a large matrix and a vector reads the matrix."""
+    """Bytes per second at which a matrix-vector product reads a large matrix."""
     matrix, vector = torch.randn(8192, 8192), torch.randn(1, 8192)
     with torch.inference_mode():
         linear(vector, matrix)  # on all cores, as in decoding; torch.mv uses one
@@ -123,14 +123,14 @@ def bandwidth(repeats: int = 4) -> float:
 
 
 def rate(generate: Generate, new_tokens: int, rows: int = 1) -> float:
-    """New tokens per second, of all rows together, prompts included."""
+    """New tokens per second, summed over rows; the time includes reading the prompts."""
     start = time.perf_counter()
     generate(new_tokens)
     return rows * new_tokens / (time.perf_counter() - start)
 
 
 def size(model: GPT, rows: int, new_tokens: int) -> str:
-    """What is measured, in words."""
+    """A description of the measurement."""
     return (
         f"{model.n_parameters() / 1e6:.1f} M parameters, {rows} x {new_tokens} new tokens, tokens/s"
     )
@@ -151,7 +151,7 @@ def against_transformers(
 
 
 def against_bandwidth(id: str, shape: dict[str, Any], new_tokens: int, repeats: int) -> Row:
-    """Tokens per second, and the share of the memory's speed at which they read the weights."""
+    """Tokens per second; ``ratio`` is the bytes of weights read over the speed of the memory."""
     model, mine = ours(shape, ONE)
     mine(8)
     assert model.position is not None
@@ -172,12 +172,12 @@ def against_nanogpt(id: str, clone: Path, repeats: int, new_tokens: int = NEW_TO
 
 
 def share(ours: float, other: float) -> float:
-    """How many times as fast ours is."""
+    """Our speed over the other one."""
     return ours / other
 
 
 def measure(id: str, new_tokens: int, repeats: int) -> Row:
-    """The row called ``id``; transformers ends where ``block_size`` does."""
+    """The row called ``id``; transformers cannot generate beyond ``block_size``."""
     shape, prompts = ROWS[id]
     new_tokens = min(new_tokens, shape["block_size"] - max(map(len, prompts)))
     if id == "decode_124M_bandwidth":
@@ -186,13 +186,16 @@ def measure(id: str, new_tokens: int, repeats: int) -> Row:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure what was asked for and print a table."""
-    parser = Parser("Speed of writing text, side by side", list(ROWS))
+    """Measure the selected rows and print a table."""
+    parser = Parser("Speed of decoding, side by side", list(ROWS))
     parser.add_argument(
-        "--tokens", type=int, default=NEW_TOKENS, help="to write at most (512, the small one 255)"
+        "--tokens",
+        type=int,
+        default=NEW_TOKENS,
+        help="new tokens, at most (512; the small model 255)",
     )
     typed = parser.parse_args(arguments)
-    tune_allocator(LARGE["n_embed"])  # as run_sample.py does; the other side gains by it as well
+    tune_allocator(LARGE["n_embed"])  # as run_sample.py does; it helps the other side as well
     report((measure(id, typed.tokens, typed.repeats) for id in typed.only), typed.json)
 
 

@@ -1,8 +1,8 @@
-"""What it costs to lose nothing: python -m benchmarks.durability [--json FILE]
+"""The cost of durable checkpoints: python -m benchmarks.durability [--json FILE]
 
-One save of ``model=nano``, the model of a bare run_train.py, beside the steps between two of them,
-and beside a plain torch.save of the same tensors; then the time from the start of a command to its
-first step, of a new run and of one that is continued from a checkpoint of that size.
+The time of a save of ``model=nano``, the default model, beside the time of the steps between two
+saves, and beside a plain torch.save of the same tensors. Then the time from the start of a command
+to its first step: of a new run, and of a run resumed from a checkpoint.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from llm.config.compose import compose_training
 ROOT = Path(__file__).resolve().parent.parent
 IDENTITY = {"config_digest": "c" * 64, "data_digest": "d" * 64}
 CPU = torch.device("cpu")
-# From start to the first step, without evaluating first: a continued run does not do so either.
+# Little work apart from the first step.
 QUICK = [
     "data=text", "data.tokenizer=byte", "model.block_size=64", "trainer.batch_size=1",
     "trainer.eval_interval=1000", "trainer.eval_batches=1", "trainer.log_interval=1",
@@ -33,12 +33,12 @@ QUICK = [
 
 
 def measure_saves(folder: Path, repeats: int) -> Iterator[Row]:
-    """Saves beside steps, and beside saves that promise nothing."""
+    """Saves beside steps, and beside plain saves."""
     settings = compose_training()
     ours = Ours(settings, random_dataset(folder, vocab_size=257))
     model, interval = ours.model, settings.trainer.checkpoint_interval
     assert interval is not None
-    train(ours, 3)  # from then on the optimizer has a state
+    train(ours, 3)  # creates the state of the optimizer
     run = CheckpointFolder(folder, 2, model.config, ours.trainer.dataset.tokenizer, IDENTITY)
     tensors = ours.trainer.state_dict()["tensors"]
     saved = 0
@@ -55,17 +55,17 @@ def measure_saves(folder: Path, repeats: int) -> Iterator[Row]:
     pairs = alternate(
         lambda _: seconds_per_call(durable, 1.0), lambda _: train(ours, interval)[0], repeats
     )
-    what = f"seconds to save, the best one too; of the {interval} steps between two saves"
+    what = f"seconds to save a checkpoint and the best; of the {interval} steps between two saves"
     yield row("durability_cost", what, pairs, lambda ours, other: ours / other)
     pairs = alternate(
         lambda _: seconds_per_call(durable, 1.0), lambda _: seconds_per_call(plain, 1.0), repeats
     )
-    what = "seconds to save, the best one too; by one torch.save, neither digested nor synced"
+    what = "seconds to save a checkpoint and the best; of one torch.save, no digest, no sync"
     yield row("durability_of_save", what, pairs, lambda ours, other: ours / other)
 
 
 def seconds_to_first_step(cwd: Path, *options: str) -> float:
-    """From the start of a command, which is ended then, to its first new row of metrics."""
+    """Seconds from the start of a command to its first new row of metrics; then it is stopped."""
     metrics = cwd / "outputs" / "run" / "metrics.jsonl"
     before = metrics.stat().st_size if metrics.exists() else 0
     start = time.perf_counter()
@@ -74,7 +74,7 @@ def seconds_to_first_step(cwd: Path, *options: str) -> float:
         cwd=cwd, env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    # The row of the evaluation at step 0 is followed by that of the first step.
+    # A new run first writes the row of the evaluation at step 0.
     wanted = 1 if before else 2
     try:
         while not metrics.exists() or metrics.read_bytes()[before:].count(b"\n") < wanted:
@@ -83,12 +83,12 @@ def seconds_to_first_step(cwd: Path, *options: str) -> float:
             time.sleep(0.005)
         return time.perf_counter() - start
     finally:
-        process.terminate()  # with a checkpoint, which the next one goes on from
+        process.terminate()  # it saves a checkpoint, which the next run resumes
         process.wait()
 
 
 def measure_starts(folder: Path, model: str, repeats: int) -> Iterator[Row]:
-    """A continued run's first step beside a new one's."""
+    """The start of a resumed run beside that of a new one."""
     text = folder / "text.txt"
     text.write_text("So it goes on, and on.\n" * 20_000, encoding="utf-8")
     options = [*QUICK, f"data.path={text}", f"data.dir={folder / 'data'}", f"model={model}"]
@@ -103,7 +103,7 @@ def measure_starts(folder: Path, model: str, repeats: int) -> Iterator[Row]:
         return seconds_to_first_step(last, *options)
 
     pairs = alternate(lambda _: seconds_to_first_step(last, *options), new, repeats)
-    what = f"seconds to the first step of a continued run, model={model}; of a new one"
+    what = f"seconds to the first step of a resumed run, model={model}; of a new one"
     yield row(f"resume_start_{model}", what, pairs, lambda ours, other: ours - other)
 
 
@@ -119,9 +119,11 @@ def measure(typed: argparse.Namespace) -> Iterator[Row]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure and print a table."""
-    parser = Parser("Saving and continuing, beside training", repeats=5)
-    parser.add_argument("--models", default="nano,small", help="to start and continue (nano,small)")
-    parser.add_argument("--dir", type=Path, help="where to write: on the disk that is meant (/tmp)")
+    parser = Parser("Saving and resuming, beside training", repeats=5)
+    parser.add_argument(
+        "--models", default="nano,small", help="models to start and resume (nano,small)"
+    )
+    parser.add_argument("--dir", type=Path, help="a folder on the disk to measure (/tmp)")
     typed = parser.parse_args(arguments)
     report(measure(typed), typed.json)
 

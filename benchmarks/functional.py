@@ -1,7 +1,7 @@
-"""llm/functional and draws beside plain torch: python -m benchmarks.functional [--json FILE]
+"""llm/functional and sampling beside plain torch: python -m benchmarks.functional [--json FILE]
 
-Times on this machine's CPU, float32; forward and backward, but for ``linear_*``, ``columns_*`` and
-``draw_*``, which only decoding uses. ``ratio`` is plain torch's time over ours.
+Times of forward and backward on this machine's CPU in float32; of ``linear_*``, ``columns_*`` and
+``draw_*``, which only decoding uses, the forward. ``ratio`` is plain torch's time over ours.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ Case = tuple[str, str, Call, Call]  # id, what, ours, plain torch
 
 
 def learning(function: Callable[[], Tensor], *leaves: Tensor) -> Call:
-    """Forward and backward of ``function``, whose gradients go to ``leaves``."""
+    """A call of forward and backward of ``function``, with gradients for ``leaves``."""
 
     def call() -> None:
         for leaf in leaves:
@@ -36,7 +36,7 @@ def learning(function: Callable[[], Tensor], *leaves: Tensor) -> Call:
 
 
 def losses() -> list[Case]:
-    """The chunked loss against the full one over vocabularies, and against torch's chunked one."""
+    """The chunked loss beside the full one for several vocabularies, and beside torch's chunked."""
     cases: list[Case] = []
     tokens, width = 1536, 768
     for size in (512, 2048, 4096, 8192, 16384, 50304):
@@ -60,7 +60,7 @@ def losses() -> list[Case]:
 
 
 def elementwise() -> list[Case]:
-    """Norm and rotation, at the shape of model=small and at that of nanoGPT's CPU command."""
+    """Norm and rotation, at the shapes of model=small and of nanoGPT's CPU command."""
     cases: list[Case] = []
     for B, T, H, D in ((12, 128, 6, 128), (12, 64, 4, 32)):
         x = torch.randn(B, T, H * D, requires_grad=True)
@@ -88,7 +88,7 @@ def elementwise() -> list[Case]:
 
 
 def through(product: Callable[[Tensor, Tensor], Tensor], matrices: list[Tensor], rows: int) -> Call:
-    """Products of all ``matrices`` in turn, so that none is found in a cache, with some rows."""
+    """A call that multiplies rows by all ``matrices`` in turn, so that no cache holds them."""
     inputs = [torch.randn(rows, matrix.shape[1]) for matrix in matrices]
 
     def call() -> None:
@@ -100,10 +100,10 @@ def through(product: Callable[[Tensor, Tensor], Tensor], matrices: list[Tensor],
 
 
 def products() -> list[Case]:
-    """Few rows by all matrices of a network with 6 layers of width 384."""
+    """Few rows times all matrices of a network with 6 layers of width 384."""
     shapes = [(1152, 384), (384, 384), (1536, 384), (384, 1536)] * 6
     matrices = [torch.randn(shape) for shape in shapes]
-    what = "rows by 24 matrices of 42 MB together"
+    what = "rows times 24 matrices, 42 MB in all"
     return [
         (f"linear_{n}", f"{n} {what}", through(linear, matrices, n), through(F.linear, matrices, n))
         for n in (1, 8, 32, 128, 256)
@@ -111,23 +111,23 @@ def products() -> list[Case]:
 
 
 def layouts() -> list[Case]:
-    """One row by tall matrices that lie column by column; other: the same ones by rows."""
+    """One row times tall matrices stored by columns; other: the same matrices stored by rows."""
     cases: list[Case] = []
     for n_embed, count in ((384, 12), (768, 4)):
         shapes = [(3 * n_embed, n_embed), (4 * n_embed, n_embed)] * count
         by_rows = [torch.randn(shape) for shape in shapes]
         by_columns = [matrix.t().contiguous().t() for matrix in by_rows]
         ours, plain = through(linear, by_columns, 1), through(linear, by_rows, 1)
-        what = f"1 row by {len(shapes)} matrices of width {n_embed} by columns; by rows"
+        what = f"1 row times {len(shapes)} matrices of width {n_embed}, by columns; by rows"
         cases.append((f"columns_{n_embed}", what, ours, plain))
     head = torch.randn(50_304, 768)
     ours, plain = through(linear, [head.t().contiguous().t()], 1), through(linear, [head], 1)
-    cases.append(("columns_head", "1 row by a head of GPT-2 by columns; by rows", ours, plain))
+    cases.append(("columns_head", "1 row times a head of GPT-2, by columns; by rows", ours, plain))
     return cases
 
 
 def draws() -> list[Case]:
-    """One token of GPT-2's vocabulary by top-k and top-p, and as a mask over all of it does it."""
+    """One draw with top-k and top-p from GPT-2's vocabulary; other: with masks over all of it."""
     logits = 3 * torch.randn(1, 50_257)
     generator = torch.Generator().manual_seed(0)
 
@@ -152,7 +152,7 @@ def draws() -> list[Case]:
 
 
 def measure(case: Case, repeats: int) -> Row:
-    """Milliseconds of both, in turn."""
+    """Milliseconds of both, measured in turn."""
     id, what, ours, plain = case
     for call in (ours, plain):
         call()
@@ -165,7 +165,7 @@ def measure(case: Case, repeats: int) -> Row:
 
 
 def void(_: object) -> None:
-    """Nothing, of whatever was returned."""
+    """Drop a result."""
 
 
 def main() -> None:

@@ -1,10 +1,10 @@
-"""Writing with weights of 8 bits, an idea that was tried and left: what it gains and what it costs.
+"""Decoding with 8-bit weights, which was tried and not adopted: its speed and its loss.
 
     python -m benchmarks.int8 [--ckpt outputs/<run> --data data/<name>] [--json FILE]
 
-Every matrix is rounded to 8 bits with one scale for each output and read by torch's own product,
-``_weight_int8pack_mm`` with bfloat16 activations (docs/design.md has the reason why it stays here).
-Speed is that of 124 M random weights; with ``--ckpt`` the loss of a trained model is compared too.
+Every matrix is rounded to 8 bits with one scale per output and multiplied by torch's
+``_weight_int8pack_mm`` with bfloat16 activations (docs/design.md says why it was not adopted).
+Speed is measured on 124 M random weights; ``--ckpt`` compares the loss of a trained model too.
 """
 
 import argparse
@@ -62,7 +62,7 @@ class Heads8:
 
 
 def in_8_bits(model: GPT) -> GPT:
-    """A copy of ``model`` of which every matrix is read in 8 bits; the embedding is not."""
+    """A copy of ``model`` with all matrices in 8 bits, except the embedding."""
     found = copy.deepcopy(model)
     head = Linear8([found.embed if found.head is None else found.head])
     for block in found.blocks:
@@ -75,7 +75,7 @@ def in_8_bits(model: GPT) -> GPT:
 
 
 def measure(typed: argparse.Namespace) -> Iterator[Row]:
-    """Speed at 124 M, and the loss of a trained model where one is given."""
+    """Speed at 124 M, and the loss of a trained model if there is ``--ckpt``."""
     full, mine = ours(LARGE, ONE)
     model = in_8_bits(full)
     eight, n = writing(model, ONE), typed.tokens
@@ -99,8 +99,8 @@ def measure(typed: argparse.Namespace) -> Iterator[Row]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure and print a table."""
-    parser = Parser("Writing with weights of 8 bits")
-    parser.add_argument("--tokens", type=int, default=256, help="to write (256)")
+    parser = Parser("Decoding with 8-bit weights")
+    parser.add_argument("--tokens", type=int, default=256, help="new tokens (256)")
     parser.add_argument("--ckpt", help="a run folder or a checkpoint: its loss is compared, too")
     parser.add_argument("--data", type=Path, help="the prepared folder of its data")
     typed = parser.parse_args(arguments)

@@ -1,10 +1,10 @@
 """Predictions beside torch's MemTracker: rows ``prediction_error_*`` and ``largest_in_4gib`` of
-:mod:`benchmarks.memory`. No tensor in it has numbers, so the sizes cost nothing.
+:mod:`benchmarks.memory`. All tensors are fake ones without data, so large sizes cost nothing.
 
-The largest GPT is looked for among those with heads of 64 channels, n_embed = 64 k and n_layer =
-n_embed / 40, rounded: about what is usual (GPT-2 has 64 channels a layer at 768, 33 at 1600). That
-width is then given as many further layers as fit, or a step of k would decide. Each side has its
-own architecture: nanoGPT's is GPT-2's, without biases, ours what conf/model has in common.
+The largest GPT is searched among those with heads of 64 channels, n_embed = 64 k and n_layer =
+n_embed / 40, rounded: about the usual shape (GPT-2 has 64 channels per layer at 768, 33 at 1600).
+To the widest one, layers are added while it fits, because a step of k is coarse. Each side has its
+own architecture: nanoGPT has GPT-2's without biases, ours the defaults of conf/model.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,14 +23,14 @@ from llm.memory.predict import Setup, predict, training_step
 from llm.memory.weights import n_parameters
 from llm.model.config import GPTConfig
 
-RESERVE = ASSUMED_RESERVE_MIB * 2**20  # for what is no tensor, on both sides
+RESERVE = ASSUMED_RESERVE_MIB * 2**20  # memory outside tensors, on both sides
 BUDGET = 4 * 2**30
 BLOCK_SIZE, VOCAB_SIZE, HEAD_SIZE = 512, 50_304, 64
-MOST = 64  # times HEAD_SIZE: wider than what fits by far
+MOST = 64  # of k; far too wide to fit
 
 
 def errors() -> Iterator[Row]:
-    """The prediction that is most too high, and the one most too low, of all that are drawn."""
+    """The predictions that are furthest too high and too low, of all random setups."""
     found = []
     for setup in drawn():
         predicted = max(sum(lines.values()) for lines in training_step(setup).values())
@@ -43,10 +43,10 @@ def errors() -> Iterator[Row]:
 
 @dataclass(frozen=True)
 class Size:
-    """Of the family that both sides are taken from."""
+    """A size that both sides can have."""
 
     k: int
-    further: int = 0  # layers
+    further: int = 0  # additional layers
 
     @property
     def n_embed(self) -> int:
@@ -63,7 +63,7 @@ class Size:
 
 
 def ours(size: Size, device: str = "cuda") -> Setup:
-    """Our model of that size, with everything that saves memory."""
+    """Our model of that size, with all settings that save memory."""
     model = GPTConfig(
         n_layer=size.n_layer, n_embed=size.n_embed, head_size=HEAD_SIZE, block_size=BLOCK_SIZE,
         vocab_size=VOCAB_SIZE, loss="chunked",
@@ -86,19 +86,19 @@ class TheirStep:
             self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
 
     def fits(self) -> bool:
-        """Whether it can be trained; tracking takes long, so not where weights, gradients and
-        AdamW's means alone are too much.
+        """Whether a step fits. Tracking is slow, so it is skipped where weights, gradients and
+        AdamW's means alone are too large.
         """
         room = BUDGET - RESERVE
         return 16 * self.parameters <= room and self.peak() <= room
 
     def peak(self) -> int:
-        """Bytes at the peak that MemTracker sees."""
+        """Peak bytes, as MemTracker counts them."""
         with FakeTensorMode(allow_non_fake_inputs=True):
             return self.track()
 
     def track(self) -> int:
-        """Bytes at the peak of two steps, the second of which has the optimizer's state."""
+        """Peak bytes of two steps; in the second, the optimizer has its state."""
         model, cpu = self.model, torch.device("cpu")
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
         tokens = torch.zeros(1, BLOCK_SIZE, dtype=torch.long)
@@ -116,14 +116,14 @@ class TheirStep:
 
 
 def largest_of(fits: Callable[[Size], bool]) -> Size:
-    """The widest, then the deepest of its width."""
+    """The widest size that fits, then the deepest of its width."""
     k = bisected(lambda k: fits(Size(k)), MOST)
     return Size(k, bisected(lambda further: fits(Size(k, further)), MOST))
 
 
 def largest(clone: Path) -> Iterator[Row]:
-    """Parameters of the largest model of each side whose step fits 4 GiB, and our prediction of
-    its peak beside MemTracker's.
+    """Parameters of each side's largest model whose step fits 4 GiB; the predicted peak of ours
+    beside MemTracker's.
     """
     size = largest_of(lambda size: predict(ours(size), {"reserve": RESERVE}).total <= BUDGET)
     their_size = largest_of(lambda size: TheirStep(clone, size).fits())

@@ -1,8 +1,8 @@
-"""What saving memory costs: rows ``lever_*``, ``few_tokens``, ``auto_vs_best_*`` and
-``levers_loss`` of :mod:`benchmarks.memory`.
+"""The cost of saving memory: rows ``lever_*``, ``few_tokens``, ``auto_vs_best_*`` and
+``levers_loss`` of :mod:`benchmarks.memory`. A lever is a setting that saves memory.
 
-Steps are real ones on random tokens, of models for which a step takes about a second on a CPU. What
-is measured per token hardly depends on the size.
+These are real steps on random tokens, of models for which a step takes about a second on a CPU; the
+costs hardly depend on the size of the model.
 """
 
 import tempfile
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.held import trained
+from benchmarks.real_runs import trained
 from benchmarks.rows import ALL_LEVERS, Row, alternate, row
 from llm.device import tune_allocator
 from llm.memory.fit import FEW_TOKENS, fit, levers
@@ -26,14 +26,14 @@ from llm.training.precision import Precision, to_precision
 from llm.training.update import Update, UpdateInBackward
 
 CPU = torch.device("cpu")
-# Of model=small the shares of head and layers, at a sixth of its weights.
+# Head and layers have the same shares as in model=small, with a sixth of its weights.
 PLAIN = Setup(
     GPTConfig(
         n_layer=4, n_embed=512, head_size=128, block_size=128, vocab_size=12_800, loss="chunked"
     ).resolve()
 )  # fmt: skip
 FULL_LOSS = replace(PLAIN, model=replace(PLAIN.model, loss="full"))
-LEVERS = {  # without and with
+LEVERS = {  # setups without and with the lever
     "micro_batch": (PLAIN, replace(PLAIN, micro_batch=2)),
     "chunked": (FULL_LOSS, PLAIN),
     "every_2": (PLAIN, replace(PLAIN, activation_checkpointing="every_2")),
@@ -42,14 +42,14 @@ LEVERS = {  # without and with
     "state_bits": (PLAIN, replace(PLAIN, state_bits=8)),
     "bf16_weights": (PLAIN, replace(PLAIN, precision="bf16_weights")),
 }
-# Bytes are told as for a GPU, where no library takes from the budget.
+# The shape of model=small. Its bytes are predicted for a GPU, without the memory of libraries.
 SMALL = {
     "n_layer": 10, "n_embed": 768, "vocab_size": 50_304, "intermediate_size": None, "n_head": None,
 }  # fmt: skip
 
 
 class Step:
-    """An optimizer step of a setup, as the trainer makes it; called, it tells its seconds."""
+    """An optimizer step of a setup, as in the trainer; a call makes one and returns its seconds."""
 
     def __init__(self, setup: Setup) -> None:
         torch.manual_seed(0)
@@ -78,19 +78,19 @@ class Step:
         return time.perf_counter() - start
 
     def fastest(self) -> float:
-        """The shorter of two: whatever else runs can only make one longer."""
+        """Seconds of the faster of two: other work on the machine only slows a step down."""
         return min(self(), self())
 
 
 def costs(repeats: int) -> Iterator[Row]:
-    """Each lever alone: time per step, and bytes predicted for model=small."""
+    """For each lever alone: time per step, and predicted bytes of model=small."""
     tune_allocator(PLAIN.model.n_embed)
     for name, (plain, saving) in LEVERS.items():
         yield _seconds(name, saving, plain, repeats)
         for tokens in (128, 512):
             what = f"predicted bytes of model=small, 8 x {tokens} tokens, with {name}; without"
-            held = (predicted_of_small(saving, tokens), predicted_of_small(plain, tokens))
-            yield row(f"lever_{name}_{tokens}", what, [held], lambda ours, other: ours / other)
+            pair = (predicted_of_small(saving, tokens), predicted_of_small(plain, tokens))
+            yield row(f"lever_{name}_{tokens}", what, [pair], lambda ours, other: ours / other)
 
 
 def _seconds(name: str, saving: Setup, plain: Setup, repeats: int) -> Row:
@@ -101,15 +101,15 @@ def _seconds(name: str, saving: Setup, plain: Setup, repeats: int) -> Row:
 
 
 def predicted_of_small(setup: Setup, block_size: int) -> int:
-    """Bytes that model=small takes when it is run as ``setup``."""
+    """Predicted bytes of model=small with the levers of ``setup``."""
     shape = SMALL | {"block_size": block_size, "n_kv_head": None}
     model = replace(setup.model, **shape)  # type: ignore[arg-type]  # by name
     return predict(replace(setup, model=model.resolve(), device="cuda"), {}).total
 
 
 def few_tokens(repeats: int) -> Row:
-    """How many tokens cost as much as what a forward and backward pass does once, however few they
-    are: ``a`` in 1 + a / tokens, fitted to whole steps in micro-batches of 1, 2, 4 and 8.
+    """The fixed cost of a forward and backward pass, in tokens: ``a`` in 1 + a / tokens, fitted to
+    whole steps in micro-batches of 1, 2, 4 and 8.
     """
     tune_allocator(PLAIN.model.n_embed)
     sizes = (1, 2, 4, 8)
@@ -118,15 +118,15 @@ def few_tokens(repeats: int) -> Row:
     pairs = []
     for _ in range(repeats):
         slope, constant = np.polyfit(inverse, [step.fastest() for step in steps], 1)
-        # What a step does once, the update, is in the constant with what each token costs.
+        # The update, once per step, is in the constant together with the cost of the tokens.
         pairs.append((float(slope / constant), float(FEW_TOKENS)))
-    what = "tokens that cost as much as a pass does once; as llm.memory.fit has it"
+    what = "fixed cost of a pass, in tokens; the value in llm.memory.fit"
     return row("few_tokens", what, pairs, lambda ours, other: ours / other)
 
 
-# What `auto` picks beside the best there is
+# The choice of memory.fit=auto beside the best one
 
-CASES = {  # of each, most is taken by something else
+CASES = {  # by what takes most of the memory
     "activations": Setup(
         GPTConfig(n_layer=4, n_embed=256, block_size=256, vocab_size=257, head_size=64).resolve(),
     ),
@@ -140,11 +140,11 @@ CASES = {  # of each, most is taken by something else
         batch_size=4, micro_batch=4,
     ),
 }  # fmt: skip
-OVER = 1.4  # the plain step takes so many times the budget
+OVER = 1.4  # bytes of the plain step / budget
 
 
 def fitting(setup: Setup, budget: int) -> list[Setup]:
-    """Every way to run ``setup`` within ``budget`` bytes; in 8 bits only if none is without."""
+    """Every way to run ``setup`` within ``budget`` bytes; with an 8-bit state only if needed."""
     for bits in (setup.state_bits, 8):
         found = [
             one
@@ -160,7 +160,7 @@ def fitting(setup: Setup, budget: int) -> list[Setup]:
 
 
 def choices(repeats: int) -> Iterator[Row]:
-    """Tokens/s of what memory.fit=auto picks beside the fastest of all that fits, found first."""
+    """Tokens/s of the choice of memory.fit=auto beside the fastest of all setups that fit."""
     for name, case in CASES.items():
         setup = replace(case, device="cuda")
         tune_allocator(setup.model.n_embed)
@@ -175,7 +175,7 @@ def choices(repeats: int) -> Iterator[Row]:
                 rates[number].append(tokens / Step(one).fastest())
         medians = {number: float(np.median(found)) for number, found in rates.items()}
         best = max(medians, key=lambda n: medians[n])
-        # Of many the fastest is also the luckiest: it is measured once more, in turn with ours.
+        # The fastest of many was also lucky, so it is measured again, in turn with ours.
         mine, theirs = Step(picked.setup), Step(every[best])
         seconds = alternate(
             lambda _, step=mine: step.fastest(), lambda _, step=theirs: step.fastest(), 3 * repeats
@@ -183,7 +183,7 @@ def choices(repeats: int) -> Iterator[Row]:
         pairs = [(tokens / a, tokens / b) for a, b in seconds]
         what = (
             f"tokens/s with {' '.join(picked.changes)}; fastest of {len(every)} settings of "
-            f"{picked.setup.state_bits} bits that fit {budget // 2**20} MiB, most being {name}: "
+            f"{picked.setup.state_bits} bits that fit {budget // 2**20} MiB, mostly {name}: "
             f"{described(every[best])}"
         )
         yield row(f"auto_vs_best_{name}", what, pairs, lambda ours, other: ours / other)
@@ -200,9 +200,9 @@ def described(setup: Setup) -> str:
     )
 
 
-# What saving memory does to the loss
+# The loss with levers
 
-# Half of nano each way: a CPU without bfloat16 instructions takes ten times as long in it.
+# Half of nano in depth and width: without bfloat16 instructions, a CPU is ten times slower in it.
 TRAINING = [
     "model=nano", "model.n_layer=2", "model.n_embed=64", "model.block_size=64",
     "data=shakespeare_char", "optimizer=adamw", "logger=none", "trainer.device=cpu",
@@ -210,7 +210,7 @@ TRAINING = [
 ]  # fmt: skip
 
 
-CHANGING = {  # what does not give the same result up to rounding
+CHANGING = {  # levers that change the result by more than rounding
     "levers_loss": ALL_LEVERS,
     "levers_loss_state_bits": ["optimizer.state_bits=8"],
     "levers_loss_bf16_weights": ["precision=bf16_weights"],
@@ -218,8 +218,8 @@ CHANGING = {  # what does not give the same result up to rounding
 
 
 def losses(repeats: int, steps: int) -> Iterator[Row]:
-    """The loss after some training with every lever at once, and with those alone that change the
-    result, beside that in plain float32.
+    """The loss after some training with all levers, and with each lever that changes the result,
+    beside the loss in plain float32.
     """
     found: dict[str, list[float]] = {id: [] for id in ("plain", *CHANGING)}
     with tempfile.TemporaryDirectory() as name:

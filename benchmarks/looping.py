@@ -2,10 +2,10 @@
 
     python -m benchmarks.looping --ckpt outputs/<run> --data data/<name> [--json FILE] [overrides]
 
-Each setting (with top_k=200, the default) continues the same 16 stretches of the validation text,
-which also is scored itself: that is what text without loops comes to. Overrides, such as top_k=50,
-hold wherever a setting does not say otherwise. In the rows, ``ours`` is the share of texts that
-loop, ``other`` that of the first setting, and ``ratio`` the mean of distinct-2.
+Each setting (with top_k=200, the default) continues the same 16 stretches of the validation text.
+The validation text itself is scored too, as text without loops. Overrides such as top_k=50 change
+the defaults of all settings. In the rows, ``ours`` is the share of texts that loop, ``other`` the
+share of the first setting, and ``ratio`` the mean of distinct-2.
 """
 
 import argparse
@@ -47,7 +47,7 @@ SETTINGS = [
 
 
 def options(typed: list[str]) -> SamplingOptions:
-    """The settings as typed for ``run_sample.py``."""
+    """Settings that are typed as for ``run_sample.py``."""
     values = {
         key: yaml.safe_load(value) for key, _, value in (word.partition("=") for word in typed)
     }
@@ -70,7 +70,7 @@ def main(typed: list[str] | None = None) -> None:
     parser = Parser("How often a model's texts loop", repeats=0)
     parser.add_argument("--ckpt", required=True, help="a run folder or a checkpoint")
     parser.add_argument("--data", type=Path, required=True, help="the prepared folder of its data")
-    parser.add_argument("overrides", nargs="*", help="settings for all, as for run_sample.py")
+    parser.add_argument("overrides", nargs="*", help="settings for all rows, as for run_sample.py")
     arguments = parser.parse_args(typed)
     try:
         compare(arguments)
@@ -81,7 +81,7 @@ def main(typed: list[str] | None = None) -> None:
 def continued(
     model: GPT, prompts: list[list[int]], chosen: SamplingOptions, tokenizer: Tokenizer
 ) -> list[list[int]]:
-    """What ``model`` writes after each prompt."""
+    """The new tokens after each prompt."""
     said: list[list[int]] = [[] for _ in prompts]
     for pairs in generate_batch(
         KVCache(model), prompts, chosen, range(len(prompts)), tokenizer.vocab_size,
@@ -94,7 +94,7 @@ def continued(
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    """Print the table; :class:`llm.errors.Refused` for what does not go together."""
+    """Print the table; :class:`llm.errors.Refused` if model and data do not go together."""
     checkpoint = Checkpoint.open(find_checkpoint("--ckpt", arguments.ckpt))
     dataset, tokenizer = Dataset.open(arguments.data), checkpoint.tokenizer
     require(

@@ -1,18 +1,18 @@
-"""Memory: what a step takes beside nanoGPT's, whether predictions of it hold, what saving costs.
+"""Memory: of a step beside nanoGPT's, beside its prediction, and the cost of saving it.
 
     python -m benchmarks.memory --nanogpt CLONE [--only ID,...] [--json FILE]
 
 - ``step_memory``: peak bytes of a training step, ours over nanoGPT's; ``step_memory_speed`` beside
   it. Both train the same shape (model=small with GPT-2's 50,257 tokens) on the same random batch of
   12 sequences in float32, each with its own network and AdamW, in turn and each time in a fresh
-  process; ours with ``tune_allocator`` and the update of run_train.py. Memory is what that process
-  held at most, less what it held before the network was built. Settings to try, such as
-  trainer.activation_checkpointing=full, count for ours only; without any, these are rows of
-  :mod:`benchmarks.vs_nanogpt` too. ``step_memory_all_levers``: with all that saves memory.
-- ``rss``, ``compile_headroom``, ``oom_deaths``: real runs held to their prediction
-  (:mod:`benchmarks.held`).
+  process; ours with ``tune_allocator`` and the update of run_train.py. Memory is the peak of the
+  process less its memory before the network was built. Overrides such as
+  trainer.activation_checkpointing=full apply to ours only; without them, these are also rows of
+  :mod:`benchmarks.vs_nanogpt`. ``step_memory_all_levers``: with all settings that save memory.
+- ``rss``, ``compile_headroom``, ``oom_deaths``: real runs beside their prediction
+  (:mod:`benchmarks.real_runs`).
 - ``plan``: seconds of run_plan.py for one point and for a thousand.
-- ``levers_loss``, ``levers``, ``few_tokens``, ``auto_vs_best``: what saving memory costs
+- ``levers_loss``, ``levers``, ``few_tokens``, ``auto_vs_best``: the cost of saving memory
   (:mod:`benchmarks.levers`).
 - ``prediction_error``, ``largest_in_4gib``: predictions beside torch's MemTracker
   (:mod:`benchmarks.largest`).
@@ -30,11 +30,11 @@ from typing import Any
 
 from benchmarks.rows import ALL_LEVERS, Parser, Row, alternate, clone_of_nanogpt, report, row
 
-# The process that starts the others must stay small: on Linux a child's peak starts at its
-# parent's, so nothing imports torch before `measure`, and what both sides need is imported there.
+# The process that starts the others must stay small, because on Linux the peak of a child starts at
+# the peak of its parent. So torch is imported only in `measure`, for both sides.
 
 BATCH_SIZE, BLOCK_SIZE, VOCAB_SIZE, STEPS = 12, 128, 50_257, 4
-# In the order of measuring: those that look at new processes, then those that make tensors here.
+# In the order of measuring: first rows that start processes, then rows that make tensors here.
 IDS = [
     "step_memory", "step_memory_all_levers", "rss", "compile_headroom", "oom_deaths", "plan",
     "levers_loss", "levers", "few_tokens", "auto_vs_best", "prediction_error", "largest_in_4gib",
@@ -43,7 +43,7 @@ NEED_CLONE = ("step_memory", "step_memory_all_levers", "largest_in_4gib")
 
 
 def build_ours(overrides: list[str]) -> Callable[[Any], None]:
-    """A step of ours on tokens (B, T), as ``run_train.py model=small`` makes it."""
+    """Our training step on tokens (B, T), as in ``run_train.py model=small``."""
     import torch
 
     from llm.config.compose import compose_training
@@ -81,7 +81,7 @@ def build_ours(overrides: list[str]) -> Callable[[Any], None]:
 
 
 def build_nanogpt(clone: Path) -> Callable[[Any], None]:
-    """The same of nanoGPT, with its own optimizer."""
+    """nanoGPT's training step, with its own optimizer."""
     import torch
 
     from benchmarks.nanogpt import network
@@ -93,7 +93,7 @@ def build_nanogpt(clone: Path) -> Callable[[Any], None]:
     optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), "cpu")
 
     def step(tokens: Any) -> None:
-        loss = model(tokens, tokens)[1]  # its logits are not kept
+        loss = model(tokens, tokens)[1]  # free its logits
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -107,34 +107,34 @@ def measure(which: str, clone: Path, overrides: list[str]) -> dict[str, float]:
     import torch
     import torch._dynamo  # nanoGPT's optimizer imports it
 
-    import benchmarks.nanogpt  # noqa: F401  (nor is what it imports)
+    import benchmarks.nanogpt  # noqa: F401  (imports are not part of the memory of a step)
     import llm.config.compose
     import llm.model.gpt
     import llm.settings.build
     import llm.training.optimizer
-    import llm.training.update  # noqa: F401  (all of these: not part of what a step takes)
+    import llm.training.update  # noqa: F401
     from llm.device import peak_memory_bytes, tune_allocator
 
     if "optimizer.state_bits=8" in overrides:
-        import bitsandbytes.functional  # noqa: F401  (likewise)
+        import bitsandbytes.functional  # noqa: F401
     if which == "ours":
         tune_allocator(768)  # as run_train.py does, before the first tensor
     before = peak_memory_bytes(torch.device("cpu"))
     step = build_ours(overrides) if which == "ours" else build_nanogpt(clone)
     tokens = torch.randint(VOCAB_SIZE, (BATCH_SIZE, BLOCK_SIZE))
     seconds = []
-    # A CPU without bfloat16 instructions may take minutes for a step in it; the second has it all.
+    # A CPU without bfloat16 instructions may take minutes for such a step; two show the peak.
     for _ in range(2 if "precision=bf16_weights" in overrides else STEPS):
         start = time.perf_counter()
         step(tokens)
         seconds.append(time.perf_counter() - start)
     peak = peak_memory_bytes(torch.device("cpu")) - before
-    # The first step makes the optimizer's state.
+    # Without the first step, which creates the state of the optimizer.
     return {"bytes": peak, "tokens_per_second": tokens.numel() / statistics.median(seconds[1:])}
 
 
 def in_fresh_process(which: str, clone: Path, overrides: list[str]) -> dict[str, float]:
-    """What :func:`measure` finds in a process of its own."""
+    """The result of :func:`measure` in a new process."""
     command = [sys.executable, "-m", "benchmarks.memory", "--nanogpt", str(clone), "--side", which]
     output = subprocess.run([*command, *overrides], check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, float] = json.loads(output.stdout.splitlines()[-1])  # nanoGPT prints too
@@ -167,12 +167,14 @@ def rows_of(id: str, typed: argparse.Namespace) -> Iterator[Row]:
     elif id == "step_memory_all_levers":
         yield from compare(typed.nanogpt, ALL_LEVERS, typed.repeats, id)
     elif id in ("rss", "compile_headroom", "oom_deaths"):
-        from benchmarks import held
+        from benchmarks import real_runs
 
         if id == "oom_deaths":
-            yield held.deaths(typed.jobs)
+            yield real_runs.deaths(typed.jobs)
         else:
-            yield from {"rss": held.resident, "compile_headroom": held.compiled}[id](typed.repeats)
+            yield from {"rss": real_runs.resident, "compile_headroom": real_runs.compiled}[id](
+                typed.repeats
+            )
     elif id == "plan":
         from benchmarks.planning import plans
 
@@ -193,12 +195,16 @@ def rows_of(id: str, typed: argparse.Namespace) -> Iterator[Row]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure what was asked for and print a table."""
-    parser = Parser("Memory: beside nanoGPT's, as predicted, and what saving it costs", IDS)
+    """Measure the selected rows and print a table."""
+    parser = Parser(
+        "Memory: beside nanoGPT's, beside its prediction, and the cost of saving it", IDS
+    )
     parser.add_argument("--nanogpt", type=clone_of_nanogpt, metavar="CLONE", help="a clone of it")
-    parser.add_argument("--jobs", type=int, default=30, help="of oom_deaths (30)")
-    parser.add_argument("--steps", type=int, default=300, help="of a run of levers_loss (300)")
-    parser.add_argument("--side", choices=["ours", "nanogpt"], help="measure one, in this process")
+    parser.add_argument("--jobs", type=int, default=30, help="runs of oom_deaths (30)")
+    parser.add_argument("--steps", type=int, default=300, help="steps per run of levers_loss (300)")
+    parser.add_argument(
+        "--side", choices=["ours", "nanogpt"], help="measure one side, in this process"
+    )
     parser.add_argument(
         "overrides", nargs="*", help="settings of ours in step_memory, as for run_train.py"
     )

@@ -1,8 +1,8 @@
 """A step of our Muon beside torch.optim.Muon's: python -m benchmarks.muon [--json FILE]
 
-Both step the same matrices, those of a network of 4 layers of width 128 and of one of 6 layers of
-width 384. torch's iterates in bfloat16, one matrix at a time; ours in the weights' float32, all
-matrices of a shape at once.
+Both update the same matrices: those of a network with 4 layers of width 128, and of one with 6
+layers of width 384. torch iterates in bfloat16, one matrix at a time; ours in the float32 of the
+weights, all matrices of a shape at once.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ SHAPES = {"0.8M": (4, 128, 32), "10.7M": (6, 384, 64)}  # layers, width, head si
 
 
 def matrices(size: str) -> tuple[GPT, list[Tensor]]:
-    """A network and the matrices of its layers, with random gradients; the rest has none."""
+    """A network, and the matrices of its layers with random gradients."""
     n_layer, n_embed, head_size = SHAPES[size]
     model = GPT(n_layer=n_layer, n_embed=n_embed, head_size=head_size, vocab_size=65)
     found = split(model)[0]
@@ -37,16 +37,16 @@ def steps(size: str) -> tuple[Callable[[], object], Callable[[], object]]:
 
 
 def milliseconds(step: Callable[[], object]) -> Callable[[int], float]:
-    """Measures ``step``, whichever pair it is for."""
+    """A function that measures ``step``, for :func:`benchmarks.rows.alternate`."""
     return lambda _: 1e3 * seconds_per_call(lambda: void(step()), 1.0)
 
 
 def void(_: object) -> None:
-    """Nothing, of whatever was returned."""
+    """Drop a result."""
 
 
 def measure(repeats: int) -> Iterator[Row]:
-    """Both in turn, a row for each size."""
+    """A row for each size."""
     for size in SHAPES:
         ours, theirs = steps(size)
         pairs = alternate(milliseconds(ours), milliseconds(theirs), repeats)

@@ -1,9 +1,9 @@
 """The other side of a comparison: nanoGPT (https://github.com/karpathy/nanoGPT), trained as its
 ``train.py`` does.
 
-Its network and optimizer are its own, loaded from a clone (``--nanogpt CLONE``). Its loop is a
-script that cannot be imported, so it is followed here, for one device, float32 and one micro-batch:
-batches from random places, warm-up and cosine, clipping, AdamW, ``zero_grad(set_to_none=True)``.
+Network and optimizer are loaded from a clone (``--nanogpt CLONE``). Its loop is a script that
+cannot be imported, so it is rewritten here, for one device, float32 and one micro-batch: random
+batches, warm-up and cosine, clipping, AdamW, ``zero_grad(set_to_none=True)``.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ from torch import Tensor
 
 from benchmarks.training import Shape
 
-# config/train_shakespeare_char.py, and the defaults of train.py that it leaves alone. Dropout is
-# off, as in the README's command for a CPU.
+# From config/train_shakespeare_char.py and the defaults of train.py. Dropout is off, as in the
+# README's command for a CPU.
 LEARNING_RATE, MIN_LR, WARMUP_ITERS = 1e-3, 1e-4, 100
 WEIGHT_DECAY, BETAS, GRAD_CLIP = 0.1, (0.9, 0.99), 1.0
 
@@ -31,7 +31,7 @@ WEIGHT_DECAY, BETAS, GRAD_CLIP = 0.1, (0.9, 0.99), 1.0
 def load_model_module(directory: Path) -> Any:
     """``model.py`` of a clone, as a module.
 
-    Raises ``FileNotFoundError`` where there is none.
+    Raises ``FileNotFoundError`` if it does not exist.
     """
     path = directory / "model.py"
     spec = importlib.util.spec_from_file_location("nanogpt_model", path)
@@ -43,7 +43,7 @@ def load_model_module(directory: Path) -> Any:
 
 
 def network(directory: Path, **shape: Any) -> Any:
-    """Its ``GPT`` without dropout. It counts its parameters aloud, which is not heard."""
+    """Its ``GPT`` without dropout; drops the number of parameters that it prints."""
     module = load_model_module(directory)
     with contextlib.redirect_stdout(io.StringIO()):
         return module.GPT(module.GPTConfig(dropout=0.0, **shape))
@@ -93,7 +93,7 @@ class NanoGPT:
 
     def get_batch(self) -> tuple[Tensor, Tensor]:
         """Inputs and targets (B, T) from random places."""
-        # Mapped anew for every batch, as nanoGPT does against a memory leak of numpy's.
+        # A new map for every batch, as in nanoGPT, which avoids a memory leak of numpy that way.
         data = np.memmap(self.train_file, dtype=np.uint16, mode="r")
         length = self.shape.block_size
         places = torch.randint(len(data) - length, (self.shape.batch_size,))
@@ -104,7 +104,7 @@ class NanoGPT:
         return x, y
 
     def step(self) -> None:
-        """One iteration; the next batch is fetched between forward and backward, as there."""
+        """One iteration; as in nanoGPT, it gets the next batch between forward and backward."""
         rate = learning_rate(self.iteration, self.max_iters, self.warmup_iters)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -117,12 +117,12 @@ class NanoGPT:
         self.iteration += 1
 
     def logits(self, tokens: Tensor) -> Tensor:
-        """(B, T) -> (B, T, vocab_size); without targets it would give the last position only."""
+        """(B, T) -> (B, T, vocab_size); without targets, nanoGPT returns only the last position."""
         self.model.eval()
         out: Tensor = self.model(tokens, tokens)[0]
-        self.model.train()  # here, since its loop does not do it at every step
+        self.model.train()  # its loop does not do it at every step
         return out
 
     def n_parameters(self) -> int:
-        """Number of weights, each counted once, its positions among them."""
+        """Number of weights, each counted once; includes the position embedding."""
         return sum(parameter.numel() for parameter in self.model.parameters())

@@ -1,7 +1,7 @@
-"""Seconds before anything starts: python -m benchmarks.planning [--repeats N] [--json FILE]
+"""The time of planning and checking: python -m benchmarks.planning [--repeats N] [--json FILE]
 
-To plan the memory of one run and of a grid (also rows of :mod:`benchmarks.memory`), and to check
-the jobs of a sweep.
+Seconds to plan the memory of one run and of a grid (also rows of :mod:`benchmarks.memory`), and to
+check the jobs of a sweep.
 """
 
 import subprocess
@@ -19,13 +19,13 @@ ONE = ["model=small", "data=shakespeare", "precision=fp16"]
 GRID = ["model.n_layer=range(1,26)", "model.n_embed=range(128,5248,128)"]  # 25 x 40 points
 
 
-# 20 x 25 x 10 jobs, and then an impossible rate, so that none of them is started.
+# 20 x 25 x 10 good jobs; the impossible rate of the others keeps the sweep from starting.
 SWEEP = ["optimizer.lr=" + ",".join(f"{n}e-4" for n in [*range(1, 21), -1])]
 SWEEP += ["model.n_layer=range(1,26)", "seed=range(0,10)"]
 
 
 def seconds_of(arguments: list[str], cwd: Path, status: int = 0) -> float:
-    """Python with these arguments, from its start to its end with this exit status."""
+    """Seconds of Python with these arguments, which must end with this exit status."""
     start = time.perf_counter()
     command = [sys.executable, *arguments]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
@@ -35,7 +35,7 @@ def seconds_of(arguments: list[str], cwd: Path, status: int = 0) -> float:
 
 
 def plans(repeats: int) -> Iterator[Row]:
-    """Seconds of a whole command for one point, and for a grid with its picture."""
+    """Seconds of run_plan.py for one point, and for a grid with its picture."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         picture = f"picture={folder / 'plan.png'}"
@@ -54,7 +54,7 @@ def plans(repeats: int) -> Iterator[Row]:
 
 
 def checks(repeats: int) -> Iterator[Row]:
-    """Seconds of a whole command that checks 5,000 jobs and is refused because of the last."""
+    """Seconds of run_train.py to check 5,000 jobs and refuse the first one after them."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         command = [str(ROOT / "run_train.py"), "-m", *SWEEP]

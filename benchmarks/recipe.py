@@ -1,15 +1,15 @@
 """Our recipe against nanoGPT's on tiny Shakespeare, on the CPU, for :mod:`benchmarks.vs_nanogpt`.
 
-- ``time_to_loss``: seconds of training until the mean loss of all seeds is 1.88, at the shape of
-  nanoGPT's README command for a CPU. How many steps each side takes for it is given (``--steps``,
-  ``--nanogpt-steps``), and the schedule ends with them; the losses that were reached are printed.
-  ``ratio`` is nanoGPT's seconds over ours.
-- ``loss_at_time``: the loss after ``--minutes`` of training, each side with a schedule fitted to
-  the steps that it makes in them. ``ratio`` is nanoGPT's loss minus ours.
+- ``time_to_loss``: seconds of training to a mean loss of 1.88 over all seeds, at the shape of
+  nanoGPT's README command for a CPU. The user says how many steps each side needs for it
+  (``--steps``, ``--nanogpt-steps``); the schedules have that length, and the final losses are
+  printed. ``ratio`` is nanoGPT's seconds over ours.
+- ``loss_at_time``: the loss after ``--minutes`` of training, each side with a schedule as long as
+  the steps that it makes in this time. ``ratio`` is nanoGPT's loss minus ours.
 
-The loss is that of the final weights on the whole validation split (the last tenth of the
-characters), the same windows for both. Seconds are those of the training steps with their batches
-and, for a recipe that compiles, of compiling anew; not of imports and evaluation.
+The loss is measured with the final weights on the whole validation split (the last tenth of the
+characters), in the same windows for both. The seconds include batches and, for a recipe that
+compiles, compilation without a cache; they exclude imports and evaluation.
 """
 
 import math
@@ -27,18 +27,18 @@ from llm.settings.schema import TrainSettings
 
 DATA = ["data=tinyshakespeare_char"]
 README_CPU = Shape(n_layer=4, n_head=4, n_embed=128, block_size=64, batch_size=12, vocab_size=65)
-# A gated MLP is made this narrow there, so that ours has no more than nanoGPT's 804,096 parameters.
+# This width of a gated MLP gives ours at most the 804,096 parameters of nanoGPT.
 NARROW = "model.intermediate_size=336"
 LARGER = Shape(n_layer=6, n_head=4, n_embed=256, block_size=128, batch_size=16, vocab_size=65)
-TARGET = 1.88  # what nanoGPT's README reports for its CPU command
-ENDLESS = 1_000_000  # steps of a run that is only timed
-# Schedules are fitted to this share of the minutes: a slow second then does not cut off their end.
+TARGET = 1.88  # in nanoGPT's README, for its CPU command
+ENDLESS = 1_000_000  # steps; such a run is stopped long before
+# Schedules fill this share of the minutes, so that a slow second does not cut off their end.
 SHARE_OF_MINUTES = 0.98
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one run came to."""
+    """The result of one run."""
 
     seconds: float  # of training
     steps: int
@@ -58,7 +58,7 @@ class Contest:
         self.shape = replace(shape, vocab_size=self.dataset.tokenizer.vocab_size)
 
     def settings(self, seed: int, steps: int) -> TrainSettings:
-        """Ours."""
+        """The settings of our run."""
         return compose_training(*self.overrides, f"seed={seed}", f"trainer.max_steps={steps}")
 
     def ours(self, seed: int, steps: int, seconds: float = math.inf) -> Result:
@@ -83,7 +83,7 @@ class Contest:
 
 
 def time_to_loss(contest: Contest, seeds: list[int], steps: int, nanogpt_steps: int) -> Row:
-    """Seconds of training that each recipe takes for its steps; the losses tell what they buy."""
+    """Seconds of training of each recipe for its number of steps."""
     ours, theirs = Results("ours"), Results("nanoGPT")
     pairs = alternate(
         lambda i: ours.keep(seeds[i], contest.ours(seeds[i], steps)).seconds,
@@ -95,9 +95,10 @@ def time_to_loss(contest: Contest, seeds: list[int], steps: int, nanogpt_steps: 
 
 
 def loss_at_time(contest: Contest, seeds: list[int], minutes: float) -> Row:
-    """Loss of each recipe after the same minutes, its schedule fitted right before each run.
+    """Loss of each recipe after the same minutes.
 
-    Right before, because a shared machine's speed changes from one minute to the next.
+    The length of the schedule is measured right before each run, because the speed of a shared
+    machine changes from minute to minute.
     """
     seconds = 60 * minutes
     probe = min(20.0, seconds / 5)
@@ -121,9 +122,9 @@ def loss_at_time(contest: Contest, seeds: list[int], minutes: float) -> Row:
 
 
 def fitting_steps(training: Training, probe: float, seconds: float) -> int:
-    """How many steps fit into ``seconds``, by those made in ``probe`` seconds.
+    """How many steps fit into ``seconds``, extrapolated from ``probe`` seconds.
 
-    The first one counts once: it is the one that compiles.
+    The first step is timed apart, because it compiles.
     """
     first, _ = train(training, steps=1)
     spent, done = train(training, ENDLESS, probe)
@@ -131,14 +132,14 @@ def fitting_steps(training: Training, probe: float, seconds: float) -> int:
 
 
 class Results:
-    """The runs of one side, shown as they end."""
+    """The results of one side."""
 
     def __init__(self, side: str) -> None:
         self.side = side
         self.results: list[Result] = []
 
     def keep(self, seed: int, result: Result) -> Result:
-        """Remember and show one."""
+        """Add and print a result."""
         self.results.append(result)
         print(
             f"  {self.side}, seed {seed}: loss {result.loss:.4f} after {result.steps} steps in "

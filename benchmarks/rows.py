@@ -1,6 +1,6 @@
-"""What all benchmarks share: measuring in pairs, rows for a table and a file, and options.
+"""Shared by all benchmarks: measuring in pairs, rows for a table and a file, and options.
 
-Nothing here imports torch before the first row is there: :mod:`benchmarks.memory` says why.
+Nothing here imports torch before the first row is measured: :mod:`benchmarks.memory` says why.
 """
 
 import argparse
@@ -23,7 +23,7 @@ ALL_LEVERS = [  # every setting that saves memory, for run_train.py
 
 @dataclass(frozen=True)
 class Row:
-    """One result. ``ratio`` is what it is about, ``low`` and ``high`` its spread over the pairs."""
+    """One result; ``low`` and ``high`` are the spread of ``ratio`` over the pairs."""
 
     id: str
     what: str
@@ -41,9 +41,9 @@ def row(
     ratio: Callable[[float, float], float],
     middle: Callable[[Sequence[float]], float] = statistics.median,
 ) -> Row:
-    """The middle of both sides and of ``ratio(ours, other)``, which is taken pair by pair.
+    """The median (or another ``middle``) of both sides and of ``ratio(ours, other)`` of each pair.
 
-    What disturbs a machine for a while then disturbs both sides of a pair.
+    If other work slows the machine down for a while, it slows down both sides of a pair.
     """
     ratios = [ratio(ours, other) for ours, other in pairs]
     return Row(
@@ -60,9 +60,9 @@ def row(
 def alternate(
     ours: Callable[[int], T], other: Callable[[int], T], repeats: int
 ) -> list[tuple[T, T]]:
-    """``repeats`` pairs, measured in turn; each gets the number of the pair.
+    """``repeats`` pairs, measured in turn; the functions get the number of the pair.
 
-    Who is first changes from pair to pair, so that neither always runs on the warmer machine.
+    The order changes from pair to pair, so that no side always runs on a warmer machine.
     """
     pairs: list[tuple[T, T]] = []
     for number in range(repeats):
@@ -76,7 +76,7 @@ def alternate(
 
 
 def seconds_per_call(call: Callable[[], None], at_least: float, fewest: int = 3) -> float:
-    """Median time of a call, over as many as fill ``at_least`` seconds, but ``fewest``."""
+    """Median seconds of a call, over at least ``at_least`` seconds and ``fewest`` calls."""
     times: list[float] = []
     while sum(times) < at_least or len(times) < fewest:
         start = time.perf_counter()
@@ -86,7 +86,7 @@ def seconds_per_call(call: Callable[[], None], at_least: float, fewest: int = 3)
 
 
 def report(rows: Iterable[Row], path: Path | None) -> None:
-    """Show each row as it comes and write it too, so that an interruption leaves what there is."""
+    """Print and write each row at once, so that an interruption loses none."""
     done: list[Row] = []
     for row in rows:
         if not done:
@@ -97,7 +97,7 @@ def report(rows: Iterable[Row], path: Path | None) -> None:
 
 
 def show_header() -> None:
-    """Where this was measured, and the first line of the table."""
+    """Print the machine and the first line of the table."""
     import torch
 
     from llm.device import describe
@@ -107,7 +107,7 @@ def show_header() -> None:
 
 
 def show(row: Row) -> None:
-    """A line of the table, as soon as it is known."""
+    """Print a line of the table."""
     spread = f"({row.low:.3f} to {row.high:.3f})"
     print(
         f"{row.id:<24}{number(row.ours):>12}{number(row.other):>12}{row.ratio:>9.3f}  "
@@ -117,21 +117,21 @@ def show(row: Row) -> None:
 
 
 def number(value: float) -> str:
-    """As many digits as there is any sense in: 12,345 and 1.2345 and 148.9 G."""
+    """``12,345``, ``1.234`` or ``148.9 G``."""
     if value >= 1e9:
         return f"{value / 1e9:,.1f} G"
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def write_json(rows: Sequence[Row], path: Path | None) -> None:
-    """The rows as a list of objects, where a file was asked for."""
+    """Write the rows as a list of objects, if there is a ``path``."""
     if path is not None:
         text = json.dumps([asdict(row) for row in rows], indent=1)
         path.write_text(text + "\n", encoding="utf-8")
 
 
 class Parser(argparse.ArgumentParser):
-    """The options that benchmarks share; ``--only`` where the ids of their rows are given."""
+    """The shared options; ``--only`` if there are ``ids``."""
 
     def __init__(self, description: str, ids: Sequence[str] = (), repeats: int = 3) -> None:
         super().__init__(description=description)
@@ -150,13 +150,13 @@ class Parser(argparse.ArgumentParser):
             )
 
     def error(self, message: str) -> NoReturn:
-        """A mistake in what was typed: one line, without the usage."""
+        """Print a mistake of the user as one line, without the usage."""
         line = message.replace("\n", "\\n")
         self.exit(2, f"{self.prog}: {line}\n")
 
 
 def chosen(text: str, ids: Sequence[str]) -> list[str]:
-    """Those of ``ids`` that are named, in their own order."""
+    """The ``ids`` that ``text`` names, in the order of ``ids``."""
     named = text.split(",")
     if unknown := [id for id in named if id not in ids]:
         raise argparse.ArgumentTypeError(
@@ -166,11 +166,11 @@ def chosen(text: str, ids: Sequence[str]) -> list[str]:
 
 
 def clone_of_nanogpt(text: str) -> Path:
-    """The folder, if nanoGPT's network is in it; its ``model.py`` is read, not imported."""
+    """The folder, if it contains nanoGPT's ``model.py``, which is not imported here."""
     path = Path(text) / "model.py"
     source = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     if not re.search(r"^class GPT\b", source, flags=re.MULTILINE):
         raise argparse.ArgumentTypeError(
-            f"{text} is no clone of nanoGPT: it has no model.py with a class GPT"
+            f"{text} is not a clone of nanoGPT: it has no model.py with a class GPT"
         )
     return Path(text)

@@ -1,8 +1,8 @@
-"""How long a command takes that does not train: help, completion, a refusal.
+"""The time of commands that do not train: help, completion, a refusal.
 
     python -m benchmarks.startup
 
-None of them imports torch (tests/test_help.py); the time is that of Python and of Hydra.
+None of them imports torch (tests/test_help.py); Python and Hydra take the time.
 """
 
 import os
@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.rows import Parser, Row, alternate, report, row
 
 ROOT = Path(__file__).resolve().parent.parent
-IMPORTS = ["-c", "import hydra, omegaconf"]  # what a command cannot do without
+IMPORTS = ["-c", "import hydra, omegaconf"]  # every command needs them
 KINDS = {
     "help": ("--help", ["--help"], ""),
     "config": ("--cfg job", ["--cfg", "job"], ""),
@@ -26,7 +26,7 @@ KINDS = {
 
 
 def seconds_of(arguments: list[str], cwd: Path, line: str = "") -> float:
-    """Python with these arguments, from its start to its end; ``line`` is to be completed."""
+    """Seconds of Python with these arguments; ``line`` is the command line to complete."""
     environment = os.environ | ({"COMP_LINE": line} if line else {})
     start = time.perf_counter()
     subprocess.run([sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True)
@@ -34,7 +34,7 @@ def seconds_of(arguments: list[str], cwd: Path, line: str = "") -> float:
 
 
 def starts(repeats: int) -> Iterator[Row]:
-    """Seconds of each kind of command, beside those of importing Hydra."""
+    """Seconds of each kind of command, beside the import of Hydra."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for id, (what, typed, line) in KINDS.items():

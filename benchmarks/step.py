@@ -1,11 +1,10 @@
 """How near training comes to this machine's peak: python -m benchmarks.step [--json FILE]
 
-Full training steps on the CPU in float32, from assembling the batch (out of a memory-mapped file)
-to clearing the gradients. A row holds tokens/s, the FLOP/s of a matrix product measured in turn
-with it, and as ``ratio`` the share of those FLOP/s that the step reaches.
+Full training steps on the CPU in float32, from reading the batch (out of a memory-mapped file) to
+clearing the gradients. A row has tokens/s, the FLOP/s of a matrix product, measured in turn, and as
+``ratio`` the share of these FLOP/s that the step reaches.
 
 The same steps beside nanoGPT's are measured here for :mod:`benchmarks.vs_nanogpt`.
-Everything is measured in pairs, because other work on a machine disturbs both sides.
 """
 
 import tempfile
@@ -20,7 +19,7 @@ from benchmarks.training import Ours, Shape, Training, random_dataset
 from llm.config.compose import compose_training
 from llm.training.throughput import flops_per_token, measured_matmul_flops
 
-ENDLESS = 1_000_000  # steps: no measurement comes near, so the schedule is nowhere near its end
+ENDLESS = 1_000_000  # steps: no measurement reaches the end of the schedule
 SHAPES = {
     "0.8M": Shape(
         n_layer=4, n_head=4, n_embed=128, block_size=64, batch_size=12, vocab_size=65
@@ -32,7 +31,7 @@ SHAPES = {
         n_layer=12, n_head=12, n_embed=768, block_size=256, batch_size=2, vocab_size=50304
     ),  # GPT-2
 }
-PRESETS = {  # model option: the data whose vocabulary it has, sequences per step
+PRESETS = {  # model option: the data for its vocabulary, sequences per step
     "nano": ("shakespeare_char", 8),
     "tiny": ("shakespeare_char", 8),
     "small": ("shakespeare", 4),
@@ -41,7 +40,7 @@ IDS = ["peak_share", *(f"peak_share_{preset}" for preset in PRESETS)]
 
 
 def ours(folder: Path, *overrides: str) -> Ours:
-    """A run over random tokens."""
+    """Our run, on random tokens."""
     settings = compose_training(
         "optimizer=adamw",
         "schedule=cosine",
@@ -55,7 +54,7 @@ def ours(folder: Path, *overrides: str) -> Ours:
 
 
 def ours_as_gpt2(folder: Path, shape: Shape, compiled: bool = False) -> Ours:
-    """A run of ``shape`` in GPT-2's architecture as nanoGPT has it: no biases, exact GELU."""
+    """Our run of ``shape`` in nanoGPT's variant of GPT-2: no biases, exact GELU."""
     data = "tinyshakespeare_char" if shape.vocab_size == 65 else "shakespeare"
     return ours(
         folder,
@@ -63,14 +62,14 @@ def ours_as_gpt2(folder: Path, shape: Shape, compiled: bool = False) -> Ours:
         "model.bias=false",
         "model.mlp=gelu_exact",
         f"model.vocab_size={shape.vocab_size}",
-        f"data={data}",  # only its vocabulary counts: it must fit into the model's
+        f"data={data}",  # only for its vocabulary, which must fit into the model's
         f"trainer.compile={str(compiled).lower()}",
         *shape.overrides(),
     )
 
 
 def rate(training: Training, tokens: int, seconds: float) -> float:
-    """Tokens per second, by the median step of a slice of ``seconds``."""
+    """Tokens per second of the median step in a slice of ``seconds``."""
     return tokens / seconds_per_call(training.step, seconds)
 
 
@@ -79,13 +78,13 @@ def against_nanogpt(
 ) -> Row:
     """Tokens per second of both, slice by slice in turn, with GPT-2's architecture.
 
-    What is compiled is so on both sides, before the clock starts.
+    ``compiled``: both sides are compiled, before the clock starts.
     """
     shape = SHAPES[size]
     with tempfile.TemporaryDirectory() as folder:
         mine = ours_as_gpt2(Path(folder), shape, compiled)
         theirs = NanoGPT(nanogpt, shape, Path(folder) / "train.bin", ENDLESS, compiled=compiled)
-        for training in (mine, theirs):  # compiles, fills the optimizer's state, warms caches
+        for training in (mine, theirs):  # compile, create the optimizer's state, warm the caches
             for _ in range(4):
                 training.step()
         pairs = alternate(
@@ -104,7 +103,7 @@ def against_nanogpt(
 
 
 def against_peak(id: str, name: str, training: Ours, repeats: int, seconds: float) -> Row:
-    """Tokens per second and FLOP/s of a matrix product, in turn; the share of it as the ratio."""
+    """Tokens per second beside the FLOP/s of a matrix product; ``ratio`` is the share reached."""
     trainer = training.trainer
     flops = flops_per_token(training.model)
     training.step()
@@ -132,9 +131,11 @@ def measure(id: str, repeats: int, seconds: float) -> Row:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure what was asked for and print a table."""
+    """Measure the selected rows and print a table."""
     parser = Parser("How near training comes to this machine's peak", IDS)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each half of a pair (4)")
+    parser.add_argument(
+        "--seconds", type=float, default=4.0, help="seconds for each side of a pair (4)"
+    )
     typed = parser.parse_args(arguments)
     report((measure(id, typed.repeats, typed.seconds) for id in typed.only), typed.json)
 

@@ -1,4 +1,4 @@
-"""The peak of a training step and of other work, as torch's own MemTracker sees it."""
+"""The peak memory of a training step, an evaluation and a sample, by torch's MemTracker."""
 
 import contextlib
 import random
@@ -24,7 +24,7 @@ from llm.training.update import Update, UpdateInBackward
 
 COUNT, OF_LORA = 40, 16
 CPU = torch.device("cpu")
-# Everything that changes memory, each value as often as the others.
+# All options that change memory. Each value is used as often as the others.
 MODEL = {
     "n_layer": (1, 1, 2, 2, 4, 9),
     "n_embed": (128, 256, 768),
@@ -55,12 +55,12 @@ LORA = {"lora": (LoRA(4), LoRA(16), LoRA(8, ("q", "v")), LoRA(8, ("o", "up", "do
 
 
 def drawn() -> list[Setup]:
-    """``COUNT`` setups that train all weights, and ``OF_LORA`` that train what LoRA adds."""
+    """``COUNT`` random setups that train all weights, and ``OF_LORA`` with LoRA."""
     return [*_drawn(RUN, COUNT, 2024), *_drawn(RUN | LORA, OF_LORA, 2026)]
 
 
 def _drawn(options: Mapping[str, tuple[object, ...]], count: int, seed: int) -> list[Setup]:
-    """Each value of each option is in as many of the setups as the next one."""
+    """Random setups in which all values of an option are used equally often."""
     generator = random.Random(seed)
 
     def columns(options: Mapping[str, tuple[object, ...]]) -> list[dict[str, object]]:
@@ -84,7 +84,7 @@ def _drawn(options: Mapping[str, tuple[object, ...]], count: int, seed: int) -> 
 
 
 def tracked_peak(setup: Setup) -> int:
-    """Bytes at the peak of an optimizer step of the real network, optimizer and update."""
+    """Peak bytes of an optimizer step with the real network, optimizer and update."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         model, precision, optimizer = _built(setup)
         model.checkpoint_every = CHECKPOINTED[setup.activation_checkpointing]
@@ -92,7 +92,7 @@ def tracked_peak(setup: Setup) -> int:
         update = kind(model, optimizer, precision, grad_clip=1.0)
         tokens, tracker = _tracked(setup, model, optimizer)
         with tracker, warnings.catch_warnings():
-            # MemTracker looks for each gradient after it has been used and freed in the backward.
+            # MemTracker reads each gradient after the backward pass has used and freed it.
             warnings.filterwarnings("ignore", "Expected a tensor or a traceable wrapper")
             for _ in range(setup.batch_size // setup.micro_batch):
                 with precision.autocast:
@@ -106,7 +106,7 @@ def tracked_peak(setup: Setup) -> int:
 
 
 def tracked_evaluation(setup: Setup) -> int:
-    """The same of an evaluation between two steps."""
+    """Peak bytes of an evaluation between two steps."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         model, precision, optimizer = _built(setup)
         tokens, tracker = _tracked(setup, model.eval(), optimizer)
@@ -116,7 +116,7 @@ def tracked_evaluation(setup: Setup) -> int:
 
 
 def tracked_sample(setup: Setup) -> int:
-    """The same of a text that outgrows the window, with tensors that hold numbers."""
+    """Peak bytes of a text that outgrows the window; its tensors are real ones."""
     model, _, optimizer = _built(setup)
     _, tracker = _tracked(setup, model.eval(), optimizer)
     assert setup.model.vocab_size
@@ -129,7 +129,7 @@ def tracked_sample(setup: Setup) -> int:
 
 def _built(setup: Setup) -> tuple[GPT, Precision, optimizers.Optimizer]:
     model, precision = GPT(**asdict(setup.model)), Precision(setup.precision, CPU)
-    if setup.precision == "fp16":  # a tensor without data has no scale to read; it takes no memory
+    if setup.precision == "fp16":  # a fake tensor has no scale to read
         precision.scaler = torch.amp.GradScaler("cpu", enabled=False)
     if setup.lora:
         adapt(model, setup.lora)
@@ -139,7 +139,7 @@ def _built(setup: Setup) -> tuple[GPT, Precision, optimizers.Optimizer]:
 
 
 def adapt(model: GPT, lora: LoRA) -> None:
-    """Train nothing but low-rank matrices beside those of the layers, as LoRA does: a reference."""
+    """Train only low-rank matrices beside those of the layers, as LoRA does: a reference."""
     model.requires_grad_(False)
     for name, matrix in list(model.blocks.named_modules()):
         if isinstance(matrix, Linear) and lora.is_beside(name):
@@ -157,12 +157,12 @@ def _with_low_rank(matrix: torch.nn.Module, inputs: Any, out: torch.Tensor) -> t
 def _tracked(
     setup: Setup, model: GPT, optimizer: optimizers.Optimizer
 ) -> tuple[torch.Tensor, MemTracker]:
-    """Tokens, and a tracker that knows of them and of all that is kept from step to step."""
+    """Tokens, and a tracker that counts them, the weights and the state of the optimizer."""
     tokens = torch.zeros(setup.micro_batch, setup.model.block_size, dtype=torch.long)
     tracker = memory_tracker()
-    # As there is from the second step on.
-    kept = [tensor for p in optimizer.group_of for tensor in optimizer.state_of(p).values()]
-    tracker.track_external(model, tokens, *kept)
+    # The state exists from the second step on.
+    states = [tensor for p in optimizer.group_of for tensor in optimizer.state_of(p).values()]
+    tracker.track_external(model, tokens, *states)
     return tokens, tracker
 
 
@@ -171,19 +171,17 @@ def _peak(tracker: MemTracker) -> int:
 
 
 def memory_tracker() -> MemTracker:
-    """A MemTracker that has no account of each module, whose hooks keep gradients that torch frees:
-    those of blocks, which with a graph kept for another backward pass are there at the peak.
-    """
+    """A MemTracker without accounts per module: their hooks keep gradients that torch frees."""
     tracker = MemTracker()
     tracker._mod_tracker = _NoModules()
     return tracker
 
 
 class _NoModules(contextlib.nullcontext[None]):
-    """In place of torch's ModTracker."""
+    """Replaces torch's ModTracker."""
 
     def register_user_hooks(self, *hooks: object) -> None:
-        """Nothing is told of a module."""
+        """Register no hook."""
 
     clear_user_hooks = register_user_hooks
     is_bw = False

@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a network and its batches; both sides of a comparison are built from the same one."""
+    """The shape of a network and its batches, the same for both sides of a comparison."""
 
     n_layer: int
     n_head: int
@@ -43,7 +43,7 @@ class Shape:
         return self.batch_size * self.block_size
 
     def overrides(self) -> list[str]:
-        """What is typed after ``run_train.py`` for it, but for the vocabulary."""
+        """Overrides for ``run_train.py``, without the vocabulary."""
         return [
             f"model.n_layer={self.n_layer}",
             f"model.n_head={self.n_head}",
@@ -57,10 +57,10 @@ class Shape:
 
 
 class Training(Protocol):
-    """A run that can be driven step by step: ours or another's."""
+    """A run that is driven step by step, on either side."""
 
     def step(self) -> None:
-        """One optimizer step, from assembling its batch to clearing its gradients."""
+        """One optimizer step, from reading the batch to clearing the gradients."""
 
     def logits(self, tokens: Tensor) -> Tensor:
         """(B, T) -> (B, T, vocab_size), without dropout."""
@@ -70,7 +70,7 @@ class Training(Protocol):
 
 
 class Ours:
-    """A run as ``run_train.py`` builds it, on the CPU and without a folder or a logger."""
+    """A run as in ``run_train.py``, on the CPU and without a folder or a logger."""
 
     trainer: Trainer
 
@@ -106,7 +106,7 @@ class Ours:
 
 
 def train(training: Training, steps: int, seconds: float = math.inf) -> tuple[float, int]:
-    """Seconds spent in ``steps`` steps, and how many were made: fewer where ``seconds`` ran out."""
+    """Make ``steps`` steps, or fewer if ``seconds`` run out; returns seconds and steps."""
     spent, done = 0.0, 0
     while done < steps and spent < seconds:
         start = time.perf_counter()
@@ -120,7 +120,7 @@ def train(training: Training, steps: int, seconds: float = math.inf) -> tuple[fl
 def validation_loss(training: Training, tokens: np.ndarray, block_size: int) -> float:
     """Mean cross-entropy (nats per token) over the whole split, in windows of ``block_size``.
 
-    From logits, so that both sides are judged by the same lines, whatever their own loss is.
+    From logits, so that both sides have the same loss, whatever their own one is.
     """
     total, count = 0.0, 0
     for starts in evaluation_batches(tokens, block_size, batch_size=64, sequences=None):
@@ -135,7 +135,7 @@ def validation_loss(training: Training, tokens: np.ndarray, block_size: int) -> 
 
 
 def random_dataset(folder: Path, vocab_size: int, tokens: int = 1_000_000) -> Dataset:
-    """A memory-mapped ``train.bin`` of random tokens: for speed, any text is as good."""
+    """A memory-mapped ``train.bin`` of random tokens, which do for measuring speed."""
     path = folder / "train.bin"
     ids = np.random.default_rng(0).integers(0, vocab_size, tokens, dtype=np.uint16)
     ids.tofile(path)
@@ -146,9 +146,9 @@ def random_dataset(folder: Path, vocab_size: int, tokens: int = 1_000_000) -> Da
 
 @contextlib.contextmanager
 def cold_compiler(compiled: bool) -> Iterator[None]:
-    """Nothing that was compiled before is used again: each run inside pays for its own.
+    """Without earlier results of the compiler: the runs inside compile for themselves.
 
-    The compiler is imported on the way in, so that nobody pays for that.
+    The compiler is imported first, so that its import is not timed.
     """
     if not compiled:
         yield

@@ -1,7 +1,7 @@
 """Is one learning rate best at every size? python -m benchmarks.transfer --out FILE.png
 
 Reads the runs of ``sweep=transfer_width`` and ``sweep=transfer_depth`` (conf/sweep/), draws the
-loss of each size over the learning rate, and prints how far one shared by all is from its best.
+loss of each size over the learning rate, and prints what one shared rate costs each size.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from benchmarks.rows import Row, write_json
 
 SWEEPS = [Path("multirun/transfer_width"), Path("multirun/transfer_depth")]
 Size = tuple[int, int]  # n_embed, n_layer
-Losses = dict[Size, dict[float, list[float]]]  # of each size: by rate, one per seed
+Losses = dict[Size, dict[float, list[float]]]  # by size and rate; one loss per seed
 
 
 def read(folders: list[Path]) -> Losses:
@@ -36,34 +36,34 @@ def read(folders: list[Path]) -> Losses:
 
 
 def seed_noise(losses: Losses) -> float:
-    """Standard deviation of the difference between two of the means: pooled, by chance alone."""
+    """Pooled standard deviation of the difference between two means over seeds."""
     points = [seeds for rates in losses.values() for seeds in rates.values()]
     variance = statistics.mean(statistics.variance(seeds) for seeds in points)
     return float((2 * variance / min(map(len, points))) ** 0.5)
 
 
 def shared_rate(losses: Losses) -> float:
-    """The rate whose worst loss above a size's own best is least."""
+    """The rate with the smallest worst :func:`regret` over all sizes."""
     common = set.intersection(*(set(rates) for rates in losses.values()))
     return min(common, key=lambda rate: max(regret(rates, rate) for rates in losses.values()))
 
 
 def regret(rates: dict[float, list[float]], rate: float) -> float:
-    """Mean loss at ``rate`` above that at the best one."""
+    """Mean loss at ``rate`` minus the mean loss at the best rate."""
     means = {each: statistics.mean(seeds) for each, seeds in rates.items()}
     return means[rate] - min(means.values())
 
 
 def draw(losses: Losses, shared: float, out: Path) -> None:
-    """Two panels: widths, depths; the shared rate as a line."""
+    """Draw two panels, for widths and depths, with the shared rate as a line."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 4), sharey=False, layout="constrained")
     depth = statistics.mode(layers for _, layers in losses)
     width = statistics.mode(embed for embed, layers in losses if layers != depth)
-    kept = (
+    groups = (
         ("width", [size for size in sorted(losses) if size[1] == depth], 0),
         ("layers", [size for size in sorted(losses) if size[0] == width], 1),
     )
-    for axes, (label, sizes, place) in zip(panels, kept, strict=True):
+    for axes, (label, sizes, place) in zip(panels, groups, strict=True):
         for size in sizes:
             rates = sorted(losses[size])
             means = [statistics.mean(losses[size][rate]) for rate in rates]
@@ -84,7 +84,7 @@ def main() -> None:
     """Print the table in Markdown and draw the picture."""
     parser = argparse.ArgumentParser(description="Is one learning rate best at every size?")
     parser.add_argument("--folders", type=Path, nargs="+", default=SWEEPS)
-    parser.add_argument("--out", type=Path, required=True, help="the picture")
+    parser.add_argument("--out", type=Path, required=True, help="file of the picture")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     arguments = parser.parse_args()
     losses = read(arguments.folders)

@@ -8,9 +8,8 @@
   (:mod:`benchmarks.recipe`).
 - ``step_*``: tokens/s of training, both with GPT-2's architecture and the same shape, ours over
   nanoGPT's (:mod:`benchmarks.step`). ``step_compiled_*`` is the same with torch.compile on both
-  sides, which takes minutes; ``step_compiled`` repeats the one with the smaller ratio.
-- ``decode_124M_nanogpt``: tokens/s of writing text, ours over nanoGPT's
-  (:mod:`benchmarks.decoding`).
+  sides, which takes minutes; ``step_compiled`` repeats the row with the smaller ratio.
+- ``decode_124M_nanogpt``: tokens/s of decoding, ours over nanoGPT's (:mod:`benchmarks.decoding`).
 """
 
 import argparse
@@ -22,15 +21,15 @@ from pathlib import Path
 from benchmarks import memory
 from benchmarks.rows import Parser, Row, clone_of_nanogpt, report
 
-# In the order of measuring: step_memory comes before this process imports torch. benchmarks.memory
-# says why, and all that needs torch is imported in functions.
+# In the order of measuring. step_memory comes before this process imports torch (benchmarks.memory
+# says why), so functions import the modules that need torch.
 RECIPE = ["time_to_loss", "loss_at_time"]
 STEPS = ["step_0.8M", "step_10.7M", "step_124M"]
 IDS = ["step_memory", *RECIPE, *STEPS, "step_compiled", "decode_124M_nanogpt"]
 
 
 def measure(id: str, typed: argparse.Namespace) -> Iterator[Row]:
-    """The rows that ``id`` stands for."""
+    """The rows of ``id``."""
     if id == "step_memory":
         yield from memory.compare(typed.nanogpt, [], typed.repeats)
     elif id in RECIPE:
@@ -62,7 +61,7 @@ def recipes(id: str, typed: argparse.Namespace) -> Row:
 
 
 def step(id: str, typed: argparse.Namespace, compiled: bool = False) -> Row:
-    """Tokens/s of training steps of the size that ``id`` ends with."""
+    """Tokens/s of training steps; ``id`` ends with the size."""
     from benchmarks.step import against_nanogpt
 
     size = id.rpartition("_")[2]
@@ -70,7 +69,7 @@ def step(id: str, typed: argparse.Namespace, compiled: bool = False) -> Row:
 
 
 def compiled_steps(typed: argparse.Namespace) -> Iterator[Row]:
-    """Compiled steps of two sizes, then the one that gains less under the plain id."""
+    """Compiled steps of two sizes, then the smaller ratio again as ``step_compiled``."""
     rows = []
     for size in ("0.8M", "10.7M"):
         rows.append(step(f"step_compiled_{size}", typed, compiled=True))
@@ -79,30 +78,37 @@ def compiled_steps(typed: argparse.Namespace) -> Iterator[Row]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure what was asked for and print a table."""
+    """Measure the selected rows and print a table."""
     typed = parse(arguments)
     report((row for id in typed.only for row in measure(id, typed)), typed.json)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """What was typed."""
+    """The options, checked."""
     parser = Parser("This project beside nanoGPT on a CPU", IDS)
     parser.add_argument(
         "--nanogpt", type=clone_of_nanogpt, required=True, metavar="CLONE", help="a clone of it"
     )
     parser.add_argument(
-        "--data", type=Path, metavar="FILE", help=f"the text, for {' and '.join(RECIPE)}"
+        "--data", type=Path, metavar="FILE", help=f"the text for {' and '.join(RECIPE)}"
     )
     parser.add_argument(
-        "--seeds", type=integers, default=[1337, 1338, 1339], help="of the recipes, a pair for each"
+        "--seeds",
+        type=integers,
+        default=[1337, 1338, 1339],
+        help="one pair of runs of the recipes for each",
     )
     parser.add_argument(
         "--experiment", default="fast", help="our recipe: conf/experiment/NAME, or null (fast)"
     )
-    parser.add_argument("--steps", type=int, default=165, help="of ours in time_to_loss (165)")
-    parser.add_argument("--nanogpt-steps", type=int, default=2250, help="in time_to_loss (2250)")
-    parser.add_argument("--minutes", type=float, default=3.0, help="of loss_at_time (3)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of a half of a step's pair (4)")
+    parser.add_argument("--steps", type=int, default=165, help="our steps in time_to_loss (165)")
+    parser.add_argument(
+        "--nanogpt-steps", type=int, default=2250, help="its steps in time_to_loss (2250)"
+    )
+    parser.add_argument("--minutes", type=float, default=3.0, help="minutes of loss_at_time (3)")
+    parser.add_argument(
+        "--seconds", type=float, default=4.0, help="seconds for each side of a pair of steps (4)"
+    )
     parser.add_argument(
         "overrides", nargs="*", help="further settings of our recipe, as typed for run_train.py"
     )
@@ -116,7 +122,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def integers(text: str) -> list[int]:
-    """As in 1337,1338."""
+    """``1337,1338`` as numbers."""
     return [int(number) for number in text.split(",")]
 
 

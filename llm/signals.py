@@ -36,7 +36,6 @@ class Signalled(BaseException):
 
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(number.name)
-        self.name = number.name
 
 
 class Reaction(Enum):

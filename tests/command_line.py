@@ -1,4 +1,4 @@
-"""Commands as a user types them, run inside this process where a new one would add only seconds."""
+"""Run commands as a user types them: inside this process, because a new one takes seconds."""
 
 import contextlib
 import io
@@ -44,13 +44,13 @@ def here(command: str, *typed: str, cwd: Path, stdin: bytes = b"", **environment
         except SystemExit as end:
             status = int(end.code or 0)
         finally:
-            listener.stop_listening()  # which in a process of its own would end with it
+            listener.stop_listening()  # a process of its own would end here
     return Done([script, *typed], status, out.getvalue(), err.getvalue())
 
 
 @contextlib.contextmanager
 def started(command: str, *typed: str, cwd: Path) -> Iterator[subprocess.Popen[str]]:
-    """The same in a process of its own that is still running; it is gone afterwards."""
+    """The same command, running in a process of its own, which is killed afterwards."""
     environment = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
     process = subprocess.Popen(
         [sys.executable, str(ROOT / f"run_{command}.py"), *typed],
@@ -66,7 +66,7 @@ def started(command: str, *typed: str, cwd: Path) -> Iterator[subprocess.Popen[s
 
 @contextlib.contextmanager
 def meanwhile(action: Callable[[], Any]) -> Iterator[None]:
-    """Do something else while a command runs :func:`here`; a stray SIGTERM does not end us."""
+    """Run ``action`` in a thread while inside; a late SIGTERM does not end the tests."""
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     thread = threading.Thread(target=action)
     thread.start()
@@ -78,7 +78,7 @@ def meanwhile(action: Callable[[], Any]) -> Iterator[None]:
 
 
 def wait_until(condition: Callable[[], Any]) -> Any:
-    """What ``condition`` returns once it is true, however long that takes."""
+    """Wait until ``condition`` returns something true, and return that."""
     end = time.monotonic() + HANGS
     while not (found := condition()):
         assert time.monotonic() < end, "it did not happen"
@@ -87,7 +87,7 @@ def wait_until(condition: Callable[[], Any]) -> Any:
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """The whole lines of a run's ``metrics.jsonl`` so far; none if it does not exist."""
+    """The complete rows of a run's ``metrics.jsonl`` so far; empty if there is no file."""
     path = folder / "metrics.jsonl"
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
@@ -101,11 +101,11 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 def listing(folder: Path) -> set[str]:
-    """Everything below a folder."""
+    """Relative paths of all files and folders in a folder."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
 def composed(command: str, *overrides: str) -> DictConfig:
-    """What Hydra makes of ``conf/<command>.yaml`` and these overrides."""
+    """The configuration that Hydra composes from ``conf/<command>.yaml`` and overrides."""
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
         return compose(command, overrides=list(overrides))

@@ -1,4 +1,4 @@
-"""What most tests need: a small text, a dataset of it, a small network, a way to run commands."""
+"""Shared by most tests: a small text, a dataset of it, a small network, a way to run commands."""
 
 import os
 import signal
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 os.environ["WANDB_ERROR_REPORTING"] = "false"
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks here are too small to share
-# Where threads are asked for nevertheless, they wait without work: others test at the same time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks here are too small for more
+# If a test starts threads nevertheless, they sleep while they wait: other tests need the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from hypothesis import HealthCheck, settings
@@ -21,7 +21,7 @@ from llm.data.dataset import Dataset
 from llm.data.prepare import prepare
 from llm.model.gpt import GPT
 
-# Seconds after which something that is waited for has hung. Nothing is judged by how long it takes.
+# Seconds to wait for something before it counts as hung: no test depends on the speed of a machine.
 HANGS = 1800
 needs_linux = pytest.mark.skipif(
     sys.platform != "linux", reason="needs Linux: /proc, or limits of a process"
@@ -100,7 +100,7 @@ def run(tmp_path: Path, text_file: Path) -> Callable[..., subprocess.CompletedPr
 
 @pytest.fixture(scope="session", autouse=True)
 def hangup_ends() -> Iterator[None]:
-    """SIGHUP ends a process as usual, even where nohup started the tests."""
+    """SIGHUP ends a process as usual, even if nohup started the tests."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
@@ -111,12 +111,12 @@ LINE = "line to print"
 
 @pytest.fixture
 def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Print a line at the end of the test run: how much was tried, and what came of it."""
+    """Print a line at the end of the test run."""
     return lambda text: request.node.user_properties.append((LINE, text))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    # Reports come here from the workers of pytest-xdist, too.
+    # This gets the lines from the workers of pytest-xdist too.
     for kind in ("passed", "failed"):
         for done in terminalreporter.stats.get(kind, []):
             for name, text in getattr(done, "user_properties", []):

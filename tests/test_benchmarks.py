@@ -18,13 +18,13 @@ from torch import Tensor
 from benchmarks import (
     decoding,
     durability,
-    held,
     int8,
     largest,
     levers,
     looping,
     memory,
     planning,
+    real_runs,
     recipe,
     rows,
     startup,
@@ -181,7 +181,7 @@ def test_a_folder_without_nanogpts_network_is_no_clone(
     if model is not None:
         (tmp_path / "model.py").write_text(model, encoding="utf-8")
     said = refusal(command.main, ["--nanogpt", str(tmp_path)], capsys)
-    assert f"{tmp_path} is no clone of nanoGPT" in said
+    assert f"{tmp_path} is not a clone of nanoGPT" in said
 
 
 @pytest.mark.parametrize("only", [[], ["--only", "step_0.8M,loss_at_time"]])
@@ -471,22 +471,22 @@ def test_the_step_whose_memory_is_measured_changes_every_weight(own: list[str]) 
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_jobs_held_to_their_prediction_are_runs_that_can_be_planned() -> None:
-    jobs = held.jobs()
-    assert len(jobs) == held.COUNT
-    assert sum("optimizer=muon" in job for job in jobs) == held.COUNT / 2
+def test_jobs_that_are_limited_to_their_prediction_can_be_planned() -> None:
+    jobs = real_runs.jobs()
+    assert len(jobs) == real_runs.COUNT
+    assert sum("optimizer=muon" in job for job in jobs) == real_runs.COUNT / 2
     data = ["data=text", "data.tokenizer=byte", "data.path=any"]
     setups = [setup_of(compose_training(*data, *job), "cpu") for job in jobs[:6]]
     assert len({str(setup) for setup in setups}) == 6
 
 
-def test_a_process_that_is_given_too_little_memory_dies_of_that(tmp_path: Path) -> None:
+def test_a_process_with_too_little_memory_is_recognised(tmp_path: Path) -> None:
     hungry = ["-c", "print(len(bytearray(2**28)))"]
-    assert held.started(hungry, tmp_path, limit=2**30).said == f"{2**28}\n"
-    ended = held.started(hungry, tmp_path, limit=2**27)
+    assert real_runs.started(hungry, tmp_path, limit=2**30).output == f"{2**28}\n"
+    ended = real_runs.started(hungry, tmp_path, limit=2**27)
     assert (ended.status, ended.of_memory) == (1, True)
-    assert not held.started(["-c", "1 / 0"], tmp_path, limit=2**30).of_memory
-    assert held.Ended(held.OUT_OF_MEMORY, "", 0).of_memory
+    assert not real_runs.started(["-c", "1 / 0"], tmp_path, limit=2**30).of_memory
+    assert real_runs.Ended(real_runs.OUT_OF_MEMORY, "", 0).of_memory
 
 
 def test_runs_that_die_within_their_prediction_are_counted(
@@ -496,18 +496,18 @@ def test_runs_that_die_within_their_prediction_are_counted(
 
     def trained(
         overrides: list[str], cwd: Path, limit: int | None = None
-    ) -> tuple[held.Ended, dict[str, float]]:
+    ) -> tuple[real_runs.Ended, dict[str, float]]:
         limits.append(limit)
-        status = held.OUT_OF_MEMORY if len(limits) == 2 else 0
-        return held.Ended(status, "out of memory" if status else "", 0), {}
+        status = real_runs.OUT_OF_MEMORY if len(limits) == 2 else 0
+        return real_runs.Ended(status, "out of memory" if status else "", 0), {}
 
-    baseline = held.Ended(0, "VmData:\t1024 kB\n", 0)
-    monkeypatch.setattr(held, "started", lambda *typed: baseline)
-    monkeypatch.setattr(held, "trained", trained)
-    found = held.deaths(count=2)
+    baseline = real_runs.Ended(0, "VmData:\t1024 kB\n", 0)
+    monkeypatch.setattr(real_runs, "started", lambda *typed: baseline)
+    monkeypatch.setattr(real_runs, "trained", trained)
+    found = real_runs.deaths(count=2)
     assert (found.ours, found.other, found.ratio) == (1, 2, 0.5)
     assert [limit is not None for limit in limits] == [False, True, False, True], (
-        "the data are prepared first, and what died is tried without a limit"
+        "the first run prepares the data; a run that ran out of memory is repeated without a limit"
     )
     assert capsys.readouterr().err.count("job ") == 2
 

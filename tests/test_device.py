@@ -1,4 +1,4 @@
-"""A device is found, or refused in one line."""
+"""Devices are selected, described and limited, or refused in one line."""
 
 import os
 import platform
@@ -88,14 +88,14 @@ def test_an_operation_that_is_not_deterministic_fails_in_a_deterministic_run(
     set_deterministic(True)
     with pytest.raises(RuntimeError, match="does not have a deterministic implementation") as fault:
         scatter()
-    said = as_stop(fault.value)
-    assert isinstance(said, Refused) and "set trainer.deterministic=false" in str(said)
+    stop = as_stop(fault.value)
+    assert isinstance(stop, Refused) and "set trainer.deterministic=false" in str(stop)
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     set_deterministic(False)
     scatter()
 
 
-def test_the_users_setting_for_cublas_is_kept(
+def test_a_cublas_setting_of_the_user_is_not_changed(
     choice_of_algorithms: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_deterministic(False)
@@ -114,14 +114,14 @@ def test_peak_memory_is_the_kernels_figure_in_bytes() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_peak_of_a_process_does_not_start_at_the_peak_of_its_parent() -> None:
-    held = np.ones(800 * 2**17)  # 800 MiB
+    array = np.ones(800 * 2**17)  # 800 MiB
     program = (
         "import torch; from llm.device import peak_memory_bytes as p; print(p(torch.device('cpu')))"
     )
     found = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
     )
-    assert int(found.stdout) < held.nbytes
+    assert int(found.stdout) < array.nbytes
 
 
 @pytest.mark.skipif(
@@ -130,7 +130,6 @@ def test_the_peak_of_a_process_does_not_start_at_the_peak_of_its_parent() -> Non
 def test_a_tuned_allocator_returns_large_tensors_to_the_system() -> None:
     program = """
 from pathlib import Path
-from types import SimpleNamespace
 from llm.device import WIDE, tune_allocator
 tune_allocator(WIDE)
 import torch
@@ -138,7 +137,7 @@ def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 torch.ones(1 << 20), torch.ones(1 << 20)
 before = resident()
-for _ in range(3):  # without it, glibc keeps such blocks from the second time on
+for _ in range(3):  # untuned, glibc keeps such blocks from the second time on
     large = [torch.ones(1 << 20) for _ in range(8)]
     small = torch.ones(8)  # lies above them
     del large
@@ -166,5 +165,5 @@ def test_a_gpu_without_a_number_is_limited_too(
     assert given == [(0.25, index)]
 
 
-def test_limit_memory_says_if_the_system_cannot_do_it() -> None:
+def test_limit_memory_is_false_if_the_system_has_no_limits() -> None:
     assert not limit_memory(torch.device("mps"), 2**30)

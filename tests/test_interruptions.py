@@ -1,4 +1,4 @@
-"""A run that was stopped, killed or cut off is resumed as if nothing had happened."""
+"""A run that was stopped or killed is resumed as if nothing had happened."""
 
 import os
 import shlex
@@ -43,7 +43,7 @@ def text(text_file: Path) -> list[str]:
     return ["data=text", f"data.path={text_file}", "data.tokenizer=byte"]
 
 
-def test_a_killed_run_and_an_interrupted_run_are_continued_to_the_end(
+def test_a_killed_run_and_an_interrupted_run_are_resumed_to_the_end(
     tmp_path: Path, text: list[str]
 ) -> None:
     steps = ["trainer.max_steps=250", "trainer.checkpoint_interval=25", "trainer.eval_interval=60"]
@@ -59,14 +59,14 @@ def test_a_killed_run_and_an_interrupted_run_are_continued_to_the_end(
     newest, _ = newest_valid(run)
     assert newest is not None and newest.step == 50
 
-    def told(self: RunLogger, step: int) -> None:
+    def stopped_after_110(self: RunLogger, step: int) -> None:
         tick(self, step)
         if step == 110:
             os.kill(os.getpid(), signal.SIGTERM)
 
     tick = RunLogger.tick
-    wandb.teardown()  # its service of an earlier test would write below the folder of that one
-    with patch.object(RunLogger, "tick", told):
+    wandb.teardown()  # the service of an earlier test would write to the folder of that test
+    with patch.object(RunLogger, "tick", stopped_after_110):
         stopped = here("train", *command, cwd=tmp_path)
     assert stopped.returncode == 75, stopped
     found = summary(run)
@@ -86,7 +86,7 @@ def test_a_killed_run_and_an_interrupted_run_are_continued_to_the_end(
     assert summary(run)["wall_seconds"] > found["wall_seconds"]
     segments = [wandb_file.read_file(path) for path in run.glob("wandb/offline-run-*/*.wandb")]
     assert len(segments) == 3
-    # What is killed within W&B's first flush, 2 s, has not said its name yet.
+    # A run that is killed before W&B's first flush (2 s) has not written its id.
     named = [segment["run"].run_id for segment in segments if "run" in segment]
     assert len(named) >= 2 and len(set(named)) == 1
     assert here("train", *command, cwd=tmp_path).stdout.startswith("outputs/long is finished")
@@ -134,7 +134,7 @@ def test_a_report_that_a_signal_interrupted_is_in_the_metrics_once_also_after_a_
     assert [row["step"] for row in rows(tmp_path / "outputs" / "b")] == list(range(7))
 
 
-def test_a_reader_that_has_seen_enough_is_no_fault(tmp_path: Path, text: list[str]) -> None:
+def test_a_reader_that_ends_early_is_not_an_error(tmp_path: Path, text: list[str]) -> None:
     command = shlex.join([sys.executable, str(ROOT / "run_prepare.py"), *text])
     done = subprocess.run(
         f"{command} | true; echo ${{PIPESTATUS[0]}}", shell=True, executable="/bin/bash",

@@ -20,7 +20,7 @@ from tests.command_line import rows, wait_until
 from tests.conftest import HANGS, PLAY, ROOT, TINY_RUN, needs_linux
 
 pytestmark = [needs_linux, pytest.mark.slow]
-# Evaluations, samples and saves take much of the time, so that signals come in all of them.
+# Evaluations, samples and saves take much of the time, so that signals hit all of them.
 OPTIONS = [
     *TINY_RUN, "model.dropout=0.1", "trainer.max_steps=40", "trainer.eval_interval=10",
     "trainer.eval_batches=9", "trainer.sample_interval=15", "trainer.checkpoint_interval=4",
@@ -42,7 +42,7 @@ class Attempt:
         return self.cwd / "outputs" / "run"
 
     def start(self) -> subprocess.Popen[str]:
-        """The running command, as soon as it handles signals."""
+        """Start the command and wait until it handles signals."""
         process = subprocess.Popen(
             self.command, cwd=self.cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env=self.environment,
@@ -58,7 +58,7 @@ class Attempt:
         assert process.returncode == 0, output
 
     def signals_itself(self, function: str, number: signal.Signals) -> int:
-        """Run it so that it sends itself a signal at each call of a function; its exit status."""
+        """Its exit status if it sends itself a signal at each call of ``function``."""
         arguments = ["-c", SIGNALS_ITSELF, function, str(int(number)), *self.command[1:]]
         done = subprocess.run(
             [sys.executable, *arguments], cwd=self.cwd, text=True, capture_output=True,
@@ -68,7 +68,7 @@ class Attempt:
         return done.returncode
 
     def stop(self, when: Callable[[], bool], number: signal.Signals) -> int:
-        """Start it, send a signal once ``when`` holds, and return its exit status."""
+        """Its exit status if it gets a signal once ``when`` is true."""
         process = self.start()
         while not when() and process.poll() is None:
             time.sleep(0.002)
@@ -92,8 +92,8 @@ def result(run: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, object]]]
     """Weights, optimizer and random state at the end, and the rows without times."""
     checkpoint, skipped = newest_valid(run)
     assert checkpoint is not None and not skipped
-    kept = [{key: v for key, v in row.items() if key not in TIMES} for row in rows(run)]
-    return checkpoint.weights() | checkpoint.training(), kept
+    without_times = [{key: v for key, v in row.items() if key not in TIMES} for row in rows(run)]
+    return checkpoint.weights() | checkpoint.training(), without_times
 
 
 def differences(run: Path, whole: Path) -> list[str]:
@@ -104,7 +104,7 @@ def differences(run: Path, whole: Path) -> list[str]:
     return names + ["metrics.jsonl"] * (found_rows != wanted_rows)
 
 
-def test_a_run_stopped_at_any_moment_is_continued_to_the_same_bits(
+def test_a_run_stopped_at_any_moment_is_resumed_to_the_same_bits(
     tmp_path: Path, report: Callable[[str], None]
 ) -> None:
     text = tmp_path / "play.txt"
@@ -133,7 +133,7 @@ def test_a_run_stopped_at_any_moment_is_continued_to_the_same_bits(
     assert [different for _, different in ends if different] == []
 
 
-# Each is the function that sends the signal when it is called: no test waits for the right moment.
+# The function that sends the signal when it is called, so that no test waits for a moment.
 PLACES = {
     "preparing": ("llm.data.writing:TokenWriter.write", []),
     "evaluating": ("llm.data.dataset:Dataset.validation", []),

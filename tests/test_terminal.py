@@ -1,4 +1,4 @@
-"""Nothing that happens to the terminal ends a run, and no stranger's text controls a terminal."""
+"""No failure of the terminal ends a run, and no text from a file controls a terminal."""
 
 import contextlib
 import errno
@@ -32,7 +32,7 @@ class Terminal(io.StringIO):
 
 
 class Broken(io.StringIO):
-    """Fails as a closed terminal (EIO), a full disk, or a pipe without a reader does."""
+    """Fails like a closed terminal (EIO), a full disk or a pipe without a reader."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Broken(io.StringIO):
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EPIPE, errno.EAGAIN])
-def test_only_the_output_that_cannot_be_written_is_lost(number: int) -> None:
+def test_output_that_cannot_be_written_is_dropped(number: int) -> None:
     broken = Broken(number)
     with redirect_stdout(safe(broken)), redirect_stderr(safe(broken)):
         print("a", flush=True)
@@ -60,14 +60,14 @@ def test_only_the_output_that_cannot_be_written_is_lost(number: int) -> None:
     assert broken.times > 5
 
 
-def test_output_to_a_file_that_was_closed_is_lost() -> None:
+def test_output_to_a_closed_file_is_dropped() -> None:
     file = io.StringIO()
     with redirect_stdout(safe(file)):
         file.close()
         print("a", flush=True)
 
 
-def test_a_full_disk_ends_a_command_that_makes_nothing_but_output() -> None:
+def test_a_full_disk_ends_a_command_whose_only_result_is_its_output() -> None:
     with redirect_stdout(safe(Broken(errno.ENOSPC))):
         require_output()
         with pytest.raises(DiskError, match="standard output could not be written: No space"):
@@ -170,11 +170,11 @@ def test_a_run_outlives_full_output_in_an_encoding_without_its_text(tmp_path: Pa
     assert trained.returncode == 0
     assert summary(tmp_path / "outputs" / "a")["status"] == "finished"
     assert (tmp_path / "outputs" / "a" / "checkpoints" / "last").exists()
-    # These make nothing but output.
-    said = "standard output could not be written: No space left on device"
+    # The output is the only result of these two.
+    error = "standard output could not be written: No space left on device"
     assert (sampled.returncode, planned.returncode) == (5, 5)
-    assert planned.stderr == f"run_plan.py: {said}\n"
-    assert sampled.stderr.splitlines()[1:] == [f"run_sample.py: {said}"]
+    assert planned.stderr == f"run_plan.py: {error}\n"
+    assert sampled.stderr.splitlines()[1:] == [f"run_sample.py: {error}"]
 
 
 def test_a_run_outlives_its_terminal(tmp_path: Path, text_file: Path) -> None:
@@ -188,10 +188,10 @@ def test_a_run_outlives_its_terminal(tmp_path: Path, text_file: Path) -> None:
 
     def read() -> None:
         nonlocal seen
-        with contextlib.suppress(OSError):  # it ended before
+        with contextlib.suppress(OSError):  # the run has ended already
             while b"training" not in seen:  # the first panel
                 seen += os.read(ours, 1000)
-        os.close(ours)  # as when its window is closed
+        os.close(ours)  # like closing the window
 
     reader = threading.Thread(target=read)
     reader.start()

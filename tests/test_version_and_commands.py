@@ -1,4 +1,4 @@
-"""The list of commands, the version, and commands in messages, which can be copied."""
+"""The list of commands, the version, and commands in messages."""
 
 import os
 import shlex

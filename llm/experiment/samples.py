@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from llm.data.tokenizer import Tokenizer
 from llm.device import describe
@@ -13,11 +14,9 @@ from llm.sampling.generate import generate_batch, score_tokens
 from llm.sampling.looping import Repeats, measure_repeats, remedy
 from llm.sampling.options import SamplingOptions
 from llm.sampling.text import SampleText
-from llm.units import format_bytes
 
 TOGETHER = 16  # samples drawn at once: each takes the memory of a key/value cache
 RULE = "-" * 80
-LONGEST_PROMPT = 16 << 20  # bytes; a file such as /dev/zero has no end
 
 
 def read_prompt(
@@ -52,15 +51,9 @@ def _read_file(name: str) -> str:
     try:
         if name == "-":
             require(sys.stdin is not None, "prompt_file=-: standard input is closed")
-            raw = sys.stdin.buffer.read(LONGEST_PROMPT + 1)
+            raw = sys.stdin.buffer.read()
         else:
-            with open(name, "rb") as file:
-                raw = file.read(LONGEST_PROMPT + 1)
-        require(
-            len(raw) <= LONGEST_PROMPT,
-            f"prompt_file={name} is larger than {format_bytes(LONGEST_PROMPT)}: give only its end, "
-            "since the model sees only block_size tokens",
-        )
+            raw = Path(name).read_bytes()
         return raw.decode("utf-8").removesuffix("\n")
     except UnicodeDecodeError as error:
         raise Refused(f"prompt_file={name} is not UTF-8: offset {error.start}") from None
@@ -164,10 +157,7 @@ def print_speed(
     model: GPT, tokenizer: Tokenizer, prompt: list[int], options: SamplingOptions, rows: int
 ) -> None:
     """Print tokens per second of reading prompts (prefill) and of generating text (decode)."""
-    speed = measure_speed(model, prompt, options, rows, tokenizer.vocab_size)
+    speeds = measure_speed(model, prompt, options, rows, tokenizer.vocab_size)
     device = describe(model.embed.weight.device)
-    for what, tokens, rate in (
-        ("prefill", speed.prefill_tokens, speed.prefill_rate),
-        ("decode", speed.decode_tokens, speed.decode_rate),
-    ):
+    for what, (tokens, rate) in zip(("prefill", "decode"), speeds, strict=True):
         print(f"{what:<8}{tokens:>8,} tokens{rate:>12,.1f} tokens/s  ({device})")

@@ -38,23 +38,13 @@ def compare_with_uncached(
     return Comparison(count, False, largest)
 
 
-@dataclass(frozen=True)
-class Speed:
-    """Tokens and tokens per second, summed over all texts."""
-
-    prefill_tokens: int
-    prefill_rate: float
-    decode_tokens: int
-    decode_rate: float
-
-
 def measure_speed(
     model: GPT, prompt: Sequence[int], options: SamplingOptions, rows: int, n_tokens: int
-) -> Speed:
-    """Read ``rows`` prompts of half a window each (``prompt``, repeated), then generate
-    ``max_new_tokens``, at least three.
+) -> tuple[tuple[int, float], tuple[int, float]]:
+    """(tokens, tokens per second) of prefill and of decoding, summed over ``rows`` texts.
 
-    After a warm-up, prefill is timed up to the first drawn token, and decoding from there.
+    Reads prompts of half a window each (``prompt``, repeated), then generates ``max_new_tokens``,
+    at least three. Prefill is timed up to the first drawn token, and decoding from there.
     """
     device, half = model.embed.weight.device, max(1, model.config.block_size // 2)
     prompts = [(list(prompt) * half)[:half]] * rows
@@ -69,8 +59,8 @@ def measure_speed(
             moments.append(time.perf_counter())
         return moments
 
-    times(2)
+    times(2)  # warm up
     new_tokens = max(3, options.max_new_tokens)
     start, first, *_, last = times(new_tokens)
-    decoded = rows * (new_tokens - 1)
-    return Speed(rows * half, rows * half / (first - start), decoded, decoded / (last - first))
+    read, decoded = rows * half, rows * (new_tokens - 1)
+    return (read, read / (first - start)), (decoded, decoded / (last - first))

@@ -1,4 +1,4 @@
-"""What is printed: short, complete, and plain where nobody watches."""
+"""The output on a terminal and in a pipe."""
 
 import io
 import logging
@@ -119,7 +119,7 @@ def test_the_live_line_is_one_line_on_a_narrow_terminal(width: int) -> None:
         assert f"evaluating 12/40  {describe_row(ROW)}" in out.getvalue()
 
 
-def test_a_pipe_is_told_what_takes_long(
+def test_a_line_in_a_pipe_says_what_takes_long(
     printed: io.StringIO, terminal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with TrainingScreen(max_steps=3) as screen:
@@ -139,16 +139,16 @@ def test_waiting_is_shown_on_a_terminal_and_in_a_pipe_if_it_takes_long(
     with status("loading torch"):
         pass
     assert ("loading torch" in printed.getvalue()) is terminal
-    was_told = threading.Event()
+    is_printed = threading.Event()
     monkeypatch.setattr(module, "QUIET", 0.0)
-    monkeypatch.setattr("builtins.print", lambda *_, **__: was_told.set())
+    monkeypatch.setattr("builtins.print", lambda *_, **__: is_printed.set())
     if not terminal:
         with status("loading torch"):
-            assert was_told.wait(60)
+            assert is_printed.wait(60)
     assert capsys.readouterr().out == ""
 
 
-def test_a_warning_that_comes_again_is_shown_ever_more_rarely_and_always_logged(
+def test_a_repeated_warning_is_shown_less_and_less_often_and_always_logged(
     printed: io.StringIO, logged: list[str]
 ) -> None:
     with TrainingScreen(max_steps=400) as screen:

@@ -1,4 +1,4 @@
-"""The panels show what a user asks first, and anything unusual."""
+"""The panels before and after training."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def shown(capsys: pytest.CaptureFixture[str]) -> str:
     return " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
-def test_the_first_panel_shows_where_a_run_continues_and_that_it_is_deterministic(
+def test_the_first_panel_shows_the_step_of_a_resumed_run_and_that_it_is_deterministic(
     make_trainer: MakeTrainer,  # noqa: F811  (the fixture)
     capsys: pytest.CaptureFixture[str],
 ) -> None:

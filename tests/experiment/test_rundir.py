@@ -1,4 +1,4 @@
-"""A run folder belongs to one run; its summary is whole and says how the run ended."""
+"""A run folder belongs to one run; its summary is complete and says how the run ended."""
 
 import errno
 import json
@@ -32,8 +32,7 @@ CONTRACT = [
     "status", "reason", "step", "tokens", "parameters", "best_val_loss", "val_loss",
     "bits_per_byte", "tokens_per_second", "peak_memory_bytes", "reserved_memory_bytes",
     "predicted_memory_bytes", "memory_changes", "wall_seconds", "train_seconds", "config_digest",
-    "data_digest",
-    "git_commit", "versions",
+    "data_digest", "git_commit", "versions",
 ]  # fmt: skip
 AGAIN = "python run_train.py 'resume=outputs/it'\\''s'"
 FULL_DISK = OSError(errno.ENOSPC, "No space left on device", "checkpoints/step-1")
@@ -96,17 +95,17 @@ def test_rows_after_a_step_and_torn_rows_are_cut(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
-def test_a_finished_run_is_recorded_with_what_it_did(tmp_path: Path) -> None:
+def test_a_finished_run_is_recorded(tmp_path: Path) -> None:
     write_summary(tmp_path, status="interrupted", wall_seconds=100.0)
-    began = time.perf_counter()
+    start = time.perf_counter()
     with recording(tmp_path, {"config_digest": "c"}, AGAIN, remove_if_refused=True) as facts:
-        assert read_summary(tmp_path) is None, "the old one spoke of another end"
+        assert read_summary(tmp_path) is None, "the old summary is deleted"
         logging.getLogger("llm").info("hello")
         facts["step"] = 7
     found = summary(tmp_path)
     assert (found["status"], found["reason"], found["step"]) == ("finished", None, 7)
     assert found["config_digest"] == "c"
-    took = time.perf_counter() - began
+    took = time.perf_counter() - start
     assert 100 <= found["wall_seconds"] <= 100 + took, "time before an interruption counts"
     assert found["versions"] == versions()
     assert {"python", "torch", "numpy", "tiktoken", "hydra-core"} <= found["versions"].keys()
@@ -171,17 +170,15 @@ def test_an_interrupted_run_says_how_to_resume_on_the_screen_only(
     assert log.endswith(f"ERROR interrupted: {reason}\n")
 
 
-def test_a_signal_while_the_run_looks_about_is_recorded_too(tmp_path: Path) -> None:
+def test_a_signal_before_the_first_step_is_recorded_too(tmp_path: Path) -> None:
     write_summary(tmp_path, status="finished")
     git = patch.object(rundir, "git_commit", side_effect=Signalled(signal.SIGINT))
     with git, pytest.raises(Interrupted), recording(tmp_path, {}, AGAIN, True):
-        raise AssertionError("it went on")
+        raise AssertionError("the signal was ignored")
     assert summary(tmp_path)["status"] == "interrupted"
 
 
-def test_a_signal_after_training_interrupts_nothing_that_is_still_to_be_written(
-    tmp_path: Path,
-) -> None:
+def test_a_signal_after_training_does_not_interrupt_writing(tmp_path: Path) -> None:
     replace_text = rundir.replace_text
 
     def interrupted(path: Path, text: str) -> None:
@@ -197,7 +194,7 @@ def test_a_signal_after_training_interrupts_nothing_that_is_still_to_be_written(
     assert {"summary.json", "diverged.json"} <= listing(tmp_path)
 
 
-def test_where_a_run_diverged_is_kept_in_json_that_any_reader_takes(tmp_path: Path) -> None:
+def test_the_numbers_of_a_divergence_are_written_as_standard_json(tmp_path: Path) -> None:
     facts = {"step": 9, "loss": math.nan, "grad_norm": -math.inf, "positions": [3, 1], "scale": 1.0}
     with pytest.raises(Diverged), recording(tmp_path, {}, AGAIN, True):
         raise Diverged("step 9: loss nan", **facts)
@@ -208,7 +205,7 @@ def test_where_a_run_diverged_is_kept_in_json_that_any_reader_takes(tmp_path: Pa
     }  # fmt: skip
 
 
-def test_a_resumed_run_has_not_diverged(tmp_path: Path) -> None:
+def test_a_resumed_run_deletes_diverged_json(tmp_path: Path) -> None:
     with pytest.raises(Diverged), recording(tmp_path, {}, AGAIN, True):
         raise Diverged("nan")
     with recording(tmp_path, {}, AGAIN, True):

@@ -1,4 +1,4 @@
-"""Prompts are read without change, and samples are printed as they come."""
+"""Prompts are read without change, and samples are printed token by token."""
 
 import io
 from pathlib import Path
@@ -41,12 +41,9 @@ def test_every_character_of_a_prompt_counts(text: str) -> None:
     assert bytes(read_prompt(BYTES, text, None, 99)) == text.encode()
 
 
-def test_an_empty_prompt_starts_a_document() -> None:
+def test_an_empty_prompt_starts_a_document_and_the_end_of_one_is_one_token() -> None:
     assert read_prompt(BYTES, "", None, 8) == [256]
     assert read_prompt(CharTokenizer("\nab"), "", None, 8) == [0]
-
-
-def test_the_end_of_a_document_is_one_token_in_a_prompt() -> None:
     assert read_prompt(BYTES, "a<|endoftext|>b", None, 8) == [97, 256, 98]
 
 
@@ -58,9 +55,7 @@ def test_a_prompt_file_or_standard_input_loses_one_newline_at_its_end(tmp_path: 
         assert bytes(read_prompt(BYTES, "", "-", 8)) == b"To be"
 
 
-def test_an_endless_prompt_file_or_a_closed_standard_input_is_refused() -> None:
-    with pytest.raises(Refused, match=r"prompt_file=/dev/zero is larger than 16 MiB"):
-        read_prompt(BYTES, "", "/dev/zero", 8)
+def test_a_closed_standard_input_is_refused() -> None:
     with patch("sys.stdin", None), pytest.raises(Refused, match="standard input is closed"):
         read_prompt(BYTES, "", "-", 8)
 

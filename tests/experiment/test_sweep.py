@@ -1,4 +1,4 @@
-"""A job is a command in its own process: however it ends, it leaves a summary and no process."""
+"""A job is a process of its own; however it ends, it leaves a summary and no process."""
 
 import os
 import signal
@@ -16,10 +16,10 @@ from llm.signals import SIGNALS, Signalled, listener
 from tests.command_line import listing, summary, wait_until
 from tests.conftest import HANGS, ROOT
 
-SAVES_WHEN_TOLD = """
+SAVES_WHEN_STOPPED = """
 import pathlib, signal, sys, time
 def stop(number, frame):
-    pathlib.Path("told").touch()
+    pathlib.Path("stopped").touch()
     sys.exit(75)
 signal.signal(signal.SIGTERM, stop)
 pathlib.Path("ready").touch()
@@ -77,7 +77,7 @@ def test_a_job_that_left_no_summary_gets_one(
 
 
 @pytest.mark.parametrize(("exit_status", "status"), [(0, "finished"), (3, "diverged"), (75, "x")])
-def test_the_summary_of_the_job_itself_counts(
+def test_the_summary_that_the_job_wrote_counts(
     exit_status: int, status: str, tmp_path: Path
 ) -> None:
     write_summary(tmp_path, status="killed", step=1)
@@ -89,7 +89,7 @@ def test_the_summary_of_the_job_itself_counts(
     assert run_job(job(tmp_path, code)) == {"status": status, "step": 9}
 
 
-def test_a_job_that_ends_leaves_those_of_other_threads_to_a_second_ctrl_c(
+def test_a_second_ctrl_c_still_ends_the_jobs_of_other_threads_after_one_has_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def of_another_job() -> None: ...
@@ -104,7 +104,7 @@ def test_a_finished_job_that_has_nothing_to_do_stays_finished(tmp_path: Path) ->
     assert run_job(job(tmp_path, "pass"))["step"] == 5
 
 
-def test_a_job_refused_because_its_folder_is_another_runs_leaves_that_runs_summary(
+def test_a_job_that_is_refused_in_the_folder_of_another_run_leaves_the_summary_there(
     tmp_path: Path,
 ) -> None:
     write_summary(tmp_path, status="finished", step=5)
@@ -113,7 +113,7 @@ def test_a_job_refused_because_its_folder_is_another_runs_leaves_that_runs_summa
     assert (tmp_path / "summary.json").read_bytes() == before
 
 
-def test_a_job_beyond_its_time_is_told_to_stop_and_what_it_left_behind_is_ended(
+def test_a_job_beyond_its_time_is_asked_to_stop_and_its_processes_are_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = """
@@ -125,19 +125,19 @@ open("pid", "w").write(str(subprocess.Popen(["sleep", "3600"]).pid))
     def overdue(self: "subprocess.Popen[bytes]", timeout: float | None = None) -> int:
         if timeout != 90:
             return wait(self, timeout)
-        wait_until((tmp_path / "ready").exists)  # as if that had taken longer
+        wait_until((tmp_path / "ready").exists)  # instead of 90 seconds
         raise subprocess.TimeoutExpired(self.args, timeout)
 
     monkeypatch.setattr(subprocess.Popen, "wait", overdue)
-    found = run_job(job(tmp_path / "job", code + SAVES_WHEN_TOLD), timeout_seconds=90)
+    found = run_job(job(tmp_path / "job", code + SAVES_WHEN_STOPPED), timeout_seconds=90)
     assert (found["status"], found["reason"]) == ("killed", "ran longer than 1.5 minutes")
-    assert (tmp_path / "told").exists()
+    assert (tmp_path / "stopped").exists()
     pid = int((tmp_path / "pid").read_text())
     wait_until(lambda: not is_running(pid))
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_to_the_sweep_is_passed_on_and_waited_for(
+def test_a_signal_to_the_sweep_stops_the_job_which_is_waited_for(
     number: signal.Signals, tmp_path: Path
 ) -> None:
     def send() -> None:
@@ -148,16 +148,16 @@ def test_a_signal_to_the_sweep_is_passed_on_and_waited_for(
     sender = threading.Thread(target=send)
     sender.start()
     with pytest.raises(Signalled, match=number.name):
-        run_job(job(tmp_path / "job", SAVES_WHEN_TOLD))
+        run_job(job(tmp_path / "job", SAVES_WHEN_STOPPED))
     sender.join()
-    assert (tmp_path / "told").exists()
+    assert (tmp_path / "stopped").exists()
     assert signal.getsignal(number) is before
 
 
 def test_a_job_stops_when_its_sweep_is_killed(tmp_path: Path) -> None:
     here = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
     follows = "from llm.experiment.sweep import follow_parent; follow_parent()\n"
-    command = job(tmp_path / "job", here + follows + SAVES_WHEN_TOLD).command
+    command = job(tmp_path / "job", here + follows + SAVES_WHEN_STOPPED).command
     source = f"""
 from pathlib import Path
 from llm.experiment.sweep import Job, run_job
@@ -169,10 +169,10 @@ run_job(Job(0, [], Path({str(tmp_path)!r}), {command!r}))
     finally:
         parent.kill()
         parent.wait()
-    wait_until((tmp_path / "told").exists)
+    wait_until((tmp_path / "stopped").exists)
 
 
-def test_a_run_that_no_sweep_started_follows_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_outside_a_sweep_starts_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(PARENT_PIPE, raising=False)
     threads = threading.active_count()
     follow_parent()

@@ -1,4 +1,4 @@
-"""The cache changes the speed and never the text: alone, in a batch and past the window."""
+"""The cache never changes the text: alone, in a batch and past the window."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -43,7 +43,7 @@ def made(options: dict[str, Any]) -> GPT:
 
 @pytest.fixture
 def two_threads() -> Iterator[None]:
-    """Products with one row are then divided among threads, as on a user's machine."""
+    """Two threads, so that products with one row are divided as on a user's machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -129,12 +129,10 @@ def test_a_layout_for_decoding_changes_no_weight_and_no_text(
         assert torch.equal(tensor, other.state_dict()[name]), name
     prompts = PROMPTS[-count:]
     assert texts(KVCache(other), prompts, GREEDY) == texts(KVCache(model), prompts, GREEDY)
-    storages = {tensor.untyped_storage().data_ptr() for tensor in other.state_dict().values()}
-    held = sum(t.untyped_storage().nbytes() for t in {
-        t.untyped_storage().data_ptr(): t for t in other.state_dict().values()
-    }.values())  # fmt: skip
-    assert held == 4 * model.n_parameters(), "no weight is stored twice"
-    assert len(storages) < len(model.state_dict())
+    storages = [tensor.untyped_storage() for tensor in other.state_dict().values()]
+    sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    assert sum(sizes.values()) == 4 * model.n_parameters(), "no weight is stored twice"
+    assert len(sizes) < len(storages), "queries, keys and values share a matrix"
 
 
 @pytest.mark.parametrize("kind", KINDS[:6])

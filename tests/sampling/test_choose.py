@@ -34,12 +34,12 @@ def penalised(prompt: list[int], drawn: list[int], **how: Any) -> Tensor:
 def filtered(logits: Tensor, **how: Any) -> Tensor:
     """Logits (B, V) after the filters, in the whole vocabulary again."""
     options = SamplingOptions(**{"temperature": 1.0, "top_k": None} | how)
-    candidates, ids = filter_logits(logits, options)
+    values, ids = filter_logits(logits, options)
     assert torch.equal(ids, ids.sort(dim=-1).values)
-    return torch.full_like(logits, EXCLUDED).scatter(1, ids, candidates)
+    return torch.full_like(logits, EXCLUDED).scatter(1, ids, values)
 
 
-def kept(logits: Tensor) -> list[int]:
+def candidates(logits: Tensor) -> list[int]:
     return (logits[0] != EXCLUDED).nonzero().flatten().tolist()
 
 
@@ -69,13 +69,13 @@ def test_frequency_and_presence_penalties_do_not_count_the_prompt() -> None:
     assert torch.allclose(penalised([1, 2], [3, 3, 5], **penalties), wanted)
 
 
-def test_if_every_token_would_be_excluded_none_is() -> None:
+def test_no_token_is_excluded_if_all_would_be() -> None:
     found = penalised(list(range(V)), [], no_repeat_ngram=1)
     assert torch.equal(found[0], LOGITS[0])
     assert found[1, 0] == EXCLUDED
 
 
-def test_ids_of_the_padded_vocabulary_may_stand_in_a_prompt() -> None:
+def test_a_prompt_may_contain_ids_of_the_padded_vocabulary() -> None:
     how = {"repetition_penalty": 2.0, "no_repeat_ngram": 1, "presence_penalty": 1.0}
     assert torch.equal(penalised([V + 3, 1], [], **how), penalised([1], [], **how))
 
@@ -85,7 +85,7 @@ def test_ids_of_the_padded_vocabulary_may_stand_in_a_prompt() -> None:
 def test_top_k_keeps_the_k_highest(values: list[float], k: int) -> None:
     highest = sorted(range(len(values)), key=lambda i: -values[i])[:k]
     found = filtered(torch.tensor([values]), top_k=k)
-    assert kept(found) == sorted(highest)
+    assert candidates(found) == sorted(highest)
     assert found[0, highest].tolist() == pytest.approx([values[i] - max(values) for i in highest])
 
 
@@ -102,7 +102,7 @@ def test_top_p_and_min_p_keep_what_transformers_keeps(
         (MinPLogitsWarper(least), {"min_p": least}),
     ]:
         wanted = theirs(torch.tensor([[0]]), logits / heat)
-        assert kept(filtered(logits, temperature=heat, **how)) == kept(wanted)
+        assert candidates(filtered(logits, temperature=heat, **how)) == candidates(wanted)
 
 
 @few
@@ -121,12 +121,12 @@ def test_a_tiny_temperature_leaves_the_most_likely(temperature: float) -> None:
     assert found.tolist() == [[0.0, 1.0, 0.0]]
 
 
-def test_top_p_counts_shares_of_what_top_k_leaves_at_the_given_temperature() -> None:
+def test_top_p_counts_shares_of_the_top_k_at_the_temperature() -> None:
     logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
-    assert kept(filtered(logits, top_k=2, top_p=0.55)) == [0]  # 4/7 of two, but 0.4 of all
-    assert kept(filtered(logits, top_p=0.55)) == [0, 1]
-    assert kept(filtered(logits, temperature=0.1, top_p=0.55)) == [0]
-    assert kept(filtered(logits, top_p=1.0)) == [0, 1, 2, 3]
+    assert candidates(filtered(logits, top_k=2, top_p=0.55)) == [0]  # 4/7 of two, but 0.4 of all
+    assert candidates(filtered(logits, top_p=0.55)) == [0, 1]
+    assert candidates(filtered(logits, temperature=0.1, top_p=0.55)) == [0]
+    assert candidates(filtered(logits, top_p=1.0)) == [0, 1, 2, 3]
 
 
 def test_each_text_of_a_batch_is_filtered_alone() -> None:
@@ -136,7 +136,7 @@ def test_each_text_of_a_batch_is_filtered_alone() -> None:
     assert torch.equal(filtered(rows, **how), alone)
 
 
-def test_a_draw_has_the_probability_of_its_logits_and_never_none() -> None:
+def test_draws_have_the_probabilities_of_the_logits() -> None:
     logits = torch.tensor([0.2, 0.0, 0.5, 0.0, 0.3, 0.0]).log()
     uniform = torch.linspace(0, 1, 1001, dtype=torch.double)[:-1]
     found = torch.bincount(draw(logits.expand(1000, -1), uniform), minlength=6)

@@ -33,7 +33,7 @@ def test_the_longest_loop_agrees_with_a_regular_expression() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "a", "aa", "abab", PROSE])
-def test_a_phrase_that_occurs_twice_is_no_loop(text: str) -> None:
+def test_a_phrase_that_occurs_twice_is_not_a_loop(text: str) -> None:
     assert longest_loop(text) == (0, 0, 0)
     assert not measure_repeats(text).loops
 

@@ -1,4 +1,4 @@
-"""Text is shown in whole characters, and nothing of a stop string, however it arrives."""
+"""Text is shown in whole characters and without stop strings, however tokens divide it."""
 
 from itertools import pairwise
 
@@ -31,7 +31,7 @@ def test_pieces_are_whole_characters_and_together_the_text(text: str, cuts: list
 
 @few
 @given(text=ALPHABET, cuts=CUTS, stop=st.text("abé😀 ", min_size=1, max_size=4))
-def test_a_stop_string_and_what_follows_is_never_shown(
+def test_a_stop_string_and_the_text_after_it_are_never_shown(
     text: str, cuts: list[int], stop: str
 ) -> None:
     pieces, stopped = shown(text.encode(), cuts, [stop])
@@ -39,7 +39,7 @@ def test_a_stop_string_and_what_follows_is_never_shown(
     assert stopped == (stop in text)
 
 
-def test_a_possible_beginning_of_a_stop_string_waits_and_no_longer() -> None:
+def test_a_possible_start_of_a_stop_string_waits_for_the_next_tokens() -> None:
     sample = SampleText(["END", "\n\n"])
     assert [sample.add(piece) for piece in (b"a", b"E", b"N", b"x\n", b"b", b"E", b"ND", b"c")] == [
         "a", "", "", "ENx", "\nb", "", "", "",
@@ -54,7 +54,7 @@ def test_half_a_character_at_the_end_becomes_a_replacement_character() -> None:
 
 
 @pytest.mark.parametrize("prompt", ["END", "x E"])
-def test_a_prompt_is_no_reason_to_stop(prompt: str) -> None:
+def test_stop_strings_in_a_prompt_do_not_count(prompt: str) -> None:
     sample = SampleText(["END"])
     assert sample.prompt([prompt.encode()], [None]) == prompt
     assert sample.add(b"ND") == "ND"

@@ -1,8 +1,8 @@
-"""Real runs held to their prediction: rows ``oom_deaths``, ``rss_*`` and ``compile_headroom_*`` of
-:mod:`benchmarks.memory`.
+"""The memory of real runs beside its prediction: rows ``oom_deaths``, ``rss_*`` and
+``compile_headroom_*`` of :mod:`benchmarks.memory`.
 
-Each is a ``run_train.py`` of a few steps in a process and a folder of its own. Nothing here imports
-torch at its top (:mod:`benchmarks.memory` says why).
+Each run is a ``run_train.py`` of a few steps in a process and a folder of its own. Nothing here
+imports torch at the top (:mod:`benchmarks.memory` says why).
 """
 
 import json
@@ -26,31 +26,33 @@ SHORT = [
     "trainer.max_steps=3", "trainer.eval_batches=1", "trainer.log_interval=1",
     "trainer.device=cpu",
 ]  # fmt: skip
-# How a lack of memory is told outside torch too, where it may end a process with any status.
+# In the output of a process that ran out of memory outside torch, with any exit status.
 LACK = ("llocate memory", "out of memory", "MemoryError", "bad_alloc", "start new thread")
 OUT_OF_MEMORY = 4  # exit status
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process came to its end."""
+    """How a process ended."""
 
-    status: int  # negative: by that signal
-    said: str
-    most: int  # bytes of private memory, as far as looking at it now and then shows
+    status: int  # exit status; negative: killed by that signal
+    output: str
+    peak: int  # bytes of private memory, sampled
 
     @property
     def of_memory(self) -> bool:
-        """Whether it died of a lack of memory."""
-        told = self.status != 0 and any(words in self.said for words in LACK)
-        return self.status == OUT_OF_MEMORY or self.status < 0 or told
+        """Whether the process ran out of memory."""
+        says_so = self.status != 0 and any(words in self.output for words in LACK)
+        return self.status == OUT_OF_MEMORY or self.status < 0 or says_so
 
 
 def started(
     arguments: list[str], cwd: Path, limit: int | None = None, settings: Mapping[str, str] = {}
 ) -> Ended:
-    """Run Python with ``arguments`` until it ends; ``limit``: bytes of private memory that it may
-    have (RLIMIT_DATA); ``settings``: of its environment.
+    """Run Python with ``arguments`` until it ends.
+
+    ``limit``: bytes of private memory that it may have (RLIMIT_DATA). ``settings``: further
+    environment variables.
     """
 
     def limited() -> None:
@@ -58,7 +60,7 @@ def started(
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"} | settings
-    most = 0
+    peak = 0
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
             [sys.executable, *arguments], cwd=cwd, env=environment, stdout=output,
@@ -66,17 +68,17 @@ def started(
         )  # fmt: skip
         try:
             while process.poll() is None:
-                most = max(most, private_memory(process.pid))
+                peak = max(peak, private_memory(process.pid))
                 time.sleep(0.01)
         finally:
-            process.kill()  # an interruption here must not leave it running
+            process.kill()  # after an interruption
             process.wait()
         output.seek(0)
-        return Ended(process.returncode, output.read(), most)
+        return Ended(process.returncode, output.read(), peak)
 
 
 def private_memory(pid: int) -> int:
-    """Bytes that count for RLIMIT_DATA now (Linux); 0 for a process that has just ended."""
+    """Present bytes that count for RLIMIT_DATA (Linux); 0 if the process has just ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -85,7 +87,7 @@ def private_memory(pid: int) -> int:
 
 
 def text_data(folder: Path) -> list[str]:
-    """Overrides for a text by bytes (257 tokens); the first run prepares it below ``folder``."""
+    """Overrides for a text of bytes (257 tokens); the first run prepares it in ``folder``."""
     text = folder / "text.txt"
     text.write_text("So it goes on, and on.\n" * 20_000, encoding="utf-8")
     return ["data=text", "data.tokenizer=byte", f"data.path={text}", f"data.dir={folder / 'data'}"]
@@ -94,24 +96,25 @@ def text_data(folder: Path) -> list[str]:
 def trained(
     overrides: list[str], cwd: Path, limit: int | None = None, settings: Mapping[str, str] = {}
 ) -> tuple[Ended, dict[str, float]]:
-    """How a run ended, and its ``summary.json``; for a failure that is none of memory,
-    ``RuntimeError``.
+    """How a run ended, and its ``summary.json``.
+
+    Raises ``RuntimeError`` if the run failed for another reason than its memory ``limit``.
     """
     folder = cwd / "run"
     arguments = [str(ROOT / "run_train.py"), *overrides, f"run.dir={folder}"]
     ended = started(arguments, cwd, limit, settings)
     if ended.status and not (limit and ended.of_memory):
-        raise RuntimeError(f"{' '.join(arguments)} ended with {ended.status}: {ended.said}")
+        raise RuntimeError(f"{' '.join(arguments)} ended with {ended.status}: {ended.output}")
     path = folder / "summary.json"
     summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    shutil.rmtree(folder, ignore_errors=True)  # or many checkpoints would fill the disk
+    shutil.rmtree(folder, ignore_errors=True)  # else many checkpoints fill the disk
     return ended, summary
 
 
 # Deaths
 
 COUNT = 30
-# Of few tokens: a CPU without bfloat16 instructions takes seconds for each.
+# Few tokens: a CPU without bfloat16 instructions takes seconds for each.
 JOB = {
     "model.n_layer": (1, 2, 3, 4),
     "model.n_embed": (512, 192, 640, 768, 384),
@@ -138,7 +141,7 @@ BASELINE = (
 
 
 def jobs() -> list[list[str]]:
-    """Overrides of ``COUNT`` runs; each value of each key is in as many of them as the next one."""
+    """Overrides of ``COUNT`` runs; all values of a key are used equally often."""
     generator = random.Random(2024)
     columns: dict[str, list[object]] = {}
     for key, values in JOB.items():
@@ -148,14 +151,14 @@ def jobs() -> list[list[str]]:
     for n in range(COUNT):
         job = {key: column[n] for key, column in columns.items()}
         if job["trainer.micro_batch_size"] != "null":
-            job["trainer.step_in_backward"] = "false"  # which wants the batch in one piece
+            job["trainer.step_in_backward"] = "false"  # it needs the batch in one piece
         found.append([f"{key}={value}" for key, value in job.items()])
     return found
 
 
 def deaths(count: int = COUNT) -> Row:
-    """How many of ``count`` runs die of a lack of memory when they get what is predicted for them,
-    besides what a process with torch takes before the first tensor.
+    """How many of ``count`` runs run out of memory if each is limited to its prediction, plus the
+    memory of a process with torch before its first tensor.
     """
     from llm.config.compose import compose_training
     from llm.memory.predict import predict
@@ -167,7 +170,7 @@ def deaths(count: int = COUNT) -> Row:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = text_data(folder)
-        before = int(started(["-c", BASELINE], folder).said.split()[1]) * 1024
+        before = int(started(["-c", BASELINE], folder).output.split()[1]) * 1024
         trained([*data, *SHORT, "model.n_layer=1"], folder)  # prepares the data
         for number, job in enumerate(jobs()[:count], 1):
             overrides = [*data, *SHORT, *job]
@@ -176,24 +179,24 @@ def deaths(count: int = COUNT) -> Row:
             predicted = predict(setup_of(settings, "cpu"), reserve).total
             ended, _ = trained(overrides, folder, before + predicted)
             died += ended.of_memory
-            fate = "ended well"
-            if ended.of_memory:  # what would it have taken?
-                fate = f"died ({ended.said.strip().splitlines()[-1:]})"
+            fate = "finished"
+            if ended.of_memory:  # measure the memory it needs
+                fate = f"ran out of memory ({ended.output.strip().splitlines()[-1:]})"
                 ended, _ = trained(overrides, folder)
-            used = (ended.most - before) / predicted
+            used = (ended.peak - before) / predicted
             most = max(most, used)
             print(
-                f"job {number} {fate}: {used:.1%} of {predicted // MIB} MiB seen: {' '.join(job)}",
+                f"job {number} {fate}: {used:.1%} of {predicted // MIB} MiB used: {' '.join(job)}",
                 file=sys.stderr,
             )
     what = (
-        f"of {count} runs limited to their prediction (beside {before // MIB} MiB of a process with"
-        f" torch) died; at most {most:.1%} of it was seen in use"
+        f"of {count} runs limited to their prediction (plus {before // MIB} MiB of a process with"
+        f" torch) ran out of memory; at most {most:.1%} of it was used"
     )
     return row("oom_deaths", what, [(died, count)], lambda ours, other: ours / other)
 
 
-# What a process holds
+# Memory of a whole process
 
 MODELS = {
     "nano": ["model=nano"],
@@ -212,7 +215,7 @@ WIDER = ["model=nano", "model.n_embed=512", "model.n_layer=4", "model.head_size=
 
 
 def resident(repeats: int) -> Iterator[Row]:
-    """The peak of whole processes beside what is predicted for them."""
+    """The peak of whole processes beside the prediction."""
     with tempfile.TemporaryDirectory() as name:
         data = text_data(Path(name))
         for model, own in MODELS.items():
@@ -225,7 +228,7 @@ def resident(repeats: int) -> Iterator[Row]:
 
 
 def compiled(repeats: int) -> Iterator[Row]:
-    """What torch.compile adds to the peak of a process that compiles for itself."""
+    """Bytes that torch.compile adds to the peak of a process with an empty cache."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = text_data(folder)

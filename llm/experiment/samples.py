@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from llm.data.tokenizer import Tokenizer
 from llm.device import describe
@@ -14,9 +13,11 @@ from llm.sampling.generate import generate_batch, score_tokens
 from llm.sampling.looping import Repeats, measure_repeats, remedy
 from llm.sampling.options import SamplingOptions
 from llm.sampling.text import SampleText
+from llm.units import format_bytes
 
 TOGETHER = 16  # samples drawn at once: each takes the memory of a key/value cache
 RULE = "-" * 80
+LONGEST_PROMPT = 16 * 2**20  # bytes; a file such as /dev/zero has no end
 
 
 def read_prompt(
@@ -51,9 +52,15 @@ def _read_file(name: str) -> str:
     try:
         if name == "-":
             require(sys.stdin is not None, "prompt_file=-: standard input is closed")
-            raw = sys.stdin.buffer.read()
+            raw = sys.stdin.buffer.read(LONGEST_PROMPT + 1)
         else:
-            raw = Path(name).read_bytes()
+            with open(name, "rb") as file:
+                raw = file.read(LONGEST_PROMPT + 1)
+        require(
+            len(raw) <= LONGEST_PROMPT,
+            f"prompt_file={name} is larger than {format_bytes(LONGEST_PROMPT)}: take only its end, "
+            "since the model sees only block_size tokens",
+        )
         return raw.decode("utf-8").removesuffix("\n")
     except UnicodeDecodeError as error:
         raise Refused(f"prompt_file={name} is not UTF-8: offset {error.start}") from None

@@ -36,7 +36,8 @@ def verify_run(run: Path, data: DataConfig) -> None:
     except Refused as refusal:
         say(f"dataset  not there: {refusal}")
     else:
-        damaged += [] if _is_intact(folder, trained_on) else [str(folder)]
+        if not _is_intact(folder, trained_on):
+            damaged.append(str(folder))
     require(not damaged, f"{run}: {', '.join(damaged)} cannot be used")
 
 

@@ -55,7 +55,9 @@ def test_a_prompt_file_or_standard_input_loses_one_newline_at_its_end(tmp_path: 
         assert bytes(read_prompt(BYTES, "", "-", 8)) == b"To be"
 
 
-def test_a_closed_standard_input_is_refused() -> None:
+def test_an_endless_prompt_file_or_a_closed_standard_input_is_refused() -> None:
+    with pytest.raises(Refused, match=r"prompt_file=/dev/zero is larger than 16 MiB"):
+        read_prompt(BYTES, "", "/dev/zero", 8)
     with patch("sys.stdin", None), pytest.raises(Refused, match="standard input is closed"):
         read_prompt(BYTES, "", "-", 8)
 

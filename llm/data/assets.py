@@ -56,7 +56,7 @@ def shakespeare_plays() -> dict[str, str]:
 
 
 def tiny_shakespeare() -> bytes:
-    """The 1,115,394 bytes known as tiny Shakespeare, from their usual address."""
+    """Karpathy's tiny Shakespeare (1,115,394 bytes)."""
     path = cache_folder() / "tinyshakespeare.txt"
     if not path.is_file():
         try:
@@ -77,7 +77,7 @@ def tiny_shakespeare() -> bytes:
 
 
 def check_tiny_shakespeare(raw: bytes, where: str) -> None:
-    """Raise :class:`llm.errors.Refused` unless ``raw`` is the well-known file."""
+    """Raise :class:`llm.errors.Refused` unless ``raw`` is tiny Shakespeare."""
     require(
         sha256(raw) == TINY_SHAKESPEARE_SHA256,
         f"{where} is not tiny Shakespeare (its sha256 starts with {sha256(raw)[:12]}): "

@@ -36,7 +36,7 @@ class BatchSampler:
     ) -> None:
         self.tokens, self.block_size, self.batch_size = tokens, block_size, batch_size
         self.seed, self.overfit_batches, self.vocab_size = seed, overfit_batches, vocab_size
-        # The last block of AHEAD steps that was asked for: its number, and its windows.
+        # Number and windows of the block of AHEAD steps that was computed last.
         self.cached: tuple[int, np.ndarray] | None = None
         # At least half a window more than the targets fill, so that the offset can vary.
         targets = len(tokens) - 1

@@ -1,4 +1,4 @@
-"""Which text, how it is split, and its tokenizer, as plain values."""
+"""The options of a dataset: text, splits and tokenizer."""
 
 from dataclasses import dataclass
 

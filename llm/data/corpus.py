@@ -76,7 +76,7 @@ class Document:
         name = Path(self.name)
         command = for_shell(["iconv", "-f", encoding, "-t", "UTF-8", self.name])
         new = for_shell([f"{name.stem}.utf8{name.suffix}"])
-        known_as = {"GB18030": "GBK"}.get(encoding, encoding)  # GB18030 includes GBK
+        known_as = "GBK" if encoding == "GB18030" else encoding  # GB18030 includes GBK
         return f"; if it is {known_as}, convert it: {command} > {new}" if encoding else ""
 
     def _raw_pieces(self) -> Iterator[bytes]:
@@ -100,11 +100,11 @@ class Corpus:
 
 
 def read_corpus(name: str, path: str | None = None) -> Corpus:
-    """The corpus ``shakespeare``, ``tinyshakespeare`` (of which ``path`` may be a copy) or ``text``
-    (the file or folder ``path``).
+    """The corpus with this name. ``path``: the file or folder of ``text``, or a local copy of tiny
+    Shakespeare.
 
-    Nothing is downloaded yet; files are hashed. Raises :class:`llm.errors.Refused` for a path that
-    cannot be used.
+    Files are hashed, but nothing is downloaded yet. Raises :class:`llm.errors.Refused` for a path
+    that cannot be used.
     """
     if name == "shakespeare":
         return Corpus("38 plays by Shakespeare", assets.PLAYS_WHEEL_SHA256, _plays)

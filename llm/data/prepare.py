@@ -1,4 +1,4 @@
-"""The folder of a dataset: found as it was prepared before, or prepared now and published whole."""
+"""The folder of a dataset: prepared once, published whole, and used again."""
 
 import contextlib
 import json

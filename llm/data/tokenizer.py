@@ -85,7 +85,7 @@ class Tokenizer(ABC):
 
 
 class GPT2Tokenizer(Tokenizer):
-    """GPT-2's byte-level BPE by tiktoken, from our copy of the merges: it would download them."""
+    """GPT-2's byte-level BPE by tiktoken, with saved merges: tiktoken would download them."""
 
     kind, vocab_size, end_of_text = "gpt2", 50_257, 50_256
     saved = ("merges",)

@@ -116,8 +116,11 @@ def write_dataset(
     )
     special = config.allow_special and tokenizer.end_of_text is not None
     border = None if config.val_fraction is None else int(count * (1 - config.val_fraction))
-    with (folder / "train.bin").open("wb") as train_file, (folder / "val.bin").open("wb") as file:
-        train, val = TokenWriter(train_file, tokenizer), TokenWriter(file, tokenizer)
+    with (
+        (folder / "train.bin").open("wb") as train_file,
+        (folder / "val.bin").open("wb") as val_file,
+    ):
+        train, val = TokenWriter(train_file, tokenizer), TokenWriter(val_file, tokenizer)
         for held_out, text in split_documents(documents, pieces, border, special):
             writer = val if held_out else train
             if text is None:
@@ -150,12 +153,12 @@ def split_documents(
     documents: list[Document], pieces: Callable[[Document], Iterator[str]],
     border: int | None, special: bool,
 ) -> Iterator[tuple[bool, str | None]]:  # fmt: skip
-    """Pairs of (for validation?, piece of text). The text is None where a document ends, unless it
-    is the only one.
+    """Pieces of text in order, each with True if it is for validation. The piece None ends one of
+    several documents.
 
-    The first ``border`` characters are for training, as nanoGPT splits; without a border, all
-    documents that are not held out. With ``special``, each ``<|endoftext|>`` ends a document as
-    well; if the border lies inside it, it belongs to the training text.
+    The first ``border`` characters are for training, as in nanoGPT; without a border, all documents
+    that are not held out. With ``special`` each ``<|endoftext|>`` also ends a document; if the
+    border lies inside it, it belongs to the training text.
     """
     position = 0
     for document in documents:
@@ -185,7 +188,7 @@ def split_at_marks(pieces: Iterable[str]) -> Iterator[str | None]:
         for part in parts:
             yield part
             yield None
-        cut = max(0, len(rest) - len(END_OF_TEXT) + 1)  # a mark may start in the last characters
+        cut = max(0, len(rest) - len(END_OF_TEXT) + 1)  # a mark may start in the last 12 characters
         yield rest[:cut]
         rest = rest[cut:]
     yield rest

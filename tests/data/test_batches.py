@@ -9,7 +9,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llm.data.batches import BatchSampler, evaluation_batches, permute, read_windows
-from llm.errors import Refused
 from llm.functional import IGNORED
 
 quick = settings(max_examples=80, deadline=None, database=None)
@@ -170,12 +169,3 @@ def test_evaluation_windows_are_fixed_spread_evenly_and_do_not_overlap(
     if sequences is None and length > 1:
         read = [read_windows(tokens, batch, block_size)[1] for batch in batches]
         assert counted(np.concatenate(read)) == list(range(1, length))
-
-
-def test_an_id_beyond_the_vocabulary_is_refused_as_it_is_read(tmp_path: Path) -> None:
-    np.array([0, 1, 2, 3, 9, 5] * 9, "<u2").tofile(tmp_path / "train.bin")
-    tokens = np.memmap(tmp_path / "train.bin", dtype="<u2", mode="r")
-    for step in range(1, 20):
-        BatchSampler(tokens, 8, 4, seed=1, vocab_size=10).batch(step)
-    with pytest.raises(Refused, match=r"train\.bin holds token id 9, beyond its vocabulary of 9: "):
-        BatchSampler(tokens, 8, 4, seed=1, vocab_size=9).batch(1)

@@ -1,4 +1,4 @@
-"""Classes such as a user brings: an optimizer with numbers of its own, a schedule, loggers."""
+"""Custom optimizers, schedules and loggers, as a user would write them."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Lion(torch.optim.Optimizer):
-    """Chen et al. 2023, arXiv:2302.06675, with all kinds of things to keep besides."""
+    """Chen et al. 2023, arXiv:2302.06675, with numbers of every kind in its state."""
 
     def __init__(
         self, params: Any, lr: float, betas: Any = (0.9, 0.99), weight_decay: float = 0.0
@@ -17,7 +17,7 @@ class Lion(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # torch's returns a loss
-        """Each weight by as much, into the direction of the mean."""
+        """A step of the same size for each weight, along the sign of the mean."""
         for group in self.param_groups:
             group["k"] += 1
             group["d"] *= 0.99
@@ -30,7 +30,7 @@ class Lion(torch.optim.Optimizer):
             state |= {"mean": torch.zeros_like(p), "count": 0, "sum": 0.0, "nothing": None}
         state["count"] += 1
         state["sum"] += 0.1
-        if state["count"] == 5:  # not there at first
+        if state["count"] == 5:  # missing in the first steps
             state["slow"] = p.detach().clone()
         rate = group["lr"] * group["d"] * (1 + 0.01 * (group["k"] % 3) + 1e-3 * state["sum"])
         first, second = group["betas"]
@@ -48,7 +48,7 @@ class Factored(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr})
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # torch's returns a loss
-        """Scaled by the product of both."""
+        """Scale the gradient by the product of both."""
         for group in self.param_groups:
             for p in group["params"]:
                 square = p.grad.square() + 1e-12
@@ -60,29 +60,29 @@ class Factored(torch.optim.Optimizer):
 
 
 class NeedsClosure(Lion):
-    """As L-BFGS does."""
+    """Its step needs a closure, as in L-BFGS."""
 
     def step(self, closure: Any) -> None:  # type: ignore[override]
-        """Not without one."""
+        """Call ``closure``."""
         closure()
 
 
 class KeepsAList(Lion):
-    """What no checkpoint can hold."""
+    """Its state has a list, which no checkpoint can hold."""
 
     def update(self, p: Tensor, gradient: Tensor, group: Any, state: Any) -> None:
         state["history"] = [gradient]
 
 
 class Blocks(Lion):
-    """What does not follow from the shape of a weight."""
+    """Its state has a shape that does not follow from the weight's."""
 
     def update(self, p: Tensor, gradient: Tensor, group: Any, state: Any) -> None:
         state["blocks"] = torch.zeros(-(-p.numel() // 256))
 
 
 class Hoards(Lion):
-    """Twenty copies."""
+    """Its state holds 20 copies of each weight."""
 
     def update(self, p: Tensor, gradient: Tensor, group: Any, state: Any) -> None:
         state["copies"] = torch.stack([gradient] * 20)
@@ -117,7 +117,7 @@ class Lines:
                 file.write(f"{self.name} {row['step']} {row['val/loss']}\n")
 
     def close(self, exit_code: int) -> None:
-        """How it ended."""
+        """Write the exit code."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(f"end {exit_code}\n")
 
@@ -126,5 +126,5 @@ class Fails:
     """A logger whose server is gone."""
 
     def log(self, row: dict[str, Any]) -> None:
-        """Never."""
+        """Raise."""
         raise ConnectionError("no route to host")

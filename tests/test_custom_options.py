@@ -1,4 +1,4 @@
-"""Custom options: files of the user, in a folder outside the checkout, on the command line."""
+"""Custom options: a user's files in a folder outside the checkout."""
 
 import json
 import re
@@ -61,7 +61,7 @@ ALL_CUSTOM = ["optimizer=lion", "schedule=halving", "logger=lines"]
 LONG = ["trainer.max_steps=40", "trainer.checkpoint_interval=5", "trainer.eval_interval=10"]
 
 
-def test_a_run_with_custom_parts_only_is_killed_and_ends_with_the_same_bits(
+def test_a_killed_run_with_custom_classes_ends_with_the_same_bits(
     base: Path, typed: list[str]
 ) -> None:
     done = here("train", *typed, *ALL_CUSTOM, *LONG, "run.name=whole", cwd=base)
@@ -131,7 +131,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("wrong", REFUSED)
-def test_what_cannot_be_used_is_refused_in_one_line_and_leaves_no_folder(
+def test_a_wrong_option_is_refused_in_one_line_and_leaves_no_folder(
     wrong: str, base: Path, typed: list[str]
 ) -> None:
     before = listing(base) - listing(base / "mine")
@@ -143,7 +143,7 @@ def test_what_cannot_be_used_is_refused_in_one_line_and_leaves_no_folder(
     assert not new
 
 
-def test_a_sweep_over_custom_parts_is_checked_before_it_starts_and_runs(
+def test_a_sweep_over_custom_options_is_checked_before_it_starts(
     base: Path, typed: list[str]
 ) -> None:
     wrong = here(
@@ -162,7 +162,7 @@ def test_a_sweep_over_custom_parts_is_checked_before_it_starts_and_runs(
     assert all((path.parent / "lines.txt").exists() for path in jobs)
 
 
-def test_a_plan_has_the_state_that_the_class_was_measured_to_keep(
+def test_a_plan_counts_the_measured_state_of_a_custom_optimizer(
     base: Path, typed: list[str]
 ) -> None:
     typed = [word for word in typed if not word.startswith("model.")]
@@ -190,7 +190,7 @@ def test_a_plan_imports_torch_for_a_custom_optimizer(base: Path, typed: list[str
     assert "optimizer=lion" in said
 
 
-def test_a_logger_that_fails_is_a_warning_and_not_the_end_of_the_run(
+def test_a_logger_that_fails_causes_a_warning_and_the_run_continues(
     base: Path, typed: list[str]
 ) -> None:
     done = here("train", *typed, "logger=fails", "run.name=f", cwd=base)
@@ -201,7 +201,9 @@ def test_a_logger_that_fails_is_a_warning_and_not_the_end_of_the_run(
     assert summary(base / "outputs/f")["status"] == "finished"
 
 
-def test_the_command_that_goes_on_names_the_folder_of_options(base: Path, typed: list[str]) -> None:
+def test_the_printed_command_to_continue_names_the_folder_of_options(
+    base: Path, typed: list[str]
+) -> None:
     with started("train", *typed, "optimizer=lion", "logger=none", "run.dir=there",
                  "trainer.max_steps=100000", cwd=base) as process:  # fmt: skip
         wait_until(lambda: len(rows(base / "there")) > 3 or process.poll() is not None)

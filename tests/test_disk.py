@@ -85,7 +85,7 @@ def test_a_disk_that_somebody_else_fills_ends_the_run_with_the_last_checkpoint_i
 
 @needs_linux
 @pytest.mark.parametrize("name", ["training.safetensors", ROWS])
-def test_what_the_disk_does_not_take_is_not_saved(
+def test_a_checkpoint_that_the_disk_fails_to_sync_is_not_published(
     name: str, tmp_path: Path, data: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, fsync = tmp_path / "outputs/a", os.fsync
@@ -120,7 +120,7 @@ def test_without_room_for_its_checkpoints_no_run_takes_a_step(
     assert done.returncode == 0, done.stderr
 
 
-def test_what_a_run_keeps_already_counts_as_room_for_going_on(
+def test_the_checkpoints_of_a_resumed_run_count_as_free_space(
     tmp_path: Path, data: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = [*data, *TINY_RUN, "run.name=a"]
@@ -144,9 +144,7 @@ def test_a_run_folder_that_may_not_be_written_is_refused_before_the_first_step(
     assert listing(tmp_path) == {"closed", "made"}
 
 
-def test_a_disk_that_can_only_be_read_is_told_of_before_the_first_step(
-    disk: Path, data: list[str]
-) -> None:
+def test_a_read_only_disk_is_reported_before_the_first_step(disk: Path, data: list[str]) -> None:
     (disk / "made").mkdir()
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     for where in ("disk/run", "disk/made"):
@@ -167,7 +165,7 @@ def test_a_folder_whose_parents_are_missing_is_made_where_that_can_be(
     assert "run folder /proc/none/run cannot be written: No such file" in done.stderr
 
 
-def test_free_room_is_told_of_the_disk_on_which_a_folder_will_be(disk: Path) -> None:
+def test_free_space_is_that_of_the_disk_of_a_future_folder(disk: Path) -> None:
     assert free_bytes(disk / "not/yet/there") == free_bytes(disk) == SIZE
     error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     said = f"{disk}/a could not be written: No space left on device (8 MiB free)"

@@ -1,4 +1,4 @@
-"""A run folder belongs to one process at a time, and to nobody once that is dead."""
+"""A run folder belongs to one process at a time, until that process ends."""
 
 import contextlib
 import errno
@@ -18,37 +18,37 @@ from llm.lock import LOCK, locked
 from tests.command_line import listing
 from tests.conftest import ROOT
 
-HOLDING = """
+LOCKING = """
 import sys, time
 from pathlib import Path
 from llm.lock import locked
 with locked(Path(sys.argv[1])):
-    print("held", flush=True)
+    print("locked", flush=True)
     time.sleep(3600)
 """
 
 
 @contextlib.contextmanager
-def held_by_another(folder: Path) -> Iterator["subprocess.Popen[str]"]:
-    command = [sys.executable, "-c", HOLDING, str(folder)]
+def locked_by_another(folder: Path) -> Iterator["subprocess.Popen[str]"]:
+    command = [sys.executable, "-c", LOCKING, str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
+        assert process.stdout.readline() == "locked\n"
         yield process
 
 
-def test_a_folder_that_another_process_holds_is_refused_until_that_is_dead(tmp_path: Path) -> None:
-    with held_by_another(tmp_path) as process:
+def test_a_folder_is_refused_while_another_process_has_locked_it(tmp_path: Path) -> None:
+    with locked_by_another(tmp_path) as process:
         wanted = f"{tmp_path} is in use by another run \\(process {process.pid}\\)"
         with pytest.raises(InUse, match=wanted), locked(tmp_path):
             raise AssertionError("two at once")
         process.send_signal(signal.SIGKILL)
-    assert (tmp_path / LOCK).exists(), "nobody was there to tidy up"
+    assert (tmp_path / LOCK).exists(), "a killed process leaves its file"
     with locked(tmp_path):
         assert (tmp_path / LOCK).read_text(encoding="ascii") == f"{os.getpid()}\n"
 
 
-def test_the_lock_is_released_and_its_file_deleted_whatever_happens_inside(tmp_path: Path) -> None:
+def test_an_error_inside_releases_the_lock_and_deletes_its_file(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(ValueError, match="inside"), locked(tmp_path):
             assert listing(tmp_path) == {LOCK}
@@ -59,7 +59,7 @@ def test_the_lock_is_released_and_its_file_deleted_whatever_happens_inside(tmp_p
         assert not listing(tmp_path)
 
 
-def test_a_file_that_its_owner_removes_before_it_is_locked_is_not_taken_for_the_lock(
+def test_a_lock_file_that_its_owner_deletes_before_we_lock_it_is_opened_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flock, removed = fcntl.flock, []
@@ -77,13 +77,13 @@ def test_a_file_that_its_owner_removes_before_it_is_locked_is_not_taken_for_the_
             raise AssertionError("two at once")
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     wanted = "none cannot be written: No such file"
     with pytest.raises(Refused, match=wanted), locked(tmp_path / "none"):
-        raise AssertionError("it went on")
+        raise AssertionError("it was locked")
 
 
-def test_a_folder_that_is_removed_meanwhile_is_no_fault(tmp_path: Path) -> None:
+def test_a_folder_may_be_deleted_while_it_is_locked(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     with locked(tmp_path / "a"):
         (tmp_path / "a" / LOCK).unlink()
@@ -91,19 +91,19 @@ def test_a_folder_that_is_removed_meanwhile_is_no_fault(tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
-def test_a_link_in_the_place_of_the_lock_leads_nowhere(tmp_path: Path) -> None:
+def test_a_link_in_the_place_of_the_lock_is_refused(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("mine", encoding="utf-8")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / LOCK).symlink_to(tmp_path / "precious")
     with pytest.raises(Refused, match="cannot be written"), locked(tmp_path / "run"):
-        raise AssertionError("it went on")
+        raise AssertionError("it was locked")
     assert (tmp_path / "precious").read_text(encoding="utf-8") == "mine"
 
 
 def test_a_pipe_in_the_place_of_the_lock_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / LOCK)
     with pytest.raises(Refused, match="not a regular file"), locked(tmp_path):
-        raise AssertionError("it went on")
+        raise AssertionError("it was locked")
 
 
 def test_a_file_system_without_locks_gives_a_warning(
@@ -118,7 +118,7 @@ def test_a_file_system_without_locks_gives_a_warning(
 
 
 def test_a_lock_can_be_waited_for(tmp_path: Path) -> None:
-    with held_by_another(tmp_path) as process:
+    with locked_by_another(tmp_path) as process:
         threading.Timer(0.1, process.kill).start()
         with locked(tmp_path, wait=True):
             assert process.wait() == -signal.SIGKILL

@@ -1,4 +1,4 @@
-"""One line and its exit status in place of a traceback: numbers, folders, compilers, memory."""
+"""Mistakes and failures end in one line and an exit status instead of a traceback."""
 
 import errno
 import os
@@ -44,7 +44,7 @@ def test_a_missing_compiler_is_named_before_a_run_starts(
     check_compiler(torch.device("mps"))  # needs none
 
 
-def test_without_room_for_the_libraries_a_command_is_out_of_memory() -> None:
+def test_libraries_that_do_not_fit_into_memory_are_reported_as_out_of_memory() -> None:
     error = ImportError("libtorch_cpu.so: failed to map segment from shared object")
     stop = as_stop(error)
     assert isinstance(stop, OutOfMemory)
@@ -86,8 +86,8 @@ def test_a_disk_without_room_for_another_file_says_so(
     fields = [getattr(found, name) for name in os.statvfs_result.__match_args__]
     full = os.statvfs_result((*fields[:7], 0, *fields[8:]))  # f_favail
     monkeypatch.setattr(os, "statvfs", lambda path: full)
-    told = str(could_not_write(tmp_path / "x", error))
-    assert told.endswith("no room for another file of any size: delete some files)")
+    message = str(could_not_write(tmp_path / "x", error))
+    assert message.endswith("no room for another file of any size: delete some files)")
 
 
 WORDS = ["a b", "it's", "caf\udce9/x", "a\nb'c\\", "我的模型", "\x1b]0;title\x07", "", "$HOME"]

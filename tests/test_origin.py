@@ -1,4 +1,4 @@
-"""A run that starts from the weights of another has the shape that those have."""
+"""A run with ``init_from`` has the shape of those weights."""
 
 import shutil
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.command_line import here
 from tests.conftest import TINY_RUN
 from tests.test_bad_input import CHAR, assert_refused
 
-# Not one of them is what the default preset has.
+# Each differs from the default preset.
 SHAPE = [
     "model.n_layer=2", "model.n_embed=48", "model.n_head=3", "model.block_size=24",
     "model.mlp=relu2", "model.qk_norm=true", "model.tie_embeddings=false", "model.smear=2",
@@ -40,18 +40,18 @@ def model_of(run: Path) -> dict[str, object]:
     return model
 
 
-def test_a_run_has_the_shape_of_its_weights_without_a_word_about_it(cwd: Path) -> None:
+def test_a_run_has_the_shape_of_its_weights_without_typing_it(cwd: Path) -> None:
     typed = [*text(), *RUN, FROM, "run.name=tuned", "model.dropout=0.1", "model.n_head=3"]
     done = here("train", *typed, cwd=cwd)
     assert done.returncode == 0, done.stderr
     wide, tuned = model_of(cwd / "outputs/wide"), model_of(cwd / "outputs/tuned")
-    assert wide | {"dropout": 0.1} == tuned, "dropout is no part of the shape"
+    assert wide | {"dropout": 0.1} == tuned, "dropout is not part of the shape"
     done = here("train", *typed, cwd=cwd)
     assert done.returncode == 0, "the same command again finds its run"
     assert "finished already" in done.stdout
 
 
-def test_a_longer_window_may_be_asked_for_where_no_weight_depends_on_it(cwd: Path) -> None:
+def test_block_size_may_differ_if_no_weight_depends_on_it(cwd: Path) -> None:
     done = here("train", *text(), *RUN, FROM, "run.name=long", "model.block_size=32", cwd=cwd)
     assert done.returncode == 0, done.stderr
     assert model_of(cwd / "outputs/long")["block_size"] == 32
@@ -71,7 +71,7 @@ def test_a_longer_window_may_be_asked_for_where_no_weight_depends_on_it(cwd: Pat
     ],
     ids=str,
 )
-def test_another_shape_that_is_typed_is_refused_and_both_are_named(
+def test_another_typed_shape_is_refused_and_both_are_named(
     typed: list[str], named: list[str], cwd: Path
 ) -> None:
     assert_refused(here("train", *text(), *RUN, FROM, *typed, cwd=cwd), *named)
@@ -100,7 +100,7 @@ def test_a_run_that_has_started_no_longer_needs_the_weights(cwd: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_resume_names_the_newest_runs_where_there_is_none(cwd: Path) -> None:
+def test_resume_of_a_missing_run_names_the_newest_runs(cwd: Path) -> None:
     for typed, what in (("outputs/typo", "does not exist"), (".", "is not a run folder")):
         done = here("train", f"resume={typed}", cwd=cwd)
         assert_refused(done, f"resume={typed} {what}", "the newest runs are outputs/")

@@ -24,8 +24,8 @@ def data(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]
 
 
 @pytest.fixture
-def headless(tmp_path: Path) -> Path:
-    """``outputs/a``, in which there is nothing but a checkpoint."""
+def without_config(tmp_path: Path) -> Path:
+    """A folder with ``outputs/a``, in which there is only a checkpoint."""
     (tmp_path / "outputs/a/checkpoints/step-00000002").mkdir(parents=True)
     return tmp_path
 
@@ -74,18 +74,18 @@ def one_refusal(done: Done) -> str:
 
 
 def test_checkpoints_without_a_config_are_named_and_left_alone(
-    headless: Path, data: list[str]
+    without_config: Path, data: list[str]
 ) -> None:
-    before = listing(headless)
-    said = one_refusal(here("train", "resume=outputs/a", cwd=headless))
+    before = listing(without_config)
+    said = one_refusal(here("train", "resume=outputs/a", cwd=without_config))
     assert "resume=outputs/a has checkpoints but no config.yaml" in said
     assert "ckpt=outputs/a or init_from=outputs/a" in said
-    said = one_refusal(here("train", *data, *TINY_RUN, "run.name=a", cwd=headless))
+    said = one_refusal(here("train", *data, *TINY_RUN, "run.name=a", cwd=without_config))
     assert "outputs/a has checkpoints but no config.yaml in it: take another run.name" in said
-    assert listing(headless) == before
+    assert listing(without_config) == before
 
 
-def test_a_run_whose_checkpoints_are_gone_says_that_it_begins_again(
+def test_a_run_whose_checkpoints_are_gone_says_that_it_starts_again(
     tmp_path: Path, data: list[str]
 ) -> None:
     typed = [*TINY_RUN, *data, "run.name=a"]
@@ -98,12 +98,12 @@ def test_a_run_whose_checkpoints_are_gone_says_that_it_begins_again(
 
 
 @pytest.mark.parametrize("part", ["checkpoints", "checkpoints/last", "checkpoints/step-00000002/"])
-def test_a_part_of_a_run_to_be_resumed_is_answered_with_the_name_of_the_run(
-    part: str, headless: Path
+def test_resume_of_a_part_of_a_run_is_answered_with_the_name_of_the_run(
+    part: str, without_config: Path
 ) -> None:
-    (headless / "outputs/a/checkpoints/last").symlink_to("step-00000002")
-    (headless / "outputs/a/config.yaml").write_text("{}", encoding="utf-8")
-    said = one_refusal(here("train", f"resume=outputs/a/{part}", cwd=headless))
+    (without_config / "outputs/a/checkpoints/last").symlink_to("step-00000002")
+    (without_config / "outputs/a/config.yaml").write_text("{}", encoding="utf-8")
+    said = one_refusal(here("train", f"resume=outputs/a/{part}", cwd=without_config))
     assert "is part of a run: continue the whole run by resume=outputs/a\n" in said
 
 
@@ -117,7 +117,7 @@ def trained(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def cwd(trained: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
+    """A copy of ``trained``."""
     return Path(shutil.copytree(trained, tmp_path / "copy", symlinks=True))
 
 
@@ -125,7 +125,7 @@ def log_of(run: Path) -> str:
     return (run / "run_train.log").read_text(encoding="utf-8")
 
 
-def test_a_resume_does_not_say_that_a_precision_was_asked_for_which_auto_chose(cwd: Path) -> None:
+def test_the_log_says_whether_auto_or_the_configuration_chose_the_precision(cwd: Path) -> None:
     assert "precision: fp32, 16-bit is not faster on cpu" in log_of(cwd / "outputs/a")
     done = here("train", "resume=outputs/a", "trainer.max_steps=7", cwd=cwd)
     assert done.returncode == 0, done.stderr
@@ -158,9 +158,7 @@ def test_a_run_that_ends_before_its_last_step_says_why(
     assert "is finished already" in done.stdout and reason in done.stdout
 
 
-def test_weights_that_are_evaluated_only_are_told_with_the_step_they_are_from(
-    cwd: Path,
-) -> None:
+def test_an_evaluation_alone_reports_the_step_of_its_weights(cwd: Path) -> None:
     best = int((cwd / "outputs/a/checkpoints/best").readlink().name.rpartition("-")[2])
     done = here("train", "resume=outputs/a", "trainer.eval_only=true", cwd=cwd)
     assert done.returncode == 0, done.stderr
@@ -179,7 +177,7 @@ def test_the_reason_in_a_summary_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("fit", "advised"), [("auto", False), ("check", True)])
-def test_memory_fit_auto_is_not_advised_where_it_is_on(
+def test_memory_fit_auto_is_not_advised_when_it_is_on(
     fit: str, advised: bool, data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_room(*_: object) -> None:
@@ -210,7 +208,7 @@ def test_a_plan_of_a_resume_is_refused_as_the_run_would_be(
         assert "outputs/a holds another run" in said and named in said
 
 
-def test_a_plan_of_a_resume_with_what_may_change_is_made(cwd: Path) -> None:
+def test_a_plan_of_a_resume_may_change_what_the_run_may_change(cwd: Path) -> None:
     for typed in ([], ["trainer.max_steps=9"], ["trainer.micro_batch_size=2", "precision=auto"]):
         done = here("plan", "resume=outputs/a", *typed, cwd=cwd)
         assert done.returncode == 0, done.stderr

@@ -33,7 +33,7 @@ def test_plain_values_come_back_as_they_were(
 @pytest.mark.parametrize(
     "change", [{"step": 2}, {"step": 1.0}, {"step": True}, {"new": 0}, {"digest": ""}], ids=str
 )
-def test_a_value_that_is_not_the_one_that_was_sealed_is_refused(change: dict[str, Any]) -> None:
+def test_a_changed_value_is_refused(change: dict[str, Any]) -> None:
     values = json.loads(sealed({"step": 1, "name": "a"}))
     assert opened(values, Path("a.json")) == {"step": 1, "name": "a"}
     with pytest.raises(Refused, match=r"^a\.json is damaged: its digest"):
@@ -83,7 +83,7 @@ def test_a_file_that_is_not_a_json_object_of_bounded_size_is_refused(
     assert str(refusal.value).startswith(f"{path} ")
 
 
-def test_a_pipe_is_not_waited_for_and_a_missing_file_is_told_from_a_bad_one(tmp_path: Path) -> None:
+def test_a_pipe_is_refused_and_a_missing_file_has_an_error_of_its_own(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(Refused, match="is not a regular file"):
         read_json(tmp_path / "pipe")
@@ -91,7 +91,7 @@ def test_a_pipe_is_not_waited_for_and_a_missing_file_is_told_from_a_bad_one(tmp_
         read_json(tmp_path / "none")
 
 
-def test_no_more_is_read_than_was_asked_for(tmp_path: Path) -> None:
+def test_no_more_than_the_limit_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"12345")
     assert read_bounded(path, 5) == b"12345"

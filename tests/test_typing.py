@@ -15,14 +15,14 @@ CHAR = ["data=text", "data.tokenizer=char", TEXT]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where commands are typed; nothing but a text is there."""
+    """A folder with only a text, where commands are typed."""
     path = tmp_path / "这里"
     path.mkdir()
     (path / "小说.txt").write_text("天地玄黄。宇宙洪荒。\n" * 300, encoding="utf-8")
     return path
 
 
-def test_text_in_any_script_reaches_a_run_wherever_text_is_held(folder: Path) -> None:
+def test_text_in_any_script_reaches_a_run(folder: Path) -> None:
     typed = [
         *CHAR, *TINY_RUN, "run.name=我的模型", "data.name=小说", "logger.project=我的项目",
         "logger.tags=[ü, a b, 你好 世界]", "logger.notes=第一次 (真的)", "logger.entity=é",

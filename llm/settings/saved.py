@@ -57,7 +57,9 @@ def load_plain(folder: Path) -> Plain:
     try:
         path.stat()  # fails here if `folder` is not a run
         _refuse_links(folder)
-        plain = read_yaml(path)
+        text = read_bounded(path, LARGEST).decode("utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        plain = None if node is None else _value(node, set())
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         if isinstance(error, OSError) and not os.path.lexists(path):  # or the name is too long
             raise Refused(f"resume={folder} {not_a_run(folder)}") from None
@@ -68,17 +70,6 @@ def load_plain(folder: Path) -> Plain:
         is_section = isinstance(values, dict | None)
         require(is_section, f"{path}: {section} is {values!r:.60}, not a section")
     return {key: value for key, value in plain.items() if key not in OF_ONE_START}
-
-
-def read_yaml(path: Path) -> Any:
-    """The plain values in a YAML file.
-
-    Raises ``YAMLError``, ``ValueError``, ``RecursionError`` or ``OSError`` for a file that cannot
-    be read, and :class:`llm.errors.Refused` for one that is too large or not a regular file.
-    """
-    text = read_bounded(path, LARGEST).decode("utf-8")
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
-    return None if node is None else _value(node, set())
 
 
 def _value(node: yaml.Node, seen: set[int]) -> Any:

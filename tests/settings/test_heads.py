@@ -1,4 +1,4 @@
-"""How wide a head is: n_embed / n_head for who gives n_head, the preset's size otherwise."""
+"""The width of a head: n_embed / n_head if n_head is given, else the preset's head size."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.command_line import composed, here
 from tests.config.test_planner import points
 from tests.test_bad_input import assert_refused
 
-# What is typed, and the n_head and head_size that follow.
+# Overrides, and the n_head and head_size that follow from them
 TYPED = [
     ([], (4, 32)),
     (["model.n_embed=768"], (24, 32)),
@@ -65,7 +65,7 @@ GRIDS = [
 
 
 @pytest.mark.parametrize("typed", GRIDS, ids=[" ".join(grid) for grid in GRIDS])
-def test_points_of_a_grid_have_the_heads_that_each_would_have_alone(typed: list[str]) -> None:
+def test_each_point_of_a_grid_has_the_heads_of_a_single_run(typed: list[str]) -> None:
     made = points(*typed)
     assert len(made) > 1
     for point in made:
@@ -74,11 +74,6 @@ def test_points_of_a_grid_have_the_heads_that_each_would_have_alone(typed: list[
             PlanSettings,
         )
         assert point.settings == alone
-        model = point.settings.model.resolve(65)
-        if point.values.get("model.n_head", "null") != "null" and "model.head_size" not in (
-            point.values
-        ):
-            assert model.n_head and model.head_size == model.n_embed // model.n_head
 
 
 def test_heads_that_do_not_share_the_width_are_refused_in_every_job(tmp_path: Path) -> None:

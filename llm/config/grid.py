@@ -26,6 +26,7 @@ from llm.errors import Refused, require
 from llm.options import validate
 from llm.planning.plan import label
 from llm.planning.points import Point
+from llm.settings.custom import Custom
 from llm.settings.schema import TrainSettings
 
 MOST = 20_000  # points: a mistyped range must not take all memory
@@ -137,6 +138,8 @@ class Family(Generic[S]):
         """Whether it is a plain ``key=value`` or ``section.key=value``."""
         section, _, name = override.key_or_group.rpartition(".")
         place = getattr(self.settings, section, None) if section else self.settings
+        if isinstance(place, Custom):  # its fields are not the keys of its file
+            return False
         known = is_dataclass(place) and name in {field.name for field in fields(place)}
         value = override.value()
         plain = not isinstance(value, dict) and not _is_reference(value)

@@ -59,7 +59,7 @@ def load_plain(folder: Path) -> Plain:
         _refuse_links(folder)
         text = read_bounded(path, LARGEST).decode("utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        plain = None if node is None else _value(node, set())
+        plain: Any = None if node is None else _value(node, set())
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         if isinstance(error, OSError) and not os.path.lexists(path):  # or the name is too long
             raise Refused(f"resume={folder} {not_a_run(folder)}") from None

@@ -80,7 +80,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> Plain:
 
 
 def _short(number: str) -> int:
-    if len(number) > LONGEST_NUMBER:  # it would overflow where it becomes a float
+    if len(number) > LONGEST_NUMBER:  # converting it to a float would overflow
         raise ValueError(f"a number of {len(number)} digits")
     return int(number)
 

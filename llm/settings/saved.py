@@ -93,9 +93,9 @@ def _value(node: yaml.Node, seen: set[int]) -> Any:
     return SafeConstructor().construct_object(node)
 
 
-def _require(condition: bool, node: yaml.Node, found: str) -> None:
+def _require(condition: bool, node: yaml.Node, fault: str) -> None:
     if not condition:
-        raise yaml.YAMLError(f"line {node.start_mark.line + 1} has {found}")
+        raise yaml.YAMLError(f"line {node.start_mark.line + 1} has {fault}")
 
 
 def not_a_run(folder: Path) -> str:

@@ -130,9 +130,18 @@ def write_dataset(
         for split, writer in (("train", train), ("val", val)):
             writer.finish()
             require(writer.bytes, f"data.val_fraction leaves {split} no text: take another")
+    meta = describe(corpus, config, made_from, tokenizer, train, val)
+    write_durably(folder / META, sealed(asdict(meta)).encode())
+
+
+def describe(
+    corpus: Corpus, config: DataConfig, made_from: dict[str, Any], tokenizer: Tokenizer,
+    train: TokenWriter, val: TokenWriter,
+) -> Meta:  # fmt: skip
+    """The contents of ``meta.json``."""
     # A path that is not Unicode has surrogates in Python, which cannot be written as UTF-8.
     description = corpus.description.encode(errors="backslashreplace").decode()
-    meta = Meta(
+    return Meta(
         format_version=FORMAT_VERSION,
         name=config.name,
         dtype=train.dtype.name,
@@ -146,7 +155,6 @@ def write_dataset(
         made_from=made_from,
         tokenizer=tokenizer.to_json(),
     )
-    write_durably(folder / META, sealed(asdict(meta)).encode())
 
 
 def split_documents(

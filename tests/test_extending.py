@@ -80,23 +80,38 @@ def test_the_commands_of_the_page_do_what_it_says(
             assert "n_embed: 192" in config
 
 
+PREDICTED = """
+from benchmarks.tracked import tracked_peak
+from llm.memory.predict import Setup, training_step
+from llm.model.config import GPTConfig
+
+for norm in ("rmsnorm", "layernorm"):
+    model = GPTConfig(vocab_size=257, embed_norm=True, norm=norm, n_layer=1).resolve()
+    peaks = [sum(lines.values()) for lines in training_step(Setup(model)).values()]
+    assert abs(max(peaks) / tracked_peak(Setup(model)) - 1) < 0.003
+"""
+
+
 def test_the_edits_of_the_page_can_be_made_and_work_together(tmp_path: Path) -> None:
-    for name in ("llm", "conf", "run_train.py"):
+    for name in ("llm", "conf", "benchmarks", "run_train.py"):
         source = ROOT / name
         copy = shutil.copytree if source.is_dir() else shutil.copy
         copy(source, tmp_path / name)
     changes = DIFF.findall(EDITS)
     assert len(changes) == 2
     for change in changes:
-        for name in re.findall(r"^--- a/(.*)$", change, re.MULTILINE):
-            assert f"`{name}`" in EDITS, "the page names each file"
+        files = re.findall(r"^--- a/(.*)$", change, re.MULTILINE)
+        assert len(files) <= 4
+        assert all(f"`{name}`" in EDITS for name in files), "the page names each file"
         apply = ["git", "apply", "--unidiff-zero", "-"]
         subprocess.run(apply, cwd=tmp_path, input=change, text=True, check=True)
     (tmp_path / "play.txt").write_text("Be GREAT in act, as you have been in thought. " * 80)
     typed = [word for _, words in COMMANDS.findall(EDITS) for word in shlex.split(words)]
-    done = subprocess.run(
-        [sys.executable, "run_train.py", *typed, *tiny([*typed]), "logger=none", "run.name=x"],
-        cwd=tmp_path, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "scale_embeddings: true" in (tmp_path / "outputs/x/config.yaml").read_text()
+    train = ["run_train.py", *typed, *tiny([*typed]), "logger=none", "run.name=x"]
+    for arguments in (train, ["-c", PREDICTED]):
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=tmp_path, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert "embed_norm: true" in (tmp_path / "outputs/x/config.yaml").read_text()

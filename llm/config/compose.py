@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 import llm.config.store  # noqa: F401  (registers the schemas that conf/*.yaml start with)
-from llm.config.verbatim import guard, leaves, map_text, refuse_calls, unguard
+from llm.config.verbatim import guard, map_text, refuse_calls, unguard
 from llm.errors import Refused, require
 from llm.options import validate
 from llm.settings.custom import GROUPS, OPTION, custom_section
@@ -44,8 +44,7 @@ def read_settings(cfg: DictConfig, kind: type[Settings]) -> Settings:
     section, with the chosen options and the typed overrides, it is removed.
     """
     of_hydra = _take_hydra(cfg)
-    for key, value in leaves(OmegaConf.to_container(cfg, resolve=False)):
-        refuse_calls(key, value)
+    refuse_calls(OmegaConf.to_container(cfg, resolve=False))
     if issubclass(kind, TrainSettings) and cfg.get("resume"):
         cfg = _resumed(cfg, of_hydra)
     _refuse_additions(cfg, kind)
@@ -56,9 +55,9 @@ def read_settings(cfg: DictConfig, kind: type[Settings]) -> Settings:
             assert of_hydra is not None, "a composed configuration with hydra's section"
             made[group] = custom_section(group, of_hydra.runtime.choices[group], section)
         elif group in made:
-            is_section = is_dataclass(section)
-            found = "null" if section is None else f"{section!r:.60}"
-            require(is_section, f"{group} is {found}, not a section: take one of its options")
+            value = "null" if section is None else f"{section!r:.60}"
+            message = f"{group} is {value}, not a section: take one of its options"
+            require(is_dataclass(section), message)
     if of_hydra is not None:
         _use_folders(of_hydra)
     settings = map_text(unguard, kind(**made))  # type: ignore[arg-type]  # as composed

@@ -1,7 +1,7 @@
 """A grid of overrides as checked settings, thousands of them within seconds.
 
 Hydra takes a quarter of a second to compose a configuration. Here it composes one for each
-combination of group options; other values go into copies of its settings. Sweeps and
+combination of group options; all other values are set in copies of its settings. Sweeps and
 ``run_plan.py`` both expand their grids here.
 """
 
@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
-from itertools import product
+from itertools import islice, product
 from typing import Any, Generic, TypeVar, cast
 
 from hydra.core.config_loader import ConfigLoader
@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from llm.config.compose import read_settings
 from llm.config.mistakes import explained
-from llm.config.verbatim import leaves, shown
+from llm.config.verbatim import displayed
 from llm.errors import Refused, require
 from llm.options import validate
 from llm.planning.plan import label
@@ -29,17 +29,17 @@ from llm.planning.points import Point
 from llm.settings.custom import Custom
 from llm.settings.schema import TrainSettings
 
-MOST = 20_000  # points: a mistyped range must not take all memory
-FEWER = f"take at most {MOST:,} at once"
+MAX_POINTS = 20_000  # a mistyped range must not fill the memory
+FEWER = f"take at most {MAX_POINTS:,} at once"
 S = TypeVar("S", bound=TrainSettings)
 Report = Callable[[int, int], None]  # called with (points checked, points in all)
 
 
 class Combinations(Generic[S]):
-    """All combinations of typed overrides and of a sweep file's ``params``.
+    """All combinations of the typed overrides and the ``params`` of a sweep file.
 
     ``composed`` is the configuration without the values that vary, ``kind`` the class of the
-    settings. ``outcome`` completes the sentence "job ... cannot run". Raises
+    settings. ``outcome`` is added to the message "job ... cannot run". Raises
     :class:`llm.errors.Refused` for a key without values and for too many combinations.
     """
 
@@ -50,28 +50,28 @@ class Combinations(Generic[S]):
         self.loader, self.composed, self.kind, self.outcome = loader, composed, kind, outcome
         parser = OverridesParser.create(config_loader=loader)
         from_file = parser.parse_overrides([f"{key}={value}" for key, value in params.items()])
-        # The last override of a key counts, as in Hydra's own sweeper.
-        every = [*from_file, *parser.parse_overrides(list(arguments))]
-        self.is_single = not from_file and not any(one.is_sweep_override() for one in every)
-        self.given = {one.get_key_element(): choices(one) for one in every}
-        self.count = math.prod(map(len, self.given.values()))
-        require(self.count <= MOST, f"these are {self.count:,} combinations: {FEWER}")
-        self.varied = [key for key, options in self.given.items() if len(options) > 1]
-        self.groups = [key for key in self.varied if self._is_group(self.given[key][0])]
-        self.families: dict[tuple[str, ...], Family[S]] = {}
+        overrides = [*from_file, *parser.parse_overrides(list(arguments))]
+        self.is_single = not from_file and not any(one.is_sweep_override() for one in overrides)
+        # The last override of a key wins, as in Hydra's own sweeper.
+        self.choices = {one.get_key_element(): choices(one) for one in overrides}
+        self.count = math.prod(map(len, self.choices.values()))
+        require(self.count <= MAX_POINTS, f"these are {self.count:,} combinations: {FEWER}")
+        self.varied = [key for key, values in self.choices.items() if len(values) > 1]
+        # For these keys Hydra reads another file.
+        self.groups = [
+            key for key in self.varied
+            if loader.get_group_options(self.choices[key][0].key_or_group)
+        ]  # fmt: skip
+        self.templates: dict[tuple[str, ...], Template[S]] = {}  # by the options of these groups
 
     def points(self, report: Report = lambda done, total: None) -> Iterator[Point[S]]:
         """Every combination, checked; :class:`llm.errors.Refused` names one that cannot work."""
-        for done, one in enumerate(product(*self.given.values()), 1):
-            yield self._point(dict(zip(self.given, one, strict=True)))
+        for done, combination in enumerate(product(*self.choices.values()), 1):
+            yield self._point(dict(zip(self.choices, combination, strict=True)))
             report(done, self.count)
 
-    def _is_group(self, override: Override) -> bool:
-        """Whether it chooses an option of a group, for which Hydra reads another file."""
-        return bool(self.loader.get_group_options(override.key_or_group))
-
     def _point(self, overrides: dict[str, Override]) -> Point[S]:
-        values = {key: shown(overrides[key].get_value_element_as_str()) for key in self.varied}
+        values = {key: displayed(overrides[key].get_value_element_as_str()) for key in self.varied}
         typed = tuple(str(override.input_line) for override in overrides.values())
         try:
             return Point(self._settings(overrides), values, typed)
@@ -81,19 +81,18 @@ class Combinations(Generic[S]):
 
     def _settings(self, overrides: dict[str, Override]) -> S:
         options = tuple(str(overrides[key].input_line) for key in self.groups)
-        if (family := self.families.get(options)) is not None:
-            singles = [overrides[key] for key in self.varied if key not in self.groups]
-            if (settings := family.varied(singles)) is not None:
+        if options in self.templates:
+            values = [overrides[key] for key in self.varied if key not in self.groups]
+            if (settings := self.templates[options].with_values(values)) is not None:
                 return settings
-        # The first of its family, or Hydra must resolve a reference or refuse a value.
-        family = Family(self._compose(overrides), self.kind)
-        self.families.setdefault(options, family)
-        return family.settings
+        composed = Template(self._compose(overrides), self.kind)
+        self.templates.setdefault(options, composed)
+        return composed.settings
 
     def _compose(self, overrides: dict[str, Override]) -> DictConfig:
         typed = [str(override.input_line) for override in overrides.values()]
         config = self.loader.load_sweep_config(self.composed, typed)
-        # The grid has been expanded already, so an option of it cannot change the sweep.
+        # The grid is expanded by now, too late for an option that changes the sweep.
         same = config.hydra.sweeper == self.composed.hydra.sweeper
         groups = " or ".join(f"{key}=" for key in self.groups)
         require(same, f"{groups} says what to sweep over, so it cannot vary: run one after another")
@@ -101,22 +100,22 @@ class Combinations(Generic[S]):
         return config
 
 
-class Family(Generic[S]):
-    """Points with the same option of each group. Hydra composes one of them."""
+class Template(Generic[S]):
+    """Settings that Hydra has composed. Points with the same options of groups are copies."""
 
     def __init__(self, config: DictConfig, kind: type[S]) -> None:
         self.config, self.settings = config, cast(S, read_settings(config, cast(Any, kind)))
-        self.head_size = config.model.head_size  # as given: null, if n_head decides
-        self.values: dict[str, Any] = {}  # by override, as the schema converts them
-        every = leaves(OmegaConf.to_container(config, resolve=False))
-        self.has_references = any(_is_reference(value) for _, value in every)
+        self.head_size = config.model.head_size  # before settle(): null if n_head decides
+        self.values: dict[str, Any] = {}  # cache: the converted value of each override
+        self.has_references = "${" in OmegaConf.to_yaml(config)
 
-    def varied(self, overrides: Sequence[Override]) -> S | None:
-        """The settings with other values, checked; None if only Hydra can make them."""
+    def with_values(self, overrides: Sequence[Override]) -> S | None:
+        """The settings with other values, checked; None if only Hydra can compose them."""
         keys = [override.key_or_group for override in overrides]
-        starts = self.settings.init_from or "init_from" in keys  # and other weights give the shape
-        reshaped = starts and any(key.partition(".")[0] in ("model", "init_from") for key in keys)
-        if self.has_references or reshaped or not all(map(self._is_single_value, overrides)):
+        # The weights of init_from may change the shape of the network.
+        from_weights = self.settings.init_from or "init_from" in keys
+        reshaped = from_weights and any(key.startswith(("model.", "init_from")) for key in keys)
+        if self.has_references or reshaped or not all(map(self._is_plain_value, overrides)):
             return None
         settings = copy.copy(self.settings)
         for section in {key.partition(".")[0] for key in keys if "." in key}:
@@ -134,19 +133,20 @@ class Family(Generic[S]):
         validate(settings, only={key.partition(".")[0] for key in keys})
         return settings
 
-    def _is_single_value(self, override: Override) -> bool:
-        """Whether it is a plain ``key=value`` or ``section.key=value``."""
+    def _is_plain_value(self, override: Override) -> bool:
+        """Whether it is ``key=value`` or ``section.key=value`` without a reference or a dict."""
         section, _, name = override.key_or_group.rpartition(".")
         place = getattr(self.settings, section, None) if section else self.settings
         if isinstance(place, Custom):  # its fields are not the keys of its file
             return False
         known = is_dataclass(place) and name in {field.name for field in fields(place)}
         value = override.value()
-        plain = not isinstance(value, dict) and not _is_reference(value)
+        is_reference = isinstance(value, str) and "${" in value
+        plain = not isinstance(value, dict) and not is_reference
         return known and plain and override.type == OverrideType.CHANGE
 
     def _value(self, override: Override) -> Any:
-        """Its value as the schema converts it: ``4`` to 4.0 for a float."""
+        """The value as the schema converts it: ``4`` to 4.0 for a float."""
         text, key = str(override.input_line), override.key_or_group
         if text not in self.values:
             OmegaConf.update(self.config, key, override.value(), merge=True)
@@ -157,31 +157,23 @@ class Family(Generic[S]):
 
 
 def choices(override: Override) -> list[Override]:
-    """An override for each of its values; :class:`llm.errors.Refused` where it has none."""
+    """An override for each value of a sweep; :class:`llm.errors.Refused` if it has none."""
     if not override.is_sweep_override():
-        return [_with_value(override, override.value())] if _is_number(override) else [override]
+        # 1e-3 becomes 0.001 here as well as in a sweep: the folder of a job keeps its name.
+        is_number = isinstance(override.value(), int | float)
+        return [_with_value(override, override.value())] if is_number else [override]
     require(
         override.is_discrete_sweep(),
         f"{override.input_line} is a continuous range: take range(...) or choice(...)",
     )
-    found: list[Override] = []
-    for value in override.sweep_iterator():
-        require(len(found) < MOST, f"{override.input_line} has more than {MOST:,} values: {FEWER}")
-        found.append(_with_value(override, value))
-    require(found, f"{override.input_line} has no values, so there is nothing to run")
-    return found
+    values = list(islice(override.sweep_iterator(), MAX_POINTS + 1))
+    many = f"{override.input_line} has more than {MAX_POINTS:,} values: {FEWER}"
+    require(len(values) <= MAX_POINTS, many)
+    require(values, f"{override.input_line} has no values, so there is nothing to run")
+    return [_with_value(override, value) for value in values]
 
 
 def _with_value(override: Override, value: Any) -> Override:
     one = replace(override, value_type=ValueType.ELEMENT, _value=value)
     one.input_line = f"{one.get_key_element()}={one.get_value_element_as_str()}"
     return one
-
-
-def _is_number(override: Override) -> bool:
-    # 1e-3 is written 0.001 also where it is the only value: a job's folder keeps its name.
-    return isinstance(override.value(), int | float)
-
-
-def _is_reference(value: object) -> bool:
-    return isinstance(value, str) and "${" in value

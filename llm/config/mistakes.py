@@ -18,10 +18,10 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from llm.config.arguments import parse
 from llm.config.compose import CONF
 from llm.errors import Stop, did_you_mean
-from llm.settings.keys import is_key, keys_here, suggestion
+from llm.settings.keys import is_key, suggestion
 
-WIDE_EQUALS = "\uff1d"  # as a Chinese or Japanese keyboard may give it
-GLOBAL = "# @package _global_"  # the first line of a file whose keys are not below its group
+WIDE_EQUALS = "\uff1d"  # typed by a Chinese or Japanese keyboard
+GLOBAL = "# @package _global_"  # the first line of a file with keys of several sections
 HINTS = {
     r"'\\t'": "indent with spaces, not with tabs",
     "mapping values": "is a colon missing in the line before, or a key indented too far?",
@@ -30,49 +30,53 @@ HINTS = {
     "^Ambiguous value": "add -m to sweep over it, or put a list into [ ]",
     "^Config group override must": "take one of its options, as in model=small",
     r"Value '(-?\d+)\.0' of type 'float' could not be converted to Integer": r"take \1",
+    "(list|str) is not a subclass of": "this section must be lines 'key: value': is a colon "
+    "missing, or the space after it?",
 }
 
 
 def explained(error: BaseException) -> str | None:
-    """The line for a mistake on the command line or in an option file; else None."""
+    """The message about a mistake on the command line or in an option file; None for other errors.
+
+    Hydra refuses ``model=1`` with a ValueError, all other values with exceptions of its own.
+    """
     if not isinstance(error, HydraException | OmegaConfBaseException):
-        group = str(error).startswith("Config group override")  # a ValueError, for model=1
-        return _with_hint(str(error)) if group else _unreadable_file(error)
+        is_group = str(error).startswith("Config group override")
+        return _with_hint(str(error)) if is_group else _unreadable_file(error)
     if isinstance(error, MissingConfigException) and error.options is not None:
         return _missing_option(error)
     if isinstance(error, OverrideParseException):
         return _unreadable_override(error)
-    chain = list(_chain(error))
-    refusal = next((link for link in chain if isinstance(link, Stop)), None)
-    if refusal is not None:  # from a class that Hydra was making
-        return str(refusal)
+    causes = list(_causes(error))
     file = _file_of(error)
-    for link in chain:
-        if isinstance(link, ConfigAttributeError | ConfigKeyError) and link.key is not None:
-            return _unknown_key(link, file)
+    for cause in causes:
+        if isinstance(cause, Stop):  # from the constructor of a sweeper or launcher
+            return str(cause)
+        if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.key is not None:
+            return _unknown_key(cause, file)
     if file is not None:
-        return _wrong_value(chain, file)
-    text = ": ".join(dict.fromkeys(_first_line(link) for link in chain))
+        return _wrong_value(causes, file)
+    text = ": ".join(dict.fromkeys(_first_line(cause) for cause in causes))
     key = f"{error.full_key}: " if isinstance(error, OmegaConfBaseException) else ""
     return _with_hint(key + text.removeprefix("Error merging override "))
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, the error it was raised from or while handling, and so on."""
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and all that led to it, the first cause last, as a traceback would show them."""
     while error is not None:
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def _first_line(error: BaseException) -> str:
-    # The other lines name the key and the class of the schema.
+    # Further lines name the key and the class of the schema.
     return str(error).strip().partition("\n")[0].strip()
 
 
 def _with_hint(text: str) -> str:
     for pattern, hint in HINTS.items():
-        if (found := re.search(pattern, text)) is not None:
-            return f"{text}: {found.expand(hint)}"
+        if (match := re.search(pattern, text)) is not None:
+            return f"{text}: {match.expand(hint)}"
     return text
 
 
@@ -84,7 +88,7 @@ def _missing_option(error: MissingConfigException) -> str:
         return (
             f"{group}={option} is unknown: take one of {', '.join(error.options)}"
             + did_you_mean(option, error.options)
-            + "; a run with an option of your own needs its --config-dir" * resumes
+            + "; a run with a custom option needs its --config-dir" * resumes
         )
     place = _file_of(error) or "a defaults list"
     return (
@@ -103,6 +107,8 @@ def _unreadable_override(error: OverrideParseException) -> str:
     if not equals or "missing EQUAL" in why:
         why = "there is no = in it (or spaces around it)"
         why += f"; {WIDE_EQUALS} is another character" * (WIDE_EQUALS in typed)
+    elif why.startswith("LexerNoViableAlt"):
+        why = "a quote is not closed, or a character needs quotes around it"
     return f"{typed} cannot be read as key=value: {why}"
 
 
@@ -117,17 +123,15 @@ def _unknown_key(error: ConfigAttributeError | ConfigKeyError, file: "OptionFile
     return f"{before}{full} is unknown: {where} no key {error.key}{suggestion(full, siblings)}"
 
 
-def _wrong_value(chain: list[BaseException], file: "OptionFile") -> str:
-    key = next((key for link in chain if (key := getattr(link, "full_key", None))), None)
-    text = _first_line(chain[-1]).removeprefix(f"In '{file.option}': ")
-    if key is not None:
-        return f"{file}{file.line_of(key)}: {key}: {_with_hint(text)}"
-    return file.value_for_a_section() or f"{file}: {text}"
+def _wrong_value(causes: list[BaseException], file: "OptionFile") -> str:
+    key = next((key for cause in causes if (key := getattr(cause, "full_key", None))), None)
+    place = f"{file}: " if key is None else f"{file}{file.line_of(key)}: {key}: "
+    return place + _with_hint(_first_line(causes[-1]).removeprefix(f"In '{file.option}': "))
 
 
 def _unreadable_file(error: BaseException) -> str | None:
-    """What is wrong with the text of the option file that Hydra was reading; else None."""
-    path = _file_being_read(error)  # which PyYAML does not know
+    """The message about an option file that is not UTF-8 or not YAML; None for other errors."""
+    path = _file_being_read(error)
     if path is None or not isinstance(error, yaml.YAMLError | ValueError):
         return None
     if isinstance(error, UnicodeDecodeError):
@@ -138,6 +142,7 @@ def _unreadable_file(error: BaseException) -> str | None:
 
 
 def _file_being_read(error: BaseException) -> str | None:
+    """The file that Hydra was loading: the error itself does not name it."""
     trace = error.__traceback__
     while trace is not None:
         frame = trace.tb_frame
@@ -148,9 +153,9 @@ def _file_being_read(error: BaseException) -> str | None:
 
 
 def _file_of(error: BaseException) -> "OptionFile | None":
-    """The option file that Hydra names in an error."""
-    found = re.match(r"In '([^']+)': ", str(error))
-    return OptionFile(found[1]) if found and isinstance(error, ConfigCompositionException) else None
+    """The option file that Hydra names in an error, if it names one."""
+    match = re.match(r"In '([^']+)': ", str(error))
+    return OptionFile(match[1]) if match and isinstance(error, ConfigCompositionException) else None
 
 
 class OptionFile:
@@ -158,7 +163,7 @@ class OptionFile:
 
     def __init__(self, option: str) -> None:
         self.option, self.group = option, option.rpartition("/")[0]
-        folders = [CONF, parse(sys.argv[1:]).config_dir or CONF]  # the first that has it counts
+        folders = [CONF, parse(sys.argv[1:]).config_dir or CONF]  # in the order Hydra searches
         paths = [Path(folder) / f"{option}.yaml" for folder in folders]
         self.path = next((path for path in paths if path.is_file()), paths[0])
 
@@ -171,42 +176,23 @@ class OptionFile:
         return self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
 
     def lacks_package(self, full_key: str) -> bool:
-        """Whether its keys are below the name of its group, where no section has that name."""
+        """Whether ``full_key`` is unknown because the file needs the line :data:`GLOBAL`."""
         return full_key == self.group and GLOBAL not in self.text
 
     def line_of(self, full_key: str) -> str:
         """``", line 3"`` for the line with ``full_key``; empty if there is none."""
         parts = full_key.split(".")
-        lines = {
-            len(path): key.start_mark.line + 1
-            for path, key, _ in self.entries()
-            if path == parts[-len(path) :]
-        }
-        return f", line {lines[max(lines)]}" if lines else ""
+        found = {len(path): line for path, line in self._keys() if path == parts[-len(path) :]}
+        return f", line {found[max(found)]}" if found else ""
 
-    def value_for_a_section(self) -> str | None:
-        """The message about a list or a text in the place of a section; None if there is none."""
-        sections = {key.partition(".")[0] for key in keys_here() if "." in key}
-        root = yaml.compose(self.text, Loader=yaml.SafeLoader)
-        places = [(self.group, root), *((".".join(path), node) for path, _, node in self.entries())]
-        for name, node in places:
-            if name in sections and isinstance(node, yaml.SequenceNode | yaml.ScalarNode):
-                value = f"{node.value!r}" if isinstance(node, yaml.ScalarNode) else "a list"
-                where = f"{self}, line {node.start_mark.line + 1}"
-                return (
-                    f"{where}: {name} must be followed by lines 'key: value', and there is {value}"
-                    ": is a colon missing, or the space after it?"
-                )
-        return None
-
-    def entries(self) -> Iterator[tuple[list[str], yaml.Node, yaml.Node]]:
-        """Each key's path, the key and its value."""
+    def _keys(self) -> Iterator[tuple[list[str], int]]:
+        """Each key as its path, and its line."""
         root = yaml.compose(self.text, Loader=yaml.SafeLoader)
         pending: list[tuple[list[str], yaml.Node | None]] = [([], root)]
         for prefix, node in pending:
             for key, value in node.value if isinstance(node, yaml.MappingNode) else []:
                 path = [*prefix, str(key.value)]
-                yield path, key, value
+                yield path, key.start_mark.line + 1
                 pending.append((path, value))
 
 

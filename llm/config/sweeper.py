@@ -30,7 +30,7 @@ from llm.config.launcher import (
     is_housekeeping,
     placed,
 )
-from llm.config.verbatim import shown
+from llm.config.verbatim import displayed
 from llm.errors import Interrupted, Stop, require
 from llm.experiment.console import count_progress, jobs_table, say
 from llm.experiment.rundir import claim, make_folder, read_summary, replace_text
@@ -198,7 +198,7 @@ def typed_values(point: Point[TrainSettings]) -> dict[str, str]:
     for override in point.overrides:
         key, _, value = override.partition("=")
         if not is_housekeeping(key):
-            values[key] = shown(value)
+            values[key] = displayed(value)
     return values
 
 

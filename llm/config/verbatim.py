@@ -1,27 +1,26 @@
-"""Free text and paths on the command line, taken exactly as they are typed.
+"""Free text and paths on the command line reach a run exactly as they are typed.
 
-In Hydra's grammar quotes, commas, brackets, ``${`` and others have a meaning, so free text is
-quoted for it. Quotes do not protect two texts, an interpolation and OmegaConf's ``???`` for a
-missing value: they are split by a code point that no text contains, and joined again afterwards.
+Quotes, commas, brackets and ``${`` have a meaning in Hydra's grammar, so free text is put between
+quotes. These do not protect ``${`` and ``???`` (a missing value) from OmegaConf, so a code point
+that no text contains splits them, until the settings are composed.
 
-Other values may be lists, choices or sweeps in Hydra's grammar. It allows only ASCII outside
-quotes, so words with other letters are quoted, wherever they stand.
+Other values may be lists, choices or sweeps. Hydra's grammar allows only ASCII outside quotes, so
+each word with other letters is quoted.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
-from hydra.errors import HydraException
 
 from llm.errors import require
 from llm.settings.keys import ALL_KEYS
 
 T = TypeVar("T")
-# These texts are names or one of a few words, so they can be swept over: Hydra reads their values.
+# Hydra reads the values of these keys, so they can be swept over: names, and one of a few words.
 # All other texts are free.
 WORDS = frozenset(
     [
@@ -31,9 +30,8 @@ WORDS = frozenset(
         "memory.largest", "logger.mode", "logger.project", "logger.entity", "run.name", "run.sweep",
     ]
 )  # fmt: skip
-NEVER_NULL = frozenset(key for key, kind in ALL_KEYS.items() if kind is str) - WORDS
-OR_NULL = frozenset(key for key, kind in ALL_KEYS.items() if kind == str | None) - WORDS
-FREE = NEVER_NULL | OR_NULL | {"stop"}
+TEXTS = frozenset(key for key, kind in ALL_KEYS.items() if kind in (str, str | None))
+FREE = (TEXTS - WORDS) | {"stop"}
 REFERENCE = re.compile(r"(?<!\\)\$\{[\w.\[\]-]+\}")  # to another key, as in ${model.n_embed}
 # Text in quotes, or characters that have no meaning in Hydra's grammar.
 WORD = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^'"\\,:=()\[\]{}]+""")
@@ -61,26 +59,25 @@ def quote_argument(argument: str) -> str:
     if not equals:
         return argument
     if key in FREE:
-        return argument if value == "null" and key not in NEVER_NULL else f"{key}={quoted(value)}"
-    refuse_calls(key, value)
+        is_null = value == "null" and ALL_KEYS[key] is not str
+        return argument if is_null else f"{key}={quoted(value)}"
+    refuse_calls(value, key)
     require(not ENDLESS.search(value), f"{key} holds a number of more than {MOST_DIGITS} digits")
     if ALL_KEYS.get(key) is bool:
         for number in re.findall(r"[+-]?\d+", value):  # OmegaConf would take any number as true
             require(number in ("0", "1"), f"{key}={number} must be true or false")
-    words = f"{key}={quote_words(value, key in WORDS)}"
-    # A word that Hydra cannot read reaches the check of its key, which says what it may be.
-    return f"{key}={quoted(value)}" if key in WORDS and not _is_readable(words) else words
+    return f"{key}={_quote_words(value, numbers=key in WORDS)}"
 
 
-def quote_words(value: str, numbers: bool = False) -> str:
+def _quote_words(value: str, numbers: bool) -> str:
     """``[a, ü]`` -> ``[a, 'ü']``: quotes around each word with letters that are not ASCII.
 
     With ``numbers``, around each number as well: the name ``1e5`` is not ``100000.0``.
     """
-    numbers = numbers and not set("(:=") & set(value)  # as in range(1, 3) and cuda:0
+    numbers = numbers and not set("(:=") & set(value)  # but not in range(1, 3) and cuda:0
 
-    def quote(found: re.Match[str]) -> str:
-        text, word = found[0], found[0].strip()
+    def quote(match: re.Match[str]) -> str:
+        text, word = match[0], match[0].strip()
         is_number = numbers and NUMBER.fullmatch(word) is not None
         if text[0] in "'\"" or (text.isascii() and not is_number):
             return text
@@ -89,16 +86,8 @@ def quote_words(value: str, numbers: bool = False) -> str:
     return WORD.sub(quote, value)
 
 
-def _is_readable(argument: str) -> bool:
-    try:
-        OverridesParser.create().parse_override(argument)
-    except HydraException:
-        return False
-    return True
-
-
 def quoted(text: str) -> str:
-    """``text`` between single quotes, such that Hydra reads it back unchanged."""
+    """``text`` between single quotes, which Hydra reads back unchanged."""
     return QuotedString(text=guard(text), quote=Quote.single).with_quotes()
 
 
@@ -108,8 +97,8 @@ def unquoted(value: str) -> str:
     return "" if text is None else unguard(str(text))
 
 
-def shown(value: str) -> str:
-    """A value of an override for a table or a folder's name: without quotes around all of it."""
+def displayed(value: str) -> str:
+    """The value of an override for a table or the name of a folder: without outer quotes."""
     return unquoted(value) if value.startswith("'") else value
 
 
@@ -119,14 +108,21 @@ def as_typed(argument: str) -> str:
     return f"{key}={unquoted(value)}" if key in FREE and value != "null" else argument
 
 
-def refuse_calls(key: str, value: object) -> None:
-    """Raise :class:`llm.errors.Refused` for an interpolation that is not a plain reference.
+def refuse_calls(value: object, key: str = "") -> None:
+    """Raise :class:`llm.errors.Refused` for an interpolation in ``value`` that calls a function.
 
-    Others call functions, which may read the environment or files: a password might come into
-    ``config.yaml`` and W&B. For the same reason the message does not repeat the value.
+    A function may read the environment or a file, and a password would reach ``config.yaml`` and
+    W&B. For the same reason the message does not repeat the value. Lists and dicts are searched.
     """
-    plain = not isinstance(value, str) or "${" not in REFERENCE.sub("", value)
-    require(plain, f"{key} holds an interpolation other than ${{key}}: give the value itself")
+    if isinstance(value, dict):
+        for name, item in value.items():
+            refuse_calls(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for item in value:
+            refuse_calls(item, key)
+    elif isinstance(value, str):
+        plain = "${" not in REFERENCE.sub("", value)
+        require(plain, f"{key} holds an interpolation other than ${{key}}: give the value itself")
 
 
 def guard(text: str) -> str:
@@ -142,26 +138,14 @@ def unguard(text: str) -> str:
 
 def map_text(change: Callable[[str], str], value: T) -> T:
     """``value`` with every text in its lists, dicts and dataclasses changed."""
-    found: Any = value
-    if isinstance(found, dict):
-        found = {key: map_text(change, item) for key, item in found.items()}
-    elif isinstance(found, list):
-        found = [map_text(change, item) for item in found]
-    elif isinstance(found, str):
-        found = change(found)
-    elif is_dataclass(found) and not isinstance(found, type):
-        new = {one.name: map_text(change, getattr(found, one.name)) for one in fields(found)}
-        found = replace(found, **new)
-    return found  # type: ignore[no-any-return]
-
-
-def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """The values in nested plain lists and dicts, each with its dotted key."""
+    new: Any = value
     if isinstance(value, dict):
-        for name, item in value.items():
-            yield from leaves(item, f"{key}.{name}" if key else str(name))
+        new = {key: map_text(change, item) for key, item in value.items()}
     elif isinstance(value, list):
-        for item in value:
-            yield from leaves(item, key)
-    else:
-        yield key, value
+        new = [map_text(change, item) for item in value]
+    elif isinstance(value, str):
+        new = change(value)
+    elif is_dataclass(value) and not isinstance(value, type):
+        items = {one.name: map_text(change, getattr(value, one.name)) for one in fields(value)}
+        new = replace(value, **items)
+    return new  # type: ignore[no-any-return]

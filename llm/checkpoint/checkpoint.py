@@ -6,31 +6,28 @@
     checkpoints/best-00000400/                      weights of the lowest validation loss only
     checkpoints/last -> step-00000500, checkpoints/best -> best-00000400
 
-A checkpoint may be damaged or come from a stranger. Nothing in it is unpickled or instantiated.
-Each file is compared with its digest, and each tensor's name, shape and type with those of the
-model, before any of it is loaded.
+A checkpoint may be damaged or come from a stranger, so nothing in it is unpickled or instantiated,
+and each file's digest and each tensor's name, shape and type are checked before it is loaded.
 """
 
 import functools
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from llm.checkpoint.empty import Shapes, empty_model, weight_shapes
-from llm.checkpoint.find import (
-    MANIFEST,
-    find_checkpoint,
-    read_manifest,
-    read_model_config,
-)
+from llm.checkpoint.find import MANIFEST, find_checkpoint, read_manifest, read_model_config
 from llm.checkpoint.tensors import (
+    Allowed,
     Layout,
+    Shapes,
     allowed_training,
-    allowed_weights,
     read_tensors,
     require_size,
 )
@@ -67,10 +64,9 @@ class Checkpoint:
             tokenizer.vocab_size <= (model.vocab_size or 0),
             f"{path}: a tokenizer of {tokenizer.vocab_size} ids and a model of {model.vocab_size}",
         )
-        files = manifest.files
-        known = set(files) <= {WEIGHTS, TRAINING} and WEIGHTS in files
+        files, state, identity = manifest.files, manifest.state, manifest.identity
+        known = WEIGHTS in files and files.keys() <= {WEIGHTS, TRAINING}
         require(known, f"{path / MANIFEST} has no usable files")
-        state, identity = manifest.state, manifest.identity
         return cls(path, manifest.step, model, tokenizer, state, identity, files)
 
     @functools.cached_property
@@ -80,7 +76,8 @@ class Checkpoint:
 
     def weights(self) -> dict[str, Tensor]:
         """The tensors of ``GPT.state_dict()``; :class:`llm.errors.Refused` unless all are there."""
-        weights = self._read(WEIGHTS)
+        allowed: Allowed = {name: (shape, ("F32", "BF16")) for name, shape in self.shapes.items()}
+        weights = self._read(WEIGHTS, allowed)
         for name in self.shapes:
             require(name in weights, f"{self.path / WEIGHTS} has no tensor {name}")
         return weights
@@ -88,15 +85,15 @@ class Checkpoint:
     def training(self, custom: Layout | None = None) -> dict[str, Tensor]:
         """The optimizer's and the random generators' tensors, to continue training from.
 
-        ``custom``: what a custom optimizer keeps; None for a built-in one. Raises
-        :class:`llm.errors.Refused` if there are none.
+        ``custom``: the state of a custom optimizer; None for a built-in one. Raises
+        :class:`llm.errors.Refused` if the checkpoint has only weights.
         """
-        found = TRAINING in self.files
-        require(found, f"{self.path} holds weights only, nothing to continue training from")
-        return self._read(TRAINING, custom)
+        resumable = TRAINING in self.files
+        require(resumable, f"{self.path} holds weights only, nothing to continue training from")
+        return self._read(TRAINING, allowed_training(self.shapes, custom))
 
     def verify(self) -> None:
-        """Read every file and compare its sha256; :class:`llm.errors.Refused` names a damaged one.
+        """Compare the sha256 of every file; :class:`llm.errors.Refused` names a damaged one.
 
         Takes about a second per gigabyte, and no memory.
         """
@@ -105,13 +102,12 @@ class Checkpoint:
 
     def load_model(self, device: torch.device) -> GPT:
         """The network with its weights, in evaluation mode, on ``device``."""
-        config = self.model
-        assert config.head_size
-        model = empty_model(config)
+        assert self.model.head_size
+        model = empty_model(self.model)
         # The tensors themselves become the weights: nothing is initialised or copied.
         weights = {name: tensor.float() for name, tensor in self.weights().items()}
         model.load_state_dict(weights, assign=True)
-        model.cos, model.sin = rotary_angles(config.block_size, config.head_size)
+        model.cos, model.sin = rotary_angles(self.model.block_size, self.model.head_size)
         return model.to(device).eval()
 
     def load_into(self, model: GPT) -> None:
@@ -119,14 +115,14 @@ class Checkpoint:
 
         :class:`llm.errors.Refused` names the first tensor that does not fit, before any is read.
         """
-        wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        for name in wanted | self.shapes:
+        needed = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        for name in needed | self.shapes:
             require(name in self.shapes, f"{self.path} has no tensor {name}")
-            require(name in wanted, f"{self.path} has a tensor {name} that this model lacks")
-            found, needed = self.shapes[name], wanted[name]
+            require(name in needed, f"{self.path} has a tensor {name} that this model lacks")
             require(
-                found == needed,
-                f"{self.path}: {name} has shape {found}, this model needs {needed}",
+                self.shapes[name] == needed[name],
+                f"{self.path}: {name} has shape {self.shapes[name]}, "
+                f"this model needs {needed[name]}",
             )
         model.load_state_dict(self.weights())
 
@@ -140,19 +136,39 @@ class Checkpoint:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise Refused(f"{path} cannot be read: {error.strerror}") from None
-        right = digest == self.files[name]
-        require(right, f"{path} is damaged: its sha256 is not the recorded one")
+        intact = digest == self.files[name]
+        require(intact, f"{path} is damaged: its sha256 is not the recorded one")
         self.verified.add(name)
 
-    def _read(self, name: str, custom: Layout | None = None) -> dict[str, Tensor]:
+    def _read(self, name: str, allowed: Allowed) -> dict[str, Tensor]:
         self._verify(name)
-        is_training = name == TRAINING
-        shapes = self.shapes
-        allowed = allowed_training(shapes, custom) if is_training else allowed_weights(shapes)
         try:
             return read_tensors(self.path / name, allowed)
         except (OSError, safetensors.SafetensorError) as error:
             raise Refused(f"{self.path / name} cannot be read: {error}") from None
+
+
+class _SkipInit(TorchFunctionMode):
+    """Skips torch.nn.init: on the meta device it imports a compiler, which takes a second."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
+
+
+def empty_model(config: GPTConfig) -> GPT:
+    """The network of ``config`` on torch's meta device: names and shapes without memory."""
+    with torch.device("meta"), _SkipInit():
+        return GPT(**asdict(config))
+
+
+def weight_shapes(config: GPTConfig) -> Shapes:
+    """The name and shape of every weight of the network."""
+    return {name: tuple(tensor.shape) for name, tensor in empty_model(config).state_dict().items()}
 
 
 def weights_digest(place: str) -> str:
@@ -161,11 +177,10 @@ def weights_digest(place: str) -> str:
 
 
 def start_from(model: GPT, place: str, tokenizer: Tokenizer) -> Checkpoint:
-    """Load the weights of ``init_from=place``, a checkpoint or a run (its best); returns the
-    checkpoint.
+    """Load the weights of ``init_from=place`` into ``model``; returns the checkpoint.
 
-    ``tokenizer``: the data's. Weights trained on other ids cannot read its text, so raises
-    :class:`llm.errors.Refused` naming both tokenizers, and for weights of another shape.
+    Raises :class:`llm.errors.Refused` for weights of another shape, and for weights that were
+    trained with another tokenizer than the data's, ``tokenizer``: their ids have other meanings.
     """
     checkpoint = Checkpoint.open(find_checkpoint("init_from", place))
     theirs, ours = checkpoint.tokenizer, tokenizer

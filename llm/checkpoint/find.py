@@ -17,7 +17,7 @@ FORMAT_VERSION = 1  # since 0.2.0
 
 @dataclass(frozen=True)
 class Manifest:
-    """The contents of ``checkpoint.json``, besides its digest."""
+    """The contents of ``checkpoint.json`` without its digest."""
 
     format_version: int
     step: int = option(at_least=0)
@@ -35,15 +35,14 @@ class TooNew(Refused):
 def read_manifest(checkpoint: Path) -> Manifest:
     """The manifest of a checkpoint.
 
-    Raises :class:`TooNew`, and :class:`llm.errors.Refused` if it is missing, damaged or not of this
-    program.
+    Raises :class:`TooNew`, and :class:`llm.errors.Refused` if it is missing, damaged or from
+    another program.
     """
     path = checkpoint / MANIFEST
     try:
-        values = read_json(path)
+        values = opened(read_json(path), path)
     except FileNotFoundError:
         raise Refused(f"{checkpoint} is not a checkpoint: it has no {MANIFEST}") from None
-    values = opened(values, path)  # first of all: a flipped bit may have changed the version
     version = values.get("format_version")
     if type(version) is int and version > FORMAT_VERSION:
         raise TooNew(
@@ -58,9 +57,7 @@ def read_manifest(checkpoint: Path) -> Manifest:
 
 
 def read_model_config(manifest: Manifest, checkpoint: Path) -> GPTConfig:
-    """The resolved options of a checkpoint's network; :class:`llm.errors.Refused` for options that
-    no network can have.
-    """
+    """The resolved options of a checkpoint's network; :class:`llm.errors.Refused` if impossible."""
     where = f"{checkpoint / MANIFEST}: model."
     config = from_plain(GPTConfig, manifest.model, where).resolve()
     require(config.vocab_size, f"{where}vocab_size is missing")
@@ -68,24 +65,23 @@ def read_model_config(manifest: Manifest, checkpoint: Path) -> GPTConfig:
 
 
 def find_checkpoint(key: str, typed: str) -> Path:
-    """The checkpoint that ``key=typed`` names: itself, or the best one of ``checkpoints/`` or a
-    run.
+    """The checkpoint that ``key=typed`` names: itself, or the best one of a run.
 
-    Raises :class:`llm.errors.Refused` saying what is missing, and naming the newest runs.
+    Raises :class:`llm.errors.Refused` naming the newest runs.
     """
     path = Path(typed)
-    places = [path / kind for kind in ("", "checkpoints/best", "checkpoints/last", "best", "last")]
-    for place in places:
-        if os.path.isfile(place / MANIFEST):  # Path.is_file raises where a name is too long
-            return place
+    for below in ("", "checkpoints/best", "checkpoints/last", "best", "last"):
+        if os.path.isfile(path / below / MANIFEST):  # Path.is_file raises for too long a name
+            return path / below
     what = "holds no checkpoint" if os.path.exists(path) else "does not exist"
     raise Refused(f"{key}={typed} {what}{newest_runs()}")
 
 
-def newest_runs(count: int = 3) -> str:
-    """The end of a sentence that names the newest runs."""
-    found = [p for depth in ("*", "*/*") for p in Path("outputs").glob(f"{depth}/{FOLDER}")]
-    newest = sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)[:count]
-    listed = ", ".join(str(path.parent) for path in newest)
-    train = command_line("run_train.py")
-    return f": the newest runs are {listed}" if newest else f": train one with {train}"
+def newest_runs() -> str:
+    """The end of a sentence that names the three newest runs."""
+    outputs = Path("outputs")
+    folders = [*outputs.glob(f"*/{FOLDER}"), *outputs.glob(f"*/*/{FOLDER}")]
+    if not folders:
+        return f": train one with {command_line('run_train.py')}"
+    folders.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
+    return f": the newest runs are {', '.join(str(folder.parent) for folder in folders[:3])}"

@@ -1,4 +1,4 @@
-"""The ``checkpoints/`` of one run: saving, pruning, and finding one to continue from."""
+"""The ``checkpoints/`` of one run: save, delete the oldest, and find one to continue from."""
 
 import os
 import re
@@ -45,19 +45,20 @@ class CheckpointFolder:
     ) -> Path:
         """Publish ``step-N``, link ``last`` to it, then delete the oldest.
 
-        Raises :class:`llm.errors.DiskError`; the older checkpoints are still there then.
+        Raises :class:`llm.errors.DiskError`, and leaves the older checkpoints then.
         """
         path = self.folder / f"step-{step:08d}"
         with writing(path):
             self._publish(path, "last", {WEIGHTS: weights, TRAINING: training}, step, state)
             saved = resumable(self.folder)
-            # Later steps are from before a rollback, or damaged; this one replaces none of them.
-            for old in saved[: saved.index(path) + 1][: -self.keep_last]:
+            # Later steps are damaged or from before a rollback. They do not count.
+            saved = saved[: saved.index(path) + 1]
+            for old in saved[: -self.keep_last]:
                 withdraw(old)
         return path
 
     def save_best(self, step: int, weights: dict[str, Tensor], state: Plain) -> Path:
-        """Publish ``best-N`` (weights only), link ``best`` to it, then delete the one before."""
+        """Publish ``best-N`` (weights only), link ``best`` to it, then delete the previous one."""
         path = self.folder / f"best-{step:08d}"
         with writing(path):
             self._publish(path, "best", {WEIGHTS: weights}, step, state)
@@ -67,10 +68,10 @@ class CheckpointFolder:
         return path
 
     def check_room(self, weights: int, training: int) -> None:
-        """Raise :class:`llm.errors.DiskError` unless there is room for all checkpoints that the run
-        keeps at once, given the bytes of the two files.
+        """Raise :class:`llm.errors.DiskError` unless all checkpoints of the run fit on the disk.
 
-        While a checkpoint is replaced there is one more than ``keep_last``, and a second best one.
+        The arguments are bytes of one file. During a save there is one checkpoint more than
+        ``keep_last``, and a second best one.
         """
         needed = (self.keep_last + 1) * (weights + training) + 2 * weights
         used = sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file())
@@ -85,8 +86,7 @@ class CheckpointFolder:
     def _publish(
         self, path: Path, name: str, files: dict[str, dict[str, Tensor]], step: int, state: Plain
     ) -> None:
-        # Not its parents: nothing could be resumed in a run folder that was deleted.
-        self.folder.mkdir(exist_ok=True)
+        self.folder.mkdir(exist_ok=True)  # without parents: a deleted run folder stays deleted
         sync_folder(self.folder.parent)
         with published(path) as temporary:
             digests = {file: write_tensors(temporary / file, files[file]) for file in files}
@@ -104,7 +104,7 @@ class CheckpointFolder:
 
 
 def link(folder: Path, name: str, target: Path) -> None:
-    """Make ``folder/name`` a link to ``target``, which is in ``folder``, in one step."""
+    """Make ``folder/name`` a link to ``target``, a path in ``folder``, in one atomic step."""
     temporary = folder / f".{name}{TEMPORARY}"
     delete(temporary)
     temporary.symlink_to(target.name)
@@ -112,19 +112,19 @@ def link(folder: Path, name: str, target: Path) -> None:
 
 
 def resumable(folder: Path) -> list[Path]:
-    """The ``step-N`` in a folder, fewest steps first; before each, the one that it replaces."""
-    found = {}
+    """The ``step-N`` in a folder, oldest first; a copy that is being replaced counts as older."""
+    ages = {}
     for path in folder.glob("*step-*"):
         if match := STEP.fullmatch(path.name):
-            found[path] = int(match[1]), match[2] is None
-    return sorted(found, key=found.__getitem__)
+            ages[path] = int(match[1]), match[2] is None
+    return sorted(ages, key=ages.__getitem__)
 
 
 def newest_valid(run: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
-    """The newest checkpoint of ``run`` that is whole, and each newer one with its fault.
+    """The newest intact checkpoint of ``run``, and the faults of newer ones.
 
-    Every digest is compared. Raises :class:`TooNew`, and :class:`llm.errors.Refused` if there are
-    checkpoints and none is whole: starting again would silently discard them.
+    Every digest is compared. Raises :class:`TooNew`, and :class:`llm.errors.Refused` if all
+    checkpoints are damaged: starting again would silently discard them.
     """
     damaged: dict[Path, str] = {}
     for path in reversed(resumable(run / FOLDER)):
@@ -145,17 +145,17 @@ def newest_valid(run: Path) -> tuple[Checkpoint | None, dict[Path, str]]:
 def repair(run: Path, newest: Checkpoint | None, damaged: dict[Path, str]) -> list[str]:
     """Make ``checkpoints/`` ready to continue from ``newest``; returns a line for each damaged one.
 
-    Damaged checkpoints are renamed, so that they are kept but not found; temporary files of killed
-    processes are deleted. The run must be locked.
+    Renames damaged checkpoints, so that no resume finds them, and deletes temporary files of killed
+    processes. The run must be locked.
     """
     for folder in (run, run / FOLDER):
         delete_temporary(folder)
     step, lines = newest.step if newest else 0, []
     for path, fault in damaged.items():
-        kept = path.with_name(f"damaged-{path.name.lstrip('.')}")
-        delete(kept)
-        path.rename(kept)
-        lines.append(f"{fault}: renamed to {kept.name}, continuing from step {step}")
+        renamed = path.with_name(f"damaged-{path.name.lstrip('.')}")
+        delete(renamed)
+        path.rename(renamed)
+        lines.append(f"{fault}: renamed to {renamed.name}, continuing from step {step}")
     if newest is not None:
         link(newest.path.parent, "last", newest.path)
     return lines

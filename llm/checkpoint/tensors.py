@@ -1,4 +1,4 @@
-"""Tensor files (safetensors): writing one durably, and reading one that anybody may have made."""
+"""Tensor files (safetensors): write one durably, read one that is not trusted."""
 
 import hashlib
 import math
@@ -11,15 +11,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from llm.checkpoint.empty import Shapes
 from llm.errors import require
 from llm.functional.sizes import BLOCK_8BIT
 
-WEIGHTS = ("F32", "BF16")
-MOST_STATE = 64  # bytes per weight that an optimizer may keep
+MOST_STATE = 64  # bytes of optimizer state per weight
 LARGEST_HEADER = 8 << 20  # bytes; 512 layers and an optimizer in 8 bits need 7 million
-Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]  # shape and type of tensors, by name
-# A name's shape, None for any short list, and its possible types.
+Shapes = dict[str, tuple[int, ...]]  # by the name of the tensor, as in the next two
+Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
+# The shape (None: any short list) and the possible types.
 Allowed = dict[str, tuple[tuple[int, ...] | None, tuple[str, ...]]]
 TYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -37,7 +36,7 @@ LONGEST_RANDOM = 8192  # numbers
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
     """Write a tensor file and sync it; returns its sha256. Raises ``OSError``.
 
-    Takes no memory for tensors in host memory. Those on a GPU are copied to the host all at once.
+    Takes no memory for tensors on the host. Tensors on a GPU are copied to the host all at once.
     """
     try:
         safetensors.torch.save_file(_separate(tensors), path)
@@ -46,7 +45,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
-    # The library makes files that only their owner can read: be as open as the folder is.
+    # The library makes files that only their owner can read. Be as open as the folder is.
     path.chmod(path.parent.stat().st_mode & 0o666)
     with path.open("rb") as file:
         os.fsync(file.fileno())
@@ -54,8 +53,9 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
 
 
 def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without shared memory, which safetensors refuses: a custom optimizer may store
-    one tensor under two names.
+    """Copies of tensors that share memory with another, which safetensors refuses.
+
+    A custom optimizer may store one tensor under two names.
     """
     separate, used = {}, set()
     for name, tensor in tensors.items():
@@ -66,8 +66,8 @@ def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def require_size(path: Path, weights: Shapes, is_training: bool) -> None:
-    """Raise :class:`llm.errors.Refused` unless ``path`` is a file of a size that such a model can
-    have.
+    """Raise :class:`llm.errors.Refused` unless ``path`` is a file, and not too large for a model
+    with these weights and for this machine.
     """
     require(os.path.isfile(path), f"{path} is missing, or not a regular file")
     size = path.stat().st_size
@@ -78,15 +78,10 @@ def require_size(path: Path, weights: Shapes, is_training: bool) -> None:
     require(size < memory, f"{path} has {size:,} bytes, and this machine has {memory:,} of memory")
 
 
-def allowed_weights(weights: Shapes) -> Allowed:
-    """The tensors that a file of weights may contain."""
-    return {name: (shape, WEIGHTS) for name, shape in weights.items()}
-
-
 def allowed_training(weights: Shapes, custom: Layout | None) -> Allowed:
     """The tensors that a file of training state may contain: the optimizer's and generators'.
 
-    ``custom``: what a custom optimizer keeps; None: any built-in one, see
+    ``custom``: the state of a custom optimizer; None: any built-in one, see
     llm/training/optimizer.py.
     """
     allowed: Allowed = {name: (None, (kind,)) for name, kind in RANDOM.items()}
@@ -105,11 +100,11 @@ def allowed_training(weights: Shapes, custom: Layout | None) -> Allowed:
 
 
 def read_tensors(path: Path, allowed: Allowed) -> dict[str, Tensor]:
-    """The tensors of a file, whose names, shapes and types are checked before any is read.
+    """The tensors of a file. Names, shapes and types are checked before any is read: with a wrong
+    shape some of torch's kernels write out of bounds.
 
-    A wrong shape would crash some of torch's kernels, which write out of bounds. Raises
-    :class:`llm.errors.Refused` for other tensors than ``allowed`` and for values that are not
-    finite; ``OSError`` or ``SafetensorError`` for a file that cannot be read.
+    Raises :class:`llm.errors.Refused` for tensors that are not ``allowed`` and for values that are
+    not finite; ``OSError`` or ``SafetensorError`` for a file that cannot be read.
     """
     # Read, not mapped: mapped pages would count as memory in addition to the tensors.
     with safetensors.safe_open(path, "pt", backend="pread") as file:
@@ -118,18 +113,15 @@ def read_tensors(path: Path, allowed: Allowed) -> dict[str, Tensor]:
             described = file.get_slice(name)
             shape, kind = tuple(described.get_shape()), described.get_dtype()
             require(name in allowed, f"{path} has a tensor {name} that this model lacks")
-            wanted, kinds = allowed[name]
-            fits = shape == wanted if wanted is not None else _is_short_list(shape)
-            require(fits, f"{path}: {name} has shape {shape}, this model needs {wanted}")
+            needed, kinds = allowed[name]
+            is_short_list = len(shape) == 1 and shape[0] <= LONGEST_RANDOM
+            fits = is_short_list if needed is None else shape == needed
+            require(fits, f"{path}: {name} has shape {shape}, this model needs {needed}")
             expected = " or ".join(kinds)
             require(kind in kinds, f"{path}: {name} is {kind}, and {expected} expected")
-        # Cloned into torch's own memory, which is aligned as its kernels like it.
+        # Cloned into memory that torch allocates, aligned for its kernels.
         tensors = {name: file.get_tensor(name).clone() for name in names}
     for name, tensor in tensors.items():
         finite = not tensor.is_floating_point() or bool(tensor.isfinite().all())
         require(finite, f"{path}: {name} has values that are not finite")
     return tensors
-
-
-def _is_short_list(shape: tuple[int, ...]) -> bool:
-    return len(shape) == 1 and shape[0] <= LONGEST_RANDOM

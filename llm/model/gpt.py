@@ -81,7 +81,7 @@ class GPT(nn.Module):
         angles = (config.block_size, config.head_size)
         self.register_buffer("cos", torch.empty(angles), persistent=False)
         self.register_buffer("sin", torch.empty(angles), persistent=False)
-        if not self.cos.is_meta:  # on meta there are only shapes: llm.checkpoint.empty
+        if not self.cos.is_meta:  # on meta there are only shapes: llm.checkpoint
             self.cos, self.sin = layers.rotary_angles(*angles)
             self.initialise()
 

@@ -1,4 +1,4 @@
-"""One checkpoint of the tiny network, and ways to change it."""
+"""A checkpoint of the tiny network, and ways to change it."""
 
 import hashlib
 import json
@@ -50,13 +50,17 @@ def edit(path: Path, change: Edit) -> None:
     (path / MANIFEST).write_text(sealed(manifest), encoding="utf-8")
 
 
-def replace_weights(path: Path, change: Edit) -> None:
-    """Change the tensors of a checkpoint, and the digest with them."""
-    tensors = safetensors.torch.load_file(path / WEIGHTS)
+def replace_file(path: Path, name: str, raw: bytes) -> None:
+    """Change a file of tensors, and its digest in the manifest."""
+    (path / name).write_bytes(raw)
+    edit(path, lambda m: m["files"].update({name: hashlib.sha256(raw).hexdigest()}))
+
+
+def edit_tensors(path: Path, change: Edit, name: str = WEIGHTS) -> None:
+    """Change the tensors of a file, and its digest."""
+    tensors = safetensors.torch.load_file(path / name)
     change(tensors)
-    raw = safetensors.torch.save(tensors)
-    (path / WEIGHTS).write_bytes(raw)
-    edit(path, lambda m: m["files"].update({WEIGHTS: hashlib.sha256(raw).hexdigest()}))
+    replace_file(path, name, safetensors.torch.save(tensors))
 
 
 def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""What a user types after ckpt= is understood, or refused with what there is instead."""
+"""A path after ckpt= means a checkpoint or the best one of a run; any other is refused."""
 
 import os
 from collections.abc import Callable
@@ -7,53 +7,38 @@ from pathlib import Path
 import pytest
 
 from llm.checkpoint.find import find_checkpoint
-from llm.checkpoint.folder import CheckpointFolder
-from llm.data.dataset import Dataset
 from llm.errors import Refused
-from llm.model.gpt import GPT
+
+KINDS = {"best": "best-00000002", "last": "step-00000004"}
 
 
 @pytest.fixture
-def make_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: GPT, dataset: Dataset
-) -> Callable[..., Path]:
-    """A run folder below a fresh working directory, with checkpoints of the given kinds."""
+def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Make a run folder with checkpoints of the given kinds, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
 
     def inner(name: str, *kinds: str) -> Path:
-        run = Path(name)
-        run.mkdir(parents=True)
-        folder = CheckpointFolder(run, 2, tiny_model.config, dataset.tokenizer, {})
-        if "last" in kinds:
-            folder.save(4, tiny_model.state_dict(), {}, {})
-        if "best" in kinds:
-            folder.save_best(2, tiny_model.state_dict(), {})
-        return run
+        checkpoints = Path(name) / "checkpoints"
+        for kind in kinds:
+            (checkpoints / KINDS[kind]).mkdir(parents=True)
+            (checkpoints / KINDS[kind] / "checkpoint.json").touch()
+            (checkpoints / kind).symlink_to(KINDS[kind])
+        return Path(name)
 
     return inner
 
 
 @pytest.mark.parametrize("below", ["", "checkpoints"])
-def test_a_run_means_its_best_checkpoint(make_run: Callable[..., Path], below: str) -> None:
-    run = make_run("outputs/a", "last", "best")
-    assert find_checkpoint("ckpt", str(run / below)) == run / "checkpoints" / "best"
-
-
-@pytest.mark.parametrize("below", ["", "checkpoints"])
-def test_a_run_without_a_best_checkpoint_means_its_last(
+def test_a_run_means_its_best_checkpoint_else_its_last(
     make_run: Callable[..., Path], below: str
 ) -> None:
-    run = make_run("outputs/a", "last")
+    run = make_run("outputs/a", "last", "best")
+    assert find_checkpoint("ckpt", str(run / below)) == run / "checkpoints" / "best"
+    (run / "checkpoints" / "best" / "checkpoint.json").unlink()
     assert find_checkpoint("ckpt", str(run / below)) == run / "checkpoints" / "last"
 
 
-def test_a_best_that_leads_nowhere_is_passed_over(make_run: Callable[..., Path]) -> None:
-    run = make_run("outputs/a", "last")
-    (run / "checkpoints" / "best").symlink_to("best-00000009")
-    assert find_checkpoint("ckpt", str(run)).name == "last"
-
-
-@pytest.mark.parametrize("name", ["last", "best", "step-00000004", "best-00000002"])
+@pytest.mark.parametrize("name", [*KINDS, *KINDS.values()])
 def test_a_checkpoint_means_itself(make_run: Callable[..., Path], name: str) -> None:
     path = make_run("outputs/a", "last", "best") / "checkpoints" / name
     assert find_checkpoint("ckpt", str(path)) == path

@@ -1,4 +1,4 @@
-"""Weights are taken only where ids mean the same: a loss of others' would mean nothing."""
+"""init_from takes only weights that were trained with the same tokenizer."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ SHAPE = {"n_layer": 1, "n_embed": 16, "head_size": 8, "block_size": 8}
 
 
 def trained(folder: Path, tokenizer: Tokenizer, vocab_size: int) -> tuple[GPT, str]:
-    """A network, and the place where its weights are saved with their tokenizer."""
+    """A network, and the checkpoint with its weights and tokenizer."""
     model = GPT(**SHAPE, vocab_size=vocab_size)
     run = CheckpointFolder(folder, 1, model.config, tokenizer, IDENTITY)
     return model, str(run.save_best(3, model.state_dict(), STATE))
@@ -48,7 +48,7 @@ def test_weights_of_another_tokenizer_are_refused_naming_both(
     assert torch.equal(model.embed.weight, before)
 
 
-def test_weights_of_the_same_tokenizer_are_taken_if_their_shape_fits(tmp_path: Path) -> None:
+def test_weights_of_the_same_tokenizer_are_loaded_if_their_shape_fits(tmp_path: Path) -> None:
     model, place = trained(tmp_path, CharTokenizer("abé"), vocab_size=3)
     other = GPT(**SHAPE, vocab_size=3)
     start_from(other, place, CharTokenizer("abé"))

@@ -1,13 +1,11 @@
-"""Tensor files: what is written comes back; a write that fails publishes nothing."""
+"""Tensor files are written exactly, without extra memory; a failed write publishes nothing."""
 
-import contextlib
 import hashlib
 import os
 import re
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from llm.checkpoint.checkpoint import TRAINING, WEIGHTS, Checkpoint
+from llm.checkpoint.checkpoint import WEIGHTS
 from llm.checkpoint.folder import CheckpointFolder, newest_valid
 from llm.checkpoint.tensors import TYPES, write_tensors
 from llm.errors import DiskError
@@ -42,17 +40,10 @@ def test_tensors_that_share_memory_are_written_separately(tmp_path: Path) -> Non
     assert all(torch.equal(found[name], shared[name]) for name in shared)
 
 
-def test_who_may_read_other_files_may_read_a_checkpoint(saved: Path) -> None:
+def test_a_checkpoint_is_as_readable_as_other_new_files(saved: Path) -> None:
     os.umask(mask := os.umask(0o022))
     for path in saved.iterdir():
         assert path.stat().st_mode & 0o777 == 0o666 & ~mask
-
-
-def test_the_manifest_has_the_digest_of_each_file(saved: Path) -> None:
-    files = Checkpoint.open(saved).files
-    assert set(files) == {WEIGHTS, TRAINING}
-    for name, digest in files.items():
-        assert hashlib.sha256((saved / name).read_bytes()).hexdigest() == digest
 
 
 # Prints by how many bytes the peak of resident memory grew while 128 MiB were saved.
@@ -76,33 +67,27 @@ print(status("VmHWM") - before)
 
 
 @needs_linux
-def test_saving_takes_no_memory_of_its_own(tmp_path: Path) -> None:
+def test_saving_takes_no_memory(tmp_path: Path) -> None:
     command = [sys.executable, "-c", MEASURE, str(tmp_path / "file")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert (tmp_path / "file").stat().st_size > 128 << 20
     assert int(done.stdout) < 4 << 20
 
 
-@contextlib.contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Fail every write that would make a file larger than this."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.99])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
 def test_a_write_that_fails_in_the_middle_of_a_file_publishes_nothing(
     share: float, folder: CheckpointFolder, saved: Path, tiny_model: GPT,
     training: dict[str, Tensor],
 ) -> None:  # fmt: skip
-    size = (saved / WEIGHTS).stat().st_size
-    said = re.escape("step-00000006 could not be written: File too large (")
-    with largest_file(int(share * size)), pytest.raises(DiskError, match=said):
-        folder.save(6, tiny_model.state_dict(), training, STATE)
+    largest = int(share * (saved / WEIGHTS).stat().st_size)  # bytes of a file
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    message = re.escape("step-00000006 could not be written: File too large (")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, hard))
+    try:
+        with pytest.raises(DiskError, match=message):
+            folder.save(6, tiny_model.state_dict(), training, STATE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert names(folder) == ["last", "step-00000004"]
     newest, damaged = newest_valid(folder.folder.parent)
     assert newest is not None and newest.step == 4 and not damaged

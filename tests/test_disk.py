@@ -55,8 +55,7 @@ def assert_nothing_half_done(run: Path) -> None:
     newest.weights()
     newest.training()
     assert not [name for name in listing(run) if "/." in f"/{name}"]
-    last = (run / "checkpoints/last").readlink().name
-    assert last == newest.path.name, "what is reported as saved is there"
+    assert (run / "checkpoints/last").readlink().name == newest.path.name
 
 
 def test_a_disk_that_somebody_else_fills_ends_the_run_with_the_last_checkpoint_intact(
@@ -92,7 +91,7 @@ def test_a_checkpoint_that_the_disk_fails_to_sync_is_not_published(
 
     def failing(handle: int) -> None:
         path = Path(f"/proc/self/fd/{handle}").readlink()
-        if path.name == name and newest_valid(run)[0]:  # there is one before it
+        if path.name == name and newest_valid(run)[0]:  # the second checkpoint
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         fsync(handle)
 
@@ -107,7 +106,7 @@ def test_a_checkpoint_that_the_disk_fails_to_sync_is_not_published(
     assert (summary(run)["status"], summary(run)["step"]) == ("disk_error", 4)
 
 
-def test_without_room_for_its_checkpoints_no_run_takes_a_step(
+def test_a_run_without_room_for_its_checkpoints_does_not_start(
     tmp_path: Path, data: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as little:
@@ -130,7 +129,7 @@ def test_the_checkpoints_of_a_resumed_run_count_as_free_space(
     assert done.returncode == 0, done.stderr
 
 
-def test_a_run_folder_that_may_not_be_written_is_refused_before_the_first_step(
+def test_a_run_folder_without_permission_is_refused_before_the_first_step(
     tmp_path: Path, data: list[str]
 ) -> None:
     for name in ("closed", "made"):
@@ -154,7 +153,7 @@ def test_a_read_only_disk_is_reported_before_the_first_step(disk: Path, data: li
 
 
 @needs_linux
-def test_a_folder_whose_parents_are_missing_is_made_where_that_can_be(
+def test_missing_parents_of_a_run_folder_are_made_if_possible(
     tmp_path: Path, data: list[str]
 ) -> None:
     done = here("train", *data, *TINY_RUN, "run.dir=a/b/c", cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""A run that died at any step goes on in a process of its own, to the bits of one that did not."""
+"""A run that died at any step continues in a new process to the bits of an unbroken run."""
 
 import os
 import shutil
@@ -44,34 +44,28 @@ def died_after(whole: Path, step: int, place: Path) -> Path:
 
 # The sixth step ends one epoch and begins another.
 @pytest.mark.parametrize(
-    ("precision", "micro_batch", "died_at"),
-    [("fp32", 200, (1, 5, 6, STEPS - 1)), ("bf16", 50, (6, STEPS - 1)), ("fp16", 50, (1, 6))],
+    ("options", "died_at"),
+    [
+        (["precision=fp32", "trainer.micro_batch_size=200"], (1, 5, 6, STEPS - 1)),
+        (["precision=bf16", "trainer.micro_batch_size=50"], (6, STEPS - 1)),
+        (["precision=fp16", "trainer.micro_batch_size=50"], (1, 6)),
+        (["trainer.compile=true"], (5,)),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
 )
-def test_a_dead_run_goes_on_to_the_same_bits(
-    precision: str, micro_batch: int, died_at: tuple[int, ...], tmp_path: Path, text_file: Path
+def test_a_dead_run_continues_to_the_same_bits(
+    options: list[str], died_at: tuple[int, ...], tmp_path: Path, text_file: Path
 ) -> None:
-    options = ["data=text", f"data.path={text_file}", "data.tokenizer=char", *OPTIONS]
-    options += [f"precision={precision}", f"trainer.micro_batch_size={micro_batch}", "run.name=run"]
-    train(tmp_path, *options)
+    data = ["data=text", f"data.path={text_file}", "data.tokenizer=char"]
+    command = [*data, *OPTIONS, *options, "run.name=run"]
+    train(tmp_path, *command)
     whole = tmp_path / "outputs" / "run"
 
-    def goes_on(step: int) -> None:
+    def check(step: int) -> None:
         place = tmp_path / f"died-{step}"
         run = died_after(whole, step, place)
-        train(place, *options)
+        train(place, *command)
         assert differences(run, whole) == []
 
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(goes_on, died_at))
-
-
-def test_a_dead_run_that_is_compiled_goes_on_to_the_same_bits(
-    tmp_path: Path, text_file: Path
-) -> None:
-    options = ["data=text", f"data.path={text_file}", "data.tokenizer=char", *OPTIONS]
-    options += ["trainer.compile=true", "run.name=run"]
-    train(tmp_path, *options)
-    whole = tmp_path / "outputs" / "run"
-    run = died_after(whole, 5, tmp_path / "died")
-    train(tmp_path / "died", *options)
-    assert differences(run, whole) == []
+        list(pool.map(check, died_at))

@@ -1,7 +1,7 @@
-"""This version reads the files of earlier ones, since 0.2.0: a run with its checkpoint and data.
+"""This version reads runs, checkpoints and prepared data of earlier ones, since 0.2.0.
 
-Make the files of a new version, after changing ``llm.__version__``: ``python -m tests.test_kept``.
-Files of a released version are never made again.
+``python -m tests.test_kept`` makes the files of a new version, after ``llm.__version__`` changed.
+Never remake the files of a released version.
 """
 
 import json

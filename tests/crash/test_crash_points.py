@@ -1,4 +1,4 @@
-"""Killed at any system call of a save, a run has a whole checkpoint at most one interval old."""
+"""A kill at any system call of a save loses at most that save."""
 
 import contextlib
 import ctypes
@@ -34,31 +34,31 @@ CALLS = (
     "open,openat,creat,write,pwrite64,writev,ftruncate,fsync,fdatasync,rename,renameat,renameat2,"
     "link,linkat,symlink,symlinkat,unlink,unlinkat,mkdir,mkdirat,rmdir"
 )
-ANY_TRACER, SET_TRACER = -1, 0x59616D61  # of prctl(2): else only an ancestor may trace
-Call = tuple[str, str]  # its name and, as strace shows them, its arguments
+ANY_TRACER, SET_TRACER = -1, 0x59616D61  # for prctl(2): by default only an ancestor may trace
+Call = tuple[str, str]  # name and arguments, as strace shows them
 
 
 @dataclass(frozen=True)
 class Case:
-    """A save, into a folder that holds checkpoints of the steps ``before`` it."""
+    """A save into a folder with checkpoints of the steps ``before``."""
 
     before: tuple[int, ...]
     step: int
     keep_last: int
-    always: int  # whole checkpoints that there must be at any moment
-    after: tuple[int, ...]  # and when all is well
+    always: int  # intact checkpoints at any moment
+    after: tuple[int, ...]  # steps of the checkpoints after the save
 
 
 CASES = {
     "the first": Case((), 2, 2, 0, (2,)),
     "with two before": Case((2, 4), 6, 2, 2, (4, 6)),
-    "with one before, and one kept": Case((4,), 6, 1, 1, (6,)),
-    "of the same step again": Case((4,), 4, 1, 1, (4,)),
+    "with one before, keep_last=1": Case((4,), 6, 1, 1, (6,)),
+    "the same step again": Case((4,), 4, 1, 1, (4,)),
 }
 
 
 class CannotTrace(Exception):
-    """The system does not let strace look at a process."""
+    """The system does not let strace attach to a process."""
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def pool() -> Iterator[Pool]:
 
 @pytest.fixture
 def trace(pool: Pool, tmp_path: Path) -> Callable[[str], list[Call]]:
-    """The system calls of a whole save, into the folder that is named like the case."""
+    """The system calls of a complete save in a case."""
 
     def inner(name: str) -> list[Call]:
         try:
@@ -81,7 +81,7 @@ def trace(pool: Pool, tmp_path: Path) -> Callable[[str], list[Call]]:
     return inner
 
 
-def test_a_kill_at_any_system_call_of_a_save_loses_no_more_than_that_save(
+def test_a_kill_at_any_system_call_loses_at_most_the_save_in_progress(
     trace: Callable[[str], list[Call]],
     pool: Pool,
     tmp_path: Path,
@@ -97,13 +97,13 @@ def test_a_kill_at_any_system_call_of_a_save_loses_no_more_than_that_save(
         for valid, (_, _, place) in zip(found, work, strict=True):
             if len(valid) < case.always or max(valid, default=0) < max(case.before, default=0):
                 lost.append((name, place, valid))
-        one_more = max(map(len, found)) == len(case.before) + 1
-        assert one_more, "an old one is deleted after the new one is there"
+        # An old one is deleted only after the new one is published.
+        assert max(map(len, found)) == len(case.before) + 1
     report(f"crash points: n={points} lost={len(lost)}")
     assert points > 80 and not lost
 
 
-def test_all_is_on_the_disk_before_it_has_its_name_and_that_before_an_old_one_is_deleted(
+def test_files_are_synced_before_they_are_published_and_published_before_an_old_one_is_deleted(
     trace: Callable[[str], list[Call]], tmp_path: Path
 ) -> None:
     calls = trace("with two before")
@@ -111,20 +111,20 @@ def test_all_is_on_the_disk_before_it_has_its_name_and_that_before_an_old_one_is
     new = f"{folder}/.step-00000006.tmp"
 
     def only(name: str, *words: str) -> int:
-        """Where in the trace is the one call with these words in its arguments, in this order."""
+        """The index of the only such call whose arguments have these words in this order."""
         pattern = ".*".join(map(re.escape, words))
-        (place,) = (
+        (index,) = (
             n for n, (c, args) in enumerate(calls) if c == name and re.search(pattern, args)
         )
-        return place
+        return index
 
     published = only("rename", new, f'"{folder}/step-00000006"')
     named, pointed = only("fsync", f"<{folder}>"), only("rename", f'"{folder}/last"')
     complete = published - 1
     assert re.fullmatch(rf"\(\d+<{re.escape(new)}>\)", calls[complete][1])
-    assert calls[complete][0] == "fsync", "the folder with all names in it"
+    assert calls[complete][0] == "fsync"  # of the folder, after all files
     written = [n for n, (call, args) in enumerate(calls) if call == "write" and new in args]
-    for name in (WEIGHTS, TRAINING):  # safetensors writes under a name of its own
+    for name in (WEIGHTS, TRAINING):  # safetensors writes under a temporary name
         renamed, synced = only("renameat", new, name), only("fsync", new, name)
         assert any(n < renamed for n in written) and renamed < synced < complete
     assert written[-1] < only("fsync", new, MANIFEST) < complete
@@ -132,10 +132,10 @@ def test_all_is_on_the_disk_before_it_has_its_name_and_that_before_an_old_one_is
     assert complete < published < named < pointed < min(old)
     withdrawn = only("rename", f'"{folder}/step-00000002"')
     deleted = [n for n in old if calls[n][0] == "unlinkat" and "safetensors" in calls[n][1]]
-    assert len(deleted) == 2 and withdrawn < min(deleted), "it loses its name first"
+    assert len(deleted) == 2 and withdrawn < min(deleted)  # renamed, then deleted
 
 
-def test_with_the_first_checkpoint_the_name_of_their_folder_is_on_the_disk_too(
+def test_the_first_save_syncs_the_run_folder(
     trace: Callable[[str], list[Call]], tmp_path: Path
 ) -> None:
     synced = [arguments for name, arguments in trace("the first") if name == "fsync"]
@@ -143,7 +143,7 @@ def test_with_the_first_checkpoint_the_name_of_their_folder_is_on_the_disk_too(
 
 
 def calls_of_save(case: Case, run: Path) -> list[Call]:
-    """The system calls of a save that nothing disturbs."""
+    """The system calls of a save without a kill."""
     save = prepared(case, run)
     assert traced(partial(save, case.step), "-o", f"{run}.strace") == 0
     assert valid_steps(run) == list(case.after)
@@ -153,7 +153,7 @@ def calls_of_save(case: Case, run: Path) -> list[Call]:
 
 
 def places(calls: list[Call]) -> list[str]:
-    """Each call of a trace in strace's words: its name, and its number among those of that name."""
+    """Strace's options that kill a process at each call: its name and its number of that name."""
     names = [name for name, _ in calls]
     return [
         f"inject={name}:signal=SIGKILL:when={names[: n + 1].count(name)}"
@@ -162,7 +162,7 @@ def places(calls: list[Call]) -> list[str]:
 
 
 def valid_after_kill(case: Case, run: Path, place: str) -> list[int]:
-    """The steps that can be resumed after a kill; repair and the next save leave nothing else."""
+    """The steps that can be resumed after a kill; asserts that repair and a save clean up."""
     save = prepared(case, run)
     assert traced(partial(save, case.step), "-e", place, "-o", os.devnull) == -signal.SIGKILL
     found = valid_steps(run)
@@ -177,7 +177,7 @@ def valid_after_kill(case: Case, run: Path, place: str) -> list[int]:
 
 
 def valid_steps(run: Path) -> list[int]:
-    """The step of every checkpoint that is whole, whatever it is called."""
+    """The steps of all intact checkpoints, hidden ones too."""
     found = []
     for path in sorted((run / "checkpoints").glob("*step-*")):
         with contextlib.suppress(Refused):
@@ -188,13 +188,13 @@ def valid_steps(run: Path) -> list[int]:
 
 
 def prepared(case: Case, run: Path) -> Callable[[int], object]:
-    """Make a run with its checkpoints ``before``; returns what saves another."""
+    """Make a run with its checkpoints ``before``; returns a function that saves another."""
     torch.set_num_threads(1)
     run.mkdir()
     tokenizer = ByteTokenizer()
     model = GPT(**TINY_MODEL, vocab_size=tokenizer.vocab_size)
     training = {"random/cpu": torch.get_rng_state()}
-    safetensors.torch.save(training)  # imports something, which is no part of a save
+    safetensors.torch.save(training)  # imports modules before the trace begins
 
     def save(step: int) -> object:
         folder = CheckpointFolder(run, case.keep_last, model.config, tokenizer, {})
@@ -206,7 +206,7 @@ def prepared(case: Case, run: Path) -> Callable[[int], object]:
 
 
 def traced(action: Callable[[], object], *options: str) -> int:
-    """The exit status of a fork of this process that does something under strace."""
+    """The exit status of a fork of this process that runs ``action`` under strace."""
     assert len(os.listdir("/proc/self/task")) == 1, "a fork would lose threads"
     ready, go = os.pipe()
     child = os.fork()

@@ -17,9 +17,9 @@ TEXT = ["data=text", "data.path=play.txt", "data.tokenizer=char"]
 @pytest.fixture(scope="session")
 def forked() -> Iterator[Commands]:
     if sys.platform != "linux":
-        pytest.skip("what a command may map is limited by Linux only")
-    with commands() as found:
-        yield found
+        pytest.skip("only Linux limits the memory that a process maps")
+    with commands() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")
@@ -34,5 +34,5 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def place(trained: Path, tmp_path: Path) -> Path:
-    """A copy of it to tamper with."""
+    """A copy of the folder to tamper with."""
     return Path(shutil.copytree(trained, tmp_path / "place", symlinks=True))

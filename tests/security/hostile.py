@@ -1,8 +1,7 @@
-"""Hostile files: each case changes one thing in a good run, and makes the digests right again where
-an attacker could.
+"""Hostile files: each case changes one thing in a good run, and corrects the digests if an attacker
+could.
 """
 
-import hashlib
 import io
 import json
 import os
@@ -12,39 +11,33 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from torch import Tensor
 
 from llm.checkpoint.checkpoint import MANIFEST, TRAINING, WEIGHTS
 from llm.model.config import GPTConfig
-from llm.sealed import sealed
+from tests.checkpoint.conftest import Edit, edit, edit_tensors, replace_file
 
 SECRET = "a-secret-of-the-user"  # in the environment, as SECRET
-CANARY = "canary.txt"  # in the folder of the user, and empty
+CANARY = "canary.txt"  # an empty file in the folder where commands are typed
 SAMPLE = {"sample"}  # ckpt=
 FROM = SAMPLE | {"train"}  # and init_from=
 MOST = SAMPLE | {"resume"}
 ALL = FROM | MOST
 STEP = "outputs/run/checkpoints/step-00000006"
+Change = Callable[[Path], object]  # made in the folder where commands are typed
 
 
 @dataclass(frozen=True)
 class Case:
-    """A change, made in the folder where the commands are typed, and who would meet it."""
+    """A change, and the commands that read the changed file."""
 
     name: str
-    change: Callable[[Path], object]
+    change: Change
     commands: set[str]
-    given: str = STEP  # as ckpt= and init_from=
-
-
-# The tools.
+    path: str = STEP  # after ckpt= and init_from=
 
 
 class Payload:
-    """What unpickling it does."""
-
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, (f"echo executed >> {CANARY}",)
 
@@ -59,52 +52,28 @@ def torch_file() -> bytes:
     return raw.getvalue()
 
 
-def edit(place: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change the manifest, and its digest with it."""
-    path = place / STEP / MANIFEST
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    del manifest["digest"]
-    change(manifest)
-    path.write_text(sealed(manifest), encoding="utf-8")
+def manifest(change: Edit) -> Change:
+    return lambda place: edit(place / STEP, change)
 
 
-def manifest(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
-    return lambda place: edit(place, change)
-
-
-def model(**values: Any) -> Callable[[Path], object]:
+def model(**values: Any) -> Change:
     return manifest(lambda m: m["model"].update(values))
 
 
-def state(**values: Any) -> Callable[[Path], object]:
+def state(**values: Any) -> Change:
     return manifest(lambda m: m["state"].update(values))
 
 
-def put(place: Path, name: str, raw: bytes) -> None:
-    """A file in the checkpoint, with the digest that it has."""
-    (place / STEP / name).write_bytes(raw)
-    digest = hashlib.sha256(raw).hexdigest()
-    if name != MANIFEST:
-        edit(place, lambda m: m["files"].update({name: digest}))
+def file(name: str, raw: Callable[[], bytes]) -> Change:
+    return lambda place: replace_file(place / STEP, name, raw())
 
 
-def file(name: str, raw: Callable[[], bytes]) -> Callable[[Path], object]:
-    return lambda place: put(place, name, raw())
+def tensors(change: Edit, name: str = WEIGHTS) -> Change:
+    return lambda place: edit_tensors(place / STEP, change, name)
 
 
-def tensors(
-    change: Callable[[dict[str, Tensor]], object], name: str = WEIGHTS
-) -> Callable[[Path], object]:
-    def inner(place: Path) -> None:
-        found = safetensors.torch.load_file(place / STEP / name)
-        change(found)
-        put(place, name, safetensors.torch.save(found))
-
-    return inner
-
-
-def header(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
-    """Change what a tensor file claims, and not its data."""
+def header(change: Edit) -> Change:
+    """Change the header of the weights, and not their data."""
 
     def inner(place: Path) -> None:
         raw = (place / STEP / WEIGHTS).read_bytes()
@@ -112,19 +81,20 @@ def header(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], objec
         claims = json.loads(raw[8 : 8 + size])
         change(claims)
         text = json.dumps(claims).encode()
-        put(place, WEIGHTS, len(text).to_bytes(8, "little") + text + raw[8 + size :])
+        data = raw[8 + size :]
+        replace_file(place / STEP, WEIGHTS, len(text).to_bytes(8, "little") + text + data)
 
     return inner
 
 
 def sparse(path: Path, size: int, start: bytes = b"") -> None:
-    """A file of any size, nearly all of it a hole that takes no room."""
+    """A file of any size that takes no room on the disk."""
     path.write_bytes(start)
     os.truncate(path, size)
 
 
-def instead(name: str, make: Callable[[Path], object]) -> Callable[[Path], object]:
-    """Something else where a file of the run was; ``name`` is below ``outputs/run``."""
+def instead(name: str, make: Callable[[Path], object]) -> Change:
+    """Something else in place of a file of the run; ``name`` is below ``outputs/run``."""
 
     def inner(place: Path) -> None:
         path = place / "outputs/run" / name
@@ -134,11 +104,11 @@ def instead(name: str, make: Callable[[Path], object]) -> Callable[[Path], objec
     return inner
 
 
-def in_step(name: str, make: Callable[[Path], object]) -> Callable[[Path], object]:
+def in_step(name: str, make: Callable[[Path], object]) -> Change:
     return instead(f"checkpoints/step-00000006/{name}", make)
 
 
-def config(old: str, new: str) -> Callable[[Path], object]:
+def config(old: str, new: str) -> Change:
     """Replace some text in config.yaml."""
 
     def inner(place: Path) -> None:
@@ -150,7 +120,7 @@ def config(old: str, new: str) -> Callable[[Path], object]:
     return inner
 
 
-def added(text: str) -> Callable[[Path], object]:
+def added(text: str) -> Change:
     return config("seed:", f"{text}\nseed:")
 
 
@@ -162,7 +132,7 @@ def largest(place: Path) -> None:
         position="learned", qk_norm=True, norm="layernorm", tie_embeddings=False,
         residual_scalars=True, smear=64,
     )  # fmt: skip
-    edit(place, lambda m: m.update(model=asdict(shape)))
+    edit(place / STEP, lambda m: m.update(model=asdict(shape)))
 
 
 def largest_and_huge(place: Path) -> None:
@@ -172,13 +142,13 @@ def largest_and_huge(place: Path) -> None:
 
 
 def larger_than_mine(place: Path) -> None:
-    """A model that this machine could hold, and nobody has asked for."""
-    edit(place, lambda m: m["model"].update(n_layer=512, n_embed=512))
+    """A model that this machine could hold, but larger than the one to train."""
+    edit(place / STEP, lambda m: m["model"].update(n_layer=512, n_embed=512))
     sparse(place / STEP / WEIGHTS, 6 << 30)
 
 
-def checkpoints_as(target: str) -> Callable[[Path], object]:
-    """The run's ``checkpoints`` as a link."""
+def checkpoints_as(target: str) -> Change:
+    """A link in place of the run's ``checkpoints``."""
 
     def inner(place: Path) -> None:
         folder = place / "outputs/run/checkpoints"
@@ -195,39 +165,27 @@ def only_a_pickle(place: Path) -> None:
     (place / STEP / "checkpoint.pkl").write_bytes(pickled())
 
 
-def given(name: str, raw: Callable[[], bytes]) -> Case:
-    """A file as ckpt= and init_from=."""
-    return Case(f"{name} as ckpt=", lambda place: (place / name).write_bytes(raw()), FROM, name)
-
-
 def twice(place: Path) -> None:
-    """A key that occurs twice: the digest is right for the last one; readers may take the first."""
+    """A key that occurs twice: the digest is right for the last; readers may take the first."""
     path = place / STEP / MANIFEST
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace("{", '{"step": 0,', 1), encoding="utf-8")
 
 
-def unlike(text: str) -> Callable[[Path], object]:
-    return file(MANIFEST, lambda: text.encode())
-
-
-def copied(old: str, new: str) -> Callable[[dict[str, Any]], object]:
+def copied(old: str, new: str) -> Edit:
     return lambda found: found.update({new: found[old].clone()})
-
-
-def rename(old: str, new: str) -> Callable[[dict[str, Any]], object]:
-    return lambda found: found.update({new: found.pop(old)})
 
 
 E32 = "embed.weight"
 PICKLES = [
     Case("a pickle as the weights", file(WEIGHTS, pickled), ALL),
     Case("a pickle as the training state", file(TRAINING, pickled), {"resume"}),
-    Case("a pickle as the manifest", file(MANIFEST, pickled), ALL),
+    Case("a pickle as the manifest", in_step(MANIFEST, lambda p: p.write_bytes(pickled())), ALL),
     Case("pickles and no checkpoint", only_a_pickle, FROM),
     Case("torch's zip as the weights", file(WEIGHTS, torch_file), ALL),
-    given("model.pt", torch_file),
-]
+    Case("model.pt as ckpt=", lambda place: (place / "model.pt").write_bytes(torch_file()), FROM,
+        "model.pt"),
+]  # fmt: skip
 MANIFESTS = [
     Case("_target_ in the model", model(_target_="os.system"), ALL),
     Case("an interpolation in the model", model(norm="${oc.env:SECRET}"), SAMPLE),
@@ -247,7 +205,8 @@ MANIFESTS = [
         SAMPLE),
     Case("a vocabulary that is not GPT-2's", manifest(lambda m: m.update(
         tokenizer={"kind": "gpt2", "merges": "#version: 0.2\na b\n"})), SAMPLE),
-    Case("a manifest deeper than Python", unlike('{"model":' + "[" * 200_000), MOST),
+    Case("a manifest deeper than Python", in_step(
+        MANIFEST, lambda p: p.write_text('{"model":' + "[" * 200_000)), MOST),
     Case("a key twice", twice, ALL),
     Case("a manifest that is a pipe", in_step(MANIFEST, os.mkfifo), ALL),
     Case(
@@ -262,14 +221,15 @@ TENSORS = [
     Case("offsets beyond the end", header(lambda h: h[E32].update(
         data_offsets=[2**40, 2**40 + 1])), ALL),
     Case("an unknown type", header(lambda h: h[E32].update(dtype="OBJECT")), SAMPLE),
-    Case("a header of 100 MB", lambda place: put(
-        place, WEIGHTS, (100 << 20).to_bytes(8, "little") + b"{" + b" " * (100 << 20)), SAMPLE),
+    Case("a header of 100 MB", file(
+        WEIGHTS, lambda: (100 << 20).to_bytes(8, "little") + b"{" + b" " * (100 << 20)), SAMPLE),
     Case("a claim of one", file(WEIGHTS, lambda: (100 << 20).to_bytes(8, "little")), SAMPLE),
     Case("a terabyte of weights", in_step(WEIGHTS, lambda p: sparse(p, 1 << 40)), ALL),
     Case("weights that are a pipe", in_step(WEIGHTS, os.mkfifo), ALL),
     Case("weights without end", in_step(WEIGHTS, lambda p: p.symlink_to("/dev/zero")), MOST),
     Case("another shape", tensors(lambda t: t.update({"norm.weight": torch.ones(33)})), ALL),
-    Case("a tensor under another name", tensors(rename(E32, "../embed.weight")), SAMPLE),
+    Case("a tensor under another name", tensors(
+        lambda t: t.update({"../embed.weight": t.pop(E32)})), SAMPLE),
     Case("a tensor less", tensors(lambda t: t.pop(E32)), ALL),
     Case("one NaN", tensors(lambda t: t[E32][3].fill_(torch.nan)), ALL),
 ]  # fmt: skip

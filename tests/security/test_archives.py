@@ -1,4 +1,4 @@
-"""Members of the two known wheels are read in memory; no archive is ever unpacked."""
+"""The two wheels with data are read in memory and never unpacked."""
 
 import zipfile
 from pathlib import Path
@@ -9,9 +9,7 @@ from llm.data import assets
 from tests.command_line import listing
 
 
-def test_members_of_a_known_wheel_are_read_and_not_unpacked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wheel_is_read_and_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("extract", "extractall"):
         monkeypatch.setattr(zipfile.ZipFile, name, lambda *_: pytest.fail("it was unpacked"))

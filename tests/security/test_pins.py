@@ -1,4 +1,4 @@
-"""Libraries whose older versions could be made to run code are not accepted."""
+"""Versions of libraries with known holes are not accepted."""
 
 import tomllib
 from importlib.metadata import version
@@ -9,9 +9,9 @@ from packaging.requirements import Requirement
 from tests.conftest import ROOT
 
 OLD_AND_NEW = {
-    # 1.3.8 is the last of a row of fixes in instantiate; 1.4 changes what it may call.
+    # 1.3.8 completes a series of fixes in instantiate; 1.4 changes which functions it may call.
     "hydra-core": (["1.3.2", "1.3.7", "1.4.0"], "1.3.8"),
-    # 2.10 is the first that reads no memory of others with weights_only=True (CVE-2026-24747).
+    # Before 2.10 weights_only=True could corrupt memory (CVE-2026-24747).
     "torch": (["2.5.1", "2.9.1"], "2.13.0"),
 }
 

@@ -13,7 +13,7 @@ from llm.checkpoint.checkpoint import Checkpoint
 from llm.checkpoint.folder import CheckpointFolder, newest_valid
 from llm.data.dataset import Dataset
 from llm.device import peak_memory_bytes, reserved_memory_bytes, to_device
-from llm.errors import Diverged, Interrupted, Refused
+from llm.errors import Diverged, Interrupted, Refused, require
 from llm.evaluation.loss import evaluate
 from llm.functional import IGNORED
 from llm.model.config import CHECKPOINTED
@@ -289,6 +289,7 @@ class Trainer:
         checkpoint.load_into(self.model)
         tensors = checkpoint.training(self.optimizer.custom_layout())
         self.load_state_dict(checkpoint.state | {"tensors": tensors})
+        require(self.progress.step == checkpoint.step, f"{checkpoint.path} has two step counts")
 
     def roll_back(self, end: Diverged) -> None:
         """Return to the last checkpoint and halve the learning rate.

@@ -142,7 +142,7 @@ def adapt(model: GPT, lora: LoRA) -> None:
     """Train only low-rank matrices beside those of the layers, as LoRA does: a reference."""
     model.requires_grad_(False)
     for name, matrix in list(model.blocks.named_modules()):
-        if isinstance(matrix, Linear) and lora.is_beside(name):
+        if isinstance(matrix, Linear) and lora.adapts(name):
             matrix.lora_A = Linear(matrix.in_features, lora.rank, bias=False)
             matrix.lora_B = Linear(lora.rank, matrix.out_features, bias=False)
             matrix.register_forward_hook(_with_low_rank)

@@ -1,4 +1,4 @@
-"""Changes that make a run fit its memory budget, those that cost least speed first."""
+"""Changes that make a run fit its memory budget, fastest first."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -10,13 +10,13 @@ from llm.model.config import GPTConfig
 from llm.options import bounds_of
 
 MICRO_BATCH = "trainer.micro_batch_size"
-# The time per token that each lever costs, relative to the same step without it; measured on a CPU
-# by python -m benchmarks.memory --only levers,few_tokens.
-CHUNKED_LOSS = 1.00  # 0.95 there, within noise; a small vocabulary has no time to save
+# Time per token with each lever, relative to the same step without it; measured on a CPU by
+# python -m benchmarks.memory --only levers,few_tokens.
+CHUNKED_LOSS = 1.00  # measured: 0.95, within noise
 CHECKPOINTING = {"none": 1.0, "every_2": 1.12, "full": 1.18}
 IN_BACKWARD = 1.52  # the backward pass runs twice
 EIGHT_BIT = 1.40
-FEW_TOKENS = 65  # tokens that take as long as the part of a forward pass that no token changes
+FEW_TOKENS = 65  # the fixed cost of a micro-batch, in tokens that take as long
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class Fitted:
 
 
 def fit(setup: Setup, budget: int, reserve: Lines, eight_bit: bool = True) -> Fitted | None:
-    """The fastest change of ``setup`` that fits ``budget`` bytes; None if there is none.
+    """``setup`` with the fastest changes that fit ``budget`` bytes; None if no changes do.
 
-    A setup that fits stays as it is. AdamW's state in 8 bits changes the result, so it is the last
-    resort, and only with ``eight_bit`` (if the library is installed).
+    A setup that fits is not changed. 8-bit AdamW changes the result, so it is the last resort, and
+    only with ``eight_bit``.
     """
-    as_it_is = Fitted(setup, predict(setup, reserve))
-    if as_it_is.prediction.total <= budget:
-        return as_it_is
+    unchanged = Fitted(setup, predict(setup, reserve))
+    if unchanged.prediction.total <= budget:
+        return unchanged
     for bits in _state_bits(setup, eight_bit):
         best: Fitted | None = None
         for candidate in sorted(levers(replace(setup, state_bits=bits)), key=cost):
@@ -58,19 +58,22 @@ def _preference(fitted: Fitted) -> tuple[float, int]:
 def cheapest_changes(
     setup: Setup, budget: int, reserve: Lines, eight_bit: bool = True, count: int = 3
 ) -> list[Fitted]:
-    """Up to ``count`` ways to make ``setup`` fit, fastest first; none contains another."""
+    """Up to ``count`` ways to make ``setup`` fit, fastest first.
+
+    No way changes all the keys that another one changes.
+    """
     ways = [
         fitted
         for bits in _state_bits(setup, eight_bit)
         for candidate in levers(replace(setup, state_bits=bits))
-        for sizes in (_divisors(setup)[-1:], _divisors(setup)[:-1])  # with and without this lever
+        for sizes in (_divisors(setup)[-1:], _divisors(setup)[:-1])  # the same or a smaller one
         if (fitted := _with_largest_micro_batch(setup, candidate, budget, reserve, sizes))
     ]
-    found: list[Fitted] = []
+    minimal: list[Fitted] = []
     for way in sorted(ways, key=lambda way: (len(way.changes), way.slowdown)):
-        if not any(_keys(other) <= _keys(way) for other in found):
-            found.append(way)
-    return sorted(found, key=lambda way: way.slowdown)[:count]
+        if not any(_keys(other) <= _keys(way) for other in minimal):
+            minimal.append(way)
+    return sorted(minimal, key=lambda way: way.slowdown)[:count]
 
 
 def _keys(fitted: Fitted) -> set[str]:
@@ -78,16 +81,18 @@ def _keys(fitted: Fitted) -> set[str]:
 
 
 def _state_bits(setup: Setup, eight_bit: bool) -> list[int]:
-    """The sizes of optimizer state to try; a custom optimizer has its own."""
+    """The values of ``optimizer.state_bits`` to try."""
     can_shrink = eight_bit and setup.custom is None and setup.state_bits == 32
     return [32, 8] if can_shrink else [setup.state_bits]
 
 
 def levers(setup: Setup) -> Iterator[Setup]:
-    """All ways to run ``setup`` with less memory and the same result, at its micro-batch."""
-    given = CHECKPOINTING[setup.activation_checkpointing]
-    stronger = [name for name, cost in CHECKPOINTING.items() if cost >= given]
-    losses = [setup.model.loss] if _is_chunked(setup) else [setup.model.loss, "chunked"]
+    """All ways to run ``setup`` with less memory, the same result and the same micro-batch."""
+    typed = CHECKPOINTING[setup.activation_checkpointing]
+    stronger = [name for name, cost in CHECKPOINTING.items() if cost >= typed]
+    loss, V = setup.model.loss, setup.model.vocab_size or 0
+    is_chunked = loss == "chunked" or (loss == "auto" and V >= LARGE_VOCABULARY)
+    losses = [loss] if is_chunked else [loss, "chunked"]
     whole = setup.micro_batch == setup.batch_size and not setup.compile and setup.custom is None
     backward = sorted({setup.step_in_backward, whole})
     for loss, checkpointing, in_backward in product(losses, stronger, backward):
@@ -97,13 +102,8 @@ def levers(setup: Setup) -> Iterator[Setup]:
         )
 
 
-def _is_chunked(setup: Setup) -> bool:
-    loss, V = setup.model.loss, setup.model.vocab_size or 0
-    return loss == "chunked" or (loss == "auto" and V >= LARGE_VOCABULARY)
-
-
 def _divisors(setup: Setup) -> list[int]:
-    """The micro-batches that divide the batch, up to that of ``setup``."""
+    """The micro-batches that divide the batch, up to the current one."""
     return [n for n in range(1, setup.micro_batch + 1) if setup.batch_size % n == 0]
 
 
@@ -118,7 +118,7 @@ def _with_largest_micro_batch(
     def fits(count: int) -> bool:
         return predict(replace(setup, micro_batch=sizes[count - 1]), reserve).total <= budget
 
-    # The whole batch may fit where a part does not: gradients are kept between parts.
+    # The whole batch may fit where half of it does not: halves keep gradients between them.
     last = len(sizes)
     count = last if last and fits(last) else bisected(fits, last - 1)
     if not count:
@@ -129,7 +129,7 @@ def _with_largest_micro_batch(
 
 
 def cost(setup: Setup) -> float:
-    """Time per token, as a multiple of the time without any lever."""
+    """Time per token, relative to a step of many tokens without any lever."""
     chunked = CHUNKED_LOSS if setup.model.loss == "chunked" else 1.0
     backward = IN_BACKWARD if setup.step_in_backward else 1.0
     bits = EIGHT_BIT if setup.state_bits == 8 else 1.0
@@ -138,7 +138,7 @@ def cost(setup: Setup) -> float:
 
 
 def changes(before: Setup, after: Setup) -> tuple[str, ...]:
-    """The overrides that lead from one setup to the other."""
+    """The overrides that turn ``before`` into ``after``."""
     pairs = {
         MICRO_BATCH: (before.micro_batch, after.micro_batch),
         "model.loss": (before.model.loss, after.model.loss),
@@ -157,9 +157,9 @@ def largest(
 ) -> int | None:  # fmt: skip
     """The largest value of ``key`` (of :data:`llm.memory.options.SIZES`) that fits, or None.
 
-    With ``levers``, :func:`fit` may change the rest. A binary search: it assumes that memory grows
-    with the size, which is not so where tensors get large enough to be recomputed. So the next
-    value after the found one does not fit, but a much larger one may.
+    With ``levers``, :func:`fit` may change other settings. The binary search assumes that memory
+    grows with the size. It does not where tensors get large enough to be recomputed: the next value
+    after the result does not fit, but a much larger one may.
     """
 
     def fits(number: int) -> bool:
@@ -167,12 +167,13 @@ def largest(
         if not levers:
             return predict(changed, reserve).total <= budget
         fitted = fit(changed, budget, reserve, eight_bit)
-        is_kept = fitted is not None and fitted.setup.micro_batch == changed.micro_batch
-        return is_kept if key == MICRO_BATCH else fitted is not None
+        if fitted is None:
+            return False
+        return key != MICRO_BATCH or fitted.setup.micro_batch == number
 
     values = _values(setup, key)
     if key == MICRO_BATCH:
-        # From the top: the whole batch may fit where a part does not, whose gradients are kept.
+        # Not a binary search: the whole batch may fit where half of it does not.
         return next((size for size in reversed(values) if fits(size)), None)
     count = bisected(lambda n: fits(values[n - 1]), len(values))
     return values[count - 1] if count else None
@@ -207,7 +208,7 @@ def bisected(fits: Callable[[int], bool], most: int) -> int:
 
 
 def with_size(setup: Setup, key: str, number: int) -> Setup:
-    """``setup`` with another size; :class:`llm.errors.Refused` if no model can have it."""
+    """``setup`` with another size. Raises :class:`llm.errors.Refused` for an impossible model."""
     if key == MICRO_BATCH:
         return replace(setup, micro_batch=number)
     config = setup.model

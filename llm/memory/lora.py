@@ -1,7 +1,6 @@
-"""LoRA: training two thin matrices beside each large one, which stays as it is.
+"""LoRA (Hu et al. 2021, arXiv:2106.09685): each target matrix W gets two thin matrices A and B.
 
-Beside a matrix W are A, of ``rank`` rows, and B: the output is x W^T + s (x A^T) B^T for a number
-s, and only A and B are trained (Hu et al. 2021, arXiv:2106.09685).
+The output is x W^T + s (x A^T) B^T. A has ``rank`` rows, s is a constant; only A and B are trained.
 """
 
 from dataclasses import dataclass
@@ -11,11 +10,11 @@ TARGETS = ("q", "k", "v", "o", "gate", "up", "down")  # the matrices of a layer
 
 @dataclass(frozen=True)
 class LoRA:
-    """The rank of A and B, and the matrices of each layer that have them."""
+    """The rank of A and B, and the target matrices of each layer."""
 
     rank: int
     targets: tuple[str, ...] = TARGETS
 
-    def is_beside(self, matrix: str) -> bool:
-        """Whether the matrix of that name (``blocks.0.attention.q``) has A and B."""
+    def adapts(self, matrix: str) -> bool:
+        """Whether ``matrix`` (such as ``blocks.0.attention.q``) is a target."""
         return matrix.rpartition(".")[2] in self.targets

@@ -1,6 +1,6 @@
-"""The forward pass of :mod:`llm.model` in terms of memory. A new option of the model goes here.
+"""The memory of the forward pass of :mod:`llm.model`; a new model option has to be added here.
 
-Each method has the name and the operations of the layer it stands for.
+Each method mirrors the layer of the same name, operation by operation.
 """
 
 from llm.functional.sizes import CHUNK, LARGE_VOCABULARY, ROWS
@@ -10,10 +10,10 @@ from llm.model.config import CHECKPOINTED
 
 
 class Network(Operations):
-    """Declares all weights and all memory of a forward pass, with or without gradients."""
+    """Declares the weights, and allocates the memory of a forward pass on a tape."""
 
     def forward(self, checkpointing: str = "none", with_loss: bool = True) -> Tensor:
-        """The loss of all tokens or, without it, their hidden states."""
+        """The loss of all tokens, or their hidden states (``with_loss=False``)."""
         config, tape, every = self.config, self.tape, CHECKPOINTED[checkpointing]
         assert config.vocab_size
         tape.enter("embedding")
@@ -36,7 +36,7 @@ class Network(Operations):
         return self.loss(x, config.vocab_size) if with_loss else x
 
     def smeared(self, x: Tensor) -> Tensor:
-        """Each position plus its predecessors: one product after another."""
+        """Each position plus its weighted predecessors."""
         K, C = self.config.smear, self.config.n_embed
         weights = self.weight("smear", K, C)
         line = self.tape.apply(x.numbers + self.batch * K * C, x.width, [x])
@@ -59,11 +59,11 @@ class Network(Operations):
         return self.add(x, self.dropout(self.mlp(normed, f"{name}.mlp")))
 
     def scaled(self, x: Tensor, mix: Tensor) -> Tensor:
-        """x times a learned number, whose gradient is the sum of a product of the size of x."""
+        """x times a learned scalar; the scalar's gradient is summed from a product of x's size."""
         return self.product(x.numbers, x, mix, scratch=x.size * mix.needs_gradient)
 
     def prepared(self, x: Tensor, name: str) -> Tensor:
-        """The norm before a part of a block, in the type of its products."""
+        """The norm before attention or MLP, in the type of matrix products."""
         size = self.config.n_embed
         return self.recomputed(lambda x: self.for_products(self.norm(x, name, size)), x)
 
@@ -84,26 +84,27 @@ class Network(Operations):
         return self.linear(self.attend(q, k, v), f"{name}.o", inner, C)
 
     def rotate(self, x: Tensor) -> Tensor:
-        """Rotary positions, which save nothing; 16-bit numbers are turned in float32."""
+        """Rotary positions save nothing for backward; 16-bit tensors are rotated in float32."""
         if x.width == 4:
             return self.pointwise(x)
         self.tape.temporary(7 * x.size)
         return self.pointwise(x, scratch=5 * x.size)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention by torch's flash kernel, which saves a number for each query and head."""
+        """Torch's flash kernel saves one float32 for each query and head."""
         config = self.config
         assert config.n_head
         dropped = config.dropout > 0 and self.tape.learning
-        # Torch's kernel for float32 on a GPU has no shared heads.
-        has_kernel = q.width == 2 or config.n_kv_head == config.n_head
-        if dropped if self.device == "cpu" else not has_kernel:
+        # On a GPU torch's float32 kernel has no shared heads; on a CPU it has no dropout.
+        gpu_kernel = q.width == 2 or config.n_kv_head == config.n_head
+        has_kernel = not dropped if self.device == "cpu" else gpu_kernel
+        if not has_kernel:
             return self.attend_by_all(q, k, v, dropped)
         saved = [q.buffer, k.buffer, v.buffer, self.tape.new(self.tokens * config.n_head * 4)]
         return self.tape.apply(q.numbers, q.width, [q, k, v], saved, saves_output=True)
 
     def attend_by_all(self, q: Tensor, k: Tensor, v: Tensor, dropped: bool) -> Tensor:
-        """Attention with the weights of all pairs of positions, where torch has no kernel."""
+        """Attention with the scores of all pairs of positions, where torch has no kernel."""
         width, numbers, size = q.width, q.numbers, self.config.block_size
         assert self.config.n_head
         pairs = self.tokens * self.config.n_head * size
@@ -115,13 +116,14 @@ class Network(Operations):
         del scores
         if dropped:
             weights = self.pointwise(weights, self.tape.new(4 * pairs))
-        unused = self.tape.new(2 * pairs) if width == 2 else None  # torch returns the weights too
+        # Torch also returns the weights, converted to 16 bits.
+        unused = self.tape.new(2 * pairs) if width == 2 else None
         out = self.cast(self.product(numbers, weights, self.pointwise(v)), width)
         del unused
-        return self.pointwise(out)  # made contiguous
+        return self.pointwise(out)  # .contiguous()
 
     def repeated(self, x: Tensor, numbers: int) -> Tensor:
-        """Keys or values for each query head."""
+        """Keys or values, repeated for each query head."""
         return x if x.numbers == numbers else self.tape.apply(numbers, x.width, [x])
 
     def mlp(self, x: Tensor, name: str) -> Tensor:
@@ -157,11 +159,11 @@ class Network(Operations):
 
     @property
     def head(self) -> str:
-        """The matrix that makes logits."""
+        """The name of the matrix that makes logits."""
         return "embed" if self.config.tie_embeddings else "head"
 
     def full_loss(self, x: Tensor, V: int) -> Tensor:
-        """All logits, and their log-softmax."""
+        """All logits at once, and their log-softmax."""
         x = self.for_products(x)
         logits = self.cast(self.matrix(x, self.head, self.config.n_embed, V), 4)
         del x
@@ -174,7 +176,7 @@ class Network(Operations):
         cpu, learns = self.device == "cpu", [x.needs_gradient, head.needs_gradient]
         weight = tape.new(2 * head.numbers) if width != self.width else None
         for_x = tape.new(x.size) if learns[0] else None
-        # The head's gradient is summed in float32: in parts, if it is converted to 16 bits then.
+        # The head's gradient is summed in float32; in parts, if it is converted to 16 bits later.
         each = ROWS if self.width == 2 else V
         starts = range(0, V, each) if learns[1] else ()
         parts = [tape.new(4 * C * min(each, V - start)) for start in starts]
@@ -182,7 +184,7 @@ class Network(Operations):
         if width == 2:
             chunk.append(tape.new(rows * C * 2))  # of x
             tape.new(rows * V * 4)  # the products in float32
-            # On a CPU the head's gradient is a product of float32, as is that of x in float16.
+            # On a CPU the head's gradient is a float32 product; so is the gradient of a float16 x.
             rounded = learns[0] and not self.float16 if cpu else any(learns)
             narrow = tape.new(rows * V * 2) if rounded else None
             product = tape.new(4 * C * min(ROWS, V)) if learns[1] and not cpu else None
@@ -198,7 +200,7 @@ class Network(Operations):
         saved = [gradient for gradient in (for_x, *parts) if gradient]
 
         def backward(gradient: Buffer, saved: list[Buffer]) -> list[Buffer | None]:
-            found = iter(saved)
-            return [next(found) if needed else None for needed in learns]
+            gradients = iter(saved)
+            return [next(gradients) if needed else None for needed in learns]
 
         return tape.apply(1, 4, [x, head], saved, backward=backward)

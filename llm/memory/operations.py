@@ -1,4 +1,4 @@
-"""The operations of torch that the network consists of: what each allocates and saves."""
+"""The torch operations of the network: the memory that each allocates and saves."""
 
 from collections.abc import Callable
 
@@ -29,7 +29,7 @@ class Operations:
         return self.tape.learning and (self.lora is None or ".lora_" in name)
 
     def weight(self, name: str, *shape: int, cast: bool = False) -> Tensor:
-        """A weight; with ``cast`` in the type of matrix products, as autocast copies it."""
+        """A weight; with ``cast``, autocast's copy in the type of matrix products."""
         one = self.parameters.setdefault(name, Parameter(name, shape))
         source = one if self.is_trained(name) else None
         weight = Tensor(self.unmetered, one.numbers, self.width, source)
@@ -46,15 +46,14 @@ class Operations:
     def pointwise(
         self, x: Tensor, *saved: Buffer, saves_output: bool = False, scratch: int = 0
     ) -> Tensor:
-        """A function of each number of ``x``."""
+        """An elementwise function of ``x``."""
         return self.tape.apply(
             x.numbers, x.width, [x], saved, saves_output=saves_output, scratch=scratch
         )
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
-        """x + y in the type of ``x``; both get the sum's gradient, ``y`` a copy in another type."""
-        same = x.width == y.width
-        return self.tape.apply(x.numbers, x.width, [x, y], passes=2 if same else 1)
+        """x + y in the type of ``x``; if ``y`` has another type, its gradient is a copy."""
+        return self.tape.apply(x.numbers, x.width, [x, y], passes=2 if x.width == y.width else 1)
 
     def product(
         self, numbers: int, x: Tensor, y: Tensor, *added: Tensor, scratch: int = 0
@@ -70,10 +69,10 @@ class Operations:
         return self.product(x.numbers // size * out, x, weight, *added)
 
     def linear(self, x: Tensor, name: str, size: int, out: int) -> Tensor:
-        """A linear layer, with LoRA's matrices A and B beside it if it is one of their targets."""
+        """A linear layer, with LoRA's matrices A and B if it is a target."""
         x = self.for_products(x)
         y = self.matrix(x, name, size, out, self.config.bias)
-        if self.lora is None or not self.lora.is_beside(name):
+        if self.lora is None or not self.lora.adapts(name):
             return y
         rank = self.lora.rank
         low = self.pointwise(self.matrix(x, f"{name}.lora_A", size, rank))  # times alpha / rank
@@ -85,13 +84,13 @@ class Operations:
         return self.tape.apply(tokens * size, self.width, [self.weight(name, rows, size)])
 
     def dropout(self, x: Tensor) -> Tensor:
-        """Dropout, which saves a mask: factors on a CPU, bytes on a GPU."""
+        """Dropout saves its mask: in the type of ``x`` on a CPU, in bytes on a GPU."""
         if not self.config.dropout or not self.tape.learning:
             return x
         return self.pointwise(x, self.tape.new(x.size if self.device == "cpu" else x.numbers))
 
     def norm(self, x: Tensor, name: str, size: int) -> Tensor:
-        """RMSNorm or LayerNorm over rows of ``size`` numbers, for which it saves statistics."""
+        """RMSNorm or LayerNorm over rows of ``size``; saves one or two statistics per row."""
         inputs = [x, self.weight(f"{name}.weight", size)]
         rows = 4 * x.numbers // size
         if self.config.norm == "rmsnorm":
@@ -102,7 +101,7 @@ class Operations:
         return self.tape.apply(x.numbers, x.width, inputs, [x.buffer, self.tape.new(2 * rows)])
 
     def recomputed(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """As :func:`llm.functional.recompute.recomputed`."""
+        """Like :func:`llm.functional.recompute.recomputed`."""
         if inputs[0].numbers >= RECOMPUTED_FROM:
             return self.tape.checkpoint(function, *inputs)
         return function(*inputs)

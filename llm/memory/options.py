@@ -1,4 +1,4 @@
-"""How much memory a run may take, and what happens if it would take more, as plain values."""
+"""The options ``memory/``: the budget of a run, and how to make it fit."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ def has_eight_bit() -> bool:
 
 @dataclass
 class MemoryOptions:
-    """``memory/``; conf/memory/default.yaml explains each key."""
+    """conf/memory/default.yaml explains each key."""
 
     budget_gib: float = option(4.0, more_than=0, less_than=2**20)
     reserve_mib: int | None = option(None, at_least=0, less_than=2**30)
@@ -36,7 +36,7 @@ class MemoryOptions:
 
     @property
     def no_room(self) -> str:
-        """Advice for a run that was out of memory all the same."""
+        """Advice for a run that ran out of memory."""
         if self.fit == "auto":
             return (
                 "memory.fit=auto is on and was not enough: try a smaller model.block_size, or a "
@@ -46,28 +46,28 @@ class MemoryOptions:
 
     @property
     def budget(self) -> int:
-        """Bytes for everything that a run holds in memory."""
+        """Bytes for the whole process."""
         return int(self.budget_gib * 2**30)
 
     @property
     def assumed_reserve(self) -> int:
-        """Bytes set aside for everything but tensors if nothing has been measured."""
+        """Bytes for everything but tensors, unless they are measured."""
         mib = ASSUMED_RESERVE_MIB if self.reserve_mib is None else self.reserve_mib
         return mib * 2**20
 
     def cross_check(self) -> None:
-        """Raise :class:`llm.errors.Refused` where the reserve leaves nothing of the budget."""
+        """Raise :class:`llm.errors.Refused` if ``reserve_mib`` takes the whole budget."""
         if self.is_enforced and self.reserve_mib is not None:
             self.check_reserve(self.reserve_mib * 2**20, self.budget)
 
     def limit(self, budget: int) -> str:
-        """The name of the limit ``budget`` (bytes): the key, or a GPU that has less."""
+        """What limits a run to ``budget`` bytes: the key, or a GPU with less memory."""
         if budget < self.budget:
             return f"the GPU's {budget / 2**30:.3g} GiB"
         return f"memory.budget_gib={self.budget_gib:g}"
 
     def check_reserve(self, reserve: int, budget: int) -> None:
-        """Raise :class:`llm.errors.Refused` where ``reserve`` bytes leave nothing of ``budget``."""
+        """Raise :class:`llm.errors.Refused` if ``reserve`` bytes take the whole ``budget``."""
         more = "" if budget < self.budget else "more, or "
         require(
             reserve < budget,

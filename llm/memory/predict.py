@@ -1,7 +1,7 @@
-"""The memory that a run will take at its peak, from its options alone and without torch.
+"""Predict the peak memory of a run from its options, without torch.
 
 One step of a few layers is simulated on a :class:`llm.memory.tape.Tape`; each further layer adds
-the same amount. The tests compare the result with torch's MemTracker (tests/memory/).
+the same amount. tests/memory/ compares the result with torch's MemTracker.
 """
 
 from collections import Counter
@@ -12,27 +12,17 @@ from llm.memory.lora import LoRA
 from llm.memory.network import Network
 from llm.memory.tape import Meter, Parameter, Tape, aligned
 from llm.memory.updates import EIGHT_BIT_COPIES, state_bytes, step_bytes
-from llm.memory.weights import (
-    Weight,
-    n_parameters,
-    n_trained,
-    trained_weights,
-    weights_of,
-    without_layer,
-)
+from llm.memory.weights import Weight, trained_weights, weights_of, without_layer
 from llm.model.config import GPTConfig
 
-Lines = dict[str, int]  # bytes, by what takes them
-# What torch.compile takes besides tensors on a CPU after compiling a step: the compiler, and code
-# (python -m benchmarks.memory, row compile_headroom).
-COMPILE_HEADROOM = 400 * 2**20
-# What torch imports on a CPU for activation checkpointing, and bitsandbytes too, if nothing is
-# compiled; and bitsandbytes itself (rows rss_*).
-COMPILER_IMPORTED = 90 * 2**20
-BITSANDBYTES = 50 * 2**20
-# Memory that an allocator cannot fill, as a share of the tensors. CUDA's allocator takes pages of
-# 2 MiB and keeps freed ones (assumed, not yet measured on a GPU). On a CPU each large tensor has
-# pages of its own; those of narrow networks are too small: llm.device.tune_allocator (rows rss_*).
+Lines = dict[str, int]  # bytes by kind of memory
+# The constants are measured on a CPU by python -m benchmarks.memory, in the rows named here.
+COMPILE_HEADROOM = 400 * 2**20  # torch.compile and the code it makes (compile_headroom)
+COMPILER_IMPORTED = 90 * 2**20  # activation checkpointing and bitsandbytes import it (rss_*)
+BITSANDBYTES = 50 * 2**20  # the library itself (rss_*)
+# Memory that the allocator cannot use, as a share of the tensors. CUDA's allocator takes pages of
+# 2 MiB and keeps freed ones (assumed, not yet measured on a GPU). On a CPU the tensors of narrow
+# networks are too small for pages of their own: see llm.device.tune_allocator (rss_*).
 FRAGMENTS, NARROW_FRAGMENTS, WIDE = 0.03, 0.5, 512
 
 
@@ -41,8 +31,8 @@ class Setup:
     """Everything that the memory of a run depends on."""
 
     model: GPTConfig  # resolved
-    optimizer: str = "adamw"  # or muon, or the name of a custom one
-    custom: CustomState | None = None  # the measured state of a custom optimizer
+    optimizer: str = "adamw"  # or muon, or the name of a custom optimizer
+    custom: CustomState | None = None  # the state of a custom optimizer
     state_bits: int = 32  # of AdamW's running means
     precision: str = "fp32"  # fp32 | bf16 | fp16 | bf16_weights
     batch_size: int = 8  # sequences per optimizer step
@@ -53,12 +43,12 @@ class Setup:
     device: str = "cpu"  # or cuda
     samples: bool = False  # whether text is sampled during training
     eval_only: bool = False
-    closely: bool = False  # whether even tensors of narrow networks get pages of their own
+    closely: bool = False  # tensors of narrow networks get pages of their own as well
     lora: LoRA | None = None  # None: all weights are trained
 
     @property
     def width(self) -> int:
-        """Bytes of a number in a weight."""
+        """Bytes per element of a weight."""
         return 2 if self.precision == "bf16_weights" else 4
 
     @property
@@ -69,14 +59,14 @@ class Setup:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Bytes at the peak of each kind of work, line by line; ``reserve`` comes on top of each."""
+    """Bytes at the peak of each kind of work; ``reserve`` is added to each."""
 
     moments: dict[str, Lines]  # "training step", "evaluation", "sample", "checkpoint", "resume"
     reserve: Lines
 
     @property
     def peak(self) -> str:
-        """The kind of work that takes most."""
+        """The kind of work with the highest peak."""
         return max(self.moments, key=lambda name: total(self.moments[name]))
 
     @property
@@ -86,7 +76,7 @@ class Prediction:
 
     @property
     def tensors(self) -> int:
-        """Bytes of tensors at the peak."""
+        """Bytes of tensors at the peak, without fragments."""
         return total(self.moments[self.peak]) - self.moments[self.peak]["fragments"]
 
     @property
@@ -96,27 +86,28 @@ class Prediction:
 
 
 def total(lines: Lines) -> int:
-    """The sum of all lines."""
+    """Bytes of all kinds together."""
     return sum(lines.values())
 
 
 def predict(setup: Setup, reserve: Lines) -> Prediction:
-    """The peak of ``setup``. ``reserve``: memory besides tensors, as named lines."""
+    """The peak of ``setup``. ``reserve``: memory outside tensors."""
     cpu, constant = setup.device == "cpu", _constant(setup)
     step = max(training_step(setup, constant).values(), key=total)
     if cpu and setup.state_bits == 8:
         step["8-bit update"] = EIGHT_BIT_COPIES
     if cpu and setup.precision != "fp32":
-        # A CPU's library sums the gradient of a 16-bit weight in float32, unseen by torch, and
-        # takes half as much again meanwhile (benchmarks.memory, row oom_deaths).
+        # A CPU sums the gradient of a 16-bit weight in float32, with half as much scratch memory;
+        # torch does not see it (benchmarks.memory, row oom_deaths).
         step["16-bit products"] = 6 * max(weight.numbers for weight in setup.trained)
     evaluation = _without_gradients(setup, setup.micro_batch, with_loss=True) | constant
     moments = {"training step": step, "evaluation": evaluation, "checkpoint": dict(constant)}
     without_state = {"optimizer state": 0}
     if setup.eval_only:
         moments = {"evaluation": evaluation | without_state}
-    if cpu:  # a GPU's weights are copied from the CPU's memory
-        moments["resume"] = constant | without_state | {"weights read": _read(setup)}
+    if cpu:  # a checkpoint's weights are read into memory before they are copied into the network
+        numbers = sum(one.numbers * one.layers for one in weights_of(setup.model, setup.lora))
+        moments["resume"] = constant | without_state | {"weights read": numbers * setup.width}
     if setup.samples and not setup.eval_only:
         moments["sample"] = _sample(setup) | constant
     narrow = cpu and setup.model.n_embed < WIDE and not setup.closely
@@ -126,7 +117,7 @@ def predict(setup: Setup, reserve: Lines) -> Prediction:
 
 
 def _libraries(setup: Setup) -> Lines:
-    """What the compiler and some levers take for themselves."""
+    """Memory of the libraries that some options load."""
     cpu, lines = setup.device == "cpu", {}
     if setup.compile:
         lines["compiler"] = COMPILE_HEADROOM
@@ -138,10 +129,10 @@ def _libraries(setup: Setup) -> Lines:
 
 
 def _constant(setup: Setup) -> Lines:
-    """Memory that a run takes from its first step to its end."""
+    """Weights and optimizer state: they take the same from the first step to the end."""
     config = setup.model
     assert config.head_size
-    angles = 4 * 2 * config.block_size * config.head_size  # rotary, used or not
+    angles = 4 * 2 * config.block_size * config.head_size  # rotary's table, always allocated
     lines = {"weights": aligned(angles)}
     for weight in weights_of(config, setup.lora):
         kind = "LoRA weights" if weight.is_lora else "weights"
@@ -163,14 +154,6 @@ def _step_bytes(setup: Setup, weights: list[Weight]) -> int:
     return setup.custom.step_bytes(max(weight.numbers for weight in weights), numbers)
 
 
-def _read(setup: Setup) -> int:
-    """A checkpoint's weights, beside the network's, before they are copied into it."""
-    numbers = n_parameters(setup.model)
-    if setup.lora:
-        numbers += n_trained(setup.model, setup.lora)
-    return numbers * setup.width
-
-
 def training_step(setup: Setup, constant: Lines | None = None) -> dict[str, Lines]:
     """Bytes at the peak of each phase of an optimizer step."""
     constant = constant or _constant(setup)
@@ -188,7 +171,7 @@ def training_step(setup: Setup, constant: Lines | None = None) -> dict[str, Line
 
 
 def _phases(setup: Setup) -> dict[str, Counter[str]]:
-    """Peaks of the phases of forward and backward, without what they all have in common."""
+    """Peaks of the phases of forward and backward, without weights, state and whole gradients."""
     layers = setup.model.n_layer
     period = 2 if setup.activation_checkpointing == "every_2" else 1
     few = 2 * period + layers % period
@@ -205,7 +188,7 @@ def _phases(setup: Setup) -> dict[str, Counter[str]]:
     }  # fmt: skip
 
 
-_SIMULATED: dict[str, dict[str, Counter[str]]] = {}  # most points of a grid share their answers
+_SIMULATED: dict[str, dict[str, Counter[str]]] = {}  # most points of a grid share an entry
 
 
 def _simulated(setup: Setup, layers: int, period: int) -> dict[str, Counter[str]]:
@@ -221,12 +204,12 @@ def _simulated(setup: Setup, layers: int, period: int) -> dict[str, Counter[str]
 
 
 def _step(setup: Setup) -> Meter:
-    """Forward and backward pass of an optimizer step, and its updates if they are made there."""
+    """Forward and backward pass of a step; with ``step_in_backward`` also its updates."""
     meter = Meter()
     tape = Tape(meter)
     network = _network(tape, setup, setup.micro_batch)
     loss = network.forward(setup.activation_checkpointing)
-    if setup.micro_batch < setup.batch_size:  # gradients are added to those of the batch before
+    if setup.micro_batch < setup.batch_size:  # gradients exist from the previous micro-batch
         for parameter in network.parameters.values():
             parameter.gradient = tape.new(0)
 
@@ -253,19 +236,19 @@ def _network(tape: Tape, setup: Setup, batch: int) -> Network:
 def _first_and_last(
     peaks: dict[str, tuple[int, dict[str, int]]], layers: int, period: int
 ) -> dict[str, Counter[str]]:
-    """Without the phases of the layers between, whose peaks lie between those of the others."""
-    found = {}
+    """Drop the phases of the layers in the middle, whose peaks lie between the others'."""
+    kept = {}
     for phase, (_, lines) in peaks.items():
         work, block, number = phase.partition("block ")
         if not block or int(number) < period:
-            found[phase] = Counter(lines)
+            kept[phase] = Counter(lines)
         elif layers - int(number) <= period:
-            found[f"{work}last block {layers - int(number)}"] = Counter(lines)
-    return found
+            kept[f"{work}last block {layers - int(number)}"] = Counter(lines)
+    return kept
 
 
 def _without_gradients(setup: Setup, batch: int, with_loss: bool) -> Lines:
-    """The activations of a forward pass that is followed by no backward pass."""
+    """The peak of a forward pass under ``torch.no_grad``."""
     few = replace(setup.model, n_layer=min(setup.model.n_layer, 2))
     key = repr((batch, with_loss, setup.precision, setup.device, setup.lora, few))
     if key not in _SIMULATED:
@@ -278,10 +261,10 @@ def _without_gradients(setup: Setup, batch: int, with_loss: bool) -> Lines:
 
 
 def _sample(setup: Setup) -> Lines:
-    """A text that fills the window, computed in the type of the weights, and its cache."""
+    """A text as long as the window, computed in the type of the weights, and its cache."""
     config = setup.model
     assert config.n_kv_head and config.head_size
     precision = setup.precision if setup.width == 2 else "fp32"
     lines = _without_gradients(replace(setup, precision=precision), 1, with_loss=False)
-    keys = 2 * config.n_layer * config.n_kv_head * config.head_size * config.block_size
-    return lines | {"keys and values": keys * setup.width}
+    cached = 2 * config.n_layer * config.n_kv_head * config.head_size * config.block_size
+    return lines | {"keys and values": cached * setup.width}

@@ -1,25 +1,26 @@
-"""A model of autograd's memory that knows tensor sizes only, and needs no torch.
+"""A simulation of autograd's memory from tensor sizes alone, without torch.
 
 A forward pass written for :class:`Tape` allocates, saves and frees memory as torch does: a buffer
 counts as long as Python refers to it. :meth:`Tape.backward` then runs the recorded operations in
-reverse. The peak of a training step is found in about a millisecond.
+reverse. It takes about a millisecond to simulate a training step.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import prod
 
-ALIGNMENT = 512  # bytes; CUDA's allocator rounds each tensor up to a multiple, so does MemTracker
+ALIGNMENT = 512  # bytes; CUDA's allocator and MemTracker round each tensor up to a multiple
 UNLIMITED = 2**60
 
 
 def aligned(size: int) -> int:
-    """``size`` bytes as an allocator counts them."""
+    """``size`` bytes, rounded up as an allocator does."""
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 class Meter:
-    """Allocated bytes by kind, and for each phase the bytes by kind when their sum was highest."""
+    """Allocated bytes by kind, and for each phase its peak: the total, and the bytes by kind."""
 
     def __init__(self) -> None:
         self.allocated: defaultdict[str, int] = defaultdict(int)
@@ -27,7 +28,7 @@ class Meter:
         self.peaks: dict[str, tuple[int, dict[str, int]]] = {}
 
     def add(self, kind: str, size: int) -> None:
-        """Count ``size`` more bytes; fewer, if it is negative."""
+        """Count ``size`` more bytes, or fewer if it is negative."""
         self.allocated[kind] += size
         self.total += size
         if size > 0 and self.total > self.peaks.get(self.phase, (-1,))[0]:
@@ -35,7 +36,7 @@ class Meter:
 
 
 class Buffer:
-    """Memory that counts until the last reference to it is gone."""
+    """Memory, metered until the last reference to it is gone."""
 
     __slots__ = ("kind", "meter", "size")
 
@@ -47,29 +48,28 @@ class Buffer:
         self.meter.add(self.kind, -self.size)
 
     def relabel(self, kind: str) -> None:
-        """Count it as another kind from now on."""
+        """Meter it as another kind from now on."""
         self.meter.allocated[self.kind] -= self.size
         self.meter.allocated[kind] += self.size
         self.kind = kind
 
 
 class Parameter:
-    """A weight and its gradient. Its own bytes never change, so they are not metered."""
+    """A weight and its gradient. Only the gradient is metered: weights take constant memory."""
 
     def __init__(self, name: str, shape: tuple[int, ...]) -> None:
         self.name, self.shape, self.numbers = name, shape, prod(shape)
         self.gradient: Buffer | None = None
 
 
+@dataclass(slots=True, eq=False)
 class Tensor:
-    """``numbers`` of ``width`` bytes each, and where its gradient goes (None: it needs none)."""
+    """A tensor as autograd sees it, without values."""
 
-    __slots__ = ("buffer", "numbers", "source", "width")
-
-    def __init__(
-        self, buffer: Buffer, numbers: int, width: int, source: "Source | None" = None
-    ) -> None:
-        self.buffer, self.numbers, self.width, self.source = buffer, numbers, width, source
+    buffer: Buffer
+    numbers: int  # its elements
+    width: int  # bytes per element
+    source: "Source | None" = None  # where its gradient goes; None: it needs no gradient
 
     @property
     def size(self) -> int:
@@ -83,14 +83,11 @@ class Tensor:
 
 
 class Input:
-    """Where the gradient of an input of a recomputed part goes."""
+    """The source of an input of a checkpointed function: its gradient stops there."""
 
 
 class Node:
-    """A recorded operation: what it saves, and how it makes its inputs' gradients of its output's.
-
-    ``place`` is where in the network it was recorded.
-    """
+    """A recorded operation: its place in the network, its saved buffers, its backward pass."""
 
     def __init__(
         self, place: str, inputs: Sequence[Tensor], saved: list[Buffer], backward: "Backward"
@@ -100,9 +97,9 @@ class Node:
 
 
 class Checkpoint:
-    """A part of the forward pass that saves its inputs only, as torch.utils.checkpoint has it.
+    """A part of the forward pass that saves only its inputs, as under torch.utils.checkpoint.
 
-    Its ``function`` is run again in the backward pass, until it has saved ``count`` buffers.
+    The backward pass runs ``function`` again, until it has saved ``count`` buffers.
     """
 
     def __init__(
@@ -114,24 +111,24 @@ class Checkpoint:
 
 
 Source = Node | Checkpoint | Parameter | Input
-# From the gradient of an operation's output, and what it saved, to the gradients of its inputs.
+# (gradient of an operation's output, its saved buffers) -> gradients of its inputs
 Backward = Callable[[Buffer, list[Buffer]], list[Buffer | None]]
 
 
 class Tape:
-    """Records operations as autograd does; with ``learning`` off, as under ``torch.no_grad``."""
+    """Records operations as autograd does; ``learning=False`` is ``torch.no_grad``."""
 
     def __init__(self, meter: Meter, learning: bool = True) -> None:
         self.meter, self.learning = meter, learning
         self.nodes: list[Node | Checkpoint] = []
-        self.uses: Counter[Parameter] = Counter()  # the number of operations that read it
+        self.uses: Counter[Parameter] = Counter()  # the number of operations that read each
         self.place = ""  # in the network
         self.kind = "activations"  # the kind of memory that operations allocate
         self.recording = True  # off in the first run of a checkpointed function
-        self.saves_left = UNLIMITED  # until a recomputation has all that it is made for
+        self.saves_left = UNLIMITED  # a recomputation stops after its last saved buffer
 
     def enter(self, place: str) -> None:
-        """Name the part of the network that comes next."""
+        """Name the next part of the network."""
         self.place = self.meter.phase = place
 
     def new(self, size: int, kind: str | None = None) -> Buffer:
@@ -139,7 +136,7 @@ class Tape:
         return Buffer(self.meter, size if self.saves_left > 0 else 0, kind or self.kind)
 
     def temporary(self, size: int) -> Buffer:
-        """Allocate ``size`` bytes for a moment, or for a gradient on its way."""
+        """Allocate ``size`` bytes of scratch memory, or for a gradient in flight."""
         return self.new(size, "temporaries")
 
     def apply(
@@ -149,16 +146,16 @@ class Tape:
     ) -> Tensor:  # fmt: skip
         """The output of an operation that saves ``saved`` for its backward pass.
 
-        There it makes a gradient for each input while it holds ``scratch`` bytes, and passes the
-        output's gradient on to the first ``passes`` inputs; ``backward`` says it in another way.
+        By default the backward pass hands the output's gradient to the first ``passes`` inputs, and
+        allocates ``scratch`` bytes and a gradient for each of the others.
         """
         if not any(tensor.needs_gradient for tensor in inputs):
             return Tensor(self.new(numbers * width, kind), numbers, width)
         output = self.new(numbers * width, kind) if saves_output else None
-        kept = [*saved, output] if output else list(saved)
-        self.saves_left -= len(kept)
+        buffers = [*saved, output] if output else list(saved)
+        self.saves_left -= len(buffers)
         backward = backward or self._default_backward(inputs, scratch, passes)
-        node = Node(self.place, inputs, kept if self.recording else [], backward)
+        node = Node(self.place, inputs, buffers if self.recording else [], backward)
         self._record(node, inputs)
         return Tensor(output or self.new(numbers * width, kind), numbers, width, node)
 
@@ -179,12 +176,12 @@ class Tape:
             self.nodes.append(node)
 
     def checkpoint(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """``function(*inputs)``, run again in the backward pass instead of saving what it saves."""
+        """``function(*inputs)``, recomputed in the backward pass: only the inputs are saved."""
         self.saves_left -= len(inputs)
         recording, left = self.recording, self.saves_left
         limit = UNLIMITED if left > 0 else 0
         self.recording, self.saves_left = False, limit
-        output = function(*_standing_for(inputs))
+        output = function(*_detached(inputs))
         count = limit - self.saves_left
         self.recording, self.saves_left = recording, left
         if not output.needs_gradient:
@@ -197,54 +194,45 @@ class Tape:
         self, loss: Tensor, on_gradient: Callable[[Parameter], object], name: str,
         retain: bool = False,
     ) -> None:  # fmt: skip
-        """Send gradients from ``loss`` to all parameters, freeing saved buffers once used.
+        """Send gradients from ``loss`` to all parameters, freeing saved buffers after use.
 
-        ``on_gradient`` is called with each parameter whose gradient is complete, and may free it.
-        ``name`` precedes the place in the phase; ``retain`` is torch's ``retain_graph``.
+        ``on_gradient`` is called with each parameter once its gradient is complete, and may free
+        it. ``name`` is the first word of the phases; ``retain`` is torch's ``retain_graph``.
         """
         assert loss.source is not None
         pending: dict[Source, Buffer] = {loss.source: self.temporary(4)}
-        missing = Counter(self.uses)  # parts that a parameter's gradient still lacks
+        missing = Counter(self.uses)  # how many gradients each parameter is still to receive
 
         def run(nodes: list[Node | Checkpoint], nested: bool = False) -> None:
             while nodes:
                 node = nodes.pop()
                 self.place, self.meter.phase = node.place, f"{name} {node.place}"
                 if isinstance(node, Node):
-                    # No variable here refers to the gradient, or it would not be freed in time.
+                    # no variable here refers to the gradient, or it would be freed too late
                     gradients = node.backward(pending.pop(node), node.saved)
                 else:
-                    gradients = recompute(node, nested)
+                    gradients = through(node, nested)
                 if nested or not retain:
                     node.saved.clear()
                 for source in node.sources:
                     send(source, gradients.pop(0))
 
-        def recompute(part: Checkpoint, nested: bool) -> list[Buffer | None]:
-            inputs = _standing_for(part.saved)
+        def through(part: Checkpoint, nested: bool) -> list[Buffer | None]:
+            inputs = _detached(part.saved)
             ends = [tensor.source for tensor in inputs]
-            if (
-                nested
-            ):  # torch gives up recomputed inputs at once, others with the last saved buffer
+            if nested:  # torch frees recomputed inputs now, others with the last saved buffer
                 part.saved.clear()
-            nodes, uses, kind = self.nodes, self.uses, self.kind
-            self.nodes, self.uses, self.kind = [], Counter(), "temporaries"
-            self.saves_left = part.count
-            source = part.function(*inputs).source
-            self.saves_left = UNLIMITED
-            recorded = self.nodes
-            self.nodes, self.uses, self.kind = nodes, uses, kind
-            assert source is not None
-            pending[source] = pending.pop(part)
+            source, nodes = self._recompute(part, inputs)
             del inputs
-            run(recorded, nested=True)
+            pending[source] = pending.pop(part)
+            run(nodes, nested=True)
             return [pending.pop(end, None) if end else None for end in ends]
 
         def send(source: Source | None, gradient: Buffer | None) -> None:
             if source is None or gradient is None:
                 return
             if source in pending:
-                # Summed out of place, as torch does while anything watches it (a tracker).
+                # The sum is out of place, as in torch while a MemTracker watches.
                 gradient = self.temporary(max(gradient.size, pending[source].size))
             pending[source] = gradient
             del gradient
@@ -257,15 +245,29 @@ class Tape:
         run(list(self.nodes) if retain else self.nodes)
         assert not pending, "a gradient has not arrived"
 
+    def _recompute(
+        self, part: Checkpoint, inputs: Sequence[Tensor]
+    ) -> tuple[Source, list[Node | Checkpoint]]:
+        """Run the function of ``part`` again; the source of its output, and the new nodes."""
+        nodes, uses, kind = self.nodes, self.uses, self.kind
+        self.nodes, self.uses, self.kind = [], Counter(), "temporaries"
+        self.saves_left = part.count
+        source = part.function(*inputs).source
+        self.saves_left = UNLIMITED
+        recorded = self.nodes
+        self.nodes, self.uses, self.kind = nodes, uses, kind
+        assert source is not None
+        return source, recorded
 
-def _standing_for(inputs: Sequence[Tensor]) -> list[Tensor]:
-    """The inputs of a checkpointed function, whose gradients end at them."""
+
+def _detached(inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The inputs of a checkpointed function, with sources of their own."""
     return [
         Tensor(t.buffer, t.numbers, t.width, Input() if t.needs_gradient else None) for t in inputs
     ]
 
 
 def _accumulate(parameter: Parameter, gradient: Buffer) -> None:
-    if parameter.gradient is None:  # else it is added in place
+    if parameter.gradient is None:  # otherwise it is added in place
         gradient.relabel("gradients")
         parameter.gradient = gradient

@@ -1,20 +1,20 @@
-"""What the optimizers of :mod:`llm.training` store for a weight, and what a step allocates."""
+"""The state that the built-in optimizers store, and the temporaries of their steps."""
 
 from llm.functional.sizes import BLOCK_8BIT, PORTION, SMALLEST_8BIT, STACKED
 from llm.memory.weights import Weight
 
-# On a CPU bitsandbytes makes float32 copies of a portion: two means, the gradient, two buffers; we
-# make two more of bfloat16 weights.
-EIGHT_BIT_COPIES = 7 * 4 * PORTION  # bytes
+# Bytes of float32 copies of a portion: on a CPU bitsandbytes makes five (two means, the gradient,
+# two buffers), and bfloat16 weights need two more.
+EIGHT_BIT_COPIES = 7 * 4 * PORTION
 
 
 def is_muons(optimizer: str, weight: Weight) -> bool:
-    """Whether Muon orthogonalises the weight's updates: a matrix of a layer."""
+    """Whether Muon orthogonalises the updates of ``weight``, a matrix of a layer."""
     return optimizer == "muon" and weight.name.startswith("blocks.") and len(weight.shape) == 2
 
 
 def state_bytes(optimizer: str, bits: int, weight: Weight) -> int:
-    """Bytes stored from step to step for a weight of one layer."""
+    """Bytes of the state of a weight of one layer."""
     if is_muons(optimizer, weight):
         return 4 * weight.numbers
     if bits == 8 and weight.numbers >= SMALLEST_8BIT:
@@ -23,7 +23,7 @@ def state_bytes(optimizer: str, bits: int, weight: Weight) -> int:
 
 
 def step_bytes(optimizer: str, weights: list[Weight], width: int) -> int:
-    """Temporaries at the peak of updating ``weights``, whose numbers have ``width`` bytes."""
+    """Bytes of temporaries at the peak of an update; ``width``: bytes per element of a weight."""
     stacks: dict[tuple[int, ...], int] = {}
     most = 0
     for one in weights:
@@ -38,12 +38,12 @@ def _muon_bytes(shape: tuple[int, ...], count: int, width: int) -> int:
     rows, columns = shape
     numbers = rows * columns
     count = min(count, max(1, STACKED // numbers))
-    # Newton-Schulz: the old and the new matrices, and two squares. Then one is written at a time.
+    # Newton-Schulz has old and new matrices and two squares. Then each matrix is written in turn.
     iterating = 4 * count * 2 * (numbers + min(shape) ** 2)
     transposed = 4 * numbers if rows > columns else 0
     return max(iterating, 4 * count * numbers + transposed + _rounding_bytes(numbers, width))
 
 
 def _rounding_bytes(numbers: int, width: int) -> int:
-    # Of a portion of bfloat16 weights: their float32 copy, random bits in two forms, a mask.
+    # For each portion of bfloat16 weights: a float32 copy, random bits in two forms, a mask.
     return 11 * min(numbers, PORTION) if width == 2 else 0

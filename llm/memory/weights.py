@@ -1,4 +1,4 @@
-"""The weights of a network, as :mod:`llm.memory.network` declares them, without torch."""
+"""The names and shapes of all weights of a network, without torch."""
 
 import math
 import re
@@ -17,11 +17,11 @@ class Weight:
 
     name: str  # of layers: "blocks.mlp.up.weight"
     shape: tuple[int, ...]
-    layers: int = 1  # that have it
+    layers: int = 1  # how many layers have it
 
     @property
     def numbers(self) -> int:
-        """In one layer."""
+        """Elements in one layer."""
         return math.prod(self.shape)
 
     @property
@@ -36,7 +36,7 @@ def without_layer(name: str) -> str:
 
 
 def weights_of(config: GPTConfig, lora: LoRA | None = None) -> list[Weight]:
-    """All weights of the network with those that ``lora`` adds."""
+    """All weights of the network, LoRA's included."""
     _, *others = (getattr(config, field.name) for field in fields(GPTConfig))  # n_layer is first
     return _weights_of(config.n_layer, tuple(others), lora)
 
@@ -59,15 +59,15 @@ def _shapes(others: tuple[object, ...], lora: LoRA | None) -> dict[str, tuple[in
 
 
 def trained_weights(config: GPTConfig, lora: LoRA | None = None) -> list[Weight]:
-    """The weights that training changes: all of the network, or those that ``lora`` adds."""
+    """The weights that training changes: all, or only LoRA's."""
     return [one for one in weights_of(config, lora) if one.is_lora or lora is None]
 
 
 def n_parameters(config: GPTConfig) -> int:
-    """Numbers in all weights of the network, each counted once."""
+    """Parameters of the network, without LoRA's; tied weights count once."""
     return sum(one.numbers * one.layers for one in weights_of(config))
 
 
 def n_trained(config: GPTConfig, lora: LoRA | None = None) -> int:
-    """Numbers in the weights that training changes."""
+    """Parameters that training changes."""
     return sum(one.numbers * one.layers for one in trained_weights(config, lora))

@@ -1,4 +1,4 @@
-"""Custom optimizers are measured, and all custom classes are tried, before a run begins."""
+"""Measure custom optimizers and try all custom classes before a run starts."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -13,10 +13,9 @@ _MEASURED: dict[str, CustomState] = {}
 
 
 def optimizer_state(optimizer: object, model: GPTConfig, cuda: bool) -> CustomState | None:
-    """The state that a custom ``optimizer`` has for the weights of ``model``; None for a built-in
-    optimizer.
+    """The state of a custom ``optimizer`` for the weights of ``model``; None for a built-in one.
 
-    It updates a small network, for which torch is imported (about 2 s, once). Raises
+    Imports torch (about 2 s, once) to let it update a small network. Raises
     :class:`llm.errors.Refused` for a class that cannot be used.
     """
     if not isinstance(optimizer, Custom):
@@ -27,24 +26,18 @@ def optimizer_state(optimizer: object, model: GPTConfig, cuda: bool) -> CustomSt
 
     shape = GPTConfig(**{f.name: getattr(model, f.name) for f in fields(GPTConfig)})
     network = small(shape, 1, SMALL)  # the same for models that differ only in their sizes
-    question = repr((optimizer, network, cuda))
-    if question not in _MEASURED:
+    key = repr((optimizer, network, cuda))
+    if key not in _MEASURED:
         with naming(optimizer):
-            _MEASURED[question] = measure(
+            _MEASURED[key] = measure(
                 optimizer.where, locate_custom(optimizer), optimizer.arguments, network,
                 torch.device("cpu"), foreach=cuda,
             )  # fmt: skip
-    return _MEASURED[question]
+    return _MEASURED[key]
 
 
 def try_custom_classes(runs: Sequence[TrainSettings]) -> None:
-    """Raise :class:`llm.errors.Refused` for a custom optimizer, schedule or logger that does not
-    work.
-    """
-    previous: object = None
+    """Raise :class:`llm.errors.Refused` if a custom optimizer, schedule or logger does not work."""
     for settings in runs:
-        parts = (settings.schedule, settings.logger, settings.trainer.max_steps)
-        if parts != previous:  # neighbours in a grid mostly share them
-            try_custom(settings)
-        previous = parts
+        try_custom(settings)
         optimizer_state(settings.optimizer, settings.model, cuda=False)

@@ -1,4 +1,4 @@
-"""Before a run begins: does it fit, and which settings have to change so that it does?"""
+"""Check that a run fits into memory before it starts, and change its settings if it does not."""
 
 import gc
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from llm.settings.saved import load_plain
 from llm.settings.schema import TrainSettings
 from llm.units import format_bytes
 
-# The keys that memory.fit=auto decides. A run that is continued keeps their values.
+# The keys that memory.fit=auto may change. A resumed run keeps their saved values.
 LEVERS = (
     "trainer.micro_batch_size", "trainer.activation_checkpointing", "trainer.step_in_backward",
     "model.loss", "optimizer.state_bits",
@@ -32,7 +32,7 @@ LEVERS = (
 def fit_memory(settings: TrainSettings, device: torch.device) -> tuple[TrainSettings, Plan]:
     """The settings with the changes that ``memory.fit`` makes, and the plan of the run.
 
-    From here on the process is limited to the budget where ``memory.enforce`` says so. Raises
+    With ``memory.enforce`` it also limits this process to the budget. Raises
     :class:`llm.errors.Refused` if the run does not fit and ``memory.fit`` is not off, and for a
     custom class that does not work.
     """
@@ -73,7 +73,7 @@ def _enforce(plan: Plan, device: torch.device, process_bytes: int) -> None:
         return
     if total > plan.budget:
         warn(f"{format_bytes(total)} predicted, more than {plan.limit}")
-    # The rest of the reserve is yet to be allocated.
+    # subtract only memory in use: the rest of the reserve will be allocated under the limit
     if not limit_memory(device, plan.budget - min(process_bytes, sum(plan.reserve.values()))):
         warn(f"memory.enforce has no effect: nothing here limits a process on {device.type}")
 
@@ -81,8 +81,8 @@ def _enforce(plan: Plan, device: torch.device, process_bytes: int) -> None:
 def retry_with_smaller_micro_batch(
     settings: TrainSettings, plan: Plan, train: Callable[[TrainSettings, Plan], float | None]
 ) -> float | None:
-    """``train(settings, plan)``; if it is out of memory in spite of ``memory.fit=auto``, once
-    more from the last checkpoint with at most half the micro-batch.
+    """Call ``train(settings, plan)``. If it runs out of memory under ``memory.fit=auto``, try once
+    more from the last checkpoint, with at most half the micro-batch.
     """
     try:
         return train(settings, plan)
@@ -92,7 +92,7 @@ def retry_with_smaller_micro_batch(
             raise
         folder, size = str(error.folder), smaller.setup.micro_batch
         say(f"out of memory: trying once more with trainer.micro_batch_size={size}")
-    gc.collect()  # everything that the first attempt has allocated
+    gc.collect()  # frees the network of the first attempt
     torch.cuda.empty_cache()
     run = settings.run if settings.run.name else replace(settings.run, dir=folder)
     trainer = replace(settings.trainer, micro_batch_size=size)
@@ -100,7 +100,7 @@ def retry_with_smaller_micro_batch(
 
 
 def _existing_folder(settings: TrainSettings) -> Path | None:
-    """The folder of a run that was started before, if there is one."""
+    """The folder of an earlier start of this run; None for a new run."""
     run = settings.run
     if not (run.dir or run.name) or settings.trainer.eval_only:
         return None
@@ -109,16 +109,16 @@ def _existing_folder(settings: TrainSettings) -> Path | None:
 
 
 def _will_be_skipped(settings: TrainSettings, folder: Path | None) -> bool:
-    """Whether the run is finished, and the same command is typed again."""
+    """Whether the run is finished already and is not resumed."""
     summary = read_summary(folder) if folder and not settings.resume else None
     return summary is not None and summary.get("status") == "finished"
 
 
 def _with_saved_levers(settings: TrainSettings, folder: Path) -> TrainSettings:
-    """The settings with the levers of the run in ``folder``, except for keys that are typed now."""
+    """The settings with the levers saved in ``folder``, except for keys that the user typed."""
     saved = load_plain(folder)
     if (saved.get("trainer") or {}).get("batch_size") not in (None, settings.trainer.batch_size):
-        return settings  # another run, which open_run refuses
+        return settings  # open_run refuses it: another run
     for lever in LEVERS:
         name, _, key = lever.partition(".")
         section, value = getattr(settings, name), (saved.get(name) or {}).get(key)
@@ -127,6 +127,6 @@ def _with_saved_levers(settings: TrainSettings, folder: Path) -> TrainSettings:
         settings = replace(settings, **{name: replace(section, **{key: value})})
     try:
         validate(settings)
-    except Refused as refusal:  # the file may come from a stranger
+    except Refused as refusal:  # somebody has edited the file
         raise Refused(f"{folder / CONFIG}: {refusal}") from None
     return settings

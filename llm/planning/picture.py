@@ -1,10 +1,11 @@
-"""Plans as files: a picture (which parts take the memory, which points fit) and a table."""
+"""Save plans as a picture (parts of the memory, points that fit) and as a table."""
 
 import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -22,23 +23,23 @@ COLOURS = (
 )  # fmt: skip
 GREY, RED = "#bbbbbb", "#cc3311"
 BARS, BARS_BESIDE_MAP = 40, 12  # at most
-NUMBERED = 150  # cells of a map that have room for their number
+NUMBERED = 150  # a map with more cells has no room for numbers
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Map:
-    """The plans of a grid in which two numbers vary, in the order of these."""
+    """The plans of a grid in which two numbers vary, sorted by both."""
 
-    down: str  # a key
-    across: str
+    down: str  # the key that varies from row to row
+    across: str  # from column to column
     rows: list[str]  # the values of ``down``
-    columns: list[str]
+    columns: list[str]  # the values of ``across``
     cells: list[list[Plan]]
 
 
 def as_map(plans: Sequence[Plan]) -> Map | None:
-    """The map of a grid; None where other keys vary than two with numbers."""
+    """The map of a grid; None unless exactly two keys vary, both with numbers."""
     if len(plans[0].values) != 2:
         return None
     down, across = plans[0].values
@@ -47,8 +48,8 @@ def as_map(plans: Sequence[Plan]) -> Map | None:
         columns = sorted({plan.values[across] for plan in plans}, key=float)
     except ValueError:
         return None
-    found = {(plan.values[down], plan.values[across]): plan for plan in plans}
-    cells = [[found[row, column] for column in columns] for row in rows]
+    by_values = {(plan.values[down], plan.values[across]): plan for plan in plans}
+    cells = [[by_values[row, column] for column in columns] for row in rows]
     return Map(down, across, rows, columns, cells)
 
 
@@ -57,8 +58,7 @@ def colours(plans: Sequence[Plan]) -> dict[str, str]:
     kinds = dict.fromkeys(k for plan in plans for k, size in plan.taken.lines.items() if size)
     outside = [kind for kind in kinds if any(kind in plan.taken.reserve for plan in plans)]
     tensors = [kind for kind in kinds if kind not in outside]
-    found = {kind: COLOURS[n % len(COLOURS)] for n, kind in enumerate(tensors)}
-    return found | dict.fromkeys(outside, GREY)
+    return dict(zip(tensors, cycle(COLOURS))) | dict.fromkeys(outside, GREY)
 
 
 def can_draw() -> bool:
@@ -67,10 +67,9 @@ def can_draw() -> bool:
 
 
 def save(path: Path, plans: Sequence[Plan], is_grid: bool) -> list[Path]:
-    """Write the picture, if matplotlib is installed, and a table of a grid beside it; returns the
-    paths written.
+    """Write the picture if matplotlib is installed, and a table if it is a grid; returns the paths.
 
-    Raises :class:`llm.errors.Refused` or :class:`llm.errors.DiskError` where the folder cannot be
+    Raises :class:`llm.errors.Refused` or :class:`llm.errors.DiskError` if the folder cannot be
     written.
     """
     written = []
@@ -92,7 +91,7 @@ def save(path: Path, plans: Sequence[Plan], is_grid: bool) -> list[Path]:
 
 
 def to_csv(plans: Sequence[Plan]) -> str:
-    """All points, with the bytes of each part."""
+    """A row for each point, with the bytes of each part of the memory."""
     out, kinds, asked = io.StringIO(), list(colours(plans)), plans[0].largest
     writer = csv.writer(out, lineterminator="\n")
     columns = ["parameters", "peak_bytes", "budget_bytes", "fits", "changes"]
@@ -110,7 +109,7 @@ def to_csv(plans: Sequence[Plan]) -> str:
 
 
 def draw(file: BinaryIO, plans: Sequence[Plan]) -> None:
-    """A map with some bars where two numbers vary, else only bars, as PNG."""
+    """Draw a PNG: a map and some bars if two numbers vary, else only bars."""
     from matplotlib.figure import Figure
 
     grid = as_map(plans)
@@ -127,7 +126,7 @@ def draw(file: BinaryIO, plans: Sequence[Plan]) -> None:
 
 
 def _spread(plans: Sequence[Plan], most: int) -> Sequence[Plan]:
-    """All plans, or ``most`` of them from the smallest to the largest peak."""
+    """All plans, or ``most`` of them, evenly spaced from the smallest to the largest peak."""
     if len(plans) <= most:
         return plans
     ordered = sorted(plans, key=lambda plan: plan.taken.total)
@@ -135,7 +134,7 @@ def _spread(plans: Sequence[Plan], most: int) -> Sequence[Plan]:
 
 
 def _draw_map(ax: "Axes", grid: Map) -> None:
-    """GiB at the peak by colour; grey where a point does not fit."""
+    """The peaks in GiB by colour; points that do not fit are grey."""
     import numpy as np
     from matplotlib.patches import Patch
 

@@ -1,4 +1,4 @@
-"""The plan of one run: the memory it takes, whether that fits, and the changes that make it fit."""
+"""The plan of one run: its memory, whether that fits, and the changes that make it fit."""
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,26 +14,26 @@ from llm.units import format_bytes
 
 @dataclass(frozen=True)
 class Largest:
-    """The largest value of a size that fits; None: not even the smallest does."""
+    """The answer to ``memory.largest``."""
 
     key: str  # n_layer, n_embed, block_size or trainer.micro_batch_size
-    value: int | None
+    value: int | None  # None: not even the smallest fits
     sentence: str
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What one run takes, whether it fits, and the changes that make it fit."""
+    """The memory of one run, whether it fits, and the changes that make it fit."""
 
     setup: Setup
     reserve: Lines
     budget: int  # bytes
     memory: MemoryOptions
-    is_resumed: bool = False  # then the optimizer state keeps its bits
-    typed: Setup | None = None  # as typed, where an earlier start has decided otherwise
+    is_resumed: bool = False  # then optimizer.state_bits cannot change
+    typed: Setup | None = None  # as typed, if an earlier start of the run has changed it
     device: str = field(default="auto", compare=False)  # trainer.device
     values: dict[str, str] = field(default_factory=dict)  # of the keys that vary in a grid
-    largest: Largest | None = None  # answers memory.largest
+    largest: Largest | None = None
 
     @property
     def label(self) -> str:
@@ -42,12 +42,12 @@ class Plan:
 
     @property
     def limit(self) -> str:
-        """What sets the budget: ``memory.budget_gib=4``, or a smaller GPU."""
+        """The source of the budget: ``memory.budget_gib=4``, or a smaller GPU."""
         return self.memory.limit(self.budget)
 
     @property
     def parameters(self) -> int:
-        """Number of weights."""
+        """Number of parameters."""
         return n_parameters(self.setup.model)
 
     @cached_property
@@ -62,14 +62,14 @@ class Plan:
 
     @cached_property
     def fitted(self) -> Fitted | None:
-        """The run with the cheapest changes that make it fit; None if no changes do."""
+        """The run with the fastest changes that make it fit; None if no changes do."""
         if self.fits:
             return Fitted(self.setup, self.prediction)
         return fit(self.setup, self.budget, self.reserve, self.allows_eight_bit)
 
     @cached_property
     def ways(self) -> list[Fitted]:
-        """The cheapest changes that make it fit, also with a library that is not installed."""
+        """The fastest ways to make it fit, 8-bit state included even without its library."""
         return cheapest_changes(self.setup, self.budget, self.reserve, not self.is_resumed)
 
     @property
@@ -84,22 +84,22 @@ class Plan:
 
     @property
     def final_setup(self) -> Setup:
-        """As the run would be started, or without changes where it does not fit."""
+        """The setup with those changes; without changes if it does not fit."""
         return self.started.setup if self.started else self.setup
 
     @property
     def taken(self) -> Prediction:
-        """The peak with ``final_setup``."""
+        """The peak of ``final_setup``."""
         return self.started.prediction if self.started else self.prediction
 
     @property
     def changes(self) -> tuple[str, ...]:
-        """Overrides that lead from the settings as typed to ``final_setup``."""
+        """The overrides that turn the typed settings into ``final_setup``."""
         return changes_between(self.typed or self.setup, self.final_setup)
 
     @property
     def refusal(self) -> str:
-        """Why a run that does not fit is refused, with the cheapest changes that make it fit."""
+        """The message that refuses the run, with the fastest changes that make it fit."""
         peak = self.prediction
         text = (
             f"the run would take {format_bytes(peak.total)} ({peak.peak}), more than {self.limit}; "
@@ -113,7 +113,7 @@ class Plan:
 
     @property
     def sentence(self) -> str:
-        """The peak, the budget and the changes, for the first panel of a run."""
+        """The peak, the budget and the changes, for the panel at the start of a run."""
         text = (
             f"{format_bytes(self.taken.total)} predicted, of {format_bytes(self.budget)}; "
             f"the largest part is {largest_line(self.taken.lines)}"
@@ -128,7 +128,7 @@ class Plan:
     def with_smaller_micro_batch(self) -> "Plan | None":
         """The same run with at most half the micro-batch, if that takes less memory.
 
-        Splitting a whole batch may take more: its gradients stay in memory between the parts.
+        It may take more: gradients stay in memory between the parts of a batch.
         """
         setup = self.final_setup
         if setup.step_in_backward:  # needs the whole batch
@@ -144,12 +144,10 @@ class Plan:
 def find_largest(plan: Plan, key: str) -> Largest:
     """The largest value of ``key`` (of :data:`llm.memory.options.SIZES`) that fits.
 
-    With ``memory.fit=auto``, other settings may change so that it does.
+    With ``memory.fit=auto``, other settings may change to make room for it.
     """
     is_auto = plan.memory.fit == "auto"
-    value = largest(
-        plan.setup, key, plan.budget, plan.reserve, is_auto, plan.allows_eight_bit
-    )  # fmt: skip
+    value = largest(plan.setup, key, plan.budget, plan.reserve, is_auto, plan.allows_eight_bit)
     if value is None:
         sentence = f"no {key} fits"
     else:
@@ -168,7 +166,7 @@ def find_largest(plan: Plan, key: str) -> Largest:
 
 
 def label(values: dict[str, str]) -> str:
-    """The overrides that give ``values``."""
+    """``model.n_layer=4 model.n_embed=384``"""
     return " ".join(f"{key}={value}" for key, value in values.items())
 
 
@@ -179,4 +177,4 @@ def largest_line(lines: Lines) -> str:
 
 
 def _mib(prediction: Prediction) -> str:
-    return f"{prediction.total / 2**20:,.1f} MiB"  # neighbours may be alike in GiB
+    return f"{prediction.total / 2**20:,.1f} MiB"  # neighbours may be equal in GiB

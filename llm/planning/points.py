@@ -1,4 +1,4 @@
-"""The points of a grid, and a plan for each."""
+"""The plans of all points of a grid."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ S = TypeVar("S", bound=TrainSettings)
 
 @dataclass(frozen=True)
 class Point(Generic[S]):
-    """The settings of one combination of a grid, and the overrides that give them."""
+    """One combination of the values of a grid."""
 
     settings: S
     values: dict[str, str]  # of the keys that vary over the grid, as typed
@@ -31,9 +31,8 @@ class Point(Generic[S]):
 
 
 def plan_points(points: Sequence[Point[PlanSettings]]) -> list[Plan]:
-    """A plan for each point that takes memory of its own.
-
-    Of a key without any effect on memory, such as a seed, only the first value is planned.
+    """The plans of the points; points that differ only in keys without effect on memory, such as
+    ``seed``, share one.
     """
     plans = []
     for point in points:
@@ -43,16 +42,16 @@ def plan_points(points: Sequence[Point[PlanSettings]]) -> list[Plan]:
             which = f"job {point.label} cannot run: " if point.values else ""
             raise Refused(f"{which}{refusal}") from None
     keys = [key for key in points[0].values if _changes_memory(key, points, plans)]
-    found: dict[str, Plan] = {}
+    distinct: dict[str, Plan] = {}
     for point, plan in zip(points, plans, strict=True):
         values = {key: point.values[key] for key in keys}
-        if label(values) in found:
+        if label(values) in distinct:
             continue
         plan = replace(plan, values=values)
         if key := point.settings.memory.largest:
             plan = replace(plan, largest=find_largest(plan, key))
-        found[plan.label] = plan
-    return list(found.values())
+        distinct[plan.label] = plan
+    return list(distinct.values())
 
 
 def _plan(settings: PlanSettings) -> Plan:
@@ -84,10 +83,9 @@ def _changes_memory(
 
 
 def refusal(plans: Sequence[Plan], points: int) -> str | None:
-    """Why ``run_plan.py`` ends with a refusal; None if it does not.
+    """The message with which ``run_plan.py`` refuses; None if it does not.
 
-    That is a single run that ``run_train.py`` would refuse, or a grid of ``points`` points where
-    nothing fits.
+    It refuses a single run that ``run_train.py`` would refuse, and a grid in which nothing fits.
     """
     asked = plans[0].largest
     if asked and all(plan.largest and plan.largest.value is None for plan in plans):

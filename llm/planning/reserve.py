@@ -1,4 +1,4 @@
-"""Memory outside tensors, which a plan sets aside: measured, asked of a GPU, or assumed."""
+"""The reserve: memory outside tensors, measured in this process or on the GPU, or assumed."""
 
 import json
 import subprocess
@@ -11,8 +11,8 @@ from llm.experiment.console import warn
 from llm.memory.options import MemoryOptions
 from llm.memory.predict import Lines
 
-# Bytes that a process on a CPU allocates later besides tensors: imports of the training loop,
-# stacks of threads, workspaces (python -m benchmarks.memory, rows rss_*).
+# Bytes that a process on a CPU allocates outside tensors after it is measured: imports of the
+# training loop, stacks of threads, workspaces (python -m benchmarks.memory, rows rss_*).
 LIBRARIES, WANDB = 110 * 2**20, 40 * 2**20
 GPU_TIMEOUT = 60  # seconds: some drivers hang
 DRIVERS = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidia0"))
@@ -20,8 +20,8 @@ DEVICES = ("auto", "cuda", "mps", "cpu")
 
 
 def measured_reserve(device: str, measured: int, wandb: bool) -> Lines:
-    """The reserve on a ``device`` (cuda or another type of torch) where a process without tensors
-    takes ``measured`` bytes; with or without W&B.
+    """The reserve on a ``device`` (a torch device type) where a process without tensors takes
+    ``measured`` bytes.
     """
     if device == "cuda":
         return {"CUDA context and others (measured)": measured}
@@ -30,17 +30,17 @@ def measured_reserve(device: str, measured: int, wandb: bool) -> Lines:
 
 
 def reserve_lines(memory: MemoryOptions, measured: Lines | None) -> Lines:
-    """The reserve: ``memory.reserve_mib``, else as ``measured``, else assumed."""
+    """``memory.reserve_mib`` if it is set, else the measured reserve, else an assumed one."""
     if memory.reserve_mib is not None:
         return {"reserve (as given)": memory.assumed_reserve}
     return measured or {"reserve (assumed)": memory.assumed_reserve}
 
 
 def planned_limits(memory: MemoryOptions, device: str) -> tuple[Lines, int]:
-    """Reserve and budget of a plan for a ``trainer.device``, by the GPU's own figures if there is
-    one: the budget is at most its memory.
+    """Reserve and budget of a plan for ``trainer.device``. A GPU's reserve is measured, and its
+    memory limits the budget.
 
-    Raises :class:`llm.errors.Refused` where the reserve takes the whole budget.
+    Raises :class:`llm.errors.Refused` if the reserve takes the whole budget.
     """
     gpu = ask_gpu(device) if planned_device(device) == "cuda" else None
     reserve = reserve_lines(memory, measured_reserve("cuda", gpu[0], wandb=False) if gpu else None)
@@ -66,14 +66,14 @@ def has_driver() -> bool:
 
 @cache
 def ask_gpu(name: str) -> tuple[int, int] | None:
-    """(bytes that tensors cannot have, bytes in all) of the GPU ``name``, as in trainer.device.
+    """(bytes outside tensors, bytes in total) of the GPU ``name`` (a ``trainer.device``).
 
-    Measured in another process, which takes some seconds: a CUDA context would stay in this one.
-    None without a driver, where torch sees no GPU, and where the GPU does not answer.
+    A process of its own measures it in some seconds: in this one, the CUDA context would stay. None
+    without a driver, if torch sees no GPU, and if the GPU does not answer.
     """
     if not has_driver():
         return None
-    package = Path(__file__).resolve().parents[2]  # importable whatever the current folder is
+    package = Path(__file__).resolve().parents[2]  # to import llm from any current folder
     command = [sys.executable, "-m", "llm.device", name]
     try:
         done = subprocess.run(

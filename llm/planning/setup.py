@@ -1,4 +1,4 @@
-"""From the settings of a run to everything that its memory depends on, and back; without torch."""
+"""Convert the settings of a run to a :class:`Setup`, and a changed one back, without torch."""
 
 from dataclasses import astuple, replace
 from functools import cache
@@ -15,9 +15,9 @@ from llm.settings.schema import Optimizer, TrainSettings
 
 
 def setup_of(settings: TrainSettings, device: str) -> Setup:
-    """Everything that the memory of a run on ``device`` (a torch device's type) depends on.
+    """The setup of a run on ``device`` (a torch device type).
 
-    Raises :class:`llm.errors.Refused` where the vocabulary is unknown before the text is read.
+    Raises :class:`llm.errors.Refused` if the vocabulary is unknown before the text is read.
     """
     vocab_size = vocabulary(settings)
     if vocab_size is None:
@@ -64,17 +64,14 @@ def apply_changes(settings: TrainSettings, fitted: Fitted) -> TrainSettings:
 
 
 def saves_memory(settings: TrainSettings) -> bool:
-    """Whether the allocator saves memory for narrow networks too, at some cost in speed
-    (:func:`llm.device.tune_allocator`).
-
-    ``trainer.step_in_backward`` is a reason as well: its two backward passes leave large gaps in
-    the heap.
+    """Whether :func:`llm.device.tune_allocator` saves memory for narrow networks too, which costs
+    some speed. The two backward passes of ``step_in_backward`` leave large gaps in the heap.
     """
     return settings.memory.is_enforced or settings.trainer.step_in_backward
 
 
 def vocabulary(settings: TrainSettings) -> int | None:
-    """Tokens in the vocabulary: declared, or of the prepared dataset; None: not known yet."""
+    """The vocabulary's size, declared or read from the prepared dataset; None if unknown yet."""
     try:
         return settings.data.declared_vocab_size() or _prepared_vocabulary(astuple(settings.data))
     except Refused:  # no such dataset, or no such text

@@ -1,4 +1,4 @@
-"""What a plan looks like in a terminal."""
+"""Show plans in a terminal."""
 
 from collections.abc import Sequence
 
@@ -15,12 +15,12 @@ from llm.units import format_bytes
 
 ROWS = 40  # points that a table shows
 BAR = 60  # characters
-# Colours of a cell of the map: it fits, fits with changes, does not fit.
+# Colours of the cells of a map, by mark: fits, fits with changes, does not fit.
 STYLES = {" ": "", "*": "yellow", "x": "red"}
 
 
 def show_plan(plan: Plan) -> None:
-    """One run: a bar, the parts of its peak, the peak of each kind of work, and the verdict."""
+    """Show a run: a bar, the parts of its peak, the peak of each kind of work, the verdict."""
     _show_run(plan)
     _show_bar(plan)
     taken = plan.taken
@@ -110,13 +110,13 @@ def _show_verdict(plan: Plan) -> None:
 
 
 def _changes(way: Fitted) -> str:
-    """The changes, ready to be copied, and their cost."""
+    """The changes as overrides, and their cost."""
     cost = f"{format_bytes(way.prediction.total)}, about {way.slowdown:.2f}x the time per token"
     return f"{' '.join(way.changes)}   ({cost})"
 
 
 def show_grid(plans: Sequence[Plan], points: int) -> None:
-    """A row for each point, and a map where two numbers vary."""
+    """Show a grid: a row for each point, and a map if two numbers vary."""
     if len(plans) == 1:
         say(f"{points:,} points that all take the same:")
         return show_plan(plans[0])
@@ -138,7 +138,7 @@ def show_grid(plans: Sequence[Plan], points: int) -> None:
     if plans[0].largest:
         columns.append(_number(f"largest {plans[0].largest.key}"))
     table = _table("planned for {}; budget {}, of it {}".format(*facts), *columns)
-    ways: dict[str, int] = {}  # numbered; printed below the table in one piece, to be copied
+    ways: dict[str, int] = {}  # numbered, and printed below the table to be copied
     for plan in plans[:ROWS]:
         verdict = "yes" if plan.fits else "no"
         if not plan.fits and plan.fitted is not None:
@@ -157,7 +157,7 @@ def show_grid(plans: Sequence[Plan], points: int) -> None:
 
 
 def _show_map(plans: Sequence[Plan]) -> None:
-    """The peaks as a matrix, if it is not too large for the terminal: the picture has room."""
+    """Show the peaks as a matrix, unless it is too large for the terminal."""
     grid = as_map(plans)
     if grid is None or len(grid.rows) > ROWS:
         return

@@ -1,9 +1,8 @@
-"""A custom optimizer behind the interface that the trainer uses.
+"""A custom optimizer behind the interface of the built-in ones.
 
-The optimizer is like torch's: it has ``param_groups``, ``state`` and ``step()``, and resumes from
-the tensors, numbers and None in its state and the numbers in its groups. Its state is saved as
-tensors by weight and name, and restored only if it has the names, shapes and types that were
-measured before the run.
+It has ``param_groups``, ``state`` and ``step()`` like torch's. A checkpoint holds the tensors and
+numbers in its state, and the values in its groups that steps change. Saved state is restored only
+if it has the names, shapes and types that were measured before the run.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,12 +18,12 @@ from llm.model.gpt import GPT
 from llm.training.measure import PYTHON, build_custom, measure, require_interface
 from llm.training.optimizer import PREFIX, UNUSABLE, Layout, Optimizer, layout_bytes
 
-NUMBERS = {kind.__name__: dtype for kind, dtype in PYTHON.items()}  # kinds of Python's numbers
+NUMBERS = {kind.__name__: dtype for kind, dtype in PYTHON.items()}
 NONE = type(None).__name__
 
 
 class CustomOptimizer(Optimizer):
-    """``inner`` as an :class:`Optimizer`; ``measured``: the state that it keeps."""
+    """``inner`` as an :class:`Optimizer`; ``measured`` describes its state."""
 
     def __init__(self, where: str, inner: Any, model: nn.Module, measured: CustomState) -> None:
         super().__init__(model, inner.param_groups)
@@ -37,18 +36,18 @@ class CustomOptimizer(Optimizer):
         with torch.no_grad():
             self.inner.step()
         if not self.has_stepped:
-            self.state_dict()  # refuses state that cannot be saved, before training on
+            self.state_dict()  # refuses state that cannot be saved, before more steps are lost
             self.has_stepped = True
 
     def update(self, parameters: Iterable[Tensor]) -> None:
-        """Not possible for single parameters."""
+        """``step_in_backward`` is refused for custom optimizers."""
         raise NotImplementedError
 
     def _entries(self, parameter: Tensor) -> tuple[StateEntry, ...]:
         return self.measured.entries(self.names[parameter])
 
     def layout(self, parameter: Tensor) -> Layout:
-        """Shape and type of the state of one parameter, whenever it appears."""
+        """Shape and type of the state of one parameter, including entries that appear later."""
         shape = tuple(parameter.shape)
         return {
             one.name: (one.shape(shape), NUMBERS.get(one.kind) or getattr(torch, one.kind))
@@ -58,7 +57,7 @@ class CustomOptimizer(Optimizer):
 
     def state_of(self, parameter: Tensor) -> dict[str, Tensor]:
         """The state of one parameter, numbers as tensors; empty before the first step."""
-        layout, found = self.layout(parameter), {}
+        layout, tensors = self.layout(parameter), {}
         for name, value in self.state.get(parameter, {}).items():
             if value is None:
                 continue
@@ -70,11 +69,11 @@ class CustomOptimizer(Optimizer):
                 f"{self.where} keeps {name} for {self.names[parameter]}, but kept nothing like it "
                 "for small weights: it cannot be saved",
             )
-            found[name] = tensor
-        return found
+            tensors[name] = tensor
+        return tensors
 
     def restored(self, parameter: Tensor, state: dict[str, Tensor]) -> dict[str, Any]:
-        """The saved state of one parameter as the optimizer keeps it: tensors, numbers and None."""
+        """The saved state of one parameter, as tensors, Python numbers and None."""
         values: dict[str, Any] = {}
         for one in self._entries(parameter):
             if one.kind == NONE:
@@ -87,11 +86,11 @@ class CustomOptimizer(Optimizer):
         return values
 
     def custom_layout(self) -> Layout:
-        """Shape and type of all that may be saved, by name."""
+        """:meth:`full_layout`: checkpoints are read by it."""
         return self.full_layout()
 
     def check(self, saved: Layout) -> None:
-        """Raise :class:`llm.errors.Refused` unless ``saved`` is the layout of such a state."""
+        """Raise :class:`llm.errors.Refused` unless ``saved`` is a layout of this optimizer."""
         needed = {
             f"{PREFIX}{name}/{one.name}"
             for parameter, name in self.names.items()
@@ -102,7 +101,7 @@ class CustomOptimizer(Optimizer):
         require(known and needed <= saved.keys(), UNUSABLE)
 
     def group_values(self) -> list[dict[str, Any]]:
-        """The values of each group that steps change, for a checkpoint."""
+        """The values in ``param_groups`` that steps change, for a checkpoint."""
         keys = self.measured.changing
         return [{k: group[k] for k in keys if k in group} for group in self.param_groups if keys]
 
@@ -116,7 +115,7 @@ class CustomOptimizer(Optimizer):
 
 
 def _is_alike(saved: dict[str, Any], group: dict[str, Any]) -> bool:
-    """Whether values have the same names, and kinds that may replace one another."""
+    """Whether both have the same names and types; a number may replace None, and vice versa."""
     kinds = [{type(saved.get(key)), type(value)} for key, value in group.items()]
     numbers = {int, float, type(None)}
     return saved.keys() == group.keys() and all(len(k) == 1 or k <= numbers for k in kinds)
@@ -125,13 +124,12 @@ def _is_alike(saved: dict[str, Any], group: dict[str, Any]) -> bool:
 def custom_optimizer(
     where: str, make: Callable[..., Any], keys: dict[str, Any], model: GPT
 ) -> Optimizer:
-    """The optimizer that ``make`` builds from ``keys`` for ``model``; ``where`` names it in errors.
+    """The optimizer that ``make`` builds from ``keys`` for ``model``; errors call it ``where``.
 
-    A built-in optimizer is returned as it is. Raises :class:`llm.errors.Refused` for one that
-    cannot be used.
+    Raises :class:`llm.errors.Refused` for an optimizer that cannot be used.
     """
     inner = build_custom(make, keys, model)
-    if isinstance(inner, Optimizer):
+    if isinstance(inner, Optimizer):  # a function that returns a built-in one
         return inner
     require_interface(where, inner, model)
     device = next(model.parameters()).device

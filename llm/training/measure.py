@@ -1,7 +1,7 @@
 """Measure the state of a custom optimizer, and the memory of its steps, on small networks.
 
-The networks have the same kinds of weights as the real one. Their sizes are all different, so that
-each dimension of the state shows which dimension of its weight it follows.
+The networks have the same kinds of weights as the real one. All their sizes are different, so the
+size of each dimension of the state tells which dimension of the weight it follows.
 """
 
 import math
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from llm.errors import Refused, require
 from llm.memory.custom import NUMBERS, CustomState, StateEntry
@@ -31,10 +32,10 @@ PYTHON = {bool: torch.bool, int: torch.int64, float: torch.float64}  # as tensor
 
 
 def build_custom(make: Callable[..., Any], keys: dict[str, Any], model: nn.Module) -> Any:
-    """The optimizer that a class or function returns for the trained weights of ``model``.
+    """Call a class or function for an optimizer of the trained weights of ``model``.
 
-    It is called with ``model=`` if it has such a parameter, else with two groups: matrices, and
-    vectors, which do not decay.
+    It gets ``model=`` if it has such a parameter, else two groups: matrices, and vectors, which do
+    not decay.
     """
     if takes(make, "model"):
         return make(model=model, **keys)
@@ -49,7 +50,7 @@ def build_custom(make: Callable[..., Any], keys: dict[str, Any], model: nn.Modul
 
 
 def require_interface(where: str, optimizer: Any, model: nn.Module) -> None:
-    """Raise :class:`llm.errors.Refused` unless this is an optimizer of the weights of ``model``."""
+    """Raise :class:`llm.errors.Refused` unless ``optimizer`` updates the weights of ``model``."""
     for name in ("param_groups", "state", "step"):
         require(hasattr(optimizer, name), f"{where} makes a {type(optimizer).__name__}, no {name}")
     groups = optimizer.param_groups
@@ -63,9 +64,9 @@ def measure(
     where: str, make: Callable[..., Any], keys: dict[str, Any], config: GPTConfig,
     device: torch.device, foreach: bool = False,
 ) -> CustomState:  # fmt: skip
-    """The state of such an optimizer for a network like ``config``.
+    """The state of the optimizer that ``make`` builds, for a network like ``config``.
 
-    ``foreach``: updates all weights at once, as torch's classes do on a GPU. Raises
+    With ``foreach``, torch's classes update all weights at once, as on a GPU. Raises
     :class:`llm.errors.Refused`, naming ``where``, for an optimizer that cannot be used.
     """
     if foreach and takes(make, "foreach") and "foreach" not in keys and not keys.get("fused"):
@@ -76,7 +77,7 @@ def measure(
     for name, entries in few.state.items():
         follows = entries == more.state[name]
         require(follows, f"{where}: the shape of its state for {name} does not follow the weight's")
-    # Temporaries are a of the largest weight and b of all weights: two equations for a and b.
+    # temporaries = of_largest * largest + of_all * total: two equations for two unknowns
     growth = more.largest / few.largest
     of_all = (more.temporaries - growth * few.temporaries) / (more.total - growth * few.total)
     of_all = max(0, round(of_all))
@@ -85,7 +86,7 @@ def measure(
 
 
 def small(config: GPTConfig, n_layer: int, sizes: dict[str, int]) -> GPTConfig:
-    """A network with the options of ``config`` and other sizes."""
+    """``config`` with other sizes."""
     shared = config.n_kv_head is not None and config.n_kv_head != config.n_head
     heads = {"n_layer": n_layer, "n_kv_head": 2 if shared else 4}
     return replace(config, **(sizes | heads))  # type: ignore[arg-type]  # sizes
@@ -93,10 +94,10 @@ def small(config: GPTConfig, n_layer: int, sizes: dict[str, int]) -> GPTConfig:
 
 @dataclass
 class _Steps:
-    """What a few steps with a network of ``total`` numbers leave and take."""
+    """Observations from a few steps on a small network."""
 
-    total: int
-    largest: int  # numbers in the largest weight
+    total: int  # elements of all weights
+    largest: int  # elements of the largest weight
     temporaries: int  # bytes
     state: dict[str, tuple[StateEntry, ...]]
     changing: tuple[str, ...]
@@ -155,7 +156,7 @@ def _entry(where: str, weight: str, p: Tensor, key: object, value: Any, first: b
 
 
 def _dim(size: int, place: int, p: Tensor) -> str | int:
-    """The dimension of the weight that has this size, preferably at the same place."""
+    """The dimension of the weight that has this size, preferably the one at the same place."""
     axes = [axis for axis in range(p.dim()) if p.shape[axis] == size]
     if axes:
         return str(place if place in axes else axes[0])
@@ -163,7 +164,7 @@ def _dim(size: int, place: int, p: Tensor) -> str | int:
 
 
 class _Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
-    """Bytes of the tensors that operations make: ``now``, and the ``most`` at once."""
+    """Counts the bytes of new tensors: those alive ``now``, and the ``most`` at once."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's
@@ -186,8 +187,4 @@ class _Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
 
 
 def _storages(values: Any) -> list[Any]:
-    if isinstance(values, Tensor):
-        return [values.untyped_storage()]
-    if isinstance(values, dict):
-        values = list(values.values())
-    return [s for one in values for s in _storages(one)] if isinstance(values, list | tuple) else []
+    return [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]

@@ -34,8 +34,16 @@ def training() -> dict[str, Tensor]:
 
 
 @pytest.fixture
-def saved(folder: CheckpointFolder, tiny_model: GPT, training: dict[str, Tensor]) -> Path:
-    return folder.save(4, tiny_model.state_dict(), training, STATE)
+def save(
+    folder: CheckpointFolder, tiny_model: GPT, training: dict[str, Tensor]
+) -> Callable[[int], Path]:
+    """Save a checkpoint of a step, and return its path."""
+    return lambda step: folder.save(step, tiny_model.state_dict(), training, STATE)
+
+
+@pytest.fixture
+def saved(save: Callable[[int], Path]) -> Path:
+    return save(4)
 
 
 def names(folder: CheckpointFolder) -> list[str]:

@@ -6,19 +6,19 @@ import re
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor
 
 from llm.checkpoint.checkpoint import WEIGHTS
 from llm.checkpoint.folder import CheckpointFolder, newest_valid
 from llm.checkpoint.tensors import TYPES, write_tensors
 from llm.errors import DiskError
 from llm.model.gpt import GPT
-from tests.checkpoint.conftest import STATE, assert_equal, names
+from tests.checkpoint.conftest import assert_equal, names
 from tests.conftest import ROOT, needs_linux
 
 
@@ -76,16 +76,15 @@ def test_saving_takes_no_memory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
 def test_a_write_that_fails_in_the_middle_of_a_file_publishes_nothing(
-    share: float, folder: CheckpointFolder, saved: Path, tiny_model: GPT,
-    training: dict[str, Tensor],
-) -> None:  # fmt: skip
-    largest = int(share * (saved / WEIGHTS).stat().st_size)  # bytes of a file
+    share: float, folder: CheckpointFolder, save: Callable[[int], Path], tiny_model: GPT
+) -> None:
+    largest = int(share * (save(4) / WEIGHTS).stat().st_size)  # bytes of a file
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     message = re.escape("step-00000006 could not be written: File too large (")
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest, hard))
     try:
         with pytest.raises(DiskError, match=message):
-            folder.save(6, tiny_model.state_dict(), training, STATE)
+            save(6)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert names(folder) == ["last", "step-00000004"]

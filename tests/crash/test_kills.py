@@ -1,4 +1,4 @@
-"""Killed over and over at random moments, a run ends with the bits of one that was left alone."""
+"""A run that is killed 50 times at random moments ends with the bits of an unbroken run."""
 
 import json
 import multiprocessing
@@ -53,20 +53,20 @@ def test_fifty_kills_at_random_moments_change_no_bit_of_what_a_run_ends_with(
 
 @dataclass
 class End:
-    """What came of one run and of its kills."""
+    """The result of one run and its kills."""
 
     weights: str
-    is_the_same: bool  # it equals the end of a run that was not killed
+    is_the_same: bool  # as the end of a run without kills
     resumed: int  # kills after which the next start was not refused
     at: dict[str, int]  # kills in each phase
 
 
 def end_after_kills(seed: int, cwd: Path, data: list[str]) -> End:
-    """Let one run be, kill another at random moments, and compare what they end with."""
+    """Kill a run at random moments, and compare its end with that of an unbroken run."""
     torch.set_num_threads(1)
     cwd.mkdir()
     command = [*data, *OPTIONS, f"seed={seed}"]
-    # What a command imports as it goes, each fork of this process has from now on.
+    # Import all that a command imports later, once for all forks of this process.
     assert here("train", *command, "trainer.max_steps=1", cwd=cwd).returncode == 0
     whole, run = cwd / "outputs/whole", cwd / "outputs/run"
     times = time_of_phases([*command, "run.name=whole"], whole, cwd)
@@ -94,17 +94,17 @@ def end_after_kills(seed: int, cwd: Path, data: list[str]) -> End:
 
 
 def moment(phase: str, seen: int, times: dict[str, float]) -> tuple[int, float]:
-    """After which row of metrics a kill comes, and within how many seconds from there."""
+    """The row of metrics after which a kill comes, and within how many seconds after it."""
     last = STEPS - EVERY
     if phase == "training":
         return seen, times[phase]
-    if phase == "end":  # the row may be there already: it is the next start that writes it again
+    if phase == "end":  # if the row is there already, the next start writes it again
         return last, times["end"] + (times["start"] if seen > last else 0)
     return -1, times["start"]
 
 
 def time_of_phases(command: list[str], run: Path, cwd: Path) -> dict[str, float]:
-    """Seconds that a run takes to its first step, for a few steps, and from its last ones."""
+    """Seconds that a run takes until its first step, for a few steps, and for its end."""
     begin, child, moments = time.monotonic(), start(command, cwd), []
     for step in (1, STEPS - EVERY):
         assert wait(child, lambda step=step: last_step(run) > step) is None
@@ -115,7 +115,7 @@ def time_of_phases(command: list[str], run: Path, cwd: Path) -> dict[str, float]
 
 
 def start(command: list[str], cwd: Path) -> int:
-    """The number of a new process that runs the command, with all that is imported here."""
+    """The id of a fork of this process that runs the command."""
     assert len(os.listdir("/proc/self/task")) == 1, "a fork would lose threads"
     child = os.fork()
     if child == 0:
@@ -152,17 +152,17 @@ def last_step(run: Path) -> int:
 
 
 def valid_step(run: Path, before: int) -> int:
-    """The step to go on from; that it is whole and never goes back is asserted."""
+    """The step to continue from; asserts that it is intact and not before ``before``."""
     newest, skipped = newest_valid(run)
     step = newest.step if newest else 0
     assert step >= before and not skipped
-    if step > EVERY:  # a kill may come before the very first one has the name "last"
+    if step > EVERY:  # a kill may come before "last" is a link to the first checkpoint
         Checkpoint.open(find_checkpoint("ckpt", str(run))).verify()
     return step
 
 
 def ending(run: Path) -> dict[str, Any]:
-    """All that a run leaves, without what depends on the time."""
+    """Everything that a run writes, except for times."""
     found: dict[str, Any] = {"names": listing(run)}
     for kind in ("last", "best"):
         checkpoint = Checkpoint.open(run / "checkpoints" / kind)

@@ -1,8 +1,8 @@
 """How much memory would a run take, and does it fit? python run_plan.py model=small
 
 Nothing is trained. Torch is imported only for a custom optimizer, and by the process that asks a
-GPU for its reserve. The sweeper in conf/plan.yaml (llm/config/planner.py) turns the command line
-into a list of points; a single run is a list of one.
+GPU for its reserve. The sweeper in conf/plan.yaml (llm/config/planner.py) turns a grid into a list
+of points; a single run is a list of one.
 """
 
 import llm.start  # noqa: F401  (first: from here on signals are handled)
@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 import hydra
+from omegaconf import DictConfig
 
 from llm.config.cli import command
 from llm.config.planner import Points, as_points
@@ -27,10 +28,10 @@ PICTURES, NAME = Path("outputs/plans"), "%Y-%m-%d_%H-%M-%S"
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="plan")
-@as_points
-def main(points: Points) -> None:
-    """Show the plan of one run, or of a grid with a picture; refuse what cannot fit."""
+def main(cfg: DictConfig | Points) -> None:
+    """Show the plan of one run, or of a grid with a picture; refuse a run that cannot fit."""
     require_output()
+    points = as_points(cfg)
     plans, is_grid = plan_points(points), len(points) > 1
     if is_grid:
         show_grid(plans, len(points))

@@ -1,4 +1,4 @@
-"""Help, the composed configuration and shell completion: without torch, and so at once.
+"""Help, the composed configuration and shell completion do not import torch, which takes seconds.
 
 How long they take: ``python -m benchmarks.startup``.
 """

@@ -1,4 +1,4 @@
-"""Sweeps: every job in its own process, none can end the others, and all of it is continued."""
+"""Sweeps: each job is a process that cannot end another, and every sweep can be continued."""
 
 import os
 import re
@@ -13,7 +13,6 @@ from unittest.mock import patch
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from llm.checkpoint.folder import newest_valid
 from llm.config import launcher, sweeper
@@ -50,7 +49,7 @@ def pid_of(words: str) -> int | None:
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs Linux to find a job")
 def test_a_sweep_outlives_its_jobs_and_is_continued(tmp_path: Path, text: list[str]) -> None:
     command = ["-m", *text, *LONG, "logger.notes=a, b", "optimizer.lr=2e-3,1e-3,1e30,3e-3"]
-    name = f"rates-{os.getpid()}"  # no one else's on this machine: a job is found by it
+    name = f"rates-{os.getpid()}"  # unique on this machine: pid_of() searches for it
     command += [f"run.sweep={name}"]
     sweep = tmp_path / "multirun" / name
     killed, first, last = (sweep / f"optimizer.lr-{rate}" for rate in ("0.002", "0.001", "0.003"))
@@ -79,7 +78,7 @@ def test_a_sweep_outlives_its_jobs_and_is_continued(tmp_path: Path, text: list[s
     links = {path.name: path for path in (sweep / "wandb").iterdir()}
     assert len(links) == 4
     assert all(path.is_symlink() and path.is_dir() for path in links.values())
-    # What is killed within W&B's first flush, 2 s, has not said its name yet.
+    # A job killed before W&B's first flush, after 2 s, has not written its name.
     runs = [wandb_file.read_file(next(path.glob("*.wandb"))) for path in links.values()]
     runs = [run for run in runs if "run" in run]
     assert len(runs) in (3, 4)
@@ -260,7 +259,7 @@ def test_a_named_sweep_runs_its_jobs_in_a_folder_of_its_name(name: str, sweep: S
     assert sum(key in argument for argument in fewer[0].command) == 2, "once, and in run.dir"
 
 
-def test_names_that_are_alike_are_numbered_until_they_differ() -> None:
+def test_equal_names_of_folders_are_numbered() -> None:
     names = sweeper.folder_names([{"x": "a b"}, {"x": "a/b"}, {"x": "a b-2"}, {"x": "a,b"}])
     assert names == ["x-a-b", "x-a-b-2", "x-a-b-2-2", "x-a-b-3"]
 
@@ -300,18 +299,11 @@ def test_equal_points_are_one_job(
             ["sweep=depth,width"],
             "job sweep=depth cannot run, so none was started: sweep= says what",
         ),
-        (["trainer.max_steps=range(1,1)"], "trainer.max_steps=range(1,1) has no values, so there"),
-        (["model=glob(zz*)"], "model=glob(zz*) has no values, so there is nothing to run"),
         (
             ["seed=1,2", "run.name=a"],
             "run.name=a names one run, so none was started: take run.sweep=",
         ),
         (["seed=1,2", "hydra.sweep.dir=x"], "hydra.sweep.dir= has no effect: take run.sweep=NAME"),
-        (["seed=1,2", "hydra.sweep.subdir=x"], "hydra.sweep.subdir= has no effect: the folder of"),
-        (
-            ["hydra.run.dir=x"],
-            "hydra.run.dir= has no effect: take run.dir=FOLDER or run.name=NAME",
-        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -331,7 +323,6 @@ def test_a_folder_takes_more_of_its_sweep_and_no_other(sweep: Sweep) -> None:
         assert done.returncode == 0, done.stderr
         return [job.folder.name for job in jobs]
 
-    one, two = "model.n_layer-1_seed-1", "model.n_layer-2_seed-1"
     assert names("model.n_layer=1", "seed=1,2") == ["seed-1", "seed-2"]
     assert names("model.n_layer=1", "seed=3,4", "logger=none") == ["seed-3", "seed-4"]
     assert names("model.n_layer=1", "seed=2") == ["seed-2"], "one of its jobs, in the same folder"
@@ -345,15 +336,7 @@ def test_a_folder_takes_more_of_its_sweep_and_no_other(sweep: Sweep) -> None:
         assert (done.returncode, jobs) == (2, [])
         assert f"run_train.py: multirun/s {words}" in done.stderr
     done, jobs = sweep("model.n_layer=1,2", "seed=1", "run.sweep=t")
-    assert [job.folder.name for job in jobs] == ["model.n_layer-1", "model.n_layer-2"], (one, two)
-
-
-def test_hydra_composes_once_for_each_set_of_options(sweep: Sweep) -> None:
-    compose_job = ConfigLoaderImpl.load_sweep_config
-    with patch.object(ConfigLoaderImpl, "load_sweep_config", autospec=True) as composed:
-        composed.side_effect = compose_job
-        _, jobs = sweep("seed=range(0,20)", "optimizer=adamw,muon", "optimizer.lr=1e-3,2e-3")
-    assert (len(jobs), composed.call_count) == (80, 2)
+    assert [job.folder.name for job in jobs] == ["model.n_layer-1", "model.n_layer-2"]
 
 
 # Launchers of other packages.
@@ -398,7 +381,7 @@ def test_an_installed_launcher_is_found_and_its_jobs_are_the_same(
     dummy = "_target_: hydra_plugins.dummy.DummyLauncher\nword: null\n"
     (options / "dummy.yaml").write_text(dummy, encoding="utf-8")
     typed = ["--config-dir", "my_conf", "hydra/launcher=dummy", "hydra.launcher.word=found"]
-    # The second job cannot be continued: its folder holds something else.
+    # The second job is refused: its folder holds another file.
     stranger = tmp_path / "multirun/engine/seed-2"
     stranger.mkdir(parents=True)
     (stranger / "novel.txt").touch()

@@ -1,4 +1,4 @@
-"""What every ``run_*.py`` shares: arguments in, one line and an exit status out."""
+"""The frame of every ``run_*.py``: arguments in; for an error, one line and an exit status out."""
 
 import contextlib
 import functools
@@ -26,7 +26,7 @@ from llm.terminal import flushed, require_output
 from llm.version import version_line
 
 TRACEBACK = "HYDRA_FULL_ERROR"
-WANTED = "LLM_FULL_ERROR"  # TRACEBACK as the user has set it; also for the jobs of a sweep
+WANTED = "LLM_FULL_ERROR"  # the user's value of TRACEBACK; the jobs of a sweep inherit it
 
 
 def command(main: Callable[[], Any]) -> None:
@@ -39,13 +39,18 @@ def command(main: Callable[[], Any]) -> None:
     if _others_want_the_cores():
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault(WANTED, os.environ.get(TRACEBACK, ""))
-    os.environ[TRACEBACK] = "1"  # makes Hydra raise what it would print before it exits with 1
+    os.environ[TRACEBACK] = "1"  # Hydra raises its errors, instead of printing them and exiting
     with _one_line(), raised(), flushed():
-        if "--version" in sys.argv[1:]:  # Hydra would print its own
+        if "--version" in sys.argv[1:]:  # Hydra would print its own version
             require_output()
             print(version_line())
             return
-        _require_folder()
+        try:
+            os.getcwd()
+        except FileNotFoundError:
+            raise Refused(
+                "the folder you are in does not exist any more: cd into another"
+            ) from None
         flags = arguments.parse(sys.argv[1:])
         sys.argv[1:] = arguments.for_hydra(sys.argv[1:])
         shows = flags.help or flags.hydra_help or flags.cfg or flags.info
@@ -56,9 +61,9 @@ def command(main: Callable[[], Any]) -> None:
 def reported(main: FunctionType) -> Callable[[Any], Any]:
     """For the function below ``@hydra.main``: report its errors before Hydra adds its own lines.
 
-    If the launcher of another package calls it, perhaps in another process, it starts the job.
+    Called by a launcher of another package, it starts the job in a process of its own.
     """
-    script = Path(main.__code__.co_filename).resolve()  # before it is sent to another machine
+    script = Path(main.__code__.co_filename).resolve()  # here, as a worker may be elsewhere
 
     @functools.wraps(main)
     def inner(cfg: Any) -> Any:
@@ -72,9 +77,10 @@ def reported(main: FunctionType) -> Callable[[Any], Any]:
 
 @contextlib.contextmanager
 def _one_line(cfg: Any = None) -> Iterator[None]:
-    """End the process with one line and an exit status for an error whose reason is known.
+    """End the process with one line and an exit status for an error with a known reason.
 
-    ``cfg`` is the composed configuration, if there is one already. Faults of this program pass.
+    ``cfg`` is the composed configuration, if there is one already. Bugs of this program pass
+    through, with their traceback.
     """
     try:
         with unswallowed():
@@ -98,7 +104,7 @@ def _one_line(cfg: Any = None) -> Iterator[None]:
 
 
 def _reason(error: BaseException, cfg: Any) -> Stop | None:
-    """The known reason behind an error; None for a fault of this program."""
+    """The known reason behind an error; None for a bug of this program."""
     if isinstance(error, Stop):
         return error
     if isinstance(error, Signalled):
@@ -119,23 +125,16 @@ def _leave_summary(cfg: Any, refusal: Refused) -> None:
                 write_summary(folder, status=refusal.status, reason=str(refusal))
 
 
-def _require_folder() -> None:
-    try:
-        os.getcwd()
-    except FileNotFoundError:
-        raise Refused("the folder you are in does not exist any more: cd into another") from None
-
-
 @contextlib.contextmanager
 def _as_typed() -> Iterator[None]:
-    """For a command that only prints settings: free text in them is shown as it was typed."""
+    """For a command that only prints settings: print free text as it was typed."""
     require_output()
-    shown = io.StringIO()
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stdout(shown):
+        with contextlib.redirect_stdout(printed):
             yield
     finally:
-        sys.stdout.write(unguard(shown.getvalue()))
+        sys.stdout.write(unguard(printed.getvalue()))
 
 
 def _others_want_the_cores(samples: int = 4) -> bool:

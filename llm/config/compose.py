@@ -40,8 +40,8 @@ def read_settings(cfg: DictConfig, kind: type[Settings]) -> Settings:
     """The typed and checked settings of a composed configuration.
 
     With ``resume=FOLDER`` they are the settings in the folder, changed by typed overrides; with
-    ``init_from=FOLDER`` the network gets the shape of the weights. If ``cfg`` still has Hydra's own
-    section, with the chosen options and the typed overrides, it is removed.
+    ``init_from=FOLDER`` the network gets the shape of the weights. Removes Hydra's section, with
+    the chosen options and the typed overrides, from ``cfg``.
     """
     of_hydra = _take_hydra(cfg)
     refuse_calls(OmegaConf.to_container(cfg, resolve=False))
@@ -71,7 +71,7 @@ def read_settings(cfg: DictConfig, kind: type[Settings]) -> Settings:
 
 
 def _take_hydra(cfg: DictConfig) -> DictConfig | None:
-    """Hydra's own section, removed from ``cfg``; in a run, from where Hydra keeps it."""
+    """Hydra's own section, removed from ``cfg``; Hydra's global one if ``cfg`` has none."""
     if "hydra" in cfg:
         of_hydra = cast(DictConfig, cfg.hydra)
         with open_dict(cfg):
@@ -84,30 +84,23 @@ def _use_folders(hydra: DictConfig) -> None:
     """Let Python find modules in a user's folder of options and in its parent folder.
 
     Both come last in ``sys.path``, so that nothing there replaces an installed module. Raises
-    :class:`llm.errors.Refused` for a chosen option in such a folder that a built-in one hides.
+    :class:`llm.errors.Refused` if a built-in option hides a chosen option of the user.
     """
     files = [source for source in hydra.runtime.config_sources if source.schema == "file"]
-    built_in = [Path(source.path) for source in files if source.provider == "main"]
+    built_in = next(Path(source.path) for source in files if source.provider == "main")
     for folder in (Path(source.path) for source in files if source.provider != "main"):
         for group, option in hydra.runtime.choices.items():
-            _refuse_hidden(folder, built_in, f"{group}/{option}")
+            file, other = (place / f"{group}/{option}.yaml" for place in (folder, built_in))
+            hidden = file.is_file() and other.is_file() and not file.samefile(other)
+            message = f"{group}={option} is a built-in option, which hides {file}"
+            require(not hidden, f"{message}: take another name")
         for place in (str(folder), str(folder.parent)):
             if place not in sys.path:
                 sys.path.append(place)
 
 
-def _refuse_hidden(folder: Path, built_in: list[Path], option: str) -> None:
-    own, others = folder / f"{option}.yaml", [place / f"{option}.yaml" for place in built_in]
-    hiding = [file for file in others if own.is_file() and file.is_file()]
-    group, _, name = option.rpartition("/")
-    require(
-        not hiding or any(own.samefile(file) for file in hiding),
-        f"{group}={name} is a built-in option, which hides {own}: take another name",
-    )
-
-
 def _refuse_additions(cfg: DictConfig, kind: type, prefix: str = "") -> None:
-    # ``+key=value`` gets past the schema in Hydra's composition, and nothing would read it.
+    # Hydra lets +key=value past the schema, but nothing would read the key.
     known = {field.name: field.type for field in fields(kind)}
     for key in [str(key) for key in cfg]:
         require(
@@ -145,8 +138,8 @@ def _resumed(composed: DictConfig, of_hydra: DictConfig | None) -> DictConfig:
             saved.pop(group, None)  # the keys of another option
         elif now[group] is not None and not is_dataclass(OmegaConf.get_type(cfg, group)):
             saved[group].pop(OPTION)
-            OmegaConf.set_struct(cfg[group], False)  # keys that were added by +key=value
-    # It allows to delete a folder, whose name the file gives as well: only a user may type it.
+            OmegaConf.set_struct(cfg[group], False)  # the file may have keys from +key=value
+    # data.overwrite deletes a folder: only the command line may ask for that, not a file.
     (saved.get("data") or {}).pop("overwrite", None)
     try:
         cfg = cast(DictConfig, OmegaConf.merge(cfg, map_text(guard, saved)))

@@ -1,8 +1,8 @@
 """Jobs of a sweep: each is the command that would run it alone, in a process of its own.
 
-The built-in launcher runs one after another. Under a launcher of another package (joblib, submitit,
-Ray) a worker starts that same command. So a job is the same with every launcher: it can be killed,
-run out of memory or be continued without touching another job.
+The built-in launcher runs one after another. With a launcher of another package (joblib, submitit,
+Ray), a worker starts the same command. So a job can always be killed, run out of memory or be
+continued without harm to another job.
 """
 
 import contextlib
@@ -25,15 +25,16 @@ from llm.experiment.console import title
 from llm.experiment.sweep import Job, run_job
 
 MULTIRUN = Path("multirun")
-HOUSEKEEPING = ("run.sweep", "run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")  # a job's place
-LONGEST = 120  # bytes of a folder's name
+# The keys that say where a job is written.
+HOUSEKEEPING = ("run.sweep", "run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
+LONGEST = 120  # bytes of the name of a folder
 OF_THE_SWEEP = ("hydra.mode", "hydra.sweep", "hydra/sweep", "hydra.launcher", "hydra/launcher")
 
 
 class JobFailed(Stop):
     """A job did not finish."""
 
-    # A worker of another launcher may send it here pickled, which needs the default.
+    # `summary` has a default because unpickling, from the worker of another launcher, needs it.
     def __init__(self, message: str, summary: dict[str, Any] | None = None) -> None:
         super().__init__(message)
         self.summary = summary or {"status": "failed", "reason": message}
@@ -51,7 +52,7 @@ class ProcessLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Keep what :meth:`launch` needs; called by Hydra once per sweep."""
+        """Called by Hydra once per sweep."""
         self.config = config
 
     def launch(
@@ -89,12 +90,12 @@ def run_as_job(script: Path) -> float | None:
     job = job_of(hydra, list(map(str, hydra.overrides.task)), int(hydra.job.num), script)
     # The progress bars of several jobs on one terminal would overwrite each other.
     environment = {"TTY_COMPATIBLE": "0"}
-    with contextlib.chdir(hydra.runtime.cwd):  # a worker may have been started elsewhere
+    with contextlib.chdir(hydra.runtime.cwd):  # a worker may start in another folder
         return loss_of(job, run_job(job, environment=environment))
 
 
 def loss_of(job: Job, summary: dict[str, Any]) -> float | None:
-    """The lowest validation loss, which optimizing sweepers minimize; :class:`JobFailed`."""
+    """The lowest validation loss, for sweepers that minimize it; raises :class:`JobFailed`."""
     if summary["status"] == "finished":
         loss: float | None = summary.get("best_val_loss")
         return loss
@@ -103,18 +104,21 @@ def loss_of(job: Job, summary: dict[str, Any]) -> float | None:
 
 
 def job_of(hydra: Any, overrides: Sequence[str], number: int, script: Path) -> Job:
-    """The job with these overrides. Sweepers of other packages do not choose its folder."""
-    kept = [one for one in overrides if not is_housekeeping(one)]
+    """The job with these overrides, in a new folder if they name none.
+
+    The built-in sweeper names one, sweepers of other packages do not.
+    """
+    settings = [one for one in overrides if not is_housekeeping(one)]
     pairs = [one.partition("=") for one in overrides if is_housekeeping(one)]
-    given = {key: unquoted(value) for key, _, value in pairs}
-    sweep = given.get("run.sweep") or Path(str(hydra.sweep.dir)).name
-    folder = Path(given.get("run.dir") or MULTIRUN / sweep / folder_name(kept, number))
-    typed = [*map(as_typed, kept), f"run.sweep={sweep}", f"run.dir={folder}"]
-    return Job(number, kept, folder, command_of(hydra, typed, script))
+    place = {key: unquoted(value) for key, _, value in pairs}
+    sweep = place.get("run.sweep") or Path(str(hydra.sweep.dir)).name
+    folder = Path(place.get("run.dir") or MULTIRUN / sweep / folder_name(settings, number))
+    typed = [*map(as_typed, settings), f"run.sweep={sweep}", f"run.dir={folder}"]
+    return Job(number, settings, folder, command_of(hydra, typed, script))
 
 
 def command_of(hydra: Any, overrides: list[str], script: Path) -> list[str]:
-    """The command for one job: the script, as a single run."""
+    """The command that runs one job alone."""
     flags = ["--config-name", str(hydra.job.config_name)]
     for source in hydra.runtime.config_sources:
         path = Path(source.path)
@@ -123,13 +127,13 @@ def command_of(hydra: Any, overrides: list[str], script: Path) -> list[str]:
         elif source.provider == "main" and path.resolve() != script.parent / "conf":
             flags += ["--config-path", str(path)]
     # Not resolved: some of Hydra's own overrides have a value only inside a job.
-    of_hydra: Any = OmegaConf.to_container(hydra.overrides.hydra, resolve=False)
-    kept = [str(one) for one in of_hydra if not str(one).startswith(OF_THE_SWEEP)]
-    return [sys.executable, str(script), *flags, *kept, *overrides, "hydra.mode=RUN"]
+    typed: Any = OmegaConf.to_container(hydra.overrides.hydra, resolve=False)
+    of_hydra = [str(one) for one in typed if not str(one).startswith(OF_THE_SWEEP)]
+    return [sys.executable, str(script), *flags, *of_hydra, *overrides, "hydra.mode=RUN"]
 
 
 def placed(overrides: Sequence[str], sweep: str, name: str) -> list[str]:
-    """The overrides of a job in ``multirun/<sweep>/<name>``, for our settings and for Hydra's."""
+    """``overrides`` with the place of the job, ``multirun/<sweep>/<name>``."""
     values = (sweep, str(MULTIRUN / sweep / name), str(MULTIRUN / sweep), name)
     place = [f"{key}={quoted(value)}" for key, value in zip(HOUSEKEEPING, values, strict=True)]
     return [*(one for one in overrides if not is_housekeeping(one)), *place]
@@ -154,5 +158,5 @@ def folder_name(overrides: Sequence[str], number: int) -> str:
 def find_from_workers() -> None:
     """Let processes that another launcher starts import this package and its plugins."""
     known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    own = [str(Path(sys.argv[0]).resolve().parent), str(PLUGINS)]
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([*own, *filter(None, known)]))
+    added = [str(Path(sys.argv[0]).resolve().parent), str(PLUGINS)]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([*added, *filter(None, known)]))

@@ -1,8 +1,8 @@
 """``run_plan.py``: its main function gets all points of a grid at once."""
 
-import functools
-from collections.abc import Callable
 from typing import Any
+
+from omegaconf import DictConfig
 
 from llm.config.compose import read_settings
 from llm.config.grid import Combinations
@@ -14,24 +14,16 @@ from llm.settings.schema import PlanSettings
 Points = list[Point[PlanSettings]]
 
 
-def as_points(main: Callable[[Points], None]) -> Callable[[Any], None]:
-    """For the function below ``@hydra.main``, which :class:`Planner` calls with a list of points.
-
-    The configuration of a single run becomes a list of one point.
-    """
-
-    @functools.wraps(main)
-    def inner(given: Any) -> None:
-        main(given if isinstance(given, list) else [Point(read_settings(given, PlanSettings), {})])
-
-    return inner
+def as_points(cfg: DictConfig | Points) -> Points:
+    """The points from :class:`Planner`; a list of one for the configuration of a single run."""
+    return cfg if isinstance(cfg, list) else [Point(read_settings(cfg, PlanSettings), {})]
 
 
 class Planner(Grid):
-    """All combinations at once, for a main function that takes a list of points."""
+    """Calls the main function once, with all combinations."""
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Call the main function with all points."""
+        """Call the main function with the points, or with the configuration of a single run."""
         loader = self.context.config_loader
         grid = Combinations(loader, self.composed, PlanSettings, self.params, arguments)
         if grid.is_single:

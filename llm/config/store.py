@@ -19,9 +19,9 @@ from llm.settings.schema import (
 
 
 def for_composition(schema: type) -> type:
-    """``schema`` for composition: sections of a group with custom options may have any keys.
+    """``schema`` for composition: sections that may be of a custom class have any keys.
 
-    The built-in options of such a group begin with a schema each.
+    Each built-in option of such a section starts with a schema of its own.
     """
     known = [
         (one.name, Any, None) if one.name in GROUPS else (one.name, one.type, one)
@@ -39,8 +39,8 @@ for _option, _schema in (
     ("logger", LoggerSection),
 ):  # fmt: skip
     ConfigStore.instance().store(name=f"{_option}_schema", node=_schema)
-# Hydra copies its whole store for every group that --help lists, which takes half a second. Nothing
-# is added to the store after this line, so each copy may be the store itself.
+# Hydra copies its whole store for every group that --help lists, which takes half a second. The
+# store does not change after this line, so a copy may be the store itself.
 ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]  # Hydra has none
 
 

@@ -1,7 +1,7 @@
 """Sweeps: all combinations, checked before the first job starts, each in its own folder.
 
-This module decides which jobs there are and where each is written, for any launcher. It prints the
-table at the end from the summaries that the jobs have left.
+This module chooses the jobs and their folders, for any launcher. The table at the end is made from
+the ``summary.json`` of each job.
 """
 
 import json
@@ -44,7 +44,7 @@ from llm.settings.saved import to_plain
 from llm.settings.schema import TrainSettings
 from llm.signals import Signalled
 
-NAME = "%Y-%m-%d_%H-%M-%S"  # of a sweep without a name
+NAME = "%Y-%m-%d_%H-%M-%S"  # if run.sweep is null
 SWEEP = "sweep.json"
 Points = list[Point[TrainSettings]]
 
@@ -53,12 +53,12 @@ Points = list[Point[TrainSettings]]
 class SweepFile:
     """``sweep.json``, in the folder of a sweep."""
 
-    over: list[str]  # the keys that it varies
-    fixed: Plain  # the values of other keys that identify a result
+    over: list[str]  # the keys that differ between its jobs
+    fixed: Plain  # the settings that all jobs share and that change a result
 
 
 class SweepFailed(Stop):
-    """Some jobs did not finish. Each says why in its own folder."""
+    """Some jobs did not finish."""
 
 
 class Grid(Sweeper):
@@ -74,7 +74,7 @@ class Grid(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Keep what :meth:`sweep` needs; called by Hydra once."""
+        """Called by Hydra once, before :meth:`sweep`."""
         self.context, self.task, self.composed = hydra_context, task_function, config
 
     def sweep(self, arguments: list[str]) -> Any:
@@ -109,7 +109,7 @@ class Grid(Sweeper):
         return [results]
 
     def points(self, arguments: Sequence[str]) -> Points:
-        """The points that differ; :class:`llm.errors.Refused` if one cannot work."""
+        """The checked points without repetitions; raises :class:`llm.errors.Refused`."""
         grid = Combinations(
             self.context.config_loader, self.composed, TrainSettings, self.params, arguments,
             ", so none was started",
@@ -146,23 +146,23 @@ class Grid(Sweeper):
         except Exception as error:
             if isinstance(launcher, ProcessLauncher):
                 raise
-            # Such as joblib's TerminatedWorkerError. The table shows how far the jobs have come.
+            # For example joblib's TerminatedWorkerError.
             reason = next(iter(str(error).splitlines()), "")
             raise SweepFailed(f"the launcher failed: {type(error).__name__}: {reason}") from error
 
 
 def claim_folder(named: str | None, points: Points) -> tuple[str, list[dict[str, str]]]:
-    """The name of the sweep, and the values of each job that tell it from the others.
+    """The name of the sweep, and for each job the values that differ between jobs.
 
-    Raises :class:`llm.errors.Refused` if the folder of this name has the jobs of another sweep.
+    Raises :class:`llm.errors.Refused` if the folder holds another sweep.
     """
     typed = [typed_values(point) for point in points]
-    every = [identity(to_plain(point.settings), "") for point in points]
-    fixed = {key: v for key, v in every[0].items() if all(one.get(key) == v for one in every)}
+    first, *others = [identity(to_plain(point.settings), "") for point in points]
+    fixed = {key: v for key, v in first.items() if all(one.get(key) == v for one in others)}
     over = [key for key in typed[0] if len({one.get(key) for one in typed}) > 1] or list(typed[0])
     folder = MULTIRUN / (named or f"{datetime.now():{NAME}}")
     if named and (folder / SWEEP).exists():
-        over = keys_it_varies(folder, typed[0], over if len(points) > 1 else [], fixed)
+        over = varied_keys(folder, typed[0], over if len(points) > 1 else [], fixed)
     folder = make_folder(folder) if named else claim(folder)
     if not (folder / SWEEP).exists():
         text = json.dumps(asdict(SweepFile(sorted(over), fixed)), indent=1) + "\n"
@@ -170,12 +170,10 @@ def claim_folder(named: str | None, points: Points) -> tuple[str, list[dict[str,
     return folder.name, [{key: one[key] for key in over} for one in typed]
 
 
-def keys_it_varies(
-    folder: Path, typed: dict[str, str], varied: list[str], fixed: Plain
-) -> list[str]:
-    """The keys that the sweep in ``folder`` varies; :class:`llm.errors.Refused` for another sweep.
+def varied_keys(folder: Path, typed: dict[str, str], varied: list[str], fixed: Plain) -> list[str]:
+    """The keys that the sweep in ``folder`` varies; :class:`llm.errors.Refused` if it is another.
 
-    The jobs of this command may be some of its jobs again, or further values of its keys.
+    The jobs of this command may repeat some of its jobs, or add values of its keys.
     """
     path = folder / SWEEP
     before = from_plain(SweepFile, read_json(path), f"{path}: ")
@@ -193,18 +191,14 @@ def keys_it_varies(
 
 
 def typed_values(point: Point[TrainSettings]) -> dict[str, str]:
-    """The values of a job by key, from the command line and the sweep's file, without its place."""
-    values = {}
-    for override in point.overrides:
-        key, _, value = override.partition("=")
-        if not is_housekeeping(key):
-            values[key] = displayed(value)
-    return values
+    """The values from the command line and the sweep file, by key; not the place of the job."""
+    pairs = [one.partition("=") for one in point.overrides if not is_housekeeping(one)]
+    return {key: displayed(value) for key, _, value in pairs}
 
 
 def folder_names(values: list[dict[str, str]]) -> list[str]:
-    """A name for each job's folder, from the values that vary; no two are the same."""
-    names: dict[str, None] = {}  # in order
+    """A different name for the folder of each job, from the values that vary."""
+    names: dict[str, None] = {}  # an ordered set
     for number, one in enumerate(values):
         name = folder_name([f"{key}={value}" for key, value in one.items()], number)
         numbered = (f"{name}-{again}" for again in count(2))
@@ -214,9 +208,9 @@ def folder_names(values: list[dict[str, str]]) -> list[str]:
 
 def end_of(folder: Path, result: JobReturn | None) -> dict[str, Any]:
     """How a job ended: its summary, or the error that its launcher returned."""
-    error = getattr(result, "_return_value", None)  # the property would raise it
     if result is None or result.status != JobStatus.FAILED:
         return read_summary(folder) or {"status": "not started"}
+    error = result._return_value  # the public property would raise it
     if isinstance(error, JobFailed):
         return error.summary
     reason = next(iter(str(error).splitlines()), "no reason given")

@@ -18,10 +18,8 @@ LONG = "x" * 300
 TYPED: list[tuple[str, list[str], list[str]]] = [
     # options of a group
     ("train", ["model=smal"], ["model=smal is unknown: take one of", "nano", "mean 'small'?"]),
-    ("train", ["model=小"], ["model=小 is unknown: take one of"]),
     ("train", ["model=1"], ["must be a string", "as in model=small"]),
     ("train", ["hydra/launcher=slurmy"], ["hydra/launcher=slurmy is unknown", "process"]),
-    ("train", ["seed=1,2", "model=smal", "-m"], ["model=smal is unknown"]),
     # keys
     ("train", ["model.n_layr=4"], ["model.n_layr is unknown", "did you mean 'n_layer'?"]),
     ("train", ["modell=nano"], ["modell is unknown", "did you mean 'model'?"]),
@@ -29,18 +27,14 @@ TYPED: list[tuple[str, list[str], list[str]]] = [
     ("train", ["n_layer=10"], ["n_layer is unknown", "did you mean 'model.n_layer'?"]),
     ("train", ["device=cpu"], ["did you mean 'trainer.device'?"]),
     ("train", ["+unknown=1"], ["unknown is unknown"]),
-    ("train", ["+max_iters=4"], ["max_iters is unknown", "did you mean 'trainer.max_steps'?"]),
     ("train", ["+trainer.max_step=1"], ["trainer.max_step is unknown", "mean 'max_steps'?"]),
     ("train", ["max_steps=1e3"], ["max_steps is unknown", "'trainer.max_steps'?"]),
     ("train", ["--n_layer=4"], ["--n_layer is unknown", "without dashes", "'model.n_layer'?"]),
-    ("train", ["--seed=4"], ["--seed is unknown: settings are typed without dashes"]),
     ("plan", ["n_layer=4,8"], ["did you mean 'model.n_layer'?"]),
-    ("sample", ["promt=小明"], ["promt is unknown", "did you mean 'prompt'?"]),
     ("sample", ["promt=What's this, (my lord)?"], ["promt is unknown", "did you mean 'prompt'?"]),
     # values
     ("train", ["model.n_layer=four"], ["model.n_layer=four", "not be converted to Integer"]),
     ("train", ["model.n_layer=四"], ["model.n_layer=", "could not be converted to Integer"]),
-    ("train", ["trainer.max_steps=2.5"], ["trainer.max_steps=2.5", "Integer"]),
     ("train", ["trainer.max_steps=1e3"], ["trainer.max_steps=1e3", "Integer: take 1000"]),
     ("train", ["trainer.max_steps=" + "9" * 5000], ["trainer.max_steps holds a number of more"]),
     ("train", ["trainer.batch_size=1000000000000"], ["at most 1048576"]),
@@ -60,14 +54,12 @@ TYPED: list[tuple[str, list[str], list[str]]] = [
     ("train", ["run.sweep=甲/乙"], ["run.sweep=甲/乙 must be letters, digits"]),
     ("train", ["run.name=" + "字" * 67], ["has 201 bytes", f"a name may have {LONGEST_NAME}"]),
     ("train", [f"run.dir=a/{LONG}"], ["run.dir: xxx", "has 300 bytes"]),
-    ("train", [f"data.dir={LONG}"], ["data.dir: xxx", "has 300 bytes"]),
     ("train", [f"data.name={LONG}"], ["data.name=xxx", "has 300 bytes"]),
     ("plan", [f"picture={LONG}.png"], ["picture: xxx", "has 304 bytes"]),
     ("train", [f"resume={LONG}"], ["resume=xxx", "does not exist"]),
     ("train", ["resume=no run"], ["resume=no run does not exist"]),
     ("train", ["resume=."], ["resume=. is not a run folder: it has no config.yaml"]),
     ("train", ["resume="], ["resume is empty"]),
-    ("train", ["init_from="], ["init_from is empty"]),
     ("train", ["data=text"], ["data.path is missing"]),
     ("train", ["data=text", "data.path=it's not there"], ["it's not there does not exist"]),
     # not key=value; sweeps
@@ -121,16 +113,12 @@ FILES: list[tuple[str, str, list[str]]] = [
     ("experiment", "# @package _global_\nmodel:\n  n_layr: 3\n", [
         "line 3: model.n_layr is unknown", "did you mean 'n_layer'?",
     ]),
-    ("experiment", "# @package _global_\ntrainer:\n  max_iters: 3\n", [
-        "line 3: trainer.max_iters is unknown", "did you mean 'trainer.max_steps'?",
-    ]),
     ("experiment", "model:\n  n_layer: 3\n", ["lacks the line '# @package _global_'"]),
     ("experiment", "# @package _global_\ndefaults: [{optimizer: adamw}]\n", [
         "override /optimizer: adamw",
     ]),
     ("experiment", "# @package _global_\nmodel: {n_layer: 3, n_layer: 4}\n", ["duplicate key"]),
     ("experiment", "# @package _global_\nmodel: {norm: caf\udce9}\n", ["is not UTF-8: byte 0xe9"]),
-    ("model", "defaults: [nano, _self_]\nn_hed: 3\n", ["line 2: model.n_hed", "'n_head'?"]),
     ("model", "defaults: [nano, _self_]\nn_layer: four\n", ["line 2: model.n_layer: ", "Integer"]),
     ("model", "defaults: [nano, _self_]\nbias: 7\n", ["model.bias: ", "must be true or false"]),
     ("model", "- n_layer: 4\n", ["list is not a subclass", "must be lines"]),
@@ -168,7 +156,6 @@ def test_a_sweep_names_the_option_file_with_a_mistake_as_well(tmp_path: Path) ->
     assert "conf/model/mine.yaml, line 2: model.n_hed is unknown" in message
 
 
-@pytest.mark.parametrize("group", ["optimizer", "schedule", "logger"])
-def test_an_option_file_with_a_list_in_place_of_keys_is_refused(group: str, tmp_path: Path) -> None:
-    message = refused_with(f"{group}/mine", "- a\n- b\n", tmp_path)
-    assert f"{group} is ['a', 'b'], not a section" in message
+def test_an_option_file_with_a_list_in_place_of_keys_is_refused(tmp_path: Path) -> None:
+    message = refused_with("optimizer/mine", "- a\n- b\n", tmp_path)
+    assert "optimizer is ['a', 'b'], not a section" in message

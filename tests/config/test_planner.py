@@ -24,19 +24,19 @@ from tests.conftest import ROOT
 
 @pytest.fixture(autouse=True)
 def own_hydra_config() -> Iterator[None]:
-    """What a single plan tells Hydra is forgotten again."""
+    """Restore Hydra's global configuration, which a single plan sets."""
     before = HydraConfig.instance().cfg
     yield
     HydraConfig.instance().cfg = before
 
 
 def points(*typed: str) -> list[Point[PlanSettings]]:
-    """What ``python run_plan.py *typed`` hands to its main function."""
+    """The points that ``python run_plan.py *typed`` passes to its main function."""
     return counted(*typed)[0]
 
 
 def counted(*typed: str) -> tuple[list[Point[PlanSettings]], int]:
-    """The same, and how often Hydra has composed something for it."""
+    """The same, and the number of compositions by Hydra."""
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
@@ -45,7 +45,7 @@ def counted(*typed: str) -> tuple[list[Point[PlanSettings]], int]:
         made: list[Point[PlanSettings]] = []
         found = Plugins.instance().instantiate_sweeper(
             hydra_context=HydraContext(loader, Callbacks()),
-            task_function=as_points(made.extend),
+            task_function=lambda cfg: made.extend(as_points(cfg)),
             config=config,
         )
         assert isinstance(found, Planner)
@@ -56,13 +56,14 @@ def counted(*typed: str) -> tuple[list[Point[PlanSettings]], int]:
 
 
 def alone(*typed: str) -> PlanSettings:
-    """The settings of one point, all by Hydra."""
+    """The settings of one point as Hydra alone composes them."""
     return read_settings(composed("plan", *typed), PlanSettings)
 
 
 GRIDS = [
     (["model=small", "model.n_layer=4,8", "model.n_embed=384,768"], 4, 1),
     (["model=small,medium", "trainer.batch_size=4,8,16", "precision=fp16"], 6, 2),
+    (["model=glob([n*,s*])", "model.n_layer=1,2"], 4, 2),
     (["optimizer=adamw,muon", "optimizer.betas=[0.9,0.95],[0.8,0.9]", "seed=1,2"], 8, 2),
     (["trainer.micro_batch_size=null,2", "memory.budget_gib=1,2.5", "seed=1,2"], 8, 1),
     (["model.n_layer=range(4,17,4)", "optimizer.lr=choice(1e-3,2e-3)"], 8, 1),
@@ -85,13 +86,6 @@ def test_each_point_is_what_hydra_would_have_composed(
     given = [word for word in typed if word.partition("=")[0] not in found[0].values]
     for point in found:
         assert point.settings == alone(*given, *point.label.split(" "))
-
-
-def test_a_glob_is_all_options_of_a_group() -> None:
-    found, composed_times = counted("model=glob([n*,s*])", "model.n_layer=1,2")
-    labels = [point.label for point in found]
-    assert labels[::2] == ["model=nano model.n_layer=1", "model=small model.n_layer=1"]
-    assert composed_times == 2
 
 
 def test_one_plan_is_a_list_of_one_and_nothing_more_is_composed() -> None:
@@ -122,14 +116,13 @@ MISTAKES = [
     (["memory.budget_gib=0.1,4"], "job memory.budget_gib=0.1 cannot run: memory.budget_gib=0.1 le"),
     (["memory.largest=n_layer,seed"], "memory.largest=seed must be one of n_layer, n_em"),
     (["resume=outputs/a", "seed=1,2"], "resume= continues one run"),
-    (["finetune.rank=4,0"], "job finetune.rank=0 cannot run: finetune.rank=0 must be at least 1"),
     (["finetune.targets=[q,x]"], "finetune.targets=x must be some of"),
     (["picture=plan.jpg"], "picture=plan.jpg must be the name of a PNG"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("typed", "words"), MISTAKES, ids=[words for _, words in MISTAKES])
-def test_a_mistake_is_told_with_the_job_it_is_in(typed: list[str], words: str) -> None:
+def test_a_mistake_is_named_with_its_job(typed: list[str], words: str) -> None:
     with pytest.raises(Refused) as refusal:
         plan_points(points(*typed))
     assert words in str(refusal.value)

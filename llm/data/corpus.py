@@ -138,7 +138,7 @@ def _text(path: str) -> Corpus:
     documents = [Document(str(file), file) for file in files]
     require(any(document.size() for document in documents), f"data.path={path} is empty")
     for document in documents:
-        next(document.pieces(), "")  # refuses most binary files before hashing, which takes longer
+        next(document.pieces(), "")  # refuses most binary files at once, before they are hashed
     if files == [root]:
         return Corpus(path, _file_sha256(root), lambda: documents)
     digests = {str(file.relative_to(root)): _file_sha256(file) for file in files}

@@ -50,7 +50,7 @@ def prepare(config: DataConfig, on_progress: Progress = lambda done, total: None
 
 
 def folder_of(config: DataConfig) -> Path:
-    """``dir/name``; for ``text`` with a digest of the text and of how it is tokenized."""
+    """``dir/name``; for ``text``, ``dir/name-DIGEST`` of the text and its options."""
     return _folder(config, _made_from(config, read_corpus(config.corpus, config.path)))
 
 

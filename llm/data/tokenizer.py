@@ -20,8 +20,8 @@ from llm.errors import Refused, require
 
 END_OF_TEXT = "<|endoftext|>"
 # GPT-2's pattern always ends a token before white space that follows anything else, and before
-# punctuation that follows a letter or digit. This is white space as tiktoken has it (Python's \s
-# has four more control characters), and only punctuation that is in all versions of Unicode.
+# punctuation that follows a letter or digit. SPACE is white space as tiktoken defines it
+# (Python's \s has four more control characters), PUNCTUATION a part that all Unicode versions have.
 SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 PUNCTUATION = r"!-/:-@\[-`{-~\u2010-\u2027\u3001-\u3003\u3008-\u3011\uff01-\uff0f\uff1a-\uff20"
 GPT2_CUT = re.compile(rf"(?s).*(?:[^{SPACE}](?=[{SPACE}])|[^\W_](?=[{PUNCTUATION}]))")
@@ -49,7 +49,7 @@ class Tokenizer(ABC):
         return np.concatenate([ids for part in parts for ids in (end, self.encode(part))][1:])
 
     def last_cut(self, text: str) -> int:
-        """The last place where a cut of ``text`` changes no id, whatever follows; 0: none."""
+        """The last place to cut ``text`` without changing an id, for any continuation; 0: none."""
         return len(text)
 
     @abstractmethod
@@ -80,7 +80,7 @@ class Tokenizer(ABC):
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
     def described(self, other: "Tokenizer") -> str:
-        """The vocabulary in words that distinguish it from ``other``'s."""
+        """The vocabulary in words, with its difference from ``other``'s."""
         return f"the {self.vocab_size:,} tokens of {self.kind}"
 
 

@@ -23,7 +23,7 @@ from llm.sealed import sealed
 
 Progress = Callable[[int, int], None]  # called with (bytes done, bytes in all)
 CHUNK = 1 << 20  # characters tokenized at a time
-LONGEST = 4 * CHUNK  # characters without a place to cut; GPT-2's BPE takes seconds for such a word
+LONGEST = 4 * CHUNK  # characters without a place to cut: GPT-2's BPE takes seconds for that
 
 
 class TokenWriter:
@@ -37,7 +37,7 @@ class TokenWriter:
         self.sha256 = hashlib.sha256()
 
     def write(self, text: str) -> None:
-        """Append ``text``, a piece of a document: how it is divided into pieces changes no token.
+        """Append a piece of a document. The division into pieces does not change the tokens.
 
         Raises :class:`llm.errors.Refused` for text without a place to cut.
         """
@@ -161,8 +161,8 @@ def split_documents(
     documents: list[Document], pieces: Callable[[Document], Iterator[str]],
     border: int | None, special: bool,
 ) -> Iterator[tuple[bool, str | None]]:  # fmt: skip
-    """Pieces of text in order, each with True if it is for validation. The piece None ends one of
-    several documents.
+    """Yield (is it for validation, a piece of text) in order. None instead of a text marks the end
+    of one of several documents.
 
     The first ``border`` characters are for training, as in nanoGPT; without a border, all documents
     that are not held out. With ``special`` each ``<|endoftext|>`` also ends a document; if the

@@ -34,7 +34,7 @@ from llm.training.logger import Row, T
 from llm.units import format_bytes
 
 BAR = 12  # characters
-QUIET = 15.0  # seconds without a line, after which a line in a pipe says what is taking long
+QUIET = 15.0  # seconds without output, after which a pipe gets a line about the work in progress
 
 
 class Screen(Console):
@@ -48,12 +48,12 @@ class Screen(Console):
             yield Segment(text if control else printable(text), style, control)
 
     def on_broken_pipe(self) -> None:
-        """Called by rich when the reader has gone; its own method would end the process."""
+        """Called by rich when the reader of a pipe has exited. Rich's own method exits as well."""
 
 
 console = Screen(highlight=False, soft_wrap=True)
 log = logging.getLogger("llm")
-log.addHandler(logging.NullHandler())  # else Python prints warnings while no run has a log
+log.addHandler(logging.NullHandler())  # else Python prints warnings while no log file is open
 
 
 def warn(message: str) -> None:

@@ -82,7 +82,7 @@ class RunLogger(TrainingScreen):
         self.show_sample(step, text)
 
     def sync(self) -> None:
-        """Write the rows through to the disk, so that none before a checkpoint can be missing."""
+        """Sync the rows to the disk, so that no row before a checkpoint can be lost."""
         path = self.folder / METRICS
         if path.exists():
             with writing(path), path.open("rb") as file:

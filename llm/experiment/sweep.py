@@ -18,7 +18,7 @@ from llm.lock import locked
 from llm.signals import Signalled, listener, raised, remember
 
 PARENT_PIPE = "LLM_PARENT_PIPE"  # a file descriptor that closes when the sweep's process ends
-GRACE_SECONDS = 60  # for a job to finish its step and to save, once it was asked to stop
+GRACE_SECONDS = 60  # that a job has to finish its step and save, once it is asked to stop
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ def run_job(
 ) -> dict[str, Any]:
     """Run a job and return its ``summary.json``; if the job wrote none, it is written here.
 
-    ``environment`` is added to that of this process. On a signal, asks the job to save and stop,
-    waits for it, and raises :class:`llm.signals.Signalled`.
+    ``environment``: variables to add to those of this process. On a signal, asks the job to save
+    and stop, waits for it, and raises :class:`llm.signals.Signalled`.
     """
     before = read_summary(job.folder)
     start = time.perf_counter()
@@ -49,7 +49,7 @@ def run_job(
     killed = code is None or code < 0
     status = "killed" if killed else "refused" if code == Refused.exit_status else "failed"
     facts: dict[str, Any] = {"status": status, "reason": _reason(code, timeout_seconds)}
-    if summary is None:  # otherwise the folder belongs to another run, and the job was refused
+    if summary is None:  # else it is the summary of an earlier run in this folder
         job.folder.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(InUse), locked(job.folder):
             write_summary(job.folder, **facts, wall_seconds=time.perf_counter() - start)

@@ -31,7 +31,7 @@ def verify_run(run: Path, data: DataConfig) -> None:
             say(f"{path}  {refusal}")
             damaged.append(path.name)
     try:
-        folder = folder_of(data)  # reads the text, which may be gone
+        folder = folder_of(data)  # reads the text, which may be deleted by now
         require(folder.exists(), str(folder))
     except Refused as refusal:
         say(f"dataset  not there: {refusal}")

@@ -73,7 +73,7 @@ class LayerKeys:
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=G != H)
         keys = self.keys.view(B, G, -1, D)[:, :, : cache.filled]
         values = self.values.view(B, G, -1, D)[:, :, : cache.filled]
-        # Query heads that share a key head stand in the dimension of positions: no key is copied.
+        # Query heads that share a key head go into the dimension of positions, so no key is copied.
         y = F.scaled_dot_product_attention(
             q.reshape(B, G, H // G, D), keys, values, attn_mask=cache.mask
         )

@@ -40,8 +40,8 @@ def generate_batch(
 
     A text ends before the token ``end``, after ``max_new_tokens``, or once ``is_stopped(row)``,
     which is called after each yield. A prompt has at least one id. Ids from ``n_tokens`` on (a
-    padded vocabulary) are never drawn. Each text has its own random generator, so that up to
-    rounding it is the same alone and in a batch. The log-probabilities are the model's, before
+    padded vocabulary) are never drawn. Each text has its own random generator, so that it
+    is the same alone and in a batch, up to rounding. The log-probabilities are the model's, before
     penalties, temperature and filters.
     """
     # On the CPU: the same draws on every device.

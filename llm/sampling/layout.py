@@ -1,4 +1,4 @@
-"""A layout of the weights in memory that decoding reads fastest."""
+"""Rearrange the weights in memory for the fastest decoding."""
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,9 @@ LARGE = 2**20  # weights; smaller matrices are read faster by rows (python -m be
 def lay_out_for_decoding(model: GPT, texts: int) -> None:
     """Rearrange the weights of ``model`` in place; names, shapes and values stay the same.
 
-    The weights of queries, keys and values become views of one matrix. Decoding a single text is
-    bound by reading every weight once per token; for it, large matrices with more outputs than
-    inputs are stored column by column. Only one matrix at a time takes extra memory. Not for
-    training.
+    The weights of queries, keys and values become views of one matrix. For a single text, where
+    reading every weight once per token limits the speed, large matrices with more outputs than
+    inputs are stored column by column. One matrix at a time takes extra memory. Not for training.
     """
     by_columns = texts == 1 and model.head_weight.device.type == "cpu"
     joined: set[nn.Module] = set()

@@ -32,7 +32,7 @@ class SampleText:
         return self._release(min(places) if places else len(text) - self._undecided(text))
 
     def rest(self) -> str:
-        """The text that still waits at the end; half a character becomes U+FFFD."""
+        """The text of the bytes that still wait at the end; half a character becomes U+FFFD."""
         text = "" if self.stopped else self._release(sum(len(piece) for piece, _ in self.waiting))
         return text + self.utf8.decode(b"", final=True)
 
@@ -45,7 +45,7 @@ class SampleText:
         return 0
 
     def _release(self, count: int) -> str:
-        """The text of the first ``count`` waiting bytes, which wait no longer."""
+        """Remove the first ``count`` waiting bytes and return their text."""
         shown = ""
         while self.waiting and len(self.waiting[0][0]) <= count:
             piece, score = self.waiting.pop(0)

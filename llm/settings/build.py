@@ -18,7 +18,7 @@ from llm.settings.schema import TrainSettings
 from llm.training.schedule import Schedule
 from llm.training.signature import require_arguments, takes
 
-LOGGER_FACTS = ("folder", "config", "run_id")  # passed to a custom logger that takes them
+LOGGER_FACTS = ("folder", "config", "run_id")  # arguments that a custom logger may take
 TRIED = 1000  # steps at which a custom schedule is checked before a run starts
 
 
@@ -88,9 +88,11 @@ class CustomSchedule(Schedule):
     """
 
     def __init__(self, where: str, target: Callable[..., Any], keys: dict[str, Any]) -> None:
-        super().__init__(name=where, warmup_steps=0)  # warming up is left to the function
+        super().__init__(name=where, warmup_steps=0)  # the function does its own warm-up
         self.share = partial(target, **keys) if takes(target, "max_steps") else target(**keys)
-        require(callable(self.share), f"{where} makes a {type(self.share).__name__}, no function")
+        require(
+            callable(self.share), f"{where} makes a {type(self.share).__name__}, not a function"
+        )
 
     def __call__(self, step: int, max_steps: int) -> float:
         """Share of the full rate at ``step`` (1 .. max_steps)."""

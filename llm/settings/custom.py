@@ -1,7 +1,7 @@
 """Custom options: files below ``--config-dir`` whose ``_target_`` may be any class.
 
-Option files are the user's code, as in every Hydra project. Nothing else names code: no run folder,
-no checkpoint, no dataset, and no argument on the command line.
+Option files are trusted as the user's own code, as in every Hydra project. Nothing else may name a
+class: no run folder, checkpoint or dataset, and no argument on the command line.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Custom:
     """A section from a user's file."""
 
     group: str
-    option: str  # the file's name, by which a run is continued
+    option: str  # the name of the file, which config.yaml records
     target: str  # the dotted name of a class or function
     arguments: dict[str, Any]  # the other keys of the file
 
@@ -28,7 +28,7 @@ class Custom:
         return f"{self.group}={self.option}"
 
     def plain(self) -> dict[str, Any]:
-        """The section as ``config.yaml`` holds it: without the name of code."""
+        """The section for ``config.yaml``, without the name of the class."""
         return {OPTION: self.option, **self.arguments}
 
 

@@ -37,7 +37,7 @@ def identity(plain: Plain, data_digest: str) -> Plain:
     identifying: Plain = {"data_digest": data_digest}
     for section, keys in IDENTITY.items():
         values = plain.get(section) or {}
-        if keys is not None:  # a key that is newer than the run gets its default
+        if keys is not None:  # a key that the run's version did not have gets its default
             defaults = asdict(getattr(TrainSettings(), section))
             values = {key: values.get(key, defaults[key]) for key in keys}
         identifying |= {f"{section}.{key}": value for key, value in values.items()}

@@ -1,4 +1,4 @@
-"""``init_from``: a run that starts from other weights has their shape."""
+"""``init_from``: the network gets the shape of the weights that it starts from."""
 
 import contextlib
 from collections.abc import Collection
@@ -16,11 +16,11 @@ SHAPE = [field.name for field in fields(GPTConfig) if field.name not in ("dropou
 
 
 def shape_of_origin(settings: TrainSettings, typed: Collection[str]) -> Plain:
-    """The keys of ``model`` that are not given, with their values in the weights of ``init_from``.
+    """The values of the weights of ``init_from`` for the keys of ``model`` that are not given.
 
     A key is given if it is among ``typed`` or differs from its default. Raises
-    :class:`llm.errors.Refused` if a given value is not that of the weights. If the weights cannot
-    be read, :func:`llm.checkpoint.checkpoint.start_from` says why later.
+    :class:`llm.errors.Refused` if a given value differs from the weights. If they cannot be read,
+    :func:`llm.checkpoint.checkpoint.start_from` says why later.
     """
     theirs = _shape_of_weights(settings) if settings.init_from and not settings.resume else {}
     missing = {}

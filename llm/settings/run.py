@@ -135,7 +135,7 @@ def _continued(folder: Path, settings: TrainSettings, data_digest: str) -> Run:
 def _origin(settings: TrainSettings, saved: Plain, newest: Checkpoint | None) -> str | None:
     """The digest of the weights of ``init_from``; None without ``init_from``.
 
-    They may be gone, because a run that has started no longer needs them.
+    The weights may be deleted by now, because a run that has started no longer needs them.
     """
     if settings.init_from is None:
         return None
@@ -152,7 +152,7 @@ def _origin(settings: TrainSettings, saved: Plain, newest: Checkpoint | None) ->
 
 
 def _digests(settings: TrainSettings, data_digest: str, origin: str | None) -> dict[str, str]:
-    # The digest of the weights replaces their path: the same weights may have two paths.
+    # The digest of the weights stands for init_from: the same weights may have two paths.
     digest = config_digest(to_plain(settings) | {"init_from": origin}, data_digest)
     digests = {"config_digest": digest, "data_digest": data_digest}
     return digests | ({"init_digest": origin} if origin else {})

@@ -28,12 +28,12 @@ TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", 
 TAGS |= {"tag:yaml.org,2002:seq", "tag:yaml.org,2002:map"}
 SECTIONS = ("model", "data", "optimizer", "schedule", "precision", "trainer")
 NAME_OF_OPTION = r"\w[\w.-]*(/\w[\w.-]*)*"
-OF_ONE_START = ("resume", "verify", "typed")  # keys of one start, which the next must not inherit
+NOT_INHERITED = ("resume", "verify", "typed")  # keys that a resumed run must not inherit
 
 
 def to_plain(settings: TrainSettings) -> Plain:
     """The plain values of ``config.yaml``, without ``_target_``: a run folder names no code."""
-    plain = {key: value for key, value in asdict(settings).items() if key not in OF_ONE_START}
+    plain = {key: value for key, value in asdict(settings).items() if key not in NOT_INHERITED}
     del plain["model"]["default_head_size"]  # it was only needed to choose head_size
     for name, section in plain.items():
         if isinstance(custom := getattr(settings, name), Custom):
@@ -69,7 +69,7 @@ def load_plain(folder: Path) -> Plain:
         values = plain.get(section)
         is_section = isinstance(values, dict | None)
         require(is_section, f"{path}: {section} is {values!r:.60}, not a section")
-    return {key: value for key, value in plain.items() if key not in OF_ONE_START}
+    return {key: value for key, value in plain.items() if key not in NOT_INHERITED}
 
 
 def _value(node: yaml.Node, seen: set[int]) -> Any:

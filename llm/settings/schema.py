@@ -1,8 +1,8 @@
 """All settings of each command: keys, types, bounds, and rules between several values.
 
-Most sections are option classes of other rooms, plus the ``_target_`` that a YAML file names. Hydra
-checks keys and types against them, :func:`llm.options.validate` everything else, before anything is
-built. The same defaults stand in ``conf/``, with a comment for each key.
+Most sections are option classes of other packages, plus the ``_target_`` that a YAML file names.
+Before anything is built, Hydra checks keys and types, and :func:`llm.options.validate` checks
+bounds and rules. The same defaults are in ``conf/``, with a comment for each key.
 """
 
 from dataclasses import asdict, dataclass, field, replace

@@ -106,10 +106,10 @@ class CustomOptimizer(Optimizer):
         return [{k: group[k] for k in keys if k in group} for group in self.param_groups if keys]
 
     def load_group_values(self, values: Any) -> None:
-        """Undo :meth:`group_values`; :class:`llm.errors.Refused` for another optimizer's."""
+        """Restore :meth:`group_values`; :class:`llm.errors.Refused` if they do not fit."""
         now = self.group_values()
-        right = len(values) == len(now) and all(map(_is_alike, values, now))
-        require(right, f"the checkpoint holds no usable param_groups of {self.where}")
+        is_usable = len(values) == len(now) and all(map(_is_alike, values, now))
+        require(is_usable, f"the checkpoint holds no usable param_groups of {self.where}")
         for group, saved in zip(self.param_groups, values, strict=False):
             group.update(saved)
 

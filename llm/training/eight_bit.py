@@ -1,6 +1,7 @@
 """AdamW with running means in 8 bits, by bitsandbytes (arXiv:2110.02861).
 
-A number is one of 256 values between -1 and 1, denser near 0, times the largest of its block.
+Each number is stored as one of 256 values between -1 and 1, denser near 0, times a scale: the
+largest absolute value of its block.
 """
 
 import logging
@@ -20,7 +21,7 @@ MEANS = ("exp_avg", "exp_avg_sq")
 
 
 class EightBit:
-    """The library, which takes seconds to import, and its tables.
+    """bitsandbytes, which takes seconds to import, and its tables of 256 values.
 
     Raises :class:`llm.errors.Refused` if it is not installed.
     """

@@ -14,7 +14,9 @@ from llm.errors import Diverged
 from llm.options import option
 
 WINDOW, FEWEST, SIGMAS = 128, 32, 6.0  # earlier steps to compare with, at most and at least
-STEADY = 0.01  # of the mean: a settled loss deviates by less, and every step would be a spike
+# The least standard deviation, as a share of the mean. A settled loss deviates by less, so that
+# without it every step would be a spike.
+LEAST_DEVIATION = 0.01
 
 
 @dataclass
@@ -30,7 +32,7 @@ class Recent:
 class Guard:
     """Judges each step by its loss and its gradient norm."""
 
-    max_skipped: int  # so many steps in a row that are not finite end the run
+    max_skipped: int  # the run ends after this many steps in a row that are not finite
     skip_spikes: bool
     warn: Callable[[str, str], object]  # called with a message and its kind
     is_scaled: bool = False  # float16: some overflows are normal, and need no warning
@@ -44,7 +46,7 @@ class Guard:
         recent = self.recent
         is_finite = math.isfinite(loss) and math.isfinite(norm)
         is_spike = is_finite and (is_outlier(loss, recent.losses) or is_outlier(norm, recent.norms))
-        if is_finite:  # one NaN in a window would make every later comparison false
+        if is_finite:  # one NaN here would make every later comparison false
             recent.losses = [*recent.losses, loss][-WINDOW:]
             recent.norms = [*recent.norms, norm][-WINDOW:]
         recent.skipped_in_a_row = 0 if is_finite else recent.skipped_in_a_row + 1
@@ -69,7 +71,7 @@ def is_outlier(value: float, before: list[float]) -> bool:
     if len(before) < FEWEST:
         return False
     mean, deviation = float(np.mean(before)), float(np.std(before))
-    return value > mean + SIGMAS * max(deviation, STEADY * abs(mean))
+    return value > mean + SIGMAS * max(deviation, LEAST_DEVIATION * abs(mean))
 
 
 def require_finite(value: float, what: str, step: int) -> None:

@@ -27,8 +27,8 @@ SMALL = {
     "n_embed": 23, "n_head": 4, "head_size": 6, "intermediate_size": 47, "block_size": 71,
     "vocab_size": 89,
 }  # fmt: skip
-OTHER = SMALL | {"n_embed": 29, "head_size": 10, "intermediate_size": 53, "vocab_size": 97}
-PYTHON = {bool: torch.bool, int: torch.int64, float: torch.float64}  # as tensors of a checkpoint
+OTHER_SIZES = SMALL | {"n_embed": 29, "head_size": 10, "intermediate_size": 53, "vocab_size": 97}
+PYTHON = {bool: torch.bool, int: torch.int64, float: torch.float64}  # their dtype in a checkpoint
 
 
 def build_custom(make: Callable[..., Any], keys: dict[str, Any], model: nn.Module) -> Any:
@@ -52,7 +52,9 @@ def build_custom(make: Callable[..., Any], keys: dict[str, Any], model: nn.Modul
 def require_interface(where: str, optimizer: Any, model: nn.Module) -> None:
     """Raise :class:`llm.errors.Refused` unless ``optimizer`` updates the weights of ``model``."""
     for name in ("param_groups", "state", "step"):
-        require(hasattr(optimizer, name), f"{where} makes a {type(optimizer).__name__}, no {name}")
+        require(
+            hasattr(optimizer, name), f"{where} makes a {type(optimizer).__name__} without {name}"
+        )
     groups = optimizer.param_groups
     require(all("lr" in g for g in groups), f"{where}: its param_groups have no lr to schedule")
     updated = sorted(id(p) for group in groups for p in group["params"])
@@ -73,7 +75,7 @@ def measure(
         keys = keys | {"foreach": True}
     with torch.random.fork_rng():
         few = _steps(where, make, keys, small(config, 1, SMALL), device)
-        more = _steps(where, make, keys, small(config, 3, OTHER), device)
+        more = _steps(where, make, keys, small(config, 3, OTHER_SIZES), device)
     for name, entries in few.state.items():
         follows = entries == more.state[name]
         require(follows, f"{where}: the shape of its state for {name} does not follow the weight's")

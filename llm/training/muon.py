@@ -21,8 +21,8 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 def orthogonalise(x: Tensor, ns_steps: int) -> Tensor:
     """The orthogonal factors of matrices (N, rows, columns), nearly: Newton-Schulz iteration.
 
-    A stack at a time and in float32: torch.optim.Muon iterates one by one in bfloat16, which most
-    CPUs compute more slowly (benchmarks/muon.py measures both).
+    Iterates on the whole stack and in float32: torch.optim.Muon takes one matrix after another and
+    bfloat16, in which most CPUs are slower (benchmarks/muon.py measures both).
     """
     a, b, c = QUINTIC
     tall = x.shape[-2] > x.shape[-1]
@@ -37,7 +37,8 @@ def orthogonalise(x: Tensor, ns_steps: int) -> Tensor:
 def muon_step(parameters: list[Tensor], momenta: list[Tensor], group: dict[str, Any]) -> None:
     """One step from the gradients of matrices of one shape; changes their ``momenta`` in place.
 
-    Stacks up to ``STACKED`` numbers: many small matrices for speed, few large ones for memory.
+    A stack has up to ``STACKED`` numbers: many small matrices at once for speed, few large ones to
+    save memory.
     """
     count = max(1, STACKED // parameters[0].numel())
     for start in range(0, len(parameters), count):
@@ -46,12 +47,12 @@ def muon_step(parameters: list[Tensor], momenta: list[Tensor], group: dict[str, 
 
 
 def _step_together(parameters: list[Tensor], momenta: list[Tensor], group: dict[str, Any]) -> None:
-    # The average has no name here, so that orthogonalise can free it once it is normalised.
+    # No variable refers to the average, so that orthogonalise can free it once it is normalised.
     directions = orthogonalise(averaged(parameters, momenta, group["momentum"]), group["ns_steps"])
     rows, columns = directions.shape[-2:]
     # A step of spectral norm sqrt(rows / columns) changes the output equally at every width, so
-    # that learning rates transfer (Yang et al. 2023, arXiv:2310.17813). In Jordan's form it is at
-    # least 1.
+    # that learning rates transfer (Yang et al. 2023, arXiv:2310.17813). Jordan's factor is at least
+    # 1.
     size = group["lr"] * max(1.0, rows / columns) ** 0.5
     decay = 1 - group["lr"] * group["weight_decay"]
     for parameter, direction in zip(parameters, directions, strict=True):

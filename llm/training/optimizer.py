@@ -20,8 +20,8 @@ UNUSABLE = "the checkpoint holds no usable state of this optimizer"
 
 
 class Optimizer:
-    """Updates each group of parameters by its ``rule``: ``adamw`` or ``muon``. The parameters in a
-    group of Muon have one shape.
+    """Updates each group of parameters by its ``rule``: ``adamw`` or ``muon``. All parameters of
+    a Muon group have the same shape.
 
     Not a subclass of torch.optim.Optimizer, whose first step imports the compiler: 1.5 s and 70 MiB
     more. Weights are float32, or bfloat16 (:mod:`llm.training.rounding`). With ``state_bits=8``
@@ -52,7 +52,7 @@ class Optimizer:
 
     @torch.no_grad()
     def update(self, parameters: Iterable[Tensor]) -> None:
-        """Update only these parameters, if they have a gradient. Each counts its own steps."""
+        """Update only these parameters, if they have a gradient. Each has its own step count."""
         by_group: dict[int, list[Tensor]] = {}
         for parameter in parameters:
             if parameter.grad is not None:
@@ -104,7 +104,7 @@ class Optimizer:
         return state
 
     def full_layout(self) -> Layout:
-        """Shape and type of the whole state, known before the first step. Names are those of a
+        """Shape and type of the whole state, known before the first step. Named as in a
         checkpoint: ``optimizer/embed.weight/exp_avg``.
         """
         return {
@@ -158,14 +158,14 @@ class Optimizer:
         return []
 
     def load_group_values(self, values: Any) -> None:
-        """Undo :meth:`group_values`; :class:`llm.errors.Refused` for another optimizer's."""
+        """Restore :meth:`group_values`; :class:`llm.errors.Refused` if they do not fit."""
         require(not values, UNUSABLE)
 
     def _eight_bit(self, parameter: Tensor) -> EightBit | None:
         return self.eight_bit if parameter.numel() >= SMALLEST_8BIT else None
 
     def _device(self, parameter: Tensor, key: str) -> torch.device:
-        # bitsandbytes takes the count of steps as a Python number; reading one from a GPU waits.
+        # bitsandbytes takes the step count as a Python number; reading it from a GPU would wait.
         on_cpu = key == "step" and self._eight_bit(parameter)
         return torch.device("cpu") if on_cpu else parameter.device
 

@@ -11,7 +11,7 @@ from llm.errors import Diverged
 from llm.options import option
 
 Network = TypeVar("Network", bound=nn.Module)
-# Types of the matrix products. Weights are float32, except for the last name.
+# Types of the matrix products. The weights are float32, except with bf16_weights.
 DTYPES = {
     "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
     "bf16_weights": torch.bfloat16,
@@ -78,8 +78,8 @@ class Precision:
         """Lower the loss scale after a gradient norm that is not finite, raise it after many finite
         ones.
 
-        Raises :class:`llm.errors.Diverged` when it falls below 1: at 0 it would put NaN into the
-        weights with the next finite step (0 * 1 / 0).
+        Raises :class:`llm.errors.Diverged` when the scale falls below 1: a scale of 0 would put
+        NaN into the weights with the next finite step (0 * 1 / 0).
         """
         if not self.scaler.is_enabled():
             return

@@ -12,8 +12,8 @@ SKIPPED, WARMUP, MEASURED = 2, 2, 6  # steps: the first ones allocate; the profi
 
 
 def profiler_of(steps: int, device: torch.device, folder: Path) -> profile:
-    """A context manager that measures some early steps, or the last of a few, and writes both files
-    to ``folder``; its ``step`` is called after each of ``steps`` steps.
+    """A context manager that profiles steps 5 to 10, or the last steps of a shorter run, and writes
+    both files to ``folder``. Call its ``step`` after each of the ``steps`` steps of the run.
 
     Raises :class:`llm.errors.DiskError`.
     """

@@ -1,8 +1,9 @@
-"""Weights in bfloat16: updated in float32, some at a time, and rounded at random.
+"""Weights in bfloat16: updated in float32, a portion at a time, and rounded at random.
 
 Most updates are smaller than half the distance to the next bfloat16 (2^-9 of a weight), so rounding
-to the nearest would lose them. Rounding up with the probability that the value lies that near makes
-the mean right (Gupta et al. 2015, arXiv:1502.02551, section 3.1).
+to the nearest would lose them. Instead, a value that lies a share s of the way up to the next
+bfloat16 is rounded up with probability s: the mean is then right (Gupta et al. 2015,
+arXiv:1502.02551, section 3.1).
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from llm.functional.sizes import PORTION
 def portions(*tensors: Tensor, block: int = 1) -> Iterator[tuple[Tensor, ...]]:
     """Views (n,) of contiguous tensors of one size, at most ``PORTION`` numbers of each at a time.
 
-    ``block``: the number of weights that share a number of the tensors.
+    ``block``: the number of weights for each number in the tensors.
     """
     size = PORTION // block
     return zip(*(torch.split(tensor.view(-1), size) for tensor in tensors), strict=True)
@@ -25,8 +26,8 @@ def portions(*tensors: Tensor, block: int = 1) -> Iterator[tuple[Tensor, ...]]:
 
 @contextlib.contextmanager
 def in_float32(weights: Tensor) -> Iterator[Tensor]:
-    """Float32 weights themselves, to be changed in place; of bfloat16 weights a copy, which is
-    rounded back at random.
+    """Yield the weights in float32, to be changed in place. For bfloat16 weights this is a copy,
+    which is rounded back at random afterwards.
     """
     wide = weights.float()
     yield wide
@@ -38,7 +39,8 @@ def round_at_random_(values: Tensor) -> Tensor:
     """Replace each of ``values`` (float32) by one of the two nearest bfloat16, and return them.
 
     The nearer one is likelier, so that the mean is the value. Exact bfloat16 values, infinities and
-    NaN stay; above the largest bfloat16 comes infinity. Draws from torch's generator of the device.
+    NaN stay; a value above the largest bfloat16 may become infinity. Draws from torch's generator
+    of the device.
     """
     count, device = values.numel(), values.device
     # 64 random bits serve four numbers: drawing takes most of the time on a CPU.

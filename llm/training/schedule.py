@@ -1,4 +1,4 @@
-"""Learning rate schedules: pure functions of the step, with no state that a resume would need.
+"""Learning rate schedules: pure functions of the step, so that resuming needs no state.
 
 Each is called with an optimizer step (from 1) and the number of steps, and returns the share of
 ``optimizer.lr`` to use. The share is 1 at the first step after the warm-up, and would reach

@@ -36,7 +36,7 @@ class Progress:
     train_seconds: float = option(0.0, at_least=0)
     eval_seconds: float = option(0.0, at_least=0)
     checkpoint_seconds: float = option(0.0, at_least=0)
-    # Numbers of this step that are not logged yet, since a signal may come first; None: all are.
+    # The numbers of this step until they are logged, in case a signal interrupts; None: logged.
     row: Row | None = field(default_factory=dict)
 
     @property
@@ -103,7 +103,7 @@ class Progress:
             setattr(self, counter, getattr(self, counter) + time.perf_counter() - start)
 
     def rolled_back_from(self, before: "Progress") -> None:
-        """Take from the counters ``before`` a rollback all that it does not undo."""
+        """After a rollback, take the counters that it must not reset from ``before``."""
         self.rollbacks = before.rollbacks + 1
         for counter in ("train_seconds", "eval_seconds", "checkpoint_seconds"):
             setattr(self, counter, getattr(before, counter))  # discarded steps took time too
@@ -126,8 +126,8 @@ class PlainState:
 
 
 def read_run_id(plain: Any, where: str = "the checkpoint's run_id") -> str:
-    """The id of the run in W&B, which becomes part of a path; :class:`llm.errors.Refused` if it
-    cannot be one.
+    """The id of the run in W&B, which becomes part of a path; :class:`llm.errors.Refused` if
+    ``plain`` cannot be one.
     """
     if isinstance(plain, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,128}", plain):
         return plain

@@ -79,7 +79,7 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 def measured_matmul_flops(n: int = 1024, repeats: int = 5) -> float:
     """FLOP/s that the CPU can reach in float32: the fastest of some products of (n, n) matrices.
 
-    Counts the seconds of computing, not those on the clock: other programs do not change it.
+    Counts CPU seconds, not wall time, so that other programs do not change the result.
     """
     a = torch.ones(n, n)
     fastest = float("inf")

@@ -34,7 +34,7 @@ from llm.training.state import PlainState, Progress, environment
 from llm.training.throughput import Throughput
 from llm.training.update import Update, UpdateInBackward
 
-EVAL_BATCH = 8  # sequences; not batch_size, or runs with different ones would not be comparable
+EVAL_BATCH = 8  # sequences; fixed, so that runs with different batch sizes can be compared
 SAMPLE = SamplingOptions(max_new_tokens=200)
 
 
@@ -44,7 +44,7 @@ class Trainer:
     def __init__(
         self, *, model: GPT, dataset: Dataset, optimizer: Optimizer, schedule: Schedule,
         precision: Precision, checkpoints: CheckpointFolder, logger: Logger, seed: int,
-        pretrained: bool = False,  # by another run, so that even step 0 may be the best
+        pretrained: bool = False,  # starts from trained weights: even step 0 may be the best
         **options: Any,
     ) -> None:  # fmt: skip
         self.options = TrainerOptions(**options)
@@ -87,8 +87,8 @@ class Trainer:
                 try:
                     self.train(profiler)
                     return self.progress
-                except Diverged as end:
-                    self.roll_back(end)
+                except Diverged as diverged:
+                    self.roll_back(diverged)
 
     def train(self, profiler: profile | None) -> None:
         """The loop, from the current step to the end."""
@@ -208,7 +208,7 @@ class Trainer:
         return row | ({"skipped_steps": progress.skipped} if progress.skipped else {})
 
     def evaluate(self) -> Row:
-        """Loss on a fixed set of validation windows; the weights of the lowest are saved."""
+        """Loss on fixed validation windows; saves the weights if it is the lowest so far."""
         options, progress = self.options, self.progress
         sequences = None if options.eval_batches is None else options.eval_batches * EVAL_BATCH
         count, batches = self.dataset.validation(self.block_size, options.micro_batch, sequences)
@@ -232,7 +232,7 @@ class Trainer:
         }
 
     def sample(self) -> Row:
-        """Log a text from the model as it is now; returns how much it repeats itself."""
+        """Let the model write a text and log it; returns scores of how much it repeats itself."""
         step, tokenizer = self.progress.step, self.dataset.tokenizer
         end = tokenizer.end_of_text
         prompt = [0 if end is None else end]
@@ -247,7 +247,7 @@ class Trainer:
         return {f"sample/{name}": score for name, score in scores.items()}
 
     def save(self) -> None:
-        """Publish a checkpoint to continue from. NaN must not replace the last sound one."""
+        """Publish a checkpoint to continue from. Weights with NaN must not replace a good one."""
         for name, parameter in self.model.named_parameters():
             total = float(parameter.detach().sum())
             require_finite(total, f"sum of {name}", self.progress.step)
@@ -272,7 +272,7 @@ class Trainer:
         return asdict(plain)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a :meth:`state_dict`; :class:`llm.errors.Refused` for another trainer's."""
+        """Continue from a :meth:`state_dict`; :class:`llm.errors.Refused` if it does not fit."""
         tensors, values = state["tensors"], {k: v for k, v in state.items() if k != "tensors"}
         plain = from_plain(PlainState, values, "the checkpoint's ")
         self.optimizer.load_group_values(plain.groups)
@@ -291,22 +291,22 @@ class Trainer:
         self.load_state_dict(checkpoint.state | {"tensors": tensors})
         require(self.progress.step == checkpoint.step, f"{checkpoint.path} has two step counts")
 
-    def roll_back(self, end: Diverged) -> None:
+    def roll_back(self, cause: Diverged) -> None:
         """Return to the last checkpoint and halve the learning rate.
 
-        Raises ``end`` if ``trainer.rollbacks`` are used up, or there is no checkpoint.
+        Raises ``cause`` if ``trainer.rollbacks`` are used up or there is no checkpoint.
         """
         before = self.progress
-        end.facts |= {"scale": self.precision.loss_scale.scale, "skipped_steps": before.skipped}
+        cause.facts |= {"scale": self.precision.loss_scale.scale, "skipped_steps": before.skipped}
         if before.rollbacks >= self.options.rollbacks:
-            raise end
+            raise cause
         checkpoint = None
         with suppress(Refused):
             checkpoint, _ = newest_valid(self.checkpoints.folder.parent)
         if checkpoint is None:
             self.logger.warn("no checkpoint to return to: lower trainer.checkpoint_interval")
-            raise end
-        self.logger.warn(f"{end}; back to step {checkpoint.step}, at half the learning rate")
+            raise cause
+        self.logger.warn(f"{cause}; back to step {checkpoint.step}, at half the learning rate")
         self.update.drop()
         self.optimizer.state.clear()  # free its memory before the saved state is read
         self.resume(checkpoint)

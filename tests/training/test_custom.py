@@ -148,7 +148,7 @@ def test_other_group_values_are_refused(groups: Any, make_trainer: MakeTrainer) 
         (NeedsClosure, {"lr": 1.0}, "closure"),
         (KeepsAList, {"lr": 1.0}, "keeps history for embed.weight, a list"),
         (Blocks, {"lr": 1.0}, "does not follow the weight's"),
-        (lambda params: nn.Linear(2, 2), {}, "makes a Linear, no param_groups"),
+        (lambda params: nn.Linear(2, 2), {}, "makes a Linear without param_groups"),
         (lambda model: torch.optim.SGD([model.embed.weight]), {}, "does not update each weight"),
     ],
 )

@@ -39,20 +39,16 @@ def fit(setup: Setup, budget: int, reserve: Lines, eight_bit: bool = True) -> Fi
     if unchanged.prediction.total <= budget:
         return unchanged
     for bits in _state_bits(setup, eight_bit):
-        best: Fitted | None = None
+        ways: list[Fitted] = []
         for candidate in sorted(levers(replace(setup, state_bits=bits)), key=cost):
-            if best and cost(candidate) / cost(setup) > best.slowdown:
-                break
+            if any(cost(candidate) / cost(setup) > way.slowdown for way in ways):
+                break  # this candidate is slower, even at its largest micro-batch
             fitted = _with_largest_micro_batch(setup, candidate, budget, reserve)
-            if fitted and (best is None or _preference(fitted) < _preference(best)):
-                best = fitted
-        if best:
-            return best
+            if fitted:
+                ways.append(fitted)
+        if ways:
+            return min(ways, key=lambda way: (way.slowdown, len(way.changes)))
     return None
-
-
-def _preference(fitted: Fitted) -> tuple[float, int]:
-    return fitted.slowdown, len(fitted.changes)
 
 
 def cheapest_changes(

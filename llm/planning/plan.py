@@ -63,8 +63,6 @@ class Plan:
     @cached_property
     def fitted(self) -> Fitted | None:
         """The run with the fastest changes that make it fit; None if no changes do."""
-        if self.fits:
-            return Fitted(self.setup, self.prediction)
         return fit(self.setup, self.budget, self.reserve, self.allows_eight_bit)
 
     @cached_property

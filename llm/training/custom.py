@@ -5,7 +5,7 @@ numbers in its state, and the values in its groups that steps change. Saved stat
 if it has the names, shapes and types that were measured before the run.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,10 +38,6 @@ class CustomOptimizer(Optimizer):
         if not self.has_stepped:
             self.state_dict()  # refuses state that cannot be saved, before more steps are lost
             self.has_stepped = True
-
-    def update(self, parameters: Iterable[Tensor]) -> None:
-        """``step_in_backward`` is refused for custom optimizers."""
-        raise NotImplementedError
 
     def _entries(self, parameter: Tensor) -> tuple[StateEntry, ...]:
         return self.measured.entries(self.names[parameter])

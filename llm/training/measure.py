@@ -113,7 +113,7 @@ def _steps(
     optimizer = build_custom(make, keys, model)
     require_interface(where, optimizer, model)
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    before = [_plain_values(group) for group in optimizer.param_groups]
+    before = [dict(group) for group in optimizer.param_groups]
     first: dict[str, set[object]] = {}
     for _ in range(STEPS):
         for parameter in named.values():
@@ -132,15 +132,11 @@ def _steps(
         key: True
         for old, group in zip(before, optimizer.param_groups, strict=True)
         for key, value in old.items()
-        if key != "lr" and (type(group[key]) is not type(value) or group[key] != value)
+        if key != "lr" and isinstance(value, bool | int | float | str | None)
+        if type(group[key]) is not type(value) or group[key] != value
     }  # the schedule sets lr
     sizes = [p.numel() for p in named.values()]
     return _Steps(sum(sizes), max(sizes), peak.most - peak.now, state, tuple(changing))
-
-
-def _plain_values(group: dict[str, Any]) -> dict[str, Any]:
-    plain = (bool, int, float, str, type(None))
-    return {key: value for key, value in group.items() if isinstance(value, plain)}
 
 
 def _entry(where: str, weight: str, p: Tensor, key: object, value: Any, first: bool) -> StateEntry:

@@ -1,4 +1,4 @@
-"""LoRA: a network whose own weights stay as they are, and the memory that it saves."""
+"""LoRA: the network's weights are frozen, and the memory that this saves."""
 
 from dataclasses import asdict, replace
 
@@ -49,7 +49,7 @@ def test_only_trained_weights_have_gradients_and_optimizer_state() -> None:
     assert of_lora.moments["resume"]["weights read"] == 4 * (n_parameters(config) + numbers)
 
 
-def test_it_is_made_to_fit_as_every_other_run() -> None:
+def test_fit_works_with_lora() -> None:
     config = GPTConfig(n_layer=8, n_embed=512, block_size=256, vocab_size=5_000).resolve()
     setup = Setup(config, batch_size=16, micro_batch=16, lora=LoRA(8))
     budget = predict(setup, {}).total // 2

@@ -1,4 +1,4 @@
-"""The prediction beside torch's MemTracker, on the real network, optimizer and update."""
+"""Predictions compared with torch's MemTracker on the real network, optimizer and update."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from llm.memory.predict import Setup, predict, training_step
 SETUPS = drawn()
 
 
-# Each takes seconds: every other one of a fine-tune is left to `make test-slow`.
+# Each takes seconds: half of LoRA's setups are left to `make test-slow`.
 @pytest.mark.parametrize(
     "number",
     [*range(COUNT), *range(COUNT, len(SETUPS), 2)]
@@ -35,7 +35,7 @@ def test_the_peak_of_an_evaluation_is_predicted_as_memtracker_sees_it(number: in
     assert -0.02 <= error <= 0.03, f"{error:+.2%} for {setup}"
 
 
-# Texts are written with real numbers: by small networks, the last of them with LoRA.
+# Sampling computes real numbers, so the networks are small; the last one has LoRA.
 SMALL = [n for n, one in enumerate(SETUPS) if one.model.n_embed < 768 and one.model.n_layer < 4]
 WITH_LORA = next(n for n in SMALL if SETUPS[n].lora)
 
@@ -44,11 +44,11 @@ WITH_LORA = next(n for n in SMALL if SETUPS[n].lora)
 def test_a_text_takes_no_more_than_predicted(number: int) -> None:
     setup = SETUPS[number]
     error = moment("sample", setup) / tracked_sample(setup) - 1
-    # Of a window that is full at once: an upper bound, close where weights outweigh the window.
+    # The prediction assumes a full window, so it is an upper bound.
     assert 0 <= error <= 0.2, f"{error:+.2%} for {setup}"
 
 
-def test_an_evaluation_of_a_checkpoint_counts_the_weights_that_are_read() -> None:
+def test_reading_a_checkpoint_counts_its_weights_twice() -> None:
     setup = replace(SETUPS[0], eval_only=True, micro_batch=1)
     moments = predict(setup, {}).moments
     assert "optimizer state" not in {k for k, size in moments["evaluation"].items() if size}

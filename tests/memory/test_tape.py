@@ -1,4 +1,4 @@
-"""Autograd's memory on a tape: what is allocated, for how long, and what recomputation saves."""
+"""The tape allocates, frees and recomputes as autograd does."""
 
 import gc
 
@@ -33,7 +33,7 @@ def test_a_buffer_counts_in_blocks_of_512_bytes_until_nothing_refers_to_it() -> 
 def test_saved_buffers_are_freed_once_the_backward_pass_has_used_them() -> None:
     tape, x, weight = started()
     out = thrice(tape, x)
-    assert tape.meter.allocated["activations"] == 3 * SIZE  # two that are saved, and the output
+    assert tape.meter.allocated["activations"] == 3 * SIZE  # two saved buffers, and the output
     tape.backward(out, lambda parameter: None, "backward")
     del out
     gc.collect()
@@ -41,7 +41,7 @@ def test_saved_buffers_are_freed_once_the_backward_pass_has_used_them() -> None:
     assert {kind for kind, size in tape.meter.allocated.items() if size} == {"gradients"}
 
 
-def test_nothing_is_saved_where_nothing_is_trained() -> None:
+def test_nothing_is_saved_without_trained_weights() -> None:
     tape, x, _ = started(trained=False)
     out = thrice(tape, x)
     again = tape.checkpoint(lambda x: thrice(tape, x), x)
@@ -49,7 +49,7 @@ def test_nothing_is_saved_where_nothing_is_trained() -> None:
     assert tape.meter.allocated["activations"] == 2 * SIZE
 
 
-def test_a_checkpointed_part_saves_its_inputs_only_however_deep_it_is() -> None:
+def test_a_checkpointed_part_saves_only_its_inputs_at_any_depth() -> None:
     for depth in (1, 2, 3):
         tape, x, weight = started()
 

@@ -1,4 +1,4 @@
-"""The weights that are planned are those of the real network, with and without LoRA."""
+"""Planned weights match the real network, with and without LoRA."""
 
 from dataclasses import asdict
 

@@ -1,7 +1,6 @@
 """The files of a plan: a picture (PNG), and the table of a grid beside it."""
 
 import io
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import pytest
 
 from llm.errors import Refused
 from llm.planning import picture
-from llm.planning.picture import BARS_BESIDE_MAP, as_map, can_draw, colours, draw, save
+from llm.planning.picture import BARS_BESIDE_MAP, as_map, colours, draw, save
 from llm.planning.plan import Plan
 from tests.planning.made import GIB, grid, plan
 
@@ -83,14 +82,6 @@ def test_every_plan_can_be_drawn(plans: list[Plan], tmp_path: Path) -> None:
     assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert written == [path, *[path.with_suffix(".csv")] * (len(plans) > 1)]
     assert sorted(path.parent.iterdir()) == sorted(written)
-
-
-def test_without_matplotlib_there_is_still_a_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert not can_draw()
-    assert save(tmp_path / "plan.png", PRESETS, is_grid=True) == [tmp_path / "plan.csv"]
 
 
 def test_a_folder_that_cannot_be_written_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -182,11 +182,8 @@ def test_a_resumed_run_is_planned_with_its_settings(tmp_path: Path, text_file: P
     assert listing(tmp_path) == before
 
 
-# What is not imported for it; how long it takes: python -m benchmarks.memory --only plan.
-
-
 def imported(cwd: Path, *typed: str) -> set[str]:
-    """The modules that the command has loaded."""
+    """The modules that the command imports."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", str(ROOT / "run_plan.py"), *typed],
         cwd=cwd, capture_output=True, text=True, timeout=HANGS,

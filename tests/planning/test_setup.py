@@ -119,7 +119,7 @@ def test_a_grid_is_refused_if_no_point_fits() -> None:
     assert refusal(grid([1, 64], [1024]), 2) is None
     too_small = grid([2, 3], [512], budget_gib=0.75)
     why = refusal(too_small, 2)
-    assert why is not None and "changes nothing" not in why
+    assert why is not None
     smallest = "none of 2 points fits memory.budget_gib=0.75: the smallest, model.n_layer=2 model.n"
     assert why.startswith(smallest)
     assert refusal(grid([2, 3], [512], budget_gib=0.75, fit="auto"), 2) is None

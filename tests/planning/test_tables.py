@@ -1,4 +1,4 @@
-"""A plan in a terminal: what is shown of one run and of a grid."""
+"""Plans in a terminal: one run, and a grid."""
 
 import csv
 import io
@@ -10,7 +10,6 @@ from unittest.mock import patch
 import pytest
 
 from llm.experiment.console import Screen, console
-from llm.memory.lora import LoRA
 from llm.planning import plan as plan_module
 from llm.planning import tables
 from llm.planning.picture import to_csv
@@ -106,13 +105,6 @@ def test_auto_shows_the_run_with_its_changes() -> None:
     assert f" {format_bytes(changed.taken.total)} of 3.00 GiB" in text
     assert "\nunchanged, it does not fit memory.budget_gib=3: it takes" in text
     assert "memory.fit=auto changes nothing" in shown(plan(fit="auto"))
-
-
-def test_lora_is_described() -> None:
-    one = plan(mlp="swiglu")
-    lora = LoRA(rank=4, targets=("q", "gate"))
-    text = shown(replace(one, setup=replace(one.setup, lora=lora)))
-    assert "parameters are trained, of rank 4 (run_train.py cannot do so yet)" in text
 
 
 @pytest.mark.parametrize("fit", ["off", "auto"])

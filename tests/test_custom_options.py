@@ -3,11 +3,14 @@
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from llm.checkpoint.folder import newest_valid
+from llm.settings.build import locate_custom
+from llm.settings.custom import Custom
 from tests.command_line import here, listing, rows, started, summary, wait_until
 from tests.conftest import ROOT, TINY_RUN
 
@@ -18,7 +21,7 @@ OPTIONS = {
     "optimizer/away": "_target_: no_such_module.Lion\nlr: 1e-3\n",
     "optimizer/broken": "_target_: own_broken.Lion\nlr: 1e-3\n",
     "optimizer/value": "_target_: math.pi\n",
-    "optimizer/undotted": "_target_: SGD\nlr: 0.1\n",
+    "optimizer/undotted": "_target_: .SGD\nlr: 0.1\n",
     "optimizer/named": "_target_: torch.optim.SGD\nlr: 0.1\ntarget: 1\n",
     "optimizer/keys": "_target_: torch.optim.SGD\nlr: 0.1\nmomentun: 0.9\n",
     "optimizer/nothing": "lr: 0.1\n",
@@ -108,6 +111,11 @@ def test_typed_keys_reach_the_class_and_the_digest(base: Path, typed: list[str])
     assert wanted in (base / "outputs/one/config.yaml").read_text(encoding="utf-8")
 
 
+def test_a_target_may_be_a_method_of_a_class() -> None:
+    section = Custom("optimizer", "mine", "collections.abc.Mapping.get", {})
+    assert locate_custom(section) is Mapping.get
+
+
 REFUSED = {
     "optimizer=adamw": "optimizer=adamw is a built-in option, which hides ",
     "optimizer=hoards": "keeps 80 bytes for each weight, and a checkpoint may hold 64",
@@ -115,7 +123,7 @@ REFUSED = {
     "optimizer=broken": "_target_=own_broken.Lion cannot be imported: ZeroDivisionError: division",
     "optimizer=value": "_target_=math.pi is a float, which cannot be called",
     "-m optimizer=named optimizer.target=math.pi,x": "got an unexpected keyword argument 'target'",
-    "optimizer=undotted": "_target_=SGD is not a dotted name, as in torch.optim.SGD",
+    "optimizer=undotted": "_target_=.SGD is not a dotted name, as in torch.optim.SGD",
     "optimizer=keys": "torch.optim.SGD: TypeError: SGD.__init__() got an unexpected keyword",
     "optimizer=nothing": "its file names no _target_",
     "optimizer=nested": "optimizer.lr has the key '_target_': only the section itself",

@@ -36,8 +36,14 @@ def build(section: Any, **runtime: Any) -> Any:
 
 
 def _imported(name: str) -> Any:
-    module, _, attribute = name.rpartition(".")
-    return getattr(importlib.import_module(module), attribute)
+    """The object of a dotted name: ``module.Class``, or ``module.Class.method``."""
+    parent, _, attribute = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(parent), attribute)
+    except ModuleNotFoundError as error:
+        if error.name != parent or "." not in parent:
+            raise
+        return getattr(_imported(parent), attribute)  # the parent is a class, not a module
 
 
 def locate_custom(section: Custom) -> Callable[..., Any]:
@@ -46,7 +52,8 @@ def locate_custom(section: Custom) -> Callable[..., Any]:
     Raises :class:`llm.errors.Refused` if it cannot be imported.
     """
     where = f"{section.where}: {TARGET}={section.target}"
-    require("." in section.target, f"{where} is not a dotted name, as in torch.optim.SGD")
+    is_dotted = "." in section.target and all(section.target.split("."))
+    require(is_dotted, f"{where} is not a dotted name, as in torch.optim.SGD")
     try:
         target: Callable[..., Any] = _imported(section.target)
     except (Exception, SystemExit) as error:

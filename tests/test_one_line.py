@@ -26,6 +26,8 @@ def test_settings_are_shown_as_they_were_typed(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert "prompt: a ${x} b\n" in done.stdout
         assert "\ufdd0" not in done.stdout
+    done = here("train", "-m", "seed=1,2", "--cfg", "job", cwd=tmp_path)
+    assert_refused(done, "-m and --cfg cannot be combined")
 
 
 def test_a_missing_compiler_is_named_before_a_run_starts(

@@ -22,6 +22,15 @@ NO_EFFECT = {
     "hydra.job.chdir": "a run stays in the folder that it was started from",
 }
 
+# Hydra takes one of these flags at a time.
+EXCLUSIVE = {
+    "run": "--run",
+    "multirun": "-m",
+    "cfg": "--cfg",
+    "info": "--info",
+    "shell_completion": "-sc",
+}
+
 
 def parse(words: list[str]) -> Namespace:
     """Hydra's flags as attributes, and all other words as ``overrides``.
@@ -46,6 +55,9 @@ def for_hydra(words: list[str]) -> list[str]:
     With ``resume=FOLDER`` the options in ``FOLDER/config.yaml`` stand before the typed ones.
     """
     parsed = parse(words)
+    modes = [flag for flag in EXCLUSIVE if getattr(parsed, flag)]
+    together = " and ".join(EXCLUSIVE[flag] for flag in modes)
+    require(len(modes) < 2, f"{together} cannot be combined: leave one of them out")
     flags = [word for word in words if word not in parsed.overrides]
     quoted = quote_arguments(parsed.overrides)
     _refuse_keys(parsed.overrides)

@@ -161,7 +161,7 @@ def training_step(setup: Setup, constant: Lines | None = None) -> dict[str, Line
     gradients = sum(aligned(w.numbers * setup.width) * w.layers for w in setup.trained)
     steady = constant | {"gradients": gradients if accumulates else 0}
     phases = {
-        phase: {kind: lines.get(kind, 0) + steady.get(kind, 0) for kind in {*lines, *steady}}
+        phase: {kind: lines.get(kind, 0) + steady.get(kind, 0) for kind in steady | lines}
         for phase, lines in _phases(setup).items()
     }
     if not setup.step_in_backward:

@@ -137,7 +137,7 @@ def show_grid(plans: Sequence[Plan], points: int) -> None:
     ]
     if plans[0].largest:
         columns.append(_number(f"largest {plans[0].largest.key}"))
-    table = _table("planned for {}; budget {}, of it {}".format(*facts), *columns)
+    table = _table("planned for {}; budget {}, including {}".format(*facts), *columns)
     ways: dict[str, int] = {}  # numbered, and printed below the table to be copied
     for plan in plans[:ROWS]:
         verdict = "yes" if plan.fits else "no"

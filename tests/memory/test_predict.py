@@ -48,6 +48,11 @@ def test_a_text_takes_no_more_than_predicted(number: int) -> None:
     assert 0 <= error <= 0.2, f"{error:+.2%} for {setup}"
 
 
+def test_the_parts_of_a_plan_have_the_same_order_in_every_process() -> None:
+    parts = list(predict(SETUPS[0], {}).lines)
+    assert parts[:3] == ["weights", "optimizer state", "gradients"]
+
+
 def test_reading_a_checkpoint_counts_its_weights_twice() -> None:
     setup = replace(SETUPS[0], eval_only=True, micro_batch=1)
     moments = predict(setup, {}).moments

@@ -139,7 +139,7 @@ def test_table_map_and_file_agree(fit: str, mark: str, verdict: str, fits: str) 
     """Also at 80 columns, where the changes to be copied stay in one piece."""
     plans = grid([16, 2], [512, 1024], budget_gib=3, fit=fit)
     text = shown(plans, width=80)
-    assert "planned for cpu, fp32; budget 3.00 GiB, of it reserve (assumed) 600 MiB" in text
+    assert "planned for cpu, fp32; budget 3.00 GiB, including reserve (assumed) 600 MiB" in text
     changes = " ".join(plan(3, "auto", **TOO_LARGE).changes)
     assert f"\n(1) {changes}\n" in text
     rows = [cells(line) for line in text.splitlines() if "model.n_layer=" in line]

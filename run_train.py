@@ -80,7 +80,7 @@ def train(
 
     alone = run.is_new and not settings.run.sweep
     facts = run.identity | plan.facts
-    with recording(run.folder, facts, run.again, alone, settings.memory.no_room) as summary:
+    with recording(run.folder, facts, run.again, alone, settings.memory.advice) as summary:
         for note in [*run.notes, *dataset.notes, *slow_products(settings.precision.name, device)]:
             warn(note)
         seed_everything(settings.seed)

@@ -84,24 +84,24 @@ HUGE_PAGE = 2 * 2**20  # bytes: torch asks for huge pages for blocks from this s
 WIDE = 512
 
 
-def tune_allocator(n_embed: int, closely: bool = False) -> None:
+def tune_allocator(n_embed: int, saves_memory: bool = False) -> None:
     """Return the memory of large CPU tensors to the system as soon as they are freed (Linux).
 
     Call it before the first tensor is made. glibc (2.36) rarely reuses a freed block for an aligned
     one of the same size, so a training step takes far more memory than it needs. A block that is
     mapped alone is returned whole; huge pages make mapping cheap. Networks narrower than
     :data:`WIDE` have little to save, and their blocks are slow to map, so their blocks are mapped
-    only if ``closely``: the user saves memory.
+    only with ``saves_memory``.
     """
     # On CUDA, segments that can grow leave fewer gaps (torch reads this when it first allocates).
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     is_set_by_user = "MALLOC_MMAP_THRESHOLD_" in os.environ
-    if sys.platform == "linux" and (closely or n_embed >= WIDE) and not is_set_by_user:
+    if sys.platform == "linux" and (saves_memory or n_embed >= WIDE) and not is_set_by_user:
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages: torch reads it once
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
         if mallopt:
-            mallopt(M_MMAP_THRESHOLD, HUGE_PAGE // 4 if closely else HUGE_PAGE)
+            mallopt(M_MMAP_THRESHOLD, HUGE_PAGE // 4 if saves_memory else HUGE_PAGE)
             mallopt(M_TRIM_THRESHOLD, 128 * HUGE_PAGE)  # with the default, glibc would trim often
 
 
@@ -152,8 +152,8 @@ def peak_memory_bytes(device: torch.device) -> int:
 def process_memory(device: torch.device) -> int:
     """Bytes in use before the first tensor of a run.
 
-    On a CPU, those of the process with its libraries. On CUDA, all memory that is not free after a
-    first matrix product has made the context and workspaces; other programs are included.
+    On a CPU, the memory of the process with its libraries. On CUDA, all memory that is not free
+    after a first matrix product has made the context and workspaces, other programs included.
     """
     x = torch.ones(256, 256, device=device)
     (x @ x).sum().item()
@@ -170,7 +170,7 @@ def limit_memory(device: torch.device, further: int) -> bool:
     """Let this process take at most ``further`` bytes more; beyond that torch raises an error.
 
     Returns whether this system can do that. On CUDA torch's allocator limits tensors; on a CPU
-    Linux limits private memory, which includes that of libraries.
+    Linux limits the private memory of the process, libraries included.
     """
     if device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index

@@ -73,7 +73,7 @@ def validate(section: Any, prefix: str = "", only: Collection[str] | None = None
 
     ``prefix`` stands before the key in a message: ``trainer.``. ``only``: the fields to check, if
     the others have been checked before. Raises :class:`llm.errors.Refused` naming the first wrong
-    key, its value and what it must be. Integers must fit into 64 bits; floats must be finite,
+    key, its value and the allowed values. Integers must fit into 64 bits; floats must be finite,
     except in fields of type Any.
     """
     cls: Any = type(section)

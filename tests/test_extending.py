@@ -32,7 +32,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
 
 
 def tiny(typed: list[str]) -> list[str]:
-    """What makes a run take seconds, but for what is typed or what the page's files give."""
+    """Overrides for a run of seconds, without those that are typed or in the page's files."""
     given = {word.partition("=")[0] for word in typed} | {"logger"}
     given |= {"model.n_layer", "model.n_embed", "trainer.batch_size"} if "mine" in typed else set()
     own = [word for word in TINY_RUN if word.partition("=")[0] not in given]

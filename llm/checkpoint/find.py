@@ -71,7 +71,7 @@ def find_checkpoint(key: str, typed: str) -> Path:
     """
     path = Path(typed)
     for below in ("", "checkpoints/best", "checkpoints/last", "best", "last"):
-        if os.path.isfile(path / below / MANIFEST):  # Path.is_file raises for too long a name
+        if os.path.isfile(path / below / MANIFEST):  # Path.is_file raises if the name is too long
             return path / below
     what = "holds no checkpoint" if os.path.exists(path) else "does not exist"
     raise Refused(f"{key}={typed} {what}{newest_runs()}")

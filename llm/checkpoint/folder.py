@@ -51,7 +51,7 @@ class CheckpointFolder:
         with writing(path):
             self._publish(path, "last", {WEIGHTS: weights, TRAINING: training}, step, state)
             saved = resumable(self.folder)
-            # Later steps are damaged or from before a rollback. They do not count.
+            # Later steps, damaged or from before a rollback, do not count towards keep_last.
             saved = saved[: saved.index(path) + 1]
             for old in saved[: -self.keep_last]:
                 withdraw(old)

@@ -1,4 +1,4 @@
-"""The frame of every ``run_*.py``: arguments in; for an error, one line and an exit status out."""
+"""Shared by all ``run_*.py``: prepare the arguments, report errors as one line and exit status."""
 
 import contextlib
 import functools
@@ -63,7 +63,7 @@ def reported(main: FunctionType) -> Callable[[Any], Any]:
 
     Called by a launcher of another package, it starts the job in a process of its own.
     """
-    script = Path(main.__code__.co_filename).resolve()  # here, as a worker may be elsewhere
+    script = Path(main.__code__.co_filename).resolve()  # resolved here: a worker may run elsewhere
 
     @functools.wraps(main)
     def inner(cfg: Any) -> Any:

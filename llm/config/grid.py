@@ -134,7 +134,7 @@ class Template(Generic[S]):
         return settings
 
     def _is_plain_value(self, override: Override) -> bool:
-        """Whether it is ``key=value`` or ``section.key=value`` without a reference or a dict."""
+        """Whether the override is a plain ``key=value``, without a reference or a dict."""
         section, _, name = override.key_or_group.rpartition(".")
         place = getattr(self.settings, section, None) if section else self.settings
         if isinstance(place, Custom):  # its fields are not the keys of its file

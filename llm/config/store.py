@@ -50,6 +50,6 @@ def _strict_boolean(self: BooleanNode, value: Any) -> bool:
     return _lenient_boolean(self, value)
 
 
-# OmegaConf accepts any integer as a boolean: `compile: 7` in an option file would be true.
+# OmegaConf converts any integer to a boolean: `compile: 7` in an option file would mean true.
 _lenient_boolean = BooleanNode._validate_and_convert_impl
 BooleanNode._validate_and_convert_impl = _strict_boolean  # type: ignore[method-assign]

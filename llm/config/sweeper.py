@@ -134,7 +134,7 @@ class Grid(Sweeper):
         self, launcher: Launcher, batch: list[list[str]], labels: list[str],
         results: list[JobReturn],
     ) -> None:  # fmt: skip
-        """Hand the jobs to the launcher and add what it returns to ``results``."""
+        """Hand the jobs to the launcher and append its return values to ``results``."""
         if isinstance(launcher, ProcessLauncher):
             launcher.labels = labels
         else:

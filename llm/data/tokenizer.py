@@ -94,7 +94,7 @@ class GPT2Tokenizer(Tokenizer):
         self.merges = assets.gpt2_merges().decode("utf-8") if merges is None else merges
         require(
             assets.sha256(self.merges.encode()) == assets.GPT2_MERGES_SHA256,
-            "the saved GPT-2 vocabulary is damaged: its sha256 differs from that of vocab.bpe",
+            "the saved GPT-2 vocabulary is damaged: its sha256 differs from vocab.bpe's",
         )
         self.encoding = _gpt2_encoding(self.merges)
 

@@ -19,7 +19,7 @@ class StateEntry:
     dims: tuple[str | int, ...]  # "0" or "1": a dimension of the weight; NUMBERS; or a fixed size
     kind: str  # a torch dtype, or Python's int, float, bool or NoneType
     width: int  # bytes per element
-    on_cpu: bool = False  # even if the weight is on a GPU
+    on_cpu: bool = False  # on the CPU even if the weight is on a GPU
     from_first_step: bool = True
 
     def shape(self, weight: tuple[int, ...]) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ CHUNKED_LOSS = 1.00  # measured: 0.95, within noise
 CHECKPOINTING = {"none": 1.0, "every_2": 1.12, "full": 1.18}
 IN_BACKWARD = 1.52  # the backward pass runs twice
 EIGHT_BIT = 1.40
-FEW_TOKENS = 65  # the fixed cost of a micro-batch, in tokens that take as long
+FEW_TOKENS = 65  # the fixed cost of a micro-batch, as a number of tokens
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def cheapest_changes(
         fitted
         for bits in _state_bits(setup, eight_bit)
         for candidate in levers(replace(setup, state_bits=bits))
-        for sizes in (_divisors(setup)[-1:], _divisors(setup)[:-1])  # the same or a smaller one
+        for sizes in (_divisors(setup)[-1:], _divisors(setup)[:-1])  # given, smaller
         if (fitted := _with_largest_micro_batch(setup, candidate, budget, reserve, sizes))
     ]
     minimal: list[Fitted] = []
@@ -175,7 +175,7 @@ def largest(
     return values[count - 1] if count else None
 
 
-def following(setup: Setup, key: str, size: int | None) -> int | None:
+def next_larger(setup: Setup, key: str, size: int | None) -> int | None:
     """The next larger value of ``key``, or the smallest; None if ``size`` is the largest."""
     return next((value for value in _values(setup, key) if value > (size or 0)), None)
 

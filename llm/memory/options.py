@@ -35,7 +35,7 @@ class MemoryOptions:
         return self.fit != "off" or bool(self.enforce)
 
     @property
-    def no_room(self) -> str:
+    def advice(self) -> str:
         """Advice for a run that ran out of memory."""
         if self.fit == "auto":
             return (

@@ -43,7 +43,7 @@ class Setup:
     device: str = "cpu"  # or cuda
     samples: bool = False  # whether text is sampled during training
     eval_only: bool = False
-    closely: bool = False  # tensors of narrow networks get pages of their own as well
+    saves_memory: bool = False  # tensors of narrow networks get pages of their own as well
     lora: LoRA | None = None  # None: all weights are trained
 
     @property
@@ -110,7 +110,7 @@ def predict(setup: Setup, reserve: Lines) -> Prediction:
         moments["resume"] = constant | without_state | {"weights read": numbers * setup.width}
     if setup.samples and not setup.eval_only:
         moments["sample"] = _sample(setup) | constant
-    narrow = cpu and setup.model.n_embed < WIDE and not setup.closely
+    narrow = cpu and setup.model.n_embed < WIDE and not setup.saves_memory
     for lines in moments.values():
         lines["fragments"] = int((NARROW_FRAGMENTS if narrow else FRAGMENTS) * total(lines))
     return Prediction(moments, reserve | _libraries(setup))

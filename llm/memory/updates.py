@@ -8,14 +8,14 @@ from llm.memory.weights import Weight
 EIGHT_BIT_COPIES = 7 * 4 * PORTION
 
 
-def is_muons(optimizer: str, weight: Weight) -> bool:
+def uses_muon(optimizer: str, weight: Weight) -> bool:
     """Whether Muon orthogonalises the updates of ``weight``, a matrix of a layer."""
     return optimizer == "muon" and weight.name.startswith("blocks.") and len(weight.shape) == 2
 
 
 def state_bytes(optimizer: str, bits: int, weight: Weight) -> int:
     """Bytes of the state of a weight of one layer."""
-    if is_muons(optimizer, weight):
+    if uses_muon(optimizer, weight):
         return 4 * weight.numbers
     if bits == 8 and weight.numbers >= SMALLEST_8BIT:
         return 2 * (weight.numbers + 4 * -(-weight.numbers // BLOCK_8BIT))
@@ -27,7 +27,7 @@ def step_bytes(optimizer: str, weights: list[Weight], width: int) -> int:
     stacks: dict[tuple[int, ...], int] = {}
     most = 0
     for one in weights:
-        if is_muons(optimizer, one):
+        if uses_muon(optimizer, one):
             stacks[one.shape] = stacks.get(one.shape, 0) + one.layers
         else:
             most = max(most, _rounding_bytes(one.numbers, width))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from llm.memory.fit import Fitted, cheapest_changes, fit, following, largest, with_size
+from llm.memory.fit import Fitted, cheapest_changes, fit, largest, next_larger, with_size
 from llm.memory.fit import changes as changes_between
 from llm.memory.options import EIGHT_BIT_NEEDS, MemoryOptions, has_eight_bit
 from llm.memory.predict import Lines, Prediction, Setup, predict
@@ -152,7 +152,7 @@ def find_largest(plan: Plan, key: str) -> Largest:
         best = replace(plan, setup=with_size(plan.setup, key, value))
         takes = f"{best.parameters:,} parameters, {_mib(best.taken)}"
         sentence = f"largest {key} that fits: {value:,} ({takes})"
-    larger = following(plan.setup, key, value)
+    larger = next_larger(plan.setup, key, value)
     if larger is None:
         sentence += "; there is no larger one"
     elif is_auto:

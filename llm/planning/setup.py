@@ -44,7 +44,7 @@ def setup_of(settings: TrainSettings, device: str) -> Setup:
         device="cuda" if cuda else "cpu",
         samples=trainer.sample_interval is not None,
         eval_only=trainer.eval_only,
-        closely=saves_memory(settings),
+        saves_memory=saves_memory(settings),
     )
 
 

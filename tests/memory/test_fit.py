@@ -7,7 +7,7 @@ import pytest
 
 from llm.memory import fit as fitting
 from llm.memory import predict
-from llm.memory.fit import cheapest_changes, cost, fit, following, largest, with_size
+from llm.memory.fit import cheapest_changes, cost, fit, largest, next_larger, with_size
 from llm.memory.options import SIZES
 from llm.memory.predict import Setup
 from llm.model.config import GPTConfig
@@ -113,18 +113,18 @@ def test_the_largest_value_fits_and_the_next_one_does_not(key: str, levers: bool
 
     found = largest(before, key, budget, RESERVE, levers)
     assert found is not None and fits(found)
-    larger = following(before, key, found)
+    larger = next_larger(before, key, found)
     assert larger is None or not fits(larger)
 
 
 def test_no_size_fits_a_budget_that_the_smallest_exceeds() -> None:
     assert largest(setup(), "n_layer", 700 * 2**20, RESERVE) is None
-    assert following(setup(), "n_layer", None) == 1
-    assert following(setup(), "n_embed", 64) == 128
-    assert following(setup(), "trainer.micro_batch_size", 6) == 12
-    assert following(setup(), "trainer.micro_batch_size", 12) is None
+    assert next_larger(setup(), "n_layer", None) == 1
+    assert next_larger(setup(), "n_embed", 64) == 128
+    assert next_larger(setup(), "trainer.micro_batch_size", 6) == 12
+    assert next_larger(setup(), "trainer.micro_batch_size", 12) is None
     whole = setup(step_in_backward=True)  # needs the whole batch at once
-    assert following(whole, "trainer.micro_batch_size", None) == 12
+    assert next_larger(whole, "trainer.micro_batch_size", None) == 12
 
 
 def test_the_search_skips_sizes_that_the_model_cannot_have() -> None:

@@ -1,14 +1,12 @@
-"""The benchmarks run, at sizes of no interest, against a stand-in for nanoGPT's network."""
+"""The benchmarks run at tiny sizes, with a stand-in for nanoGPT's network."""
 
 import json
 import math
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -23,17 +21,15 @@ from benchmarks import (
     levers,
     looping,
     memory,
-    planning,
     real_runs,
     recipe,
     rows,
-    startup,
     step,
     transfer,
     vs_nanogpt,
 )
 from benchmarks.nanogpt import NanoGPT, learning_rate
-from benchmarks.training import Ours, Shape, random_dataset, train, validation_loss
+from benchmarks.training import Ours, Shape, train, validation_loss
 from llm.config.compose import compose_training
 from llm.data.dataset import Dataset
 from llm.memory.predict import Setup
@@ -133,19 +129,6 @@ def test_steps_and_writing_are_measured_against_nanogpt(
     assert "none to speak of" not in shown
 
 
-def test_of_compiled_steps_the_one_that_gains_less_is_given_again(
-    nanogpt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(step, "SHAPES", dict.fromkeys(step.SHAPES, TINY))
-    monkeypatch.setattr(torch, "compile", lambda network: network)
-    typed = ["--only", "step_compiled", "--repeats", "1", "--seconds", "0"]
-    vs_nanogpt.main([*typed, "--nanogpt", str(nanogpt), "--json", str(tmp_path / "rows")])
-    found = measured(tmp_path / "rows")
-    assert list(found) == ["step_compiled_0.8M", "step_compiled_10.7M", "step_compiled"]
-    *both, least = [row["ratio"] for row in found.values()]
-    assert least == min(both)
-
-
 def test_steps_are_measured_against_the_peak(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,39 +147,19 @@ def test_memory_is_measured_before_torch_makes_the_process_large() -> None:
     assert subprocess.run([sys.executable, "-c", look], cwd=ROOT).returncode == 0
 
 
-@pytest.mark.parametrize("command", [vs_nanogpt, decoding, step, memory])
-def test_an_unknown_row_is_named(
-    command: ModuleType, nanogpt: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    clone = ["--nanogpt", str(nanogpt)] if command is vs_nanogpt else []
-    said = refusal(command.main, [*clone, "--only", "step_0.9M"], capsys)
-    assert "step_0.9M is unknown: take from " in said
-
-
-@pytest.mark.parametrize("command", [vs_nanogpt, memory])
-@pytest.mark.parametrize("model", [None, "class GPTConfig: ...\n"])
-def test_a_folder_without_nanogpts_network_is_no_clone(
-    command: ModuleType, model: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    if model is not None:
-        (tmp_path / "model.py").write_text(model, encoding="utf-8")
-    said = refusal(command.main, ["--nanogpt", str(tmp_path)], capsys)
-    assert f"{tmp_path} is not a clone of nanoGPT" in said
-
-
-@pytest.mark.parametrize("only", [[], ["--only", "step_0.8M,loss_at_time"]])
-def test_a_row_that_needs_a_text_asks_for_it(
-    only: list[str], nanogpt: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    said = refusal(vs_nanogpt.main, ["--nanogpt", str(nanogpt), *only], capsys)
-    assert ("loss_at_time" if only else "time_to_loss") + " needs --data" in said
-
-
-def test_a_text_that_is_no_file_is_named(
+def test_a_mistake_in_what_is_typed_is_named_in_one_line(
     nanogpt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    typed = ["--nanogpt", str(nanogpt), "--data", str(tmp_path)]
-    assert f"--data {tmp_path} is not a file" in refusal(vs_nanogpt.main, typed, capsys)
+    clone = ["--nanogpt", str(nanogpt)]
+    for command, typed, words in (
+        (vs_nanogpt, [*clone, "--only", "step_0.9M"], "step_0.9M is unknown: take from "),
+        (vs_nanogpt, ["--nanogpt", str(tmp_path)], f"{tmp_path} is not a clone of nanoGPT"),
+        (vs_nanogpt, clone, "time_to_loss needs --data"),
+        (vs_nanogpt, [*clone, "--data", str(tmp_path)], f"--data {tmp_path} is not a file"),
+        (memory, ["--only", "plan,largest_in_4gib"], "largest_in_4gib needs --nanogpt CLONE"),
+        (int8, ["--ckpt", "x"], "--data go together"),
+    ):
+        assert words in refusal(command.main, typed, capsys)
 
 
 def test_recipes_are_compared_by_time_and_by_loss(
@@ -247,12 +210,6 @@ def test_our_side_trains_as_the_recipe_says_and_is_repeatable(dataset: Dataset) 
     assert runs[0].trainer.progress.tokens == 4 * TINY.tokens
     after = [validation_loss(run, dataset.val, 8) for run in runs]
     assert after[0] == after[1] < before
-
-
-def test_training_stops_when_the_time_is_over(nanogpt: Path, tmp_path: Path) -> None:
-    random_dataset(tmp_path, vocab_size=65, tokens=1000)
-    spent, done = train(NanoGPT(nanogpt, TINY, tmp_path / "train.bin", 10), steps=10, seconds=0)
-    assert (spent, done) == (0.0, 0)
 
 
 def test_nanogpts_loop_takes_targets_one_further_on_and_follows_its_schedule(
@@ -392,27 +349,6 @@ def test_a_network_in_8_bits_is_nearly_the_same() -> None:
     assert (full - eight).norm() < 0.03 * full.norm()
 
 
-def test_a_network_in_8_bits_is_measured(
-    text_file: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(int8, "LARGE", decoding.LARGE | SMALL)
-    data = ["data=text", f"data.path={text_file}", "data.tokenizer=byte"]
-    run = ["model.n_kv_head=1", "model.qk_norm=true", "model.tie_embeddings=false", "run.dir=run"]
-    assert here("train", *data, *TINY_RUN, *run, cwd=tmp_path).returncode == 0
-    (prepared,) = (tmp_path / "data").glob("text-*")
-    typed = ["--ckpt", str(tmp_path / "run"), "--repeats", "1", "--tokens", "4"]
-    int8.main([*typed, "--data", str(prepared), "--json", str(tmp_path / "rows")])
-    found = measured(tmp_path / "rows")
-    assert list(found) == ["int8_124M", "int8_loss"]
-    assert found["int8_loss"]["ratio"] != 1
-    assert found["int8_loss"]["ratio"] == pytest.approx(1, abs=0.002)
-    capsys.readouterr()
-    assert "--data go together" in refusal(int8.main, typed, capsys)
-
-
 def test_saves_are_measured_beside_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = compose_training(*TINY_RUN)
     monkeypatch.setattr(durability, "compose_training", lambda: tiny)
@@ -421,33 +357,10 @@ def test_saves_are_measured_beside_steps(tmp_path: Path, monkeypatch: pytest.Mon
     assert all(row.ours > 0 and row.other > 0 for row in found.values())
 
 
-def test_starts_of_continued_runs_are_measured_beside_those_of_new_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    starts = []
-
-    def seconds(cwd: Path, *options: str) -> float:
-        starts.append((cwd.name, (cwd / "seen").exists()))
-        (cwd / "seen").touch()
-        return 5.0 + (cwd / "seen").exists()
-
-    monkeypatch.setattr(durability, "seconds_to_first_step", seconds)
-    (found,) = durability.measure_starts(tmp_path, "nano", repeats=2)
-    assert (found.id, found.ratio) == ("resume_start_nano", 0.0)
-    assert [seen for _, seen in starts] == [False, True, False, False, True], "continued, new, ..."
-
-
 def test_the_first_step_of_a_real_start_is_waited_for(tmp_path: Path, text_file: Path) -> None:
     options = [*durability.QUICK, f"data.path={text_file}", "model.n_layer=1"]
     assert durability.seconds_to_first_step(tmp_path, *options) > 0
     assert (tmp_path / "outputs/run/checkpoints/last").exists(), "the next one goes on from it"
-
-
-def test_memory_can_be_looked_at_without_a_clone_but_for_rows_beside_nanogpt(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    said = refusal(memory.main, ["--only", "plan,largest_in_4gib"], capsys)
-    assert "largest_in_4gib needs --nanogpt CLONE" in said
 
 
 @pytest.mark.parametrize("own", [[], ["trainer.micro_batch_size=4"], memory.ALL_LEVERS])
@@ -489,29 +402,6 @@ def test_a_process_with_too_little_memory_is_recognised(tmp_path: Path) -> None:
     assert real_runs.Ended(real_runs.OUT_OF_MEMORY, "", 0).of_memory
 
 
-def test_runs_that_die_within_their_prediction_are_counted(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    limits: list[int | None] = []
-
-    def trained(
-        overrides: list[str], cwd: Path, limit: int | None = None
-    ) -> tuple[real_runs.Ended, dict[str, float]]:
-        limits.append(limit)
-        status = real_runs.OUT_OF_MEMORY if len(limits) == 2 else 0
-        return real_runs.Ended(status, "out of memory" if status else "", 0), {}
-
-    baseline = real_runs.Ended(0, "VmData:\t1024 kB\n", 0)
-    monkeypatch.setattr(real_runs, "started", lambda *typed: baseline)
-    monkeypatch.setattr(real_runs, "trained", trained)
-    found = real_runs.deaths(count=2)
-    assert (found.ours, found.other, found.ratio) == (1, 2, 0.5)
-    assert [limit is not None for limit in limits] == [False, True, False, True], (
-        "the first run prepares the data; a run that ran out of memory is repeated without a limit"
-    )
-    assert capsys.readouterr().err.count("job ") == 2
-
-
 def small_setup(**own: object) -> Setup:
     """Of which a step takes no time."""
     config = GPTConfig(n_layer=2, n_embed=32, head_size=16, block_size=16, vocab_size=61)
@@ -543,17 +433,6 @@ def test_what_auto_picks_is_among_all_that_fits(monkeypatch: pytest.MonkeyPatch)
     assert found.ratio > 0 and "settings of 32 bits that fit" in found.what
 
 
-def test_saving_memory_is_compared_by_the_loss_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    def trained(overrides: list[str], cwd: Path) -> tuple[None, dict[str, float]]:
-        saving = "optimizer.state_bits=8" in overrides
-        return None, {"val_loss": 2.2 if saving else 2.0 + ("seed=1338" in overrides)}
-
-    monkeypatch.setattr(levers, "trained", trained)
-    every, bits, weights = levers.losses(repeats=2, steps=10)
-    assert (every.low, every.high) == (bits.low, bits.high) == (2.2 / 3.0, 2.2 / 2.0)
-    assert (weights.low, weights.high) == (1, 1)
-
-
 # MemTracker looks at gradients that a step in the backward pass has freed already.
 @pytest.mark.filterwarnings("ignore:Expected a tensor or a traceable wrapper:UserWarning")
 def test_predictions_are_measured_beside_memtracker(
@@ -569,26 +448,3 @@ def test_predictions_are_measured_beside_memtracker(
     assert size.other == 512 * 512, "of the stand-in, whatever its width"
     assert size.ours > 512 * 64
     assert tracked.ratio == pytest.approx(1, abs=0.05)
-
-
-def test_commands_that_do_not_train_are_timed_beside_what_they_import(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        startup, "seconds_of", lambda typed, *_: 0.3 if typed == startup.IMPORTS else 0.9
-    )
-    startup.main(["--repeats", "1"])
-    shown = capsys.readouterr().out
-    for kind in startup.KINDS:
-        assert re.search(rf"^start_{kind} +0\.9 +0\.3 +0\.900", shown, flags=re.MULTILINE)
-
-
-def test_plans_are_timed_beside_what_they_import(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        planning, "seconds_of",
-        lambda typed, cwd, status=0: 0.3 if typed == planning.IMPORTS else 0.9,
-    )  # fmt: skip
-    one, grid = planning.plans(repeats=2)
-    assert (one.id, one.ratio, one.other, grid.id) == ("plan_one", 0.9, 0.3, "plan_1000")
-    (jobs,) = planning.checks(repeats=2)
-    assert (jobs.id, jobs.ratio) == ("check_5000", 0.9)

@@ -12,6 +12,7 @@ from llm.config.cli import command, reported
 from llm.config.compose import read_settings
 from llm.experiment.console import status
 from llm.settings.schema import SampleSettings
+from llm.signals import delayed
 from llm.terminal import require_output
 
 
@@ -20,7 +21,8 @@ from llm.terminal import require_output
 def main(cfg: DictConfig) -> None:
     """Load a checkpoint and print samples."""
     settings = read_settings(cfg, SampleSettings)
-    with status("loading torch"):  # this late: --help and a mistyped key need not wait for it
+    # After the checks: --help and typing errors need no torch.
+    with status("loading torch"), delayed():
         from llm.checkpoint.checkpoint import Checkpoint
         from llm.checkpoint.find import find_checkpoint
         from llm.device import select_device, tune_allocator

@@ -21,6 +21,7 @@ from llm.experiment.rundir import recording
 from llm.settings.build import build, custom_logger
 from llm.settings.saved import to_plain
 from llm.settings.schema import TrainSettings
+from llm.signals import delayed
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -28,7 +29,8 @@ from llm.settings.schema import TrainSettings
 def main(cfg: DictConfig) -> float | None:
     """Train as configured; returns the lowest validation loss (nats per token)."""
     settings = read_settings(cfg, TrainSettings)  # plain and checked from here on
-    with status("loading torch"):  # after the checks: --help and typing errors need no torch
+    # After the checks: --help and typing errors need no torch.
+    with status("loading torch"), delayed():
         from llm.data.dataset import LARGE, Dataset
         from llm.data.prepare import prepare
         from llm.device import select_device, set_deterministic, tune_allocator

@@ -43,6 +43,7 @@ class Reaction(Enum):
 
     EXIT = auto()
     RAISE = auto()
+    DELAY = auto()  # raise at the end of :func:`delayed`
     RECORD = auto()
 
 
@@ -162,6 +163,23 @@ def raised() -> Iterator[None]:
         yield
     finally:
         remember()  # the process is about to end anyway
+
+
+@contextlib.contextmanager
+def delayed() -> Iterator[None]:
+    """While torch is imported inside, a signal waits; then it raises :class:`Signalled`.
+
+    An exception inside the C++ code of an import would abort the process.
+    """
+    reaction = listener.reaction
+    if reaction is Reaction.RAISE:
+        listener.reaction = Reaction.DELAY
+    try:
+        yield
+    finally:
+        listener.reaction = reaction
+    if reaction is Reaction.RAISE and listener.received is not None:
+        raise Signalled(listener.received)
 
 
 @contextlib.contextmanager

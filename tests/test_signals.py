@@ -11,7 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from llm.signals import SIGNALS, Signalled, listener, raised, remembered, unswallowed
+from llm.signals import (
+    SIGNALS,
+    Signalled,
+    delayed,
+    listener,
+    raised,
+    remembered,
+    unswallowed,
+)
 from tests.command_line import here, summary
 from tests.conftest import HANGS, ROOT, TINY_RUN
 
@@ -58,6 +66,17 @@ def test_before_the_loop_a_signal_raises(number: signal.Signals) -> None:
     with pytest.raises(Signalled, match=number.name), raised():
         os.kill(os.getpid(), number)
         raise AssertionError("the signal was ignored")
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_waits_for_the_end_of_an_import_and_then_raises(number: signal.Signals) -> None:
+    imported = False
+    with pytest.raises(Signalled, match=number.name), raised():
+        with delayed():
+            os.kill(os.getpid(), number)
+            imported = True
+        raise AssertionError("the signal was ignored")
+    assert imported
 
 
 def test_after_the_loop_of_a_command_a_signal_is_only_recorded() -> None:

@@ -8,6 +8,7 @@ from llm.model.config import GPTConfig
 from llm.settings.build import locate_custom, naming, try_custom
 from llm.settings.custom import Custom
 from llm.settings.schema import TrainSettings
+from llm.signals import delayed
 
 _MEASURED: dict[str, CustomState] = {}
 
@@ -20,9 +21,10 @@ def optimizer_state(optimizer: object, model: GPTConfig, cuda: bool) -> CustomSt
     """
     if not isinstance(optimizer, Custom):
         return None
-    import torch
+    with delayed():
+        import torch
 
-    from llm.training.measure import SMALL, measure, small
+        from llm.training.measure import SMALL, measure, small
 
     shape = GPTConfig(**{f.name: getattr(model, f.name) for f in fields(GPTConfig)})
     network = small(shape, 1, SMALL)  # the same for models that differ only in their sizes

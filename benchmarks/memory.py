@@ -112,11 +112,11 @@ def measure(which: str, clone: Path, overrides: list[str]) -> dict[str, float]:
     import llm.model.gpt
     import llm.settings.build
     import llm.training.optimizer
-    import llm.training.update  # noqa: F401
+    import llm.training.update  # noqa: F401  (as above)
     from llm.device import peak_memory_bytes, tune_allocator
 
     if "optimizer.state_bits=8" in overrides:
-        import bitsandbytes.functional  # noqa: F401
+        import bitsandbytes.functional  # noqa: F401  (as above)
     if which == "ours":
         tune_allocator(768)  # as run_train.py does, before the first tensor
     before = peak_memory_bytes(torch.device("cpu"))

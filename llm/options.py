@@ -161,7 +161,7 @@ def _shown(value: Any) -> str:
 
 def _built(cls: type[T], values: Any, prefix: str) -> T:
     require(isinstance(values, dict), f"{prefix.rstrip(' .:')} must be a section of keys")
-    known = {one.name: one for one in fields(cls)}  # type: ignore[arg-type]
+    known = {one.name: one for one in fields(cls)}  # type: ignore[arg-type]  # a dataclass
     kinds = get_type_hints(cls)
     for key in values:
         require(key in known, f"{prefix}{key:.60} is an unknown key")

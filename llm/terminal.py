@@ -87,7 +87,7 @@ def guard_streams() -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         if stream is None:  # it was closed when Python started: `>&-`
-            stream = open(number, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+            stream = open(number, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  (stays open)
         setattr(sys, name, cast(TextIO, safe(stream)))
     # Python 3.13 colours its tracebacks, and the colours would be shown as text.
     os.environ.setdefault("PYTHON_COLORS", "0")

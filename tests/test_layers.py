@@ -1,9 +1,17 @@
 """The house keeps its floors: a room imports only lower ones, and only one room knows Hydra."""
 
 import ast
+import re
+import sys
 from pathlib import Path
+from types import FrameType
+from unittest.mock import patch
 
 import pytest
+
+from llm.training.trainer import Trainer
+from tests.command_line import here
+from tests.conftest import PLAY, TINY_RUN
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
@@ -84,6 +92,46 @@ def test_the_plain_settings_can_be_read_without_torch() -> None:
 def test_what_a_newcomer_reads_to_understand_training_is_under_900_lines() -> None:
     path = [ROOT / "run_train.py", ROOT / "llm/training/trainer.py"]
     assert sum(map(lines, [*path, *(ROOT / "llm/model").glob("*.py")])) <= 900
+
+
+def lines_of_called(tmp_path: Path) -> int:
+    """The lines of all functions of ``llm`` that the loop calls in a run of ``experiment=fast``."""
+    called: set[tuple[str, int, str]] = set()
+
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(str(ROOT / "llm")):
+            called.add((code.co_filename, code.co_firstlineno, code.co_name))
+
+    def watched(trainer: Trainer) -> object:
+        before = sys.getprofile()
+        sys.setprofile(note)
+        try:
+            return fit(trainer)
+        finally:
+            sys.setprofile(before)
+
+    fit = Trainer.fit
+    with patch.object(Trainer, "fit", watched):
+        typed = [word for word in TINY_RUN if not word.startswith(("optimizer", "schedule"))]
+        (tmp_path / "play.txt").write_text(PLAY, encoding="utf-8")
+        data = ["data=text", "data.path=play.txt", "data.tokenizer=byte", "experiment=fast"]
+        assert here("train", *data, *typed, "run.dir=run", cwd=tmp_path).returncode == 0
+    count = 0
+    for file, first, name in called:
+        for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and node.name == name and node.end_lineno:
+                start = min([node.lineno, *(one.lineno for one in node.decorator_list)])
+                count += (node.end_lineno - first + 1) * (start == first)
+    return count
+
+
+def test_the_readme_says_how_many_lines_the_loop_calls(tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"the loop calls,[^.]* are about ([\d,]+) lines", readme)
+    assert found is not None
+    said, counted = int(found[1].replace(",", "")), lines_of_called(tmp_path)
+    assert abs(counted - said) <= 100, counted
 
 
 def test_no_file_is_longer_than_one_sitting() -> None:

@@ -180,7 +180,7 @@ class OptionFile:
         return full_key == self.group and GLOBAL not in self.text
 
     def line_of(self, full_key: str) -> str:
-        """``", line 3"`` for the line with ``full_key``; empty if there is none."""
+        """``", line 3"`` for the line with ``full_key``; empty if no line has it."""
         parts = full_key.split(".")
         found = {len(path): line for path, line in self._keys() if path == parts[-len(path) :]}
         return f", line {found[max(found)]}" if found else ""

@@ -148,4 +148,4 @@ def map_text(change: Callable[[str], str], value: T) -> T:
     elif is_dataclass(value) and not isinstance(value, type):
         items = {one.name: map_text(change, getattr(value, one.name)) for one in fields(value)}
         new = replace(value, **items)
-    return new  # type: ignore[no-any-return]
+    return new  # type: ignore[no-any-return]  # of the type of value

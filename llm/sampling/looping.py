@@ -50,13 +50,13 @@ def measure_repeats(text: str) -> Repeats:
 
 
 def distinct(words: Sequence[str], n: int) -> float:
-    """Number of different n-grams of ``words`` / number of n-grams; 1 if there are none."""
+    """Number of different n-grams of ``words`` / number of n-grams; 1 for fewer words than n."""
     ngrams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
     return len(set(ngrams)) / len(ngrams) if ngrams else 1.0
 
 
 def longest_loop(text: str) -> tuple[int, int, int]:
-    """Start, length and period (all in characters) of the longest loop; zeros if there is none."""
+    """Start, length and period (all in characters) of the longest loop; zeros if nothing loops."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     best = (0, 0, 0)
     for period in range(1, min(LONGEST_PHRASE, len(codes) // TIMES) + 1):

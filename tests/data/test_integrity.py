@@ -58,7 +58,7 @@ def test_a_split_that_is_gone_after_it_was_opened_is_refused_by_verify(folder: P
 
 @pytest.fixture
 def of_bytes(tmp_path: Path, text_file: Path) -> Path:
-    """A prepared folder with the byte tokenizer, whose end-of-text id is no text."""
+    """A prepared folder of the byte tokenizer, whose end-of-text id stands for 0 bytes."""
     return prepare(DataConfig("b", "text", str(tmp_path), str(text_file), "byte", val_fraction=0.1))
 
 

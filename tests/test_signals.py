@@ -110,7 +110,14 @@ def test_an_error_without_a_signal_or_in_the_loop_stays_an_error() -> None:
         raise RecursionError("in the loop")
 
 
-@pytest.mark.parametrize("place", ["llm.device.select_device", "llm.experiment.panels.show_start"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "llm.config.arguments.for_hydra",
+        "llm.device.select_device",
+        "llm.experiment.panels.show_start",
+    ],
+)
 def test_a_command_that_fails_after_a_swallowed_signal_ends_as_stopped(
     place: str, tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

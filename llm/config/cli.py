@@ -40,7 +40,7 @@ def command(main: Callable[[], Any]) -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault(WANTED, os.environ.get(TRACEBACK, ""))
     os.environ[TRACEBACK] = "1"  # Hydra raises its errors, instead of printing them and exiting
-    with _one_line(), raised(), flushed():
+    with _one_line(), raised(), unswallowed(), flushed():
         if "--version" in sys.argv[1:]:  # Hydra would print its own version
             require_output()
             print(version_line())
@@ -69,7 +69,7 @@ def reported(main: FunctionType) -> Callable[[Any], Any]:
     def inner(cfg: Any) -> Any:
         if "run" in cfg and is_job_of_another_launcher():  # other commands have no section `run`
             return run_as_job(script)
-        with _one_line(cfg):
+        with _one_line(cfg), unswallowed():
             return main(cfg)
 
     return inner
@@ -83,8 +83,7 @@ def _one_line(cfg: Any = None) -> Iterator[None]:
     through, with their traceback.
     """
     try:
-        with unswallowed():
-            yield
+        yield
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader of the output, such as `head`, has seen enough

@@ -35,6 +35,8 @@ def to_plain(settings: TrainSettings) -> Plain:
     """The plain values of ``config.yaml``, without ``_target_``: a run folder names no code."""
     plain = {key: value for key, value in asdict(settings).items() if key not in NOT_INHERITED}
     del plain["model"]["default_head_size"]  # it was only needed to choose head_size
+    for key in ("dry_run", "retry"):  # they say what to do once
+        del plain["run"][key]
     for name, section in plain.items():
         if isinstance(custom := getattr(settings, name), Custom):
             plain[name] = custom.plain()

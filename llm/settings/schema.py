@@ -20,6 +20,7 @@ from llm.settings.custom import Custom, check_targets, state_bits
 from llm.training.options import TrainerOptions
 from llm.training.schedule import Schedule
 
+RETRIES = ("failed", "all", "none")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "bf16_weights")
 MOST_SAMPLES = 1 << 16  # drawn together
 NO_KEY = "not a key"  # in the metadata of a field that is not a key of the configuration
@@ -134,6 +135,8 @@ class RunSection:
     name: str | None = None
     dir: str | None = None
     sweep: str | None = None
+    dry_run: bool = False
+    retry: str = option("failed", one_of=RETRIES)
 
     def cross_check(self) -> None:
         """Raise :class:`llm.errors.Refused` for a name that no folder can have."""

@@ -14,17 +14,19 @@ from llm.disk import cannot_use
 from llm.errors import InUse, Refused
 
 LOCK = ".lock"  # contains the process id of its owner
+KEYS = {"run": "run.name", "sweep": "run.sweep"}  # what names the folder, for messages
 
 
 @contextlib.contextmanager
-def locked(folder: Path, wait: bool = False) -> Iterator[str | None]:
+def locked(folder: Path, wait: bool = False, kind: str = "run") -> Iterator[str | None]:
     """Lock ``folder`` while inside. Yields a warning if the file system has no locks, else None.
 
-    If another process has the lock, ``wait`` for it or raise :class:`llm.errors.InUse`. Raises
+    If another process has the lock, ``wait`` for it or raise :class:`llm.errors.InUse`. ``kind``: a
+    key of :data:`KEYS`. Raises
     :class:`llm.errors.Refused` if no lock file can be made in ``folder``.
     """
     path = folder / LOCK
-    handle, warning = _acquire(path, wait)
+    handle, warning = _acquire(path, wait, kind)
     try:
         os.ftruncate(handle, 0)
         os.write(handle, f"{os.getpid()}\n".encode())
@@ -34,7 +36,28 @@ def locked(folder: Path, wait: bool = False) -> Iterator[str | None]:
         os.close(handle)
 
 
-def _acquire(path: Path, wait: bool) -> tuple[int, str | None]:
+def owner_of(folder: Path) -> str | None:
+    """The id of the process that has locked ``folder``; None if no process has.
+
+    Only to be called by a process that starts all runs in ``folder``: for a moment it locks the
+    folder itself.
+    """
+    try:
+        handle = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.read(handle, 20).decode(errors="replace").strip() or "unknown"
+    except OSError:  # a file system without locks
+        return None
+    finally:
+        os.close(handle)
+    return None
+
+
+def _acquire(path: Path, wait: bool, kind: str) -> tuple[int, str | None]:
     """A descriptor of the locked file ``path``, and a warning if it could not be locked."""
     while True:
         handle = _open(path)
@@ -44,8 +67,8 @@ def _acquire(path: Path, wait: bool) -> tuple[int, str | None]:
             owner = os.read(handle, 20).decode(errors="replace").strip() or "unknown"
             os.close(handle)
             raise InUse(
-                f"{path.parent} is in use by another run (process {owner}): wait for it, "
-                "or take another run.name"
+                f"{path.parent} is in use by another {kind} (process {owner}): wait for it, "
+                f"or take another {KEYS[kind]}"
             ) from None
         except OSError as error:  # some network file systems have no locks
             reason = f"{path.parent} cannot be locked ({error.strerror})"

@@ -18,8 +18,8 @@ from llm.config.launcher import is_job_of_another_launcher, run_as_job
 from llm.config.mistakes import explained
 from llm.config.verbatim import unguard
 from llm.errors import Interrupted, InUse, Refused, Stop, as_line, as_stop
+from llm.experiment.process import follow_parent
 from llm.experiment.rundir import make_folder, read_summary, write_summary
-from llm.experiment.sweep import follow_parent
 from llm.lock import locked
 from llm.signals import Signalled, raised, remember, unswallowed
 from llm.terminal import flushed, require_output

@@ -1,14 +1,15 @@
 """Jobs of a sweep: each is the command that would run it alone, in a process of its own.
 
-The built-in launcher runs one after another. With a launcher of another package (joblib, submitit,
-Ray), a worker starts the same command. So a job can always be killed, run out of memory or be
-continued without harm to another job.
+The built-in launcher runs one after another, or ``n_jobs`` at once. With a launcher of another
+package (joblib, submitit, Ray), a worker starts the same command. So a job can always be killed,
+run out of memory or be continued without harm to another job.
 """
 
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from llm.config import PLUGINS
 from llm.config.verbatim import as_typed, quoted, unquoted
 from llm.errors import Stop, require
-from llm.experiment.console import title
-from llm.experiment.sweep import Job, run_job
+from llm.experiment.sweep import Job, Places, run_job, run_jobs
 
 MULTIRUN = Path("multirun")
 # The keys that say where a job is written.
@@ -41,13 +41,19 @@ class JobFailed(Stop):
 
 
 class ProcessLauncher(Launcher):
-    """One job after another."""
+    """Up to ``n_jobs`` jobs at once."""
 
-    def __init__(self, timeout_min: float | None = None) -> None:
+    def __init__(self, timeout_min: float | None = None, n_jobs: int = 1) -> None:
         limit = f"hydra.launcher.timeout_min={timeout_min}"
         require(timeout_min is None or timeout_min > 0, f"{limit} must be more than 0, or null")
+        valid = isinstance(n_jobs, int) and n_jobs >= 1
+        require(valid, f"hydra.launcher.n_jobs={n_jobs} must be a whole number, at least 1")
         self.timeout_seconds = None if timeout_min is None else 60 * timeout_min
-        self.labels: list[str] = []  # of all jobs, if the sweeper knows them
+        self.n_jobs = n_jobs
+        # From the sweeper, if it knows more about the jobs: by folder, the predicted peak and the
+        # memory that all jobs on the device may take together, in bytes.
+        self.memory: dict[Path, tuple[int, int]] = {}
+        self.on_start: Callable[[Path], None] = lambda folder: None
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -59,21 +65,29 @@ class ProcessLauncher(Launcher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> list[JobReturn]:
         """Run all jobs and return their results. Called by Hydra once per batch."""
-        results = []
-        labels = self.labels or [""] * (initial_job_idx + len(job_overrides))
         script = Path(sys.argv[0]).resolve()
-        for number, overrides in enumerate(job_overrides, initial_job_idx):
-            job = job_of(self.config.hydra, overrides, number, script)
-            label = labels[number] or " ".join(job.overrides) or "(no overrides)"
-            title(f"job {number + 1} of {len(labels)}: {label}")
-            result = JobReturn(overrides=job.overrides, working_dir=os.getcwd())
-            try:
-                result.return_value = loss_of(job, run_job(job, self.timeout_seconds))
-                result.status = JobStatus.COMPLETED
-            except JobFailed as error:
-                result.return_value, result.status = error, JobStatus.FAILED
-            results.append(result)
-        return results
+        jobs = [
+            job_of(self.config.hydra, overrides, number, script)
+            for number, overrides in enumerate(job_overrides, initial_job_idx)
+        ]
+        jobs = [
+            replace(job, peak=peak, room=room)
+            for job in jobs
+            for peak, room in [self.memory.get(job.folder, (0, None))]
+        ]
+        ends = run_jobs(
+            jobs, Places(self.n_jobs), self.timeout_seconds, lambda job: self.on_start(job.folder)
+        )
+        return [_result(job, ends[job.number]) for job in jobs]
+
+
+def _result(job: Job, summary: dict[str, Any]) -> JobReturn:
+    result = JobReturn(overrides=job.overrides, working_dir=os.getcwd())
+    try:
+        result.return_value, result.status = loss_of(job, summary), JobStatus.COMPLETED
+    except JobFailed as error:
+        result.return_value, result.status = error, JobStatus.FAILED
+    return result
 
 
 def is_job_of_another_launcher() -> bool:

@@ -32,7 +32,7 @@ from llm.config.launcher import (
 )
 from llm.config.verbatim import displayed
 from llm.errors import Interrupted, Stop, require
-from llm.experiment.console import count_progress, jobs_table, say
+from llm.experiment.console import count_progress, jobs_table, say, title
 from llm.experiment.rundir import claim, make_folder, read_summary, replace_text
 from llm.options import from_plain
 from llm.planning.custom_optimizer import try_custom_classes
@@ -93,7 +93,7 @@ class Grid(Sweeper):
             self.composed.hydra.sweep.dir = str(MULTIRUN / sweep)
         results: list[JobReturn] = []
         try:
-            self.launch(launcher, batch, labels, results)
+            self.launch(launcher, batch, dict(zip(names, labels, strict=True)), results)
         except Signalled as stop:
             raise Interrupted(f"stopped by {stop}; to continue: {again}") from None
         finally:
@@ -131,12 +131,12 @@ class Grid(Sweeper):
         return list(first.values())
 
     def launch(
-        self, launcher: Launcher, batch: list[list[str]], labels: list[str],
+        self, launcher: Launcher, batch: list[list[str]], labels: dict[str, str],
         results: list[JobReturn],
     ) -> None:  # fmt: skip
         """Hand the jobs to the launcher and append its return values to ``results``."""
         if isinstance(launcher, ProcessLauncher):
-            launcher.labels = labels
+            launcher.on_start = lambda folder: title(labels[folder.name])
         else:
             find_from_workers()
         size = self.max_batch_size or len(batch)

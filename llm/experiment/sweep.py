@@ -2,26 +2,26 @@
 
 import contextlib
 import os
-import signal
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llm.errors import InUse, Refused
-from llm.experiment.rundir import read_summary, write_summary
-from llm.lock import locked
-from llm.signals import Signalled, listener, raised, remember
+from llm.errors import Refused
+from llm.experiment.console import say
+from llm.experiment.process import Child
+from llm.lock import owner_of
+from llm.signals import Signalled, delayed, listener, raised, remember
+from llm.units import plural
 
-PARENT_PIPE = "LLM_PARENT_PIPE"  # a file descriptor that closes when the sweep's process ends
 GRACE_SECONDS = 60  # that a job has to finish its step and save, once it is asked to stop
+POLL_SECONDS = 0.05
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """One run of a sweep; ``command`` starts it."""
 
@@ -29,76 +29,160 @@ class Job:
     overrides: list[str]
     folder: Path
     command: list[str]
+    peak: int = 0  # predicted bytes
+    room: int | None = None  # bytes that the jobs on its device may take together; None: no limit
+
+
+class Places:
+    """Where jobs run: up to ``n_jobs`` at once, each on its own GPU if there are several.
+
+    Jobs that share a device run together only if their predicted peaks fit its memory together; a
+    job that does not fit beside others waits until it is alone.
+    """
+
+    def __init__(self, n_jobs: int) -> None:
+        gpus = visible_gpus()
+        self.n_jobs = n_jobs
+        self.devices: list[str | None] = [*gpus] if n_jobs > 1 and len(gpus) > 1 else [None]
+        self.jobs: dict[int, tuple[str | None, int]] = {}  # device and peak, by a job's number
+        self.threads = max(1, len(os.sched_getaffinity(0)) // n_jobs) if n_jobs > 1 else None
+
+    def take(self, job: Job) -> dict[str, str] | None:
+        """Environment variables for ``job``; None if it must wait for others to end."""
+        if len(self.jobs) >= self.n_jobs:
+            return None
+        peaks = {device: self._peaks(device) for device in self.devices}
+        device = min(self.devices, key=lambda one: (len(peaks[one]), sum(peaks[one])))
+        is_full = job.room is not None and sum(peaks[device]) + job.peak > job.room
+        if peaks[device] and is_full:
+            return None
+        self.jobs[job.number] = (device, job.peak)
+        environment = {} if device is None else {VISIBLE: device}
+        if self.threads is not None and "OMP_NUM_THREADS" not in os.environ:
+            environment["OMP_NUM_THREADS"] = str(self.threads)
+        return environment
+
+    def _peaks(self, device: str | None) -> list[int]:
+        return [peak for place, peak in self.jobs.values() if place == device]
+
+    def leave(self, job: Job) -> None:
+        """``job`` has ended."""
+        del self.jobs[job.number]
+
+
+def visible_gpus() -> list[str]:
+    """The NVIDIA GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    given = os.environ.get(VISIBLE)
+    if given is not None:
+        names = [name.strip() for name in given.split(",")]
+        return [name for name in names if name not in ("", "-1")]
+    return [str(n) for n in range(len(list(Path("/proc/driver/nvidia/gpus").glob("*"))))]
+
+
+def machine_memory() -> int:
+    """Bytes of memory that processes here may take together."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):  # "max": no limit
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    return total
 
 
 def run_job(
     job: Job, timeout_seconds: float | None = None, environment: dict[str, str] | None = None
 ) -> dict[str, Any]:
-    """Run a job and return its ``summary.json``; if the job wrote none, it is written here.
-
-    ``environment``: variables to add to those of this process. On a signal, asks the job to save
-    and stop, waits for it, and raises :class:`llm.signals.Signalled`.
-    """
-    before = read_summary(job.folder)
-    start = time.perf_counter()
+    """Run one job and return its ``summary.json``; see :func:`run_jobs`."""
     with _signals_raised():
-        code = _wait(job.command, timeout_seconds, environment or {})
-    summary = read_summary(job.folder)
-    if summary is not None and (code == 0 or summary != before):
-        return summary
-    killed = code is None or code < 0
-    status = "killed" if killed else "refused" if code == Refused.exit_status else "failed"
-    facts: dict[str, Any] = {"status": status, "reason": _reason(code, timeout_seconds)}
-    if summary is None:  # else it is the summary of an earlier run in this folder
-        job.folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(InUse), locked(job.folder):
-            write_summary(job.folder, **facts, wall_seconds=time.perf_counter() - start)
-    return facts
+        return run_jobs([job], Places(1), timeout_seconds, environment=environment)[job.number]
 
 
-def _reason(code: int | None, timeout_seconds: float | None) -> str:
-    if code is None:
-        return f"ran longer than {(timeout_seconds or 0) / 60:g} minutes"
-    if code >= 0:
-        return f"exit status {code}"
-    known = -code in set(signal.Signals)  # real-time signals have numbers only
-    return f"killed by {signal.Signals(-code).name if known else f'signal {-code}'}"
+def run_jobs(
+    jobs: Sequence[Job], places: Places, timeout_seconds: float | None = None,
+    on_start: Callable[[Job], None] = lambda job: None,
+    environment: dict[str, str] | None = None,
+) -> dict[int, dict[str, Any]]:  # fmt: skip
+    """Run all jobs, as many at once as ``places`` has room for; returns their summaries by number.
 
-
-def _wait(
-    command: list[str], timeout_seconds: float | None, environment: dict[str, str]
-) -> int | None:
-    """Run ``command`` and end all its processes; returns its exit status, negative for a signal,
-    None for a timeout.
+    ``environment``: variables to add to those of this process. A job that wrote no summary gets
+    one. On a signal, asks each running job once to save and stop, waits for them, and raises
+    :class:`llm.signals.Signalled`.
     """
-    reading, writing = os.pipe()
-    environment = os.environ | environment | {PARENT_PIPE: str(reading)}
-    # In a process group of its own: Ctrl-C reaches only this process, which stops the job.
-    child = subprocess.Popen(command, process_group=0, pass_fds=[reading], env=environment)
-    os.close(reading)
-    kill = partial(os.killpg, child.pid, signal.SIGKILL)
-    listener.at_once.append(kill)  # another launcher may run several jobs in threads
+    run = _Run(list(jobs), places, timeout_seconds, on_start, environment or {})
     try:
-        return child.wait(timeout_seconds)
-    except subprocess.TimeoutExpired:
-        _ask_to_stop(child)
-        return None
+        while run.waiting or run.running:
+            run.start_jobs()
+            run.collect_ends()
+            time.sleep(POLL_SECONDS)
     except Signalled:
-        remember()  # a further signal must not cut the job's save short
-        _ask_to_stop(child)
+        remember()  # a further signal must not cut the saving of a job short
+        run.stop()
         raise
     finally:
-        listener.at_once.remove(kill)
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: zombies
-            kill()  # the job, if it still runs, and processes it left behind
-        child.wait()
-        os.close(writing)
+        for child in run.running.values():
+            child.close()
+    return run.ends
 
 
-def _ask_to_stop(child: subprocess.Popen[bytes]) -> None:
-    child.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        child.wait(GRACE_SECONDS)
+@dataclass
+class _Run:
+    """The jobs of :func:`run_jobs` that wait, run and have ended."""
+
+    waiting: list[Job]
+    places: Places
+    timeout_seconds: float | None
+    on_start: Callable[[Job], None]
+    environment: dict[str, str]
+    running: dict[Job, Child] = field(default_factory=dict)
+    ends: dict[int, dict[str, Any]] = field(default_factory=dict)
+    in_use: dict[Job, str] = field(default_factory=dict)  # the process that writes to its folder
+
+    def start_jobs(self) -> None:
+        """Start the waiting jobs for which there is a place."""
+        for job in list(self.waiting):
+            if (place := self.places.take(job)) is None:
+                continue
+            if self._is_in_use(job):
+                self.places.leave(job)
+                continue
+            self.on_start(job)
+            with delayed():  # a signal must not lose a child that has just been started
+                self.running[job] = Child(job.folder, job.command, place | self.environment)
+            self.waiting.remove(job)
+
+    def _is_in_use(self, job: Job) -> bool:
+        # For example by a job of a sweep that was killed, which is still saving.
+        owner = owner_of(job.folder)
+        if owner is not None and self.in_use.get(job) != owner:
+            self.in_use[job] = owner
+            say(f"waiting for process {owner}, which still writes to {job.folder}")
+        return owner is not None
+
+    def collect_ends(self) -> None:
+        """Record how jobs have ended, and end those that have run too long."""
+        for job, child in list(self.running.items()):
+            if self.timeout_seconds is not None and child.seconds > self.timeout_seconds:
+                child.ask_to_stop(GRACE_SECONDS, is_late=True)
+            if child.is_over():
+                with delayed():
+                    self._end(job, child)
+
+    def _end(self, job: Job, child: Child) -> None:
+        child.close()
+        if child.process.returncode == Refused.exit_status and owner_of(job.folder):
+            self.waiting.insert(0, job)  # a run of an earlier sweep has locked its folder meanwhile
+        else:
+            self.ends[job.number] = child.end(self.timeout_seconds)
+        self.places.leave(job)
+        del self.running[job]
+
+    def stop(self) -> None:
+        """Ask each running job once to save and stop, and wait for all."""
+        if self.running:
+            say(f"stopping {plural(len(self.running), 'job')}: each saves and ends")
+        for child in self.running.values():
+            child.ask_to_stop(GRACE_SECONDS)
+        while self.running:
+            self.collect_ends()
+            time.sleep(POLL_SECONDS)
 
 
 @contextlib.contextmanager
@@ -112,17 +196,3 @@ def _signals_raised() -> Iterator[None]:
             yield
     finally:
         listener.stop_listening()
-
-
-def follow_parent() -> None:
-    """In a job: send SIGTERM to this process when the sweep that started it dies."""
-    descriptor = os.environ.pop(PARENT_PIPE, None)
-    if descriptor is None:
-        return
-    os.set_inheritable(int(descriptor), False)
-
-    def watch() -> None:
-        os.read(int(descriptor), 1)  # nothing is ever written; returns when the other end closes
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()

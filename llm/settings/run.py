@@ -13,6 +13,7 @@ from llm.disk import delete_temporary, writing
 from llm.errors import Refused, require
 from llm.experiment.rundir import (
     CONFIG,
+    LOG,
     SUMMARY,
     cut_metrics,
     make_folder,
@@ -83,8 +84,8 @@ def _named_folder(settings: TrainSettings) -> Path | None:
     folder = folder_of(settings)
     if not (folder / CONFIG).exists():
         require(not resume, f"resume={resume} {not_a_run(folder)}")
-        # A run that was killed at once leaves hidden files, and a refused job its summary.
-        others = [path for path in folder.glob("[!.]*") if path.name != SUMMARY]
+        # A run that was killed at once leaves hidden files, a refused job its summary and log.
+        others = [path for path in folder.glob("[!.]*") if path.name not in (SUMMARY, LOG)]
         has_checkpoints = (folder / FOLDER).is_dir()
         what = "checkpoints but no config.yaml" if has_checkpoints else "other files"
         require(not others, f"run folder {folder} has {what} in it: take another run.name")

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from llm.experiment.process import PARENT_PIPE, Child, follow_parent
 from llm.experiment.rundir import write_summary
-from llm.experiment.sweep import PARENT_PIPE, Job, follow_parent, run_job
+from llm.experiment.sweep import Job, run_job
 from llm.signals import SIGNALS, Signalled, listener
 from tests.command_line import listing, summary, wait_until
 from tests.conftest import HANGS, ROOT
@@ -120,15 +121,9 @@ def test_a_job_beyond_its_time_is_asked_to_stop_and_its_processes_are_killed(
 import subprocess
 open("pid", "w").write(str(subprocess.Popen(["sleep", "3600"]).pid))
 """
-    wait = subprocess.Popen.wait
-
-    def overdue(self: "subprocess.Popen[bytes]", timeout: float | None = None) -> int:
-        if timeout != 90:
-            return wait(self, timeout)
-        wait_until((tmp_path / "ready").exists)  # instead of 90 seconds
-        raise subprocess.TimeoutExpired(self.args, timeout)
-
-    monkeypatch.setattr(subprocess.Popen, "wait", overdue)
+    # Instead of 90 seconds: the job has run too long as soon as it is ready.
+    overdue = property(lambda _: 91.0 if (tmp_path / "ready").exists() else 0.0)
+    monkeypatch.setattr(Child, "seconds", overdue)
     found = run_job(job(tmp_path / "job", code + SAVES_WHEN_STOPPED), timeout_seconds=90)
     assert (found["status"], found["reason"]) == ("killed", "ran longer than 1.5 minutes")
     assert (tmp_path / "stopped").exists()
@@ -156,7 +151,7 @@ def test_a_signal_to_the_sweep_stops_the_job_which_is_waited_for(
 
 def test_a_job_stops_when_its_sweep_is_killed(tmp_path: Path) -> None:
     here = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-    follows = "from llm.experiment.sweep import follow_parent; follow_parent()\n"
+    follows = "from llm.experiment.process import follow_parent; follow_parent()\n"
     command = job(tmp_path / "job", here + follows + SAVES_WHEN_STOPPED).command
     source = f"""
 from pathlib import Path

@@ -16,8 +16,9 @@ from hydra import compose, initialize_config_dir
 
 from llm.checkpoint.folder import newest_valid
 from llm.config import launcher, sweeper
+from llm.experiment.process import PARENT_PIPE
 from llm.experiment.rundir import read_summary, write_summary
-from llm.experiment.sweep import PARENT_PIPE, Job
+from llm.experiment.sweep import Job
 from tests import wandb_file
 from tests.command_line import Done, here, meanwhile, rows, started, summary, wait_until
 from tests.conftest import HANGS, ROOT, TINY_RUN
@@ -158,14 +159,15 @@ def sweep(tmp_path: Path, text: list[str]) -> Callable[..., tuple[Done, list[Job
     def inner(*typed: str, ends: dict[int, str] | None = None) -> tuple[Done, list[Job]]:
         jobs: list[Job] = []
 
-        def run_job(job: Job, timeout_seconds: float | None) -> dict[str, Any]:
-            jobs.append(job)
-            status = (ends or {}).get(job.number, "finished")
-            job.folder.mkdir(parents=True, exist_ok=True)
-            write_summary(job.folder, status=status, best_val_loss=1.0)
-            return read_summary(job.folder) or {}
+        def run_jobs(batch: list[Job], *_: object) -> dict[int, dict[str, Any]]:
+            jobs.extend(batch)
+            for job in batch:
+                status = (ends or {}).get(job.number, "finished")
+                job.folder.mkdir(parents=True, exist_ok=True)
+                write_summary(job.folder, status=status, best_val_loss=1.0)
+            return {job.number: read_summary(job.folder) or {} for job in batch}
 
-        with patch.object(launcher, "run_job", run_job):
+        with patch.object(launcher, "run_jobs", run_jobs):
             done = here("train", "-m", *text, *typed, cwd=tmp_path)
         return done, jobs
 

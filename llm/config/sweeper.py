@@ -93,7 +93,8 @@ class Grid(Sweeper):
             self.composed.hydra.sweep.dir = str(MULTIRUN / sweep)
         results: list[JobReturn] = []
         try:
-            self.launch(launcher, batch, dict(zip(names, labels, strict=True)), results)
+            titles = [f"job {n} of {len(labels)}: {one}" for n, one in enumerate(labels, 1)]
+            self.launch(launcher, batch, dict(zip(names, titles, strict=True)), results)
         except Signalled as stop:
             raise Interrupted(f"stopped by {stop}; to continue: {again}") from None
         finally:

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from llm.errors import Refused
 from llm.experiment.console import say
 from llm.experiment.process import Child
 from llm.lock import owner_of
+from llm.sealed import Plain
 from llm.signals import Signalled, delayed, listener, raised, remember
 from llm.units import plural
 
@@ -89,7 +89,7 @@ def machine_memory() -> int:
 
 def run_job(
     job: Job, timeout_seconds: float | None = None, environment: dict[str, str] | None = None
-) -> dict[str, Any]:
+) -> Plain:
     """Run one job and return its ``summary.json``; see :func:`run_jobs`."""
     with _signals_raised():
         return run_jobs([job], Places(1), timeout_seconds, environment=environment)[job.number]
@@ -98,15 +98,16 @@ def run_job(
 def run_jobs(
     jobs: Sequence[Job], places: Places, timeout_seconds: float | None = None,
     on_start: Callable[[Job], None] = lambda job: None,
+    on_end: Callable[[Job, Plain], None] = lambda job, summary: None,
     environment: dict[str, str] | None = None,
-) -> dict[int, dict[str, Any]]:  # fmt: skip
+) -> dict[int, Plain]:  # fmt: skip
     """Run all jobs, as many at once as ``places`` has room for; returns their summaries by number.
 
     ``environment``: variables to add to those of this process. A job that wrote no summary gets
     one. On a signal, asks each running job once to save and stop, waits for them, and raises
     :class:`llm.signals.Signalled`.
     """
-    run = _Run(list(jobs), places, timeout_seconds, on_start, environment or {})
+    run = _Run(list(jobs), places, timeout_seconds, on_start, on_end, environment or {})
     try:
         while run.waiting or run.running:
             run.start_jobs()
@@ -130,9 +131,10 @@ class _Run:
     places: Places
     timeout_seconds: float | None
     on_start: Callable[[Job], None]
+    on_end: Callable[[Job, Plain], None]
     environment: dict[str, str]
     running: dict[Job, Child] = field(default_factory=dict)
-    ends: dict[int, dict[str, Any]] = field(default_factory=dict)
+    ends: dict[int, Plain] = field(default_factory=dict)
     in_use: dict[Job, str] = field(default_factory=dict)  # the process that writes to its folder
 
     def start_jobs(self) -> None:
@@ -171,6 +173,7 @@ class _Run:
             self.waiting.insert(0, job)  # a run of an earlier sweep has locked its folder meanwhile
         else:
             self.ends[job.number] = child.end(self.timeout_seconds)
+            self.on_end(job, self.ends[job.number])
         self.places.leave(job)
         del self.running[job]
 

@@ -1,0 +1,297 @@
+"""The table of a sweep's jobs, fitted to the width and the height of a terminal."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rich.cells import cell_len, set_cell_size
+from rich.text import Text
+
+from llm.errors import printable
+from llm.experiment.console import duration
+from llm.experiment.watch import (
+    FINISHED,
+    RUNNING,
+    SKIPPED,
+    STARTING,
+    STATUSES,
+    WAITING,
+    Rates,
+    Watched,
+    rates_of,
+    sweep_seconds_left,
+)
+from llm.units import format_bytes
+
+STYLES = {
+    WAITING: "dim", STARTING: "cyan", RUNNING: "bold cyan", FINISHED: "green", SKIPPED: "green",
+    "interrupted": "yellow",
+}  # fmt: skip
+ENDED_BADLY = "red"
+LABEL_SHARE = 0.3  # of the width, for the longest label before numbers are left out
+LONGEST_HEADING_LABEL, LONGEST = 40, 999  # cells
+MAX_ROWS = 50  # of the table at the end
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of numbers. ``width``: its least width, so that it seldom moves."""
+
+    title: str
+    cell: Callable[[Watched], Text | str]
+    width: int = 0
+    justify: Literal["left", "right"] = "right"
+
+
+class SweepTable:
+    """The jobs of a sweep as lines of text. ``at_once``: how many run together."""
+
+    def __init__(self, name: str, jobs: Sequence[Watched], at_once: int) -> None:
+        self.name, self.jobs, self.at_once = name, jobs, at_once
+        names = labels([job.values for job in jobs])
+        self.labels = {id(job): name for job, name in zip(jobs, names, strict=True)}
+
+    def live(self, width: int, height: int, encoding: str = "utf-8") -> list[Text]:
+        """The table while the sweep runs: at most ``height`` lines of ``width`` cells."""
+        lines = wrapped(self.heading(), width, encoding)[:height]
+        room = height - len(lines) - 1  # below the titles
+        if room > 0:
+            rates, best = rates_of(self.jobs), self.best()
+            columns = [
+                _STATE,
+                Column("step", _step),
+                Column("loss", lambda job: _loss(job.loss), 6),
+                Column("best", lambda job: _marked(job, best), 7),
+                Column("peak", _peak),
+                Column("tok/s", lambda job: _count(job.number("tokens_per_second")), 6),
+                Column("eta", lambda job: _eta(job, rates), 6),
+            ]
+            shown, rest = choose(self.jobs, room)
+            dropped = ("tok/s", "peak", "loss", "eta", "best", "step", "state")
+            lines += self._lines(shown, columns, dropped, width, encoding)
+            if rest:
+                lines.append(Text(in_words(rest, width), "dim"))
+        return lines
+
+    def final(self, width: int | None, encoding: str = "utf-8") -> list[Text]:
+        """The table at the end, by validation loss; ``width=None``: as wide as needed."""
+        best = self.best(finished=True)
+        columns = [
+            _STATE,
+            Column("best val loss", lambda job: _marked(job, best), 7),
+            Column("step", lambda job: _count(job.number("step"))),
+            Column("parameters", lambda job: _count(job.number("parameters"))),
+            Column("tok/s", lambda job: _count(job.number("tokens_per_second"))),
+            Column("peak", _peak),
+            Column("time", lambda job: duration(job.seconds) if job.seconds else "-"),
+        ]
+        jobs = by_loss(self.jobs)
+        dropped = ("step", "tok/s", "peak", "time", "parameters", "best val loss", "state")
+        lines = self._lines(jobs[:MAX_ROWS], columns, dropped, width, encoding)
+        if rest := jobs[MAX_ROWS:]:
+            lines.append(Text(in_words(rest, width), "dim"))
+        return lines
+
+    def heading(self) -> str:
+        """``sweep width_depth: 12 of 200 finished, 2 running, 1 failed, eta 1h 20m, best ...``"""
+        counts = Counter(job.state for job in self.jobs)
+        parts = [f"{counts[FINISHED] + counts[SKIPPED]} of {len(self.jobs)} finished"]
+        states = (RUNNING, STARTING, *STATUSES[1:])
+        parts += [f"{counts[one]} {_words(one)}" for one in states if counts[one]]
+        if not all(job.has_ended for job in self.jobs):
+            left = sweep_seconds_left(self.jobs, self.at_once)
+            parts += [] if left is None else [f"eta {duration(left)}"]
+        if (best := self.best()) is not None:
+            name = cut(self.label(best), LONGEST_HEADING_LABEL)
+            parts.append(f"best {_loss(best.best)} ({name})")
+        return f"sweep {printable(self.name, keep='')}: {', '.join(parts)}"
+
+    def label(self, job: Watched) -> str:
+        """``n_layer=6``"""
+        return self.labels[id(job)]
+
+    def best(self, finished: bool = False) -> Watched | None:
+        """The job with the lowest validation loss, of those that have finished or may still finish;
+        ``finished``: only of those that have finished.
+        """
+        jobs = by_loss(
+            job for job in self.jobs if job.is_finished or not (finished or job.has_ended)
+        )
+        return jobs[0] if jobs and jobs[0].best is not None else None
+
+    def _lines(
+        self, jobs: Sequence[Watched], columns: Sequence[Column], dropped: Sequence[str],
+        width: int | None, encoding: str,
+    ) -> list[Text]:  # fmt: skip
+        names = [encodable(self.label(job), encoding) for job in jobs]
+        cells = [[_text(column.cell(job)) for column in columns] for job in jobs]
+        widths = [
+            max([column.width, cell_len(column.title), *(row[n].cell_len for row in cells)])
+            for n, column in enumerate(columns)
+        ]
+        longest = max(map(cell_len, ["job", *names]))
+        titles = [column.title for column in columns]
+        shown, gap, room = arrange(longest, dict(zip(titles, widths, strict=True)), dropped, width)
+        header = "job", [Text(title) for title in titles]
+        lines = []
+        for name, row in [header, *zip(names, cells, strict=True)]:
+            line = Text(set_cell_size(cut(name, room), room), no_wrap=True)
+            for column, size, cell in zip(columns, widths, row, strict=True):
+                if column.title in shown:
+                    cell.align(column.justify, size)
+                    line.append(" " * gap).append_text(cell)
+            line.rstrip()
+            lines.append(line)
+        lines[0].stylize("bold")
+        return lines
+
+
+def labels(values: Sequence[dict[str, str]]) -> list[str]:
+    """``n_layer=4`` for each ``model.n_layer=4``, unless two keys would become equal."""
+    keys = dict.fromkeys(key for one in values for key in one)
+    short = {key: key.rpartition(".")[2].lstrip("+~") for key in keys}
+    count = Counter(short.values())
+    names = {key: short[key] if count[short[key]] == 1 else key for key in keys}
+    joined = (" ".join(f"{names[key]}={value}" for key, value in one.items()) for one in values)
+    return [printable(one, keep="") or "(no overrides)" for one in joined]
+
+
+def by_loss(jobs: Iterable[Watched]) -> list[Watched]:
+    """The jobs by their lowest validation loss; those without one come last."""
+    return sorted(jobs, key=lambda job: (job.best is None, job.best or 0.0))
+
+
+def choose(jobs: Sequence[Watched], room: int) -> tuple[list[Watched], list[Watched]]:
+    """The jobs to show in ``room`` lines, and the rest, which takes one of these lines.
+
+    First come the jobs that run, then those that ended badly, the best finished ones and those that
+    wait. Jobs that ended badly leave half of the other lines to the finished ones.
+    """
+    if len(jobs) <= room:
+        room += 1  # no line for the rest
+    room -= 1
+    running = [job for job in jobs if job.state in (RUNNING, STARTING)][:room]
+    failed = [job for job in jobs if job.has_ended and not job.is_finished]
+    finished = by_loss(job for job in jobs if job.is_finished)
+    waiting = [job for job in jobs if job.state == WAITING]
+    room -= len(running)
+    half = max(room - len(finished), (room + 1) // 2)
+    ordered = [*running, *failed[:half], *finished, *waiting, *failed[half:]]
+    shown = ordered[: room + len(running)]
+    known = set(map(id, shown))
+    return shown, [job for job in jobs if id(job) not in known]
+
+
+def arrange(
+    longest: int, widths: dict[str, int], dropped: Sequence[str], width: int | None
+) -> tuple[set[str], int, int]:
+    """The columns that fit beside labels of ``longest`` cells, the gap, and the labels' room.
+
+    ``dropped``: the columns to leave out of a narrow table, in this order.
+    """
+    if width is None:
+        return set(widths), 2, longest
+    least = min(longest, int(LABEL_SHARE * width))
+    shown = dict(widths)
+    for title in [None, *dropped]:
+        shown.pop(title or "", None)
+        for gap in (2, 1):
+            room = width - sum(shown.values()) - gap * len(shown)
+            if room >= least:
+                return set(shown), gap, min(room, longest)
+    return set(), 1, width
+
+
+def cut(text: str, width: int) -> str:
+    """``text`` in at most ``width`` cells; if it is longer, ``...`` replaces its middle."""
+    if cell_len(text) <= width:
+        return text
+    if width < 5:
+        return set_cell_size(text, max(0, width))
+    start, end = set_cell_size(text, (width - 2) // 2), text
+    while cell_len(end) > (width - 3) // 2:
+        end = end[1:]
+    return f"{start}...{end}"
+
+
+def encodable(text: str, encoding: str) -> str:
+    """``text`` with escapes for the characters that ``encoding`` lacks."""
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def wrapped(text: str, width: int, encoding: str) -> list[Text]:
+    """Lines of at most ``width`` cells, broken between words where possible."""
+    lines = [""]
+    for word in encodable(text, encoding).split(" "):
+        longer = f"{lines[-1]} {word}".lstrip()
+        if cell_len(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(cut(word, width))
+    return [Text(line, "bold", no_wrap=True) for line in lines if line]
+
+
+def in_words(rest: Sequence[Watched], width: int | None) -> str:
+    """``... 171 more: 120 finished, 51 waiting``, without the counts that do not fit."""
+    counts = Counter(FINISHED if job.is_finished else job.state for job in rest)
+    text = cut(f"... {len(rest)} more", LONGEST if width is None else width)
+    for number, (state, count) in enumerate(counts.most_common()):
+        longer = f"{text}{', ' if number else ': '}{count} {_words(state)}"
+        if width is not None and len(longer) > width:
+            break
+        text = longer
+    return text
+
+
+def _words(state: str) -> str:
+    return state.replace("_", " ")
+
+
+def _text(cell: Text | str) -> Text:
+    return Text(cell) if isinstance(cell, str) else cell
+
+
+def _state(job: Watched) -> Text:
+    return Text(_words(job.state), STYLES.get(job.state, ENDED_BADLY))
+
+
+_STATE = Column("state", _state, 8, "left")
+
+
+def _step(job: Watched) -> str:
+    step, last = job.number("step"), job.forecast and job.forecast.max_steps
+    if step is None:
+        return ""
+    return f"{step:.0f}" if last is None else f"{step:.0f}/{last}"
+
+
+def _loss(loss: float | None) -> str:
+    return "-" if loss is None else f"{loss:.4f}"
+
+
+def _marked(job: Watched, best: Watched | None) -> Text:
+    """The lowest validation loss, with a star if it is the best of all."""
+    is_best = job is best
+    return Text(_loss(job.best) + ("*" if is_best else " "), "bold green" if is_best else "")
+
+
+def _count(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"
+
+
+def _peak(job: Watched) -> Text:
+    """``0.81/4.0 GiB``, the peak in red if it is above the budget."""
+    peak = job.number("peak_memory_bytes")
+    if peak is None or job.forecast is None:
+        return Text("-" if peak is None else format_bytes(peak))
+    budget = job.forecast.budget
+    unit, size = ("GiB", 2**30) if budget >= 2**30 else ("MiB", 2**20)
+    digits = f"{peak / size:.2f}" if unit == "GiB" else f"{peak / size:.0f}"
+    limit = f"{budget / size:.1f}" if unit == "GiB" else f"{budget / size:.0f}"
+    return Text.assemble((digits, "red" if peak > budget else ""), f"/{limit} {unit}")
+
+
+def _eta(job: Watched, rates: Rates) -> str:
+    left = job.seconds_left(rates) if job.state in (RUNNING, STARTING) else None
+    return "" if left is None else duration(left)

@@ -22,7 +22,13 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from llm.checkpoint.find import MANIFEST, find_checkpoint, read_manifest, read_model_config
+from llm.checkpoint.find import (
+    MANIFEST,
+    WEIGHTS,
+    find_checkpoint,
+    read_manifest,
+    read_model_config,
+)
 from llm.checkpoint.tensors import (
     Allowed,
     Layout,
@@ -38,7 +44,7 @@ from llm.model.gpt import GPT
 from llm.model.layers import rotary_angles
 from llm.sealed import Plain
 
-WEIGHTS, TRAINING = "model.safetensors", "training.safetensors"
+TRAINING = "training.safetensors"
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from llm.sealed import Plain, opened, read_json
 
 FOLDER = "checkpoints"  # in the folder of a run
 MANIFEST = "checkpoint.json"  # in a checkpoint
+WEIGHTS = "model.safetensors"
 FORMAT_VERSION = 1  # since 0.2.0
 
 
@@ -75,6 +76,14 @@ def find_checkpoint(key: str, typed: str) -> Path:
             return path / below
     what = "holds no checkpoint" if os.path.exists(path) else "does not exist"
     raise Refused(f"{key}={typed} {what}{newest_runs()}")
+
+
+def recorded_digest(place: str) -> str:
+    """The sha256 of the weights that ``init_from=place`` names, as their checkpoint records it."""
+    checkpoint = find_checkpoint("init_from", place)
+    files = read_manifest(checkpoint).files
+    require(WEIGHTS in files, f"{checkpoint / MANIFEST} has no usable files")
+    return files[WEIGHTS]
 
 
 def newest_runs() -> str:

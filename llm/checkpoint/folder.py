@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from llm.checkpoint.checkpoint import TRAINING, WEIGHTS, Checkpoint
-from llm.checkpoint.find import FOLDER, FORMAT_VERSION, MANIFEST, TooNew
+from llm.checkpoint.checkpoint import TRAINING, Checkpoint
+from llm.checkpoint.find import FOLDER, FORMAT_VERSION, MANIFEST, WEIGHTS, TooNew
 from llm.checkpoint.tensors import write_tensors
 from llm.data.tokenizer import Tokenizer
 from llm.disk import (

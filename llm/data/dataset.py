@@ -1,9 +1,8 @@
 """A prepared folder: its two splits, memory-mapped, and their tokenizer."""
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,7 @@ class Dataset:
         )
         train, val = (_map(folder, split, meta) for split in SPLITS)
         bytes_per_token = meta.bytes.val / meta.tokens.val
-        return cls(folder, train, val, tokenizer, _digest(meta, tokenizer), bytes_per_token)
+        return cls(folder, train, val, tokenizer, meta.digest(), bytes_per_token)
 
     @property
     def notes(self) -> list[str]:
@@ -79,7 +78,7 @@ class Dataset:
         """
         meta, done, max_id = read_meta(self.folder), 0, 0
         require(
-            _digest(meta, self.tokenizer) == self.digest,
+            meta.digest() == self.digest,
             f"{self.folder} changed while it was read: start again",
         )
         lengths = self.tokenizer.byte_lengths
@@ -136,11 +135,6 @@ class Dataset:
             f"model.vocab_size={vocab_size} is smaller than the vocabulary of {self.folder}, "
             f"{self.tokenizer.vocab_size}",
         )
-
-
-def _digest(meta: Meta, tokenizer: Tokenizer) -> str:
-    identity = json.dumps([asdict(meta.sha256), meta.dtype, tokenizer.digest()])
-    return hashlib.sha256(identity.encode()).hexdigest()
 
 
 def _pieces(path: Path) -> Iterator[bytes]:

@@ -1,6 +1,8 @@
 """``meta.json`` of a prepared folder describes its token files and holds their tokenizer."""
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,12 @@ class Meta:
     source: dict[str, Any]
     made_from: dict[str, Any]  # the settings that decide the contents
     tokenizer: dict[str, Any]
+
+    def digest(self) -> str:
+        """sha256 that identifies the token ids and their meaning."""
+        tokenizer = hashlib.sha256(json.dumps(self.tokenizer, sort_keys=True).encode()).hexdigest()
+        identity = json.dumps([asdict(self.sha256), self.dtype, tokenizer])
+        return hashlib.sha256(identity.encode()).hexdigest()
 
 
 def read_meta(folder: Path) -> Meta:

@@ -9,7 +9,7 @@ from llm.data.assets import sha256
 from llm.data.config import DataConfig
 from llm.data.corpus import Corpus, expanded, read_corpus
 from llm.data.dataset import Dataset
-from llm.data.meta import OTHER, read_meta
+from llm.data.meta import OTHER, Meta, read_meta
 from llm.data.writing import Progress, write_dataset
 from llm.disk import published
 from llm.errors import DiskError, Refused, as_stop, require
@@ -47,6 +47,20 @@ def prepare(config: DataConfig, on_progress: Progress = lambda done, total: None
             with contextlib.suppress(OSError):  # not empty, or already gone
                 parent.rmdir()
     return folder
+
+
+def prepared(config: DataConfig) -> Meta | None:
+    """``meta.json`` of the dataset that ``config`` describes; None unless it is prepared.
+
+    The text is hashed, but nothing is downloaded or written.
+    """
+    try:
+        made_from = _made_from(config, read_corpus(config.corpus, config.path))
+        folder = _folder(config, made_from)
+        _require_made_from(folder, made_from, config.vocab_size)
+        return read_meta(folder)
+    except Refused:  # no such text, or other data in the folder
+        return None
 
 
 def folder_of(config: DataConfig) -> Path:

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from llm.disk import TEMPORARY, cannot_use, replaced, sync_folder, writing
+from llm.disk import TEMPORARY, cannot_use, delete, replaced, sync_folder, writing
 from llm.errors import (
     DiskError,
     Diverged,
@@ -24,12 +24,18 @@ from llm.errors import (
     Stop,
     as_stop,
     printable,
+    require,
 )
 from llm.sealed import Plain, read_json
 from llm.signals import Signalled, remember, unswallowed
 
 SUMMARY, METRICS, SAMPLES = "summary.json", "metrics.jsonl", "samples.jsonl"
 CONFIG, LOG, DIVERGED = "config.yaml", "run_train.log", "diverged.json"
+# All files and folders of a run, in the order in which they are deleted.
+RUN_FILES = (
+    SUMMARY, DIVERGED, "checkpoints", METRICS, SAMPLES, LOG, "profile.txt", "profile.json",
+    "wandb", CONFIG,
+)  # fmt: skip
 LONGEST_ROW = 1 << 20  # bytes
 SUMMARY_KEYS = (
     "status", "reason", "step", "tokens", "parameters", "best_val_loss", "val_loss",
@@ -95,6 +101,29 @@ def write_summary(folder: Path, **values: Any) -> None:
     if summary["reason"] is not None:
         summary["reason"] = " ".join(summary["reason"].split())  # one line, as on the screen
     replace_text(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
+
+
+def discard_run(folder: Path) -> None:
+    """Delete all files of the run in ``folder``, which is locked, so that another can start there.
+
+    If interrupted, the remainder is the old run, perhaps without checkpoints, or an empty folder:
+    summary.json goes first, and config.yaml last. Raises :class:`llm.errors.Refused`, and deletes
+    nothing, if there are files that no run writes.
+    """
+    others = sorted({path.name for path in folder.glob("[!.]*")} - set(RUN_FILES))
+    listed = ", ".join(others[:3]) + ", ..." * (len(others) > 3)
+    require(not others, f"{folder} also holds {listed}, so it is not replaced: move that away")
+    discarded = folder / f".earlier{TEMPORARY}"
+    try:
+        delete(discarded)
+        discarded.mkdir()
+        for name in RUN_FILES:
+            if (folder / name).exists():
+                (folder / name).rename(discarded / name)
+                sync_folder(folder)
+        delete(discarded)
+    except OSError as error:
+        raise cannot_use(folder, error, "run folder ") from None
 
 
 def cut_metrics(folder: Path, step: int) -> None:

@@ -17,7 +17,7 @@ from llm.planning.plan import Plan
 from llm.planning.reserve import measured_reserve, reserve_lines
 from llm.planning.setup import apply_changes, setup_of
 from llm.settings.custom import Custom, uses_wandb
-from llm.settings.run import folder_of
+from llm.settings.earlier import folder_of
 from llm.settings.saved import load_plain
 from llm.settings.schema import TrainSettings
 from llm.units import format_bytes
@@ -94,7 +94,9 @@ def retry_with_smaller_micro_batch(
         say(f"out of memory: trying once more with trainer.micro_batch_size={size}")
     gc.collect()  # frees the network of the first attempt
     torch.cuda.empty_cache()
-    run = settings.run if settings.run.name else replace(settings.run, dir=folder)
+    # Not anew: the first attempt may have saved a checkpoint.
+    run = replace(settings.run, retry="failed")
+    run = run if run.name else replace(run, dir=folder)
     trainer = replace(settings.trainer, micro_batch_size=size)
     return train(replace(settings, run=run, trainer=trainer), smaller)
 
@@ -102,7 +104,8 @@ def retry_with_smaller_micro_batch(
 def _existing_folder(settings: TrainSettings) -> Path | None:
     """The folder of an earlier start of this run; None for a new run."""
     run = settings.run
-    if not (run.dir or run.name) or settings.trainer.eval_only:
+    starts_anew = run.retry == "all" or settings.trainer.eval_only
+    if not (run.dir or run.name) or starts_anew:
         return None
     folder = folder_of(settings)
     return folder if (folder / CONFIG).exists() else None

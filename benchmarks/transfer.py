@@ -1,7 +1,8 @@
 """Is one learning rate best at every size? python -m benchmarks.transfer --out FILE.png
 
-Reads the runs of ``sweep=transfer_width`` and ``sweep=transfer_depth`` (conf/sweep/), draws the
-loss of each size over the learning rate, and prints what one shared rate costs each size.
+Reads the runs of ``sweep=learning_rate``, over widths and over depths (docs/recipe.md has the
+commands), draws the loss of each size over the learning rate, and prints what one shared rate costs
+each size.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from matplotlib import pyplot as plt
 
 from benchmarks.rows import Row, write_json
 
-SWEEPS = [Path("multirun/transfer_width"), Path("multirun/transfer_depth")]
+SWEEPS = [Path("multirun/learning_rate"), Path("multirun/learning_rate_depth")]
 Size = tuple[int, int]  # n_embed, n_layer
 Losses = dict[Size, dict[float, list[float]]]  # by size and rate; one loss per seed
 

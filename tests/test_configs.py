@@ -13,8 +13,10 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from llm.config.compose import read_settings
+from llm.config.questions import question_of
 from llm.model.gpt import GPT
 from llm.options import validate
+from llm.planning.points import plan_points
 from llm.settings.build import build
 from llm.settings.schema import (
     NO_KEY,
@@ -163,13 +165,35 @@ def test_every_experiment_composes_to_settings_that_work_together(name: str) -> 
 
 
 @pytest.mark.parametrize("name", options("sweep"))
-def test_every_job_of_every_sweep_works(name: str) -> None:
-    file = keys(CONF / f"sweep/{name}.yaml")
+def test_every_sweep_asks_a_question_and_all_its_jobs_work(name: str) -> None:
+    path = CONF / f"sweep/{name}.yaml"
+    title, question = question_of(path) or ("", "")
+    assert title and question
+    file = keys(path)
     assert file["run"]["sweep"] == name
-    params = file["hydra"]["sweeper"]["params"]
+    sweeper = file["hydra"]["sweeper"]
+    counts = {key: values.count(",") + 1 for key, values in sweeper["params"].items()}
+    for first, *others in sweeper.get("zip", []):
+        assert {counts.pop(key) for key in others} == {counts[first]}
     jobs = points(f"sweep={name}")  # each is validated
-    assert len(jobs) == math.prod(values.count(",") + 1 for values in params.values()) > 1
-    assert jobs[0].values.keys() == params.keys()
+    assert len(jobs) == math.prod(counts.values()) > 1
+    assert jobs[0].values.keys() == sweeper["params"].keys()
+    for job in jobs:
+        assert job.settings.logger.mode == "disabled"
+        assert job.settings.trainer.checkpoint_interval is None
+
+
+def test_width_and_depth_are_compared_at_equal_parameters() -> None:
+    plans = plan_points(points("sweep=width_depth"))
+    sizes = {plan.label: plan.parameters for plan in plans}
+    assert len(sizes) == 5
+    assert max(sizes.values()) <= 1.03 * min(sizes.values()), sizes
+
+
+def test_block_size_and_batch_are_compared_at_equal_tokens_per_step() -> None:
+    found = [job.settings for job in points("sweep=block_size")]
+    assert {one.model.block_size * one.trainer.batch_size for one in found} == {1024}
+    assert len({one.model.block_size for one in found}) == 4
 
 
 def test_a_bare_command_trains_the_small_model_on_characters() -> None:

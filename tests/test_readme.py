@@ -23,7 +23,7 @@ PAGES = [
     README,
     *((ROOT / "docs" / page).read_text("utf-8") for page in ("commands.md", "sweeps.md")),
 ]
-LONG = ("sweep=transfer_width",)  # 40 runs; tests/test_configs.py composes each
+LONG = ("sweep=learning_rate",)  # 30 runs; tests/test_configs.py composes each
 
 
 def commands() -> list[str]:

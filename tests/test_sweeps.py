@@ -12,7 +12,6 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from hydra import compose, initialize_config_dir
 
 from llm.checkpoint.folder import newest_valid
 from llm.config import launcher, sweeper
@@ -244,21 +243,37 @@ def test_each_sweep_without_a_name_gets_a_folder_and_its_batches_share_it(
     assert len({job.folder for job in jobs}) == 3
 
 
-@pytest.mark.parametrize("name", ["depth", "width"])
-def test_a_named_sweep_runs_its_jobs_in_a_folder_of_its_name(name: str, sweep: Sweep) -> None:
-    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
-        cfg = compose("train", overrides=[f"sweep={name}"], return_hydra_config=True)
-    ((key, values),) = cfg.hydra.sweeper.params.items()
-    assert cfg.run.sweep == name
-    done, jobs = sweep(f"sweep={name}")
+def test_a_named_sweep_runs_its_jobs_in_a_folder_of_its_name(sweep: Sweep) -> None:
+    done, jobs = sweep("sweep=depth")
     assert done.returncode == 0, done.stderr
-    wanted = [f"{key}={value}" for value in str(values).split(",")]
-    assert [str(job.folder) for job in jobs] == [
-        f"multirun/{name}/{override.replace('=', '-')}" for override in wanted
+    names = [f"model.n_layer-{layers}_seed-{seed}" for layers in (1, 2, 4, 8) for seed in (1, 2)]
+    assert [str(job.folder) for job in jobs] == [f"multirun/depth/{name}" for name in names]
+
+
+def test_typed_values_replace_the_values_of_the_sweep_file(sweep: Sweep) -> None:
+    _, jobs = sweep("sweep=depth", "model.n_layer=3,5")
+    assert [job.folder.name for job in jobs] == [
+        f"model.n_layer-{layers}_seed-{seed}" for layers in (3, 5) for seed in (1, 2)
     ]
-    _, fewer = sweep(f"sweep={name}", f"{key}=32,64")
-    assert [job.folder.name for job in fewer] == [f"{key}-32", f"{key}-64"]
-    assert sum(key in argument for argument in fewer[0].command) == 2, "once, and in run.dir"
+    assert sum("model.n_layer" in word for word in jobs[0].command) == 2, "once, and in run.dir"
+    _, jobs = sweep("sweep=depth", "model.n_layer=3,5", "seed=7", "run.sweep=one_seed")
+    assert [job.folder.name for job in jobs] == ["model.n_layer-3", "model.n_layer-5"]
+    assert all("seed=7" in job.command for job in jobs)
+
+
+def test_values_that_belong_together_make_one_job_each(sweep: Sweep) -> None:
+    grid = ["model.n_layer=1,2", "model.n_embed=64,32", "seed=1,2", "logger.tags=[a],[b]"]
+    done, jobs = sweep(*grid, "zip=model.n_layer,model.n_embed", "zip=seed,logger.tags")
+    assert done.returncode == 0, done.stderr
+    pairs = [
+        {f"model.n_layer={n}", f"model.n_embed={width}", f"seed={seed}", f"logger.tags=[{tag}]"}
+        for n, width in ((1, 64), (2, 32))
+        for seed, tag in ((1, "a"), (2, "b"))
+    ]  # fmt: skip
+    assert len(jobs) == len(pairs)
+    for job, pair in zip(jobs, pairs, strict=True):
+        assert pair <= set(job.command)
+        assert not any(word.startswith(("zip", "hydra.sweeper")) for word in job.command)
 
 
 def test_equal_names_of_folders_are_numbered() -> None:
@@ -305,6 +320,11 @@ def test_equal_points_are_one_job(
             ["seed=1,2", "run.name=a"],
             "run.name=a names one run, so none was started: take run.sweep=",
         ),
+        (
+            ["model.n_layer=1,2", "seed=1,2,3", "zip=model.n_layer,seed"],
+            "model.n_layer has 2 values and seed has 3 values, but zip pairs them: give each key",
+        ),
+        (["seed=1,2", "zip=seed"], "zip=seed must name two keys or more, as in zip=model.n_layer"),
         (["seed=1,2", "hydra.sweep.dir=x"], "hydra.sweep.dir= has no effect: take run.sweep=NAME"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -8,6 +8,7 @@ from hydra._internal.utils import get_args_parser
 
 from llm import commands
 from llm.config.verbatim import quote_arguments
+from llm.config.zipped import without_short_form
 from llm.errors import Refused, require
 from llm.settings.custom import TARGET
 from llm.settings.keys import is_key, suggestion
@@ -59,7 +60,9 @@ def for_hydra(words: list[str]) -> list[str]:
     together = " and ".join(EXCLUSIVE[flag] for flag in modes)
     require(len(modes) < 2, f"{together} cannot be combined: leave one of them out")
     flags = [word for word in words if word not in parsed.overrides]
-    quoted = quote_arguments(parsed.overrides)
+    shows = parsed.help or parsed.cfg or parsed.info  # prints settings, and runs nothing
+    is_sweep = shows or parsed.multirun or "hydra.mode=MULTIRUN" in words
+    quoted = quote_arguments(without_short_form(parsed.overrides, is_sweep))
     _refuse_keys(parsed.overrides)
     folder = ["--config-dir", parsed.config_dir] if parsed.config_dir else []
     searched = [word for word in parsed.overrides if word.startswith("hydra.searchpath=")]

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+import llm.config.questions  # noqa: F401  (conf/training.yaml calls it for --help)
 from llm import commands
 from llm.config import arguments
 from llm.config.launcher import is_job_of_another_launcher, run_as_job

@@ -9,19 +9,28 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
-from itertools import islice, product
+from decimal import Decimal
+from itertools import chain, islice, product
 from typing import Any, Generic, TypeVar, cast
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType, ValueType
+from hydra.core.override_parser.types import (
+    ChoiceSweep,
+    Override,
+    OverrideType,
+    RangeSweep,
+    Sweep,
+    ValueType,
+)
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from llm.config.compose import read_settings
 from llm.config.mistakes import explained
-from llm.config.verbatim import displayed
+from llm.config.verbatim import displayed, quote_param
+from llm.config.zipped import axes, refuse_shuffled, zip_groups
 from llm.errors import Refused, require
 from llm.options import validate
 from llm.planning.plan import label
@@ -38,9 +47,11 @@ Report = Callable[[int, int], None]  # called with (points checked, points in al
 class Combinations(Generic[S]):
     """All combinations of the typed overrides and the ``params`` of a sweep file.
 
-    ``composed`` is the configuration without the values that vary, ``kind`` the class of the
-    settings. ``outcome`` is added to the message "job ... cannot run". Raises
-    :class:`llm.errors.Refused` for a key without values and for too many combinations.
+    The keys of a group that ``hydra.sweeper.zip`` names take their values together: the first of
+    each, then the second. ``composed`` is the configuration without the values that vary, ``kind``
+    the class of the settings. ``outcome`` is added to the message "job ... cannot run". Raises
+    :class:`llm.errors.Refused` for a key without values, for a group that cannot advance together
+    and for too many combinations.
     """
 
     def __init__(
@@ -49,12 +60,16 @@ class Combinations(Generic[S]):
     ) -> None:  # fmt: skip
         self.loader, self.composed, self.kind, self.outcome = loader, composed, kind, outcome
         parser = OverridesParser.create(config_loader=loader)
-        from_file = parser.parse_overrides([f"{key}={value}" for key, value in params.items()])
+        from_file = parser.parse_overrides([quote_param(*param) for param in params.items()])
         overrides = [*from_file, *parser.parse_overrides(list(arguments))]
         self.is_single = not from_file and not any(one.is_sweep_override() for one in overrides)
         # The last override of a key wins, as in Hydra's own sweeper.
         self.choices = {one.get_key_element(): choices(one) for one in overrides}
-        self.count = math.prod(map(len, self.choices.values()))
+        typed = {one.get_key_element() for one in overrides[len(from_file) :]}
+        groups = zip_groups(composed.hydra.sweeper)
+        refuse_shuffled(overrides, groups)
+        self.axes = axes(self.choices, groups, typed)
+        self.count = math.prod(map(len, self.axes))
         require(self.count <= MAX_POINTS, f"these are {self.count:,} combinations: {FEWER}")
         self.varied = [key for key, values in self.choices.items() if len(values) > 1]
         # For these keys Hydra reads another file.
@@ -66,8 +81,9 @@ class Combinations(Generic[S]):
 
     def points(self, report: Report = lambda done, total: None) -> Iterator[Point[S]]:
         """Every combination, checked; :class:`llm.errors.Refused` names one that cannot work."""
-        for done, combination in enumerate(product(*self.choices.values()), 1):
-            yield self._point(dict(zip(self.choices, combination, strict=True)))
+        for done, combination in enumerate(product(*self.axes), 1):
+            chosen = dict(chain.from_iterable(combination))
+            yield self._point({key: chosen[key] for key in self.choices})
             report(done, self.count)
 
     def _point(self, overrides: dict[str, Override]) -> Point[S]:
@@ -162,15 +178,30 @@ def choices(override: Override) -> list[Override]:
         # 1e-3 becomes 0.001 here as well as in a sweep: the folder of a job keeps its name.
         is_number = isinstance(override.value(), int | float)
         return [_with_value(override, override.value())] if is_number else [override]
+    typed, value = override.input_line, override.value()
+    is_discrete = override.is_discrete_sweep()
+    require(is_discrete, f"{typed} is a continuous range: take range(...) or choice(...)")
+    if isinstance(value, RangeSweep):
+        override = replace(override, _value=_exact(value, str(typed)))
+    nested = isinstance(value, ChoiceSweep) and any(isinstance(one, Sweep) for one in value.list)
     require(
-        override.is_discrete_sweep(),
-        f"{override.input_line} is a continuous range: take range(...) or choice(...)",
+        not nested, f"{typed}: a range or choice cannot be one of several values: list them all"
     )
     values = list(islice(override.sweep_iterator(), MAX_POINTS + 1))
-    many = f"{override.input_line} has more than {MAX_POINTS:,} values: {FEWER}"
-    require(len(values) <= MAX_POINTS, many)
-    require(values, f"{override.input_line} has no values, so there is nothing to run")
-    return [_with_value(override, value) for value in values]
+    require(len(values) <= MAX_POINTS, f"{typed} has more than {MAX_POINTS:,} values: {FEWER}")
+    require(values, f"{typed} has no values, so there is nothing to run")
+    return [_with_value(override, one) for one in values]
+
+
+def _exact(given: RangeSweep, typed: str) -> RangeSweep:
+    """The range in decimal arithmetic: range(0.1,0.4,0.1) is 0.1, 0.2 and 0.3, without 0.4."""
+    numbers = [given.start, given.stop, given.step]
+    is_range = all(number is not None and math.isfinite(number) for number in numbers)
+    require(is_range and given.step, f"{typed} must be range(FIRST,END,STEP), STEP not 0")
+    if all(isinstance(number, int) for number in numbers):
+        return given
+    start, stop, step = (cast(float, Decimal(str(number))) for number in numbers)
+    return replace(given, start=start, stop=stop, step=step)
 
 
 def _with_value(override: Override, value: Any) -> Override:

@@ -30,6 +30,7 @@ HINTS = {
     "^Ambiguous value": "add -m to sweep over it, or put a list into [ ]",
     "^Config group override must": "take one of its options, as in model=small",
     r"Value '(-?\d+)\.0' of type 'float' could not be converted to Integer": r"take \1",
+    "of type 'list' could not be converted": "several values are written without [ ], as in 2,4",
     "(list|str) is not a subclass of": "this section must be lines 'key: value': is a colon "
     "missing, or the space after it?",
 }
@@ -104,7 +105,9 @@ def _unreadable_override(error: OverrideParseException) -> str:
         return f"{key} is unknown: there is no key {key}{suggestion(key)}"
     lines = [line for line in str(error).splitlines() if not line.startswith("Error parsing")]
     why = re.sub(r" expecting \{.*\}", "", lines[0].strip())
-    if not equals or "missing EQUAL" in why:
+    if re.search(r"=\s*,|,\s*(,|$)", typed):
+        why = "a value is missing before or after a comma"
+    elif not equals or "missing EQUAL" in why:
         why = "there is no = in it (or spaces around it)"
         why += f"; {WIDE_EQUALS} is another character" * (WIDE_EQUALS in typed)
     elif why.startswith("LexerNoViableAlt"):

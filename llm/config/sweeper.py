@@ -65,8 +65,10 @@ class Grid(Sweeper):
     """All combinations, for any launcher."""
 
     def __init__(
-        self, max_batch_size: int | None = None, params: dict[str, str] | None = None
-    ) -> None:
+        self, max_batch_size: int | None = None, params: dict[str, str] | None = None,
+        zip: Any = None, zip_typed: Any = None,
+    ) -> None:  # fmt: skip
+        # Combinations reads `zip` and `zip_typed` from the composed configuration.
         size = f"hydra.sweeper.max_batch_size={max_batch_size}"
         require(max_batch_size is None or max_batch_size > 0, f"{size} must be at least 1, or null")
         self.max_batch_size, self.params = max_batch_size, params or {}

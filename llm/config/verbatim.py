@@ -69,6 +69,13 @@ def quote_argument(argument: str) -> str:
     return f"{key}={_quote_words(value, numbers=key in WORDS)}"
 
 
+def quote_param(key: str, values: object) -> str:
+    """``key=values`` of a sweep file for Hydra. Free text can be swept over there: its words are
+    quoted where they are not ASCII, but a comma separates values.
+    """
+    return f"{key}={_quote_words(str(values), numbers=key in WORDS)}"
+
+
 def _quote_words(value: str, numbers: bool) -> str:
     """``[a, ü]`` -> ``[a, 'ü']``: quotes around each word with letters that are not ASCII.
 

@@ -39,7 +39,7 @@ class Map:
 
 
 def as_map(plans: Sequence[Plan]) -> Map | None:
-    """The map of a grid; None unless exactly two keys vary, both with numbers."""
+    """The map of a grid; None unless two numbers vary, in all combinations."""
     if len(plans[0].values) != 2:
         return None
     down, across = plans[0].values
@@ -49,6 +49,8 @@ def as_map(plans: Sequence[Plan]) -> Map | None:
     except ValueError:
         return None
     by_values = {(plan.values[down], plan.values[across]): plan for plan in plans}
+    if len(by_values) < len(rows) * len(columns):  # the two keys advance together
+        return None
     cells = [[by_values[row, column] for column in columns] for row in rows]
     return Map(down, across, rows, columns, cells)
 

@@ -73,13 +73,16 @@ def _plan(settings: PlanSettings) -> Plan:
 def _changes_memory(
     key: str, points: Sequence[Point[PlanSettings]], plans: Sequence[Plan]
 ) -> bool:  # fmt: skip
-    """Whether two points that differ only in ``key`` have different plans."""
+    """Whether two points that differ only in ``key`` have different plans.
+
+    Also True if no two points differ only in ``key``, because other keys advance with it.
+    """
     first: dict[str, Plan] = {}
     for point, plan in zip(points, plans, strict=True):
         others = label({name: value for name, value in point.values.items() if name != key})
         if first.setdefault(others, plan) != plan:
             return True
-    return False
+    return len(first) == len(points)
 
 
 def refusal(plans: Sequence[Plan], points: int) -> str | None:

@@ -70,9 +70,15 @@ GRIDS = [
     (["model.n_head=2,4", "model.intermediate_size=${model.n_embed}"], 2, 2),
     (["model.n_layer=2,3", "model.intermediate_size=64,${model.n_embed}"], 4, 3),
     (["model={n_layer:2},{n_head:2}", "seed=3"], 2, 2),
-    (["sweep=depth"], 4, 1),
-    (["sweep=depth", "model.n_layer=3,5"], 2, 1),
-    (["sweep=transfer_depth", "optimizer.lr=1e-2", "seed=4"], 2, 1),
+    (["optimizer.lr=range(0.1,0.4,0.1)"], 3, 1),
+    (["model.n_layer=sort(3,1,2)", "seed=shuffle(range(1,4))"], 9, 1),
+    (["sweep=depth"], 8, 1),
+    (["sweep=depth", "model.n_layer=3,5", "seed=range(0,3)"], 6, 1),
+    (["sweep=learning_rate", "optimizer.lr=1e-2", "seed=4"], 3, 1),
+    (["sweep=optimizer"], 12, 2),
+    (["sweep=width_depth", "model.n_layer=2", "model.n_embed=64"], 2, 1),
+    (["sweep=width_depth", "model.n_layer=2,4", "model.n_embed=64,32", "seed=1"], 2, 1),
+    (["sweep=width_depth", "hydra.sweeper.zip=null", "model.n_layer=2,3", "seed=1"], 10, 1),
 ]  # fmt: skip
 
 
@@ -110,6 +116,9 @@ MISTAKES = [
     (["model.n_layer=range(4,4)"], "n_layer=range(4,4) has no values, so there is nothing"),
     (["model=glob(zz*)"], "model=glob(zz*) has no values, so there is nothing to run"),
     (["sweep=depth,width"], "sweep= says what to sweep over, so it cannot vary"),
+    (["seed=range(1,10,0)"], "seed=range(1,10,0) must be range(FIRST,END,STEP), STEP not 0"),
+    (["optimizer.lr=range(0.1,inf,0.1)"], "range(0.1,inf,0.1) must be range(FIRST,END,STEP)"),
+    (["seed=range(1,3),5"], "a range or choice cannot be one of several values: list them all"),
     (["model.n_layer=interval(1,4)"], "is a continuous range: take range(...) or choice(...)"),
     (["seed=range(0,200)", "model.n_layer=range(1,200)"], "these are 39,800 combinations"),
     (["seed=range(0,100000000000)"], "range(0,100000000000) has more than 20,000 values: take"),

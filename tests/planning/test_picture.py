@@ -106,6 +106,7 @@ def test_only_two_keys_with_numbers_make_a_map() -> None:
     assert found is not None and (found.rows, found.columns) == (["9", "10"], ["0.5", "1e1"])
     for values in ({"a": "1"}, {"a": "1", "b": "null"}, {"a": "1", "b": "2", "c": "3"}, {}):
         assert as_map([plan(values=values)]) is None
+    assert as_map([plan(values={"a": one, "b": one}) for one in "12"]) is None, "zipped keys"
 
 
 def test_each_part_has_a_colour_of_its_own_and_the_reserve_is_grey() -> None:

@@ -98,12 +98,23 @@ def test_without_matplotlib_one_line_says_so(
 
 
 def test_a_named_sweep_is_planned_for_the_keys_that_change_memory(tmp_path: Path) -> None:
-    done = here("plan", "sweep=transfer_width", "experiment=fast", cwd=tmp_path)
+    done = here("plan", "sweep=learning_rate", "experiment=fast", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    words = "40 points, 4 different ones: memory depends only on model.n_embed"
+    words = "30 points, 3 different ones: memory depends only on model.n_embed"
     assert words in done.stdout
-    assert done.stdout.count("│ model.n_embed=") == 4
+    assert done.stdout.count("│ model.n_embed=") == 3
     assert "optimizer.lr=" not in done.stdout
+
+
+def test_keys_that_advance_together_are_both_shown_and_drawn_without_a_map(tmp_path: Path) -> None:
+    pairs = ["model.n_layer=2,4", "model.n_embed=64,32", "zip=model.n_layer,model.n_embed"]
+    done = here("plan", *pairs, "seed=1,2", "picture=a.png", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    words = "4 points, 2 different ones: memory depends only on model.n_layer and model.n_embed"
+    assert words in done.stdout
+    for pair in ("model.n_layer=2 model.n_embed=64", "model.n_layer=4 model.n_embed=32"):
+        assert f"│ {pair} │" in done.stdout
+    assert listing(tmp_path) == {"a.png", "a.csv"}
 
 
 def test_a_grid_in_which_nothing_fits_is_refused_after_its_table(tmp_path: Path) -> None:

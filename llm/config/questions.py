@@ -1,0 +1,43 @@
+"""The list of named sweeps that ``--help`` prints: each with its title and the question it answers.
+
+A sweep file says both in a comment at its top: ``# Depth: does depth pay at this width?``
+"""
+
+import re
+from itertools import takewhile
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from llm import commands
+from llm.config.compose import CONF
+
+QUESTION = re.compile(r"# *([^@:]+): (.+\?)\s*")
+
+
+def question_of(path: Path) -> tuple[str, str] | None:
+    """The title and the question of a sweep file; None if no comment at its top has them."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # a folder, or a file of somebody else: the sweep itself will be refused
+        return None
+    comments = takewhile(lambda line: line.startswith("#"), lines)
+    match = next(filter(None, map(QUESTION.fullmatch, comments)), None)
+    return None if match is None else (match[1].strip(), match[2])
+
+
+def list_sweeps() -> str:
+    """A line for each sweep, of this program and of ``--config-dir``: name, title and question."""
+    flags = commands.OPTION_FOLDERS
+    own = [Path(flags[flags.index("--config-dir") + 1])] if "--config-dir" in flags else []
+    paths = {path.stem: path for folder in (*own, CONF) for path in folder.glob("sweep/*.yaml")}
+    width = max(map(len, paths), default=0)
+    lines = []
+    for name, path in sorted(paths.items()):
+        title, question = question_of(path) or ("", "")
+        text = f"{title}: {question}" if title else ""
+        lines.append(f"{name:<{width}}  {text}".rstrip())
+    return "\n".join(lines).replace("$", "$$")  # Hydra fills in the words after a $
+
+
+OmegaConf.register_new_resolver("list_sweeps", list_sweeps, replace=True)  # for conf/training.yaml

@@ -17,7 +17,8 @@ from benchmarks.nanogpt import NanoGPT
 from benchmarks.rows import Parser, Row, alternate, report, row, seconds_per_call
 from benchmarks.training import Ours, Shape, Training, random_dataset
 from llm.config.compose import compose_training
-from llm.training.throughput import flops_per_token, measured_matmul_flops
+from llm.memory.weights import flops_per_token
+from llm.training.throughput import measured_matmul_flops
 
 ENDLESS = 1_000_000  # steps: no measurement reaches the end of the schedule
 SHAPES = {
@@ -105,7 +106,7 @@ def against_nanogpt(
 def against_peak(id: str, name: str, training: Ours, repeats: int, seconds: float) -> Row:
     """Tokens per second beside the FLOP/s of a matrix product; ``ratio`` is the share reached."""
     trainer = training.trainer
-    flops = flops_per_token(training.model)
+    flops = flops_per_token(training.model.config)
     training.step()
     pairs = alternate(
         lambda _: rate(training, trainer.batch_size * trainer.block_size, seconds),

@@ -68,6 +68,21 @@ def n_parameters(config: GPTConfig) -> int:
     return sum(one.numbers * one.layers for one in weights_of(config))
 
 
+def flops_per_token(config: GPTConfig) -> float:
+    """Floating point operations to train on one token, forward and backward.
+
+    6 per weight of a matrix product, and 12 n_layer n_head head_size block_size for attention
+    (Chowdhery et al. 2022, arXiv:2204.02311, appendix B). An embedding look-up is not a product; a
+    tied embedding is the matrix of the head as well.
+    """
+    assert config.n_head and config.head_size
+    tables = {"position.weight"} if config.tie_embeddings else {"embed.weight", "position.weight"}
+    products = [one for one in weights_of(config) if one.name not in tables]
+    weights = sum(one.numbers * one.layers for one in products)
+    attention = config.n_layer * config.n_head * config.head_size * config.block_size
+    return 6.0 * weights + 12.0 * attention
+
+
 def n_trained(config: GPTConfig, lora: LoRA | None = None) -> int:
     """Parameters that training changes."""
     return sum(one.numbers * one.layers for one in trained_weights(config, lora))

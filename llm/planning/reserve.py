@@ -41,11 +41,16 @@ def planned_limits(memory: MemoryOptions, device: str) -> tuple[Lines, int]:
 
     Raises :class:`llm.errors.Refused` if the reserve takes the whole budget.
     """
-    gpu = ask_gpu(device) if planned_device(device) == "cuda" else None
-    reserve = reserve_lines(memory, measured_reserve("cuda", gpu[0], wandb=False) if gpu else None)
-    budget = min(memory.budget, gpu[1]) if gpu else memory.budget
+    reserve, budget = unchecked_limits(memory, device)
     memory.check_reserve(sum(reserve.values()), budget)
     return reserve, budget
+
+
+def unchecked_limits(memory: MemoryOptions, device: str) -> tuple[Lines, int]:
+    """The same, even if the reserve takes the whole budget: then nothing fits."""
+    gpu = ask_gpu(device) if planned_device(device) == "cuda" else None
+    reserve = reserve_lines(memory, measured_reserve("cuda", gpu[0], wandb=False) if gpu else None)
+    return reserve, min(memory.budget, gpu[1]) if gpu else memory.budget
 
 
 def planned_device(name: str) -> str:

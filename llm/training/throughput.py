@@ -5,6 +5,7 @@ import time
 
 import torch
 
+from llm.memory.weights import flops_per_token
 from llm.model.gpt import GPT
 from llm.training.logger import Row
 
@@ -19,27 +20,11 @@ PEAK_TFLOPS = {
 }  # fmt: skip
 
 
-def flops_per_token(model: GPT) -> float:
-    """Floating point operations to train on one token, forward and backward.
-
-    6 per weight of a matrix product, and 12 n_layer n_head head_size block_size for attention
-    (Chowdhery et al. 2022, arXiv:2204.02311, appendix B). An embedding look-up is not a product.
-    """
-    config = model.config
-    assert config.n_head and config.head_size
-    tables = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
-    if model.head is None:
-        tables.remove(model.embed)  # tied: it is the matrix of the head as well
-    weights = model.n_parameters() - sum(table.weight.numel() for table in tables)
-    attention = config.n_layer * config.n_head * config.head_size * config.block_size
-    return 6.0 * weights + 12.0 * attention
-
-
 class Throughput:
     """Measures the speed of a run from one call of :meth:`measure` to the next."""
 
     def __init__(self, model: GPT, device: torch.device, precision: str) -> None:
-        self.flops_per_token = flops_per_token(model)
+        self.flops_per_token = flops_per_token(model.config)
         self.device, self.precision = device, precision
         self.peak = peak_flops(device, precision)  # FLOP/s; None: unknown
         self.start(0, 0.0)

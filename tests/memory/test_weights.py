@@ -1,14 +1,18 @@
 """Planned weights match the real network, with and without LoRA."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.tracked import adapt
+from llm.checkpoint.checkpoint import empty_model
+from llm.config.compose import compose_training
 from llm.memory.lora import TARGETS, LoRA
-from llm.memory.weights import n_parameters, n_trained, weights_of, without_layer
+from llm.memory.weights import flops_per_token, n_parameters, n_trained, weights_of, without_layer
 from llm.model.config import LOSSES, MLPS, NORMS, POSITIONS, GPTConfig
 from llm.model.gpt import GPT
 
@@ -41,3 +45,29 @@ def test_weights_have_the_names_and_shapes_of_the_real_network(
     assert n_trained(config, lora) == trained
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     assert n_parameters(config) == (frozen if lora else trained)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"tie_embeddings": False}, {"position": "learned"}], ids=str
+)
+def test_flops_per_token_by_hand(options: dict[str, Any]) -> None:
+    config = GPTConfig(n_layer=3, n_embed=32, head_size=16, block_size=8, vocab_size=50)
+    layer = 4 * 32 * 32 + 3 * 32 * 128 + 2 * 32  # q k v o, gate up down, two norms
+    weights = 3 * layer + 32 + 50 * 32  # the last norm and the head, but no look-up
+    attention = 12 * 3 * 2 * 16 * 8
+    config = GPTConfig(**asdict(config) | options).resolve()
+    assert flops_per_token(config) == 6 * weights + attention
+
+
+@pytest.mark.parametrize("preset", ["nano", "tiny", "small", "medium", "gpt2"])
+def test_flops_per_token_of_a_preset_count_each_matrix_of_the_real_network(preset: str) -> None:
+    section = compose_training(f"model={preset}").model.resolve(500)
+    config = GPTConfig(**{f.name: getattr(section, f.name) for f in fields(GPTConfig)})
+    model = empty_model(config)
+    tables = [one for one in model.modules() if isinstance(one, torch.nn.Embedding)]
+    if model.head is None:
+        tables.remove(model.embed)
+    weights = model.n_parameters() - sum(table.weight.numel() for table in tables)
+    assert config.n_head and config.head_size
+    attention = config.n_layer * config.n_head * config.head_size * config.block_size
+    assert flops_per_token(config) == 6 * weights + 12 * attention

@@ -38,6 +38,7 @@ def main(cfg: DictConfig) -> float | None:
         from llm.experiment.verify import verify_run
         from llm.planning.fitting import fit_memory, retry_with_smaller_micro_batch
         from llm.planning.setup import saves_memory, vocabulary
+        from llm.settings.identity import longer
         from llm.settings.run import open_run
         from llm.training.precision import resolve_precision
 
@@ -62,7 +63,7 @@ def main(cfg: DictConfig) -> float | None:
     def attempt(settings: TrainSettings, plan: Any) -> float | None:
         with open_run(settings, dataset.digest) as run:  # from here on files are written
             if run.is_finished:
-                show_already_finished(run.folder, run.reason)
+                show_already_finished(run.folder, run.reason, longer(settings.trainer.max_steps))
                 return run.best_val_loss
             return train(settings, run, dataset, device, f"{precision}, {why}", plan)
 

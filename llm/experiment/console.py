@@ -101,14 +101,17 @@ class Numbers(ProgressColumn):
 class TrainingScreen:
     """The progress of one run; a context manager around its loop."""
 
-    def __init__(self, max_steps: int, start: int = 0) -> None:
+    def __init__(self, max_steps: int | None, start: int = 0) -> None:
         self.max_steps, self.step = max_steps, start
+        self.time = ""  # used, and the budget, until the number of steps is decided
         self.is_live = console.is_terminal
         self.bar = Progress(
-            TextColumn("step {task.completed:.0f}/{task.total:.0f}"), BarColumn(BAR), Numbers(),
+            TextColumn("{task.fields[place]}"), BarColumn(BAR), Numbers(),
             console=console, speed_estimate_period=60, disable=not self.is_live,
         )  # fmt: skip
-        self.task = self.bar.add_task("", total=max_steps, completed=start, numbers="", doing="")
+        self.task = self.bar.add_task(
+            "", total=max_steps, completed=start, place=self._place(start), numbers="", doing=""
+        )
         self.last_line = time.monotonic()
         self.warnings: Counter[str] = Counter()  # by kind
 
@@ -122,7 +125,23 @@ class TrainingScreen:
     def tick(self, step: int) -> None:
         """Show that ``step`` is done."""
         self.step = step
-        self.bar.update(self.task, completed=step, doing="")
+        self.bar.update(self.task, place=self._place(step), doing="")
+        if self.max_steps is not None:
+            self.bar.update(self.task, completed=step)
+
+    def timed(self, seconds: float, budget: float) -> None:
+        """Show how much of its budget a run has used whose number of steps is not decided yet."""
+        self.time = f"  {duration(seconds)} of {duration(budget)}"
+        self.bar.update(self.task, completed=seconds, total=budget, place=self._place(self.step))
+
+    def ends_at(self, max_steps: int, message: str = "") -> None:
+        """From now on show steps of ``max_steps``; ``message`` says how that was decided."""
+        self.max_steps, self.time = max_steps, ""
+        self.bar.reset(self.task, total=max_steps, completed=self.step)
+        self.bar.update(self.task, place=self._place(self.step))
+        if message:
+            log.info(message)
+            self._print(message)
 
     @contextmanager
     def doing(self, what: str) -> Iterator[None]:
@@ -141,7 +160,7 @@ class TrainingScreen:
     def _show(self, doing: str) -> None:
         self.bar.update(self.task, doing=doing)
         if not self.is_live and doing and time.monotonic() - self.last_line >= QUIET:
-            self._print(f"step {self.step}/{self.max_steps}  {doing}")
+            self._print(f"{self._place(self.step)}  {doing}")
 
     def warn(self, message: str, kind: str = "") -> None:
         """A warning, on the screen and in the log.
@@ -161,8 +180,8 @@ class TrainingScreen:
     def log(self, row: Row) -> None:
         """Show a row of metrics: in the bar, or as a line."""
         self.bar.update(self.task, doing="")
-        width = len(str(self.max_steps))
-        line = f"step {row['step']:>{width}}/{self.max_steps}  {describe_row(row)}"
+        width = len(str(self.max_steps or ""))
+        line = f"{self._place(int(row['step'] or 0), width)}  {describe_row(row)}"
         log.info(line)
         if not self.is_live:
             left = self.bar.tasks[0].time_remaining
@@ -174,6 +193,11 @@ class TrainingScreen:
         if "val/loss" in row:
             validation = {key: value for key, value in row.items() if "val/" in key}
             self._print(f"step {row['step']}  {describe_row(validation)}")
+
+    def _place(self, step: int, width: int = 0) -> str:
+        """``step 12/400``, or ``step 120  1m 12s of 5m 00s``"""
+        total = "" if self.max_steps is None else f"/{self.max_steps}"
+        return f"step {step:>{width}}{total}{self.time}"
 
     def show_sample(self, step: int, text: str) -> None:
         """Text that the model wrote, in a box."""

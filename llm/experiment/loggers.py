@@ -62,8 +62,9 @@ class RunLogger(TrainingScreen):
     """
 
     def __init__(
-        self, folder: Path, run_id: str, start_service: Callable[[], Any], max_steps: int, step: int
-    ) -> None:
+        self, folder: Path, run_id: str, start_service: Callable[[], Any],
+        max_steps: int | None, step: int,
+    ) -> None:  # fmt: skip
         super().__init__(max_steps, step)
         self.folder, self.run_id, self.start_service = folder, run_id, start_service
         self._start()
@@ -135,7 +136,7 @@ def new_run_id() -> str:
 @contextlib.contextmanager
 def open_logger(
     folder: Path, checkpoint: Checkpoint | None, options: Any, config: dict[str, Any],
-    max_steps: int, sweep: Path | None, custom: Callable[..., Any] | None = None,
+    max_steps: int | None, sweep: Path | None, custom: Callable[..., Any] | None = None,
 ) -> Iterator[RunLogger]:  # fmt: skip
     """The logger of a run, closed at the end in any case; a resumed run keeps its W&B id.
 

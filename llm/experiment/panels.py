@@ -19,7 +19,10 @@ def show_start(
     options, config = trainer.options, trainer.model.config
     tokens = options.batch_size * config.block_size
     micro_batches = options.batch_size // options.micro_batch
-    epochs = options.max_steps * tokens / max(1, len(dataset.train))
+    length = f"{options.max_minutes or 0:g} minutes of training"
+    if (steps := trainer.progress.last_step(options)) is not None:
+        epochs = steps * tokens / max(1, len(dataset.train))
+        length = f"{plural(steps, 'step')} make {epochs:.2g} epochs"
     facts = {
         "device": describe(trainer.device),
         "precision": precision,
@@ -29,8 +32,7 @@ def show_start(
         "step": f"{tokens:,} tokens: {plural(options.batch_size, 'sequence')} of "
         f"{config.block_size}",
         "memory": memory,
-        "data": f"{dataset.folder}: {len(dataset.train):,} training tokens, "
-        f"{plural(options.max_steps, 'step')} make {epochs:.2g} epochs",
+        "data": f"{dataset.folder}: {len(dataset.train):,} training tokens, {length}",
         "run folder": str(folder),
     }
     if flops := trainer.throughput.peak:
@@ -60,6 +62,10 @@ def show_end(folder: Path, progress: Progress, summary: dict[str, Any]) -> None:
         facts["best val loss"] = f"{progress.best_val_loss:.4f} at step {progress.best_step:,}"
         if (bits := summary["bits_per_byte"]) is not None:
             facts["best val loss"] += f" ({bits:.3f} bits per byte)"
+    horizon = progress.horizon
+    if progress.step <= (horizon.max_steps or 0):
+        used = f"{progress.train_seconds / 60:.2f} of {horizon.minutes:g} minutes of training"
+        facts["budget"] = f"{used}: {plural(progress.step, 'step')}"
     if progress.train_seconds:
         facts["throughput"] = f"{summary['tokens_per_second']:,.0f} tokens/s"
     if progress.skipped or progress.rollbacks:
@@ -87,9 +93,13 @@ def show_end(folder: Path, progress: Progress, summary: dict[str, Any]) -> None:
         say(f'next: {command_line("run_sample.py", f"ckpt={folder}")} prompt="..."')
 
 
-def show_already_finished(folder: Path, reason: str | None) -> None:
-    """Say that no step is left; ``reason`` names the option that ended the run early, if any."""
-    again = command_line("run_train.py", f"resume={folder}", "trainer.max_steps=MORE")
+def show_already_finished(
+    folder: Path, reason: str | None, more: str = "trainer.max_steps=MORE"
+) -> None:
+    """Say that no step is left, and that the override ``more`` trains longer; ``reason`` names the
+    option that ended the run early, if any.
+    """
+    again = command_line("run_train.py", f"resume={folder}", more)
     say(f"{folder} is finished already. To train on: {again}")
     if reason:
         say(f"(it ended early: {reason}. Raise that too)")

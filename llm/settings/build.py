@@ -15,7 +15,7 @@ from typing import Any
 from llm.errors import Refused, Stop, as_stop, require
 from llm.settings.custom import TARGET, Custom
 from llm.settings.schema import TrainSettings
-from llm.training.schedule import Schedule
+from llm.training.schedule import EARLY, Horizon, Schedule
 from llm.training.signature import require_arguments, takes
 
 LOGGER_FACTS = ("folder", "config", "run_id")  # arguments that a custom logger may take
@@ -105,8 +105,17 @@ class CustomSchedule(Schedule):
         """Share of the full rate at ``step`` (1 .. max_steps)."""
         return float(self.share(step, max_steps))
 
-    def check(self, max_steps: int) -> None:
+    def in_time(self, step: int, max_steps: int | None, horizon: Horizon) -> float:
+        """Share of the full rate at ``step`` of a run with a budget in minutes.
+
+        Until ``max_steps`` is decided, which is after the share :data:`EARLY` of the time, each
+        step has the rate of a step that is as early in its run.
+        """
+        return self(step, max_steps or max(TRIED, round(step / EARLY)))
+
+    def check(self, max_steps: int | None) -> None:
         """Raise :class:`llm.errors.Refused` for a share that is negative or not finite."""
+        max_steps = max_steps or TRIED
         for step in sorted({*range(1, max_steps, -(-max_steps // TRIED)), max_steps}):
             share = self(step, max_steps)
             require(

@@ -29,7 +29,9 @@ IDENTITY = {
     ),
 }
 # resume= may change these: to train longer, or to continue after a divergence.
-EXTENDABLE = {"trainer.max_steps", "trainer.skip_spikes", "trainer.rollbacks"}
+EXTENDABLE = {
+    "trainer.max_steps", "trainer.max_minutes", "trainer.skip_spikes", "trainer.rollbacks",
+}  # fmt: skip
 
 
 def identity(plain: Plain, data_digest: str) -> Plain:
@@ -39,6 +41,8 @@ def identity(plain: Plain, data_digest: str) -> Plain:
         values = plain.get(section) or {}
         if keys is not None:  # a key that the run's version did not have gets its default
             defaults = asdict(getattr(TrainSettings(), section))
+            if section == "trainer" and values.get("max_steps", 0) is None:
+                keys = (*keys, "max_minutes")
             values = {key: values.get(key, defaults[key]) for key in keys}
         identifying |= {f"{section}.{key}": value for key, value in values.items()}
     return identifying | {key: plain.get(key) for key in ("init_from", "seed")}
@@ -59,6 +63,9 @@ def refuse_differences(
     identity holds the digest of the weights instead.
     """
     allowed = EXTENDABLE if resumed else set()
+    if resumed and theirs.get("schedule.warmup_steps") is None:
+        # It had a budget in minutes, and now a number of steps fixes its warm-up.
+        allowed = allowed | {"schedule.warmup_steps"}
     keys = [
         key for key in {**theirs, **mine} if theirs.get(key) != mine.get(key) and key not in allowed
     ]
@@ -70,10 +77,16 @@ def refuse_differences(
     if "init_from" in changes:
         was, now = init_from
         changes["init_from"] = f"init_from was {was}, now {now}, and its weights are not the same"
+    more = longer(mine.get("trainer.max_steps"))
     raise Refused(
         f"{folder} holds another run ({', '.join(changes.values())}): take another run.name, the "
-        f"same settings, or train it longer by resume={folder} trainer.max_steps=MORE"
+        f"same settings, or train it longer by resume={folder} {more}"
     )
+
+
+def longer(max_steps: object) -> str:
+    """The override that trains a run with this ``trainer.max_steps`` longer."""
+    return f"trainer.{'max_minutes' if max_steps is None else 'max_steps'}=MORE"
 
 
 def refuse_plan_of_another_run(settings: TrainSettings, vocab_size: int) -> None:

@@ -174,13 +174,14 @@ class TrainSettings:
     )
 
     def resolve(self, vocab_size: int, precision: str) -> "TrainSettings":
-        """These settings with every null replaced by the value that the run uses.
+        """These settings with every null replaced by the value that the run uses; the warm-up of a
+        run with a budget in minutes is decided while it trains.
 
         ``vocab_size`` is the tokenizer's; the network's may be padded (:func:`padded`).
         """
-        schedule = self.schedule
-        if isinstance(schedule, ScheduleSection):
-            warmup = schedule.warmup(self.trainer.max_steps)
+        schedule, max_steps = self.schedule, self.trainer.max_steps
+        if isinstance(schedule, ScheduleSection) and max_steps is not None:
+            warmup = schedule.warmup(max_steps)
             schedule = replace(schedule, warmup_steps=warmup)
         shape = self.model.resolve(padded(vocab_size, self.data.tokenizer))
         return replace(

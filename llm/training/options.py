@@ -16,7 +16,7 @@ class TrainerOptions:
     conf/trainer/default.yaml explains each key.
     """
 
-    max_steps: int = option(1000, at_least=1)
+    max_steps: int | None = option(1000, at_least=1)  # None: max_minutes decides
     max_minutes: float | None = option(None, more_than=0)
     batch_size: int = option(8, at_least=1, at_most=LARGEST_BATCH)
     micro_batch_size: int | None = option(None, at_least=1)
@@ -47,6 +47,10 @@ class TrainerOptions:
 
     def cross_check(self) -> None:
         """Raise :class:`llm.errors.Refused` for values that do not go together."""
+        require(
+            self.max_steps is not None or self.max_minutes is not None,
+            "trainer.max_steps=null needs a budget: set trainer.max_minutes",
+        )
         require(
             self.batch_size % self.micro_batch == 0,
             f"trainer.micro_batch_size={self.micro_batch} does not divide "

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import re
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,10 @@ from llm.training.guard import Recent
 from llm.training.logger import Row
 from llm.training.options import TrainerOptions
 from llm.training.precision import LossScale
+from llm.training.schedule import Horizon
+
+OVERRUN = 1.5  # times max_minutes: then a run is cut off, although its schedule is not at its end
+now = time.perf_counter  # the only clock that a decision of the loop may depend on
 
 
 @dataclass
@@ -38,32 +43,51 @@ class Progress:
     checkpoint_seconds: float = option(0.0, at_least=0)
     # The numbers of this step until they are logged, in case a signal interrupts; None: logged.
     row: Row | None = field(default_factory=dict)
+    horizon: Horizon = field(default_factory=Horizon)  # with max_steps=null
 
     @property
     def seconds(self) -> float:
         """All time spent in the loop."""
         return self.train_seconds + self.eval_seconds + self.checkpoint_seconds
 
+    def last_step(self, options: TrainerOptions) -> int | None:
+        """The number of steps of the run; None: not decided yet."""
+        return options.max_steps or self.horizon.last_step(options.max_minutes)
+
+    def steps_left(self, options: TrainerOptions) -> int:
+        """Steps still to do; a very large number while the last step is not decided."""
+        return 0 if options.eval_only else (self.last_step(options) or sys.maxsize) - self.step
+
+    def is_due(self, interval: int | None, is_last: bool = False) -> bool:
+        """Whether something that happens every ``interval`` steps, and at the last, is due now."""
+        return is_last or (interval is not None and self.step % interval == 0)
+
     def is_over(self, options: TrainerOptions) -> bool:
         """Whether the steps or the minutes are used up."""
-        return self.step >= options.max_steps or self.is_out_of_time(options)
+        return self.step >= (self.last_step(options) or math.inf) or self.is_out_of_time(options)
 
     def is_out_of_time(self, options: TrainerOptions) -> bool:
-        """Whether the minutes are used up."""
-        return self.seconds >= 60 * (options.max_minutes or math.inf)
+        """Whether training took ``max_minutes``, or :data:`OVERRUN` times that if they alone are
+        given.
+        """
+        limit = 60 * (options.max_minutes or math.inf)
+        return self.train_seconds >= limit * (OVERRUN if options.max_steps is None else 1)
 
     def is_out_of_patience(self, options: TrainerOptions) -> bool:
         """Whether the validation loss has not improved for too many evaluations."""
         return self.evaluations_since_best >= (options.patience or math.inf)
 
     def why_ended(self, options: TrainerOptions) -> str | None:
-        """The option that ended the run before ``max_steps``, if one did."""
-        if options.eval_only or self.step >= options.max_steps:
+        """The option that ended the run before its last step, if one did."""
+        if options.eval_only or self.step >= (self.last_step(options) or math.inf):
             return None
         if self.is_out_of_patience(options):
             return f"trainer.patience={options.patience} evaluations without a better loss"
         if self.is_out_of_time(options):
-            return f"trainer.max_minutes={options.max_minutes:g} are used up"
+            minutes = f"trainer.max_minutes={options.max_minutes:g}"
+            if options.max_steps is None:
+                return f"{minutes}: training took {OVERRUN:g} times that, its schedule was cut off"
+            return f"{minutes} are used up"
         return None
 
     def take_counts(self, origin: Checkpoint) -> None:
@@ -96,17 +120,18 @@ class Progress:
     @contextlib.contextmanager
     def clock(self, counter: str) -> Iterator[None]:
         """Add the seconds spent inside to one of the counters."""
-        start = time.perf_counter()
+        start = now()
         try:
             yield
         finally:
-            setattr(self, counter, getattr(self, counter) + time.perf_counter() - start)
+            setattr(self, counter, getattr(self, counter) + now() - start)
 
     def rolled_back_from(self, before: "Progress") -> None:
         """After a rollback, take the counters that it must not reset from ``before``."""
         self.rollbacks = before.rollbacks + 1
         for counter in ("train_seconds", "eval_seconds", "checkpoint_seconds"):
             setattr(self, counter, getattr(before, counter))  # discarded steps took time too
+        self.horizon = before.horizon  # a decision is taken once
         if before.best_val_loss is not None and before.best_step > self.best_step:
             # The best weights are still on the disk, and nothing worse may replace them.
             for best in ("best_val_loss", "best_bits_per_byte", "best_step"):

@@ -22,6 +22,7 @@ from llm.options import from_plain
 from llm.sampling.generate import generate
 from llm.sampling.looping import measure_repeats
 from llm.sampling.options import SamplingOptions
+from llm.training.budget import StepBudget
 from llm.training.guard import Guard, require_finite
 from llm.training.logger import Logger, Row
 from llm.training.optimizer import Optimizer, layout_bytes
@@ -50,6 +51,7 @@ class Trainer:
         self.options = TrainerOptions(**options)
         self.model, self.dataset, self.seed = model, dataset, seed
         self.optimizer, self.schedule, self.precision = optimizer, schedule, precision
+        self.budget = StepBudget(self.options, schedule, logger)
         self.checkpoints, self.logger, self.pretrained = checkpoints, logger, pretrained
         self.device = model.embed.weight.device
         self.block_size, self.batch_size = model.config.block_size, self.options.batch_size
@@ -77,9 +79,8 @@ class Trainer:
         checkpoint to continue from is saved.
         """
         self.compile_ahead()
-        options = self.options
-        steps = 0 if options.eval_only else options.max_steps - self.progress.step
-        is_profiled = options.profile and steps > 0
+        steps = self.progress.steps_left(self.options)
+        is_profiled = self.options.profile and steps > 0
         run = self.checkpoints.folder.parent
         profiling = profiler_of(steps, self.device, run) if is_profiled else nullcontext()
         with signals.remembered(), profiling as profiler:
@@ -94,6 +95,7 @@ class Trainer:
         """The loop, from the current step to the end."""
         options, progress, stop = self.options, self.progress, self.stop
         self.throughput.start(progress.tokens, progress.train_seconds)
+        self.budget.start(progress)
         saved_step = None
         is_last = options.eval_only or progress.is_over(options)
         if progress.row is not None:  # step 0, or the report that a signal interrupted
@@ -102,16 +104,17 @@ class Trainer:
             with progress.clock("train_seconds"):
                 loss, grad_norm = self.optimizer_step(progress.step + 1)
                 progress.step += 1
+            self.budget.update(progress)
             is_last = progress.is_over(options)
             if profiler is not None:
                 profiler.step()
             self.logger.tick(progress.step)
-            is_logged = self.is_due(options.log_interval, is_last)
+            is_logged = progress.is_due(options.log_interval, is_last)
             progress.row = self.training_row(loss, grad_norm) if is_logged else {}
             self.report(is_last)
             # A rollback must return to a step before the first one that is not finite.
             is_failing = self.guard.recent.skipped_in_a_row > 0
-            if self.is_due(options.checkpoint_interval) and not is_failing:
+            if progress.is_due(options.checkpoint_interval) and not is_failing:
                 self.save()
                 saved_step = progress.step
         if saved_step != progress.step and not options.eval_only:
@@ -129,20 +132,16 @@ class Trainer:
         options, progress, row = self.options, self.progress, self.progress.row
         assert row is not None
         try:
-            if self.is_due(options.eval_interval, is_last) and "val/loss" not in row:
+            if progress.is_due(options.eval_interval, is_last) and "val/loss" not in row:
                 row |= self.evaluate()
             is_trained = progress.step > 0 and not options.eval_only
-            if is_trained and self.is_due(options.sample_interval):
+            if is_trained and progress.is_due(options.sample_interval):
                 row |= self.sample()
         except signals.Signalled:
             return
         progress.row = None
         if row:
             self.logger.log({"step": progress.step, "tokens": progress.tokens} | row)
-
-    def is_due(self, interval: int | None, is_last: bool = False) -> bool:
-        """Whether something that happens every ``interval`` steps, and at the last, is due now."""
-        return is_last or (interval is not None and self.progress.step % interval == 0)
 
     def compile_ahead(self) -> None:
         """Compile the network, which may take minutes, while a signal still ends the process.
@@ -170,7 +169,7 @@ class Trainer:
         """
         inputs, targets = self.sampler.batch(step)
         n_targets = int((targets != IGNORED).sum())
-        rate = self.schedule(step, self.options.max_steps) * 0.5**self.progress.rollbacks
+        rate = self.budget.share(step, self.progress) * 0.5**self.progress.rollbacks
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * rate
         self.model.train()

@@ -45,6 +45,23 @@ def assert_refused(done: Done, *words: str) -> None:
         assert word in done.stderr, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ([], "trainer.max_steps=null needs a budget: set trainer.max_minutes"),
+        (["trainer.max_minutes=0"], "trainer.max_minutes=0.0 must be more than 0 or null"),
+        (["trainer.max_minutes=-1"], "trainer.max_minutes=-1.0 must be more than 0 or null"),
+        (["trainer.max_minutes=nan"], "trainer.max_minutes=nan must be a finite number"),
+        (["trainer.max_minutes=inf"], "trainer.max_minutes=inf must be a finite number"),
+    ],
+)
+def test_a_run_without_an_end_is_refused(typed: list[str], words: str, folder: Path) -> None:
+    for command in ("train", "plan"):
+        text = [*CHAR, "data.path=play.txt", "trainer.max_steps=null"]
+        assert_refused(here(command, *text, *typed, cwd=folder), words)
+    assert listing(folder) == {"play.txt"}
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_missing_gpu_is_refused(folder: Path, trained: Path) -> None:
     text = [*CHAR, "data.path=play.txt"]

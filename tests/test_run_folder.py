@@ -6,6 +6,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+import yaml
 
 from llm.experiment.loggers import RunLogger
 from llm.experiment.rundir import write_summary
@@ -156,6 +157,39 @@ def test_a_run_that_ends_before_its_last_step_says_why(
     assert said in done.stdout and said in log_of(run)
     done = here("train", *command, cwd=tmp_path)
     assert "is finished already" in done.stdout and reason in done.stdout
+
+
+def test_a_run_with_a_budget_in_minutes_is_named_by_it_and_can_be_extended(
+    data: list[str], tmp_path: Path
+) -> None:
+    command = [*data, *TINY_RUN, "trainer.max_steps=null", "trainer.max_minutes=1e-9", "run.name=a"]
+    done = here("train", *command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "training tokens, 1e-09 minutes of training" in " ".join(done.stdout.split())
+    assert "the schedule ends at step 1: 1e-09 minutes at " in done.stdout
+    run = tmp_path / "outputs/a"
+    assert (summary(run)["status"], summary(run)["step"]) == ("finished", 1)
+    assert summary(run)["reason"] is None
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    assert config["trainer"]["max_steps"] is config["schedule"]["warmup_steps"] is None
+
+    for again in (command, ["resume=outputs/a"]):
+        done = here("train", *again, cwd=tmp_path)
+        assert "is finished already" in done.stdout
+        assert "resume=outputs/a trainer.max_minutes=MORE" in done.stdout
+    done = here("train", *command, "trainer.max_minutes=2e-9", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "(trainer.max_minutes was 1e-09, now 2e-09)" in done.stderr
+    done = here("train", "resume=outputs/a", "trainer.max_minutes=2e-9", cwd=tmp_path)
+    assert done.returncode == 0 and "already" not in done.stdout, "it is used up at once"
+    assert summary(run)["step"] == 1
+    done = here("train", "resume=outputs/a", "trainer.max_steps=3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert summary(run)["reason"] == "trainer.max_minutes=2e-09 are used up"
+    done = here(
+        "train", "resume=outputs/a", "trainer.max_steps=3", "trainer.max_minutes=null", cwd=tmp_path
+    )
+    assert (done.returncode, summary(run)["step"]) == (0, 3)
 
 
 def test_an_evaluation_alone_reports_the_step_of_its_weights(cwd: Path) -> None:

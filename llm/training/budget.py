@@ -12,6 +12,7 @@ from llm.training.schedule import EARLY, LONGEST_WARMUP, Schedule
 from llm.training.state import Progress
 
 FEWEST = 3  # steps before the speed is known; the first one of a process is slower
+ENOUGH = 20  # steps of a resumed run that say more about its speed than all of its steps
 
 
 class StepBudget:
@@ -20,8 +21,9 @@ class StepBudget:
     def __init__(self, options: TrainerOptions, schedule: Schedule, logger: Logger) -> None:
         self.options, self.schedule, self.logger = options, schedule, logger
         self.minutes = options.max_minutes if options.max_steps is None else None
-        self.marks: list[tuple[int, float]] = []  # steps and seconds of training at some moments
         self.steps = 0  # in this process, or since a rollback
+        # (steps, seconds of training) when it had made 1, 2, 4, 8 ... of them: the latest two
+        self.marks: list[tuple[int, float]] = []
 
     def share(self, step: int, progress: Progress) -> float:
         """Share of the full learning rate at ``step``."""
@@ -41,7 +43,7 @@ class StepBudget:
             self._decide(progress)
 
     def update(self, progress: Progress) -> None:
-        """Called after each step: decides as soon as it is time to."""
+        """Called after each step: measures the speed, and decides when it is time."""
         self.steps += 1
         is_power_of_two = self.steps & (self.steps - 1) == 0
         if is_power_of_two:
@@ -59,9 +61,9 @@ class StepBudget:
         speed = self._speed(progress)
         max_steps = step + max(0, round((budget - seconds) * speed))
         horizon, schedule = progress.horizon, self.schedule
-        if horizon.warmup_steps is None:
+        if not horizon.warmup_decided_at:
             # At least two more steps, so that the rate does not jump.
-            horizon.warmup_steps = max(step + 2, min(LONGEST_WARMUP, max_steps // 10))
+            horizon.warmup_steps = min(LONGEST_WARMUP, max(step + 2, max_steps // 10))
             horizon.warmup_decided_at = step
         if seconds < schedule.decided_after * budget:
             return
@@ -74,7 +76,9 @@ class StepBudget:
             self.logger.warn(f"schedule.warmup_steps={warmup} takes all {max_steps:,} steps")
 
     def _speed(self, progress: Progress) -> float:
-        """Steps per second: of the later half of this process, if it has made enough steps."""
-        enough = self.steps >= FEWEST
-        step, seconds = self.marks[0] if enough else (0, 0.0)
+        """Steps per second: of the later steps of this process, or of the whole run if this process
+        has made too few of them.
+        """
+        is_enough = self.steps >= max(2, min(ENOUGH, progress.step))
+        step, seconds = self.marks[0] if is_enough else (0, 0.0)
         return (progress.step - step) / max(1e-9, progress.train_seconds - seconds)

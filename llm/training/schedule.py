@@ -25,8 +25,8 @@ class Horizon:
     max_steps: int | None = option(None, at_least=1)  # None: not decided yet
     minutes: float | None = option(None, more_than=0)  # the budget for which it was decided
     full_until: int = option(0, at_least=0)  # a cooldown begins after this step at the earliest
-    warmup_steps: int | None = option(None, at_least=0)
-    warmup_decided_at: int = option(0, at_least=0)  # a step
+    warmup_steps: int = option(LONGEST_WARMUP, at_least=0)
+    warmup_decided_at: int = option(0, at_least=0)  # a step; 0: not decided yet
 
     def last_step(self, minutes: float | None) -> int | None:
         """``max_steps`` if it was decided for this budget; another budget needs a new decision."""
@@ -43,7 +43,7 @@ class Schedule:
     cooldown_fraction: float = option(0.2, at_least=0, at_most=1)
 
     def check(self, max_steps: int | None) -> None:
-        """Raise :class:`llm.errors.Refused` if the warm-up takes all ``max_steps`` (None: unknown)."""
+        """Raise :class:`llm.errors.Refused` if the warm-up takes all ``max_steps``, if known."""
         require(
             max_steps is None or self.warmup(max_steps) < max_steps,
             f"schedule.warmup_steps={self.warmup_steps} must be less than "
@@ -73,16 +73,16 @@ class Schedule:
 
         Until ``max_steps`` is decided (None), the rate stays full after the warm-up.
         """
-        warmup, decided_at = self.warmup_steps, 0
-        if warmup is None:
+        if self.warmup_steps is None:
             warmup, decided_at = horizon.warmup_steps, horizon.warmup_decided_at
-        if warmup is None:
-            warmup = LONGEST_WARMUP
+        else:
+            warmup, decided_at = self.warmup_steps, 0
         if step <= warmup:
-            # Up to the decision the slowest warm-up, from there a line to the full rate: no jump.
+            # The longest warm-up until the decision, then a steeper line to the full rate: no jump.
             share = min(step, decided_at) / (LONGEST_WARMUP + 1)
-            steps = max(0, step - decided_at)
-            return share + (1 - share) * steps / (warmup + 1 - min(warmup, decided_at))
+            if step <= decided_at:
+                return share
+            return share + (1 - share) * (step - decided_at) / (warmup + 1 - decided_at)
         if max_steps is None:
             return 1.0
         full_until = max(warmup, horizon.full_until)

@@ -101,6 +101,29 @@ def test_a_run_is_lines_in_a_pipe_and_a_bar_on_a_terminal(
     assert logged[4] == f"step  5/10  {describe_row(ROW)}"
 
 
+def test_a_budget_in_minutes_is_shown_until_the_number_of_steps_is_known(
+    printed: io.StringIO, terminal: bool, logged: list[str]
+) -> None:
+    with TrainingScreen(max_steps=None) as screen:
+        screen.log(ROW | {"step": 0})
+        screen.timed(72, 300)
+        screen.tick(120)
+        screen.log(ROW | {"step": 120})
+        screen.bar.refresh()
+        screen.ends_at(500, "the schedule ends at step 500")
+        screen.tick(125)
+        screen.log(ROW | {"step": 125})
+        screen.bar.refresh()
+    row = describe_row(ROW)
+    assert logged == [
+        f"step 0  {row}", f"step 120  1m 12s of 5m 00s  {row}", "the schedule ends at step 500",
+        f"step 125/500  {row}",
+    ]  # fmt: skip
+    text = printed.getvalue()
+    assert "step 120  1m 12s of 5m 00s" in text and "125/500" in text
+    assert text.count("the schedule ends at step 500") == 1
+
+
 @pytest.mark.parametrize("width", [25, 40, 80, 200])
 def test_the_live_line_is_one_line_on_a_narrow_terminal(width: int) -> None:
     out = io.StringIO()

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from llm.experiment.panels import show_already_finished, show_end, show_start
+from llm.training.schedule import Horizon
 from llm.training.state import Progress
 from tests.training.conftest import MakeTrainer, make_trainer, one_thread  # noqa: F401  (fixtures)
 
@@ -46,6 +47,19 @@ def test_the_last_panel_shows_skipped_steps_and_rollbacks(
     progress.skipped, progress.rollbacks = 3, 1
     show_end(tmp_path, progress, SUMMARY)
     assert "divergence 3 steps skipped, 1 rollback" in shown(capsys)
+
+
+def test_a_budget_in_minutes_is_in_both_panels(
+    make_trainer: MakeTrainer,  # noqa: F811  (the fixture)
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    trainer = make_trainer(max_steps=None, max_minutes=5)
+    show_start(Path("outputs/a"), trainer, trainer.dataset, "fp32, as configured", "1 MiB")
+    assert "training tokens, 5 minutes of training" in shown(capsys)
+    horizon = Horizon(max_steps=8, minutes=5)
+    progress = Progress(step=8, train_seconds=306.0, horizon=horizon)
+    show_end(Path("outputs/a"), progress, SUMMARY)
+    assert "budget 5.10 of 5 minutes of training: 8 steps" in shown(capsys)
 
 
 def test_a_finished_run_shows_the_command_to_train_on(capsys: pytest.CaptureFixture[str]) -> None:

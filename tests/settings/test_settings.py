@@ -125,6 +125,13 @@ def test_the_lists_above_name_every_key(plain: dict[str, Any]) -> None:
     assert identity(plain, "d").keys() == IDENTITY.keys() | {"data_digest"}
 
 
+def test_the_minutes_identify_a_result_only_if_they_decide_the_steps(plain: dict[str, Any]) -> None:
+    timed = changed(changed(plain, "trainer.max_steps", None), "trainer.max_minutes", 5.0)
+    longer = changed(timed, "trainer.max_minutes", 6.0)
+    assert len({config_digest(values, "d") for values in (plain, timed, longer)}) == 3
+    assert identity(timed, "d")["trainer.max_minutes"] == 5.0
+
+
 def test_config_yaml_is_plain_reloadable_and_names_no_code(tmp_path: Path) -> None:
     settings = read_settings(composed("train", "optimizer.betas=[0.8,0.9]"), TrainSettings)
     settings = settings.resolve(77, "fp32")

@@ -42,10 +42,18 @@ class Notebook:
         self.warnings: list[str] = []
         self.done: list[str] = []
         self.on_tick: Callable[[int], object] = lambda step: None
+        self.ends: list[tuple[int, str]] = []
+        self.seconds: list[float] = []  # of training, while a budget in minutes decides the length
 
     def tick(self, step: int) -> None:
         self.steps.append(step)
         self.on_tick(step)
+
+    def timed(self, seconds: float, budget: float) -> None:
+        self.seconds.append(seconds)
+
+    def ends_at(self, max_steps: int, message: str = "") -> None:
+        self.ends.append((max_steps, message))
 
     def log(self, row: Row) -> None:
         self.rows.append(row)

@@ -54,10 +54,11 @@ class SweepTable:
 
     def live(self, width: int, height: int, encoding: str = "utf-8") -> list[Text]:
         """The table while the sweep runs: at most ``height`` lines of ``width`` cells."""
-        lines = wrapped(self.heading(), width, encoding)[:height]
+        rates = rates_of(self.jobs)
+        lines = wrapped(self.heading(rates), width, encoding)[:height]
         room = height - len(lines) - 1  # below the titles
         if room > 0:
-            rates, best = rates_of(self.jobs), self.best()
+            best = self.best()
             columns = [
                 _STATE,
                 Column("step", _step),
@@ -93,14 +94,14 @@ class SweepTable:
             lines.append(Text(in_words(rest, width), "dim"))
         return lines
 
-    def heading(self) -> str:
+    def heading(self, rates: Rates) -> str:
         """``sweep width_depth: 12 of 200 finished, 2 running, 1 failed, eta 1h 20m, best ...``"""
         counts = Counter(job.state for job in self.jobs)
         parts = [f"{counts[FINISHED] + counts[SKIPPED]} of {len(self.jobs)} finished"]
         states = (RUNNING, STARTING, *STATUSES[1:])
         parts += [f"{counts[one]} {_words(one)}" for one in states if counts[one]]
         if not all(job.has_ended for job in self.jobs):
-            left = sweep_seconds_left(self.jobs, self.at_once)
+            left = sweep_seconds_left(self.jobs, rates, self.at_once)
             parts += [] if left is None else [f"eta {duration(left)}"]
         if (best := self.best()) is not None:
             name = cut(self.label(best), LONGEST_HEADING_LABEL)

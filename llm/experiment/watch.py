@@ -253,9 +253,8 @@ def rates_of(jobs: Iterable[Watched]) -> Rates:
     return Rates(speeds, sum(overheads) / len(overheads) if overheads else 0.0)
 
 
-def sweep_seconds_left(jobs: Sequence[Watched], at_once: int) -> float | None:
+def sweep_seconds_left(jobs: Sequence[Watched], rates: Rates, at_once: int) -> float | None:
     """Seconds until all jobs have ended; None if unknown."""
-    rates = rates_of(jobs)
     unfinished = [job for job in jobs if not job.has_ended]
     unfinished.sort(key=lambda job: job.state == WAITING)
     return estimate((job.seconds_left(rates) for job in unfinished), at_once)

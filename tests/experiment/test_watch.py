@@ -261,7 +261,7 @@ def test_a_sweep_takes_at_least_its_longest_job_and_a_fair_share(
 def test_the_sweep_ends_after_the_jobs_that_run_and_those_that_wait(tmp_path: Path) -> None:
     done, running, waiting, new = (watched(tmp_path / name) for name in ("d", "r", "w", "n"))
     jobs = [done, waiting, running, new]
-    assert sweep_seconds_left(jobs, 1) is None  # nothing is measured yet
+    assert sweep_seconds_left(jobs, Rates(), 1) is None  # nothing is measured yet
     write_summary(
         done.folder, status="finished", step=100, tokens_per_second=100.0, wall_seconds=110.0,
         train_seconds=100.0,
@@ -279,8 +279,8 @@ def test_the_sweep_ends_after_the_jobs_that_run_and_those_that_wait(tmp_path: Pa
         assert new.seconds_left(rates) == pytest.approx(120 + 10)
         left = running.seconds_left(rates)
         assert left is not None and 20 < left <= 40 + 2  # less what has passed since the row
-        assert sweep_seconds_left(jobs, 1) == pytest.approx(left + 65 + 130, abs=1)
-        assert sweep_seconds_left(jobs, 2) == pytest.approx(max(left, 65) + 130, abs=130)
+        assert sweep_seconds_left(jobs, rates, 1) == pytest.approx(left + 65 + 130, abs=1)
+        assert sweep_seconds_left(jobs, rates, 2) == pytest.approx(max(left, 65) + 130, abs=130)
 
 
 def test_a_budget_in_minutes_counts_what_earlier_commands_trained(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ class SweepScreen:
         self, jobs: Sequence[Watched], at_once: int, folder: Path, others: Sequence[Watched] = ()
     ) -> None:
         self.jobs, self.folder, self.others = jobs, folder, others
+        self._by_folder = {job.folder: job for job in jobs}
         self.table = SweepTable(folder.name, jobs, at_once)
         self.error: Exception | None = None  # the first one of the view
         self.is_live = output.console.is_terminal and not output.console.is_dumb_terminal
@@ -55,13 +56,13 @@ class SweepScreen:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="sweep screen")
 
-    def started(self, number: int) -> None:
-        """Called by a launcher that knows when job ``number`` starts, counted from 0."""
-        self.jobs[number].started()
+    def started(self, folder: Path) -> None:
+        """Called by a launcher that knows when the job in ``folder`` starts."""
+        self._by_folder[folder].started()
 
-    def ended(self, number: int, status: str = "", reason: str = "") -> None:
+    def ended(self, folder: Path, status: str = "", reason: str = "") -> None:
         """Called by a launcher that knows that a job has ended; see :meth:`Watched.ended`."""
-        self.jobs[number].ended(status, reason)
+        self._by_folder[folder].ended(status, reason)
 
     def __enter__(self) -> Self:
         self._refresh()

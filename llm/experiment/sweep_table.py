@@ -30,6 +30,7 @@ STYLES = {
 }  # fmt: skip
 ENDED_BADLY = "red"
 LABEL_SHARE = 0.3  # of the width, for the longest label before numbers are left out
+ROOMY = 2  # columns are left out before others move together
 LONGEST_HEADING_LABEL, LONGEST = 40, 999  # cells
 MAX_ROWS = 50  # of the table at the end
 
@@ -66,10 +67,22 @@ class SweepTable:
                 Column("best", lambda job: _marked(job, best), 7),
                 Column("peak", _peak),
                 Column("tok/s", lambda job: _count(job.number("tokens_per_second")), 6),
+                Column("parameters", lambda job: _count(job.number("parameters"))),
+                Column("time", lambda job: _time(job.seconds), 6),
                 Column("eta", lambda job: _eta(job, rates), 6),
             ]
             shown, rest = choose(self.jobs, room)
-            dropped = ("tok/s", "peak", "loss", "eta", "best", "step", "state")
+            dropped = (
+                "parameters",
+                "time",
+                "tok/s",
+                "peak",
+                "loss",
+                "eta",
+                "best",
+                "step",
+                "state",
+            )
             lines += self._lines(shown, columns, dropped, width, encoding)
             if rest:
                 lines.append(Text(in_words(rest, width), "dim"))
@@ -85,7 +98,7 @@ class SweepTable:
             Column("parameters", lambda job: _count(job.number("parameters"))),
             Column("tok/s", lambda job: _count(job.number("tokens_per_second"))),
             Column("peak", _peak),
-            Column("time", lambda job: duration(job.seconds) if job.seconds else "-"),
+            Column("time", lambda job: _time(job.seconds)),
         ]
         jobs = by_loss(self.jobs)
         dropped = ("step", "tok/s", "peak", "time", "parameters", "best val loss", "state")
@@ -195,9 +208,9 @@ def arrange(
         return set(widths), 2, longest
     least = min(longest, int(LABEL_SHARE * width))
     shown = dict(widths)
-    for title in [None, *dropped]:
-        shown.pop(title or "", None)
-        for gap in (2, 1):
+    for number, title in enumerate(["", *dropped]):
+        shown.pop(title, None)
+        for gap in (2, 1) if number >= ROOMY else (2,):
             room = width - sum(shown.values()) - gap * len(shown)
             if room >= least:
                 return set(shown), gap, min(room, longest)
@@ -222,14 +235,15 @@ def encodable(text: str, encoding: str) -> str:
 
 
 def wrapped(text: str, width: int, encoding: str) -> list[Text]:
-    """Lines of at most ``width`` cells, broken between words where possible."""
+    """Lines of at most ``width`` cells, broken after a comma, else between words."""
     lines = [""]
-    for word in encodable(text, encoding).split(" "):
-        longer = f"{lines[-1]} {word}".lstrip()
-        if cell_len(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(cut(word, width))
+    for part in encodable(text, encoding).replace(", ", ",\n").split("\n"):
+        for piece in [part] if cell_len(part) <= width else part.split(" "):
+            longer = f"{lines[-1]} {piece}".lstrip()
+            if cell_len(longer) <= width:
+                lines[-1] = longer
+            else:
+                lines.append(cut(piece, width))
     return [Text(line, "bold", no_wrap=True) for line in lines if line]
 
 
@@ -268,24 +282,28 @@ def _step(job: Watched) -> str:
 
 
 def _loss(loss: float | None) -> str:
-    return "-" if loss is None else f"{loss:.4f}"
+    return "" if loss is None else f"{loss:.4f}"
 
 
 def _marked(job: Watched, best: Watched | None) -> Text:
     """The lowest validation loss, with a star if it is the best of all."""
     is_best = job is best
-    return Text(_loss(job.best) + ("*" if is_best else " "), "bold green" if is_best else "")
+    return Text("*" * is_best + _loss(job.best), "bold green" if is_best else "")
 
 
 def _count(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.0f}"
+    return "" if value is None else f"{value:,.0f}"
+
+
+def _time(seconds: float | None) -> str:
+    return "" if seconds is None else duration(seconds)
 
 
 def _peak(job: Watched) -> Text:
     """``0.81/4.0 GiB``, the peak in red if it is above the budget."""
     peak = job.number("peak_memory_bytes")
     if peak is None or job.forecast is None:
-        return Text("-" if peak is None else format_bytes(peak))
+        return Text("" if peak is None else format_bytes(peak))
     budget = job.forecast.budget
     unit, size = ("GiB", 2**30) if budget >= 2**30 else ("MiB", 2**20)
     digits = f"{peak / size:.2f}" if unit == "GiB" else f"{peak / size:.0f}"

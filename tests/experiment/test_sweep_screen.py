@@ -19,11 +19,12 @@ from rich.cells import cell_len
 
 from llm.commands import command_line
 from llm.experiment import console, sweep_screen
+from llm.experiment.cells import cut
 from llm.experiment.console import Screen
 from llm.experiment.rundir import METRICS, SUMMARY, write_summary
 from llm.experiment.sweep_csv import BOM, SUMMARY_CSV, csv_text, write_csv
 from llm.experiment.sweep_screen import SweepScreen, longer
-from llm.experiment.sweep_table import SweepTable, cut, labels
+from llm.experiment.sweep_table import SweepTable, labels
 from llm.experiment.watch import STATUSES, Watched
 from llm.lock import LOCK
 from tests.experiment.test_watch import FORECAST, row

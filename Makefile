@@ -22,6 +22,9 @@ test-slow: $(VENV)/.dev  ## what takes minutes: torch.compile, hostile files, da
 test-crash: $(VENV)/.dev  ## kill training at random moments and at every step of a save
 	$(RUN) -m pytest -m crash -rs
 
+test-chaos: $(VENV)/.dev  ## a sweep whose jobs run out of memory, diverge, raise and are killed
+	$(RUN) -m pytest -m chaos -rs
+
 lint: $(VENV)/.dev  ## ruff and mypy
 	$(RUN) -m ruff check $(LINT)
 	$(RUN) -m ruff format --check $(LINT)
@@ -47,5 +50,5 @@ $(VENV)/.dev: $(VENV)/.core
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-.PHONY: help train test test-slow test-crash lint bench clean
+.PHONY: help train test test-slow test-crash test-chaos lint bench clean
 .DEFAULT_GOAL := help

@@ -18,12 +18,13 @@ def command_line(name: str, *arguments: str) -> str:
     return for_shell(["python", _script(name), *folders, *arguments])
 
 
-def typed_command(*more: str, name: str | None = None) -> str:
+def typed_command(*more: str, name: str | None = None, without: Iterable[str] = ()) -> str:
     """This command as it was typed, with ``more`` arguments, quoted for a shell.
 
-    ``name``: another script with the same arguments.
+    ``name``: another script with the same arguments. ``without``: arguments to leave out.
     """
-    started, *arguments = TYPED or sys.argv
+    started, *typed = TYPED or sys.argv
+    arguments = [word for word in typed if word not in without]
     return for_shell(["python", _script(name or Path(started).name), *arguments, *more])
 
 

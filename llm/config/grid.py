@@ -63,6 +63,8 @@ class Combinations(Generic[S]):
         from_file = parser.parse_overrides([quote_param(*param) for param in params.items()])
         overrides = [*from_file, *parser.parse_overrides(list(arguments))]
         self.is_single = not from_file and not any(one.is_sweep_override() for one in overrides)
+        lists = [one for one in overrides if one.is_sweep_override()]
+        self.swept = [one.get_key_element() for one in [*from_file, *lists]]
         # The last override of a key wins, as in Hydra's own sweeper.
         self.choices = {one.get_key_element(): choices(one) for one in overrides}
         typed = {one.get_key_element() for one in overrides[len(from_file) :]}

@@ -8,7 +8,7 @@ run out of memory or be continued without harm to another job.
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,15 @@ from omegaconf import DictConfig, OmegaConf
 from llm.config import PLUGINS
 from llm.config.verbatim import as_typed, quoted, unquoted
 from llm.errors import Stop, require
+from llm.experiment.console import say
+from llm.experiment.names import folder_name, values_of
 from llm.experiment.sweep import Job, Places, run_job, run_jobs
+from llm.experiment.watch import Watched
 
 MULTIRUN = Path("multirun")
-# The keys that say where a job is written.
-HOUSEKEEPING = ("run.sweep", "run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
-LONGEST = 120  # bytes of the name of a folder
+# The keys that say where a job is written
+PLACE = ("run.sweep", "run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
+HOUSEKEEPING = (*PLACE, "run.retry", "run.dry_run")  # these do not distinguish jobs
 OF_THE_SWEEP = ("hydra.mode", "hydra.sweep", "hydra/sweep", "hydra.launcher", "hydra/launcher")
 
 
@@ -50,10 +53,10 @@ class ProcessLauncher(Launcher):
         require(valid, f"hydra.launcher.n_jobs={n_jobs} must be a whole number, at least 1")
         self.timeout_seconds = None if timeout_min is None else 60 * timeout_min
         self.n_jobs = n_jobs
-        # From the sweeper, if it knows more about the jobs: by folder, the predicted peak and the
-        # memory that all jobs on the device may take together, in bytes.
-        self.memory: dict[Path, tuple[int, int]] = {}
-        self.on_start: Callable[[Path], None] = lambda folder: None
+        # From the built-in sweeper, by the folder of a job: what is known about it, and how many
+        # bytes the jobs on its device may take together.
+        self.watched: dict[Path, Watched] = {}
+        self.rooms: dict[Path, int] = {}
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -70,15 +73,28 @@ class ProcessLauncher(Launcher):
             job_of(self.config.hydra, overrides, number, script)
             for number, overrides in enumerate(job_overrides, initial_job_idx)
         ]
-        jobs = [
-            replace(job, peak=peak, room=room)
-            for job in jobs
-            for peak, room in [self.memory.get(job.folder, (0, None))]
-        ]
-        ends = run_jobs(
-            jobs, Places(self.n_jobs), self.timeout_seconds, lambda job: self.on_start(job.folder)
-        )
+        jobs = [replace(job, peak=self._peak(job), room=self.rooms.get(job.folder)) for job in jobs]
+        places = Places(self.n_jobs)
+        ends = run_jobs(jobs, places, self.timeout_seconds, self._started, self._ended)
         return [_result(job, ends[job.number]) for job in jobs]
+
+    def _peak(self, job: Job) -> int:
+        watched = self.watched.get(job.folder)
+        return watched.forecast.peak if watched and watched.forecast else 0
+
+    def _started(self, job: Job) -> None:
+        if job.folder in self.watched:
+            self.watched[job.folder].started()
+        else:  # the sweeper of another package shows nothing
+            say(f"job {job.number}: {' '.join(job.overrides)}")
+
+    def _ended(self, job: Job, summary: dict[str, Any]) -> None:
+        status, reason = str(summary["status"]), str(summary.get("reason") or "")
+        if job.folder in self.watched:
+            done = status == "finished"
+            self.watched[job.folder].ended(*([] if done else [status, reason]))
+        else:
+            say(f"job {job.number}: {status}" + f": {reason}" * bool(reason))
 
 
 def _result(job: Job, summary: dict[str, Any]) -> JobReturn:
@@ -124,10 +140,12 @@ def job_of(hydra: Any, overrides: Sequence[str], number: int, script: Path) -> J
     """
     settings = [one for one in overrides if not is_housekeeping(one)]
     pairs = [one.partition("=") for one in overrides if is_housekeeping(one)]
-    place = {key: unquoted(value) for key, _, value in pairs}
+    place = {key.lstrip("+"): unquoted(value) for key, _, value in pairs}
     sweep = place.get("run.sweep") or Path(str(hydra.sweep.dir)).name
-    folder = Path(place.get("run.dir") or MULTIRUN / sweep / folder_name(settings, number))
+    folder = Path(place.get("run.dir") or MULTIRUN / sweep / folder_name(values_of(settings)))
     typed = [*map(as_typed, settings), f"run.sweep={sweep}", f"run.dir={folder}"]
+    if retry := place.get("run.retry"):
+        typed.append(f"run.retry={retry}")
     return Job(number, settings, folder, command_of(hydra, typed, script))
 
 
@@ -146,27 +164,17 @@ def command_of(hydra: Any, overrides: list[str], script: Path) -> list[str]:
     return [sys.executable, str(script), *flags, *of_hydra, *overrides, "hydra.mode=RUN"]
 
 
-def placed(overrides: Sequence[str], sweep: str, name: str) -> list[str]:
+def placed(overrides: Sequence[str], sweep: str, name: str, retry: str = "failed") -> list[str]:
     """``overrides`` with the place of the job, ``multirun/<sweep>/<name>``."""
     values = (sweep, str(MULTIRUN / sweep / name), str(MULTIRUN / sweep), name)
-    place = [f"{key}={quoted(value)}" for key, value in zip(HOUSEKEEPING, values, strict=True)]
-    return [*(one for one in overrides if not is_housekeeping(one)), *place]
+    place = [f"{key}={quoted(value)}" for key, value in zip(PLACE, values, strict=True)]
+    anew = ["run.retry=all"] if retry == "all" else []
+    return [*(one for one in overrides if not is_housekeeping(one)), *place, *anew]
 
 
 def is_housekeeping(override: str) -> bool:
-    """Whether an override says where a job is written."""
+    """Whether an override says where a job is written, or what to do with an earlier one."""
     return override.partition("=")[0].lstrip("+") in HOUSEKEEPING
-
-
-def folder_name(overrides: Sequence[str], number: int) -> str:
-    """``model.n_layer-4_optimizer.lr-0.001``: letters, digits, ``. _ -``, 120 bytes at most."""
-    plain = "_".join(sorted(overrides)).replace("e+", "e")  # 1e+30 must not read as 1e-30
-    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in plain).strip("-.")
-    if not name:
-        return f"job-{number}"
-    raw = name.encode()
-    short = raw[: LONGEST - 10].decode(errors="ignore")  # not half a character
-    return name if len(raw) <= LONGEST else f"{short}-{number}"
 
 
 def find_from_workers() -> None:

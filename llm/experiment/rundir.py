@@ -26,6 +26,7 @@ from llm.errors import (
     printable,
     require,
 )
+from llm.lock import KEYS
 from llm.sealed import Plain, read_json
 from llm.signals import Signalled, remember, unswallowed
 
@@ -61,10 +62,10 @@ def claim(stem: Path) -> Path:
     raise Refused(f"{stem} and a thousand folders like it exist already: delete some")
 
 
-def make_folder(path: Path, exist_ok: bool = True) -> Path:
-    """Make a run folder and test that files can be written in it.
+def make_folder(path: Path, exist_ok: bool = True, kind: str = "run") -> Path:
+    """Make the folder of a run or a sweep and test that files can be written in it.
 
-    Raises :class:`llm.errors.Refused` if not.
+    Raises :class:`llm.errors.Refused` if not. ``kind``: a key of :data:`llm.lock.KEYS`.
     """
     try:
         path.mkdir(parents=True, exist_ok=exist_ok)
@@ -74,10 +75,10 @@ def make_folder(path: Path, exist_ok: bool = True) -> Path:
         sync_folder(path.parent)
     except FileExistsError:
         if exist_ok:
-            raise Refused(f"run folder {path} is a file: take another run.name") from None
+            raise Refused(f"{kind} folder {path} is a file: take another {KEYS[kind]}") from None
         raise
     except OSError as error:
-        raise cannot_use(path, error, "run folder ") from None
+        raise cannot_use(path, error, f"{kind} folder ") from None
     return path
 
 

@@ -1,0 +1,120 @@
+"""The folder of a sweep, ``multirun/<sweep>/``: which sweep it belongs to, and its jobs.
+
+``sweep.json`` there names the keys that vary and the settings that all jobs share, so that the same
+command continues the sweep and another one is refused.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from llm.config.launcher import MULTIRUN, is_housekeeping
+from llm.config.verbatim import displayed
+from llm.errors import require
+from llm.experiment.names import folder_name
+from llm.experiment.rundir import claim, make_folder, replace_text
+from llm.lock import locked
+from llm.options import from_plain
+from llm.planning.points import Point
+from llm.sealed import Plain, read_json
+from llm.settings.identity import identity
+from llm.settings.saved import to_plain
+from llm.settings.schema import TrainSettings
+
+NAME = "%Y-%m-%d_%H-%M-%S"  # if run.sweep is null
+SWEEP = "sweep.json"
+
+
+@dataclass
+class SweepFile:
+    """``sweep.json``."""
+
+    over: list[str]  # the keys that differ between its jobs
+    fixed: Plain  # the settings that all jobs share and that change a result
+    jobs: dict[str, dict[str, str]] = field(default_factory=dict)  # the values of `over`, by folder
+
+
+@dataclass
+class SweepFolder:
+    """The folder of a sweep and, in the order of the command, its jobs."""
+
+    path: Path
+    is_named: bool  # by run.sweep, so that it may exist already
+    file: SweepFile  # of this command and of earlier ones
+    values: list[dict[str, str]]  # of each job of this command
+    names: list[str]  # of their folders
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folder of each job of this command."""
+        return [self.path / name for name in self.names]
+
+    @property
+    def others(self) -> dict[str, dict[str, str]]:
+        """The values of the jobs of earlier commands, by the names of their folders."""
+        return {name: one for name, one in self.file.jobs.items() if name not in set(self.names)}
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """Make and lock the folder, and write ``sweep.json``.
+
+        Raises :class:`llm.errors.InUse` if another process runs a sweep there.
+        """
+        self.path = make_folder(self.path, kind="sweep") if self.is_named else claim(self.path)
+        with locked(self.path, kind="sweep"):
+            text = json.dumps(asdict(self.file), indent=1, ensure_ascii=False) + "\n"
+            replace_text(self.path / SWEEP, text)
+            yield
+
+
+def sweep_folder(
+    named: str | None, points: Sequence[Point[TrainSettings]], swept: Sequence[str]
+) -> SweepFolder:
+    """The folder for these jobs, which is not made yet. ``swept``: the keys with a list of values.
+
+    Raises :class:`llm.errors.Refused` if it holds another sweep.
+    """
+    typed = [typed_values(point) for point in points]
+    first, *others = [identity(to_plain(point.settings), "") for point in points]
+    fixed = {key: v for key, v in first.items() if all(one.get(key) == v for one in others)}
+    over = [key for key in typed[0] if len({one.get(key) for one in typed}) > 1]
+    over = over or [key for key in typed[0] if key in swept] or list(typed[0])
+    path = MULTIRUN / (named or f"{datetime.now():{NAME}}")
+    earlier = SweepFile([], {})
+    if named and (path / SWEEP).exists():
+        earlier = from_plain(SweepFile, read_json(path / SWEEP), f"{path / SWEEP}: ")
+        over = _varied_keys(path, earlier, typed[0], over if len(points) > 1 else [], fixed)
+        fixed = earlier.fixed
+    values = [{key: one[key] for key in over} for one in typed]
+    names = [folder_name(one) for one in values]
+    jobs = earlier.jobs | dict(zip(names, values, strict=True))
+    return SweepFolder(path, named is not None, SweepFile(sorted(over), fixed, jobs), values, names)
+
+
+def _varied_keys(
+    folder: Path, earlier: SweepFile, typed: dict[str, str], varied: list[str], fixed: Plain
+) -> list[str]:
+    """The keys that the sweep in ``folder`` varies; :class:`llm.errors.Refused` if it is another.
+
+    The jobs of this command may repeat some of its jobs, or add values of its keys.
+    """
+    other = f"{folder} holds another sweep"
+    was, now = (", ".join(keys) or "nothing" for keys in (earlier.over, varied or typed))
+    same = set(varied) <= set(earlier.over) <= set(typed)
+    require(same, f"{other} (over {was}, not {now}): take another run.sweep")
+    changes = ", ".join(
+        f"{key} was {value}, now {fixed[key]}"
+        for key, value in earlier.fixed.items()
+        if key in fixed and value != fixed[key]
+    )
+    require(not changes, f"{other} ({changes}): take another run.sweep, or the same settings")
+    return earlier.over
+
+
+def typed_values(point: Point[TrainSettings]) -> dict[str, str]:
+    """The values from the command line and the sweep file, by key; not the place of the job."""
+    pairs = [one.partition("=") for one in point.overrides if not is_housekeeping(one)]
+    return {key: displayed(value) for key, _, value in pairs}

@@ -118,7 +118,7 @@ def _reason(error: BaseException, cfg: Any) -> Stop | None:
 def _leave_summary(cfg: Any, refusal: Refused) -> None:
     # A refused job of a sweep says why in its folder; any other refused run leaves no folder.
     run = cfg.get("run") if cfg is not None else None
-    if run and run.sweep and run.dir:
+    if run and run.sweep and run.dir and not run.dry_run:
         folder = Path(unguard(run.dir))
         if read_summary(folder) is None:
             with contextlib.suppress(InUse), locked(make_folder(folder)):

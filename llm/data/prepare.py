@@ -63,6 +63,16 @@ def prepared(config: DataConfig) -> Meta | None:
         return None
 
 
+def ready(config: DataConfig) -> tuple[Path, bool]:
+    """The folder that :func:`prepare` would return, and whether it can be used as it is.
+
+    Writes nothing. Raises :class:`llm.errors.Refused` as :func:`prepare` does before it writes.
+    """
+    made_from = _made_from(config, read_corpus(config.corpus, config.path))
+    folder = _folder(config, made_from)
+    return folder, _is_ready(folder, config, made_from)
+
+
 def folder_of(config: DataConfig) -> Path:
     """``dir/name``; for ``text``, ``dir/name-DIGEST`` of the text and its options."""
     return _folder(config, _made_from(config, read_corpus(config.corpus, config.path)))

@@ -104,6 +104,13 @@ def write_summary(folder: Path, **values: Any) -> None:
     replace_text(folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
 
 
+def require_run_files(folder: Path) -> None:
+    """Raise :class:`llm.errors.Refused` if ``folder`` has files that no run writes."""
+    others = sorted({path.name for path in folder.glob("[!.]*")} - set(RUN_FILES))
+    listed = ", ".join(others[:3]) + ", ..." * (len(others) > 3)
+    require(not others, f"{folder} also holds {listed}, so it is not replaced: move that away")
+
+
 def discard_run(folder: Path) -> None:
     """Delete all files of the run in ``folder``, which is locked, so that another can start there.
 
@@ -111,9 +118,7 @@ def discard_run(folder: Path) -> None:
     summary.json goes first, and config.yaml last. Raises :class:`llm.errors.Refused`, and deletes
     nothing, if there are files that no run writes.
     """
-    others = sorted({path.name for path in folder.glob("[!.]*")} - set(RUN_FILES))
-    listed = ", ".join(others[:3]) + ", ..." * (len(others) > 3)
-    require(not others, f"{folder} also holds {listed}, so it is not replaced: move that away")
+    require_run_files(folder)
     discarded = folder / f".earlier{TEMPORARY}"
     try:
         delete(discarded)

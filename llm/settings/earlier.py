@@ -72,6 +72,7 @@ def named_folder(settings: TrainSettings) -> Path | None:
     if not (run.dir or run.name):
         return None
     folder = folder_of(settings)
+    require(not folder.is_file(), f"run folder {folder} is a file: take another run.name")
     if not (folder / CONFIG).exists():
         require(not resume, f"resume={resume} {not_a_run(folder)}")
         # A run that was killed at once leaves hidden files, a refused job its summary and log.

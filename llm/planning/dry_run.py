@@ -1,0 +1,114 @@
+"""``run.dry_run=true`` of a single run: its plan, its data and its folder; nothing is written."""
+
+from pathlib import Path
+
+from llm.checkpoint.find import recorded_digest
+from llm.commands import typed_command
+from llm.data.dataset import Dataset
+from llm.data.prepare import ready
+from llm.experiment.console import duration, panel, say, status
+from llm.experiment.rundir import CONFIG, require_run_files
+from llm.experiment.tail import number
+from llm.experiment.watch import Rates
+from llm.planning.custom_optimizer import try_custom_classes
+from llm.planning.forecast import forecast, plan_of
+from llm.planning.plan import Plan
+from llm.planning.setup import vocabulary
+from llm.planning.tables import show_plan
+from llm.settings.earlier import (
+    FINISHED,
+    NEW,
+    UNFINISHED,
+    UNVERIFIED,
+    Earlier,
+    checkpoint_step,
+    earlier_run,
+    named_folder,
+    prepared_data,
+    refuse_failed,
+)
+from llm.settings.saved import load_plain
+from llm.settings.schema import TrainSettings
+from llm.signals import delayed
+from llm.units import plural
+
+HELD = {
+    NEW: "new",
+    FINISHED: "finished already: nothing would be trained",
+    UNVERIFIED: "finished, perhaps on other data: the run would compare it",
+}
+
+
+def show_dry_run(settings: TrainSettings) -> None:
+    """Show what a run would do.
+
+    Raises :class:`llm.errors.Refused` with the message of the run itself where that is refused
+    before it trains. Torch is imported only where the message depends on this machine.
+    """
+    plan = _plan(settings)  # in the order of the run, so that the first mistake is the same
+    data, is_ready = ready(settings.data)
+    if is_ready and plan is not None:
+        model = plan.setup.model
+        Dataset.open(data).check(model.block_size, model.vocab_size or 0)
+    folder, earlier = _held(settings)
+    if plan is not None:
+        show_plan(plan)
+    facts = _facts(settings, plan, earlier)
+    facts["data"] = f"{data}" if is_ready else f"would be prepared in {data}"
+    facts["run folder"] = "outputs/<date>/<time>: new"
+    if folder is not None:
+        held = HELD.get(earlier.state) or f"would continue at step {checkpoint_step(folder):,}"
+        is_replaced = settings.run.retry == "all" and earlier.state != NEW
+        facts["run folder"] = f"{folder}: {'would be replaced' if is_replaced else held}"
+    panel("dry run", facts)
+    say(f"nothing was started; to run it: {typed_command(without='run.dry_run')}")
+
+
+def _plan(settings: TrainSettings) -> Plan | None:
+    """The plan of the run; None if its vocabulary is unknown before its text is read."""
+    if vocabulary(settings) is None:
+        return None
+    trainer, memory = settings.trainer, settings.memory
+    if not (memory.is_enforced or trainer.compile or trainer.device not in ("auto", "cpu")):
+        try_custom_classes([settings])
+        return plan_of(settings)
+    with status("loading torch"), delayed():  # to measure the reserve, and to find the device
+        from llm.device import select_device
+        from llm.planning.fitting import fit_memory
+    return fit_memory(settings, select_device(trainer.device, compiles=trainer.compile))[1]
+
+
+def _held(settings: TrainSettings) -> tuple[Path | None, Earlier]:
+    """The run's folder, if it is named, and what it holds."""
+    folder, retry = named_folder(settings), settings.run.retry
+    is_new = folder is None or not (folder / CONFIG).exists()
+    if settings.init_from is not None and (is_new or retry == "all"):
+        recorded_digest(settings.init_from)  # refuses missing weights
+    if folder is None:
+        return None, Earlier(NEW)
+    if retry == "all" and not is_new:
+        load_plain(folder)
+        require_run_files(folder)
+        return folder, Earlier(UNFINISHED)
+    earlier = earlier_run(settings, folder, prepared_data(settings))
+    if retry == "none" and not settings.resume and not earlier.is_finished:
+        refuse_failed(folder)
+    return folder, earlier
+
+
+def _facts(settings: TrainSettings, plan: Plan | None, earlier: Earlier) -> dict[str, str]:
+    known = forecast(settings)
+    if plan is None or known is None:
+        return {"plan": "the vocabulary is unknown before the text is read"}
+    facts = {}
+    if known.tokens is not None:
+        facts["training"] = f"{known.tokens:,} tokens in {plural(known.max_steps or 0, 'step')}"
+    if known.minutes is not None:
+        limit = f"at most {known.minutes:g} minutes"
+        facts["training"] = f"{facts['training']}, {limit}" if facts else limit
+    if not earlier.is_finished:
+        speed = number(earlier.summary, "tokens_per_second")
+        rates = Rates([(known.flops_per_token, known.flops_per_token * speed)] if speed else ())
+        seconds = rates.train_seconds(known, number(earlier.summary, "tokens") or 0)
+        facts["time"] = "known after the first steps" if seconds is None else duration(seconds)
+    return facts

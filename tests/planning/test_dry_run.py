@@ -1,0 +1,108 @@
+"""``run.dry_run=true`` of a single run says what would happen, and writes nothing."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import Done, here, listing, summary
+from tests.conftest import PLAY, ROOT, TINY_RUN
+
+DATA = ["data=text", "data.path=play.txt", "data.tokenizer=byte"]
+NO_TORCH = """
+import runpy, sys
+sys.argv = ["run_train.py", "run.dry_run=true"]
+runpy.run_path("run_train.py", run_name="__main__")
+assert "torch" not in sys.modules
+"""
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a text and the finished run ``outputs/a``."""
+    cwd = tmp_path_factory.mktemp("dry")
+    (cwd / "play.txt").write_text(PLAY, encoding="utf-8")
+    assert here("train", *DATA, *TINY_RUN, "run.name=a", cwd=cwd).returncode == 0
+    return cwd
+
+
+@pytest.fixture
+def cwd(original: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(original, tmp_path / "copy", symlinks=True))
+
+
+def dry(cwd: Path, *typed: str) -> Done:
+    """The dry run, which has left every file as it was."""
+    before = {name: (cwd / name).stat().st_mtime_ns for name in listing(cwd)}
+    done = here("train", *DATA, *TINY_RUN, *typed, "run.dry_run=true", cwd=cwd)
+    assert {name: (cwd / name).stat().st_mtime_ns for name in listing(cwd)} == before
+    return done
+
+
+def test_a_new_run_is_shown_as_run_plan_shows_it(tmp_path: Path) -> None:
+    (tmp_path / "play.txt").write_text(PLAY, encoding="utf-8")
+    done = dry(tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    plan = here("plan", *DATA, *TINY_RUN, cwd=tmp_path)
+    assert plan.stdout.strip() in done.stdout
+    for words in (
+        "384 tokens in 6 steps", "known after the first steps", "would be prepared in data/text-",
+        "outputs/<date>/<time>: new", "nothing was started; to run it: python",
+    ):  # fmt: skip
+        assert words in done.stdout
+    assert "dry_run" not in done.stdout
+    assert listing(tmp_path) == {"play.txt"}
+
+
+def test_the_folder_of_a_named_run_is_looked_at(cwd: Path) -> None:
+    assert "outputs/b: new" in dry(cwd, "run.name=b").stdout
+    done = dry(cwd, "run.name=a")
+    assert "outputs/a: finished already: nothing would be trained" in done.stdout
+    assert "would be replaced" in dry(cwd, "run.name=a", "run.retry=all", "seed=2").stdout
+    done = here("train", "resume=outputs/a", "trainer.max_steps=9", "run.dry_run=true", cwd=cwd)
+    assert "outputs/a: would continue at step 6" in done.stdout, done
+    (cwd / "outputs/a/summary.json").unlink()
+    assert "outputs/a: would continue at step 6" in dry(cwd, "run.name=a").stdout
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["run.name=a", "seed=2"],
+        ["run.name=a", "run.retry=none"],
+        ["run.name=file"],
+        ["run.name=c", "init_from=gone"],
+        [
+            "memory.fit=check",
+            "memory.budget_gib=0.4",
+            "memory.reserve_mib=390",
+            "model.n_embed=512",
+        ],
+        ["model.block_size=4000"],
+        ["data.path=gone.txt"],
+        ["trainer.device=cuda:99"],
+        ["resume=outputs/none"],
+    ],
+)
+def test_what_the_run_would_refuse_is_refused_in_the_same_line(typed: list[str], cwd: Path) -> None:
+    (cwd / "outputs/file").write_text("", encoding="utf-8")
+    path = cwd / "outputs/a/summary.json"
+    path.write_text(path.read_text().replace('"finished"', '"diverged"'), encoding="utf-8")
+    done = dry(cwd, *typed)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done
+    assert done.stderr == here("train", *DATA, *TINY_RUN, *typed, cwd=cwd).stderr
+    assert summary(cwd / "outputs/a")["status"] == "diverged"
+
+
+def test_an_unread_alphabet_leaves_the_plan_open(tmp_path: Path) -> None:
+    (tmp_path / "play.txt").write_text(PLAY, encoding="utf-8")
+    done = dry(tmp_path, "data.tokenizer=char")
+    assert done.returncode == 0
+    assert "the vocabulary is unknown before the text is read" in done.stdout
+    assert listing(tmp_path) == {"play.txt"}
+
+
+def test_a_dry_run_needs_no_torch() -> None:
+    subprocess.run([sys.executable, "-c", NO_TORCH], cwd=ROOT, check=True, capture_output=True)

@@ -21,9 +21,9 @@ from llm.settings.earlier import (
     UNFINISHED,
     UNVERIFIED,
     Earlier,
-    checkpoint_step,
     earlier_run,
     named_folder,
+    newest_manifest,
     prepared_data,
     refuse_failed,
 )
@@ -57,7 +57,8 @@ def show_dry_run(settings: TrainSettings) -> None:
     facts["data"] = f"{data}" if is_ready else f"would be prepared in {data}"
     facts["run folder"] = "outputs/<date>/<time>: new"
     if folder is not None:
-        held = HELD.get(earlier.state) or f"would continue at step {checkpoint_step(folder):,}"
+        newest = newest_manifest(folder)
+        held = HELD.get(earlier.state) or f"would continue at step {newest.step if newest else 0:,}"
         is_replaced = settings.run.retry == "all" and earlier.state != NEW
         facts["run folder"] = f"{folder}: {'would be replaced' if is_replaced else held}"
     panel("dry run", facts)
@@ -104,8 +105,8 @@ def _facts(settings: TrainSettings, plan: Plan | None, earlier: Earlier) -> dict
     if known.tokens is not None:
         facts["training"] = f"{known.tokens:,} tokens in {plural(known.max_steps or 0, 'step')}"
     if known.minutes is not None:
-        limit = f"at most {known.minutes:g} minutes"
-        facts["training"] = f"{facts['training']}, {limit}" if facts else limit
+        limit = f"{known.minutes:g} minutes"
+        facts["training"] = f"{facts['training']}, at most {limit}" if facts else limit
     if not earlier.is_finished:
         speed = number(earlier.summary, "tokens_per_second")
         rates = Rates([(known.flops_per_token, known.flops_per_token * speed)] if speed else ())

@@ -5,20 +5,23 @@ refused with the keys that differ.
 """
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llm.checkpoint.find import FOLDER, read_manifest, recorded_digest
+from llm.checkpoint.find import FOLDER, Manifest, read_manifest, recorded_digest
 from llm.data.prepare import prepared
 from llm.errors import Refused, require
 from llm.experiment.rundir import CONFIG, LOG, SUMMARY, read_summary
+from llm.options import from_plain
 from llm.sealed import Plain
 from llm.settings.custom import Custom
 from llm.settings.identity import config_digest, identity, refuse_differences
 from llm.settings.saved import load_plain, not_a_run, to_plain
 from llm.settings.schema import TrainSettings
+from llm.training.schedule import Horizon
 
 OUTPUTS = Path("outputs")
 # UNVERIFIED: finished, but on data that is not prepared (any more), so only the run can compare it.
@@ -119,9 +122,25 @@ def earlier_run(settings: TrainSettings, folder: Path, data: Prepared | None) ->
 
 
 def _is_longer(settings: TrainSettings, folder: Path) -> bool:
-    """Whether ``resume=`` asks for more steps than a finished run has made."""
-    steps = settings.trainer.max_steps
-    return settings.resume is not None and (not steps or checkpoint_step(folder) < steps)
+    """Whether ``resume=`` asks for more steps or minutes than a finished run has made."""
+    if settings.resume is None:
+        return False
+    newest = newest_manifest(folder)
+    state, reached = (newest.state, newest.step) if newest else ({}, 0)
+    return reached < last_step(settings, state, folder)
+
+
+def last_step(settings: TrainSettings, state: Plain, place: Path) -> float:
+    """Where the run ends; infinity if that is to be decided for a new budget in minutes.
+
+    ``state``: of its newest checkpoint, in ``place``.
+    """
+    if settings.trainer.max_steps is not None:
+        return settings.trainer.max_steps
+    progress = state.get("progress")
+    saved = progress.get("horizon") if isinstance(progress, dict) else None
+    horizon = from_plain(Horizon, saved or {}, f"{place}: progress.horizon.")
+    return horizon.last_step(settings.trainer.max_minutes) or math.inf
 
 
 def _digests(settings: TrainSettings, data: Prepared | None) -> Iterator[str]:
@@ -158,7 +177,8 @@ def _require_same(
     settings: TrainSettings, folder: Path, summary: Plain, data: Prepared | None
 ) -> None:
     saved = load_plain(folder)
-    recorded = checkpoint_identity(folder)
+    newest = newest_manifest(folder)
+    recorded = newest.identity if newest else None
     vocab_size: Any = data.vocab_size if data else settings.data.declared_vocab_size()
     vocab_size = vocab_size or (saved.get("data") or {}).get("vocab_size") or 0
     mine = to_plain(settings.resolve(vocab_size, settings.precision.name))
@@ -215,18 +235,11 @@ def origin_digest(settings: TrainSettings, saved: Plain, recorded: Plain | None)
         return digest
 
 
-def checkpoint_identity(folder: Path) -> Plain | None:
-    """The digests in the newest checkpoint of a run; None if it has no readable one."""
+def newest_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a run's newest checkpoint; None if it has no readable one."""
     with contextlib.suppress(Refused, OSError):
-        return read_manifest(folder / FOLDER / "last").identity
+        return read_manifest(folder / FOLDER / "last")
     return None
-
-
-def checkpoint_step(folder: Path) -> int:
-    """The step after which a run would continue; 0 without a readable checkpoint."""
-    with contextlib.suppress(Refused, OSError):
-        return read_manifest(folder / FOLDER / "last").step
-    return 0
 
 
 def runs_again(retry: str, earlier: Earlier) -> bool:

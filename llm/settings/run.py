@@ -1,7 +1,6 @@
 """Which folder a run writes to, and whether it holds a run to continue."""
 
 import contextlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,9 +19,9 @@ from llm.experiment.rundir import (
     replace_text,
 )
 from llm.lock import locked
-from llm.options import from_plain
 from llm.settings.earlier import (
     OUTPUTS,
+    last_step,
     named_folder,
     origin_digest,
     refuse_another_run,
@@ -31,7 +30,6 @@ from llm.settings.earlier import (
 from llm.settings.identity import config_digest
 from llm.settings.saved import load_plain, to_plain, to_yaml
 from llm.settings.schema import TrainSettings
-from llm.training.schedule import Horizon
 
 
 @dataclass(frozen=True)
@@ -95,8 +93,9 @@ def _continued(folder: Path, settings: TrainSettings, data_digest: str) -> Run:
     run = Run(folder, _digests(settings, data_digest, origin), _again(folder, settings), newest)
     summary = read_summary(folder) or {}
     reached = newest.step if newest else 0
+    last = last_step(settings, newest.state if newest else {}, newest.path if newest else folder)
     is_finished = summary.get("status") == "finished" and not damaged
-    if is_finished and (reached >= _last_step(settings, newest) or not settings.resume):
+    if is_finished and (reached >= last or not settings.resume):
         loss, reason = summary.get("best_val_loss"), summary.get("reason")
         return replace(run, is_finished=True, best_val_loss=loss, reason=reason)
     if settings.run.retry == "none" and not settings.resume:
@@ -114,17 +113,6 @@ def _continued(folder: Path, settings: TrainSettings, data_digest: str) -> Run:
     cut_metrics(folder, reached - has_row if newest else -1)
     _write_config(folder, settings)
     return run
-
-
-def _last_step(settings: TrainSettings, newest: Checkpoint | None) -> float:
-    """Where the run ends; infinity if that is to be decided for a new budget in minutes."""
-    if settings.trainer.max_steps is not None:
-        return settings.trainer.max_steps
-    progress = newest.state.get("progress") if newest else None
-    saved = progress.get("horizon") if isinstance(progress, dict) else None
-    where = f"{newest.path}: progress.horizon." if newest else ""
-    horizon = from_plain(Horizon, saved or {}, where)
-    return horizon.last_step(settings.trainer.max_minutes) or math.inf
 
 
 def _digests(settings: TrainSettings, data_digest: str, origin: str | None) -> dict[str, str]:

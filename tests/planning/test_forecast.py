@@ -54,6 +54,8 @@ def test_an_evaluation_trains_on_no_token_and_minutes_are_handed_on() -> None:
     assert evaluation and evaluation.tokens == evaluation.max_steps == 0
     limited = forecast(compose_training("trainer.max_minutes=2.5"))
     assert limited and limited.minutes == 2.5
+    timed = forecast(compose_training("trainer.max_steps=null", "trainer.max_minutes=5"))
+    assert timed and timed.minutes == 5 and timed.max_steps is None and timed.tokens is None
 
 
 def test_runs_that_differ_only_in_seed_or_rate_share_a_prediction(

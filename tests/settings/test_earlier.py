@@ -172,6 +172,22 @@ def test_resume_with_more_steps_continues_a_finished_run(cwd: Path) -> None:
     assert state("trainer.max_steps=9") == UNFINISHED
 
 
+def test_a_run_with_a_budget_in_minutes_is_finished_until_it_gets_more(cwd: Path) -> None:
+    minutes = ["trainer.max_steps=null", "trainer.max_minutes=0.005", "run.name=m"]
+    assert here("train", *typed(*minutes), cwd=cwd).returncode == 0
+    folder = Path("outputs/m")
+
+    def state(*more: str) -> str:
+        settings = compose_training(*more)
+        return earlier_run(settings, folder, prepared_data(settings)).state
+
+    assert state(*typed(*minutes)) == FINISHED
+    assert state("resume=outputs/m") == FINISHED
+    assert state("resume=outputs/m", "trainer.max_minutes=1") == UNFINISHED
+    with pytest.raises(Refused, match=r"trainer.max_minutes was 0.005, now 1"):
+        state(*typed(*minutes, "trainer.max_minutes=1"))
+
+
 def test_finished_jobs_are_found_without_torch(cwd: Path) -> None:
     settings = compose_training(*typed())
     jobs: list[tuple[TrainSettings, Path]] = []

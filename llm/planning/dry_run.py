@@ -62,7 +62,7 @@ def show_dry_run(settings: TrainSettings) -> None:
         is_replaced = settings.run.retry == "all" and earlier.state != NEW
         facts["run folder"] = f"{folder}: {'would be replaced' if is_replaced else held}"
     panel("dry run", facts)
-    say(f"nothing was started; to run it: {typed_command(without='run.dry_run')}")
+    say(f"nothing was started; to run it: {typed_command(without=['run.dry_run='])}")
 
 
 def _plan(settings: TrainSettings) -> Plan | None:

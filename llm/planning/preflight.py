@@ -136,7 +136,7 @@ def show_jobs(
     if len(jobs) > ROWS:
         say(f"and {len(jobs) - ROWS:,} more")
     show_preflight(name, jobs, rates, at_once)
-    say(f"nothing was started; to run them: {typed_command(without='run.dry_run')}")
+    say(f"nothing was started; to run them: {typed_command(without=['run.dry_run='])}")
 
 
 def _cells(job: PlannedJob, rates: Rates) -> list[str]:

@@ -23,18 +23,17 @@ from llm.errors import Interrupted, Stop, require
 from llm.experiment.console import count_progress, say
 from llm.experiment.sweep import machine_memory
 from llm.experiment.sweep_screen import SweepScreen
-from llm.experiment.watch import Forecast, Watched
+from llm.experiment.watch import Forecast, Rates, Watched, rates_of
 from llm.planning.custom_optimizer import try_custom_classes
 from llm.planning.forecast import forecasts
-from llm.planning.plan import label
 from llm.planning.points import Point
+from llm.planning.preflight import PlannedJob, show_jobs, show_preflight
 from llm.planning.reserve import planned_device
-from llm.settings.earlier import earlier_runs, runs_again
+from llm.settings.earlier import earlier_runs
 from llm.settings.schema import TrainSettings
 from llm.signals import Signalled
 
 Points = list[Point[TrainSettings]]
-ANEW = "run.retry=all"
 
 
 class SweepFailed(Stop):
@@ -67,19 +66,17 @@ class Grid(Sweeper):
         points, swept = self.points(arguments)
         settings = [point.settings for point in points]
         run, folder = settings[0].run, sweep_folder(settings[0].run.sweep, points, swept)
-        known = forecasts(settings)
+        at_once = jobs_at_once(launcher, len(points))
         if run.dry_run:
-            for values in folder.values:
-                say(label(values))
+            planned = planned_jobs(settings, folder)
+            show_jobs(folder.path.name, planned, earlier_rates(planned, folder), at_once)
             return []
         with folder.open():
-            earlier = list(earlier_runs(zip(settings, folder.folders, strict=True)))
-            starts = [runs_again(run.retry, one) for one in earlier]
+            planned = planned_jobs(settings, folder)
+            show_preflight(folder.path.name, planned, earlier_rates(planned, folder), at_once)
             jobs = [
-                Watched(path, values, forecast, start)
-                for path, values, forecast, start in zip(
-                    folder.folders, folder.values, known, starts, strict=True
-                )
+                Watched(path, one.values, one.forecast, one.runs)
+                for path, one in zip(folder.folders, planned, strict=True)
             ]
             return [self.run(launcher, points, jobs, folder)]
 
@@ -126,7 +123,9 @@ class Grid(Sweeper):
             Watched(folder.path / one, values, will_run=False)
             for one, values in folder.others.items()
         ]
-        again = typed_command(*([] if folder.is_named else [f"run.sweep={name}"]), without=(ANEW,))
+        again = typed_command(
+            *([] if folder.is_named else [f"run.sweep={name}"]), without=["run.retry="]
+        )
         results: list[JobReturn] = []
         try:
             with SweepScreen(jobs, jobs_at_once(launcher, len(batch)), folder.path, others):
@@ -161,6 +160,25 @@ class Grid(Sweeper):
             # For example joblib's TerminatedWorkerError.
             reason = next(iter(str(error).splitlines()), "")
             raise SweepFailed(f"the launcher failed: {type(error).__name__}: {reason}") from error
+
+
+def planned_jobs(settings: Sequence[TrainSettings], folder: SweepFolder) -> list[PlannedJob]:
+    """All jobs, and what their folders hold; :class:`llm.errors.Refused` for another run there."""
+    earlier = earlier_runs(zip(settings, folder.folders, strict=True))
+    parts = zip(settings, folder.values, forecasts(settings), earlier, strict=True)
+    return [PlannedJob(values, known, held, one.run.retry) for one, values, known, held in parts]
+
+
+def earlier_rates(planned: Sequence[PlannedJob], folder: SweepFolder) -> Rates:
+    """The speeds of jobs that have run before."""
+    jobs = [
+        Watched(path, one.values, one.forecast, will_run=False)
+        for path, one in zip(folder.folders, planned, strict=True)
+        if one.earlier.summary
+    ]
+    for job in jobs:
+        job.refresh()
+    return rates_of(jobs)
 
 
 def jobs_at_once(launcher: Launcher, jobs: int) -> int:

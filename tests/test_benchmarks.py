@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from rich.text import Text
 from torch import Tensor
 
 from benchmarks import (
@@ -24,6 +26,7 @@ from benchmarks import (
     real_runs,
     recipe,
     rows,
+    screen,
     step,
     transfer,
     vs_nanogpt,
@@ -448,3 +451,12 @@ def test_predictions_are_measured_beside_memtracker(
     assert size.other == 512 * 512, "of the stand-in, whatever its width"
     assert size.ours > 512 * 64
     assert tracked.ratio == pytest.approx(1, abs=0.05)
+
+
+def test_a_terminal_is_drawn_in_its_colours(tmp_path: Path) -> None:
+    lines = [Text("state", "bold"), Text.assemble(("killed", "red"), " 1.5 = $2^2$")]
+    screen.draw(lines, 80, tmp_path / "table.png")
+    with Image.open(tmp_path / "table.png") as picture:
+        assert picture.size == (80 * 12 + 48, 2 * 27 + 48)
+        colours = {rgb for _, rgb in picture.convert("RGB").getcolors(9999) or []}
+    assert any(red > 2 * green for red, green, _ in colours)

@@ -132,6 +132,21 @@ def test_panels_samples_and_tables_show_no_escape_sequence(place: Any) -> None:
     assert "床前明月光" in text and "👩\u200d🔬" in text
 
 
+def test_a_live_line_moves_the_cursor_of_a_guarded_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal()
+    with redirect_stdout(safe(terminal)), redirect_stderr(safe(terminal)):
+        monkeypatch.setattr(console, "console", console.Screen(highlight=False, soft_wrap=True))
+        with console.TrainingScreen(2) as live:
+            live.tick(1)
+            live.bar.refresh()
+            live.warn("as text")
+    assert "step 1/2" in terminal.getvalue() and "\x1b[2K" in terminal.getvalue()
+    assert "\\x1b" not in terminal.getvalue() and "\\r" not in terminal.getvalue()
+
+
 def test_the_log_of_a_run_can_be_shown_on_a_terminal(tmp_path: Path) -> None:
     with recording(tmp_path, {}, "", remove_if_refused=False):
         logging.getLogger("llm").info("sample: %s", HOSTILE + READABLE)

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Self
+from typing import IO, Any, Self, cast
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.panel import Panel
@@ -47,6 +47,20 @@ class Screen(Console):
         for text, style, control in super().render(renderable, options):
             yield Segment(text if control else printable(text), style, control)
 
+    @property
+    def file(self) -> IO[str]:
+        """Called by rich for the stream to write to.
+
+        While a live line or table is shown, rich's proxy wraps the one of :mod:`llm.terminal`. rich
+        unwraps only its own, and the other would escape the codes that move the cursor.
+        """
+        file = super().file
+        return cast(IO[str], getattr(file, "rich_proxied_file", file))
+
+    @file.setter
+    def file(self, new_file: IO[str]) -> None:
+        self._file = new_file
+
     def on_broken_pipe(self) -> None:
         """Called by rich when the reader of a pipe has exited. Rich's own method exits as well."""
 
@@ -63,7 +77,8 @@ def warn(message: str) -> None:
 
 
 def _show_warning(message: str) -> None:
-    console.print(f"warning: {as_line(message)}", style="yellow", markup=False)
+    # The style of the text alone: print(style=...) colours a live table below it too.
+    console.print(Text(f"warning: {as_line(message)}", style="yellow"))
 
 
 def say(message: str) -> None:

@@ -122,7 +122,6 @@ def test_panels_samples_and_tables_show_no_escape_sequence(place: Any) -> None:
         console.title(HOSTILE)
         console.say(HOSTILE)
         console.warn(HOSTILE)
-        console.jobs_table([(HOSTILE, {"status": HOSTILE})])
         console.TrainingScreen(2).show_sample(1, HOSTILE + READABLE)
         screen.print(HOSTILE)
     text = place.getvalue()

@@ -1,15 +1,13 @@
 """The screen: a panel before training, one line during it, a panel after; plain lines in a pipe."""
 
 import logging
-import math
-import re
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import IO, Any, Self, cast
+from typing import IO, Self, cast
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.panel import Panel
@@ -280,34 +278,6 @@ def byte_progress(title: str) -> AbstractContextManager[Callable[[int, int], Non
 def count_progress(title: str) -> AbstractContextManager[Callable[[int, int], None]]:
     """A progress bar over items; yields a function to call with (done, total)."""
     return _progress(title, MofNCompleteColumn(), TimeRemainingColumn())
-
-
-def jobs_table(jobs: list[tuple[str, dict[str, Any]]]) -> None:
-    """All jobs of a sweep, (overrides, summary) each, the lowest validation loss first."""
-    table = Table(title="jobs", title_justify="left")
-    for column in ("overrides", "status", "val loss", "parameters", "tok/s", "memory", "time"):
-        is_text = column in ("overrides", "status")
-        table.add_column(column, overflow="fold", justify="left" if is_text else "right")
-    formats: list[tuple[str, Callable[[Any], str]]] = [
-        ("parameters", lambda v: f"{v:,}"),
-        ("tokens_per_second", lambda v: f"{v:,.0f}"),
-        ("peak_memory_bytes", format_bytes),
-        ("wall_seconds", duration),
-    ]
-    for overrides, summary in sorted(jobs, key=lambda job: _loss(job[1])):
-        loss = _loss(summary)
-        cells = [f"{loss:.4f}" if loss < math.inf else "-"]
-        cells += [form(summary[key]) if summary.get(key) else "-" for key, form in formats]
-        # model.n_layer=4 becomes n_layer=4
-        short = " ".join(re.sub(r"^[\w.]+\.(?=\w+=)", "", word) for word in overrides.split(" "))
-        table.add_row(Text(short), Text(str(summary.get("status"))), *cells)
-    console.print(table)
-
-
-def _loss(summary: dict[str, Any]) -> float:
-    """The best validation loss of a job; infinity if it has none or has diverged."""
-    loss = summary.get("best_val_loss")
-    return math.inf if loss is None or summary.get("status") == "diverged" else float(loss)
 
 
 def duration(seconds: float) -> str:

@@ -5,7 +5,6 @@ import logging
 import re
 import threading
 from collections.abc import Iterator
-from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -17,7 +16,6 @@ from llm.experiment.console import (
     byte_progress,
     describe_row,
     duration,
-    jobs_table,
     panel,
     say,
     status,
@@ -211,27 +209,3 @@ def test_progress_over_bytes_is_silent_in_a_pipe(printed: io.StringIO, terminal:
         on_progress(1, 2)
         on_progress(2, 2)
     assert ("preparing [x] {y}" in printed.getvalue()) is terminal
-
-
-def test_jobs_are_listed_with_the_lowest_loss_first(printed: io.StringIO) -> None:
-    jobs: list[tuple[str, dict[str, Any]]] = [
-        ("model.seed=[a]", {"status": "finished", "best_val_loss": 2.5, "parameters": 1234567}),
-        ("seed=2", {"status": "killed", "wall_seconds": 61.0}),
-        (
-            "seed=3",
-            {
-                "status": "finished", "best_val_loss": 0.0, "tokens_per_second": 999.6,
-                "peak_memory_bytes": 2**30, "wall_seconds": 5,
-            },
-        ),
-        ("seed=4", {"status": "diverged", "best_val_loss": -1.0}),
-    ]  # fmt: skip
-    jobs_table(jobs)
-    rows = [line for line in printed.getvalue().splitlines() if "seed=" in line]
-    cells = [[cell.strip() for cell in row.strip("│| ").split("│")] for row in rows]
-    assert cells == [
-        ["seed=3", "finished", "0.0000", "-", "1,000", "1.00 GiB", "5s"],
-        ["seed=[a]", "finished", "2.5000", "1,234,567", "-", "-", "-"],
-        ["seed=2", "killed", "-", "-", "-", "-", "1m 01s"],
-        ["seed=4", "diverged", "-", "-", "-", "-", "-"],
-    ]

@@ -105,14 +105,17 @@ def prepared_data(settings: TrainSettings) -> Prepared | None:
 def earlier_run(settings: TrainSettings, folder: Path, data: Prepared | None) -> Earlier:
     """The run that ``folder`` holds, if it is the one with these ``settings`` (not resolved).
 
-    Raises :class:`llm.errors.Refused` for another run, naming the keys that differ. ``config.yaml``
-    is read only if the digest in ``summary.json`` does not show that they are the same.
+    Raises :class:`llm.errors.Refused` for another run, naming the keys that differ, unless
+    ``run.retry=all`` is to replace it. ``config.yaml`` is read only if the digest in
+    ``summary.json`` does not show that they are the same.
     """
     summary = read_summary(folder) or {}
     status = summary.get("status")
     ended = status if isinstance(status, str) else None
     if not (folder / CONFIG).exists():
         return Earlier(NEW, ended, summary)
+    if settings.run.retry == "all":  # whatever it is, it will be replaced
+        return Earlier(UNFINISHED, ended, summary)
     recorded = summary.get("config_digest")
     if recorded is None or recorded not in _digests(settings, data):
         _require_same(settings, folder, summary, data)

@@ -218,6 +218,7 @@ def test_run_retry_decides_by_how_a_job_ended(ended: str | None) -> None:
 
 
 def test_retry_all_replaces_a_run_by_another(cwd: Path) -> None:
+    assert state_of("run.retry=all", "seed=3").state == UNFINISHED
     (cwd / RUN / "diverged.json").write_text("{}", encoding="utf-8")
     done = here("train", *typed("trainer.max_steps=3", "run.retry=all"), cwd=cwd)
     assert done.returncode == 0, done.stderr

@@ -84,8 +84,7 @@ class Combinations(Generic[S]):
     def points(self, report: Report = lambda done, total: None) -> Iterator[Point[S]]:
         """Every combination, checked; :class:`llm.errors.Refused` names one that cannot work."""
         for done, combination in enumerate(product(*self.axes), 1):
-            chosen = dict(chain.from_iterable(combination))
-            yield self._point({key: chosen[key] for key in self.choices})
+            yield self._point(dict(chain.from_iterable(combination)))
             report(done, self.count)
 
     def _point(self, overrides: dict[str, Override]) -> Point[S]:

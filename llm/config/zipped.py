@@ -10,7 +10,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
-from llm.errors import require
+from llm.errors import Refused, require
 from llm.settings.keys import is_key, suggestion
 
 FROM_FILE, TYPED = "zip", "zip_typed"  # keys of hydra.sweeper; zip=a,b is stored in the second
@@ -81,8 +81,10 @@ def axes(
 
 
 def refuse_shuffled(overrides: Sequence[Override], groups: list[list[str]]) -> None:
-    """Raise :class:`llm.errors.Refused` for ``shuffle(...)`` in a group."""
-    paired = {name for group in groups for name in group}
+    """Raise :class:`llm.errors.Refused` for ``shuffle(...)`` in a group: each start of the sweep
+    would pair other values.
+    """
+    paired = {name.lstrip("+") for group in groups for name in group}
     for one in overrides:
         is_shuffled = one.key_or_group in paired and getattr(one.value(), "shuffle", False)
         again = f"{one.input_line} would pair other values each time: leave out shuffle"
@@ -92,19 +94,21 @@ def refuse_shuffled(overrides: Sequence[Override], groups: list[list[str]]) -> N
 def _known_key(name: str, known: Mapping[str, str]) -> str:
     """The key as its values were given, which may start with ``+``."""
     plain = name.strip().lstrip("+")
-    if plain not in known:
-        unknown = f"zip names {plain}, which is unknown: there is no such key{suggestion(plain)}"
-        require(is_key(plain), unknown)
-        require(False, f"zip names {plain}, which does not vary: give it values, as in {plain}=A,B")
-    return known[plain]
+    if plain in known:
+        return known[plain]
+    if is_key(plain):
+        raise Refused(f"zip names {plain}, which does not vary: give it values, as in {plain}=A,B")
+    why = f"which is unknown: there is no such key{suggestion(plain)}"
+    raise Refused(f"zip names {plain}, {why}")
 
 
 def _require_two_keys(shown: str, group: Sequence[Any]) -> None:
-    named = len(group) > 1 and all(isinstance(key, str) and key.strip() for key in group)
-    require(named, f"{shown} must name two keys or more, as in zip={PAIR}")
+    are_keys = len(group) > 1 and all(isinstance(key, str) and key.strip() for key in group)
+    require(are_keys, f"{shown} must name two keys or more, as in zip={PAIR}")
 
 
 def _require_equal_counts(counts: Mapping[str, int], typed: Collection[str]) -> None:
+    """``counts``: the number of values of each key of a group."""
     if len(set(counts.values())) == 1:
         return
     listed = " and ".join(f"{key} has {n} value{'s' * (n != 1)}" for key, n in counts.items())
@@ -117,4 +121,4 @@ def _require_equal_counts(counts: Mapping[str, int], typed: Collection[str]) -> 
         fix = "give each key as many values, or leave out the key that does not vary"
     else:
         fix = "give each key as many values"
-    require(False, f"{listed}, but zip pairs them: {fix}")
+    raise Refused(f"{listed}, but zip pairs them: {fix}")

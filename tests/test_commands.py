@@ -23,7 +23,7 @@ from tests.conftest import HANGS, ROOT, TINY_RUN
 
 TINY = [override for override in TINY_RUN if override != "logger=none"]
 LOGGED = {"train/loss", "lr", "grad_norm", "tokens_per_second", "mfu", "peak_memory_bytes"}
-EVALUATED = {"val/loss", "val/perplexity", "val/bits_per_byte"}
+EVALUATED = {"val/loss", "val/perplexity", "val/bits_per_byte", "best/val_loss"}
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,14 @@ EXCLUSIVE = {
 }
 
 
+def without_agents_word(words: list[str]) -> list[str]:
+    """``words`` without ``_wandb={...}``.
+
+    The agent of a W&B sweep adds this word when it runs a pre-empted job again (wandb issue 4237).
+    """
+    return [word for word in words if word.partition("=")[0].lstrip("-+") != "_wandb"]
+
+
 def parse(words: list[str]) -> Namespace:
     """Hydra's flags as attributes, and all other words as ``overrides``.
 

@@ -35,6 +35,7 @@ def command(main: Callable[[], Any]) -> None:
 
     ``HYDRA_FULL_ERROR=1`` in the environment shows the traceback as well.
     """
+    sys.argv[1:] = arguments.without_agents_word(sys.argv[1:])
     commands.TYPED[:] = sys.argv
     follow_parent()
     if _others_want_the_cores():

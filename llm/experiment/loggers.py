@@ -1,57 +1,24 @@
 """Where the numbers of a run go: ``metrics.jsonl``, W&B, and the screen."""
 
 import contextlib
-import html
 import json
 import os
 import secrets
-import shutil
 import string
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 from llm.checkpoint.checkpoint import Checkpoint
 from llm.disk import writing
-from llm.experiment.console import TrainingScreen, status, warn
+from llm.experiment.console import TrainingScreen, warn
 from llm.experiment.rundir import METRICS, SAMPLES, cut_metrics
+from llm.experiment.wandb_run import Wandb, in_words, start_wandb
 from llm.training.logger import Row
 from llm.training.state import read_run_id
 
 ONLY_FILES = f"so this run is logged to {METRICS} only"
-
-
-class LoggerOptions(Protocol):
-    """The keys of ``logger/``."""
-
-    mode: str
-    project: str
-    entity: str | None
-    name: str | None
-    tags: list[str]
-    notes: str | None
-
-
-class Wandb:
-    """A run in W&B."""
-
-    def __init__(self, run: Any) -> None:
-        self.run = run
-
-    def log(self, row: Row) -> None:
-        known = {key: value for key, value in row.items() if value is not None and key != "step"}
-        self.run.log(known, step=row["step"])
-
-    def sample(self, step: int, prompt: str, text: str, scores: dict[str, float]) -> None:
-        import wandb
-
-        # Html is a plain media file; a Table would make an artifact with every sample. The scores
-        # are in the row of the step.
-        self.run.log({"sample": wandb.Html(f"<pre>{html.escape(prompt + text)}</pre>")}, step=step)
-
-    def close(self, exit_code: int) -> None:
-        self.run.finish(exit_code=exit_code)
 
 
 class RunLogger(TrainingScreen):
@@ -105,7 +72,7 @@ class RunLogger(TrainingScreen):
         try:
             self.service = self.start_service()
         except Exception as error:
-            warn(f"the logger cannot be used, {ONLY_FILES}: {_in_words(error)}")
+            warn(f"the logger cannot be used, {ONLY_FILES}: {in_words(error)}")
 
     def _to_service(self, method: str, *arguments: Any) -> None:
         """Call a method of the service. Its error becomes a warning and must not end the run."""
@@ -116,7 +83,7 @@ class RunLogger(TrainingScreen):
         except Exception as error:
             is_wandb = isinstance(self.service, Wandb)
             name = "W&B" if is_wandb else f"the logger {type(self.service).__name__}"
-            warn(f"{name} failed, {ONLY_FILES}: {_in_words(error)}")
+            warn(f"{name} failed, {ONLY_FILES}: {in_words(error)}")
             self.service = None
 
     def _append(self, name: str, line: str) -> None:
@@ -157,72 +124,3 @@ def open_logger(
         raise
     finally:
         logger.close(exit_code)
-
-
-def start_wandb(
-    folder: Path, run_id: str, config: dict[str, Any], options: LoggerOptions, sweep: Path | None
-) -> Wandb | None:
-    """A W&B run in ``folder/wandb``, or None if ``mode`` is ``disabled``.
-
-    Without a key or a network ``online`` becomes ``offline``, with one warning: logging never ends
-    a run and never asks a question. Runs of a sweep are grouped by the name of its folder.
-    """
-    if options.mode == "disabled":
-        return None
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    os.environ.setdefault("WANDB_SILENT", "true")  # Settings.silent does not silence the login
-    with status("loading W&B"):
-        import wandb
-    start = partial(_init_wandb, folder, run_id, config, options, sweep)
-    if options.mode == "online":
-        earlier = set(folder.glob("wandb/run-*"))
-        try:
-            if wandb.login(prompt=False, verify=False):
-                return start("online")
-            why = "without an API key: type `wandb login`, or set logger.mode=offline"
-        except Exception as error:
-            why = _in_words(error)
-            wandb.teardown()  # W&B's service still has the id of the run that did not start
-            for leftover in set(folder.glob("wandb/run-*")) - earlier:
-                shutil.rmtree(leftover, ignore_errors=True)
-        warn(f"W&B cannot be used online, so this run is logged offline: {why}")
-    return start("offline")
-
-
-def _init_wandb(
-    folder: Path, run_id: str, config: dict[str, Any], options: LoggerOptions, sweep: Path | None,
-    mode: Literal["online", "offline"],
-) -> Wandb:  # fmt: skip
-    import wandb
-
-    settings = wandb.Settings(
-        console="off",  # progress bars would fill its log with escape codes
-        init_timeout=15,
-        x_transaction_log_flush_interval=2,  # seconds; by default a killed run loses 15
-        x_disable_meta=True,  # keep the command line and the host private
-        host="",  # else the record of the run contains it
-        save_code=False,
-        silent=True,
-    )
-    with status("starting W&B"):
-        run = wandb.init(
-            mode=mode, project=options.project, entity=options.entity,
-            name=options.name or folder.name, tags=options.tags, notes=options.notes,
-            group=sweep.name if sweep else None, job_type="train", id=run_id, resume="allow",
-            dir=str(folder), config=config, settings=settings,
-        )  # fmt: skip
-    run.define_metric("tokens")
-    run.define_metric("*", step_metric="tokens")
-    run.define_metric("val/loss", step_metric="tokens", summary="min,last")
-    if sweep is not None and run.settings.sync_dir:
-        # A folder of links to all runs of the sweep, for `wandb leet run` and `wandb sync`.
-        link = sweep / "wandb" / Path(run.settings.sync_dir).name
-        link.parent.mkdir(exist_ok=True)
-        if not link.is_symlink():
-            link.symlink_to(os.path.relpath(run.settings.sync_dir, link.parent))
-    return Wandb(run)
-
-
-def _in_words(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

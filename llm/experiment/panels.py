@@ -88,7 +88,7 @@ def show_end(folder: Path, progress: Progress, summary: dict[str, Any]) -> None:
     panel("finished", facts)
     # Below the box, so that each command can be copied as one line.
     if (folder / "wandb").is_dir():
-        say(f"W&B:  wandb sync {for_shell([str(folder)])}/wandb/*run-*")
+        say(f"W&B:  wandb sync {for_shell([str(folder)])}/wandb")
     if (folder / "checkpoints").is_dir():
         say(f'next: {command_line("run_sample.py", f"ckpt={folder}")} prompt="..."')
 

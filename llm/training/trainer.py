@@ -228,6 +228,7 @@ class Trainer:
             "val/loss": result.loss,
             "val/perplexity": result.perplexity,
             "val/bits_per_byte": result.bits_per_byte,
+            "best/val_loss": progress.best_val_loss,
         }
 
     def sample(self) -> Row:
@@ -264,11 +265,10 @@ class Trainer:
 
     def plain_state(self) -> dict[str, Any]:
         """The plain values of :meth:`state_dict`."""
-        plain = PlainState(
+        return asdict(PlainState(
             self.progress, self.guard.recent, self.precision.loss_scale,
             self.optimizer.group_values(), self.logger.run_id, environment(self.device),
-        )  # fmt: skip
-        return asdict(plain)
+        ))  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a :meth:`state_dict`; :class:`llm.errors.Refused` if it does not fit."""

@@ -63,8 +63,8 @@ def log(logger: RunLogger) -> None:
     logger.log({"step": 0, "tokens": 0, "val/loss": 4.0})
     logger.tick(2)
     logger.log({"step": 2, "tokens": 128, "train/loss": 3.5, "mfu": None})
-    logger.log({"step": 4, "tokens": 256, "train/loss": 3.0, "val/loss": 3.25})
     logger.sample(4, "<", "O & <b>", {"distinct_1": 1.0})
+    logger.log({"step": 4, "tokens": 256, "train/loss": 3.0, "val/loss": 3.25})
 
 
 def test_without_wandb_the_files_are_written_and_wandb_is_not_imported(folder: Path) -> None:
@@ -146,25 +146,54 @@ def test_wandb_gets_the_exit_status(error: BaseException, exit_code: int, folder
     assert wandb_file.read(folder)["exit_code"] == exit_code
 
 
-def test_a_rollback_deletes_later_rows_and_starts_a_segment_of_the_same_wandb_run(
+def test_a_rollback_deletes_later_rows_and_writes_the_earlier_ones_to_one_new_segment(
     folder: Path,
 ) -> None:
-    with open_logger(folder, None, LoggerSection(), CONFIG, 4, None) as logger:
+    with open_logger(folder, None, LoggerSection(), CONFIG, 4, folder.parent) as logger:
         log(logger)
         logger.rewind(2)
         assert [row["step"] for row in rows(folder)] == [0, 2]
         assert (folder / "samples.jsonl").read_text(encoding="utf-8") == ""
         logger.log({"step": 3, "tokens": 192, "train/loss": 3.25})
         logger.sample(4, "<", "again", {})
-    assert [row["step"] for row in rows(folder)] == [0, 2, 3]
+        logger.log({"step": 4, "tokens": 256, "train/loss": 3.0})
+    assert [row["step"] for row in rows(folder)] == [0, 2, 3, 4]
     assert "again" in (folder / "samples.jsonl").read_text(encoding="utf-8")
-    paths = sorted(folder.glob("wandb/offline-run-*/*.wandb"))
-    wait_until(lambda: all(wandb_file.read_file(p)["exit_code"] is not None for p in paths))
-    first, second = map(wandb_file.read_file, paths)
-    assert first["run"].run_id == second["run"].run_id == logger.run_id
-    assert [first["exit_code"], second["exit_code"]] == [0, 0]
-    assert {row["_step"] for row in first["history"]} == {0, 2, 4}
-    assert {row["_step"] for row in second["history"]} == {3, 4}
+    found = wandb_file.read(folder)
+    assert (found["run"].run_id, found["exit_code"]) == (logger.run_id, 0)
+    assert [row["_step"] for row in found["history"]] == [0, 2, 3, 4]
+    assert [row["_step"] for row in found["history"] if "sample.path" in row] == [4]
+    (link,) = (folder.parent / "wandb").iterdir()
+    assert wandb_file.read_file(next(link.glob("*.wandb")))["raw"] == found["raw"]
+
+
+def test_an_older_segment_stays_until_the_new_one_has_its_rows_on_the_disk(folder: Path) -> None:
+    sweep = folder.parent
+    with open_logger(folder, None, LoggerSection(), CONFIG, 4, sweep) as logger:
+        log(logger)
+    (first,) = folder.glob("wandb/offline-run-*")
+    checkpoint: Any = Saved(4, {"run_id": logger.run_id})
+    with open_logger(folder, checkpoint, LoggerSection(), CONFIG, 8, sweep) as logger:
+        # W&B's service writes after two seconds at the earliest.
+        assert [path.name for path in (sweep / "wandb").iterdir()] == [first.name]
+        assert len(list(folder.glob("wandb/offline-run-*"))) == 2
+        wait_until(lambda: logger.log({"step": 5, "tokens": 320}) or not first.exists())
+        (link,) = (sweep / "wandb").iterdir()
+        assert link.name != first.name and link.is_dir()
+        steps = {
+            row["_step"] for row in wandb_file.read_file(next(link.glob("*.wandb")))["history"]
+        }
+        assert steps >= {0, 2, 4}, "as many as a kill now would leave"
+
+
+def test_segments_behind_a_link_are_not_deleted(folder: Path, tmp_path: Path) -> None:
+    foreign = tmp_path / "elsewhere" / "offline-run-20260101_000000-abcd1234" / "run-abcd1234.wandb"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_bytes(b"of another run")
+    (folder / "wandb").symlink_to(foreign.parent.parent)
+    with open_logger(folder, None, LoggerSection(), CONFIG, 4, None) as logger:
+        log(logger)
+    assert foreign.exists()
 
 
 @needs_linux

@@ -20,7 +20,14 @@ TRAINING_KEYS = {
     "step", "tokens", "train/loss", "lr", "grad_norm", "tokens_per_second", "mfu",
     "peak_memory_bytes",
 }  # fmt: skip
-EVALUATION_KEYS = {"step", "tokens", "val/loss", "val/perplexity", "val/bits_per_byte"}
+EVALUATION_KEYS = {
+    "step",
+    "tokens",
+    "val/loss",
+    "val/perplexity",
+    "val/bits_per_byte",
+    "best/val_loss",
+}
 
 
 def some_ignored(batch: Callable[[int], Batch]) -> Callable[[int], Batch]:

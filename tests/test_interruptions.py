@@ -11,8 +11,8 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-
 import wandb
+
 from llm.checkpoint.folder import newest_valid
 from llm.experiment.loggers import RunLogger
 from llm.training.logger import Row

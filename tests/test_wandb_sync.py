@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 import wandb
+
 from llm.experiment import wandb_run
 from llm.experiment.loggers import open_logger
 from llm.settings.schema import LoggerSection

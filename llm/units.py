@@ -19,3 +19,8 @@ def format_count(count: float) -> str:
 def plural(count: int, noun: str, nouns: str = "") -> str:
     """``1 layer``, ``12 layers``, ``2,000 batches``."""
     return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"
+
+
+def minutes(count: float) -> str:
+    """``1 minute``, ``2.5 minutes``."""
+    return f"{count:g} minute" + "s" * (count != 1)

@@ -9,7 +9,7 @@ from llm.device import describe
 from llm.experiment.console import duration, panel, say
 from llm.training.state import Progress
 from llm.training.trainer import Trainer
-from llm.units import format_bytes, plural
+from llm.units import format_bytes, minutes, plural
 
 
 def show_start(
@@ -19,7 +19,7 @@ def show_start(
     options, config = trainer.options, trainer.model.config
     tokens = options.batch_size * config.block_size
     micro_batches = options.batch_size // options.micro_batch
-    length = f"{options.max_minutes or 0:g} minutes of training"
+    length = f"{minutes(options.max_minutes or 0)} of training"
     if (steps := trainer.progress.last_step(options)) is not None:
         epochs = steps * tokens / max(1, len(dataset.train))
         length = f"{plural(steps, 'step')} make {epochs:.2g} epochs"
@@ -64,7 +64,7 @@ def show_end(folder: Path, progress: Progress, summary: dict[str, Any]) -> None:
             facts["best val loss"] += f" ({bits:.3f} bits per byte)"
     horizon = progress.horizon
     if progress.step <= (horizon.max_steps or 0):
-        used = f"{progress.train_seconds / 60:.2f} of {horizon.minutes:g} minutes of training"
+        used = f"{progress.train_seconds / 60:.2f} of {minutes(horizon.minutes or 0)} of training"
         facts["budget"] = f"{used}: {plural(progress.step, 'step')}"
     if progress.train_seconds:
         facts["throughput"] = f"{summary['tokens_per_second']:,.0f} tokens/s"

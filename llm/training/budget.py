@@ -10,6 +10,7 @@ from llm.training.logger import Logger
 from llm.training.options import TrainerOptions
 from llm.training.schedule import EARLY, LONGEST_WARMUP, Schedule
 from llm.training.state import Progress
+from llm.units import minutes, plural
 
 FEWEST = 3  # steps before the speed is known; the first one of a process is slower
 ENOUGH = 20  # steps of a resumed run that say more about its speed than all of its steps
@@ -69,11 +70,12 @@ class StepBudget:
             return
         horizon.max_steps, horizon.minutes = max_steps, self.minutes
         horizon.full_until = step if schedule.decided_after > EARLY else 0
-        why = f"{self.minutes:g} minutes at {speed:.3g} steps/s"
+        why = f"{minutes(self.minutes)} at {speed:.3g} steps/s"
         self.logger.ends_at(max_steps, f"the schedule ends at step {max_steps:,}: {why}")
         warmup = schedule.warmup_steps
         if warmup is not None and warmup >= max_steps:
-            self.logger.warn(f"schedule.warmup_steps={warmup} takes all {max_steps:,} steps")
+            steps = plural(max_steps, "step")
+            self.logger.warn(f"schedule.warmup_steps={warmup} leaves nothing of {steps}")
 
     def _speed(self, progress: Progress) -> float:
         """Steps per second: of the later steps of this process, or of the whole run if this process

@@ -21,7 +21,7 @@ from llm.training.options import TrainerOptions
 from llm.training.precision import LossScale
 from llm.training.schedule import Horizon
 
-OVERRUN = 1.5  # times max_minutes: then a run is cut off, although its schedule is not at its end
+OVERRUN = 2  # times max_minutes: then a run is cut off, although its schedule is not at its end
 now = time.perf_counter  # the only clock that a decision of the loop may depend on
 
 
@@ -86,7 +86,7 @@ class Progress:
         if self.is_out_of_time(options):
             minutes = f"trainer.max_minutes={options.max_minutes:g}"
             if options.max_steps is None:
-                return f"{minutes}: training took {OVERRUN:g} times that, its schedule was cut off"
+                return f"{minutes}: training took {OVERRUN} times that, its schedule was cut off"
             return f"{minutes} are used up"
         return None
 

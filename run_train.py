@@ -18,7 +18,6 @@ from llm.config.cli import command, reported
 from llm.config.compose import read_settings
 from llm.experiment.console import byte_progress, status, warn
 from llm.experiment.rundir import recording
-from llm.planning.dry_run import show_dry_run
 from llm.settings.build import build, custom_logger
 from llm.settings.saved import to_plain
 from llm.settings.schema import TrainSettings
@@ -30,10 +29,12 @@ from llm.signals import delayed
 def main(cfg: DictConfig) -> float | None:
     """Train as configured; returns the lowest validation loss (nats per token)."""
     settings = read_settings(cfg, TrainSettings)  # plain and checked from here on
+    # Imports after the checks: --help and typing errors need no torch.
     if settings.run.dry_run:
+        from llm.planning.dry_run import show_dry_run
+
         show_dry_run(settings)
         return None
-    # After the checks: --help and typing errors need no torch.
     with status("loading torch"), delayed():
         from llm.data.dataset import LARGE, Dataset
         from llm.data.prepare import prepare

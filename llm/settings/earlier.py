@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from llm.checkpoint.find import FOLDER, Manifest, read_manifest, recorded_digest
-from llm.data.prepare import prepared
 from llm.errors import Refused, require
 from llm.experiment.rundir import CONFIG, LOG, SUMMARY, read_summary
 from llm.options import from_plain
@@ -98,6 +97,8 @@ def earlier_runs(jobs: Iterable[tuple[TrainSettings, Path]]) -> Iterator[Earlier
 
 def prepared_data(settings: TrainSettings) -> Prepared | None:
     """The prepared dataset of a run; None unless it is ready."""
+    from llm.data.prepare import prepared  # imports tiktoken, which --help does not need
+
     meta = prepared(settings.data)
     return None if meta is None else Prepared(meta.digest(), meta.vocab_size)
 

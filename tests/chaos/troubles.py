@@ -4,7 +4,9 @@ from typing import Any
 
 import torch
 
-AT_STEP = 10  # before the first checkpoint, so that a job that is continued fails again
+# After the steps in which an optimizer is tried before a run. A job that is continued is too short
+# to reach the end before it fails again.
+AT_STEP = 30
 OUT_OF_MEMORY, DIVERGES, RAISES = 3, 7, 12  # the jobs that fail
 
 

@@ -39,6 +39,8 @@ def shrunk(command: str, newest: str) -> str:
     command = command.replace("outputs/<date>/<time>", newest).replace("=3000", "=6")
     command = command.replace("=4,6,8", "=1,2")
     command = command.replace("trainer.max_minutes=5", "trainer.max_minutes=0.001")
+    pairs = "model.n_layer=1,2 model.n_embed=32,64 seed=1"
+    command = command.replace("sweep=width_depth", f"sweep=width_depth {pairs}")
     if "run_prepare" in command or "resume=" in command:
         return command
     if "run_sample" in command:

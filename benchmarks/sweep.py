@@ -68,7 +68,7 @@ def job_overhead(folder: Path, repeats: int) -> Iterator[Row]:
 def skip_200(folder: Path, repeats: int) -> Iterator[Row]:
     """Seconds of a command whose 200 jobs have all finished before."""
     first, seeds = folder / "multirun/skip/seed-0", f"seed=range(0,{FINISHED})"
-    sweep(*TINY, "seed=0", "run.sweep=skip", cwd=folder)
+    sweep(*TINY, "seed=range(0,1)", "run.sweep=skip", cwd=folder)
     make_finished(first, FINISHED)
     pairs = alternate(
         lambda _: sweep(*TINY, seeds, "run.sweep=skip", cwd=folder)[0],

@@ -3,7 +3,9 @@
 from dataclasses import fields, make_dataclass
 from typing import Any
 
+from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
+from hydra.types import RunMode
 from omegaconf import BooleanNode
 from omegaconf.errors import ValidationError
 
@@ -53,3 +55,13 @@ def _strict_boolean(self: BooleanNode, value: Any) -> bool:
 # OmegaConf converts any integer to a boolean: `compile: 7` in an option file would mean true.
 _lenient_boolean = BooleanNode._validate_and_convert_impl
 BooleanNode._validate_and_convert_impl = _strict_boolean  # type: ignore[method-assign]
+
+
+def _known_mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
+    return RunMode.RUN if JOB in overrides else _composed_mode(self, config_name, overrides)
+
+
+# Hydra composes everything once to find its mode, and again to run. The jobs of a sweep name it.
+JOB = f"hydra.mode={RunMode.RUN.name}"
+_composed_mode = Hydra.get_mode
+Hydra.get_mode = _known_mode  # type: ignore[method-assign]

@@ -17,7 +17,7 @@ from llm.signals import Signalled, delayed, listener, raised, remember
 from llm.units import plural
 
 GRACE_SECONDS = 60  # that a job has to finish its step and save, once it is asked to stop
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.02
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 

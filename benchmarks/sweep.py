@@ -30,8 +30,8 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 sys.exit(code)
 """
 JOBS, FINISHED = 4, 200
-GRID = ["optimizer.lr=" + ",".join(f"{n}e-4" for n in range(1, 21))]
-GRID += ["model.n_layer=range(1,26)", "seed=range(0,10)"]  # 20 x 25 x 10 jobs
+# 25 x 20 x 10 jobs, of 500 networks
+GRID = ["model.n_layer=range(1,26)", "model.n_embed=range(32,672,32)", "seed=range(0,10)"]
 TRAINED = ["model=nano", "logger=none", "trainer.max_steps=300", "trainer.eval_interval=300"]
 
 

@@ -124,7 +124,7 @@ def _digests(settings: TrainSettings, data_digest: str, origin: str | None) -> d
 
 def _again(folder: Path, settings: TrainSettings) -> str:
     if settings.run.name or settings.trainer.eval_only:
-        return typed_command()
+        return typed_command(without=["run.retry="])  # run.retry=all would delete what is saved
     return command_line("run_train.py", f"resume={folder}")
 
 

@@ -1,12 +1,16 @@
 """What the folder of a run holds, found without torch; and ``run.retry``."""
 
 import json
+import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import yaml
@@ -14,6 +18,7 @@ import yaml
 from llm.config.compose import compose_training
 from llm.errors import Refused
 from llm.experiment import rundir
+from llm.experiment.loggers import RunLogger
 from llm.experiment.rundir import discard_run
 from llm.lock import locked
 from llm.settings.earlier import (
@@ -231,6 +236,21 @@ def test_retry_all_replaces_a_run_by_another(cwd: Path) -> None:
     assert "ended early" not in (cwd / RUN / "run_train.log").read_text()
     done = here("train", *typed("trainer.max_steps=3"), cwd=cwd)
     assert "is finished already" in done.stdout
+
+
+def test_the_command_that_continues_a_run_does_not_delete_it(cwd: Path) -> None:
+    def stopped_after_3(self: RunLogger, step: int) -> None:
+        tick(self, step)
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    tick = RunLogger.tick
+    with patch.object(RunLogger, "tick", stopped_after_3):
+        stopped = here("train", *typed("run.retry=all"), cwd=cwd)
+    assert stopped.returncode == 75, stopped
+    again = shlex.split(stopped.stderr.partition("to continue: ")[2])
+    assert again[2:] == typed()
+    assert state_of().state == UNFINISHED
 
 
 def refusal(cwd: Path, *more: str) -> str:

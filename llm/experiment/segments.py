@@ -1,5 +1,6 @@
 """The folders that W&B writes for a run: one segment for each time that the run was started."""
 
+import contextlib
 import os
 import shutil
 import struct
@@ -92,9 +93,10 @@ class Segments:
         if not newest.is_symlink():
             newest.symlink_to(target)
         for link in links.iterdir():
-            is_ours = link.is_symlink() and link.readlink().parent == target.parent
-            if is_ours and link != newest:
-                link.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another job deletes its own links now
+                is_of_this_run = link.is_symlink() and link.readlink().parent == target.parent
+                if is_of_this_run and link != newest:
+                    link.unlink()
 
 
 def steps(path: Path) -> Iterator[int]:

@@ -186,6 +186,27 @@ def test_an_older_segment_stays_until_the_new_one_has_its_rows_on_the_disk(folde
         assert steps >= {0, 2, 4}, "as many as a kill now would leave"
 
 
+def test_a_link_that_another_job_deletes_meanwhile_is_no_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links = folder.parent / "wandb"
+    links.mkdir()
+    other = links / "offline-run-20260101_000000-abcd1234"
+    other.symlink_to("../job_2/wandb/offline-run-20260101_000000-abcd1234")
+    readlink = Path.readlink
+
+    def deleted(path: Path) -> Path:
+        if path == other:
+            other.unlink()
+        return readlink(path)
+
+    monkeypatch.setattr(Path, "readlink", deleted)
+    with open_logger(folder, None, LoggerSection(), CONFIG, 4, folder.parent) as logger:
+        log(logger)
+        assert logger.service is not None
+    assert not other.is_symlink()
+
+
 def test_segments_behind_a_link_are_not_deleted(folder: Path, tmp_path: Path) -> None:
     foreign = tmp_path / "elsewhere" / "offline-run-20260101_000000-abcd1234" / "run-abcd1234.wandb"
     foreign.parent.mkdir(parents=True)

@@ -1,6 +1,7 @@
 """Sweeps: each job is a process that cannot end another, and every sweep can be continued."""
 
 import os
+import pickle
 import re
 import shlex
 import signal
@@ -12,9 +13,11 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from hydra.core.utils import JobReturn, JobStatus
 
 from llm.checkpoint.folder import newest_valid
 from llm.config import launcher
+from llm.config.sweeper import end_of
 from llm.experiment.process import PARENT_PIPE
 from llm.experiment.rundir import read_summary, write_summary
 from llm.experiment.sweep import Job
@@ -381,6 +384,16 @@ class DummyLauncher(Launcher):
             )
         return found
 """
+
+
+def test_a_job_without_a_summary_ends_as_its_launcher_says() -> None:
+    result = JobReturn(status=JobStatus.FAILED)
+    end = {"status": "killed", "reason": "killed by SIGKILL"}
+    result.return_value = launcher.JobFailed("job seed=1 is killed: killed by SIGKILL", end)
+    from_worker = pickle.loads(pickle.dumps(result))
+    assert end_of(result) == end_of(from_worker) == ("killed", "killed by SIGKILL")
+    result.return_value = RuntimeError("no node\nis left")
+    assert end_of(result) == ("failed", "no node")
 
 
 def test_an_installed_launcher_is_found_and_its_jobs_are_the_same(

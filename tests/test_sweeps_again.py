@@ -172,11 +172,12 @@ def test_a_sweep_folder_that_is_a_file_or_cannot_be_written_is_refused(
 ) -> None:
     (tmp_path / "multirun").mkdir()
     (tmp_path / "multirun/s").touch()
-    found = sweep(tmp_path, text, SEEDS)
-    assert found.returncode == 2
-    assert found.stderr == (
-        "run_train.py: sweep folder multirun/s is a file: take another run.sweep\n"
-    )
+    for more in ([], ["run.dry_run=true"]):
+        found = sweep(tmp_path, text, SEEDS, *more)
+        assert found.returncode == 2
+        assert found.stderr == (
+            "run_train.py: sweep folder multirun/s is a file: take another run.sweep\n"
+        )
     (tmp_path / "multirun/s").unlink()
 
     def read_only(self: Path, *_: object, **__: object) -> None:
@@ -214,6 +215,7 @@ def test_a_sweep_killed_at_any_moment_is_continued_by_the_same_command(
     (cwd / "multirun/s/.summary.csv.tmp").write_text("half", encoding="ascii")
     found = here("train", *command, cwd=cwd)
     assert found.returncode == 0, found.stderr
+    assert not list((cwd / "multirun/s").glob(".*.tmp"))
     assert summary(job(cwd, 1))["status"] == "finished"
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from llm.config.launcher import MULTIRUN, is_housekeeping
 from llm.config.verbatim import displayed
+from llm.disk import delete_temporary
 from llm.errors import require
 from llm.experiment.names import folder_name
 from llm.experiment.rundir import claim, make_folder, replace_text
@@ -65,6 +66,7 @@ class SweepFolder:
         """
         self.path = make_folder(self.path, kind="sweep") if self.is_named else claim(self.path)
         with locked(self.path, kind="sweep"):
+            delete_temporary(self.path)  # of a sweep that was killed
             text = json.dumps(asdict(self.file), indent=1, ensure_ascii=False) + "\n"
             replace_text(self.path / SWEEP, text)
             yield
@@ -83,6 +85,7 @@ def sweep_folder(
     over = [key for key in typed[0] if len({one.get(key) for one in typed}) > 1]
     over = over or [key for key in typed[0] if key in swept] or list(typed[0])
     path = MULTIRUN / (named or f"{datetime.now():{NAME}}")
+    require(not path.is_file(), f"sweep folder {path} is a file: take another run.sweep")
     earlier = SweepFile([], {})
     if named and (path / SWEEP).exists():
         earlier = from_plain(SweepFile, read_json(path / SWEEP), f"{path / SWEEP}: ")

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, read_write
 
 from llm.commands import typed_command
 from llm.config.grid import Combinations
-from llm.config.launcher import ProcessLauncher, find_from_workers, placed
+from llm.config.launcher import JobFailed, ProcessLauncher, find_from_workers, placed
 from llm.config.sweep_folder import SweepFolder, sweep_folder
 from llm.errors import Interrupted, Stop, require
 from llm.experiment.console import count_progress, say
@@ -164,9 +164,10 @@ class Grid(Sweeper):
 
 def planned_jobs(settings: Sequence[TrainSettings], folder: SweepFolder) -> list[PlannedJob]:
     """All jobs, and what their folders hold; :class:`llm.errors.Refused` for another run there."""
-    earlier = earlier_runs(zip(settings, folder.folders, strict=True))
-    parts = zip(settings, folder.values, forecasts(settings), earlier, strict=True)
-    return [PlannedJob(values, known, held, one.run.retry) for one, values, known, held in parts]
+    found = earlier_runs(zip(settings, folder.folders, strict=True))
+    jobs = zip(folder.values, forecasts(settings), found, strict=True)
+    retry = settings[0].run.retry  # the same for all
+    return [PlannedJob(values, known, earlier, retry) for values, known, earlier in jobs]
 
 
 def earlier_rates(planned: Sequence[PlannedJob], folder: SweepFolder) -> Rates:
@@ -200,4 +201,6 @@ def end_of(result: JobReturn) -> tuple[str, str]:
     if result.status != JobStatus.FAILED:
         return "", ""
     error = result._return_value  # the public property would raise it
+    if isinstance(error, JobFailed):
+        return str(error.summary["status"]), str(error.summary.get("reason") or "")
     return "failed", next(iter(str(error).splitlines()), "no reason given")

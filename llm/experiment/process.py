@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llm.errors import DiskError, Diverged, Interrupted, InUse, OutOfMemory, Refused, Stop, as_line
+from llm.errors import DiskError, Diverged, Interrupted, OutOfMemory, Refused, Stop, as_line
 from llm.experiment.rundir import LOG, read_summary, write_summary
 from llm.lock import locked
 from llm.signals import listener
@@ -23,8 +23,8 @@ STATUSES = {
     one.exit_status: one.status for one in (Refused, Diverged, OutOfMemory, DiskError, Interrupted)
 }
 LONGEST_OUTPUT = 1 << 20  # bytes at the end of a job's output that are kept
-# Counters of processes that the kernel has killed for want of memory: of this control group, or of
-# the whole machine. Files that do not exist here are skipped.
+# Counters of the processes that the kernel's out-of-memory killer has killed, in this control group
+# and on the whole machine. A file that does not exist here is skipped.
 OOM_COUNTERS = ("/sys/fs/cgroup{group}/memory.events", "/proc/vmstat")
 
 
@@ -83,7 +83,7 @@ class Child:
             self.kill()
 
     def end(self, limit_seconds: float | None) -> dict[str, Any]:
-        """The job's ``summary.json`` after :meth:`close`; if the job wrote none, it is written.
+        """The job's ``summary.json`` after :meth:`close`; if the job wrote none, this writes one.
 
         ``limit_seconds``: the limit of a job that has run too long.
         """
@@ -96,12 +96,16 @@ class Child:
         reason = f"ran longer than {(limit_seconds or 0) / 60:g} minutes" * self.is_late
         facts: dict[str, Any] = {"status": status, "reason": reason or self._reason(code)}
         if summary is None:  # else it is the summary of an earlier run in this folder
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(InUse), locked(self.folder):
-                write_summary(self.folder, **facts, wall_seconds=self.seconds)
-                if self.tail and not (self.folder / LOG).exists():
-                    (self.folder / LOG).write_bytes(self.tail)
+            with contextlib.suppress(OSError, Stop):  # a full disk must not end the other jobs
+                self._record(facts)
         return facts
+
+    def _record(self, facts: dict[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.folder):
+            write_summary(self.folder, **facts, wall_seconds=self.seconds)
+            if self.tail and not (self.folder / LOG).exists():
+                (self.folder / LOG).write_bytes(self.tail)
 
     def _reason(self, code: int) -> str:
         if code < 0:

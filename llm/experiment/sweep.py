@@ -13,7 +13,7 @@ from llm.experiment.console import say
 from llm.experiment.process import Child
 from llm.lock import owner_of
 from llm.sealed import Plain
-from llm.signals import Signalled, delayed, listener, raised, remember
+from llm.signals import delayed, listener, raised, remember
 from llm.units import plural
 
 GRACE_SECONDS = 60  # that a job has to finish its step and save, once it is asked to stop
@@ -45,7 +45,7 @@ class Places:
         self.n_jobs = n_jobs
         self.devices: list[str | None] = [*gpus] if n_jobs > 1 and len(gpus) > 1 else [None]
         self.jobs: dict[int, tuple[str | None, int]] = {}  # device and peak, by a job's number
-        self.threads = max(1, len(os.sched_getaffinity(0)) // n_jobs) if n_jobs > 1 else None
+        self.threads = max(1, usable_cores() // n_jobs) if n_jobs > 1 else None
 
     def take(self, job: Job) -> dict[str, str] | None:
         """Environment variables for ``job``; None if it must wait for others to end."""
@@ -79,6 +79,13 @@ def visible_gpus() -> list[str]:
     return [str(n) for n in range(len(list(Path("/proc/driver/nvidia/gpus").glob("*"))))]
 
 
+def usable_cores() -> int:
+    """How many CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS
+
+
 def machine_memory() -> int:
     """Bytes of memory that processes here may take together."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -87,12 +94,10 @@ def machine_memory() -> int:
     return total
 
 
-def run_job(
-    job: Job, timeout_seconds: float | None = None, environment: dict[str, str] | None = None
-) -> Plain:
+def run_job(job: Job, environment: dict[str, str] | None = None) -> Plain:
     """Run one job and return its ``summary.json``; see :func:`run_jobs`."""
     with _signals_raised():
-        return run_jobs([job], Places(1), timeout_seconds, environment=environment)[job.number]
+        return run_jobs([job], Places(1), environment=environment)[job.number]
 
 
 def run_jobs(
@@ -104,8 +109,8 @@ def run_jobs(
     """Run all jobs, as many at once as ``places`` has room for; returns their summaries by number.
 
     ``environment``: variables to add to those of this process. A job that wrote no summary gets
-    one. On a signal, asks each running job once to save and stop, waits for them, and raises
-    :class:`llm.signals.Signalled`.
+    one. After a signal (:class:`llm.signals.Signalled`) or an error, each running job is asked once
+    to save and stop and is waited for, before the exception is raised again.
     """
     run = _Run(list(jobs), places, timeout_seconds, on_start, on_end, environment or {})
     try:
@@ -113,7 +118,7 @@ def run_jobs(
             run.start_jobs()
             run.collect_ends()
             time.sleep(POLL_SECONDS)
-    except Signalled:
+    except BaseException:
         remember()  # a further signal must not cut the saving of a job short
         run.stop()
         raise
@@ -145,10 +150,10 @@ class _Run:
             if self._is_in_use(job):
                 self.places.leave(job)
                 continue
-            self.on_start(job)
             with delayed():  # a signal must not lose a child that has just been started
                 self.running[job] = Child(job.folder, job.command, place | self.environment)
-            self.waiting.remove(job)
+                self.waiting.remove(job)
+                self.on_start(job)
 
     def _is_in_use(self, job: Job) -> bool:
         # For example by a job of a sweep that was killed, which is still saving.
@@ -190,7 +195,7 @@ class _Run:
 
 @contextlib.contextmanager
 def _signals_raised() -> Iterator[None]:
-    """Raise :class:`Signalled` on a signal, in a worker process of another launcher too."""
+    """A signal raises an exception while inside, in a worker of another launcher too."""
     if listener.previous or threading.current_thread() is not threading.main_thread():
         yield  # run_train.py does it already; in other threads, Python allows no handlers
         return

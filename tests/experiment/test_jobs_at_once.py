@@ -131,6 +131,14 @@ def test_the_cores_are_divided_among_the_jobs(
     assert summary(tmp_path / "job-0")["threads"] == threads
 
 
+def test_a_system_that_cannot_bind_a_process_to_cores_has_all_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # macOS
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert Places(2).threads == 4
+
+
 def test_a_given_number_of_threads_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     let_end(tmp_path, 0)
@@ -164,6 +172,33 @@ def test_a_job_that_fails_ends_no_other(tmp_path: Path) -> None:
     assert [ends[n]["status"] for n in range(3)] == ["failed", "killed", "finished"]
     assert ends[0]["reason"] == "exit status 1: out of ideas"
     assert (tmp_path / "job-0/run_train.log").read_text() == "out of ideas\n"
+
+
+def test_a_job_that_leaves_nothing_in_a_folder_that_cannot_be_made_ends_no_other(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").touch()
+    broken = Job(0, [], tmp_path / "file" / "job", [sys.executable, "-c", "raise SystemExit(1)"])
+    let_end(tmp_path, 1)
+    ends = run_jobs([broken, job(tmp_path, 1)], Places(1))
+    assert [ends[n]["status"] for n in range(2)] == ["failed", "finished"]
+
+
+@pytest.mark.parametrize("is_signal", [True, False])
+def test_whatever_ends_the_sweep_a_job_that_has_started_is_asked_to_stop(
+    is_signal: bool, tmp_path: Path
+) -> None:
+    def started(one: Job) -> None:
+        if not is_signal:
+            raise ZeroDivisionError
+        os.kill(os.getpid(), signal.SIGINT)
+
+    expected = Signalled if is_signal else ZeroDivisionError
+    with pytest.raises(expected), sweep._signals_raised():
+        run_jobs([job(tmp_path, 0, COUNTS_SIGNALS)], Places(1), on_start=started)
+    end = summary(tmp_path / "job-0")
+    soon = ("killed", "killed by SIGTERM")  # before the job has installed its handler
+    assert end["status"] == "interrupted" or (end["status"], end["reason"]) == soon
 
 
 def test_a_job_that_the_kernel_killed_for_its_memory_says_so(

@@ -12,7 +12,7 @@ import pytest
 
 from llm.experiment.process import PARENT_PIPE, Child, follow_parent
 from llm.experiment.rundir import write_summary
-from llm.experiment.sweep import Job, run_job
+from llm.experiment.sweep import Job, Places, run_job, run_jobs
 from llm.signals import SIGNALS, Signalled, listener
 from tests.command_line import listing, summary, wait_until
 from tests.conftest import HANGS, ROOT
@@ -124,7 +124,8 @@ open("pid", "w").write(str(subprocess.Popen(["sleep", "3600"]).pid))
     # Instead of 90 seconds: the job has run too long as soon as it is ready.
     overdue = property(lambda _: 91.0 if (tmp_path / "ready").exists() else 0.0)
     monkeypatch.setattr(Child, "seconds", overdue)
-    found = run_job(job(tmp_path / "job", code + SAVES_WHEN_STOPPED), timeout_seconds=90)
+    late = job(tmp_path / "job", code + SAVES_WHEN_STOPPED)
+    found = run_jobs([late], Places(1), timeout_seconds=90)[0]
     assert (found["status"], found["reason"]) == ("killed", "ran longer than 1.5 minutes")
     assert (tmp_path / "stopped").exists()
     pid = int((tmp_path / "pid").read_text())

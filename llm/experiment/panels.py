@@ -63,7 +63,7 @@ def show_end(folder: Path, progress: Progress, summary: dict[str, Any]) -> None:
         if (bits := summary["bits_per_byte"]) is not None:
             facts["best val loss"] += f" ({bits:.3f} bits per byte)"
     horizon = progress.horizon
-    if progress.step <= (horizon.max_steps or 0):
+    if horizon.max_steps and progress.step <= horizon.max_steps:
         used = f"{progress.train_seconds / 60:.2f} of {minutes(horizon.minutes or 0)} of training"
         facts["budget"] = f"{used}: {plural(progress.step, 'step')}"
     if progress.train_seconds:
@@ -93,11 +93,10 @@ def show_end(folder: Path, progress: Progress, summary: dict[str, Any]) -> None:
         say(f'next: {command_line("run_sample.py", f"ckpt={folder}")} prompt="..."')
 
 
-def show_already_finished(
-    folder: Path, reason: str | None, more: str = "trainer.max_steps=MORE"
-) -> None:
-    """Say that no step is left, and that the override ``more`` trains longer; ``reason`` names the
-    option that ended the run early, if any.
+def show_already_finished(folder: Path, reason: str | None, more: str) -> None:
+    """Say that no step is left, and that the override ``more`` trains longer.
+
+    ``reason`` names the option that ended the run early, if any.
     """
     again = command_line("run_train.py", f"resume={folder}", more)
     say(f"{folder} is finished already. To train on: {again}")

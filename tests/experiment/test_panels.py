@@ -43,7 +43,7 @@ def test_the_last_panel_shows_skipped_steps_and_rollbacks(
     show_end(tmp_path, progress, SUMMARY)
     text = shown(capsys)
     assert "1.5000 at step 4 (2.500 bits per byte)" in text
-    assert "divergence" not in text
+    assert "divergence" not in text and "budget" not in text
     progress.skipped, progress.rollbacks = 3, 1
     show_end(tmp_path, progress, SUMMARY)
     assert "divergence 3 steps skipped, 1 rollback" in shown(capsys)
@@ -62,6 +62,13 @@ def test_a_budget_in_minutes_is_in_both_panels(
     assert "budget 5.10 of 5 minutes of training: 8 steps" in shown(capsys)
 
 
+def test_an_evaluation_before_the_first_step_has_no_budget(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_end(tmp_path, Progress(best_val_loss=4.0), SUMMARY)
+    assert "budget" not in shown(capsys)
+
+
 def test_a_finished_run_shows_the_command_to_train_on(capsys: pytest.CaptureFixture[str]) -> None:
-    show_already_finished(Path("outputs/my run"), None)
+    show_already_finished(Path("outputs/my run"), None, "trainer.max_steps=MORE")
     assert "'resume=outputs/my run' trainer.max_steps=MORE" in shown(capsys)

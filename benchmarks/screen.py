@@ -125,7 +125,7 @@ def main() -> None:
         pictures: dict[int, list[Text]] = {}
         with raised(), contextlib.suppress(Signalled), SweepScreen(views, 2, folder) as screen:
             threading.Thread(target=watch, args=(screen, pictures), daemon=True).start()
-            run_jobs(jobs, Places(2), on_start=lambda job: screen.started(job.folder))
+            run_jobs(jobs, Places(2), on_start=lambda job: views[job.number].started())
     for width, lines in pictures.items():
         draw(lines, width, out / f"sweep_{width}.png")
 

@@ -21,7 +21,7 @@ def command_line(name: str, *arguments: str) -> str:
 def typed_command(*more: str, name: str | None = None, without: Iterable[str] = ()) -> str:
     """This command as it was typed, with ``more`` arguments, quoted for a shell.
 
-    ``name``: another script with the same arguments. ``without``: starts of arguments to omit.
+    ``name``: another script with the same arguments. ``without``: prefixes of arguments to omit.
     """
     started, *typed = TYPED or sys.argv
     arguments = [word for word in typed if not word.startswith(tuple(without))]

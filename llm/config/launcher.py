@@ -28,7 +28,7 @@ from llm.experiment.sweep import Job, Places, run_job, run_jobs
 from llm.experiment.watch import Watched
 
 MULTIRUN = Path("multirun")
-# The keys that say where a job is written
+# The keys that say where a job writes.
 PLACE = ("run.sweep", "run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 HOUSEKEEPING = (*PLACE, "run.retry", "run.dry_run")  # these do not distinguish jobs
 OF_THE_SWEEP = ("hydra.mode", "hydra.sweep", "hydra/sweep", "hydra.launcher", "hydra/launcher")
@@ -173,7 +173,7 @@ def placed(overrides: Sequence[str], sweep: str, name: str, retry: str = "failed
 
 
 def is_housekeeping(override: str) -> bool:
-    """Whether an override says where a job is written, or what to do with an earlier one."""
+    """Whether an override says where a job writes, or what to do with an earlier run there."""
     return override.partition("=")[0].lstrip("+") in HOUSEKEEPING
 
 

@@ -118,7 +118,7 @@ def _require_equal_counts(counts: Mapping[str, int], typed: Collection[str]) -> 
         fix = f"a typed list replaces the sweep file's: type {again} too"
         fix += f", or hydra.sweeper.{FROM_FILE}=null for all combinations"
     elif 1 in counts.values():
-        fix = "give each key as many values, or leave out the key that does not vary"
+        fix = "give each key the same number of values, or leave out the one that does not vary"
     else:
-        fix = "give each key as many values"
+        fix = "give each key the same number of values"
     raise Refused(f"{listed}, but zip pairs them: {fix}")

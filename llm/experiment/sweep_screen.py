@@ -1,4 +1,4 @@
-"""The screen of a sweep: a live table on a terminal, a line per change elsewhere, a table at last.
+"""The screen of a sweep: a live table or, in a pipe, a line per change; a table at the end.
 
 A thread of its own reads the folders of the jobs, because a launcher of another package blocks the
 main thread until all jobs have ended.
@@ -19,7 +19,7 @@ from llm.experiment import console as output
 from llm.experiment.console import duration, log, say, warn
 from llm.experiment.sweep_csv import SUMMARY_CSV, write_csv
 from llm.experiment.sweep_table import SweepTable
-from llm.experiment.watch import FINISHED, RUNNING, STARTING, WAITING, Watched
+from llm.experiment.watch import FINISHED, RUNNING, STARTING, WAITING, Watched, words
 from llm.units import plural
 
 TERMINAL_SECONDS, PIPE_SECONDS = 0.5, 1.0  # between two looks at the folders
@@ -42,9 +42,8 @@ class SweepScreen:
         self, jobs: Sequence[Watched], at_once: int, folder: Path, others: Sequence[Watched] = ()
     ) -> None:
         self.jobs, self.folder, self.others = jobs, folder, others
-        self._by_folder = {job.folder: job for job in jobs}
         self.table = SweepTable(folder.name, jobs, at_once)
-        self.error: Exception | None = None  # the first one of the view
+        self.error: Exception | None = None  # the first error of the view
         self.is_live = output.console.is_terminal and not output.console.is_dumb_terminal
         self._live = Live(
             self, console=output.console, auto_refresh=False, transient=True,
@@ -56,21 +55,13 @@ class SweepScreen:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="sweep screen")
 
-    def started(self, folder: Path) -> None:
-        """Called by a launcher that knows when the job in ``folder`` starts."""
-        self._by_folder[folder].started()
-
-    def ended(self, folder: Path, status: str = "", reason: str = "") -> None:
-        """Called by a launcher that knows that a job has ended; see :meth:`Watched.ended`."""
-        self._by_folder[folder].ended(status, reason)
-
     def __enter__(self) -> Self:
         self._refresh()
         ended = Counter(FINISHED if job.is_finished else job.state for job in self.jobs)
         for state in (WAITING, STARTING, RUNNING):
             del ended[state]
         if count := ended.total():
-            how = ", ".join(f"{n} {state.replace('_', ' ')}" for state, n in ended.items())
+            how = ", ".join(f"{n} {words(state)}" for state, n in ended.items())
             say(f"{count} of {len(self.jobs)} jobs are skipped: {how}")
         self._shown = [job.state for job in self.jobs]
         try:
@@ -136,7 +127,7 @@ class SweepScreen:
             if state == before or not (job.has_ended or state == RUNNING):
                 continue
             line = f"job {number + 1} of {len(self.jobs)}  {self.table.label(job)}: "
-            say(line + ", ".join([state.replace("_", " "), *_details(job)]))
+            say(line + ", ".join([words(state), *_details(job)]))
 
     def _write_csv(self) -> None:
         states = [job.state if job.has_ended else "" for job in self.jobs]
@@ -153,7 +144,7 @@ class SweepScreen:
         failed = [job for job in self.jobs if job.has_ended and not job.is_finished]
         for job in failed[:MAX_REASONS]:
             reason = f": {job.reason}" if job.reason else ""
-            say(f"{self.table.label(job)}: {job.state.replace('_', ' ')}{reason}")
+            say(f"{self.table.label(job)}: {words(job.state)}{reason}")
         if more := len(failed[MAX_REASONS:]):
             say(f"{more} more did not finish: see {self.folder / SUMMARY_CSV}")
         if waiting := sum(job.state == WAITING for job in self.jobs):

@@ -22,6 +22,7 @@ from llm.experiment.watch import (
     Watched,
     rates_of,
     sweep_seconds_left,
+    words,
 )
 from llm.units import format_bytes
 
@@ -30,8 +31,8 @@ STYLES = {
     "interrupted": "yellow",
 }  # fmt: skip
 ENDED_BADLY = "red"
-LABEL_SHARE = 0.3  # of the width, for the longest label before numbers are left out
-ROOMY = 2  # columns are left out before others move together
+LABEL_SHARE = 0.3  # of the width, which labels get before columns do
+ROOMY = 2  # columns that are left out before the gaps between the others shrink
 LONGEST_HEADING_LABEL, LONGEST = 40, 999  # cells
 MAX_ROWS = 50  # of the table at the end
 
@@ -86,7 +87,7 @@ class SweepTable:
             )
             lines += self._lines(shown, columns, dropped, width, encoding)
             if rest:
-                lines.append(Text(in_words(rest, width), "dim"))
+                lines.append(Text(inwords(rest, width), "dim"))
         return lines
 
     def final(self, width: int | None, encoding: str = "utf-8") -> list[Text]:
@@ -105,7 +106,7 @@ class SweepTable:
         dropped = ("step", "tok/s", "peak", "time", "parameters", "best val loss", "state")
         lines = self._lines(jobs[:MAX_ROWS], columns, dropped, width, encoding)
         if rest := jobs[MAX_ROWS:]:
-            lines.append(Text(in_words(rest, width), "dim"))
+            lines.append(Text(inwords(rest, width), "dim"))
         return lines
 
     def heading(self, rates: Rates) -> str:
@@ -113,7 +114,7 @@ class SweepTable:
         counts = Counter(job.state for job in self.jobs)
         parts = [f"{counts[FINISHED] + counts[SKIPPED]} of {len(self.jobs)} finished"]
         states = (RUNNING, STARTING, *STATUSES[1:])
-        parts += [f"{counts[one]} {_words(one)}" for one in states if counts[one]]
+        parts += [f"{counts[one]} {words(one)}" for one in states if counts[one]]
         if not all(job.has_ended for job in self.jobs):
             left = sweep_seconds_left(self.jobs, rates, self.at_once)
             parts += [] if left is None else [f"eta {duration(left)}"]
@@ -218,20 +219,16 @@ def arrange(
     return set(), 1, width
 
 
-def in_words(rest: Sequence[Watched], width: int | None) -> str:
+def inwords(rest: Sequence[Watched], width: int | None) -> str:
     """``... 171 more: 120 finished, 51 waiting``, without the counts that do not fit."""
     counts = Counter(FINISHED if job.is_finished else job.state for job in rest)
     text = cut(f"... {len(rest)} more", LONGEST if width is None else width)
     for number, (state, count) in enumerate(counts.most_common()):
-        longer = f"{text}{', ' if number else ': '}{count} {_words(state)}"
+        longer = f"{text}{', ' if number else ': '}{count} {words(state)}"
         if width is not None and len(longer) > width:
             break
         text = longer
     return text
-
-
-def _words(state: str) -> str:
-    return state.replace("_", " ")
 
 
 def _text(cell: Text | str) -> Text:
@@ -239,7 +236,7 @@ def _text(cell: Text | str) -> Text:
 
 
 def _state(job: Watched) -> Text:
-    return Text(_words(job.state), STYLES.get(job.state, ENDED_BADLY))
+    return Text(words(job.state), STYLES.get(job.state, ENDED_BADLY))
 
 
 _STATE = Column("state", _state, 8, "left")

@@ -26,9 +26,14 @@ STATUSES = (
     FINISHED, "interrupted", "killed", "diverged", "out_of_memory", "refused", "disk_error",
     "failed",
 )  # fmt: skip
-Stamp = tuple[int, int, int]  # of a file
+Stamp = tuple[int, int, int]  # of a file: time, inode and size
 # Keys of metrics.jsonl by those of summary.json, where they differ.
 ROW_KEYS = {"val_loss": "val/loss", "bits_per_byte": "val/bits_per_byte"}
+
+
+def words(state: str) -> str:
+    """``out of memory`` for ``out_of_memory``."""
+    return state.replace("_", " ")
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ from llm.settings.earlier import (
 from llm.settings.saved import load_plain
 from llm.settings.schema import TrainSettings
 from llm.signals import delayed
-from llm.units import plural
+from llm.units import minutes, plural
 
-HELD = {
+FINDINGS = {
     NEW: "new",
     FINISHED: "finished already: nothing would be trained",
     UNVERIFIED: "finished, perhaps on other data: the run would compare it",
@@ -50,17 +50,18 @@ def show_dry_run(settings: TrainSettings) -> None:
     if is_ready and plan is not None:
         model = plan.setup.model
         Dataset.open(data).check(model.block_size, model.vocab_size or 0)
-    folder, earlier = _held(settings)
+    folder, earlier = _earlier(settings)
     if plan is not None:
         show_plan(plan)
-    facts = _facts(settings, plan, earlier)
+    facts = _facts(settings, earlier)
     facts["data"] = f"{data}" if is_ready else f"would be prepared in {data}"
     facts["run folder"] = "outputs/<date>/<time>: new"
     if folder is not None:
         newest = newest_manifest(folder)
-        held = HELD.get(earlier.state) or f"would continue at step {newest.step if newest else 0:,}"
+        continues = f"would continue at step {newest.step if newest else 0:,}"
         is_replaced = settings.run.retry == "all" and earlier.state != NEW
-        facts["run folder"] = f"{folder}: {'would be replaced' if is_replaced else held}"
+        finding = "would be replaced" if is_replaced else FINDINGS.get(earlier.state, continues)
+        facts["run folder"] = f"{folder}: {finding}"
     panel("dry run", facts)
     say(f"nothing was started; to run it: {typed_command(without=['run.dry_run='])}")
 
@@ -79,7 +80,7 @@ def _plan(settings: TrainSettings) -> Plan | None:
     return fit_memory(settings, select_device(trainer.device, compiles=trainer.compile))[1]
 
 
-def _held(settings: TrainSettings) -> tuple[Path | None, Earlier]:
+def _earlier(settings: TrainSettings) -> tuple[Path | None, Earlier]:
     """The run's folder, if it is named, and what it holds."""
     folder, retry = named_folder(settings), settings.run.retry
     is_new = folder is None or not (folder / CONFIG).exists()
@@ -97,15 +98,15 @@ def _held(settings: TrainSettings) -> tuple[Path | None, Earlier]:
     return folder, earlier
 
 
-def _facts(settings: TrainSettings, plan: Plan | None, earlier: Earlier) -> dict[str, str]:
+def _facts(settings: TrainSettings, earlier: Earlier) -> dict[str, str]:
     known = forecast(settings)
-    if plan is None or known is None:
+    if known is None:
         return {"plan": "the vocabulary is unknown before the text is read"}
     facts = {}
     if known.tokens is not None:
         facts["training"] = f"{known.tokens:,} tokens in {plural(known.max_steps or 0, 'step')}"
     if known.minutes is not None:
-        limit = f"{known.minutes:g} minutes"
+        limit = minutes(known.minutes)
         facts["training"] = f"{facts['training']}, at most {limit}" if facts else limit
     if not earlier.is_finished:
         speed = number(earlier.summary, "tokens_per_second")

@@ -11,9 +11,9 @@ from llm.commands import typed_command
 from llm.experiment.console import console, duration, panel, say
 from llm.experiment.sweep_table import labels
 from llm.experiment.tail import number
-from llm.experiment.watch import Forecast, Rates, estimate
+from llm.experiment.watch import Forecast, Rates, estimate, words
 from llm.settings.earlier import NEW, UNFINISHED, UNVERIFIED, Earlier, runs_again
-from llm.units import format_bytes, format_count, plural
+from llm.units import format_bytes, format_count, minutes, plural
 
 ROWS = 40  # jobs that the table shows
 NAMED = 10  # jobs that may not fit
@@ -27,7 +27,7 @@ class PlannedJob:
     values: dict[str, str]  # of the keys that vary over the sweep
     forecast: Forecast | None  # None: its vocabulary is unknown before its text is read
     earlier: Earlier  # what its folder holds
-    retry: str = "failed"  # run.retry
+    retry: str  # run.retry
 
     @property
     def runs(self) -> bool:
@@ -58,23 +58,21 @@ class PlannedJob:
         return None if left is None else left + rates.overhead
 
 
-def show_preflight(
-    name: str, jobs: Sequence[PlannedJob], rates: Rates | None = None, at_once: int = 1
-) -> None:
+def show_preflight(name: str, jobs: Sequence[PlannedJob], rates: Rates, at_once: int) -> None:
     """Show a summary of the sweep ``name``, and the jobs that may not fit.
 
     ``rates``: from jobs of earlier commands (:func:`llm.experiment.watch.rates_of`). ``at_once``:
     how many run together.
     """
     states = Counter(job.state for job in jobs)
-    counts = ", ".join(f"{count:,} {state.replace('_', ' ')}" for state, count in states.items())
+    counts = ", ".join(f"{count:,} {words(state)}" for state, count in states.items())
     facts = {"jobs": f"{len(jobs):,}: {counts}"}
     running = [job for job in jobs if job.runs]
     known = [job.forecast for job in running if job.forecast is not None]
     if known:
         facts |= _facts(known)
     if running:
-        facts["time"] = _time(running, rates or Rates(), at_once)
+        facts["time"] = _time(running, rates, at_once)
     panel(f"sweep {name}", facts)
     if unknown := len(running) - len(known):
         say(f"{plural(unknown, 'job')}: size and memory are known once the text is prepared")
@@ -83,8 +81,8 @@ def show_preflight(
 
 def _facts(known: Sequence[Forecast]) -> dict[str, str]:
     tokens = sum(one.tokens or 0 for one in known)
-    minutes = sum(one.minutes or 0.0 for one in known if one.tokens is None)
-    budgets = [f"{tokens:,} tokens"] * (tokens > 0) + [f"{minutes:g} minutes"] * (minutes > 0)
+    time = sum(one.minutes or 0.0 for one in known if one.tokens is None)
+    budgets = [f"{tokens:,} tokens"] * (tokens > 0) + [minutes(time)] * (time > 0)
     sizes = sorted({one.parameters for one in known})
     size = f"{sizes[0]:,}" + f" to {sizes[-1]:,}" * (len(sizes) > 1)
     largest = max(known, key=lambda one: one.peak)
@@ -119,11 +117,8 @@ def _name_large_jobs(jobs: Sequence[PlannedJob]) -> None:
         say(f"  and {len(large) - NAMED:,} more")
 
 
-def show_jobs(
-    name: str, jobs: Sequence[PlannedJob], rates: Rates | None = None, at_once: int = 1
-) -> None:
+def show_jobs(name: str, jobs: Sequence[PlannedJob], rates: Rates, at_once: int) -> None:
     """For ``run.dry_run=true``: a row for each job, the summary, and the command that runs them."""
-    rates = rates or Rates()
     table = Table(
         Column("job", overflow="fold"),
         *(Column(title, justify="right") for title in ("parameters", "tokens", "peak GiB")),
@@ -143,9 +138,9 @@ def _cells(job: PlannedJob, rates: Rates) -> list[str]:
     known, seconds = job.forecast, job.seconds(rates)
     time = "-" if seconds is None or not job.runs else duration(seconds)
     if known is None:
-        return ["-", "-", "-", "-", time, job.state.replace("_", " ")]
+        return ["-", "-", "-", "-", time, words(job.state)]
     budget = f"{known.minutes or 0:g} min" if known.tokens is None else format_count(known.tokens)
     return [
         format_count(known.parameters), budget, f"{known.peak / 2**30:.2f}",
-        "yes" if known.fits else "no", time, job.state.replace("_", " "),
+        "yes" if known.fits else "no", time, words(job.state),
     ]  # fmt: skip

@@ -25,7 +25,7 @@ from llm.training.schedule import Horizon
 OUTPUTS = Path("outputs")
 # UNVERIFIED: finished, but on data that is not prepared (any more), so only the run can compare it.
 NEW, UNFINISHED, FINISHED, UNVERIFIED = "new", "unfinished", "finished", "unverified"
-# Ends of a run that the same command would probably meet again.
+# The same command would probably end in the same way again.
 ENDED_BY_ITSELF = ("diverged", "out_of_memory", "refused", "failed", "disk_error")
 AUTO_PRECISIONS = ("fp32", "bf16", "fp16")  # that precision=auto may choose
 

@@ -1,9 +1,9 @@
 """A budget in minutes (``trainer.max_steps=null``) becomes a number of steps.
 
 It counts the seconds of training only, not of evaluation, saving, compiling and starting. The
-number is decided once, from the measured speed, and saved in the checkpoint: from there on the
-steps rule and not the clock, so that the rate falls to its end and a resumed run ends with the same
-bits. Only a run that takes :data:`llm.training.state.OVERRUN` times its budget is cut off.
+number is decided once, from the measured speed, and saved in the checkpoint. From then on it is
+fixed, so the learning rate falls to its end and a resumed run ends with the same bits. Only a run
+that takes :data:`llm.training.state.OVERRUN` times its budget is cut off.
 """
 
 from llm.training.logger import Logger
@@ -23,7 +23,7 @@ class StepBudget:
         self.options, self.schedule, self.logger = options, schedule, logger
         self.minutes = options.max_minutes if options.max_steps is None else None
         self.steps = 0  # in this process, or since a rollback
-        # (steps, seconds of training) when it had made 1, 2, 4, 8 ... of them: the latest two
+        # (step, seconds of training) after 1, 2, 4, 8 ... of these steps: the latest two
         self.marks: list[tuple[int, float]] = []
 
     def share(self, step: int, progress: Progress) -> float:
@@ -75,7 +75,7 @@ class StepBudget:
         warmup = schedule.warmup_steps
         if warmup is not None and warmup >= max_steps:
             steps = plural(max_steps, "step")
-            self.logger.warn(f"schedule.warmup_steps={warmup} leaves nothing of {steps}")
+            self.logger.warn(f"schedule.warmup_steps={warmup} takes all of the {steps}")
 
     def _speed(self, progress: Progress) -> float:
         """Steps per second: of the later steps of this process, or of the whole run if this process

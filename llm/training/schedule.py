@@ -78,7 +78,8 @@ class Schedule:
         else:
             warmup, decided_at = self.warmup_steps, 0
         if step <= warmup:
-            # The longest warm-up until the decision, then a steeper line to the full rate: no jump.
+            # Until the decision the warm-up is assumed to be the longest. From there a steeper line
+            # leads to the full rate, without a jump.
             share = min(step, decided_at) / (LONGEST_WARMUP + 1)
             if step <= decided_at:
                 return share

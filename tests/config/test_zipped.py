@@ -79,9 +79,9 @@ def test_paired_points_count_once_towards_the_limit() -> None:
 TWO = "model.n_layer=2,4"
 MISTAKES = [
     ([TWO, "seed=1,2,3", "zip=model.n_layer,seed"],
-     "model.n_layer has 2 values and seed has 3 values, but zip pairs them: give each key as many"),
+     "model.n_layer has 2 values and seed has 3 values, but zip pairs them: give each key"),
     ([TWO, "seed=1", "zip=model.n_layer,seed"],
-     "seed has 1 value, but zip pairs them: give each key as many values, or leave out the key"),
+     "seed has 1 value, but zip pairs them: give each key the same number of values"),
     ([TWO, "zip=model.n_layer,seed"],
      "zip names seed, which does not vary: give it values, as in seed=A,B"),
     ([TWO, "zip=model.n_layer,model.n_embd"],

@@ -225,14 +225,14 @@ def test_a_pipe_gets_a_line_for_each_change(
     jobs = [job(sweep, 0, "skipped"), *(job(sweep, n) for n in range(1, 5))]
     screen = SweepScreen(jobs, 1, sweep)
     with screen:
-        screen.started(jobs[1].folder)
+        jobs[1].started()
         until(lambda: "n_layer=1: running" in out.getvalue())
         (jobs[1].folder / LOCK).write_text("1\n")
         finish(jobs[1], best_val_loss=1.93121)
         until(lambda: "n_layer=1: finished" in out.getvalue())
-        screen.started(jobs[2].folder)
+        jobs[2].started()
         finish(jobs[2], status="killed", reason="killed by SIGKILL", wall_seconds=5.0)
-        screen.started(jobs[3].folder)
+        jobs[3].started()
     assert screen.error is None
     lines = out.getvalue().splitlines()
     assert lines[:4] == [

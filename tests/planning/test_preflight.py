@@ -31,8 +31,13 @@ def job(
 def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Show:
     monkeypatch.setattr(console, "_width", 80)
 
-    def show(call: Callable[..., None], *arguments: Any, **named: Any) -> str:
-        call("s", *arguments, **named)
+    def show(
+        call: Callable[..., None],
+        jobs: list[PlannedJob],
+        rates: Rates = Rates(),  # noqa: B008
+        at_once: int = 1,
+    ) -> str:
+        call("s", jobs, rates, at_once)
         text = capsys.readouterr().out
         assert max(map(len, text.splitlines())) <= 80
         return text
@@ -66,6 +71,8 @@ def test_jobs_with_a_budget_in_minutes_need_no_rate(shown: Show) -> None:
     jobs = [job(n, tokens=None, max_steps=None, minutes=5.0) for n in range(3)]
     text = shown(show_preflight, jobs)
     assert "15 minutes" in text and "about 15m 00s" in text and "tokens" not in text
+    one = job(tokens=None, max_steps=None, minutes=1.0)
+    assert "1 minute " in shown(show_preflight, [one])
 
 
 def test_at_most_ten_jobs_that_may_not_fit_are_named(shown: Show) -> None:
@@ -79,7 +86,7 @@ def test_at_most_ten_jobs_that_may_not_fit_are_named(shown: Show) -> None:
 
 
 def test_jobs_of_an_unread_text_are_not_guessed_at(shown: Show) -> None:
-    jobs = [job(0), PlannedJob({"seed": "2"}, None, Earlier(NEW))]
+    jobs = [job(0), PlannedJob({"seed": "2"}, None, Earlier(NEW), "failed")]
     text = shown(show_preflight, jobs, Rates([(1e6, 1e10)]))
     assert "1 job: size and memory are known once the text is prepared" in text
     assert "estimated once the first job has run" in text
@@ -124,7 +131,7 @@ def test_a_dry_run_shows_a_row_for_each_job_and_the_command(
 
 def test_the_table_of_200_jobs_with_long_values_stays_readable(shown: Show) -> None:
     jobs = [
-        PlannedJob({"data.path": "文" * 60 + str(n)}, job(n).forecast, Earlier(NEW))
+        PlannedJob({"data.path": "文" * 60 + str(n)}, job(n).forecast, Earlier(NEW), "failed")
         for n in range(200)
     ]
     text = shown(show_jobs, jobs)

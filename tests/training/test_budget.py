@@ -292,7 +292,7 @@ def test_a_warm_up_that_takes_all_steps_is_reported(make_timed: Timed) -> None:
     trainer = make_timed(max_minutes=0.2)
     trainer.schedule.warmup_steps = 40
     trainer.fit()
-    assert trainer.logger.warnings == ["schedule.warmup_steps=40 leaves nothing of 12 steps"]
+    assert trainer.logger.warnings == ["schedule.warmup_steps=40 takes all of the 12 steps"]
 
 
 def test_a_limit_of_minutes_beside_the_steps_counts_training_only(make_timed: Timed) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,7 +59,6 @@ def _as_text(text: str) -> str:
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        return math.isfinite(float(text))  # a spreadsheet takes -inf for a formula
     except ValueError:
         return False
-    return True

@@ -173,6 +173,7 @@ class _Run:
                     self._end(job, child)
 
     def _end(self, job: Job, child: Child) -> None:
+        del self.running[job]
         child.close()
         if child.process.returncode == Refused.exit_status and owner_of(job.folder):
             self.waiting.insert(0, job)  # a run of an earlier sweep has locked its folder meanwhile
@@ -180,7 +181,6 @@ class _Run:
             self.ends[job.number] = child.end(self.timeout_seconds)
             self.on_end(job, self.ends[job.number])
         self.places.leave(job)
-        del self.running[job]
 
     def stop(self) -> None:
         """Ask each running job once to save and stop, and wait for all."""

@@ -77,6 +77,16 @@ def test_a_job_that_left_no_summary_gets_one(
     assert listing(folder) == {"summary.json"}
 
 
+@pytest.mark.parametrize("place", ["a file", "a link to nowhere"])
+def test_a_job_whose_folder_cannot_be_written_ends_no_other(place: str, tmp_path: Path) -> None:
+    folder = tmp_path / "job"
+    folder.touch() if place == "a file" else folder.symlink_to("nowhere")
+    found = run_job(job(folder, "raise SystemExit('run folder job cannot be used')"))
+    assert found["status"] == "failed"
+    assert "cannot be used" in found["reason"]
+    assert not folder.is_dir()
+
+
 @pytest.mark.parametrize(("exit_status", "status"), [(0, "finished"), (3, "diverged"), (75, "x")])
 def test_the_summary_that_the_job_wrote_counts(
     exit_status: int, status: str, tmp_path: Path

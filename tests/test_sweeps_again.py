@@ -134,6 +134,31 @@ def test_a_job_that_was_trained_with_other_settings_is_refused_before_the_first_
     assert not job(cwd, 1).exists()
 
 
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        "",
+        "[]",
+        '{"over": ["seed"], "fixed": {}',
+        '{"over": ["seed"], "fixed": {}, "jobs": {"a": 3}}',
+    ]
+    + [
+        f'{{"over": ["seed"], "fixed": {{}}, "jobs": {{"{name}": {{"seed": "{seed}"}}}}}}'
+        for name, seed in [("../s", "1"), ("/s", "1"), ("a\\u0000", "1"), ("a", "\\ud800")]
+    ],
+)
+def test_a_damaged_or_hostile_sweep_file_is_refused(
+    damaged: str, cwd: Path, text: list[str]
+) -> None:
+    (cwd / "multirun/s/sweep.json").write_text(damaged, encoding="utf-8")
+    before = listing(cwd)
+    found = sweep(cwd, text, SEEDS)
+    assert found.returncode == 2
+    assert found.stderr.startswith("run_train.py: multirun/s/sweep.json")
+    assert len(found.stderr.splitlines()) == 1
+    assert listing(cwd) == before
+
+
 def test_two_sweeps_in_one_folder_at_once_are_refused(cwd: Path, text: list[str]) -> None:
     source = (
         "import pathlib, sys, time\nfrom llm.lock import locked\n"
@@ -154,7 +179,7 @@ def test_two_sweeps_in_one_folder_at_once_are_refused(cwd: Path, text: list[str]
     )
 
 
-@pytest.mark.parametrize("n_jobs", ["0", "-1", "1.5", "two", "null"])
+@pytest.mark.parametrize("n_jobs", ["0", "-1", "1.5", "two", "null", "True"])
 def test_an_impossible_number_of_jobs_at_once_is_refused(
     n_jobs: str, tmp_path: Path, text: list[str]
 ) -> None:

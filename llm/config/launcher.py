@@ -49,7 +49,7 @@ class ProcessLauncher(Launcher):
     def __init__(self, timeout_min: float | None = None, n_jobs: int = 1) -> None:
         limit = f"hydra.launcher.timeout_min={timeout_min}"
         require(timeout_min is None or timeout_min > 0, f"{limit} must be more than 0, or null")
-        valid = isinstance(n_jobs, int) and n_jobs >= 1
+        valid = type(n_jobs) is int and n_jobs >= 1  # True is an int too
         require(valid, f"hydra.launcher.n_jobs={n_jobs} must be a whole number, at least 1")
         self.timeout_seconds = None if timeout_min is None else 60 * timeout_min
         self.n_jobs = n_jobs

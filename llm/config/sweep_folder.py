@@ -13,8 +13,8 @@ from pathlib import Path
 
 from llm.config.launcher import MULTIRUN, is_housekeeping
 from llm.config.verbatim import displayed
-from llm.disk import delete_temporary
-from llm.errors import require
+from llm.disk import check_name, delete_temporary
+from llm.errors import Refused, require
 from llm.experiment.names import folder_name
 from llm.experiment.rundir import claim, make_folder, replace_text
 from llm.lock import locked
@@ -67,8 +67,7 @@ class SweepFolder:
         self.path = make_folder(self.path, kind="sweep") if self.is_named else claim(self.path)
         with locked(self.path, kind="sweep"):
             delete_temporary(self.path)  # of a sweep that was killed
-            text = json.dumps(asdict(self.file), indent=1, ensure_ascii=False) + "\n"
-            replace_text(self.path / SWEEP, text)
+            replace_text(self.path / SWEEP, _text(self.file))
             yield
 
 
@@ -88,13 +87,32 @@ def sweep_folder(
     require(not path.is_file(), f"sweep folder {path} is a file: take another run.sweep")
     earlier = SweepFile([], {})
     if named and (path / SWEEP).exists():
-        earlier = from_plain(SweepFile, read_json(path / SWEEP), f"{path / SWEEP}: ")
+        earlier = read_sweep_file(path / SWEEP)
         over = _varied_keys(path, earlier, typed[0], over if len(points) > 1 else [], fixed)
         fixed = earlier.fixed
     values = [{key: one[key] for key in over} for one in typed]
     names = [folder_name(one) for one in values]
     jobs = earlier.jobs | dict(zip(names, values, strict=True))
     return SweepFolder(path, named is not None, SweepFile(sorted(over), fixed, jobs), values, names)
+
+
+def read_sweep_file(path: Path) -> SweepFile:
+    """A ``sweep.json``, which may come from a stranger.
+
+    Raises :class:`llm.errors.Refused` for a damaged one, and for a job outside the sweep's folder.
+    """
+    file = from_plain(SweepFile, read_json(path), f"{path}: ")
+    for name in file.jobs:
+        check_name(f"{path}: the name of a job", name)
+    try:
+        _text(file).encode()
+    except UnicodeEncodeError:  # half a pair of surrogates
+        raise Refused(f"{path} contains characters that do not exist") from None
+    return file
+
+
+def _text(file: SweepFile) -> str:
+    return json.dumps(asdict(file), indent=1, ensure_ascii=False) + "\n"
 
 
 def _varied_keys(

@@ -49,6 +49,7 @@ def main(cfg: DictConfig | Points) -> None:
 
 
 if __name__ == "__main__":
-    if not any(word.startswith(("-", "hydra.mode=")) for word in sys.argv[1:]):
+    others = [word for word in sys.argv[1:] if not word.startswith("--config-dir")]
+    if not any(word.startswith(("-", "hydra.mode=")) for word in others):
         sys.argv.append("-m")  # without it Hydra answers any mistake in a grid with "-m is missing"
     command(main)

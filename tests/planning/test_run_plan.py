@@ -37,6 +37,15 @@ def test_a_plan_of_lora_says_that_it_is_only_a_plan(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_of_custom_options_leaves_a_grid_a_grid(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    pairs = ["model.n_layer=2,8", "model.n_embed=256,128", "zip=model.n_layer,model.n_embed"]
+    command = [sys.executable, str(ROOT / "run_plan.py"), "--config-dir", "mine", *pairs]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANGS)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("│ model.n_layer=") == 2
+
+
 def test_the_device_chosen_by_auto_is_named(tmp_path: Path) -> None:
     done = here("plan", cwd=tmp_path)
     assert "planned for  cpu, fp32 (trainer.device=auto: no NVIDIA driver here)" in done.stdout

@@ -17,6 +17,7 @@ from llm.errors import DiskError, Diverged, Interrupted, OutOfMemory, Refused, S
 from llm.experiment.rundir import LOG, read_summary, write_summary
 from llm.lock import locked
 from llm.signals import listener
+from llm.units import minutes
 
 PARENT_PIPE = "LLM_PARENT_PIPE"  # a file descriptor that closes when the sweep's process ends
 STATUSES = {
@@ -89,23 +90,26 @@ class Child:
         """
         code = self.process.returncode
         summary = read_summary(self.folder)
+        late = f"ran longer than {minutes((limit_seconds or 0) / 60)}" * self.is_late
         if summary is not None and (code == 0 or summary != self.before):
+            if late and code == Interrupted.exit_status:
+                summary |= {"reason": f"{late} ({summary.get('reason')})"}
+                self._record(summary)
             return summary
         killed = self.is_late or code < 0
         status = "killed" if killed else STATUSES.get(code, Stop.status)
-        reason = f"ran longer than {(limit_seconds or 0) / 60:g} minutes" * self.is_late
-        facts: dict[str, Any] = {"status": status, "reason": reason or self._reason(code)}
+        facts: dict[str, Any] = {"status": status, "reason": late or self._reason(code)}
         if summary is None:  # else it is the summary of an earlier run in this folder
-            with contextlib.suppress(OSError, Stop):  # a full disk must not end the other jobs
-                self._record(facts)
+            self._record(facts | {"wall_seconds": self.seconds})
         return facts
 
     def _record(self, facts: dict[str, Any]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder):
-            write_summary(self.folder, **facts, wall_seconds=self.seconds)
-            if self.tail and not (self.folder / LOG).exists():
-                (self.folder / LOG).write_bytes(self.tail)
+        with contextlib.suppress(OSError, Stop):  # a full disk must not end the other jobs
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with locked(self.folder):
+                write_summary(self.folder, **facts)
+                if self.tail and not (self.folder / LOG).exists():
+                    (self.folder / LOG).write_bytes(self.tail)
 
     def _reason(self, code: int) -> str:
         if code < 0:

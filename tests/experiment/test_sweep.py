@@ -142,6 +142,22 @@ open("pid", "w").write(str(subprocess.Popen(["sleep", "3600"]).pid))
     wait_until(lambda: not is_running(pid))
 
 
+def test_a_job_that_saves_beyond_its_time_says_why_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saves = """pathlib.Path("stopped").touch()
+    pathlib.Path("job").mkdir()
+    end = '{"status": "interrupted", "reason": "SIGTERM at step 9", "step": 9}'
+    pathlib.Path("job/summary.json").write_text(end)"""
+    code = SAVES_WHEN_STOPPED.replace('pathlib.Path("stopped").touch()', saves)
+    overdue = property(lambda _: 61.0 if (tmp_path / "ready").exists() else 0.0)
+    monkeypatch.setattr(Child, "seconds", overdue)
+    found = run_jobs([job(tmp_path / "job", code)], Places(1), timeout_seconds=60)[0]
+    written = summary(tmp_path / "job")
+    assert found["reason"] == written["reason"] == "ran longer than 1 minute (SIGTERM at step 9)"
+    assert (written["status"], written["step"]) == ("interrupted", 9)
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_to_the_sweep_stops_the_job_which_is_waited_for(
     number: signal.Signals, tmp_path: Path

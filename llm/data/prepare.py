@@ -55,10 +55,8 @@ def prepared(config: DataConfig) -> Meta | None:
     The text is hashed, but nothing is downloaded or written.
     """
     try:
-        made_from = _made_from(config, read_corpus(config.corpus, config.path))
-        folder = _folder(config, made_from)
-        _require_made_from(folder, made_from, config.vocab_size)
-        return read_meta(folder)
+        folder, is_ready = ready(config)
+        return read_meta(folder) if is_ready else None
     except Refused:  # no such text, or other data in the folder
         return None
 

@@ -174,16 +174,6 @@ def test_a_job_that_fails_ends_no_other(tmp_path: Path) -> None:
     assert (tmp_path / "job-0/run_train.log").read_text() == "out of ideas\n"
 
 
-def test_a_job_that_leaves_nothing_in_a_folder_that_cannot_be_made_ends_no_other(
-    tmp_path: Path,
-) -> None:
-    (tmp_path / "file").touch()
-    broken = Job(0, [], tmp_path / "file" / "job", [sys.executable, "-c", "raise SystemExit(1)"])
-    let_end(tmp_path, 1)
-    ends = run_jobs([broken, job(tmp_path, 1)], Places(1))
-    assert [ends[n]["status"] for n in range(2)] == ["failed", "finished"]
-
-
 @pytest.mark.parametrize("is_signal", [True, False])
 def test_whatever_ends_the_sweep_a_job_that_has_started_is_asked_to_stop(
     is_signal: bool, tmp_path: Path

@@ -8,11 +8,13 @@ from itertools import takewhile
 from pathlib import Path
 
 from omegaconf import OmegaConf
+from rich.cells import cell_len, set_cell_size
 
 from llm import commands
 from llm.config.compose import CONF
 
-QUESTION = re.compile(r"# *([^@:]+): (.+\?)\s*")
+# "# Depth: does depth pay?", also in full-width punctuation
+QUESTION = re.compile(r"# *([^@:\uff1a]+)(?:: |\uff1a ?)(.+[?\uff1f])\s*")
 
 
 def question_of(path: Path) -> tuple[str, str] | None:
@@ -31,12 +33,12 @@ def list_sweeps() -> str:
     flags = commands.OPTION_FOLDERS
     own = [Path(flags[flags.index("--config-dir") + 1])] if "--config-dir" in flags else []
     paths = {path.stem: path for folder in (*own, CONF) for path in folder.glob("sweep/*.yaml")}
-    width = max(map(len, paths), default=0)
+    width = max(map(cell_len, paths), default=0)
     lines = []
     for name, path in sorted(paths.items()):
         title, question = question_of(path) or ("", "")
         text = f"{title}: {question}" if title else ""
-        lines.append(f"{name:<{width}}  {text}".rstrip())
+        lines.append(f"{set_cell_size(name, width)}  {text}".rstrip())
     return "\n".join(lines).replace("$", "$$")  # Hydra fills in the words after a $
 
 

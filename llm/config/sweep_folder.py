@@ -132,7 +132,7 @@ def _varied_keys(
         if key in fixed and value != fixed[key]
     )
     require(not changes, f"{other} ({changes}): take another run.sweep, or the same settings")
-    return earlier.over
+    return [key for key in typed if key in earlier.over]
 
 
 def typed_values(point: Point[TrainSettings]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from rich.console import Console, ConsoleOptions
 from rich.live import Live
 from rich.text import Text
 
-from llm.commands import command_line
+from llm.commands import command_line, for_shell
 from llm.experiment import console as output
 from llm.experiment.console import duration, log, say, warn
 from llm.experiment.sweep_csv import SUMMARY_CSV, write_csv
@@ -33,7 +33,8 @@ class SweepScreen:
     ``jobs``: all jobs of this command in their order, also those it skips. ``at_once``: how many
     run together. ``folder``: of the sweep, for ``summary.csv``. ``others``: jobs of earlier
     commands, for ``summary.csv`` only. At the end it prints the table of all jobs, the reasons of
-    those that did not finish, and the command that trains the best one longer.
+    those that did not finish, where the results are and, if no job was interrupted or waits, the
+    command that trains the best one longer.
 
     An error here becomes a warning: it must not end the sweep.
     """
@@ -149,7 +150,12 @@ class SweepScreen:
             say(f"{more} more did not finish: see {self.folder / SUMMARY_CSV}")
         if waiting := sum(job.state == WAITING for job in self.jobs):
             say(f"{plural(waiting, 'job')} did not start")
-        if (best := self.table.best(finished=True)) is not None and (command := longer(best)):
+        say(f"csv:  {self.folder / SUMMARY_CSV}")
+        if (self.folder / "wandb").is_dir():
+            say(f"W&B:  wandb sync {for_shell([str(self.folder)])}/wandb")
+        unfinished = any(job.state in (WAITING, "interrupted") for job in self.jobs)
+        best = self.table.best(finished=True)  # of the whole sweep, so not before its end
+        if not unfinished and best is not None and (command := longer(best)):
             say(f"to train the best one twice as long: {command}")
 
 
@@ -168,6 +174,8 @@ def _details(job: Watched) -> list[str]:
 def longer(job: Watched) -> str | None:
     """The command that trains a finished job twice as long; None if its length is unknown."""
     steps = job.forecast.max_steps if job.forecast else job.number("step")
+    if steps is not None:  # resume= may have trained it longer already
+        steps = max(steps, job.number("step") or 0)
     minutes = job.forecast.minutes if job.forecast else None
     budgets = {"trainer.max_steps": steps, "trainer.max_minutes": minutes}
     doubled = [f"{key}={_plain(2 * value)}" for key, value in budgets.items() if value]

@@ -243,10 +243,11 @@ _STATE = Column("state", _state, 8, "left")
 
 
 def _step(job: Watched) -> str:
-    step, last = job.number("step"), job.forecast and job.forecast.max_steps
+    step, last = job.number("step"), job.forecast.max_steps if job.forecast else None
     if step is None:
         return ""
-    return f"{step:.0f}" if last is None else f"{step:.0f}/{last}"
+    # A job that resume= has trained longer is beyond its last step.
+    return f"{step:.0f}" if last is None or step > last else f"{step:.0f}/{last}"
 
 
 def _loss(loss: float | None) -> str:

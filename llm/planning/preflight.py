@@ -74,6 +74,11 @@ def show_preflight(name: str, jobs: Sequence[PlannedJob], rates: Rates, at_once:
     if running:
         facts["time"] = _time(running, rates, at_once)
     panel(f"sweep {name}", facts)
+    for label, job in zip(labels([job.values for job in jobs]), jobs, strict=True):
+        if job.earlier.is_extended:
+            step = number(job.earlier.summary, "step") or 0
+            longer = f"{label} was trained longer than this sweep does, to step {step:,.0f}"
+            say(f"{longer}: its loss does not compare with the others")
     if unknown := len(running) - len(known):
         say(f"{plural(unknown, 'job')}: size and memory are known once the text is prepared")
     _name_large_jobs(jobs)

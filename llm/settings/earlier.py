@@ -40,11 +40,15 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Earlier:
-    """The run in a folder. ``ended`` is the status in its summary; None: killed, or never run."""
+    """The run in a folder. ``ended`` is the status in its summary; None: killed, or never run.
+
+    ``is_extended``: it is a finished job of a sweep, which ``resume=`` has trained longer.
+    """
 
     state: str
     ended: str | None = None
     summary: Plain = field(default_factory=dict)
+    is_extended: bool = False
 
     @property
     def is_finished(self) -> bool:
@@ -117,12 +121,27 @@ def earlier_run(settings: TrainSettings, folder: Path, data: Prepared | None) ->
         return Earlier(NEW, ended, summary)
     if settings.run.retry == "all":  # whatever it is, it will be replaced
         return Earlier(UNFINISHED, ended, summary)
-    recorded = summary.get("config_digest")
+    recorded, is_extended = summary.get("config_digest"), False
     if recorded is None or recorded not in _digests(settings, data):
-        _require_same(settings, folder, summary, data)
+        saved = load_plain(folder)
+        is_extended = ended == "finished" and _is_extended(settings, saved)
+        _require_same(settings, folder, saved, summary, data, is_extended)
     if ended != "finished" or _is_longer(settings, folder):
         return Earlier(UNFINISHED, ended, summary)
-    return Earlier(FINISHED if data else UNVERIFIED, ended, summary)
+    return Earlier(FINISHED if data else UNVERIFIED, ended, summary, is_extended)
+
+
+def _is_extended(settings: TrainSettings, saved: Plain) -> bool:
+    """Whether a run has a larger budget than the sweep of ``settings`` gives it.
+
+    The command that a sweep prints for its best run does this. ``saved``: its ``config.yaml``.
+    """
+    if settings.run.sweep is None:
+        return False
+    trainer = settings.trainer
+    key = "max_minutes" if trainer.max_steps is None else "max_steps"
+    mine, theirs = getattr(trainer, key), (saved.get("trainer") or {}).get(key)
+    return isinstance(theirs, int | float) and theirs > mine
 
 
 def _is_longer(settings: TrainSettings, folder: Path) -> bool:
@@ -178,9 +197,9 @@ def _state_bits(settings: TrainSettings) -> list[int | None]:
 
 
 def _require_same(
-    settings: TrainSettings, folder: Path, summary: Plain, data: Prepared | None
-) -> None:
-    saved = load_plain(folder)
+    settings: TrainSettings, folder: Path, saved: Plain, summary: Plain, data: Prepared | None,
+    is_extended: bool,
+) -> None:  # fmt: skip
     newest = newest_manifest(folder)
     recorded = newest.identity if newest else None
     vocab_size: Any = data.vocab_size if data else settings.data.declared_vocab_size()
@@ -197,18 +216,20 @@ def _require_same(
         recorded = {"data_digest": summary["data_digest"], "init_digest": origin}
     if data is None:  # unknown, so not compared
         recorded = recorded and recorded | {"data_digest": ""}
-    refuse_another_run(folder, settings, mine, saved, data.digest if data else "", origin, recorded)
+    digest = data.digest if data else ""
+    refuse_another_run(folder, settings, mine, saved, digest, origin, recorded, is_extended)
 
 
 def refuse_another_run(
     folder: Path, settings: TrainSettings, mine: Plain, saved: Plain, data_digest: str,
-    origin: str | None, recorded: Plain | None,
+    origin: str | None, recorded: Plain | None, is_extended: bool = False,
 ) -> None:  # fmt: skip
     """Raise :class:`llm.errors.Refused` naming the keys in which two runs differ.
 
     ``mine``: the resolved ``settings`` as plain values; ``saved``: ``config.yaml`` in ``folder``.
     ``origin``: the digest of the weights of ``init_from``. ``recorded``: the digests in the newest
-    checkpoint of ``folder``; None if it has none.
+    checkpoint of ``folder``; None if it has none. ``is_extended``: see :class:`Earlier`; the keys
+    that ``resume=`` may change are not compared.
     """
     mine = identity(mine | {"init_from": origin}, data_digest)
     theirs = identity(saved | {"init_from": origin}, data_digest)
@@ -216,7 +237,9 @@ def refuse_another_run(
         theirs["data_digest"] = recorded.get("data_digest")
         theirs["init_from"] = recorded.get("init_digest")
     paths = saved.get("init_from"), settings.init_from
-    refuse_differences(folder, mine, theirs, settings.resume is not None, paths)
+    resumed = is_extended or settings.resume is not None
+    name = "run.name" if settings.run.sweep is None else "run.sweep"
+    refuse_differences(folder, mine, theirs, resumed, paths, name)
 
 
 def origin_digest(settings: TrainSettings, saved: Plain, recorded: Plain | None) -> str | None:

@@ -55,12 +55,13 @@ def config_digest(plain: Plain, data_digest: str) -> str:
 
 
 def refuse_differences(
-    folder: Path, mine: Plain, theirs: Plain, resumed: bool, init_from: tuple[object, object]
-) -> None:
+    folder: Path, mine: Plain, theirs: Plain, resumed: bool, init_from: tuple[object, object],
+    name: str = "run.name",
+) -> None:  # fmt: skip
     """Raise :class:`llm.errors.Refused` naming the differences between two :func:`identity`.
 
     For the message, ``init_from`` has the path in the folder and the one in the settings: an
-    identity holds the digest of the weights instead.
+    identity holds the digest of the weights instead. ``name``: the key that chooses another folder.
     """
     allowed = EXTENDABLE if resumed else set()
     if resumed and theirs.get("schedule.warmup_steps") is None:
@@ -79,7 +80,7 @@ def refuse_differences(
         changes["init_from"] = f"init_from was {was}, now {now}, and its weights are not the same"
     more = longer(mine.get("trainer.max_steps"))
     raise Refused(
-        f"{folder} holds another run ({', '.join(changes.values())}): take another run.name, the "
+        f"{folder} holds another run ({', '.join(changes.values())}): take another {name}, the "
         f"same settings, or train it longer by resume={folder} {more}"
     )
 

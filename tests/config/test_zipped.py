@@ -144,6 +144,7 @@ def test_the_question_of_a_sweep_is_a_comment_at_the_top_of_its_file(tmp_path: P
     path = tmp_path / "a.yaml"
     for text, found in (
         ("# @package _global_\n# Depth: does it pay: now?\nx: 1\n", ("Depth", "does it pay: now?")),
+        ("# 深度\uff1a越深越好吗\uff1f\n", ("深度", "越深越好吗\uff1f")),
         ("# @package _global_\nx: 1\n# Depth: does it pay?\n", None),
         ("# Depth: it pays.\n", None),
         ("", None),

@@ -251,8 +251,24 @@ def test_a_pipe_gets_a_line_for_each_change(
         "n_layer=3: killed: it left no summary.json",
         "1 job did not start",
     ]
-    command = command_line("run_train.py", f"resume={jobs[1].folder}", "trainer.max_steps=200")
-    assert table[9:] == [f"to train the best one twice as long: {command}"]
+    assert table[9:] == [f"csv:  {sweep / SUMMARY_CSV}"]  # and a job that waits may be the best
+
+
+def test_the_end_says_where_the_results_are_and_how_to_train_the_best_job_longer(
+    sweep: Path, printed: Callable[..., io.StringIO]
+) -> None:
+    out = printed()
+    (sweep / "wandb").mkdir()
+    one, two = job(sweep, 1), job(sweep, 2)
+    with SweepScreen([one, two], 1, sweep):
+        finish(one, best_val_loss=2.0)
+        finish(two, status="killed", reason="killed by SIGKILL")
+    longer = command_line("run_train.py", f"resume={one.folder}", "trainer.max_steps=200")
+    assert out.getvalue().splitlines()[-3:] == [
+        f"csv:  {sweep / SUMMARY_CSV}",
+        f"W&B:  wandb sync {sweep}/wandb",
+        f"to train the best one twice as long: {longer}",
+    ]
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (40, 12), (10, 3)])

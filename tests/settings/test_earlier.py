@@ -177,6 +177,20 @@ def test_resume_with_more_steps_continues_a_finished_run(cwd: Path) -> None:
     assert state("trainer.max_steps=9") == UNFINISHED
 
 
+def test_a_job_that_resume_trained_longer_is_finished_for_its_sweep(cwd: Path) -> None:
+    again = here("train", f"resume={RUN}", "trainer.max_steps=9", cwd=cwd)
+    assert again.returncode == 0
+    job = ["run.name=null", "run.sweep=s", "run.dir=" + RUN]
+    found = state_of(*job)
+    assert found.state == FINISHED and found.is_extended
+    with pytest.raises(Refused, match=r"seed was 1337, now 7.*take another run\.sweep"):
+        state_of(*job, "seed=7")
+    with pytest.raises(Refused, match=r"trainer\.max_steps was 9, now 12"):
+        state_of(*job, "trainer.max_steps=12")
+    with pytest.raises(Refused, match=r"max_steps was 9, now 6\): take another run\.name"):
+        state_of()  # no job of a sweep
+
+
 def test_a_run_with_a_budget_in_minutes_is_finished_until_it_gets_more(cwd: Path) -> None:
     minutes = ["trainer.max_steps=null", "trainer.max_minutes=0.005", "run.name=m"]
     assert here("train", *typed(*minutes), cwd=cwd).returncode == 0

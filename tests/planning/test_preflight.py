@@ -30,6 +30,7 @@ def job(
 @pytest.fixture
 def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Show:
     monkeypatch.setattr(console, "_width", 80)
+    monkeypatch.setattr(commands, "TYPED", ["run_train.py", "-m"])  # not pytest's arguments
 
     def show(
         call: Callable[..., None],

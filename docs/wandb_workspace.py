@@ -23,7 +23,7 @@ LOSS = "best/val_loss"
 
 
 def workspace(entity: str, project: str, sweep: str, keys: list[str]) -> ws.Workspace:
-    """A workspace with the runs of one sweep: which settings lead to a low loss, and at what cost."""
+    """A workspace with the runs of one sweep: which settings lower the loss, at what cost."""
     columns = [ParallelCoordinatesPlotColumn(metric=Config(key)) for key in keys]
     columns.append(ParallelCoordinatesPlotColumn(metric=LOSS))
     settings = ws.Section(

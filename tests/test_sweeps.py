@@ -196,6 +196,11 @@ def test_a_job_is_the_command_of_a_single_run(sweep: Sweep, text: list[str]) -> 
     assert command[-1] == "hydra.mode=RUN"
 
 
+def test_a_job_on_the_cpu_is_planned_beside_no_gpu(sweep: Sweep) -> None:
+    _, jobs = sweep("seed=1,2", "trainer.device=cpu")
+    assert [job.is_on_cpu for job in jobs] == [True, True]
+
+
 def test_a_job_can_be_repeated_by_hand(sweep: Sweep, tmp_path: Path) -> None:
     tiny = [override for override in TINY_RUN if "n_layer" not in override]
     _, jobs = sweep(*tiny, "model.n_layer=1,2", "logger.notes=a, b", ends={1: "killed"})

@@ -53,10 +53,11 @@ class ProcessLauncher(Launcher):
         require(valid, f"hydra.launcher.n_jobs={n_jobs} must be a whole number, at least 1")
         self.timeout_seconds = None if timeout_min is None else 60 * timeout_min
         self.n_jobs = n_jobs
-        # From the built-in sweeper, by the folder of a job: what is known about it, and how many
-        # bytes the jobs on its device may take together.
+        # From the built-in sweeper, by the folder of a job: what is known about it, how many bytes
+        # the jobs on its device may take together, and whether it runs on the CPU.
         self.watched: dict[Path, Watched] = {}
         self.rooms: dict[Path, int] = {}
+        self.on_cpu: set[Path] = set()
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -73,14 +74,17 @@ class ProcessLauncher(Launcher):
             job_of(self.config.hydra, overrides, number, script)
             for number, overrides in enumerate(job_overrides, initial_job_idx)
         ]
-        jobs = [replace(job, peak=self._peak(job), room=self.rooms.get(job.folder)) for job in jobs]
+        jobs = [self._placed(job) for job in jobs]
         places = Places(self.n_jobs)
         ends = run_jobs(jobs, places, self.timeout_seconds, self._started, self._ended)
         return [_result(job, ends[job.number]) for job in jobs]
 
-    def _peak(self, job: Job) -> int:
-        watched = self.watched.get(job.folder)
-        return watched.forecast.peak if watched and watched.forecast else 0
+    def _placed(self, job: Job) -> Job:
+        """``job`` with what decides where and beside which others it may run."""
+        watched, folder = self.watched.get(job.folder), job.folder
+        peak = watched.forecast.peak if watched and watched.forecast else 0
+        room, is_on_cpu = self.rooms.get(folder), folder in self.on_cpu
+        return replace(job, peak=peak, room=room, is_on_cpu=is_on_cpu)
 
     def _started(self, job: Job) -> None:
         if job.folder in self.watched:

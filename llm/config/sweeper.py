@@ -135,6 +135,11 @@ class Grid(Sweeper):
                         job.folder: room_of(point.settings, job.forecast)
                         for point, job in zip(points, jobs, strict=True)
                     }
+                    launcher.on_cpu = {
+                        job.folder
+                        for point, job in zip(points, jobs, strict=True)
+                        if not is_on_gpu(point.settings)
+                    }
                 else:
                     find_from_workers()
                 self.launch(launcher, batch, results)
@@ -192,8 +197,12 @@ def jobs_at_once(launcher: Launcher, jobs: int) -> int:
 
 def room_of(settings: TrainSettings, forecast: Forecast | None) -> int:
     """Bytes that the jobs on one device may take together."""
-    on_gpu = planned_device(settings.trainer.device) == "cuda"
-    return forecast.budget if on_gpu and forecast else machine_memory()
+    return forecast.budget if forecast and is_on_gpu(settings) else machine_memory()
+
+
+def is_on_gpu(settings: TrainSettings) -> bool:
+    """Whether a run will use an NVIDIA GPU."""
+    return planned_device(settings.trainer.device) == "cuda"
 
 
 def end_of(result: JobReturn) -> tuple[str, str]:

@@ -31,6 +31,7 @@ class Job:
     command: list[str]
     peak: int = 0  # predicted bytes
     room: int | None = None  # bytes that the jobs on its device may take together; None: no limit
+    is_on_cpu: bool = False  # so it needs none of the GPUs
 
 
 class Places:
@@ -51,8 +52,9 @@ class Places:
         """Environment variables for ``job``; None if it must wait for others to end."""
         if len(self.jobs) >= self.n_jobs:
             return None
-        peaks = {device: self._peaks(device) for device in self.devices}
-        device = min(self.devices, key=lambda one: (len(peaks[one]), sum(peaks[one])))
+        devices = [None] if job.is_on_cpu else self.devices
+        peaks = {device: self._peaks(device) for device in devices}
+        device = min(devices, key=lambda one: (len(peaks[one]), sum(peaks[one])))
         is_full = job.room is not None and sum(peaks[device]) + job.peak > job.room
         if peaks[device] and is_full:
             return None

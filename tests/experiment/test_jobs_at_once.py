@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,15 @@ def test_each_of_several_gpus_gets_one_job(tmp_path: Path, monkeypatch: pytest.M
     assert_together(tmp_path, jobs, 3, [[0, 1], [1, 2], [2]])
     gpus = [summary(tmp_path / f"job-{number}")["gpu"] for number in range(3)]
     assert gpus == ["GPU-a", "3", "GPU-a"]
+
+
+def test_jobs_on_the_cpu_share_its_memory_whatever_gpus_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    jobs = [job(tmp_path, n, peak=3 * GIB, room=4 * GIB) for n in range(2)]
+    jobs = [replace(one, is_on_cpu=True) for one in jobs]
+    assert_together(tmp_path, jobs, 2, [[0], [1]])
 
 
 @pytest.mark.parametrize(

@@ -170,9 +170,11 @@ class Grid(Sweeper):
 def planned_jobs(settings: Sequence[TrainSettings], folder: SweepFolder) -> list[PlannedJob]:
     """All jobs, and what their folders hold; :class:`llm.errors.Refused` for another run there."""
     found = earlier_runs(zip(settings, folder.folders, strict=True))
-    jobs = zip(folder.values, forecasts(settings), found, strict=True)
-    retry = settings[0].run.retry  # the same for all
-    return [PlannedJob(values, known, earlier, retry) for values, known, earlier in jobs]
+    jobs = zip(settings, folder.values, forecasts(settings), found, strict=True)
+    return [
+        PlannedJob(values, known, earlier, one.run.retry, one.memory.fit)
+        for one, values, known, earlier in jobs
+    ]
 
 
 def earlier_rates(planned: Sequence[PlannedJob], folder: SweepFolder) -> Rates:

@@ -17,7 +17,7 @@ from llm.units import format_bytes, format_count, minutes, plural
 
 ROWS = 40  # jobs that the table shows
 NAMED = 10  # jobs that may not fit
-WORDS = {NEW: "new", UNFINISHED: "continues", UNVERIFIED: "to be compared"}
+WORDS = {NEW: "new", UNFINISHED: "to continue", UNVERIFIED: "to be compared"}
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class PlannedJob:
     forecast: Forecast | None  # None: its vocabulary is unknown before its text is read
     earlier: Earlier  # what its folder holds
     retry: str  # run.retry
+    fit: str  # memory.fit
 
     @property
     def runs(self) -> bool:
@@ -36,7 +37,7 @@ class PlannedJob:
 
     @property
     def state(self) -> str:
-        """``new``, ``continues``, ``finished``, or how it ended if it does not run again."""
+        """``new``, ``to continue``, ``finished``, or how it ended if it does not run again."""
         if not self.runs:
             return "finished" if self.earlier.is_finished else str(self.earlier.ended)
         is_new = self.earlier.state == NEW
@@ -80,7 +81,8 @@ def show_preflight(name: str, jobs: Sequence[PlannedJob], rates: Rates, at_once:
             longer = f"{label} was trained longer than this sweep does, to step {step:,.0f}"
             say(f"{longer}: its loss does not compare with the others")
     if unknown := len(running) - len(known):
-        say(f"{plural(unknown, 'job')}: size and memory are known once the text is prepared")
+        known_then = "size, memory and time are known once run_prepare.py has prepared the text"
+        say(f"{plural(unknown, 'job')}: {known_then}")
     _name_large_jobs(jobs)
 
 
@@ -108,6 +110,7 @@ def _time(jobs: Sequence[PlannedJob], rates: Rates, at_once: int) -> str:
 
 
 def _name_large_jobs(jobs: Sequence[PlannedJob]) -> None:
+    fit = "" if all(job.fit == "auto" for job in jobs) else "; memory.fit=auto tries to change that"
     large = [
         f"  {label}: {format_bytes(job.forecast.peak)} of {format_bytes(job.forecast.budget)}"
         for label, job in zip(labels([job.values for job in jobs]), jobs, strict=True)
@@ -115,7 +118,7 @@ def _name_large_jobs(jobs: Sequence[PlannedJob]) -> None:
     ]
     if not large:
         return
-    say(f"{plural(len(large), 'job')} may not fit memory.budget_gib:")
+    say(f"{plural(len(large), 'job')} may not fit memory.budget_gib{fit}:")
     for line in large[:NAMED]:
         say(line)
     if len(large) > NAMED:

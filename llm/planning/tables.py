@@ -14,7 +14,7 @@ from llm.planning.plan import Plan, largest_line
 from llm.units import format_bytes
 
 ROWS = 40  # points that a table shows
-BAR = 60  # characters
+BAR = 56  # characters: with the numbers behind it, at most 80
 # Colours of the cells of a map, by mark: fits, fits with changes, does not fit.
 STYLES = {" ": "", "*": "yellow", "x": "red"}
 

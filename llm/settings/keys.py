@@ -32,7 +32,7 @@ ELSEWHERE = {
     "dtype": "precision", "dataset": "data", "out_dir": "run.name", "output_dir": "run.name",
     "wandb_log": "logger.mode", "wandb_project": "logger.project", "wandb_run_name": "logger.name",
     "start": "prompt", "max_tokens": "max_new_tokens", "max_length": "max_new_tokens",
-    "checkpoint": "ckpt", "load_from": "init_from",
+    "checkpoint": "ckpt", "load_from": "init_from", "n_jobs": "hydra.launcher.n_jobs",
 }  # fmt: skip
 
 
@@ -72,7 +72,8 @@ def suggestion(key: str, siblings: Iterable[str] = ()) -> str:
         return f"; +{key}=... passes it to a custom class"
     same = [name for name in known if name.rpartition(".")[2] == word]
     other = ELSEWHERE.get(word)
-    if other and (other in known or f"{other}.name" in known):
+    is_launcher = str(other).startswith("hydra.") and "run.sweep" in known
+    if other and (other in known or f"{other}.name" in known or is_launcher):
         same.append(other)
     same = same or get_close_matches(word, list(siblings), n=1)
     if not same:  # the word may be close to the last part of a key: n_layr to model.n_layer

@@ -26,6 +26,7 @@ TYPED: list[tuple[str, list[str], list[str]]] = [
     ("train", ["模型=small"], ["模型 is unknown: there is no key 模型"]),
     ("train", ["n_layer=10"], ["n_layer is unknown", "did you mean 'model.n_layer'?"]),
     ("train", ["device=cpu"], ["did you mean 'trainer.device'?"]),
+    ("train", ["-m", "seed=1,2", "n_jobs=2"], ["did you mean 'hydra.launcher.n_jobs'?"]),
     ("train", ["+unknown=1"], ["unknown is unknown"]),
     ("train", ["+trainer.max_step=1"], ["trainer.max_step is unknown", "mean 'max_steps'?"]),
     ("train", ["max_steps=1e3"], ["max_steps is unknown", "'trainer.max_steps'?"]),

@@ -16,15 +16,16 @@ Show = Callable[..., str]
 
 
 def job(
-    number: int = 0, earlier: Earlier | None = None, retry: str = "failed", **known: Any
-) -> PlannedJob:
+    number: int = 0, earlier: Earlier | None = None, retry: str = "failed", fit: str = "off",
+    **known: Any,
+) -> PlannedJob:  # fmt: skip
     plain = Forecast(
         parameters=1_000_000 * (number + 1), max_steps=100, tokens=1_000_000, minutes=None,
         flops_per_token=1e6, peak=GIB, budget=4 * GIB, fits=True,
     )  # fmt: skip
     values = {"model.n_layer": str(number), "seed": "1"}
     forecast = Forecast(**vars(plain) | known)
-    return PlannedJob(values, forecast, earlier or Earlier(NEW), retry)
+    return PlannedJob(values, forecast, earlier or Earlier(NEW), retry, fit)
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_the_summary_counts_jobs_tokens_and_parameters_of_what_will_run(shown: S
     jobs = [job(0, finished), job(1, half), job(2), job(3, peak=3 * GIB), job(4, Earlier(NEW))]
     text = shown(show_preflight, jobs)
     for words in (
-        "5: 1 finished, 1 continues, 3 new", "4,000,000 tokens", "2,000,000 to 5,000,000",
+        "5: 1 finished, 1 to continue, 3 new", "4,000,000 tokens", "2,000,000 to 5,000,000",
         "at most 3.00 GiB predicted, of 4.00 GiB", "estimated once the first job has run",
     ):  # fmt: skip
         assert words in text
@@ -80,16 +81,17 @@ def test_at_most_ten_jobs_that_may_not_fit_are_named(shown: Show) -> None:
     jobs = [job(n, peak=5 * GIB, fits=False) for n in range(13)]
     jobs += [job(99, Earlier(FINISHED, "finished"), fits=False)]  # it will not run
     text = shown(show_preflight, jobs)
-    assert "13 jobs may not fit memory.budget_gib:" in text
+    assert "13 jobs may not fit memory.budget_gib; memory.fit=auto tries to change that:" in text
     assert "  n_layer=9 seed=1: 5.00 GiB of 4.00 GiB" in text
     assert "n_layer=10" not in text and "  and 3 more" in text
-    assert "1 job may not fit" in shown(show_preflight, jobs[:1])
+    one = shown(show_preflight, [job(0, fit="auto", peak=5 * GIB, fits=False)])
+    assert "1 job may not fit memory.budget_gib:" in one
 
 
 def test_jobs_of_an_unread_text_are_not_guessed_at(shown: Show) -> None:
-    jobs = [job(0), PlannedJob({"seed": "2"}, None, Earlier(NEW), "failed")]
+    jobs = [job(0), PlannedJob({"seed": "2"}, None, Earlier(NEW), "failed", "off")]
     text = shown(show_preflight, jobs, Rates([(1e6, 1e10)]))
-    assert "1 job: size and memory are known once the text is prepared" in text
+    assert "1 job: size, memory and time are known once run_prepare.py has" in text
     assert "estimated once the first job has run" in text
     assert "-" in shown(show_jobs, jobs)
 
@@ -99,7 +101,7 @@ def test_jobs_of_an_unread_text_are_not_guessed_at(shown: Show) -> None:
     [
         (Earlier(NEW), "failed", "new"),
         (Earlier(NEW, "refused"), "failed", "new"),
-        (Earlier(UNFINISHED, "diverged"), "failed", "continues"),
+        (Earlier(UNFINISHED, "diverged"), "failed", "to continue"),
         (Earlier(UNFINISHED, "out_of_memory"), "none", "out_of_memory"),
         (Earlier(FINISHED, "finished"), "none", "finished"),
         (Earlier(FINISHED, "finished"), "all", "anew"),
@@ -132,7 +134,9 @@ def test_a_dry_run_shows_a_row_for_each_job_and_the_command(
 
 def test_the_table_of_200_jobs_with_long_values_stays_readable(shown: Show) -> None:
     jobs = [
-        PlannedJob({"data.path": "文" * 60 + str(n)}, job(n).forecast, Earlier(NEW), "failed")
+        PlannedJob(
+            {"data.path": "文" * 60 + str(n)}, job(n).forecast, Earlier(NEW), "failed", "off"
+        )
         for n in range(200)
     ]
     text = shown(show_jobs, jobs)

@@ -105,7 +105,7 @@ def _time(jobs: Sequence[PlannedJob], rates: Rates, at_once: int) -> str:
     seconds = estimate((job.seconds(rates) for job in jobs), at_once)
     together = f", {at_once} at a time" if at_once > 1 else ""
     if seconds is None:
-        return f"estimated once the first job has run{together}"
+        return f"known after the first steps of a job{together}"
     return f"about {duration(seconds)}{together}"
 
 

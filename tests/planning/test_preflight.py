@@ -54,7 +54,7 @@ def test_the_summary_counts_jobs_tokens_and_parameters_of_what_will_run(shown: S
     text = shown(show_preflight, jobs)
     for words in (
         "5: 1 finished, 1 to continue, 3 new", "4,000,000 tokens", "2,000,000 to 5,000,000",
-        "at most 3.00 GiB predicted, of 4.00 GiB", "estimated once the first job has run",
+        "at most 3.00 GiB predicted, of 4.00 GiB", "known after the first steps of a job",
     ):  # fmt: skip
         assert words in text
     assert "may not fit" not in text
@@ -92,7 +92,7 @@ def test_jobs_of_an_unread_text_are_not_guessed_at(shown: Show) -> None:
     jobs = [job(0), PlannedJob({"seed": "2"}, None, Earlier(NEW), "failed", "off")]
     text = shown(show_preflight, jobs, Rates([(1e6, 1e10)]))
     assert "1 job: size, memory and time are known once run_prepare.py has" in text
-    assert "estimated once the first job has run" in text
+    assert "known after the first steps of a job" in text
     assert "-" in shown(show_jobs, jobs)
 
 

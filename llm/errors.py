@@ -121,6 +121,8 @@ def as_stop(error: BaseException, advice: str = "") -> Stop | None:
         name = str(error.filename)
         what = name if len(name) <= 60 else f"{name[:60]}..."
         return Refused(f"{what} is too long: most systems take 255 bytes for a name")
+    if isinstance(error, PermissionError) and error.filename:  # such as a run of another user
+        return Refused(f"{error.filename} cannot be used: {error.strerror}")
     if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
         return DiskError(f"could not write {error.filename or 'a file'}: {error.strerror}")
     return None

@@ -53,6 +53,14 @@ def test_libraries_that_do_not_fit_into_memory_are_reported_as_out_of_memory() -
     assert "ulimit -v" in str(stop)
 
 
+def test_a_folder_of_another_user_is_refused() -> None:
+    # Not with chmod: root may read every folder.
+    error = PermissionError(13, "Permission denied", "multirun/s/seed-1/config.yaml")
+    stop = as_stop(error)
+    assert isinstance(stop, Refused)
+    assert str(stop) == "multirun/s/seed-1/config.yaml cannot be used: Permission denied"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 def test_a_small_limit_of_memory_and_a_folder_that_is_gone_end_in_one_line(tmp_path: Path) -> None:
     gone = tmp_path / "gone"

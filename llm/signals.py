@@ -138,7 +138,8 @@ class Listener:
                 call()
         with contextlib.suppress(OSError):
             if os.isatty(1):
-                os.write(1, b"\x1b[?25h")  # show the cursor, which a progress bar hides
+                # Show the cursor, which a progress bar hides, and leave the bar's line.
+                os.write(1, b"\x1b[?25h\n")
         os._exit(AT_ONCE)
 
 

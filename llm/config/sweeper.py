@@ -92,8 +92,9 @@ class Grid(Sweeper):
         with count_progress("checking jobs") as report:
             points = list(grid.points(report))
         for run in (point.settings.run for point in points):
-            alone = f"run.name={run.name} names one run, so none was started: take run.sweep="
-            require(not run.name, alone)
+            for key, name in (("run.name", run.name), ("run.dir", run.dir)):
+                alone = f"{key}={name} names one run, so none was started: take run.sweep="
+                require(not name, alone)
             same = run == points[0].settings.run
             require(same, "run.sweep=, run.retry= and run.dry_run= are for all jobs at once")
         try_custom_classes([point.settings for point in points])

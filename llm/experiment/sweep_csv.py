@@ -33,7 +33,8 @@ def csv_text(jobs: Sequence[Watched]) -> str:
     """
     keys = list(dict.fromkeys(key for job in jobs for key in job.values))
     ordered = by_loss(jobs)
-    best = next((job for job in ordered if job.is_finished and job.best is not None), None)
+    finished = (job for job in ordered if job.is_finished and job.is_comparable)
+    best = next((job for job in finished if job.best is not None), None)
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["best", "job", *map(_as_text, keys), "status", "reason", *NUMBERS])

@@ -132,7 +132,9 @@ class SweepTable:
         ``finished``: only of those that have finished.
         """
         jobs = by_loss(
-            job for job in self.jobs if job.is_finished or not (finished or job.has_ended)
+            job
+            for job in self.jobs
+            if job.is_comparable and (job.is_finished or not (finished or job.has_ended))
         )
         return jobs[0] if jobs and jobs[0].best is not None else None
 

@@ -188,6 +188,12 @@ class Watched:
         """Whether the job has finished, in this command or before."""
         return self.state in (FINISHED, SKIPPED)
 
+    @property
+    def is_comparable(self) -> bool:
+        """Whether its loss compares with the others: ``resume=`` has not trained it longer."""
+        last = self.forecast.max_steps if self.forecast else None
+        return not last or (self.number("step") or 0) <= last
+
     def number(self, key: str) -> float | None:
         """A number of the job by its key in ``summary.json``; None if unknown."""
         known = number(self.summary, key)

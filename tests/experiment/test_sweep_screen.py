@@ -358,6 +358,14 @@ def test_the_best_job_is_trained_longer_by_the_budget_it_had(sweep: Path) -> Non
         assert longer(one) == command_line("run_train.py", f"resume={one.folder}", *ends)
 
 
+def test_a_job_that_was_trained_longer_than_the_others_is_not_the_best(sweep: Path) -> None:
+    longer_one = job(sweep, 1, "skipped", step=FORECAST.max_steps + 1, best_val_loss=1.0)
+    jobs = [longer_one, job(sweep, 2, "finished", best_val_loss=1.5)]
+    assert SweepTable("s", jobs, 1).best(finished=True) is jobs[1]
+    rows = list(csv.DictReader(io.StringIO(csv_text(jobs))))
+    assert [(one["job"], one["best"]) for one in rows] == [("job-1", ""), ("job-2", "*")]
+
+
 def test_a_hundred_jobs_end_in_a_table_of_bounded_length(
     sweep: Path, printed: Callable[..., io.StringIO]
 ) -> None:

@@ -319,7 +319,10 @@ def test_equal_points_are_one_job(
             ["seed=1,2", "run.name=a"],
             "run.name=a names one run, so none was started: take run.sweep=",
         ),
-        (["seed=1,2", "run.dir=a"], "run.dir=a names one run, so none was started: take run.sweep="),
+        (
+            ["seed=1,2", "run.dir=a"],
+            "run.dir=a names one run, so none was started: take run.sweep=",
+        ),
         (
             ["model.n_layer=1,2", "seed=1,2,3", "zip=model.n_layer,seed"],
             "model.n_layer has 2 values and seed has 3 values, but zip pairs them: give each key",

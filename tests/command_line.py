@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 
 import llm.config.cli  # noqa: F401  (registers the schemas and plugins that conf/ names)
 from llm.experiment.console import console
+from llm.planning.setup import _prepared_vocabulary
 from llm.signals import listener
 from tests.conftest import HANGS, ROOT
 
@@ -30,6 +31,7 @@ def here(command: str, *typed: str, cwd: Path, stdin: bytes = b"", **environment
     """``python run_<command>.py *typed`` in ``cwd``, without a new process."""
     out, err = io.StringIO(), io.StringIO()
     script = str(ROOT / f"run_{command}.py")
+    _prepared_vocabulary.cache_clear()  # a new process has no cache
     with contextlib.ExitStack() as stack:
         stack.enter_context(patch.object(sys, "argv", [script, *typed]))
         stack.enter_context(patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin))))

@@ -165,6 +165,7 @@ def test_a_mistake_in_what_is_typed_is_named_in_one_line(
         assert words in refusal(command.main, typed, capsys)
 
 
+@pytest.mark.slow
 def test_recipes_are_compared_by_time_and_by_loss(
     nanogpt: Path,
     text_file: Path,
@@ -352,6 +353,7 @@ def test_a_network_in_8_bits_is_nearly_the_same() -> None:
     assert (full - eight).norm() < 0.03 * full.norm()
 
 
+@pytest.mark.slow
 def test_saves_are_measured_beside_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = compose_training(*TINY_RUN)
     monkeypatch.setattr(durability, "compose_training", lambda: tiny)
@@ -360,6 +362,7 @@ def test_saves_are_measured_beside_steps(tmp_path: Path, monkeypatch: pytest.Mon
     assert all(row.ours > 0 and row.other > 0 for row in found.values())
 
 
+@pytest.mark.slow
 def test_the_first_step_of_a_real_start_is_waited_for(tmp_path: Path, text_file: Path) -> None:
     options = [*durability.QUICK, f"data.path={text_file}", "model.n_layer=1"]
     assert durability.seconds_to_first_step(tmp_path, *options) > 0

@@ -192,6 +192,7 @@ def test_a_plan_counts_the_measured_state_of_a_custom_optimizer(
     assert planned["nadam"] == pytest.approx(2 * planned["weights"], rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_plan_imports_torch_for_a_custom_optimizer(base: Path, typed: list[str]) -> None:
     with started("plan", *typed, "optimizer=lion,sgd", "logger=lines", cwd=base) as process:
         assert process.stdout is not None
@@ -211,6 +212,7 @@ def test_a_logger_that_fails_causes_a_warning_and_the_run_continues(
     assert summary(base / "outputs/f")["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_the_printed_command_to_continue_names_the_folder_of_options(
     base: Path, typed: list[str]
 ) -> None:

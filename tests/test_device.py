@@ -112,6 +112,7 @@ def test_peak_memory_is_the_kernels_figure_in_bytes() -> None:
     assert peak_memory_bytes(torch.device("cpu")) == pytest.approx(kernel, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_peak_of_a_process_does_not_start_at_the_peak_of_its_parent() -> None:
     array = np.ones(800 * 2**17)  # 800 MiB

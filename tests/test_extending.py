@@ -92,6 +92,7 @@ for norm in ("rmsnorm", "layernorm"):
 """
 
 
+@pytest.mark.slow
 def test_the_edits_of_the_page_can_be_made_and_work_together(tmp_path: Path) -> None:
     for name in ("llm", "conf", "benchmarks", "run_train.py"):
         source = ROOT / name

@@ -37,7 +37,11 @@ def commands() -> list[str]:
 def shrunk(command: str, newest: str) -> str:
     """The command with overrides that make it take seconds, and a real run for <date>/<time>."""
     command = command.replace("outputs/<date>/<time>", newest).replace("=3000", "=6")
-    command = command.replace("=4,6,8", "=1,2")
+    command = command.replace("=4,6,8", "=1,2").replace(" seed=1,2 ", " seed=1 ")
+    command = command.replace("optimizer.lr=0.01,0.02", "optimizer.lr=0.01")
+    command = command.replace(
+        "model.n_layer=2,8 model.n_embed=256,128", "model.n_layer=1,2 model.n_embed=64,32"
+    )
     command = command.replace("trainer.max_minutes=5", "trainer.max_minutes=0.001")
     pairs = "model.n_layer=1,2 model.n_embed=32,64 seed=1"
     command = command.replace("sweep=width_depth", f"sweep=width_depth {pairs}")

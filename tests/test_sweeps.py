@@ -49,6 +49,7 @@ def pid_of(words: str) -> int | None:
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs Linux to find a job")
 def test_a_sweep_outlives_its_jobs_and_is_continued(tmp_path: Path, text: list[str]) -> None:
     command = ["-m", *text, *LONG, "logger.notes=a, b", "optimizer.lr=2e-3,1e-3,1e30,3e-3"]
@@ -405,6 +406,7 @@ def test_a_job_without_a_summary_ends_as_its_launcher_says() -> None:
     assert end_of(result) == ("failed", "no node")
 
 
+@pytest.mark.slow
 def test_an_installed_launcher_is_found_and_its_jobs_are_the_same(
     tmp_path: Path, text: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

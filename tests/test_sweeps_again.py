@@ -80,7 +80,10 @@ def test_more_values_of_the_same_key_run_beside_the_finished_ones(
 
 @pytest.mark.parametrize(
     ("retry", "again"),
-    [("failed", {"diverged", "interrupted", "killed"}), ("none", {"interrupted", "killed"})],
+    [
+        ("failed", {"diverged", "interrupted", "killed"}),
+        pytest.param("none", {"interrupted", "killed"}, marks=pytest.mark.slow),
+    ],
 )
 def test_run_retry_says_which_jobs_run_again(
     retry: str, again: set[str], cwd: Path, text: list[str]
@@ -97,6 +100,7 @@ def test_run_retry_says_which_jobs_run_again(
     assert statuses == ({"finished"} if retry == "failed" else {"finished", "diverged"})
 
 
+@pytest.mark.slow
 def test_run_retry_all_trains_finished_jobs_anew(cwd: Path, text: list[str]) -> None:
     before, losses = times(cwd), [summary(job(cwd, seed))["val_loss"] for seed in (1, 2, 3)]
     (job(cwd, 2) / "metrics.jsonl").write_text('{"step": 99}\n', encoding="utf-8")
@@ -215,6 +219,7 @@ def test_a_sweep_folder_that_is_a_file_or_cannot_be_written_is_refused(
     assert found.stderr == line
 
 
+@pytest.mark.slow
 def test_a_job_whose_folder_is_deleted_while_it_runs_ends_no_other(
     tmp_path: Path, text: list[str]
 ) -> None:
@@ -230,6 +235,7 @@ def test_a_job_whose_folder_is_deleted_while_it_runs_ends_no_other(
     assert summary(job(tmp_path, 2))["status"] == "interrupted"
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_at_any_moment_is_continued_by_the_same_command(
     cwd: Path, text: list[str]
 ) -> None:

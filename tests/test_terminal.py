@@ -164,6 +164,7 @@ def command(name: str, *typed: str) -> list[str]:
     return [sys.executable, str(ROOT / f"run_{name}.py"), *typed]
 
 
+@pytest.mark.slow
 def test_a_run_outlives_full_output_in_an_encoding_without_its_text(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("床前明月光。疑是地上霜。\n" * 400, encoding="utf-8")

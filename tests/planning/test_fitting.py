@@ -164,6 +164,7 @@ def test_a_limit_ends_a_run_with_status_4_and_the_last_checkpoint_stays(prepared
     assert summary(prepared / "limited")["step"] == 6
 
 
+@pytest.mark.slow
 @needs_linux
 def test_a_run_limited_to_its_prediction_finishes(prepared: Path) -> None:
     wide = [*DATA, *SHORT, "model.n_layer=4", "model.n_embed=512", "run.dir=enforced"]
@@ -177,6 +178,7 @@ def test_a_run_limited_to_its_prediction_finishes(prepared: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems' allocators are not tuned")
 def test_a_narrow_network_that_steps_in_backward_takes_no_more_than_is_predicted(
     prepared: Path,
@@ -197,6 +199,7 @@ def test_a_run_with_another_batch_is_refused_for_that(prepared: Path) -> None:
     assert "trainer.batch_size was 12, now 8" in other.stderr
 
 
+@pytest.mark.slow
 def test_a_run_out_of_memory_continues_from_its_last_checkpoint_with_half_the_micro_batch(
     prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

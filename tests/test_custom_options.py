@@ -153,6 +153,7 @@ def test_a_wrong_option_is_refused_in_one_line_and_leaves_no_folder(
     assert not new
 
 
+@pytest.mark.slow
 def test_a_sweep_over_custom_options_is_checked_before_it_starts(
     base: Path, typed: list[str]
 ) -> None:

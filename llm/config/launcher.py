@@ -20,11 +20,12 @@ from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from llm.config import PLUGINS
+from llm.config.store import AS_RUN
 from llm.config.verbatim import as_typed, quoted, unquoted
 from llm.errors import Stop, require
 from llm.experiment.console import say
 from llm.experiment.names import folder_name, values_of
-from llm.experiment.sweep import Job, Places, run_job, run_jobs
+from llm.experiment.sweep import Job, Places, machine_memory, run_job, run_jobs
 from llm.experiment.watch import Watched
 
 MULTIRUN = Path("multirun")
@@ -53,10 +54,8 @@ class ProcessLauncher(Launcher):
         require(valid, f"hydra.launcher.n_jobs={n_jobs} must be a whole number, at least 1")
         self.timeout_seconds = None if timeout_min is None else 60 * timeout_min
         self.n_jobs = n_jobs
-        # From the built-in sweeper, by the folder of a job: what is known about it, how many bytes
-        # the jobs on its device may take together, and whether it runs on the CPU.
+        # From the built-in sweeper: its jobs by folder, and the folders of jobs that use no GPU.
         self.watched: dict[Path, Watched] = {}
-        self.rooms: dict[Path, int] = {}
         self.on_cpu: set[Path] = set()
 
     def setup(
@@ -80,11 +79,12 @@ class ProcessLauncher(Launcher):
         return [_result(job, ends[job.number]) for job in jobs]
 
     def _placed(self, job: Job) -> Job:
-        """``job`` with what decides where and beside which others it may run."""
-        watched, folder = self.watched.get(job.folder), job.folder
-        peak = watched.forecast.peak if watched and watched.forecast else 0
-        room, is_on_cpu = self.rooms.get(folder), folder in self.on_cpu
-        return replace(job, peak=peak, room=room, is_on_cpu=is_on_cpu)
+        """``job`` with its device, its predicted peak and the memory of that device."""
+        is_on_cpu, watched = job.folder in self.on_cpu, self.watched.get(job.folder)
+        if watched is None or watched.forecast is None:
+            return replace(job, is_on_cpu=is_on_cpu)
+        room = machine_memory() if is_on_cpu else watched.forecast.budget
+        return replace(job, peak=watched.forecast.peak, room=room, is_on_cpu=is_on_cpu)
 
     def _started(self, job: Job) -> None:
         if job.folder in self.watched:
@@ -165,7 +165,7 @@ def command_of(hydra: Any, overrides: list[str], script: Path) -> list[str]:
     # Not resolved: some of Hydra's own overrides have a value only inside a job.
     typed: Any = OmegaConf.to_container(hydra.overrides.hydra, resolve=False)
     of_hydra = [str(one) for one in typed if not str(one).startswith(OF_THE_SWEEP)]
-    return [sys.executable, str(script), *flags, *of_hydra, *overrides, "hydra.mode=RUN"]
+    return [sys.executable, str(script), *flags, *of_hydra, *overrides, AS_RUN]
 
 
 def placed(overrides: Sequence[str], sweep: str, name: str, retry: str = "failed") -> list[str]:

@@ -58,10 +58,10 @@ BooleanNode._validate_and_convert_impl = _strict_boolean  # type: ignore[method-
 
 
 def _known_mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
-    return RunMode.RUN if JOB in overrides else _composed_mode(self, config_name, overrides)
+    return RunMode.RUN if AS_RUN in overrides else _composed_mode(self, config_name, overrides)
 
 
 # Hydra composes everything once to find its mode, and again to run. The jobs of a sweep name it.
-JOB = f"hydra.mode={RunMode.RUN.name}"
+AS_RUN = f"hydra.mode={RunMode.RUN.name}"
 _composed_mode = Hydra.get_mode
 Hydra.get_mode = _known_mode  # type: ignore[method-assign]

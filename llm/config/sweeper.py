@@ -21,9 +21,8 @@ from llm.config.launcher import JobFailed, ProcessLauncher, find_from_workers, p
 from llm.config.sweep_folder import SweepFolder, sweep_folder
 from llm.errors import Interrupted, Stop, require
 from llm.experiment.console import count_progress, say
-from llm.experiment.sweep import machine_memory
 from llm.experiment.sweep_screen import SweepScreen
-from llm.experiment.watch import Forecast, Rates, Watched, rates_of
+from llm.experiment.watch import Rates, Watched, rates_of
 from llm.planning.custom_optimizer import try_custom_classes
 from llm.planning.forecast import forecasts
 from llm.planning.points import Point
@@ -132,14 +131,10 @@ class Grid(Sweeper):
             with SweepScreen(jobs, jobs_at_once(launcher, len(batch)), folder.path, others):
                 if isinstance(launcher, ProcessLauncher):
                     launcher.watched = {job.folder: job for job in jobs}
-                    launcher.rooms = {
-                        job.folder: room_of(point.settings, job.forecast)
-                        for point, job in zip(points, jobs, strict=True)
-                    }
                     launcher.on_cpu = {
                         job.folder
                         for point, job in zip(points, jobs, strict=True)
-                        if not is_on_gpu(point.settings)
+                        if planned_device(point.settings.trainer.device) != "cuda"
                     }
                 else:
                     find_from_workers()
@@ -196,16 +191,6 @@ def jobs_at_once(launcher: Launcher, jobs: int) -> int:
     if not isinstance(count, int):
         return jobs
     return min(jobs, count if count > 0 else os.cpu_count() or 1)
-
-
-def room_of(settings: TrainSettings, forecast: Forecast | None) -> int:
-    """Bytes that the jobs on one device may take together."""
-    return forecast.budget if forecast and is_on_gpu(settings) else machine_memory()
-
-
-def is_on_gpu(settings: TrainSettings) -> bool:
-    """Whether a run will use an NVIDIA GPU."""
-    return planned_device(settings.trainer.device) == "cuda"
 
 
 def end_of(result: JobReturn) -> tuple[str, str]:

@@ -174,8 +174,6 @@ def _details(job: Watched) -> list[str]:
 def longer(job: Watched) -> str | None:
     """The command that trains a finished job twice as long; None if its length is unknown."""
     steps = job.forecast.max_steps if job.forecast else job.number("step")
-    if steps is not None:  # resume= may have trained it longer already
-        steps = max(steps, job.number("step") or 0)
     minutes = job.forecast.minutes if job.forecast else None
     budgets = {"trainer.max_steps": steps, "trainer.max_minutes": minutes}
     doubled = [f"{key}={_plain(2 * value)}" for key, value in budgets.items() if value]

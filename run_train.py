@@ -1,7 +1,7 @@
 """Train a language model: python run_train.py model=small data=shakespeare
 
-Hydra composes conf/train.yaml with the overrides. From these settings, main() makes a dataset and a
-run folder, and train() a network, an optimizer and the trainer. The loop is in
+Hydra composes conf/train.yaml with the overrides. From these settings, llm/recipe.py makes a
+dataset, a run folder, a network, an optimizer and the trainer. The loop is in
 llm/training/trainer.py.
 """
 
@@ -9,17 +9,14 @@ import llm.start  # noqa: F401  (first: from here on signals are handled)
 
 # isort: split
 from pathlib import Path
-from typing import Any
 
 import hydra
 from omegaconf import DictConfig
 
 from llm.config.cli import command, reported
 from llm.config.compose import read_settings
-from llm.experiment.console import byte_progress, status, warn
-from llm.experiment.rundir import recording
-from llm.settings.build import build, custom_logger
-from llm.settings.saved import to_plain
+from llm.experiment.console import status
+from llm.experiment.rundir import read_summary
 from llm.settings.schema import TrainSettings
 from llm.signals import delayed
 
@@ -36,96 +33,14 @@ def main(cfg: DictConfig) -> float | None:
         show_dry_run(settings)
         return None
     with status("loading torch"), delayed():
-        from llm.data.dataset import LARGE, Dataset
-        from llm.data.prepare import prepare
-        from llm.device import select_device, set_deterministic, tune_allocator
-        from llm.experiment.panels import show_already_finished
         from llm.experiment.verify import verify_run
-        from llm.planning.fitting import fit_memory, retry_with_smaller_micro_batch
-        from llm.planning.setup import saves_memory, vocabulary
-        from llm.settings.identity import longer
-        from llm.settings.run import open_run
-        from llm.training.precision import resolve_precision
+        from llm.recipe import train
 
     if settings.verify:
-        return verify_run(Path(str(settings.run.dir)), settings.data)
-    tune_allocator(settings.model.n_embed, saves_memory(settings))
-    device = select_device(settings.trainer.device, compiles=settings.trainer.compile)
-    set_deterministic(settings.trainer.deterministic)
-    if vocabulary(settings) is None:  # the size follows from the characters of the user's text
-        with byte_progress(f"preparing {settings.data.name}") as on_progress:
-            prepare(settings.data, on_progress)
-    settings, plan = fit_memory(settings, device)  # refuses a run that would not fit
-    with byte_progress(f"preparing {settings.data.name}") as on_progress:
-        dataset = Dataset.open(prepare(settings.data, on_progress))
-    if dataset.size <= LARGE:
-        with status(f"checking {dataset.folder}"):  # run_prepare.py verifies a larger one
-            dataset.verify()
-    precision, why = resolve_precision(settings.precision.name, device)
-    settings = settings.resolve(dataset.tokenizer.vocab_size, precision)
-    dataset.check(settings.model.block_size, settings.model.vocab_size or 0)
-
-    def attempt(settings: TrainSettings, plan: Any) -> float | None:
-        with open_run(settings, dataset.digest) as run:  # from here on files are written
-            if run.is_finished:
-                show_already_finished(run.folder, run.reason, longer(settings.trainer.max_steps))
-                return run.best_val_loss
-            return train(settings, run, dataset, device, f"{precision}, {why}", plan)
-
-    return retry_with_smaller_micro_batch(settings, plan, attempt)
-
-
-def train(
-    settings: TrainSettings, run: Any, dataset: Any, device: Any, why: str, plan: Any
-) -> float | None:  # fmt: skip
-    """Build all parts of one run, and train."""
-    from llm.checkpoint.checkpoint import start_from
-    from llm.checkpoint.folder import CheckpointFolder
-    from llm.experiment.loggers import open_logger
-    from llm.experiment.panels import show_end, show_start
-    from llm.training.precision import Precision, slow_products, to_precision
-    from llm.training.random_state import seed_everything
-
-    alone = run.is_new and not settings.run.sweep
-    facts = run.identity | plan.facts
-    with recording(run.folder, facts, run.again, alone, settings.memory.advice) as summary:
-        for note in [*run.notes, *dataset.notes, *slow_products(settings.precision.name, device)]:
-            warn(note)
-        seed_everything(settings.seed)
-        precision = Precision(settings.precision.name, device)
-        model = to_precision(build(settings.model), precision.weights).to(device)
-        origin = None
-        if settings.init_from and run.checkpoint is None:
-            origin = start_from(model, settings.init_from, dataset.tokenizer)
-        sweep = run.folder.parent if settings.run.sweep else None
-        own = custom_logger(settings.logger)
-        options, max_steps = settings.trainer, settings.trainer.max_steps
-        checkpoints = CheckpointFolder(
-            run.folder, options.keep_last, model.config, dataset.tokenizer, run.identity
-        )
-        with open_logger(
-            run.folder, run.checkpoint, settings.logger, to_plain(settings), max_steps, sweep, own
-        ) as logger:
-            trainer = build(
-                options, model=model, dataset=dataset, precision=precision, logger=logger,
-                optimizer=build(settings.optimizer, model=model), checkpoints=checkpoints,
-                schedule=build(settings.schedule), seed=settings.seed,
-                pretrained=settings.init_from is not None,
-            )  # fmt: skip
-            if run.checkpoint is not None:
-                trainer.resume(run.checkpoint)
-            elif origin is not None and options.eval_only:
-                trainer.progress.take_counts(origin)
-            trainer.check_room()
-            show_start(run.folder, trainer, dataset, why, plan.sentence)
-            try:
-                with logger:
-                    trainer.fit()
-            finally:
-                summary |= trainer.outcome()
-    show_end(run.folder, trainer.progress, summary)
-    best: float | None = trainer.progress.best_val_loss
-    return best
+        verify_run(Path(str(settings.run.dir)), settings.data)
+        return None
+    summary = read_summary(train(settings)) or {}
+    return summary.get("best_val_loss")
 
 
 if __name__ == "__main__":

@@ -40,9 +40,9 @@ RUN_FILES = (
 LONGEST_ROW = 1 << 20  # bytes
 SUMMARY_KEYS = (
     "status", "reason", "step", "tokens", "parameters", "best_val_loss", "val_loss",
-    "bits_per_byte", "tokens_per_second", "peak_memory_bytes", "reserved_memory_bytes",
-    "predicted_memory_bytes", "memory_changes", "wall_seconds", "train_seconds", "config_digest",
-    "data_digest", "git_commit", "versions",
+    "bits_per_byte", "evaluation", "tokens_per_second", "peak_memory_bytes",
+    "reserved_memory_bytes", "predicted_memory_bytes", "memory_changes", "wall_seconds",
+    "train_seconds", "config_digest", "data_digest", "git_commit", "versions",
 )  # fmt: skip
 log = logging.getLogger("llm")
 

@@ -4,6 +4,7 @@ import gc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -22,6 +23,7 @@ from llm.settings.saved import load_plain
 from llm.settings.schema import TrainSettings
 from llm.units import format_bytes
 
+T = TypeVar("T")
 # The keys that memory.fit=auto may change. A resumed run keeps their saved values.
 LEVERS = (
     "trainer.micro_batch_size", "trainer.activation_checkpointing", "trainer.step_in_backward",
@@ -79,8 +81,8 @@ def _enforce(plan: Plan, device: torch.device, process_bytes: int) -> None:
 
 
 def retry_with_smaller_micro_batch(
-    settings: TrainSettings, plan: Plan, train: Callable[[TrainSettings, Plan], float | None]
-) -> float | None:
+    settings: TrainSettings, plan: Plan, train: Callable[[TrainSettings, Plan], T]
+) -> T:
     """Call ``train(settings, plan)``. If it runs out of memory under ``memory.fit=auto``, try once
     more from the last checkpoint, with at most half the micro-batch.
     """

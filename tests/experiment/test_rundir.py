@@ -30,9 +30,9 @@ from tests.command_line import listing, summary
 # Scripts rely on these keys.
 CONTRACT = [
     "status", "reason", "step", "tokens", "parameters", "best_val_loss", "val_loss",
-    "bits_per_byte", "tokens_per_second", "peak_memory_bytes", "reserved_memory_bytes",
-    "predicted_memory_bytes", "memory_changes", "wall_seconds", "train_seconds", "config_digest",
-    "data_digest", "git_commit", "versions",
+    "bits_per_byte", "evaluation", "tokens_per_second", "peak_memory_bytes",
+    "reserved_memory_bytes", "predicted_memory_bytes", "memory_changes", "wall_seconds",
+    "train_seconds", "config_digest", "data_digest", "git_commit", "versions",
 ]  # fmt: skip
 AGAIN = "python run_train.py 'resume=outputs/it'\\''s'"
 FULL_DISK = OSError(errno.ENOSPC, "No space left on device", "checkpoints/step-1")

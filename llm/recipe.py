@@ -1,0 +1,108 @@
+"""One training run, from its settings to its last panel. Read it after ``run_train.py``.
+
+The loop is in :mod:`llm.training.trainer`. ``run_train.py`` and :mod:`llm.api` call :func:`train`.
+"""
+
+from pathlib import Path
+
+import torch
+
+from llm.answer import answer
+from llm.checkpoint.checkpoint import start_from
+from llm.checkpoint.folder import CheckpointFolder
+from llm.data.dataset import LARGE, Dataset
+from llm.data.prepare import prepare
+from llm.device import select_device, set_deterministic, tune_allocator
+from llm.experiment.console import byte_progress, status, warn
+from llm.experiment.loggers import open_logger
+from llm.experiment.panels import show_already_finished, show_end, show_start
+from llm.experiment.rundir import read_summary, recording
+from llm.planning.fitting import fit_memory, retry_with_smaller_micro_batch
+from llm.planning.plan import Plan
+from llm.planning.setup import saves_memory, vocabulary
+from llm.settings.build import build, custom_logger
+from llm.settings.identity import longer
+from llm.settings.run import Run, open_run
+from llm.settings.saved import to_plain
+from llm.settings.schema import TrainSettings
+from llm.training.precision import Precision, resolve_precision, slow_products, to_precision
+from llm.training.random_state import seed_everything
+
+
+def train(settings: TrainSettings) -> Path:
+    """Train one run, or continue it; returns its folder, which then holds ``summary.json``.
+
+    Raises :class:`llm.errors.Refused` before anything is written, and another
+    :class:`llm.errors.Stop` if the run ends early.
+    """
+    tune_allocator(settings.model.n_embed, saves_memory(settings))
+    device = select_device(settings.trainer.device, compiles=settings.trainer.compile)
+    set_deterministic(settings.trainer.deterministic)
+    if vocabulary(settings) is None:  # the size follows from the characters of the user's text
+        with byte_progress(f"preparing {settings.data.name}") as on_progress:
+            prepare(settings.data, on_progress)
+    settings, plan = fit_memory(settings, device)  # refuses a run that would not fit
+    with byte_progress(f"preparing {settings.data.name}") as on_progress:
+        dataset = Dataset.open(prepare(settings.data, on_progress))
+    if dataset.size <= LARGE:
+        with status(f"checking {dataset.folder}"):  # run_prepare.py verifies a larger one
+            dataset.verify()
+    precision, why = resolve_precision(settings.precision.name, device)
+    settings = settings.resolve(dataset.tokenizer.vocab_size, precision)
+    dataset.check(settings.model.block_size, settings.model.vocab_size or 0)
+
+    def attempt(settings: TrainSettings, plan: Plan) -> Path:
+        with open_run(settings, dataset.digest) as run:  # from here on files are written
+            answer(folder=str(run.folder))
+            if run.is_finished:
+                show_already_finished(run.folder, run.reason, longer(settings.trainer.max_steps))
+            else:
+                fit(settings, run, dataset, device, f"{precision}, {why}", plan)
+            answer(**(read_summary(run.folder) or {}))
+            return run.folder
+
+    return retry_with_smaller_micro_batch(settings, plan, attempt)
+
+
+def fit(
+    settings: TrainSettings, run: Run, dataset: Dataset, device: torch.device, why: str, plan: Plan
+) -> None:
+    """Build all parts of one run, and train. ``why``: the precision and its reason."""
+    alone = run.is_new and not settings.run.sweep
+    facts = run.identity | plan.facts
+    with recording(run.folder, facts, run.again, alone, settings.memory.advice) as summary:
+        for note in [*run.notes, *dataset.notes, *slow_products(settings.precision.name, device)]:
+            warn(note)
+        seed_everything(settings.seed)
+        precision = Precision(settings.precision.name, device)
+        model = to_precision(build(settings.model), precision.weights).to(device)
+        origin = None
+        if settings.init_from and run.checkpoint is None:
+            origin = start_from(model, settings.init_from, dataset.tokenizer)
+        sweep = run.folder.parent if settings.run.sweep else None
+        own = custom_logger(settings.logger)
+        options, max_steps = settings.trainer, settings.trainer.max_steps
+        checkpoints = CheckpointFolder(
+            run.folder, options.keep_last, model.config, dataset.tokenizer, run.identity
+        )
+        with open_logger(
+            run.folder, run.checkpoint, settings.logger, to_plain(settings), max_steps, sweep, own
+        ) as logger:
+            trainer = build(
+                options, model=model, dataset=dataset, precision=precision, logger=logger,
+                optimizer=build(settings.optimizer, model=model), checkpoints=checkpoints,
+                schedule=build(settings.schedule), seed=settings.seed,
+                pretrained=settings.init_from is not None,
+            )  # fmt: skip
+            if run.checkpoint is not None:
+                trainer.resume(run.checkpoint)
+            elif origin is not None and options.eval_only:
+                trainer.progress.take_counts(origin)
+            trainer.check_room()
+            show_start(run.folder, trainer, dataset, why, plan.sentence)
+            try:
+                with logger:
+                    trainer.fit()
+            finally:
+                summary |= trainer.outcome()
+    show_end(run.folder, trainer.progress, summary)

@@ -77,12 +77,15 @@ def test_a_run_folder_has_the_promised_files(original: Path) -> None:
     for row in logged:
         evaluated = EVALUATED if row["step"] % 3 == 0 else set()
         trained = LOGGED if row["step"] else set()
-        assert row.keys() == {"step", "tokens"} | trained | evaluated
+        assert row.keys() == {"step", "tokens", "train_seconds"} | trained | evaluated
 
     found = summary(run)
     assert tuple(found) == SUMMARY_KEYS
     assert (found["status"], found["reason"], found["step"]) == ("finished", None, 6)
     assert found["tokens"] == 6 * 64
+    assert found["evaluation"].keys() == {
+        "split", "text", "block_size", "windows", "stride", "tokens", "bytes",
+    }  # fmt: skip
     assert found["best_val_loss"] == found["val_loss"] == logged[-1]["val/loss"]
     assert 0 < found["train_seconds"] < found["wall_seconds"]
     assert found["predicted_memory_bytes"] > 0
@@ -151,7 +154,7 @@ def test_weights_can_be_evaluated_alone_and_trained_further(folder: Path, text: 
     looked = here("train", "resume=outputs/a", "trainer.eval_only=true", "logger=none", cwd=folder)
     assert looked.returncode == 0, looked.stderr
     (new,) = folder.glob("outputs/2*/*")
-    assert [row.keys() for row in rows(new)] == [{"step", "tokens"} | EVALUATED]
+    assert [row.keys() for row in rows(new)] == [{"step", "tokens", "train_seconds"} | EVALUATED]
     assert summary(new)["val_loss"] == pytest.approx(best, rel=1e-6)
     assert listing(new) == {"config.yaml", "run_train.log", "metrics.jsonl", "summary.json"}
     assert load_plain(new)["init_from"] == "outputs/a"

@@ -89,7 +89,8 @@ def damage(file: Path) -> None:
 
 def ending(run: Path) -> tuple[object, ...]:
     """What a run ends with, without what depends on the time."""
-    last, of_time = Checkpoint.open(run / "checkpoints/last"), ("tokens_per_second", "mfu", "peak")
+    last = Checkpoint.open(run / "checkpoints/last")
+    of_time = ("train_seconds", "tokens_per_second", "mfu", "peak")
     metrics = [{k: v for k, v in row.items() if not k.startswith(of_time)} for row in rows(run)]
     return last.step, last.files, metrics, summary(run)["status"]
 

@@ -26,7 +26,7 @@ OPTIONS = [
     "trainer.eval_batches=9", "trainer.sample_interval=15", "trainer.checkpoint_interval=4",
     "run.name=run",
 ]  # fmt: skip
-TIMES = {"tokens_per_second", "mfu", "peak_memory_bytes"}
+TIMES = {"train_seconds", "tokens_per_second", "mfu", "peak_memory_bytes"}
 
 
 class Attempt:

@@ -84,10 +84,24 @@ def evaluation_batches(
 
     None: the whole split, so that every token except the first is a target once.
     """
-    available = -(-max(0, len(tokens) - 1) // block_size)
+    available = _available(len(tokens), block_size)
     wanted = available if sequences is None else min(sequences, available)
     starts = np.arange(wanted) * available // wanted * block_size
     return [starts[i : i + batch_size] for i in range(0, wanted, batch_size)]
+
+
+def evaluation_windows(n_tokens: int, block_size: int, sequences: int | None) -> tuple[int, float]:
+    """How many windows :func:`evaluation_batches` reads, and the mean distance of their starts in
+    tokens: ``block_size`` for the whole split, more if the windows are spread.
+    """
+    available = _available(n_tokens, block_size)
+    wanted = available if sequences is None else min(sequences, available)
+    return wanted, available * block_size / max(1, wanted)
+
+
+def _available(n_tokens: int, block_size: int) -> int:
+    """The number of windows that fill a split."""
+    return -(-max(0, n_tokens - 1) // block_size)
 
 
 def read_windows(

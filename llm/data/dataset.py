@@ -8,7 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from llm.data.batches import Batch, BatchSampler, evaluation_batches, read_windows
+from llm.data.batches import (
+    Batch,
+    BatchSampler,
+    evaluation_batches,
+    evaluation_windows,
+    read_windows,
+)
 from llm.data.meta import AGAIN, META, SPLITS, Meta, read_meta
 from llm.data.tokenizer import Tokenizer, from_json
 from llm.errors import Refused, require
@@ -31,6 +37,7 @@ class Dataset:
     tokenizer: Tokenizer
     digest: str
     bytes_per_token: float  # UTF-8 bytes of validation text per token
+    text: str = ""  # sha256 of the text and its splits, whatever the tokenizer
 
     @classmethod
     def open(cls, folder: Path) -> "Dataset":
@@ -52,7 +59,8 @@ class Dataset:
         )
         train, val = (_map(folder, split, meta) for split in SPLITS)
         bytes_per_token = meta.bytes.val / meta.tokens.val
-        return cls(folder, train, val, tokenizer, meta.digest(), bytes_per_token)
+        digest, text = meta.digest(), meta.text_digest()
+        return cls(folder, train, val, tokenizer, digest, bytes_per_token, text)
 
     @property
     def notes(self) -> list[str]:
@@ -121,6 +129,16 @@ class Dataset:
         batches = evaluation_batches(self.val, block_size, batch_size, sequences)
         vocab_size = self.tokenizer.vocab_size
         return len(batches), (read_windows(self.val, b, block_size, vocab_size) for b in batches)
+
+    def protocol(self, block_size: int, sequences: int | None) -> dict[str, Any]:
+        """What :meth:`validation` reads: the first fields of
+        :class:`llm.evaluation.loss.EvaluationProtocol`.
+        """
+        windows, stride = evaluation_windows(len(self.val), block_size, sequences)
+        return {
+            "split": "val", "text": self.text, "block_size": block_size, "windows": windows,
+            "stride": stride,
+        }  # fmt: skip
 
     def check(self, block_size: int, vocab_size: int) -> None:
         """Raise :class:`llm.errors.Refused` if a model of this shape cannot be trained on it."""

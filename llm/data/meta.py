@@ -13,6 +13,7 @@ from llm.sealed import opened, read_json
 META = "meta.json"
 FORMAT_VERSION = 2
 SPLITS = ("train", "val")
+OF_TOKENIZER = ("tokenizer", "allow_special")  # keys of made_from that do not change the text
 OTHER = "take another data.name, or replace it with data.overwrite=true"
 AGAIN = "prepare it again with data.overwrite=true"
 
@@ -55,6 +56,14 @@ class Meta:
         tokenizer = hashlib.sha256(json.dumps(self.tokenizer, sort_keys=True).encode()).hexdigest()
         identity = json.dumps([asdict(self.sha256), self.dtype, tokenizer])
         return hashlib.sha256(identity.encode()).hexdigest()
+
+    def text_digest(self) -> str:
+        """sha256 that identifies the text and its splits, whatever tokenizer reads it."""
+        texts = {
+            key: value for key, value in self.made_from.items()
+            if key not in OF_TOKENIZER and value is not None
+        }  # fmt: skip
+        return hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
 
 
 def read_meta(folder: Path) -> Meta:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from llm.functional import IGNORED
+from llm.options import option
 
 
 class LossFunction(Protocol):
@@ -35,6 +36,21 @@ class Evaluation:
     def bits_per_byte(self) -> float | None:
         """Bits per byte of text, comparable between tokenizers; None without text."""
         return self.loss / math.log(2) * self.tokens / self.bytes if self.bytes else None
+
+
+@dataclass(frozen=True)
+class EvaluationProtocol:
+    """How a loss was measured. Two losses compare only if these values are the same; their bits
+    per byte compare if the text is the same.
+    """
+
+    split: str
+    text: str  # sha256 of the text and its splits, whatever the tokenizer
+    block_size: int = option(at_least=1)
+    windows: int = option(at_least=1)
+    stride: float = option(at_least=0)  # mean number of tokens between the starts of windows
+    tokens: int = option(at_least=1)  # targets
+    bytes: int = option(at_least=0)  # of UTF-8
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ import torch
 from llm.checkpoint.checkpoint import Checkpoint
 from llm.device import describe
 from llm.errors import Refused
+from llm.evaluation.loss import EvaluationProtocol
 from llm.options import from_plain, option
 from llm.training.guard import Recent
 from llm.training.logger import Row
@@ -41,6 +42,7 @@ class Progress:
     train_seconds: float = option(0.0, at_least=0)
     eval_seconds: float = option(0.0, at_least=0)
     checkpoint_seconds: float = option(0.0, at_least=0)
+    evaluation: EvaluationProtocol | None = None  # of val_loss
     # The numbers of this step until they are logged, in case a signal interrupts; None: logged.
     row: Row | None = field(default_factory=dict)
     horizon: Horizon = field(default_factory=Horizon)  # with max_steps=null
@@ -113,6 +115,7 @@ class Progress:
             "best_val_loss": self.best_val_loss,
             "val_loss": self.val_loss,
             "bits_per_byte": self.best_bits_per_byte,
+            "evaluation": None if self.evaluation is None else asdict(self.evaluation),
             "tokens_per_second": self.tokens / (self.train_seconds or math.inf),
             "train_seconds": self.train_seconds,
         }
@@ -132,6 +135,7 @@ class Progress:
         for counter in ("train_seconds", "eval_seconds", "checkpoint_seconds"):
             setattr(self, counter, getattr(before, counter))  # discarded steps took time too
         self.horizon = before.horizon  # a decision is taken once
+        self.evaluation = self.evaluation or before.evaluation
         if before.best_val_loss is not None and before.best_step > self.best_step:
             # The best weights are still on the disk, and nothing worse may replace them.
             for best in ("best_val_loss", "best_bits_per_byte", "best_step"):

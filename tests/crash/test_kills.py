@@ -28,7 +28,7 @@ OPTIONS = [
     "trainer.sample_interval=80",
 ]  # fmt: skip
 PHASES = ("start", "training", "end", "finished")
-OF_TIME = {"tokens_per_second", "mfu", "peak_memory_bytes"}
+OF_TIME = {"train_seconds", "tokens_per_second", "mfu", "peak_memory_bytes"}
 
 
 @pytest.mark.crash

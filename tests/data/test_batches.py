@@ -8,7 +8,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llm.data.batches import BatchSampler, evaluation_batches, permute, read_windows
+from llm.data.batches import (
+    BatchSampler,
+    evaluation_batches,
+    evaluation_windows,
+    permute,
+    read_windows,
+)
 from llm.functional import IGNORED
 
 quick = settings(max_examples=80, deadline=None, database=None)
@@ -155,7 +161,11 @@ def test_evaluation_windows_are_fixed_spread_evenly_and_do_not_overlap(
     assert starts == [int(start) for batch in whole for start in batch]
     assert len(starts) == (available if sequences is None else min(available, sequences))
     assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
+    count, stride = evaluation_windows(length, block_size, sequences)
+    assert count == len(starts)
     if starts:
+        assert stride == pytest.approx(available * block_size / len(starts))
+        assert sequences is not None or stride == block_size
         ends = [*starts[1:], available * block_size]
         gaps = {end - start for start, end in zip(starts, ends, strict=True)}
         assert starts[0] == 0

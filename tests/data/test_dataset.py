@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from llm.data.batches import BatchSampler
+from llm.data.config import DataConfig
 from llm.data.dataset import Dataset
+from llm.data.prepare import prepare
 from llm.errors import Refused
 from tests.data.meta_file import edit_meta
 
@@ -25,6 +27,21 @@ def test_the_digest_names_the_contents_and_not_the_place(dataset: Dataset, folde
     assert Dataset.open(folder).digest == dataset.digest
     edit_meta(folder, lambda meta: meta["sha256"].update(train="0" * 64))
     assert Dataset.open(folder).digest != dataset.digest
+
+
+def test_the_text_of_a_dataset_is_named_whatever_its_tokenizer(
+    tmp_path: Path, text_file: Path
+) -> None:
+    def text(**changes: Any) -> str:
+        config = {"tokenizer": "char", "val_fraction": 0.5, "path": str(text_file)} | changes
+        made = DataConfig(name="play", corpus="text", dir=str(tmp_path / "data"), **config)
+        return Dataset.open(prepare(made)).text
+
+    other = tmp_path / "other.txt"
+    other.write_text(text_file.read_text(encoding="utf-8") + "!", encoding="utf-8")
+    assert len(text()) == 64
+    assert text() == text(tokenizer="byte") == text(tokenizer="gpt2", allow_special=True)
+    assert len({text(), text(val_fraction=0.25), text(path=str(other))}) == 3
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

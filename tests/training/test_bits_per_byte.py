@@ -1,5 +1,6 @@
 """Bits per byte are those of the targets that were evaluated, and survive a resume."""
 
+import json
 import math
 
 import numpy as np
@@ -42,6 +43,30 @@ def counted_by_hand(trainer: HandBuilt, sequences: int | None) -> float:
         nats += float(F.cross_entropy(logits, window[1:], reduction="sum"))
         n_bytes += len(decode(window[1:].tolist()).encode())
     return nats / math.log(2) / n_bytes
+
+
+@pytest.mark.parametrize("eval_batches", [1, None])
+def test_the_summary_says_how_the_loss_was_measured_also_after_a_resume_without_an_evaluation(
+    make_trainer: MakeTrainer, eval_batches: int | None
+) -> None:
+    trainer = make_trainer("resumed", eval_batches=eval_batches, eval_interval=2)
+    assert trainer.outcome()["evaluation"] is None
+    trainer.stop_after(3)
+    found, val = trainer.outcome()["evaluation"], trainer.dataset.val
+    starts = evaluation_batches(val, 16, 1000, eval_batches and 8 * eval_batches)[0]
+    assert (found["split"], found["text"]) == ("val", trainer.dataset.text)
+    assert (found["block_size"], found["windows"]) == (16, len(starts))
+    if eval_batches is None:
+        text = trainer.dataset.tokenizer.decode(val[1:].tolist())
+        assert found["stride"] == 16
+        assert (found["tokens"], found["bytes"]) == (len(val) - 1, len(text.encode()))
+    else:
+        assert found["stride"] == pytest.approx(np.diff(starts).mean(), rel=0.1)
+        assert found["tokens"] == 8 * 16
+    assert json.loads(json.dumps(found)) == found
+    second = make_trainer("resumed", eval_batches=3, eval_interval=2)
+    second.resume(trainer.newest)
+    assert second.outcome()["evaluation"] == found
 
 
 @pytest.mark.parametrize("eval_batches", [1, 3, None])

@@ -14,7 +14,7 @@ from tests.training.conftest import HandBuilt, MakeTrainer, assert_same_bits, co
 
 # Evaluations at steps 0, 4 and 8, in four batches each; samples of 5 tokens at steps 3 and 6.
 OPTIONS: dict[str, Any] = {"log_interval": 1, "sample_interval": 3, "checkpoint_interval": None}
-MEASURED_ANEW = ("tokens_per_second", "mfu", "peak_memory_bytes")
+MEASURED_ANEW = ("train_seconds", "tokens_per_second", "mfu", "peak_memory_bytes")
 
 
 @pytest.fixture(autouse=True)

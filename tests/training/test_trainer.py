@@ -17,12 +17,13 @@ from llm.training.schedule import Constant
 from tests.training.conftest import MODEL, HandBuilt, MakeTrainer, copied
 
 TRAINING_KEYS = {
-    "step", "tokens", "train/loss", "lr", "grad_norm", "tokens_per_second", "mfu",
+    "step", "tokens", "train_seconds", "train/loss", "lr", "grad_norm", "tokens_per_second", "mfu",
     "peak_memory_bytes",
 }  # fmt: skip
 EVALUATION_KEYS = {
     "step",
     "tokens",
+    "train_seconds",
     "val/loss",
     "val/perplexity",
     "val/bits_per_byte",
@@ -114,6 +115,9 @@ def test_rows_hold_the_keys_of_the_contract_at_the_steps_asked_for(
         assert row["tokens"] == 4 * 16 * int(step or 0)
         assert json.loads(json.dumps(row, allow_nan=False)) == row
     assert trainer.logger.steps == [1, 2, 3, 4, 5, 6, 7]
+    seconds = [row["train_seconds"] or 0.0 for row in trainer.logger.rows]
+    assert seconds == sorted(seconds) and seconds[0] == 0 < seconds[1]
+    assert seconds[-1] == trainer.progress.train_seconds
     assert rows[3]["lr"] == pytest.approx(0.5 * trainer.schedule(3, 7))
 
 

@@ -20,6 +20,21 @@ class LossFunction(Protocol):
 
 
 @dataclass(frozen=True)
+class EvaluationProtocol:
+    """How a loss was measured. Two losses compare only if these values are the same; their bits
+    per byte compare if the text is the same.
+    """
+
+    split: str
+    text: str  # sha256 of the text and its splits, whatever the tokenizer
+    block_size: int = option(at_least=1)
+    windows: int = option(at_least=1)
+    stride: float = option(at_least=0)  # mean number of tokens between the starts of windows
+    tokens: int = option(at_least=1)  # targets
+    bytes: int = option(at_least=0)  # of UTF-8
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Mean cross-entropy in nats over ``tokens`` targets, which are ``bytes`` of UTF-8."""
 
@@ -37,20 +52,9 @@ class Evaluation:
         """Bits per byte of text, comparable between tokenizers; None without text."""
         return self.loss / math.log(2) * self.tokens / self.bytes if self.bytes else None
 
-
-@dataclass(frozen=True)
-class EvaluationProtocol:
-    """How a loss was measured. Two losses compare only if these values are the same; their bits
-    per byte compare if the text is the same.
-    """
-
-    split: str
-    text: str  # sha256 of the text and its splits, whatever the tokenizer
-    block_size: int = option(at_least=1)
-    windows: int = option(at_least=1)
-    stride: float = option(at_least=0)  # mean number of tokens between the starts of windows
-    tokens: int = option(at_least=1)  # targets
-    bytes: int = option(at_least=0)  # of UTF-8
+    def protocol(self, windows: dict[str, Any]) -> EvaluationProtocol:
+        """How this was measured; ``windows``: :meth:`llm.data.dataset.Dataset.protocol`."""
+        return EvaluationProtocol(**windows, tokens=self.tokens, bytes=self.bytes)
 
 
 @torch.no_grad()

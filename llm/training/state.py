@@ -107,6 +107,11 @@ class Progress:
             self.best_step = self.step
         return is_best
 
+    @property
+    def counts(self) -> Row:
+        """The first numbers of each row of metrics."""
+        return {"step": self.step, "tokens": self.tokens, "train_seconds": self.train_seconds}
+
     def summary(self) -> dict[str, Any]:
         """The counters as ``summary.json`` names them."""
         return {

@@ -14,7 +14,7 @@ from llm.checkpoint.folder import CheckpointFolder, newest_valid
 from llm.data.dataset import Dataset
 from llm.device import peak_memory_bytes, reserved_memory_bytes, to_device
 from llm.errors import Diverged, Interrupted, Refused, require
-from llm.evaluation.loss import EvaluationProtocol, evaluate
+from llm.evaluation.loss import evaluate
 from llm.functional import IGNORED
 from llm.model.config import CHECKPOINTED
 from llm.model.gpt import GPT
@@ -141,8 +141,7 @@ class Trainer:
             return
         progress.row = None
         if row:
-            counts: Row = {"step": progress.step, "tokens": progress.tokens}
-            self.logger.log(counts | {"train_seconds": progress.train_seconds} | row)
+            self.logger.log(progress.counts | row)
 
     def compile_ahead(self) -> None:
         """Compile the network, which may take minutes, while a signal still ends the process.
@@ -220,8 +219,7 @@ class Trainer:
             # Not the compiled network: compiling it again for this would take longer than it saves.
             result = evaluate(self.model, moved, self.precision.autocast, token_bytes)
         require_finite(result.loss, "validation loss", progress.step)
-        read = self.dataset.protocol(self.block_size, sequences)
-        progress.evaluation = EvaluationProtocol(**read, tokens=result.tokens, bytes=result.bytes)
+        progress.evaluation = result.protocol(self.dataset.protocol(self.block_size, sequences))
         is_best = progress.record(result.loss, result.bits_per_byte)
         if is_best and not options.eval_only and (progress.step > 0 or self.pretrained):
             with progress.clock("checkpoint_seconds"):

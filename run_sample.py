@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from llm.config.cli import command, reported
 from llm.config.compose import read_settings
 from llm.experiment.console import status
-from llm.settings.schema import SampleSettings
+from llm.settings.sample import SampleSettings
 from llm.signals import delayed
 from llm.terminal import require_output
 

@@ -1,7 +1,9 @@
 """The command line as Hydra reads it: free text quoted, and keys without effect refused."""
 
+import os
+import sys
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hydra._internal.utils import get_args_parser
@@ -11,7 +13,7 @@ from llm.config.verbatim import quote_arguments
 from llm.config.zipped import without_short_form
 from llm.errors import Refused, require
 from llm.settings.custom import TARGET
-from llm.settings.keys import is_key, suggestion
+from llm.settings.keys import is_key, keys_here, suggestion
 from llm.settings.saved import saved_groups
 
 # Keys that Hydra's users know. Here a run makes its own folder, after all checks.
@@ -22,6 +24,10 @@ NO_EFFECT = {
     "hydra.output_subdir": "config.yaml in the run folder holds the settings",
     "hydra.job.chdir": "a run stays in the folder that it was started from",
 }
+
+WIDE_EQUALS = "\uff1d"  # typed by a Chinese or Japanese keyboard
+# The key of a path that is typed without one, for commands that read runs
+PATH_KEYS = {"run_report": "runs", "run_sample": "ckpt"}
 
 # Hydra takes one of these flags at a time.
 EXCLUSIVE = {
@@ -61,13 +67,16 @@ def parse(words: list[str]) -> Namespace:
 def for_hydra(words: list[str]) -> list[str]:
     """The command line as Hydra reads it: flags first, then quoted overrides.
 
-    With ``resume=FOLDER`` the options in ``FOLDER/config.yaml`` stand before the typed ones.
+    With ``resume=FOLDER`` the options in ``FOLDER/config.yaml`` stand before the typed ones. A path
+    without a key gets the key of :data:`PATH_KEYS`.
     """
     parsed = parse(words)
+    typed = set(parsed.overrides)
+    flags = [word for word in words if word not in typed]
+    parsed.overrides = with_path_keys(parsed.overrides)
     modes = [flag for flag in EXCLUSIVE if getattr(parsed, flag)]
     together = " and ".join(EXCLUSIVE[flag] for flag in modes)
     require(len(modes) < 2, f"{together} cannot be combined: leave one of them out")
-    flags = [word for word in words if word not in parsed.overrides]
     shows = parsed.help or parsed.cfg or parsed.info  # prints settings, and runs nothing
     is_sweep = shows or parsed.multirun or "hydra.mode=MULTIRUN" in words
     quoted = quote_arguments(without_short_form(parsed.overrides, is_sweep))
@@ -78,6 +87,35 @@ def for_hydra(words: list[str]) -> list[str]:
     resumed = [word.partition("=")[2] for word in parsed.overrides if word.startswith("resume=")]
     is_resume = resumed and resumed[-1] not in ("", "null")
     return [*flags, *(saved_groups(Path(resumed[-1])) if is_resume else []), *quoted]
+
+
+def with_path_keys(words: Sequence[str]) -> list[str]:
+    """``outputs/base`` -> ``ckpt=outputs/base`` for run_sample.py, ``runs=...`` for run_report.py.
+
+    Other commands take no path without a key: Hydra refuses it, as it does if ckpt= is typed too.
+    """
+    key = PATH_KEYS.get(Path(sys.argv[0]).stem)
+    if key is None or (key == "ckpt" and any(word.startswith("ckpt=") for word in words)):
+        return list(words)
+    paths = [word for word in words if is_path(word)]
+    several = f"{len(paths)} words without a key ({', '.join(paths[:4])}): ckpt is one path"
+    require(key != "ckpt" or len(paths) < 2, several)
+    return [f"{key}={word}" if is_path(word) else word for word in words]
+
+
+def is_path(word: str) -> bool:
+    """Whether a word without a key is a path. The folder of a job may have ``=`` in its name.
+
+    A key of the command is never a path: ``./seed=1`` names a folder ``seed=1``.
+    """
+    name, equals, _ = word.partition("=")
+    if equals and name in keys_here():
+        return False
+    if os.path.lexists(word):
+        return True
+    if not equals:
+        return WIDE_EQUALS not in word
+    return "/" in name and not name.lstrip("+~").startswith("hydra/")  # a group of Hydra
 
 
 def _refuse_keys(overrides: Iterable[str]) -> None:

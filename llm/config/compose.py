@@ -18,10 +18,14 @@ from llm.options import validate
 from llm.settings.custom import GROUPS, OPTION, custom_section
 from llm.settings.keys import suggestion
 from llm.settings.origin import shape_of_origin
+from llm.settings.report import ReportSettings
+from llm.settings.sample import SampleSettings
 from llm.settings.saved import load_plain, saved_option
-from llm.settings.schema import PlanSettings, PrepareSettings, SampleSettings, TrainSettings
+from llm.settings.schema import PlanSettings, PrepareSettings, TrainSettings
 
-Settings = TypeVar("Settings", TrainSettings, PlanSettings, SampleSettings, PrepareSettings)
+Settings = TypeVar(
+    "Settings", TrainSettings, PlanSettings, SampleSettings, PrepareSettings, ReportSettings
+)
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
 
 

@@ -15,12 +15,11 @@ from hydra.errors import (
 )
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from llm.config.arguments import parse
+from llm.config.arguments import WIDE_EQUALS, parse
 from llm.config.compose import CONF
 from llm.errors import Stop, did_you_mean
 from llm.settings.keys import is_key, suggestion
 
-WIDE_EQUALS = "\uff1d"  # typed by a Chinese or Japanese keyboard
 GLOBAL = "# @package _global_"  # the first line of a file with keys of several sections
 HINTS = {
     r"'\\t'": "indent with spaces, not with tabs",

@@ -27,11 +27,12 @@ WORDS = frozenset(
         "model.norm", "model.mlp", "model.position", "model.loss", "data.name", "data.corpus",
         "data.tokenizer", "optimizer.name", "schedule.name", "precision.name",
         "trainer.activation_checkpointing", "trainer.device", "device", "memory.fit",
-        "memory.largest", "logger.mode", "logger.project", "logger.entity", "run.name", "run.sweep",
+        "memory.largest", "metric", "logger.mode", "logger.project", "logger.entity", "run.name",
+        "run.sweep",
     ]
 )  # fmt: skip
 TEXTS = frozenset(key for key, kind in ALL_KEYS.items() if kind in (str, str | None))
-FREE = (TEXTS - WORDS) | {"stop"}
+FREE = (TEXTS - WORDS) | {"stop", "runs"}
 REFERENCE = re.compile(r"(?<!\\)\$\{[\w.\[\]-]+\}")  # to another key, as in ${model.n_embed}
 # Text in quotes, or characters that have no meaning in Hydra's grammar.
 WORD = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[^'"\\,:=()\[\]{}]+""")
@@ -45,12 +46,19 @@ BREAK = "\ufdd0"  # a noncharacter: Unicode reserves it for use inside programs
 
 
 def quote_arguments(arguments: list[str]) -> list[str]:
-    """``key=value`` arguments for Hydra. Several ``stop=TEXT`` become one list."""
-    stops = [value for key, _, value in (one.partition("=") for one in arguments) if key == "stop"]
-    if len(stops) < 2:
-        return [quote_argument(argument) for argument in arguments]
-    others = [argument for argument in arguments if not argument.startswith("stop=")]
-    return [*map(quote_argument, others), f"stop=[{','.join(map(quoted, stops))}]"]
+    """``key=value`` arguments for Hydra. Several ``stop=TEXT``, and ``runs=PATH``, become lists."""
+    texts: dict[str, list[str]] = {"stop": [], "runs": []}
+    others = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and key in texts:
+            texts[key].append(value)
+        else:
+            others.append(quote_argument(argument))
+    if len(texts["stop"]) == 1:  # may be null
+        others.append(quote_argument(f"stop={texts.pop('stop')[0]}"))
+    lists = {key: ",".join(map(quoted, values)) for key, values in texts.items() if values}
+    return [*others, *(f"{key}=[{values}]" for key, values in lists.items())]
 
 
 def quote_argument(argument: str) -> str:

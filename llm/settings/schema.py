@@ -15,14 +15,14 @@ from llm.memory.lora import TARGETS, LoRA
 from llm.memory.options import EIGHT_BIT_NEEDS, SIZES, MemoryOptions, has_eight_bit
 from llm.model.config import GPTConfig
 from llm.options import option
-from llm.sampling.options import SamplingOptions
 from llm.settings.custom import Custom, check_targets, state_bits
+from llm.settings.report import ReportSettings
+from llm.settings.sample import SampleSettings
 from llm.training.options import TrainerOptions
 from llm.training.schedule import Schedule
 
 RETRIES = ("failed", "all", "none")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "bf16_weights")
-MOST_SAMPLES = 1 << 16  # drawn together
 NO_KEY = "not a key"  # in the metadata of a field that is not a key of the configuration
 MOST_TAGS, LONGEST_NOTES = 100, 10_000  # load_plain refuses a config.yaml that is too large
 
@@ -274,50 +274,6 @@ class PlanSettings(TrainSettings):
 
 
 @dataclass
-class SampleSettings(SamplingOptions):
-    """All settings of ``run_sample.py``."""
-
-    ckpt: str | None = None
-    prompt: str = ""
-    prompt_file: str | None = None
-    num_samples: int = option(1, at_least=1, at_most=MOST_SAMPLES)
-    stop: Any = None  # a text or a list of them; OmegaConf has no type for that
-    seed: int = option(1337, at_least=0)
-    device: str = "auto"
-    stream: bool = True
-    logprobs: bool = False
-    echo: bool = True
-    verify_cache: bool = False
-    benchmark: bool = False
-
-    def stops(self) -> list[str]:
-        """The stop strings."""
-        if self.stop is None:
-            return []
-        return self.stop if isinstance(self.stop, list) else [self.stop]
-
-    def seeds(self) -> list[int]:
-        """The seed of each sample."""
-        return [self.seed + number for number in range(self.num_samples)]
-
-    def cross_check(self) -> None:
-        """Raise :class:`llm.errors.Refused` naming the first values that cannot work together."""
-        require(
-            self.ckpt,
-            "ckpt is missing: give a run folder or a checkpoint, as in ckpt=outputs/<date>/<time>",
-        )
-        require(
-            not (self.prompt and self.prompt_file),
-            "prompt and prompt_file are both given: take one",
-        )
-        for stop in self.stops():
-            require(isinstance(stop, str), f"stop={stop!r} must be text")
-            require(stop, "stop is empty: give some text, or leave it out")
-            # Python turns bytes of the command line that are not UTF-8 into surrogates (PEP 383).
-            require(not any("\ud800" <= c <= "\udfff" for c in stop), "stop is not UTF-8")
-
-
-@dataclass
 class PrepareSettings:
     """All settings of ``run_prepare.py``."""
 
@@ -326,5 +282,5 @@ class PrepareSettings:
 
 SETTINGS = {
     "train": TrainSettings, "sample": SampleSettings, "prepare": PrepareSettings,
-    "plan": PlanSettings,
+    "plan": PlanSettings, "report": ReportSettings,
 }  # fmt: skip

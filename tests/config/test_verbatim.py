@@ -21,7 +21,8 @@ from llm.config.verbatim import (
 )
 from llm.errors import Refused
 from llm.settings.keys import ALL_KEYS
-from llm.settings.schema import LoggerSection, SampleSettings, TrainSettings
+from llm.settings.sample import SampleSettings
+from llm.settings.schema import LoggerSection, TrainSettings
 from tests.command_line import composed
 from tests.conftest import ROOT
 

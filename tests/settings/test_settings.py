@@ -15,8 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from llm.config.compose import read_settings
 from llm.errors import Refused
 from llm.settings.identity import config_digest, identity
+from llm.settings.sample import SampleSettings
 from llm.settings.saved import load_plain, saved_groups, to_plain, to_yaml
-from llm.settings.schema import DataConfig, SampleSettings, Trainer, TrainSettings
+from llm.settings.schema import DataConfig, Trainer, TrainSettings
 from tests.command_line import composed, here
 
 # A value other than the default for every key that identifies a result, and for all other keys.

@@ -26,15 +26,15 @@ def main(cfg: DictConfig) -> None:
         dataset.verify(on_progress)
     for note in dataset.notes:
         warn(note)
-    panel(
-        "dataset",
-        {
-            "folder": str(dataset.folder),
-            "tokenizer": f"{dataset.tokenizer.kind}, {dataset.tokenizer.vocab_size:,} tokens",
-            "train": f"{len(dataset.train):,} tokens",
-            "val": f"{len(dataset.val):,} tokens, {dataset.bytes_per_token:.2f} bytes each",
-        },
-    )
+    facts = {
+        "folder": str(dataset.folder),
+        "tokenizer": f"{dataset.tokenizer.kind}, {dataset.tokenizer.vocab_size:,} tokens",
+        "train": f"{len(dataset.train):,} tokens",
+        "val": f"{len(dataset.val):,} tokens, {dataset.bytes_per_token:.2f} bytes each",
+    }
+    if dataset.test is not None:
+        facts["test"] = f"{len(dataset.test):,} tokens, which training never reads"
+    panel("dataset", facts)
     say(f"next: {typed_command(name='run_train.py')}")
 
 

@@ -28,6 +28,7 @@ class DataConfig:
     tokenizer: str = option("char", one_of=TOKENIZERS)
     vocab_size: int | None = option(None, at_least=1)
     val_fraction: float | None = option(None, more_than=0, less_than=1)
+    test_fraction: float | None = option(None, more_than=0, less_than=1)
     allow_special: bool = False
     overwrite: bool = False
 
@@ -36,6 +37,12 @@ class DataConfig:
         require(
             self.val_fraction is not None or self.corpus == "shakespeare",
             f"data.val_fraction must be a number for {self.corpus}",
+        )
+        val, test = self.val_fraction or 0.0, self.test_fraction or 0.0
+        require(
+            val + test < 1,
+            f"data.val_fraction={val:g} and data.test_fraction={test:g} leave nothing to train on: "
+            "their sum must be less than 1",
         )
         require(
             self.corpus != "text" or self.path,

@@ -21,6 +21,8 @@ from llm.errors import Refused, require
 # For validation: a romance, a history, a tragedy and a comedy, whose scenes and speakers are never
 # seen in training. None is among the nine plays of tiny Shakespeare.
 HELD_OUT_PLAYS = ("cymbeline", "henry-v", "macbeth", "twelfth-night")
+# For testing, again one of each kind and not in tiny Shakespeare: a tenth of the text.
+TEST_PLAYS = ("henry-viii", "much-ado-about-nothing", "othello", "pericles")
 PIECE = 1 << 20  # bytes read at a time
 # Byte order marks. UTF-32 comes first, because its mark starts with the mark of UTF-16.
 MARKS = {
@@ -31,11 +33,15 @@ MARKS = {
 
 @dataclass(frozen=True)
 class Document:
-    """One text: a file, or bytes in memory; ``held_out``: for the validation split."""
+    """One text: a file, or bytes in memory.
+
+    ``held_out``: for the validation split. ``test_first``: the first choice for the test split.
+    """
 
     name: str
     source: Path | bytes
     held_out: bool = False
+    test_first: bool = False
 
     def size(self) -> int:
         """In bytes."""
@@ -124,7 +130,10 @@ def read_corpus(name: str, path: str | None = None) -> Corpus:
 
 def _plays() -> list[Document]:
     plays = assets.shakespeare_plays().items()
-    return [Document(name, text.encode(), name in HELD_OUT_PLAYS) for name, text in plays]
+    return [
+        Document(name, text.encode(), name in HELD_OUT_PLAYS, name in TEST_PLAYS)
+        for name, text in plays
+    ]
 
 
 def _tiny_shakespeare(load: Callable[[], bytes]) -> Corpus:

@@ -1,4 +1,4 @@
-"""A prepared folder: its two splits, memory-mapped, and their tokenizer."""
+"""A prepared folder: its splits, memory-mapped, and their tokenizer."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from llm.data.batches import (
     evaluation_windows,
     read_windows,
 )
-from llm.data.meta import AGAIN, META, SPLITS, Meta, read_meta
+from llm.data.meta import AGAIN, META, Meta, read_meta
 from llm.data.tokenizer import Tokenizer, from_json
 from llm.errors import Refused, require
 
@@ -29,7 +29,7 @@ LARGE = 1 << 30  # bytes; verifying more would delay the start of a run too much
 
 @dataclass(frozen=True)
 class Dataset:
-    """Token ids of two splits and their tokenizer; ``digest`` identifies the contents."""
+    """Token ids of the splits and their tokenizer; ``digest`` identifies the contents."""
 
     folder: Path
     train: np.ndarray
@@ -38,6 +38,7 @@ class Dataset:
     digest: str
     bytes_per_token: float  # UTF-8 bytes of validation text per token
     text: str = ""  # sha256 of the text and its splits, whatever the tokenizer
+    test: np.ndarray | None = None  # only with data.test_fraction; training never reads it
 
     @classmethod
     def open(cls, folder: Path) -> "Dataset":
@@ -57,10 +58,13 @@ class Dataset:
             f"{folder} holds token id {meta.max_id}, beyond its vocabulary of {meta.vocab_size}: "
             f"{AGAIN}",
         )
-        train, val = (_map(folder, split, meta) for split in SPLITS)
+        ids = {split: _map(folder, split, meta) for split in meta.splits}
         bytes_per_token = meta.bytes.val / meta.tokens.val
         digest, text = meta.digest(), meta.text_digest()
-        return cls(folder, train, val, tokenizer, digest, bytes_per_token, text)
+        return cls(
+            folder, ids["train"], ids["val"], tokenizer, digest, bytes_per_token, text,
+            ids.get("test"),
+        )  # fmt: skip
 
     @property
     def notes(self) -> list[str]:
@@ -75,11 +79,17 @@ class Dataset:
 
     @property
     def size(self) -> int:
-        """Bytes of both splits."""
-        return int(self.train.nbytes + self.val.nbytes)
+        """Bytes of all splits."""
+        return int(sum(ids.nbytes for ids in self.splits.values()))
+
+    @property
+    def splits(self) -> dict[str, np.ndarray]:
+        """The token ids of each split, by its name."""
+        splits = {"train": self.train, "val": self.val}
+        return splits if self.test is None else splits | {"test": self.test}
 
     def verify(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Read both splits; compare digests, bytes of text and the largest id with ``meta.json``.
+        """Read all splits; compare digests, bytes of text and the largest id with ``meta.json``.
 
         ``on_progress`` is called with (bytes done, bytes in all). Raises
         :class:`llm.errors.Refused` naming the file that is damaged.
@@ -90,7 +100,7 @@ class Dataset:
             f"{self.folder} changed while it was read: start again",
         )
         lengths = self.tokenizer.byte_lengths
-        for split in SPLITS:
+        for split in meta.splits:
             path, sha256, n_bytes = self.folder / f"{split}.bin", hashlib.sha256(), 0
             for raw in _pieces(path):
                 ids = np.frombuffer(raw, _dtype(meta), len(raw) // _dtype(meta).itemsize)
@@ -121,28 +131,30 @@ class Dataset:
         return BatchSampler(self.train, block_size, batch_size, seed, overfit_batches, vocab_size)
 
     def validation(
-        self, block_size: int, batch_size: int, sequences: int | None
+        self, block_size: int, batch_size: int, sequences: int | None, split: str = "val"
     ) -> tuple[int, Iterator[Batch]]:
-        """The number of validation batches (:func:`evaluation_batches`), and an iterator that
+        """The number of batches for evaluation (:func:`evaluation_batches`), and an iterator that
         reads them one by one.
         """
-        batches = evaluation_batches(self.val, block_size, batch_size, sequences)
-        vocab_size = self.tokenizer.vocab_size
-        return len(batches), (read_windows(self.val, b, block_size, vocab_size) for b in batches)
+        ids, vocab_size = self.splits[split], self.tokenizer.vocab_size
+        batches = evaluation_batches(ids, block_size, batch_size, sequences)
+        return len(batches), (read_windows(ids, b, block_size, vocab_size) for b in batches)
 
-    def protocol(self, block_size: int, sequences: int | None) -> dict[str, Any]:
+    def protocol(
+        self, block_size: int, sequences: int | None, split: str = "val"
+    ) -> dict[str, Any]:
         """What :meth:`validation` reads: the first fields of
         :class:`llm.evaluation.loss.EvaluationProtocol`.
         """
-        windows, stride = evaluation_windows(len(self.val), block_size, sequences)
+        windows, stride = evaluation_windows(len(self.splits[split]), block_size, sequences)
         return {
-            "split": "val", "text": self.text, "block_size": block_size, "windows": windows,
+            "split": split, "text": self.text, "block_size": block_size, "windows": windows,
             "stride": stride,
         }  # fmt: skip
 
     def check(self, block_size: int, vocab_size: int) -> None:
         """Raise :class:`llm.errors.Refused` if a model of this shape cannot be trained on it."""
-        for split, tokens in (("train", self.train), ("val", self.val)):
+        for split, tokens in self.splits.items():
             require(
                 len(tokens) > block_size,
                 f"{self.folder}/{split}.bin has {len(tokens)} tokens, and model.block_size="

@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llm.errors import Refused
+from llm.errors import Refused, require
 from llm.options import from_plain, option
-from llm.sealed import opened, read_json
+from llm.sealed import Plain, opened, read_json
 
 META = "meta.json"
 FORMAT_VERSION = 2
-SPLITS = ("train", "val")
+SPLITS = ("train", "val", "test")  # test: only with data.test_fraction
 OF_TOKENIZER = ("tokenizer", "allow_special")  # keys of made_from that do not change the text
 OTHER = "take another data.name, or replace it with data.overwrite=true"
 AGAIN = "prepare it again with data.overwrite=true"
@@ -24,6 +24,7 @@ class Counts:
 
     train: int = option(at_least=1)
     val: int = option(at_least=1)
+    test: int | None = option(None, at_least=1)  # None: there is no test split
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Digests:
 
     train: str
     val: str
+    test: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +53,22 @@ class Meta:
     made_from: dict[str, Any]  # the settings that decide the contents
     tokenizer: dict[str, Any]
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names of the splits: ``("train", "val")``, and ``"test"`` if there is one."""
+        return SPLITS if self.tokens.test is not None else SPLITS[:2]
+
+    def plain(self) -> Plain:
+        """The values of the file, where a missing test split has no key."""
+        plain = asdict(self)
+        for key in ("tokens", "bytes", "sha256"):
+            plain[key] = _of_splits(getattr(self, key))
+        return plain
+
     def digest(self) -> str:
         """sha256 that identifies the token ids and their meaning."""
         tokenizer = hashlib.sha256(json.dumps(self.tokenizer, sort_keys=True).encode()).hexdigest()
-        identity = json.dumps([asdict(self.sha256), self.dtype, tokenizer])
+        identity = json.dumps([_of_splits(self.sha256), self.dtype, tokenizer])
         return hashlib.sha256(identity.encode()).hexdigest()
 
     def text_digest(self) -> str:
@@ -70,8 +84,16 @@ def read_meta(folder: Path) -> Meta:
     """The values of ``meta.json``; raises :class:`llm.errors.Refused` naming the wrong one."""
     path = folder / META
     try:
-        return from_plain(Meta, opened(read_json(path), path), f"{path}: ")
+        meta = from_plain(Meta, opened(read_json(path), path), f"{path}: ")
+        splits = {tuple(_of_splits(values)) for values in (meta.tokens, meta.bytes, meta.sha256)}
+        require(len(splits) == 1, f"{path}: tokens, bytes and sha256 name different splits")
+        return meta
     except FileNotFoundError:
         raise Refused(f"{folder} is not a prepared dataset, it has no {META}: {OTHER}") from None
     except Refused as error:
         raise Refused(f"{error}: {AGAIN}") from None
+
+
+def _of_splits(values: Counts | Digests) -> Plain:
+    """The value of each split that exists, by its name."""
+    return {split: value for split, value in asdict(values).items() if value is not None}

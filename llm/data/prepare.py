@@ -85,13 +85,16 @@ def _folder(config: DataConfig, made_from: dict[str, Any]) -> Path:
 
 def _made_from(config: DataConfig, corpus: Corpus) -> dict[str, Any]:
     """Everything that decides the contents of the folder, for ``meta.json``."""
-    return {
+    made_from = {
         "corpus": config.corpus,
         "source_sha256": corpus.sha256,
         "tokenizer": config.tokenizer,
         "val_fraction": config.val_fraction,
         "allow_special": config.allow_special,
     }
+    if config.test_fraction is not None:  # folders without a test split keep their names
+        made_from["test_fraction"] = config.test_fraction
+    return made_from
 
 
 def _is_ready(folder: Path, config: DataConfig, made_from: dict[str, Any]) -> bool:
@@ -115,7 +118,7 @@ def _is_ready(folder: Path, config: DataConfig, made_from: dict[str, Any]) -> bo
 def _require_made_from(folder: Path, made_from: dict[str, Any], vocab_size: int | None) -> None:
     meta = read_meta(folder)
     saved = meta.made_from | {"vocab_size": meta.vocab_size}
-    wanted = made_from | {"vocab_size": vocab_size or meta.vocab_size}
+    wanted = {"test_fraction": None} | made_from | {"vocab_size": vocab_size or meta.vocab_size}
     differing = [key for key in wanted if saved.get(key) != wanted[key]]
     was = ", ".join(f"{key}={saved.get(key)}" for key in differing)
     asked = ", ".join(f"{key}={wanted[key]}" for key in differing)

@@ -1,4 +1,4 @@
-"""Text -> ``train.bin``, ``val.bin`` and ``meta.json``.
+"""Text -> ``train.bin``, ``val.bin``, perhaps ``test.bin``, and ``meta.json``.
 
 The text is read twice, in pieces, so that it may be larger than memory: first to count its
 characters and collect its alphabet, then to tokenize it.
@@ -6,8 +6,10 @@ characters and collect its alphabet, then to tokenize it.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,7 +17,7 @@ import numpy as np
 
 from llm.data.config import DataConfig
 from llm.data.corpus import Corpus, Document
-from llm.data.meta import FORMAT_VERSION, META, Counts, Digests, Meta
+from llm.data.meta import FORMAT_VERSION, META, SPLITS, Counts, Digests, Meta
 from llm.data.tokenizer import END_OF_TEXT, Tokenizer, build_tokenizer
 from llm.disk import write_durably
 from llm.errors import require
@@ -88,7 +90,7 @@ class TokenWriter:
 def write_dataset(
     folder: Path, config: DataConfig, corpus: Corpus, made_from: dict[str, Any], progress: Progress
 ) -> None:
-    """Write the three files of ``corpus`` into ``folder``.
+    """Write the files of ``corpus`` into ``folder``.
 
     Raises :class:`llm.errors.Refused` for text that cannot be used.
     """
@@ -102,12 +104,13 @@ def write_dataset(
             done += len(piece.encode())
             progress(done, total)
 
-    count, alphabet = 0, {"\n"} if len(documents) > 1 else set()
+    lengths, alphabet = list[int](), {"\n"} if len(documents) > 1 else set()
     for document in documents:
+        lengths.append(0)
         for piece in pieces(document):
-            count += len(piece)
+            lengths[-1] += len(piece)
             alphabet.update(piece)
-    require(count, f"{corpus.description} holds no text")
+    require(sum(lengths), f"{corpus.description} holds no text")
     tokenizer = build_tokenizer(config.tokenizer, "".join(sorted(alphabet)))
     require(
         config.vocab_size in (None, tokenizer.vocab_size),
@@ -115,28 +118,30 @@ def write_dataset(
         "different characters",
     )
     special = config.allow_special and tokenizer.end_of_text is not None
-    border = None if config.val_fraction is None else int(count * (1 - config.val_fraction))
-    with (
-        (folder / "train.bin").open("wb") as train_file,
-        (folder / "val.bin").open("wb") as val_file,
-    ):
-        train, val = TokenWriter(train_file, tokenizer), TokenWriter(val_file, tokenizer)
-        for held_out, text in split_documents(documents, pieces, border, special):
-            writer = val if held_out else train
+    parts = parts_of(config, documents, lengths)
+    with ExitStack() as files:
+        writers = {
+            split: TokenWriter(files.enter_context((folder / f"{split}.bin").open("wb")), tokenizer)
+            for split in SPLITS
+            if split != "test" or config.test_fraction is not None
+        }
+        for split, text in split_documents(documents, pieces, parts, special):
             if text is None:
-                writer.end_document()
+                writers[split].end_document()
             else:
-                writer.write(text)
-        for split, writer in (("train", train), ("val", val)):
+                writers[split].write(text)
+        for split, writer in writers.items():
             writer.finish()
-            require(writer.bytes, f"data.val_fraction leaves {split} no text: take another")
-    meta = describe(corpus, config, made_from, tokenizer, train, val)
-    write_durably(folder / META, sealed(asdict(meta)).encode())
+            is_vals = split == "val" or config.test_fraction is None
+            key = "val_fraction" if is_vals else "test_fraction"
+            require(writer.bytes, f"data.{key} leaves {split} no text: take another")
+    meta = describe(corpus, config, made_from, tokenizer, writers)
+    write_durably(folder / META, sealed(meta.plain()).encode())
 
 
 def describe(
     corpus: Corpus, config: DataConfig, made_from: dict[str, Any], tokenizer: Tokenizer,
-    train: TokenWriter, val: TokenWriter,
+    writers: dict[str, TokenWriter],
 ) -> Meta:  # fmt: skip
     """The contents of ``meta.json``."""
     # A path that is not Unicode has surrogates in Python, which cannot be written as UTF-8.
@@ -144,48 +149,76 @@ def describe(
     return Meta(
         format_version=FORMAT_VERSION,
         name=config.name,
-        dtype=train.dtype.name,
+        dtype=writers["train"].dtype.name,
         byte_order="little",
         vocab_size=tokenizer.vocab_size,
-        max_id=max(train.max_id, val.max_id),
-        tokens=Counts(train.tokens, val.tokens),
-        bytes=Counts(train.bytes, val.bytes),
-        sha256=Digests(train.sha256.hexdigest(), val.sha256.hexdigest()),
+        max_id=max(writer.max_id for writer in writers.values()),
+        tokens=Counts(**{split: writer.tokens for split, writer in writers.items()}),
+        bytes=Counts(**{split: writer.bytes for split, writer in writers.items()}),
+        sha256=Digests(**{split: writer.sha256.hexdigest() for split, writer in writers.items()}),
         source={"description": description, "sha256": corpus.sha256},
         made_from=made_from,
         tokenizer=tokenizer.to_json(),
     )
 
 
+Part = tuple[str, int]  # a split, and the position in characters where this part of it ends
+
+
+def parts_of(
+    config: DataConfig, documents: Sequence[Document], lengths: Sequence[int]
+) -> list[Part]:
+    """Divide the text, whose documents have ``lengths`` characters, among the splits.
+
+    With ``val_fraction`` the text is cut into train, val and test, in this order. Without it whole
+    documents are chosen: those that are held out are for validation, and as many as make
+    ``test_fraction`` of the text for testing, its first choices and then the last documents.
+    """
+    count, test = sum(lengths), config.test_fraction or 0.0
+    if config.val_fraction is not None:
+        train = int(count * (1 - config.val_fraction - test))
+        val = int(count * (1 - test))
+        return [("train", train), ("val", val)] + [("test", count)] * (test > 0)
+    splits = ["val" if document.held_out else "train" for document in documents]
+    wanted = test * count
+    numbers = reversed(range(len(documents)))
+    for number in sorted(numbers, key=lambda number: not documents[number].test_first):
+        if wanted > 0 and splits[number] == "train":
+            splits[number] = "test"
+            wanted -= lengths[number]
+    return list(zip(splits, accumulate(lengths), strict=True))
+
+
 def split_documents(
     documents: list[Document], pieces: Callable[[Document], Iterator[str]],
-    border: int | None, special: bool,
-) -> Iterator[tuple[bool, str | None]]:  # fmt: skip
-    """Yield (is it for validation, a piece of text) in order. None instead of a text marks the end
-    of one of several documents.
+    parts: Sequence[Part], special: bool,
+) -> Iterator[tuple[str, str | None]]:  # fmt: skip
+    """Yield (its split, a piece of text) in order. None instead of a text marks the end of one of
+    several documents.
 
-    The first ``border`` characters are for training, as in nanoGPT; without a border, all documents
-    that are not held out. With ``special`` each ``<|endoftext|>`` also ends a document; if the
-    border lies inside it, it belongs to the training text.
+    With ``special`` each ``<|endoftext|>`` also ends a document. It belongs to the part in which
+    it starts, even if the part ends inside it.
     """
     position = 0
+
+    def part_at(place: int) -> Part:
+        # A text that is growing reaches beyond the last part. It is refused in the end.
+        return next((part for part in parts if place < part[1]), (parts[-1][0], sys.maxsize))
+
     for document in documents:
         for text in split_at_marks(pieces(document)) if special else pieces(document):
-            if border is None:
-                yield document.held_out, text
-                continue
-            left = max(0, border - position)
             if text is None:
-                yield not left, None
+                yield part_at(position)[0], None
                 position += len(END_OF_TEXT)
                 continue
-            if text[:left]:
-                yield False, text[:left]
-            if text[left:]:
-                yield True, text[left:]
-            position += len(text)
+            start, end = position, position + len(text)
+            while position < end:
+                split, border = part_at(position)
+                last = min(border, end)
+                yield split, text[position - start : last - start]
+                position = last
         if len(documents) > 1:
-            yield document.held_out if border is None else position > border, None
+            yield part_at(position - 1)[0], None  # after its last character
 
 
 def split_at_marks(pieces: Iterable[str]) -> Iterator[str | None]:

@@ -43,6 +43,8 @@ def identity(plain: Plain, data_digest: str) -> Plain:
             defaults = asdict(getattr(TrainSettings(), section))
             if section == "trainer" and values.get("max_steps", 0) is None:
                 keys = (*keys, "max_minutes")
+            if section == "data" and values.get("test_fraction") is not None:
+                keys = (*keys, "test_fraction")  # runs without a test split keep their digests
             values = {key: values.get(key, defaults[key]) for key in keys}
         identifying |= {f"{section}.{key}": value for key, value in values.items()}
     return identifying | {key: plain.get(key) for key in ("init_from", "seed")}

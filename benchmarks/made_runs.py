@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from llm.experiment.names import folder_name
 from llm.experiment.rundir import CONFIG, METRICS, SAMPLES, replace_text, write_summary
 from llm.settings.identity import config_digest
 from llm.settings.saved import to_plain, to_yaml
@@ -102,9 +103,10 @@ def make_sweep(
         rate = math.log10(getattr(settings.optimizer, "lr", 0.02) / 0.02) ** 2
         final = 1.4 + 6 * size**-0.2 + 0.1 * rate + drawn.gauss(0, noise)
         losses = [final + 3 * math.exp(-5 * n / (evaluations - 1)) for n in range(evaluations)]
-        name = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in values.items())
+        typed = {key: str(value) for key, value in values.items()}
+        name = folder_name(typed)
         make_run(folder / name, values, losses, rows=rows)
-        jobs[name] = {key: str(value) for key, value in values.items()}
+        jobs[name] = typed
     text = {"over": sorted([*over, "seed"]), "fixed": {}, "jobs": jobs}
     replace_text(folder / "sweep.json", json.dumps(text))
     return folder

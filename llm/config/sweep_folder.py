@@ -5,37 +5,26 @@ command continues the sweep and another one is refused.
 """
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from llm.config.launcher import MULTIRUN, is_housekeeping
 from llm.config.verbatim import displayed
-from llm.disk import check_name, delete_temporary
-from llm.errors import Refused, require
+from llm.disk import delete_temporary
+from llm.errors import require
 from llm.experiment.names import folder_name
 from llm.experiment.rundir import claim, make_folder, replace_text
+from llm.experiment.sweep_file import SWEEP, SweepFile, read_sweep_file
 from llm.lock import locked
-from llm.options import from_plain
 from llm.planning.points import Point
-from llm.sealed import Plain, read_json
+from llm.sealed import Plain
 from llm.settings.identity import identity
 from llm.settings.saved import to_plain
 from llm.settings.schema import TrainSettings
 
 NAME = "%Y-%m-%d_%H-%M-%S"  # if run.sweep is null
-SWEEP = "sweep.json"
-
-
-@dataclass
-class SweepFile:
-    """``sweep.json``."""
-
-    over: list[str]  # the keys that differ between its jobs
-    fixed: Plain  # the settings that all jobs share and that change a result
-    jobs: dict[str, dict[str, str]] = field(default_factory=dict)  # the values of `over`, by folder
 
 
 @dataclass
@@ -67,7 +56,7 @@ class SweepFolder:
         self.path = make_folder(self.path, kind="sweep") if self.is_named else claim(self.path)
         with locked(self.path, kind="sweep"):
             delete_temporary(self.path)  # of a sweep that was killed
-            replace_text(self.path / SWEEP, _text(self.file))
+            replace_text(self.path / SWEEP, self.file.text())
             yield
 
 
@@ -94,25 +83,6 @@ def sweep_folder(
     names = [folder_name(one) for one in values]
     jobs = earlier.jobs | dict(zip(names, values, strict=True))
     return SweepFolder(path, named is not None, SweepFile(sorted(over), fixed, jobs), values, names)
-
-
-def read_sweep_file(path: Path) -> SweepFile:
-    """A ``sweep.json``, which may come from a stranger.
-
-    Raises :class:`llm.errors.Refused` for a damaged one, and for a job outside the sweep's folder.
-    """
-    file = from_plain(SweepFile, read_json(path), f"{path}: ")
-    for name in file.jobs:
-        check_name(f"{path}: the name of a job", name)
-    try:
-        _text(file).encode()
-    except UnicodeEncodeError:  # half a pair of surrogates
-        raise Refused(f"{path} contains characters that do not exist") from None
-    return file
-
-
-def _text(file: SweepFile) -> str:
-    return json.dumps(asdict(file), indent=1, ensure_ascii=False) + "\n"
 
 
 def _varied_keys(

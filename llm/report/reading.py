@@ -1,0 +1,194 @@
+"""One run folder -> its record. The folder may come from a stranger, and its run may still run."""
+
+import contextlib
+import json
+import os
+import re
+import time
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from llm.checkpoint.find import FOLDER, read_manifest
+from llm.errors import Refused
+from llm.experiment.rundir import CONFIG, METRICS, SUMMARY
+from llm.experiment.tail import number
+from llm.lock import LOCK
+from llm.memory.weights import flops_per_token
+from llm.model.config import GPTConfig
+from llm.options import from_plain
+from llm.report.compared import compared_settings, digest_of
+from llm.report.curves import Rows, open_regular, read_rows
+from llm.report.record import DAMAGED, RUNNING, RunRecord
+from llm.sealed import Plain, read_json
+from llm.settings.saved import read_plain
+
+TEST = "test.json"
+QUIET = 600  # seconds without a write, after which a run of another machine counts as killed
+KILLED = f"it left no {SUMMARY}: it was killed, or its machine stopped"
+STATUS = re.compile(r"[a-z_]{1,40}")
+CHECKPOINT = re.compile(r"(best|step)-(\d{8,})")
+FLOATS = (
+    "best_val_loss", "val_loss", "bits_per_byte", "tokens_per_second", "train_seconds",
+    "wall_seconds",
+)  # fmt: skip
+WHOLE = ("step", "tokens", "parameters", "peak_memory_bytes", "predicted_memory_bytes")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run was found."""
+
+    folder: Path
+    sweep: str | None = None  # its folder
+    values: dict[str, str] = field(default_factory=dict)  # of the sweep's keys
+
+
+@dataclass
+class ReadRun:
+    """What a run folder contained when it was read."""
+
+    record: RunRecord
+    rows: Rows
+    data: str = ""  # digest of the sections that say where its data comes from
+
+
+def read_run(place: Place) -> ReadRun:
+    """Read a run folder. Files that cannot be read make its status :data:`DAMAGED`."""
+    folder, faults = place.folder, []
+
+    def attempt(read: Any, path: Path) -> Plain:
+        try:
+            values = read(path)
+        except FileNotFoundError:
+            return {}
+        except (Refused, OSError) as error:
+            faults.append(str(error))
+            return {}
+        return dict(values)
+
+    summary = attempt(read_json, folder / SUMMARY)
+    config = attempt(read_plain, folder / CONFIG) if os.path.lexists(folder / CONFIG) else {}
+    test = attempt(read_json, folder / TEST)
+    rows = read_rows(folder)
+    if rows.fault:
+        faults.append(rows.fault)
+    status, reason = _status(folder, summary, faults)
+    if status == "finished" and rows.is_torn:
+        faults.append(f"the last line of {METRICS} is cut short")
+    if faults:
+        status, reason = DAMAGED, ". ".join(faults)
+    record = RunRecord(
+        str(folder), folder.name, place.sweep, place.values, status=status, reason=reason, test=test
+    )
+    record = replace(record, **_of_config(config, place, summary, folder))
+    record = replace(record, **_of_results(summary, rows), **_checkpoints(folder))
+    data = config.get("data")
+    return ReadRun(record, rows, digest_of([place.sweep, data]) if data else "")
+
+
+def _status(folder: Path, summary: Plain, faults: list[str]) -> tuple[str, str]:
+    if summary:
+        status = summary.get("status")
+        if not isinstance(status, str) or not STATUS.fullmatch(status):
+            faults.append(f"{folder / SUMMARY}: status={status!r:.40} is not the end of a run")
+        return str(status), str(summary.get("reason") or "")
+    return (RUNNING, "") if _is_running(folder) else ("killed", KILLED)
+
+
+def _is_running(folder: Path) -> bool:
+    """Whether the run is being written. Its lock is not tried: that would lock out a new start."""
+    try:
+        with open_regular(folder / LOCK, 100) as file:
+            owner = int(file.read(20))
+            newest = os.fstat(file.fileno()).st_mtime
+    except (OSError, ValueError, Refused):
+        return False
+    with contextlib.suppress(OSError):
+        newest = max(newest, (folder / METRICS).stat().st_mtime)
+    if time.time() - newest < QUIET or owner <= 0:  # it may run on another machine
+        return owner > 0
+    try:
+        os.kill(owner, 0)  # asks only whether the process exists
+    except PermissionError:  # it does, and belongs to another user
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
+
+
+def _of_config(config: Plain, place: Place, summary: Plain, folder: Path) -> Plain:
+    """The fields of the record that follow from ``config.yaml``."""
+    if not config:
+        return {}
+    digests: Plain = {}
+    data_digest = summary.get("data_digest")
+    if data_digest is None or config.get("init_from") is not None:
+        with contextlib.suppress(Refused, OSError):
+            digests = read_manifest(folder / FOLDER / "last").identity
+    run, memory = (config.get(key) for key in ("run", "memory"))
+    note = run.get("note") if isinstance(run, dict) else None
+    budget = number(memory, "budget_gib") if isinstance(memory, dict) else None
+    return {
+        "settings": compared_settings(config, place.values, digests.get("init_digest")),
+        "seed": _whole(config, "seed"),
+        "note": note if isinstance(note, str) else None,
+        "data_digest": data_digest or digests.get("data_digest"),
+        "budget_bytes": None if budget is None else int(budget * 2**30),
+        "flops_per_token": _flops(json.dumps(config.get("model"))),
+    }
+
+
+def _of_results(summary: Plain, rows: Rows) -> Plain:
+    """The fields that follow from ``summary.json``, or from the rows of a run that has none."""
+    values: Plain = {key: number(summary, key) for key in FLOATS}
+    values |= {key: _whole(summary, key) for key in WHOLE}
+    newest: Plain = {
+        "best_val_loss": number(rows.best_val, "val/loss"),
+        "bits_per_byte": number(rows.best_val, "val/bits_per_byte"),
+        "val_loss": number(rows.last_val, "val/loss"),
+        "tokens_per_second": number(rows.last_train, "tokens_per_second"),
+        "train_seconds": number(rows.last, "train_seconds"),
+        "step": _whole(rows.last, "step"),
+        "tokens": _whole(rows.last, "tokens"),
+        "peak_memory_bytes": None if rows.peak != rows.peak else int(rows.peak),
+    }
+    values |= {key: value for key, value in newest.items() if values[key] is None}
+    evaluation = summary.get("evaluation")
+    return values | {
+        "best_step": _whole(rows.best_val, "step"),
+        "last_bits_per_byte": number(rows.last_val, "val/bits_per_byte"),
+        "evaluation": evaluation if isinstance(evaluation, dict) else {},
+    }
+
+
+def _whole(values: Plain, key: str) -> int | None:
+    value = number(values, key)
+    return None if value is None else int(value)
+
+
+def _checkpoints(folder: Path) -> Plain:
+    """``best_checkpoint`` and ``last_checkpoint``, below the run's folder."""
+    names: dict[str, list[str]] = {"best": [], "step": []}
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder / FOLDER):
+            if found := CHECKPOINT.fullmatch(name):
+                names[found[1]].append(name)
+    newest: Plain = {}
+    for link, kind in (("best", "best"), ("last", "step")):
+        name = max(names[kind], default="")
+        with contextlib.suppress(OSError):  # after a rollback, `last` is not the highest step
+            target = os.readlink(folder / FOLDER / link)
+            name = target if target in names[kind] else name
+        newest[f"{link}_checkpoint"] = f"{FOLDER}/{name}" if name else None
+    return newest
+
+
+@cache
+def _flops(model: str) -> float | None:
+    """FLOPs per token of a network, given as JSON; None for one that cannot exist."""
+    try:
+        return flops_per_token(from_plain(GPTConfig, json.loads(model), "model.").resolve())
+    except Refused:
+        return None

@@ -1,0 +1,251 @@
+"use strict";
+// The ground of the page: its data, what the reader has chosen, and how text and numbers are shown.
+// Names and texts in the data may come from strangers. They become text nodes and nothing else;
+// Plotly, which reads a kind of HTML, gets them from escaped() in plots.js.
+
+const { document: report, extra } = JSON.parse(document.getElementById("data").textContent);
+const points = report.points ?? [];
+const runs = report.runs ?? [];
+const keys = report.keys ?? [];
+const measure = report.measure;
+const best = report.answer?.best ?? null; // the index of a point
+
+// ---- text and numbers
+
+// Marks that reorder or hide the text around them are shown as escapes. Accents, Chinese and
+// right-to-left letters stay as they are.
+const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g;
+
+function visible(text, longest = Infinity) {
+  const whole = String(text);
+  const cut = whole.length > longest ? whole.slice(0, longest - 1) + "…" : whole;
+  return cut.replace(HIDDEN, (mark) => "\\u" + mark.charCodeAt(0).toString(16).padStart(4, "0"));
+}
+
+// An element. A property that starts with "on" is a listener; strings among the children are text.
+function el(tag, properties = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value === true) element.setAttribute(name, "");
+    else if (value !== false && value !== null && value !== undefined) {
+      element.setAttribute(name, value);
+    }
+  }
+  element.append(...children.filter((child) => child !== null));
+  return element;
+}
+
+// A name from the data, cut after a length that fits a line; the whole name is its tooltip.
+function named(text, longest = 120) {
+  const whole = String(text);
+  return el("bdi", { title: whole.length > longest ? visible(whole, 2000) : null }, visible(whole, longest));
+}
+
+const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
+const plural = (count, thing) => `${count.toLocaleString("en")} ${thing}${count === 1 ? "" : "s"}`;
+const DASH = "–";
+
+function loss(value) {
+  return isNumber(value) ? value.toFixed(4) : DASH;
+}
+
+function count(value) {
+  if (!isNumber(value)) return DASH;
+  for (const [size, letter] of [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]]) {
+    if (Math.abs(value) >= size) return `${(value / size).toPrecision(3)} ${letter}`;
+  }
+  return String(Math.round(value));
+}
+
+function bytes(value) {
+  if (!isNumber(value)) return DASH;
+  return value >= 2 ** 30 ? `${(value / 2 ** 30).toFixed(2)} GiB` : `${(value / 2 ** 20).toFixed(0)} MiB`;
+}
+
+function duration(value) {
+  if (!isNumber(value)) return DASH;
+  if (value < 120) return `${value.toPrecision(3)} s`;
+  return value < 7200 ? `${(value / 60).toFixed(1)} min` : `${(value / 3600).toFixed(1)} h`;
+}
+
+function probability(value) {
+  return value < 0.001 ? "p < 0.001" : `p = ${value.toFixed(value < 0.1 ? 3 : 2)}`;
+}
+
+// "optimizer.lr" is shown as "lr" where no other key ends in it.
+function short(key) {
+  const last = key.split(".").pop();
+  return keys.filter((other) => other.split(".").pop() === last).length > 1 ? key : last;
+}
+
+// "0.01" is the number 0.01 for sorting and for axes, "muon" stays a word.
+function asNumber(value) {
+  if (typeof value === "number") return value;
+  const text = String(value ?? "").trim();
+  return text !== "" && Number.isFinite(Number(text)) ? Number(text) : null;
+}
+
+// Numbers in their order, then words in theirs, then unknown values.
+function compare(a, b) {
+  const unknown = (value) => value === null || value === undefined;
+  if (unknown(a) || unknown(b)) return unknown(a) - unknown(b);
+  const [x, y] = [asNumber(a), asNumber(b)];
+  if (x !== null && y !== null) return x - y;
+  if (x !== null || y !== null) return x === null ? 1 : -1;
+  return String(a).localeCompare(String(b));
+}
+
+const distinct = (values) => [...new Set(values)].sort(compare);
+
+// ---- what the reader has chosen: it lives in the URL after "#", so that a link shows the same view
+
+const DEFAULTS = {
+  rows: "points", sort: "measure", down: false, filter: "", state: "", failed: false, all: false,
+  columns: [], open: [], picked: [],
+  x: "step", loss: "val", logx: false, logy: false, smooth: 0, colour: "",
+  heatx: "", heaty: "", against: "parameters", logs: false, moresamples: false,
+};
+let state = readState();
+
+function readState() {
+  const given = new URLSearchParams(location.hash.slice(1));
+  const read = {};
+  for (const [name, usual] of Object.entries(DEFAULTS)) {
+    const text = given.get(name);
+    if (text === null) read[name] = Array.isArray(usual) ? [...usual] : usual;
+    else if (Array.isArray(usual)) read[name] = text.split(",").filter(Boolean);
+    else if (typeof usual === "boolean") read[name] = text === "1";
+    else if (typeof usual === "number") read[name] = Math.min(Math.max(Number(text) || 0, 0), 0.99);
+    else read[name] = text;
+  }
+  return read;
+}
+
+function writeState() {
+  const chosen = new URLSearchParams();
+  for (const [name, usual] of Object.entries(DEFAULTS)) {
+    const value = typeof usual === "boolean" ? (state[name] ? "1" : "") : String(state[name]);
+    if (value !== (typeof usual === "boolean" ? "" : String(usual))) chosen.set(name, value);
+  }
+  history.replaceState(history.state, "", `#${chosen}`);
+}
+
+const listeners = []; // called with the changes: they show the state and redraw
+
+function choose(changes) {
+  Object.assign(state, changes);
+  writeState();
+  for (const listener of listeners) listener(changes);
+}
+
+window.addEventListener("hashchange", () => {
+  state = readState();
+  for (const listener of listeners) listener(state);
+});
+
+// Add an entry to a list of the state, or remove it.
+function toggled(list, entry) {
+  return list.includes(entry) ? list.filter((other) => other !== entry) : [...list, entry];
+}
+
+// ---- controls: each shows one entry of the state and changes it
+
+function chosenOf(name, options) {
+  const names = options.map(([value]) => value);
+  return names.includes(state[name]) ? state[name] : names[0];
+}
+
+function choice(label, name, options) {
+  const select = el("select", { onchange: () => choose({ [name]: select.value }) });
+  for (const [value, text] of options) select.append(el("option", { value }, visible(text, 60)));
+  const show = () => (select.value = chosenOf(name, options));
+  listeners.push(show);
+  show();
+  return el("label", {}, label, select);
+}
+
+function checkbox(label, name) {
+  const input = el("input", { type: "checkbox", onchange: () => choose({ [name]: input.checked }) });
+  const show = () => (input.checked = state[name]);
+  listeners.push(show);
+  show();
+  return el("label", {}, input, label);
+}
+
+// A field of text or a slider; the page follows when the reader pauses.
+function field(label, name, properties) {
+  let waiting = 0;
+  const read = () => (typeof DEFAULTS[name] === "number" ? Number(input.value) : input.value);
+  const input = el("input", { ...properties, oninput: () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(() => choose({ [name]: read() }), 150);
+  } });
+  const show = () => document.activeElement === input || (input.value = state[name]);
+  listeners.push(show);
+  show();
+  return el("label", {}, label, input);
+}
+
+function section(id, title, ...children) {
+  const heading = title === null ? null : el("h2", { id: `${id}-title` }, title);
+  const labelled = title === null ? {} : { "aria-labelledby": `${id}-title` };
+  return el("section", { id, ...labelled }, heading, ...children);
+}
+
+// ---- the answer
+
+function answerSection() {
+  const sentences = report.answer?.sentences ?? [];
+  const states = Object.entries(report.counts ?? {}).map(([name, n]) => `${n} ${name}`).join(", ");
+  const made = report.made ? ` · ${report.made.slice(0, 16).replace("T", " ")}` : "";
+  const refreshed = report.is_running ? " · still running, refreshed every 15 seconds" : "";
+  const why = measure.why ? ` (${measure.why})` : "";
+  const verdict = report.verdict;
+  return section("answer", null,
+    el("p", { class: "soft" }, named(`${plural(runs.length, "run")}: ${states}${made}${refreshed}`, 400)),
+    report.question ? el("p", {}, named(report.question, 600)) : null,
+    ...sentences.map((text, n) => el("p", { class: n === 0 ? "lead" : null }, named(text, 2000))),
+    verdict ? el("p", {}, named(`${label(points[verdict.point])} compared with `
+      + `${label(points[verdict.with])}: ${comparison(verdict)}.`, 600)) : null,
+    report.answer?.command ? commandLine(report.answer.command) : null,
+    el("p", { class: "soft" }, named(`Measure: ${measure.name} in ${measure.unit}${why}. Intervals hold `
+      + `95 %; n counts the runs of a point, which differ only in their seed.`, 800)),
+    report.noise ? el("p", { class: "soft" }, named(noiseSentence(report.noise))) : null,
+    ...(report.left_out ?? []).map((left) => el("p", { class: "soft" },
+      named(`Not compared: ${plural(left.runs.length, "run")} `
+        + `(${left.runs.slice(0, 3).map((n) => runs[n]?.name).join(", ")}`
+        + `${left.runs.length > 3 ? ", …" : ""}): ${left.reason}`, 600))),
+    ...(extra.notes ?? []).map((note) => el("p", { class: "soft" }, named(note, 2000))),
+  );
+}
+
+const label = (point) => (point ? point.label || "the only settings" : "unknown settings");
+
+function comparison(result) {
+  const range = isNumber(result.low) ? ` [${loss(result.low)}, ${loss(result.high)}]` : "";
+  const chance = isNumber(result.p_adjusted) ? `, ${probability(result.p_adjusted)}` : "";
+  const more = result.more_seeds ? `; about ${plural(result.more_seeds, "more seed")} would tell` : "";
+  return `${result.verdict}, difference ${loss(result.difference)}${range}${chance}${more}`;
+}
+
+function noiseSentence(noise) {
+  return `Noise between seeds: standard deviation ${loss(noise.sd)} from ${plural(noise.runs, "run")} of `
+    + `${plural(noise.points, "point")} (${noise.source}).`;
+}
+
+function commandLine(command) {
+  const text = el("code", {}, visible(command));
+  const button = el("button", { class: "copy", type: "button", onclick: copy }, "Copy");
+  async function copy() {
+    getSelection().selectAllChildren(text); // the reader can press Ctrl-C if the browser refuses
+    try {
+      await navigator.clipboard.writeText(command);
+      getSelection().removeAllRanges();
+      button.textContent = "Copied";
+    } catch {
+      button.textContent = document.execCommand("copy") ? "Copied" : "Selected";
+    }
+  }
+  return el("div", { class: "command" }, text, button);
+}

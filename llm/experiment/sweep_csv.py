@@ -1,9 +1,10 @@
-"""``summary.csv`` in the folder of a sweep: one row per job, the lowest validation loss first."""
+"""``summary.csv``: one row per job of a sweep, or per run of a report, the lowest loss first."""
 
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from llm.errors import printable
@@ -21,28 +22,50 @@ NUMBERS = (
 BOM = "\ufeff"
 
 
-def write_csv(folder: Path, jobs: Sequence[Watched]) -> None:
+@dataclass(frozen=True)
+class CsvRow:
+    """A run. ``name``: of its folder; ``values``: of the keys that vary."""
+
+    name: str
+    values: Mapping[str, str]
+    status: str
+    reason: str
+    numbers: Mapping[str, float | None]  # by NUMBERS
+    is_best: bool = False
+
+
+def write_csv(folder: Path, rows: Sequence[CsvRow], name: str = "job") -> None:
     """Replace ``summary.csv`` in ``folder``."""
-    replace_text(folder / SUMMARY_CSV, BOM + csv_text(jobs))
+    replace_text(folder / SUMMARY_CSV, BOM + csv_text(rows, name))
 
 
-def csv_text(jobs: Sequence[Watched]) -> str:
-    """A table with one column for each key that varies.
-
-    ``best`` is ``*`` for the finished job with the lowest validation loss.
-    """
-    keys = list(dict.fromkeys(key for job in jobs for key in job.values))
+def rows_of(jobs: Sequence[Watched]) -> list[CsvRow]:
+    """The jobs of a sweep, the lowest validation loss first. The first finished one is the best."""
     ordered = by_loss(jobs)
     finished = (job for job in ordered if job.is_finished and job.is_comparable)
     best = next((job for job in finished if job.best is not None), None)
+    return [
+        CsvRow(
+            job.folder.name, job.values, FINISHED if job.is_finished else job.state, job.reason,
+            {key: job.number(key) for key in NUMBERS}, job is best,
+        )
+        for job in ordered
+    ]  # fmt: skip
+
+
+def csv_text(rows: Sequence[CsvRow], name: str = "job") -> str:
+    """A table with one column for each key that varies. ``name``: the title of the names.
+
+    ``best`` is ``*`` for the best run.
+    """
+    keys = list(dict.fromkeys(key for row in rows for key in row.values))
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["best", "job", *map(_as_text, keys), "status", "reason", *NUMBERS])
-    for job in ordered:
-        status = FINISHED if job.is_finished else job.state
-        texts = [job.folder.name, *(job.values.get(key, "") for key in keys), status, job.reason]
-        numbers = [_digits(job.number(key)) for key in NUMBERS]
-        writer.writerow(["*" if job is best else "", *map(_as_text, texts), *numbers])
+    writer.writerow(["best", name, *map(_as_text, keys), "status", "reason", *NUMBERS])
+    for row in rows:
+        texts = [row.name, *(row.values.get(key, "") for key in keys), row.status, row.reason]
+        numbers = [_digits(row.numbers.get(key)) for key in NUMBERS]
+        writer.writerow(["*" if row.is_best else "", *map(_as_text, texts), *numbers])
     return file.getvalue()
 
 

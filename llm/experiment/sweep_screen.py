@@ -17,7 +17,7 @@ from rich.text import Text
 from llm.commands import command_line, for_shell
 from llm.experiment import console as output
 from llm.experiment.console import duration, log, say, warn
-from llm.experiment.sweep_csv import SUMMARY_CSV, write_csv
+from llm.experiment.sweep_csv import SUMMARY_CSV, rows_of, write_csv
 from llm.experiment.sweep_table import SweepTable
 from llm.experiment.watch import FINISHED, RUNNING, STARTING, WAITING, Watched, words
 from llm.units import plural
@@ -134,7 +134,7 @@ class SweepScreen:
         states = [job.state if job.has_ended else "" for job in self.jobs]
         if states != self._written or self._stop.is_set():
             self._written = states
-            write_csv(self.folder, [*self.jobs, *self.others])
+            write_csv(self.folder, rows_of([*self.jobs, *self.others]))
 
     def _show_end(self) -> None:
         screen = output.console

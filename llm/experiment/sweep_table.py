@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from llm.errors import printable
 from llm.experiment.cells import cut, encodable, wrapped
+from llm.experiment.columns import Filled, table_lines
 from llm.experiment.console import duration
 from llm.experiment.watch import (
     FINISHED,
@@ -31,8 +31,6 @@ STYLES = {
     "interrupted": "yellow",
 }  # fmt: skip
 ENDED_BADLY = "red"
-LABEL_SHARE = 0.3  # of the width, which labels get before columns do
-ROOMY = 2  # columns that are left out before the gaps between the others shrink
 LONGEST_HEADING_LABEL, LONGEST = 40, 999  # cells
 MAX_ROWS = 50  # of the table at the end
 
@@ -143,26 +141,12 @@ class SweepTable:
         width: int | None, encoding: str,
     ) -> list[Text]:  # fmt: skip
         names = [encodable(self.label(job), encoding) for job in jobs]
-        cells = [[_text(column.cell(job)) for column in columns] for job in jobs]
-        widths = [
-            max([column.width, cell_len(column.title), *(row[n].cell_len for row in cells)])
-            for n, column in enumerate(columns)
-        ]
-        longest = max(map(cell_len, ["job", *names]))
-        titles = [column.title for column in columns]
-        shown, gap, room = arrange(longest, dict(zip(titles, widths, strict=True)), dropped, width)
-        header = "job", [Text(title) for title in titles]
-        lines = []
-        for name, row in [header, *zip(names, cells, strict=True)]:
-            line = Text(set_cell_size(cut(name, room), room), no_wrap=True)
-            for column, size, cell in zip(columns, widths, row, strict=True):
-                if column.title in shown:
-                    cell.align(column.justify, size)
-                    line.append(" " * gap).append_text(cell)
-            line.rstrip()
-            lines.append(line)
-        lines[0].stylize("bold")
-        return lines
+        filled = [
+            Filled(column.title, [_text(column.cell(job)) for job in jobs], column.width,
+                   column.justify)
+            for column in columns
+        ]  # fmt: skip
+        return table_lines("job", names, filled, dropped, width)
 
 
 def labels(values: Sequence[dict[str, str]]) -> list[str]:
@@ -199,26 +183,6 @@ def choose(jobs: Sequence[Watched], room: int) -> tuple[list[Watched], list[Watc
     shown = ordered[: room + len(running)]
     known = set(map(id, shown))
     return shown, [job for job in jobs if id(job) not in known]
-
-
-def arrange(
-    longest: int, widths: dict[str, int], dropped: Sequence[str], width: int | None
-) -> tuple[set[str], int, int]:
-    """The columns that fit beside labels of ``longest`` cells, the gap, and the labels' room.
-
-    ``dropped``: the columns to leave out of a narrow table, in this order.
-    """
-    if width is None:
-        return set(widths), 2, longest
-    least = min(longest, int(LABEL_SHARE * width))
-    shown = dict(widths)
-    for number, title in enumerate(["", *dropped]):
-        shown.pop(title, None)
-        for gap in (2, 1) if number >= ROOMY else (2,):
-            room = width - sum(shown.values()) - gap * len(shown)
-            if room >= least:
-                return set(shown), gap, min(room, longest)
-    return set(), 1, width
 
 
 def inwords(rest: Sequence[Watched], width: int | None) -> str:

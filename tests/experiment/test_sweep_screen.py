@@ -22,7 +22,7 @@ from llm.experiment import console, sweep_screen
 from llm.experiment.cells import cut
 from llm.experiment.console import Screen
 from llm.experiment.rundir import METRICS, SUMMARY, write_summary
-from llm.experiment.sweep_csv import BOM, SUMMARY_CSV, csv_text, write_csv
+from llm.experiment.sweep_csv import BOM, SUMMARY_CSV, csv_text, rows_of, write_csv
 from llm.experiment.sweep_screen import SweepScreen, longer
 from llm.experiment.sweep_table import SweepTable, labels
 from llm.experiment.watch import STATUSES, Watched
@@ -362,7 +362,7 @@ def test_a_job_that_was_trained_longer_than_the_others_is_not_the_best(sweep: Pa
     longer_one = job(sweep, 1, "skipped", step=FORECAST.max_steps + 1, best_val_loss=1.0)
     jobs = [longer_one, job(sweep, 2, "finished", best_val_loss=1.5)]
     assert SweepTable("s", jobs, 1).best(finished=True) is jobs[1]
-    rows = list(csv.DictReader(io.StringIO(csv_text(jobs))))
+    rows = list(csv.DictReader(io.StringIO(csv_text(rows_of(jobs)))))
     assert [(one["job"], one["best"]) for one in rows] == [("job-1", ""), ("job-2", "*")]
 
 
@@ -412,7 +412,7 @@ def test_summary_csv_has_every_job_of_the_folder_by_loss(
 def test_no_cell_becomes_a_formula_or_two_lines(key: str, value: str) -> None:
     one = Watched(Path("nowhere/x"), {"k" + key: value, key: "1"}, None)
     one.state, one.reason = "killed", value
-    rows = list(csv.reader(io.StringIO(csv_text([one]))))
+    rows = list(csv.reader(io.StringIO(csv_text(rows_of([one])))))
     assert len(rows) == 2 and len(rows[0]) == len(rows[1])
     for cell in (*rows[0], *rows[1]):
         assert not re.match(r"[=+@\t\r\n-](?![\d.])", cell)
@@ -426,9 +426,9 @@ def test_no_cell_becomes_a_formula_or_two_lines(key: str, value: str) -> None:
 )  # fmt: skip
 def test_numbers_stay_numbers_and_formulas_become_text(value: str, cell: str) -> None:
     one = Watched(Path("nowhere/x"), {"key": value}, None)
-    assert next(csv.DictReader(io.StringIO(csv_text([one]))))["key"] == cell
+    assert next(csv.DictReader(io.StringIO(csv_text(rows_of([one])))))["key"] == cell
 
 
 def test_summary_csv_is_utf_8_that_excel_recognizes(sweep: Path) -> None:
-    write_csv(sweep, [job(sweep, 1, "finished")])
+    write_csv(sweep, rows_of([job(sweep, 1, "finished")]))
     assert (sweep / SUMMARY_CSV).read_bytes().startswith(BOM.encode() + b"best,job,model.n_layer,")

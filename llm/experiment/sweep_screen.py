@@ -175,11 +175,16 @@ def longer(job: Watched) -> str | None:
     """The command that trains a finished job twice as long; None if its length is unknown."""
     steps = job.forecast.max_steps if job.forecast else job.number("step")
     minutes = job.forecast.minutes if job.forecast else None
+    return train_longer(str(job.folder), steps, minutes)
+
+
+def train_longer(folder: str, steps: float | None, minutes: float | None) -> str | None:
+    """The command that trains a run twice as long as its budget; None if both are unknown."""
     budgets = {"trainer.max_steps": steps, "trainer.max_minutes": minutes}
     doubled = [f"{key}={_plain(2 * value)}" for key, value in budgets.items() if value]
     if not doubled:
         return None
-    return command_line("run_train.py", f"resume={job.folder}", *doubled)
+    return command_line("run_train.py", f"resume={folder}", *doubled)
 
 
 def _plain(value: float) -> str:

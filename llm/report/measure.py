@@ -38,8 +38,8 @@ LOSSES = {
     LAST: Measure("val_loss", "last validation loss", "nats per token"),
 }
 BITS = {
-    BEST: ("bits_per_byte", "bits per byte of the best evaluation"),
-    LAST: ("last_bits_per_byte", "bits per byte of the last evaluation"),
+    BEST: ("bits_per_byte", "best validation bits per byte"),
+    LAST: ("last_bits_per_byte", "last validation bits per byte"),
 }
 
 

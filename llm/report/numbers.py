@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from llm import __version__
+from llm.experiment.watch import WAITING
 from llm.report import importance, scaling, statistics, words
 from llm.report.importance import Importance, Transfer
 from llm.report.measure import BEST, LeftOut, Measure, comparable
@@ -24,8 +25,6 @@ from llm.sealed import Plain
 
 SCHEMA = 1  # of the document; it changes when a key changes its meaning
 BETTER, WORSE, NOT_SHOWN = "better", "worse", "not shown"
-WAITING = "waiting"
-THIS, EARLIER = "this report", "earlier runs on this data"
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,11 @@ class Comparison:
     verdict: str
     more_seeds: int | None
     test: str
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the difference is real at 5 %, after the correction."""
+        return self.verdict != NOT_SHOWN
 
 
 @dataclass(frozen=True)
@@ -203,7 +207,7 @@ def _noise(groups: statistics.Groups) -> Noise | None:
         return None
     variance = float(((groups.sizes - 1)[repeated] * groups.variances[repeated]).sum() / df)
     return Noise(
-        math.sqrt(variance), df, int(groups.sizes[repeated].sum()), int(repeated.sum()), THIS
+        math.sqrt(variance), df, int(groups.sizes[repeated].sum()), int(repeated.sum()), words.THIS
     )
 
 
@@ -218,7 +222,7 @@ def _earlier_noise(earlier: Sequence[tuple[str, float]]) -> Noise | None:
         return None
     sizes = summary.sizes[summary.is_pooled]
     sd = math.sqrt(summary.pooled)
-    return Noise(sd, summary.df, int(sizes.sum()), len(sizes), EARLIER)
+    return Noise(sd, summary.df, int(sizes.sum()), len(sizes), words.EARLIER)
 
 
 def as_plain(report: Report) -> Plain:

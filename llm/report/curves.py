@@ -1,178 +1,135 @@
-"""The rows of ``metrics.jsonl``, and the few of them that a page draws.
+"""What the page shows of single runs: curves, samples, and the end of the log of a failed run.
 
-A run folder may come from a stranger: only regular files of bounded size are read, and no links.
+All of it is bounded, so that the page stays small whatever the number of runs.
 """
 
+import contextlib
 import json
 import math
 import os
-import stat
-from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
 
-from llm.errors import Refused, require
-from llm.experiment.rundir import LONGEST_ROW, METRICS
+from llm.errors import Refused, printable
+from llm.experiment.rundir import LOG, LONGEST_ROW, SAMPLES
+from llm.experiment.tail import number
+from llm.report.record import RunRecord
+from llm.report.rows import Curve, open_regular
+from llm.report.runs import Reader
+from llm.sealed import Plain
 
-LARGEST = 1 << 29  # bytes of a metrics.jsonl; a usual row has 250
-BLOCK = 1 << 22  # bytes read at once
-MOST_VAL, MOST_TRAIN = 100, 120  # points of a curve
-UNKNOWN = math.nan
-
-
-@dataclass
-class Curve:
-    """Losses in nats per token; NaN stands for an unknown number."""
-
-    step: "array[float]" = field(default_factory=lambda: array("d"))
-    tokens: "array[float]" = field(default_factory=lambda: array("d"))
-    seconds: "array[float]" = field(default_factory=lambda: array("d"))  # of training
-    loss: "array[float]" = field(default_factory=lambda: array("d"))
-
-    def add(self, step: float, tokens: float, seconds: float, loss: float) -> None:
-        """Append one point."""
-        self.step.append(step)
-        self.tokens.append(tokens)
-        self.seconds.append(seconds)
-        self.loss.append(loss)
-
-    def lowest(self) -> int | None:
-        """The index of the lowest loss; None without points."""
-        return min(range(len(self.loss)), key=self.loss.__getitem__, default=None)
-
-    def thinned(self, most: int) -> "Curve":
-        """At most ``most`` of the points: the first, the last, the lowest, and some between."""
-        count = len(self.step)
-        if count <= most:
-            return self
-        chosen = {round(n * (count - 1) / (most - 2)) for n in range(most - 1)}
-        chosen.add(self.lowest() or 0)
-        thin = Curve()
-        for n in sorted(chosen):
-            thin.add(self.step[n], self.tokens[n], self.seconds[n], self.loss[n])
-        return thin
+MOST_RUNS = 300  # that have curves and samples
+MOST_POINTS = 18_000  # of all curves: with 45 bytes each, half of the page
+MOST_TEXT, ALL_TEXT = 2000, 150_000  # characters of a sample, of all samples
+MOST_LINES, LONGEST_LINE, MOST_LOGS = 15, 300, 100
+TAIL = 1 << 16  # bytes at the end of a log
+LARGEST = 1 << 32  # bytes of a log or of the samples, of which only the end is read
+DIGITS = 5
 
 
-@dataclass
-class Rows:
-    """The rows of one ``metrics.jsonl``."""
+def extra(reader: Reader, records: Sequence[RunRecord], most_runs: int = MOST_RUNS) -> Plain:
+    """The page's data beside the document: ``curves``, ``samples`` and ``notes``.
 
-    train: Curve = field(default_factory=Curve)
-    val: Curve = field(default_factory=Curve)
-    last: dict[str, Any] = field(default_factory=dict)  # the last row
-    last_train: dict[str, Any] = field(default_factory=dict)  # the last row with a training loss
-    last_val: dict[str, Any] = field(default_factory=dict)  # the last row with a validation loss
-    best_val: dict[str, Any] = field(default_factory=dict)  # the first row of the lowest one
-    peak: float = UNKNOWN  # bytes
-    is_torn: bool = False  # the last row is not complete
-    fault: str = ""  # why the rest of the file could not be read
-
-    def thin(self) -> None:
-        """Keep only the points that a page draws."""
-        self.train = self.train.thinned(MOST_TRAIN)
-        self.val = self.val.thinned(MOST_VAL)
-
-
-def read_rows(folder: Path) -> Rows:
-    """The rows of a run, with thinned curves; none if it has no ``metrics.jsonl``."""
-    rows = Rows()
-    try:
-        with open_regular(folder / METRICS, LARGEST) as file:
-            _read(file, rows)
-    except FileNotFoundError:
-        pass
-    except (OSError, Refused) as error:
-        rows.fault = str(error)
-    except _Fault as fault:
-        rows.fault = f"{METRICS}: {fault}"
-    rows.thin()
-    return rows
-
-
-def open_regular(path: Path, largest: int) -> BinaryIO:
-    """Open a file to read it.
-
-    Raises ``OSError``, and :class:`llm.errors.Refused` for a link, for anything that is not a
-    regular file, and for one with more than ``largest`` bytes.
+    ``records``: as ``reader`` has returned them. At most ``most_runs`` runs have curves: those with
+    the lowest losses.
     """
-    # Opening a pipe would wait for its writer.
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        handle = os.open(path, flags)
-    except OSError:
-        require(not os.path.islink(path), f"{path} is a link")
-        raise
-    try:
-        status = os.fstat(handle)
-        require(stat.S_ISREG(status.st_mode), f"{path} is not a regular file")
-        require(status.st_size <= largest, f"{path} is too large: {status.st_size:,} bytes")
-    except Refused:
-        os.close(handle)
-        raise
-    return os.fdopen(handle, "rb")
+    drawn = _by_loss(records)[:most_runs]
+    most = MOST_POINTS // max(1, len(drawn))
+    curves = [_curve(reader, records, index, most) for index in sorted(drawn)]
+    notes = list(reader.notes)
+    if len(drawn) < len(records):
+        notes.append(f"Curves and samples are of the {most_runs} runs with the lowest loss.")
+    return {"curves": curves, "samples": _samples(records, drawn), "notes": notes}
 
 
-class _Fault(Exception):
-    """A row that no run writes."""
+def logs(records: Sequence[RunRecord]) -> dict[int, str]:
+    """The last lines of the log of runs that did not finish, by index."""
+    failed = [n for n, record in enumerate(records) if not record.is_finished]
+    texts = {n: end_of_log(Path(records[n].folder)) for n in failed[:MOST_LOGS]}
+    return {n: text for n, text in texts.items() if text}
 
 
-def _read(file: BinaryIO, rows: Rows) -> None:
-    seconds, tokens_before, lowest = 0.0, 0.0, math.inf
-    for row in _parsed(file, rows):
-        step, tokens = _number(row.get("step")), _number(row.get("tokens"))
-        if step != step:
+def end_of_log(folder: Path) -> str:
+    """The last lines of ``run_train.log``, printable; empty if the run has none."""
+    text = _end_of(folder / LOG, TAIL).decode(errors="replace")
+    lines = text.rstrip().splitlines()[-MOST_LINES:]
+    return "\n".join(printable(line[:LONGEST_LINE], keep="\t") for line in lines)
+
+
+def last_sample(folder: Path) -> Plain | None:
+    """The newest text that the run has written, with its scores; None if there is none."""
+    for line in reversed(_end_of(folder / SAMPLES, LONGEST_ROW).split(b"\n")):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):  # torn, or cut at the start
             continue
-        speed, known = _number(row.get("tokens_per_second")), _number(row.get("train_seconds"))
-        if known == known:
-            seconds = known
-        elif tokens > tokens_before:  # rows of version 0.2.0 have no train_seconds
-            seconds = seconds + (tokens - tokens_before) / speed if speed > 0 else UNKNOWN
-        tokens_before, rows.last = tokens, row
-        train, val = _number(row.get("train/loss")), _number(row.get("val/loss"))
-        if train == train:
-            rows.train.add(step, tokens, seconds, train)
-            rows.last_train = row
-        if val == val:
-            rows.val.add(step, tokens, seconds, val)
-            rows.last_val = row
-            if val < lowest:
-                lowest, rows.best_val = val, row
-        peak = _number(row.get("peak_memory_bytes"))
-        if peak == peak and not peak <= rows.peak:
-            rows.peak = peak
+        if isinstance(row, dict) and isinstance(row.get("text"), str):
+            break
+    else:
+        return None
+    scores = {str(key)[:40]: number(row, key) for key in row if key != "step"}
+    return {
+        "step": number(row, "step"),
+        "prompt": str(row.get("prompt", ""))[:MOST_TEXT],
+        "text": row["text"][:MOST_TEXT],
+        "scores": {key: value for key, value in scores.items() if value is not None},
+    }
 
 
-def _number(value: object) -> float:
-    """A finite number; NaN for anything else."""
-    if type(value) is float:
-        return value if value - value == 0 else UNKNOWN
-    if type(value) is int and -(2**63) < value < 2**63:
-        return float(value)
-    return UNKNOWN
+def _by_loss(records: Sequence[RunRecord]) -> list[int]:
+    """The indices of all runs, the lowest loss first."""
+
+    def loss(index: int) -> float:
+        lowest = records[index].best_val_loss
+        return math.inf if lowest is None else lowest
+
+    return sorted(range(len(records)), key=loss)
 
 
-def _parsed(file: BinaryIO, rows: Rows) -> Iterator[dict[str, Any]]:
-    """The rows of a file, a block at a time. Raises :class:`_Fault` naming the line."""
-    rest, number = b"", 0
-    while block := file.read(BLOCK):
-        *lines, rest = (rest + block).split(b"\n")
-        for line in lines:
-            number += 1
-            yield _row(line, number)
-        if len(rest) > LONGEST_ROW:
-            raise _Fault(f"line {number + 1} is too long")
-    rows.is_torn = bool(rest)
+def _curve(reader: Reader, records: Sequence[RunRecord], index: int, most: int) -> Plain:
+    """The curves of one run, of at most ``most`` points."""
+    train, val = reader.curves(records[index].folder)
+    flops = records[index].flops_per_token
+    most_val = max(10, most - min(len(train.step), most // 2))
+    val = val.thinned(most_val)
+    train = train.thinned(max(10, most - len(val.step)))
+    return {"run": index, "val": _columns(val, flops), "train": _columns(train, flops)}
 
 
-def _row(line: bytes, number: int) -> dict[str, Any]:
-    try:
-        row = json.loads(line.decode())
-    except UnicodeDecodeError:
-        raise _Fault(f"line {number} is not UTF-8") from None
-    except (ValueError, RecursionError):
-        raise _Fault(f"line {number} is not JSON") from None
-    if not isinstance(row, dict):
-        raise _Fault(f"line {number} is not a JSON object")
-    return row
+def _columns(curve: Curve, flops_per_token: float | None) -> Plain:
+    per_token = math.nan if flops_per_token is None else flops_per_token
+    return {
+        "step": [_rounded(step, exact=True) for step in curve.step],
+        "tokens": [_rounded(tokens) for tokens in curve.tokens],
+        "seconds": [_rounded(seconds) for seconds in curve.seconds],
+        "flops": [_rounded(tokens * per_token) for tokens in curve.tokens],
+        "loss": [_rounded(loss) for loss in curve.loss],
+    }
+
+
+def _rounded(value: float, exact: bool = False) -> float | int | None:
+    """``value`` with 5 digits, or a whole number; None for NaN and infinity."""
+    if not math.isfinite(value):
+        return None
+    short = value if exact else float(f"{value:.{DIGITS}g}")
+    return int(short) if short.is_integer() else short
+
+
+def _samples(records: Sequence[RunRecord], drawn: Sequence[int]) -> list[Plain]:
+    samples: list[Plain] = []
+    left = ALL_TEXT
+    for index in drawn:
+        sample = last_sample(Path(records[index].folder)) if left > 0 else None
+        if sample is not None:
+            left -= len(sample["text"]) + len(sample["prompt"])
+            samples.append({"run": index} | sample)
+    return samples
+
+
+def _end_of(path: Path, most: int) -> bytes:
+    """The last ``most`` bytes of a regular file; none if it cannot be read."""
+    with contextlib.suppress(OSError, Refused), open_regular(path, LARGEST) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - most))
+        return file.read(most)
+    return b""

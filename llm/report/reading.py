@@ -14,18 +14,20 @@ from llm.checkpoint.find import FOLDER, read_manifest
 from llm.errors import Refused
 from llm.experiment.rundir import CONFIG, METRICS, SUMMARY
 from llm.experiment.tail import number
+from llm.experiment.watch import WAITING
 from llm.lock import LOCK
 from llm.memory.weights import flops_per_token
 from llm.model.config import GPTConfig
 from llm.options import from_plain
 from llm.report.compared import compared_settings, digest_of
-from llm.report.curves import Rows, open_regular, read_rows
 from llm.report.record import DAMAGED, RUNNING, RunRecord
+from llm.report.rows import Curve, Rows, open_regular, read_rows
 from llm.sealed import Plain, read_json
 from llm.settings.saved import read_plain
 
 TEST = "test.json"
 QUIET = 600  # seconds without a write, after which a run of another machine counts as killed
+LARGEST_LOCK = 100  # bytes
 KILLED = f"it left no {SUMMARY}: it was killed, or its machine stopped"
 STATUS = re.compile(r"[a-z_]{1,40}")
 CHECKPOINT = re.compile(r"(best|step)-(\d{8,})")
@@ -43,6 +45,7 @@ class Place:
     folder: Path
     sweep: str | None = None  # its folder
     values: dict[str, str] = field(default_factory=dict)  # of the sweep's keys
+    is_waiting: bool = False  # the sweep runs, and has not started this job yet
 
 
 @dataclass
@@ -50,13 +53,17 @@ class ReadRun:
     """What a run folder contained when it was read."""
 
     record: RunRecord
-    rows: Rows
+    train: Curve
+    val: Curve
     data: str = ""  # digest of the sections that say where its data comes from
 
 
 def read_run(place: Place) -> ReadRun:
     """Read a run folder. Files that cannot be read make its status :data:`DAMAGED`."""
     folder, faults = place.folder, []
+    record = RunRecord(str(folder), folder.name, place.sweep, place.values)
+    if place.is_waiting:
+        return ReadRun(replace(record, status=WAITING), Curve(), Curve())
 
     def attempt(read: Any, path: Path) -> Plain:
         try:
@@ -79,13 +86,11 @@ def read_run(place: Place) -> ReadRun:
         faults.append(f"the last line of {METRICS} is cut short")
     if faults:
         status, reason = DAMAGED, ". ".join(faults)
-    record = RunRecord(
-        str(folder), folder.name, place.sweep, place.values, status=status, reason=reason, test=test
-    )
+    record = replace(record, status=status, reason=reason, test=test)
     record = replace(record, **_of_config(config, place, summary, folder))
     record = replace(record, **_of_results(summary, rows), **_checkpoints(folder))
     data = config.get("data")
-    return ReadRun(record, rows, digest_of([place.sweep, data]) if data else "")
+    return ReadRun(record, rows.train, rows.val, digest_of([place.sweep, data]) if data else "")
 
 
 def _status(folder: Path, summary: Plain, faults: list[str]) -> tuple[str, str]:
@@ -94,13 +99,16 @@ def _status(folder: Path, summary: Plain, faults: list[str]) -> tuple[str, str]:
         if not isinstance(status, str) or not STATUS.fullmatch(status):
             faults.append(f"{folder / SUMMARY}: status={status!r:.40} is not the end of a run")
         return str(status), str(summary.get("reason") or "")
-    return (RUNNING, "") if _is_running(folder) else ("killed", KILLED)
+    return (RUNNING, "") if is_written(folder) else ("killed", KILLED)
 
 
-def _is_running(folder: Path) -> bool:
-    """Whether the run is being written. Its lock is not tried: that would lock out a new start."""
+def is_written(folder: Path) -> bool:
+    """Whether a run, or a sweep, writes to this folder.
+
+    Its lock is not tried, because for a moment that would lock out a new start.
+    """
     try:
-        with open_regular(folder / LOCK, 100) as file:
+        with open_regular(folder / LOCK, LARGEST_LOCK) as file:
             owner = int(file.read(20))
             newest = os.fstat(file.fileno()).st_mtime
     except (OSError, ValueError, Refused):

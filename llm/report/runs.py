@@ -11,9 +11,9 @@ from llm.experiment.rundir import CONFIG, METRICS, SUMMARY
 from llm.experiment.sweep_file import SWEEP, SweepFile, read_sweep_file
 from llm.lock import LOCK
 from llm.report.compared import digest_of
-from llm.report.curves import Rows
-from llm.report.reading import TEST, Place, ReadRun, read_run
+from llm.report.reading import TEST, Place, ReadRun, is_written, read_run
 from llm.report.record import RunRecord
+from llm.report.rows import Curve
 
 DEEPEST = 4  # levels below a given folder: ./outputs/<date>/<time>
 NOT_SEARCHED = ("checkpoints", "wandb")  # W&B's folders have files named config.yaml, too
@@ -61,9 +61,10 @@ class Reader:
         on_progress(len(places), len(places))
         return _with_points([run for _, run in self._known.values()])
 
-    def rows(self, folder: str) -> Rows:
-        """The thinned rows of the run in ``folder``, which the last :meth:`read` has found."""
-        return self._known[folder][1].rows
+    def curves(self, folder: str) -> tuple[Curve, Curve]:
+        """The losses of training and of validation of a run that the last :meth:`read` found."""
+        run = self._known[folder][1]
+        return run.train, run.val
 
     def _places(self) -> Iterator[Place]:
         seen: set[str] = set()
@@ -91,13 +92,15 @@ class Reader:
     def _search(self, folder: Path, depth: int) -> Iterator[Place]:
         sweep = self._sweep_file(folder)
         names = _subfolders(folder)
+        waits = sweep is not None and is_written(folder)  # jobs without a folder will start
         if sweep is not None:
-            listed = [name for name in sweep.jobs if name in set(names)]
-            names = list(dict.fromkeys([*listed, *names]))
+            names = list(dict.fromkeys([*sweep.jobs, *names]))
         for name in names:
             path = folder / name
             if is_run(path):
                 yield _job(path, sweep) if sweep else Place(path)
+            elif waits and sweep and name in sweep.jobs:
+                yield replace(_job(path, sweep), is_waiting=True)
             elif depth > 1:
                 yield from self._search(path, depth - 1)
 

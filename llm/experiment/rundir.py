@@ -32,9 +32,10 @@ from llm.signals import Signalled, remember, unswallowed
 
 SUMMARY, METRICS, SAMPLES = "summary.json", "metrics.jsonl", "samples.jsonl"
 CONFIG, LOG, DIVERGED = "config.yaml", "run_train.log", "diverged.json"
+TEST = "test.json"  # the loss on the test split, which a report measures
 # All files and folders of a run, in the order in which they are deleted.
 RUN_FILES = (
-    SUMMARY, DIVERGED, "checkpoints", METRICS, SAMPLES, LOG, "profile.txt", "profile.json",
+    SUMMARY, DIVERGED, TEST, "checkpoints", METRICS, SAMPLES, LOG, "profile.txt", "profile.json",
     "wandb", CONFIG,
 )  # fmt: skip
 LONGEST_ROW = 1 << 20  # bytes
@@ -186,7 +187,7 @@ def recording(
     stop: Stop | None = None
     cause: BaseException | None = None
     with _logging_to(folder / LOG):
-        for stale in (SUMMARY, DIVERGED):
+        for stale in (SUMMARY, DIVERGED, TEST):  # another checkpoint may become the best one
             (folder / stale).unlink(missing_ok=True)
         try:
             summary |= {"git_commit": git_commit(), "versions": versions()}

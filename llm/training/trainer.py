@@ -14,7 +14,7 @@ from llm.checkpoint.folder import CheckpointFolder, newest_valid
 from llm.data.dataset import Dataset
 from llm.device import peak_memory_bytes, reserved_memory_bytes, to_device
 from llm.errors import Diverged, Interrupted, Refused, require
-from llm.evaluation.loss import evaluate
+from llm.evaluation.split import evaluate_split
 from llm.functional import IGNORED
 from llm.model.config import CHECKPOINTED
 from llm.model.gpt import GPT
@@ -35,7 +35,6 @@ from llm.training.state import PlainState, Progress, environment
 from llm.training.throughput import Throughput
 from llm.training.update import Update, UpdateInBackward
 
-EVAL_BATCH = 8  # sequences; fixed, so that runs with different batch sizes can be compared
 SAMPLE = SamplingOptions(max_new_tokens=200)
 
 
@@ -209,17 +208,17 @@ class Trainer:
     def evaluate(self) -> Row:
         """Loss on fixed validation windows; saves the weights if it is the lowest so far."""
         options, progress = self.options, self.progress
-        sequences = None if options.eval_batches is None else options.eval_batches * EVAL_BATCH
-        count, batches = self.dataset.validation(self.block_size, options.micro_batch, sequences)
         with progress.clock("eval_seconds"):
-            self.model.eval()
-            reading = self.logger.each("evaluating", self.stop.each(batches), count)
-            moved = (to_device(batch, self.device) for batch in reading)
-            token_bytes = torch.from_numpy(self.dataset.tokenizer.byte_lengths).to(self.device)
             # Not the compiled network: compiling it again for this would take longer than it saves.
-            result = evaluate(self.model, moved, self.precision.autocast, token_bytes)
+            result, protocol = evaluate_split(
+                self.model, self.dataset, "val", self.precision.autocast, options.micro_batch,
+                options.eval_batches,
+                lambda batches, count: self.logger.each(
+                    "evaluating", self.stop.each(batches), count
+                ),
+            )  # fmt: skip
         require_finite(result.loss, "validation loss", progress.step)
-        progress.evaluation = result.protocol(self.dataset.protocol(self.block_size, sequences))
+        progress.evaluation = protocol
         is_best = progress.record(result.loss, result.bits_per_byte)
         if is_best and not options.eval_only and (progress.step > 0 or self.pretrained):
             with progress.clock("checkpoint_seconds"):

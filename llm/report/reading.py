@@ -12,7 +12,7 @@ from typing import Any
 
 from llm.checkpoint.find import FOLDER, read_manifest
 from llm.errors import Refused
-from llm.experiment.rundir import CONFIG, METRICS, SUMMARY
+from llm.experiment.rundir import CONFIG, METRICS, SUMMARY, TEST
 from llm.experiment.tail import number
 from llm.experiment.watch import WAITING
 from llm.lock import LOCK
@@ -25,7 +25,6 @@ from llm.report.rows import Curve, Rows, open_regular, read_rows
 from llm.sealed import Plain, read_json
 from llm.settings.saved import read_plain
 
-TEST = "test.json"
 QUIET = 600  # seconds without a write, after which a run of another machine counts as killed
 LARGEST_LOCK = 100  # bytes
 KILLED = f"it left no {SUMMARY}: it was killed, or its machine stopped"

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from llm.errors import Refused, require
-from llm.experiment.rundir import CONFIG, METRICS, SUMMARY
+from llm.experiment.rundir import CONFIG, METRICS, SUMMARY, TEST
 from llm.experiment.sweep_file import SWEEP, SweepFile, read_sweep_file
 from llm.lock import LOCK
 from llm.report.compared import digest_of
-from llm.report.reading import TEST, Place, ReadRun, is_written, read_run
+from llm.report.reading import Place, ReadRun, is_written, read_run
 from llm.report.record import RunRecord
 from llm.report.rows import Curve
 

@@ -1,7 +1,6 @@
 """Runs are evaluated on the test split as training evaluates them, once, and only where it fits."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import chdir
@@ -20,6 +19,7 @@ from llm.errors import DiskError
 from llm.experiment.rundir import discard_run
 from llm.report import testing
 from llm.report.record import RunRecord
+from llm.report.runs import find_runs
 from tests.command_line import here, summary
 from tests.conftest import TINY_RUN
 
@@ -48,13 +48,8 @@ def folder(trained: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 def record(name: str, **changes: Any) -> RunRecord:
-    run = Path("outputs", name)
-    best = f"checkpoints/{os.readlink(run / 'checkpoints/best')}"
-    said = summary(run)
-    values = {"data_digest": said["data_digest"], "best_val_loss": said["best_val_loss"]}
-    stored = run / "test.json"
-    test = json.loads(stored.read_text()) if stored.exists() else {}
-    return RunRecord(str(run), name, test=test, **{"best_checkpoint": best} | values | changes)
+    (found,) = find_runs([Path("outputs", name)])
+    return replace(found, **changes)
 
 
 @pytest.mark.parametrize("name", ["fp32", "bf16", "bf16_weights"])

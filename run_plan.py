@@ -17,7 +17,6 @@ from omegaconf import DictConfig
 
 from llm.config.cli import command
 from llm.config.planner import Points, as_points
-from llm.errors import Refused
 from llm.experiment.console import say
 from llm.planning.picture import can_draw, save
 from llm.planning.points import plan_points, refusal
@@ -45,7 +44,7 @@ def main(cfg: DictConfig | Points) -> None:
         for written in save(path, plans, is_grid):
             say(str(written))
     if (why := refusal(plans, len(points))) is not None:
-        raise Refused(why)
+        raise why
 
 
 if __name__ == "__main__":

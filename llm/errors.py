@@ -26,10 +26,19 @@ CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 class Stop(Exception):
-    """A run ends early for a known reason; the message is one line that says what to do."""
+    """A run ends early for a known reason; the message is one line that says what to do.
+
+    ``key``: the setting that causes it. ``suggestions``: words to type instead, the best first.
+    """
 
     exit_status = 1
     status = "failed"
+
+    def __init__(
+        self, message: str = "", *, key: str | None = None, suggestions: Iterable[str] = ()
+    ) -> None:
+        super().__init__(message)
+        self.key, self.suggestions = key, list(suggestions)
 
 
 class Refused(Stop):
@@ -76,10 +85,12 @@ class Interrupted(Stop):
     status = "interrupted"
 
 
-def require(condition: object, message: str) -> None:
-    """Raise :class:`Refused` with ``message`` unless ``condition`` holds."""
+def require(
+    condition: object, message: str, *, key: str | None = None, suggestions: Iterable[str] = ()
+) -> None:
+    """Raise :class:`Refused` with ``message`` unless ``condition`` holds; see :class:`Stop`."""
     if not condition:
-        raise Refused(message)
+        raise Refused(message, key=key, suggestions=suggestions)
 
 
 def printable(text: str, keep: str = "\n\t") -> str:

@@ -45,6 +45,14 @@ class Bounds:
             and (self.less_than is None or value < self.less_than)
         )
 
+    def instead_of(self, value: Any) -> list[Any]:
+        """The allowed values; of numbers, the bound that ``value`` is beyond, if it is allowed."""
+        if self.one_of is not None:
+            return list(self.one_of)
+        bounds = (self.at_least, self.at_most)
+        nearest = [one for one in bounds if one is not None and self.allow(one)]
+        return sorted(nearest, key=lambda one: abs(one - value))[:1]
+
     def __str__(self) -> str:
         """``at least 1 and at most 512``"""
         if self.one_of is not None:
@@ -116,7 +124,7 @@ def _check(value: Any, kind: Any, bounds: Bounds, key: str) -> None:
     kind = next((one for one in kinds if _has_type(value, one)), None)
     if kind is None:
         names = [TYPE_NAMES.get(get_origin(one) or one, "a section") for one in kinds]
-        raise Refused(f"{key}={_shown(value)} must be {' or '.join(names)}")
+        raise _wrong(key, value, f"must be {' or '.join(names)}")
     if is_dataclass(value):
         validate(value, f"{key}.")
     elif isinstance(value, list | tuple):
@@ -133,9 +141,17 @@ def _check_scalar(value: Any, kind: Any, bounds: Bounds, key: str, or_null: str)
     if isinstance(value, int) and abs(value) >= 2**63:  # Python does not print 5,000 digits
         raise Refused(f"{key} has more than 63 bits: give a smaller number")
     if isinstance(value, float) and not isfinite(value) and kind is not Any:
-        raise Refused(f"{key}={value} must be a finite number")
+        raise _wrong(key, value, "must be a finite number")
     if not bounds.allow(value):
-        raise Refused(f"{key}={_shown(value)} must be {bounds}{or_null}")
+        raise _wrong(key, value, f"must be {bounds}{or_null}", bounds.instead_of(value))
+
+
+def _wrong(key: str, value: Any, text: str, instead: Collection[Any] = ()) -> Refused:
+    """The refusal of a value; ``instead``: values to suggest."""
+    message = f"{key}={_shown(value)} {text}"
+    if " " in key:  # the name of a file comes first, so nobody has typed the key
+        return Refused(message)
+    return Refused(message, key=key, suggestions=[f"{key}={_shown(one)}" for one in instead])
 
 
 @cache

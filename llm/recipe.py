@@ -53,12 +53,15 @@ def train(settings: TrainSettings) -> Path:
 
     def attempt(settings: TrainSettings, plan: Plan) -> Path:
         with open_run(settings, dataset.digest) as run:  # from here on files are written
-            answer(folder=str(run.folder))
-            if run.is_finished:
-                show_already_finished(run.folder, run.reason, longer(settings.trainer.max_steps))
-            else:
-                fit(settings, run, dataset, device, f"{precision}, {why}", plan)
-            answer(**(read_summary(run.folder) or {}))
+            try:
+                if run.is_finished:
+                    more = longer(settings.trainer.max_steps)
+                    show_already_finished(run.folder, run.reason, more)
+                else:
+                    fit(settings, run, dataset, device, f"{precision}, {why}", plan)
+            finally:
+                if run.folder.exists():  # a run that was refused has deleted its folder
+                    answer(folder=run.folder, **(read_summary(run.folder) or {}))
             return run.folder
 
     return retry_with_smaller_micro_batch(settings, plan, attempt)

@@ -55,6 +55,8 @@ class Listener:
         self.at_once: list[
             Callable[[], object]
         ] = []  # called when a second Ctrl-C ends the process
+        # Called with the exit status and the reason when a signal ends the process at once
+        self.last_words: Callable[[int, str], object] | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -104,8 +106,9 @@ class Listener:
             return
         self.received = signal.Signals(number)
         if self.reaction is Reaction.EXIT:
-            print_at_once(f"stopped by {self.received.name} before anything was started")
-            os._exit(STOPPED)
+            reason = f"stopped by {self.received.name} before anything was started"
+            print_at_once(reason)
+            self._end(STOPPED, reason)
         if self.reaction is Reaction.RAISE:
             self.is_answered = True  # by the last line of the command
             raise Signalled(self.received)
@@ -140,7 +143,13 @@ class Listener:
             if os.isatty(1):
                 # Show the cursor, which a progress bar hides, and leave the bar's line.
                 os.write(1, b"\x1b[?25h\n")
-        os._exit(AT_ONCE)
+        self._end(AT_ONCE, "a second Ctrl-C ended it at once")
+
+    def _end(self, status: int, reason: str) -> None:
+        with contextlib.suppress(Exception):
+            if self.last_words is not None:
+                self.last_words(status, reason)
+        os._exit(status)
 
 
 def print_at_once(line: str) -> None:

@@ -99,7 +99,7 @@ def require_output() -> None:
     The write raises :class:`llm.errors.DiskError`, or ``BrokenPipeError`` if the reader has ended.
     """
     stream = getattr(sys.stdout, "rich_proxied_file", sys.stdout)
-    if isinstance(stream, SafeStream):
+    if isinstance(stream, SafeStream) and sys.stdout is not sys.stderr:  # as with json=true
         stream.is_required = True
 
 

@@ -75,7 +75,12 @@ def find_checkpoint(key: str, typed: str) -> Path:
         if os.path.isfile(path / below / MANIFEST):  # Path.is_file raises if the name is too long
             return path / below
     what = "holds no checkpoint" if os.path.exists(path) else "does not exist"
-    raise Refused(f"{key}={typed} {what}{newest_runs()}")
+    runs = newest_folders()
+    raise Refused(
+        f"{key}={typed} {what}{newest_runs()}",
+        key=key,
+        suggestions=[f"{key}={one}" for one in runs],
+    )
 
 
 def recorded_digest(place: str) -> str:
@@ -88,9 +93,15 @@ def recorded_digest(place: str) -> str:
 
 def newest_runs() -> str:
     """The end of a sentence that names the three newest runs."""
-    outputs = Path("outputs")
-    folders = [*outputs.glob(f"*/{FOLDER}"), *outputs.glob(f"*/*/{FOLDER}")]
+    folders = newest_folders()
     if not folders:
         return f": train one with {command_line('run_train.py')}"
+    return f": the newest runs are {', '.join(map(str, folders))}"
+
+
+def newest_folders() -> list[Path]:
+    """The three newest run folders that hold checkpoints."""
+    outputs = Path("outputs")
+    folders = [*outputs.glob(f"*/{FOLDER}"), *outputs.glob(f"*/*/{FOLDER}")]
     folders.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
-    return f": the newest runs are {', '.join(str(folder.parent) for folder in folders[:3])}"
+    return [folder.parent for folder in folders[:3]]

@@ -5,15 +5,17 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 
 from llm import commands
+from llm.answer import FALSE, TRUE, is_json_word, requested
 from llm.config.verbatim import quote_arguments
 from llm.config.zipped import without_short_form
 from llm.errors import Refused, require
 from llm.settings.custom import TARGET
-from llm.settings.keys import is_key, keys_here, suggestion
+from llm.settings.keys import is_key, keys_here, suggestion, words_instead
 from llm.settings.saved import saved_groups
 
 # Keys that Hydra's users know. Here a run makes its own folder, after all checks.
@@ -47,21 +49,41 @@ def without_agents_word(words: list[str]) -> list[str]:
     return [word for word in words if word.partition("=")[0].lstrip("-+") != "_wandb"]
 
 
+def without_json_word(words: list[str]) -> list[str]:
+    """``words`` without ``json=...``: no setting of a run, so Hydra does not see it.
+
+    Raises :class:`llm.errors.Refused` for a value other than true or false.
+    """
+    value = requested(words)
+    require(
+        value in (TRUE[0], FALSE[0]), f"json={value} must be true or false",
+        key="json", suggestions=["json=true", "json=false"],
+    )  # fmt: skip
+    return [word for word in words if not is_json_word(word)]
+
+
 def parse(words: list[str]) -> Namespace:
     """Hydra's flags as attributes, and all other words as ``overrides``.
 
     Raises :class:`llm.errors.Refused` for a flag that Hydra does not have.
     """
-    parsed, unknown = get_args_parser().parse_known_intermixed_args(words)
+    parser = get_args_parser()
+    parser.error = _refuse_flag  # type: ignore[method-assign]  # it would print a page and exit
+    parsed, unknown = parser.parse_known_intermixed_args(words)
     for word in unknown:
-        flag = word.partition("=")[0]
+        flag, _, value = word.partition("=")
         key = flag.lstrip("-")
         if flag.startswith("-"):
             hint = "" if is_key(key) else suggestion(key)
             raise Refused(
-                f"{flag} is unknown: settings are typed without dashes, as in seed=1{hint}"
-            )
+                f"{flag} is unknown: settings are typed without dashes, as in seed=1{hint}",
+                key=flag, suggestions=words_instead(key, value),
+            )  # fmt: skip
     return parsed
+
+
+def _refuse_flag(message: str) -> NoReturn:
+    raise Refused(message)
 
 
 def for_hydra(words: list[str]) -> list[str]:

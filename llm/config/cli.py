@@ -14,6 +14,7 @@ from typing import Any
 
 import llm.config.questions  # noqa: F401  (conf/training.yaml calls it for --help)
 from llm import commands
+from llm.answer import answer, begin, end
 from llm.config import arguments
 from llm.config.launcher import is_job_of_another_launcher, run_as_job
 from llm.config.mistakes import explained
@@ -22,6 +23,7 @@ from llm.errors import Interrupted, InUse, Refused, Stop, as_line, as_stop
 from llm.experiment.process import follow_parent
 from llm.experiment.rundir import make_folder, read_summary, write_summary
 from llm.lock import locked
+from llm.settings.keys import key_in
 from llm.signals import Signalled, raised, remember, unswallowed
 from llm.terminal import flushed, require_output
 from llm.version import version_line
@@ -35,17 +37,40 @@ def command(main: Callable[[], Any]) -> None:
 
     ``HYDRA_FULL_ERROR=1`` in the environment shows the traceback as well.
     """
-    sys.argv[1:] = arguments.without_agents_word(sys.argv[1:])
-    commands.TYPED[:] = sys.argv
+    commands.TYPED[:] = [sys.argv[0], *arguments.without_agents_word(sys.argv[1:])]
+    with _answering(commands.TYPED[1:]):
+        _command(main)
+
+
+@contextlib.contextmanager
+def _answering(words: list[str]) -> Iterator[None]:
+    """With ``json=true`` in ``words``, print one JSON document at the end, however that is."""
+    begin(words)
+    try:
+        yield
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        sys.exit(end(status))
+    except BaseException as error:  # a bug: Python prints the traceback and exits with status 1
+        answer(status=Stop.status, reason=as_line(f"{type(error).__name__}: {error}"))
+        end(Stop.exit_status)
+        raise
+    if status := end(0):
+        sys.exit(status)
+
+
+def _command(main: Callable[[], Any]) -> None:
     follow_parent()
     if _others_want_the_cores():
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault(WANTED, os.environ.get(TRACEBACK, ""))
     os.environ[TRACEBACK] = "1"  # Hydra raises its errors, instead of printing them and exiting
     with _one_line(), raised(), unswallowed(), flushed():
+        sys.argv[1:] = arguments.without_json_word(commands.TYPED[1:])
         if "--version" in sys.argv[1:]:  # Hydra would print its own version
             require_output()
             print(version_line())
+            answer(output=version_line())
             return
         try:
             os.getcwd()
@@ -101,6 +126,7 @@ def _one_line(cfg: Any = None) -> Iterator[None]:
             traceback.print_exception(error)
         line = as_line(unguard(str(stop)))
         print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
+        answer(status=stop.status, reason=line, **_advice(stop, error))
         sys.exit(stop.exit_status)
 
 
@@ -111,9 +137,24 @@ def _reason(error: BaseException, cfg: Any) -> Stop | None:
     if isinstance(error, Signalled):
         return Interrupted(f"stopped by {error}; to continue: {commands.typed_command()}")
     if (mistake := explained(error)) is not None:
-        return Refused(mistake)
+        return mistake
     samples = cfg is not None and "num_samples" in cfg  # a run gives its own advice about memory
     return as_stop(error, "try a smaller num_samples, or device=cpu" if samples else "")
+
+
+def _advice(stop: Stop, error: BaseException) -> dict[str, Any]:
+    """The key that an error is about, and words to type instead, for the JSON document.
+
+    A message may have been put into a longer one. Then the first error knows them.
+    """
+    key, suggestions = stop.key or key_in(str(stop)), stop.suggestions
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, Stop):
+            key = key or cause.key or key_in(str(cause))
+            suggestions = suggestions or cause.suggestions
+        cause = cause.__cause__ or cause.__context__
+    return {"key": key, "suggestions": suggestions}
 
 
 def _leave_summary(cfg: Any, refusal: Refused) -> None:
@@ -135,7 +176,9 @@ def _as_typed() -> Iterator[None]:
         with contextlib.redirect_stdout(printed):
             yield
     finally:
-        sys.stdout.write(unguard(printed.getvalue()))
+        text = unguard(printed.getvalue())
+        sys.stdout.write(text)
+        answer(output=text)
 
 
 def _others_want_the_cores(samples: int = 4) -> bool:

@@ -16,7 +16,7 @@ from llm.config.verbatim import guard, map_text, refuse_calls, unguard
 from llm.errors import Refused, require
 from llm.options import validate
 from llm.settings.custom import GROUPS, OPTION, custom_section
-from llm.settings.keys import suggestion
+from llm.settings.keys import suggestion, words_instead
 from llm.settings.origin import shape_of_origin
 from llm.settings.report import ReportSettings
 from llm.settings.sample import SampleSettings
@@ -107,10 +107,11 @@ def _refuse_additions(cfg: DictConfig, kind: type, prefix: str = "") -> None:
     # Hydra lets +key=value past the schema, but nothing would read the key.
     known = {field.name: field.type for field in fields(kind)}
     for key in [str(key) for key in cfg]:
+        full = prefix + key
         require(
-            key in known,
-            f"{prefix}{key} is unknown: there is no such key{suggestion(prefix + key, known)}",
-        )
+            key in known, f"{full} is unknown: there is no such key{suggestion(full, known)}",
+            key=full, suggestions=words_instead(full, str(cfg[key]), known),
+        )  # fmt: skip
         section = cast(type, OmegaConf.get_type(cfg, key))  # of the chosen option, e.g. Muon's
         if is_dataclass(section):
             _refuse_additions(cfg[key], section, f"{prefix}{key}.")

@@ -94,7 +94,9 @@ class Combinations(Generic[S]):
             return Point(self._settings(overrides), values, typed)
         except (Refused, HydraException, OmegaConfBaseException) as error:
             job = f"job {label(values)} cannot run{self.outcome}: " if values else ""
-            raise Refused(f"{job}{explained(error) or error}") from error
+            cause = explained(error) or error
+            key, suggestions = getattr(cause, "key", None), getattr(cause, "suggestions", ())
+            raise Refused(f"{job}{cause}", key=key, suggestions=suggestions) from error
 
     def _settings(self, overrides: dict[str, Override]) -> S:
         options = tuple(str(overrides[key].input_line) for key in self.groups)

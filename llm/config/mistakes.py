@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Iterator
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from llm.config.arguments import WIDE_EQUALS, parse
 from llm.config.compose import CONF
-from llm.errors import Stop, did_you_mean
-from llm.settings.keys import is_key, suggestion
+from llm.errors import Refused, Stop, did_you_mean
+from llm.settings.keys import is_key, suggestion, words_instead
 
 GLOBAL = "# @package _global_"  # the first line of a file with keys of several sections
 HINTS = {
@@ -35,14 +36,22 @@ HINTS = {
 }
 
 
-def explained(error: BaseException) -> str | None:
-    """The message about a mistake on the command line or in an option file; None for other errors.
+def explained(error: BaseException) -> Refused | None:
+    """The refusal of a mistake on the command line or in an option file; None for other errors.
 
     Hydra refuses ``model=1`` with a ValueError, all other values with exceptions of its own.
     """
-    if not isinstance(error, HydraException | OmegaConfBaseException):
-        is_group = str(error).startswith("Config group override")
-        return _with_hint(str(error)) if is_group else _unreadable_file(error)
+    found: Refused | str | None
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        found = _explained(error)
+    elif str(error).startswith("Config group override"):
+        found = _with_hint(str(error))
+    else:
+        found = _unreadable_file(error)
+    return Refused(found) if isinstance(found, str) else found
+
+
+def _explained(error: BaseException) -> Refused | str:
     if isinstance(error, MissingConfigException) and error.options is not None:
         return _missing_option(error)
     if isinstance(error, OverrideParseException):
@@ -80,15 +89,18 @@ def _with_hint(text: str) -> str:
     return text
 
 
-def _missing_option(error: MissingConfigException) -> str:
+def _missing_option(error: MissingConfigException) -> Refused | str:
     group, _, option = str(error.missing_cfg_file).rpartition("/")
     group = group or "option"
     if error.options:
         resumes = any(word.startswith("resume=") for word in sys.argv[1:])
-        return (
+        close = get_close_matches(option, error.options, n=1)
+        return Refused(
             f"{group}={option} is unknown: take one of {', '.join(error.options)}"
             + did_you_mean(option, error.options)
-            + "; a run with a custom option needs its --config-dir" * resumes
+            + "; a run with a custom option needs its --config-dir" * resumes,
+            key=group,
+            suggestions=[f"{group}={one}" for one in dict.fromkeys([*close, *error.options])],
         )
     place = _file_of(error) or "a defaults list"
     return (
@@ -97,11 +109,12 @@ def _missing_option(error: MissingConfigException) -> str:
     )
 
 
-def _unreadable_override(error: OverrideParseException) -> str:
+def _unreadable_override(error: OverrideParseException) -> Refused | str:
     typed = str(error.override)
-    key, equals, _ = typed.lstrip("+~").partition("=")
+    key, equals, value = typed.lstrip("+~").partition("=")
     if equals and not is_key(key):
-        return f"{key} is unknown: there is no key {key}{suggestion(key)}"
+        message = f"{key} is unknown: there is no key {key}{suggestion(key)}"
+        return Refused(message, key=key, suggestions=words_instead(key, value))
     lines = [line for line in str(error).splitlines() if not line.startswith("Error parsing")]
     why = re.sub(r" expecting \{.*\}", "", lines[0].strip())
     if re.search(r"=\s*,|,\s*(,|$)", typed):
@@ -114,7 +127,9 @@ def _unreadable_override(error: OverrideParseException) -> str:
     return f"{typed} cannot be read as key=value: {why}"
 
 
-def _unknown_key(error: ConfigAttributeError | ConfigKeyError, file: "OptionFile | None") -> str:
+def _unknown_key(
+    error: ConfigAttributeError | ConfigKeyError, file: "OptionFile | None"
+) -> Refused | str:
     full = str(error.full_key)
     if file is not None and file.lacks_package(full):
         return f"{file} lacks the line '{GLOBAL}': put it first, or its keys are under {full}"
@@ -122,13 +137,22 @@ def _unknown_key(error: ConfigAttributeError | ConfigKeyError, file: "OptionFile
     section = full.rpartition(".")[0]
     where = f"{section} has" if section else "there is"
     before = f"{file}{file.line_of(full)}: " if file is not None else ""
-    return f"{before}{full} is unknown: {where} no key {error.key}{suggestion(full, siblings)}"
+    message = f"{before}{full} is unknown: {where} no key {error.key}{suggestion(full, siblings)}"
+    words = [] if file is not None else words_instead(full, _typed_value(full), siblings)
+    return Refused(message, key=full, suggestions=words)
 
 
-def _wrong_value(causes: list[BaseException], file: "OptionFile") -> str:
+def _typed_value(key: str) -> str:
+    """The value of ``key`` on the command line."""
+    words = (word.lstrip("+~").partition("=") for word in sys.argv[1:])
+    return next((value for name, _, value in words if name == key), "...")
+
+
+def _wrong_value(causes: list[BaseException], file: "OptionFile") -> Refused:
     key = next((key for cause in causes if (key := getattr(cause, "full_key", None))), None)
     place = f"{file}: " if key is None else f"{file}{file.line_of(key)}: {key}: "
-    return place + _with_hint(_first_line(causes[-1]).removeprefix(f"In '{file.option}': "))
+    text = _with_hint(_first_line(causes[-1]).removeprefix(f"In '{file.option}': "))
+    return Refused(place + text, key=key)
 
 
 def _unreadable_file(error: BaseException) -> str | None:

@@ -60,7 +60,7 @@ def fit_memory(settings: TrainSettings, device: torch.device) -> tuple[TrainSett
             outside = f"the process needs {format_bytes(sum(measured.values()))} outside tensors"
             warn(f"memory.reserve_mib={options.reserve_mib}, but {outside}")
     if options.fit != "off" and plan.started is None and not _will_be_skipped(settings, folder):
-        raise Refused(plan.refusal)
+        raise plan.refusal
     if plan.started is not None:
         settings = apply_changes(settings, plan.started)
     _enforce(plan, device, process_bytes)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from llm.errors import Refused
 from llm.memory.fit import Fitted, cheapest_changes, fit, largest, next_larger, with_size
 from llm.memory.fit import changes as changes_between
 from llm.memory.options import EIGHT_BIT_NEEDS, MemoryOptions, has_eight_bit
@@ -10,6 +11,8 @@ from llm.memory.predict import Lines, Prediction, Setup, predict
 from llm.memory.weights import n_parameters
 from llm.sealed import Plain
 from llm.units import format_bytes
+
+BUDGET = "memory.budget_gib"  # the key that a run which does not fit is refused by
 
 
 @dataclass(frozen=True)
@@ -96,18 +99,21 @@ class Plan:
         return changes_between(self.typed or self.setup, self.final_setup)
 
     @property
-    def refusal(self) -> str:
-        """The message that refuses the run, with the fastest changes that make it fit."""
+    def refusal(self) -> Refused:
+        """The error that refuses the run, with the fastest changes that make it fit."""
         peak = self.prediction
         text = (
             f"the run would take {format_bytes(peak.total)} ({peak.peak}), more than {self.limit}; "
             f"the largest part is {largest_line(peak.lines)}"
         )
         if not self.ways:
-            return f"{text}; no setting of how it is run makes it fit: take a smaller model"
-        ways = " | ".join(" ".join(way.changes) for way in self.ways)
+            text += "; no setting of how it is run makes it fit: take a smaller model"
+            return Refused(text, key=BUDGET)
+        words = [" ".join(way.changes) for way in self.ways]
+        ways = " | ".join(words)
         needs = "state_bits=8" in ways and not has_eight_bit()
-        return f"{text}; it fits with, fastest first: {ways}" + f"; {EIGHT_BIT_NEEDS}" * needs
+        text += f"; it fits with, fastest first: {ways}" + f"; {EIGHT_BIT_NEEDS}" * needs
+        return Refused(text, key=BUDGET, suggestions=words)
 
     @property
     def sentence(self) -> str:

@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 
 from llm.errors import Refused, require
 from llm.memory.weights import n_trained
-from llm.planning.plan import Plan, find_largest, label, largest_line
+from llm.planning.plan import BUDGET, Plan, find_largest, label, largest_line
 from llm.planning.reserve import planned_device, planned_limits
 from llm.planning.setup import setup_of, vocabulary
 from llm.settings.identity import refuse_plan_of_another_run
@@ -85,22 +85,23 @@ def _changes_memory(
     return len(first) == len(points)
 
 
-def refusal(plans: Sequence[Plan], points: int) -> str | None:
-    """The message with which ``run_plan.py`` refuses; None if it does not.
+def refusal(plans: Sequence[Plan], points: int) -> Refused | None:
+    """The error with which ``run_plan.py`` refuses; None if it does not.
 
     It refuses a single run that ``run_train.py`` would refuse, and a grid in which nothing fits.
     """
     asked = plans[0].largest
     if asked and all(plan.largest and plan.largest.value is None for plan in plans):
         where = f"at any of {points:,} points" if points > 1 else plans[0].limit
-        return f"no {asked.key} fits {where}, not even the smallest"
+        return Refused(f"no {asked.key} fits {where}, not even the smallest", key=BUDGET)
     if any(plan.started for plan in plans) or (points == 1 and plans[0].memory.fit == "off"):
         return None
     if points == 1:
         return plans[0].refusal
     least = min(plans, key=lambda plan: plan.prediction.total - plan.budget)
     peak, which = least.prediction, f"the smallest, {least.label}," if least.label else "each"
-    return (
+    return Refused(
         f"none of {points:,} points fits {least.limit}: {which} takes {format_bytes(peak.total)}; "
-        f"the largest part is {largest_line(peak.lines)}: take a smaller model or batch"
+        f"the largest part is {largest_line(peak.lines)}: take a smaller model or batch",
+        key=BUDGET,
     )

@@ -80,7 +80,8 @@ def named_folder(settings: TrainSettings) -> Path | None:
     folder = folder_of(settings)
     require(not folder.is_file(), f"run folder {folder} is a file: take another run.name")
     if not (folder / CONFIG).exists():
-        require(not resume, f"resume={resume} {not_a_run(folder)}")
+        if resume:
+            raise not_a_run(folder)
         # A run that was killed at once leaves hidden files, a refused job its summary and log.
         others = [path for path in folder.glob("[!.]*") if path.name not in (SUMMARY, LOG)]
         has_checkpoints = (folder / FOLDER).is_dir()

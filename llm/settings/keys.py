@@ -1,5 +1,6 @@
 """The keys of every command, and suggestions for a key that is unknown."""
 
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
@@ -46,13 +47,14 @@ def keys_of(section: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + field.name, field.type
 
 
+JSON = {"json": bool}  # of every command; it is taken off the command line before Hydra reads it
 ALL_KEYS: dict[str, Any] = {key: kind for one in SETTINGS.values() for key, kind in keys_of(one)}
 
 
 def keys_here() -> dict[str, Any]:
     """The keys of the running command with their types; in any other program, all keys."""
     command = Path(sys.argv[0]).stem.removeprefix("run_")
-    return dict(keys_of(SETTINGS[command])) if command in SETTINGS else ALL_KEYS
+    return dict(keys_of(SETTINGS[command])) | JSON if command in SETTINGS else ALL_KEYS | JSON
 
 
 def is_key(key: str) -> bool:
@@ -67,9 +69,25 @@ def suggestion(key: str, siblings: Iterable[str] = ()) -> str:
 
     ``siblings`` are the known keys of the same section.
     """
-    word, known = key.rpartition(".")[2], keys_here()
-    if key in known:
+    if key in keys_here():
         return f"; +{key}=... passes it to a custom class"
+    close = _close_keys(key, siblings)
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def words_instead(key: str, value: str, siblings: Iterable[str] = ()) -> list[str]:
+    """The words that may be meant by ``key=value`` with an unknown key: ``model.n_layer=4``."""
+    section, siblings = key.rpartition(".")[0], list(siblings)
+    close = [key] if key in keys_here() else _close_keys(key, siblings)
+    full = (f"{section}.{one}" if section and one in siblings else one for one in close)
+    return [f"{one}={value}" for one in full]
+
+
+def _close_keys(key: str, siblings: Iterable[str] = ()) -> list[str]:
+    """The keys of this command that an unknown ``key`` may stand for, at most three; a sibling
+    without its section.
+    """
+    word, known = key.rpartition(".")[2], keys_here()
     same = [name for name in known if name.rpartition(".")[2] == word]
     other = ELSEWHERE.get(word)
     is_launcher = str(other).startswith("hydra.") and "run.sweep" in known
@@ -79,4 +97,12 @@ def suggestion(key: str, siblings: Iterable[str] = ()) -> str:
     if not same:  # the word may be close to the last part of a key: n_layr to model.n_layer
         by_word = {name.rpartition(".")[2]: name for name in known}
         same = [by_word[close] for close in get_close_matches(word, by_word, n=1)]
-    return f"; did you mean {' or '.join(map(repr, same[:3]))}?" if same else ""
+    return same[:3]
+
+
+def key_in(message: str) -> str | None:
+    """The key or group that a message begins with: ``model.n_layer=0 must be at least 1``."""
+    match = re.match(r"([\w.]+)([=: ])", message)
+    if match is None or not (match[1] in keys_here() or (match[2] == "=" and is_key(match[1]))):
+        return None
+    return match[1]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from llm.checkpoint.find import newest_folders
 from llm.errors import require
 from llm.options import option
 from llm.sampling.options import SamplingOptions
@@ -42,7 +43,8 @@ class SampleSettings(SamplingOptions):
         require(
             self.ckpt,
             "ckpt is missing: give a run folder or a checkpoint, as in ckpt=outputs/<date>/<time>",
-        )
+            key="ckpt", suggestions=[] if self.ckpt else [f"ckpt={one}" for one in newest_folders()],
+        )  # fmt: skip
         require(
             not (self.prompt and self.prompt_file),
             "prompt and prompt_file are both given: take one",

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from yaml.constructor import SafeConstructor
 
-from llm.checkpoint.find import FOLDER, newest_runs
+from llm.checkpoint.find import FOLDER, newest_folders, newest_runs
 from llm.errors import Refused, require
 from llm.experiment.rundir import CONFIG
 from llm.sealed import Plain, read_bounded
@@ -63,7 +63,7 @@ def load_plain(folder: Path) -> Plain:
         _refuse_links(folder)
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and not os.path.lexists(path):  # or the name is too long
-            raise Refused(f"resume={folder} {not_a_run(folder)}") from None
+            raise not_a_run(folder) from None
         raise _unreadable(path, error) from None
     plain = read_plain(path)
     return {key: value for key, value in plain.items() if key not in NOT_INHERITED}
@@ -132,18 +132,25 @@ def _require(condition: bool, node: yaml.Node, fault: str) -> None:
         raise yaml.YAMLError(f"line {node.start_mark.line + 1} has {fault}")
 
 
-def not_a_run(folder: Path) -> str:
-    """The end of a sentence: why ``folder``, which has no config.yaml, cannot be continued."""
+def not_a_run(folder: Path) -> Refused:
+    """The refusal of ``resume=folder`` where ``folder`` has no config.yaml."""
+
+    def refused(why: str, *words: str) -> Refused:
+        return Refused(f"resume={folder} {why}", key="resume", suggestions=words)
+
+    newest = [f"resume={run}" for run in newest_folders()]
     if not os.path.exists(folder):  # Path.exists raises where a name is too long
-        return f"does not exist{newest_runs()}"
+        return refused(f"does not exist{newest_runs()}", *newest)
     for run in (folder, *list(folder.parents)[:2]):
         if run != folder and (run / CONFIG).exists() and (run / FOLDER).is_dir():
-            return f"is part of a run: continue the whole run by resume={run}"
+            whole = f"resume={run}"
+            return refused(f"is part of a run: continue the whole run by {whole}", whole)
     if not (folder / FOLDER).is_dir():
-        return f"is not a run folder: it has no config.yaml{newest_runs()}"
-    return (
+        return refused(f"is not a run folder: it has no config.yaml{newest_runs()}", *newest)
+    return refused(
         "has checkpoints but no config.yaml, so their settings are unknown: use their "
-        f"weights by ckpt={folder} or init_from={folder}"
+        f"weights by ckpt={folder} or init_from={folder}",
+        f"init_from={folder}",
     )
 
 

@@ -12,7 +12,7 @@ from llm.memory.fit import Fitted
 from llm.memory.lora import LoRA
 from llm.memory.predict import predict
 from llm.options import validate
-from llm.planning.plan import find_largest
+from llm.planning.plan import Plan, find_largest
 from llm.planning.points import Point, plan_points, refusal
 from llm.planning.setup import apply_changes, setup_of, vocabulary
 from llm.settings.saved import to_yaml
@@ -103,27 +103,32 @@ def test_a_resumed_run_keeps_the_bits_of_its_state(tmp_path: Path) -> None:
     assert old.fitted is None or old.fitted.setup.state_bits == 32
 
 
+def message(plans: list[Plan], points: int) -> str | None:
+    why = refusal(plans, points)
+    return None if why is None else str(why)
+
+
 def test_a_single_run_is_refused_as_run_train_would() -> None:
-    assert refusal([plan()], 1) is None
-    assert refusal([plan(0.65)], 1) is None, "fit=off only asks"
-    assert refusal([plan(0.75, "auto")], 1) is None
-    why = refusal([plan(0.75, "check")], 1)
+    assert message([plan()], 1) is None
+    assert message([plan(0.65)], 1) is None, "fit=off only asks"
+    assert message([plan(0.75, "auto")], 1) is None
+    why = message([plan(0.75, "check")], 1)
     assert why is not None
     assert why.startswith("the run would take 806 MiB (training step), more than memory.budget_gi")
     assert why.endswith("; it fits with, fastest first: trainer.micro_batch_size=2")
-    why = refusal([plan(0.65, "auto")], 1)
+    why = message([plan(0.65, "auto")], 1)
     assert why is not None and why.endswith("makes it fit: take a smaller model")
 
 
 def test_a_grid_is_refused_if_no_point_fits() -> None:
-    assert refusal(grid([1, 64], [1024]), 2) is None
+    assert message(grid([1, 64], [1024]), 2) is None
     too_small = grid([2, 3], [512], budget_gib=0.75)
-    why = refusal(too_small, 2)
+    why = message(too_small, 2)
     assert why is not None
     smallest = "none of 2 points fits memory.budget_gib=0.75: the smallest, model.n_layer=2 model.n"
     assert why.startswith(smallest)
-    assert refusal(grid([2, 3], [512], budget_gib=0.75, fit="auto"), 2) is None
-    same = refusal([plan(0.75)], 3)
+    assert message(grid([2, 3], [512], budget_gib=0.75, fit="auto"), 2) is None
+    same = message([plan(0.75)], 3)
     assert same is not None and "none of 3 points fits memory.budget_gib=0.75: each tak" in same
 
 
@@ -132,6 +137,6 @@ def test_a_size_is_refused_if_not_even_the_smallest_fits() -> None:
         dataclasses.replace(one, largest=find_largest(one, "n_layer"))
         for one in (plan(0.6), plan(1))
     )
-    assert refusal([none], 1) == "no n_layer fits memory.budget_gib=0.6, not even the smallest"
-    assert refusal([none, none], 2) == "no n_layer fits at any of 2 points, not even the smallest"
-    assert refusal([none, some], 2) is None
+    assert message([none], 1) == "no n_layer fits memory.budget_gib=0.6, not even the smallest"
+    assert message([none, none], 2) == "no n_layer fits at any of 2 points, not even the smallest"
+    assert message([none, some], 2) is None

@@ -114,8 +114,8 @@ def test_an_error_without_a_signal_or_in_the_loop_stays_an_error() -> None:
     "place",
     [
         "llm.config.arguments.for_hydra",
-        "llm.device.select_device",
-        "llm.experiment.panels.show_start",
+        "llm.recipe.select_device",
+        "llm.recipe.show_start",
     ],
 )
 def test_a_command_that_fails_after_a_swallowed_signal_ends_as_stopped(
@@ -133,7 +133,7 @@ def test_a_command_that_fails_after_a_swallowed_signal_ends_as_stopped(
     assert done.stderr.count("\n") == 1
     assert "SIGTERM" in done.stderr and f"to continue: python {ROOT}/run_train.py" in done.stderr
     run = tmp_path / "outputs" / "a"
-    assert run.exists() is (place == "llm.experiment.panels.show_start")
+    assert run.exists() is (place == "llm.recipe.show_start")
     if run.exists():
         assert summary(run)["status"] == "interrupted"
 

@@ -40,11 +40,13 @@ class SampleSettings(SamplingOptions):
 
     def cross_check(self) -> None:
         """Raise :class:`llm.errors.Refused` naming the first values that cannot work together."""
+        newest = [] if self.ckpt else [f"ckpt={run}" for run in newest_folders()]
         require(
             self.ckpt,
             "ckpt is missing: give a run folder or a checkpoint, as in ckpt=outputs/<date>/<time>",
-            key="ckpt", suggestions=[] if self.ckpt else [f"ckpt={one}" for one in newest_folders()],
-        )  # fmt: skip
+            key="ckpt",
+            suggestions=newest,
+        )
         require(
             not (self.prompt and self.prompt_file),
             "prompt and prompt_file are both given: take one",

@@ -19,7 +19,7 @@ import torch
 from benchmarks.rows import Parser, Row, alternate, report, row, seconds_per_call
 from benchmarks.training import Ours, random_dataset, train
 from llm.checkpoint.folder import CheckpointFolder
-from llm.config.compose import compose_training
+from llm.config.inside import compose_training
 
 ROOT = Path(__file__).resolve().parent.parent
 IDENTITY = {"config_digest": "c" * 64, "data_digest": "d" * 64}

@@ -46,7 +46,7 @@ def build_ours(overrides: list[str]) -> Callable[[Any], None]:
     """Our training step on tokens (B, T), as in ``run_train.py model=small``."""
     import torch
 
-    from llm.config.compose import compose_training
+    from llm.config.inside import compose_training
     from llm.settings.build import build
     from llm.training.options import CHECKPOINTED
     from llm.training.precision import Precision, resolve_precision, to_precision

@@ -160,7 +160,7 @@ def deaths(count: int = COUNT) -> Row:
     """How many of ``count`` runs run out of memory if each is limited to its prediction, plus the
     memory of a process with torch before its first tensor.
     """
-    from llm.config.compose import compose_training
+    from llm.config.inside import compose_training
     from llm.memory.predict import predict
     from llm.planning.reserve import measured_reserve
     from llm.planning.setup import setup_of

@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks.nanogpt import NanoGPT
 from benchmarks.rows import Row, alternate, row
 from benchmarks.training import Ours, Shape, Training, cold_compiler, train, validation_loss
-from llm.config.compose import compose_training
+from llm.config.inside import compose_training
 from llm.data.dataset import Dataset
 from llm.data.prepare import prepare
 from llm.settings.schema import TrainSettings

@@ -29,7 +29,7 @@ from rich.terminal_theme import SVG_EXPORT_THEME as THEME
 from rich.text import Text
 
 from llm.commands import FOLDER
-from llm.config.compose import compose_training
+from llm.config.inside import compose_training
 from llm.experiment.sweep import Job, Places, run_jobs
 from llm.experiment.sweep_screen import SweepScreen
 from llm.experiment.watch import FINISHED, RUNNING, Watched

@@ -16,7 +16,7 @@ import torch
 from benchmarks.nanogpt import NanoGPT
 from benchmarks.rows import Parser, Row, alternate, report, row, seconds_per_call
 from benchmarks.training import Ours, Shape, Training, random_dataset
-from llm.config.compose import compose_training
+from llm.config.inside import compose_training
 from llm.memory.weights import flops_per_token
 from llm.training.throughput import measured_matmul_flops
 

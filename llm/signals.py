@@ -57,6 +57,7 @@ class Listener:
         ] = []  # called when a second Ctrl-C ends the process
         # Called with the exit status and the reason when a signal ends the process at once
         self.last_words: Callable[[int, str], object] | None = None
+        self.is_guest = False  # whether the process is a user's program, which must not end
         self._reset()
 
     def _reset(self) -> None:
@@ -67,13 +68,13 @@ class Listener:
     def listen(self) -> None:
         """Install the handlers, unless they are installed already.
 
-        SIGHUP stays ignored if it is, as under nohup.
+        SIGHUP stays ignored if it is, as under nohup. Only the main thread can have handlers.
         """
-        if self.previous:
+        if self.previous or threading.current_thread() is not threading.main_thread():
             return
         reading, self.pipe = os.pipe()
         os.set_blocking(self.pipe, False)  # Python must not wait to write a signal
-        signal.set_wakeup_fd(self.pipe, warn_on_full_buffer=False)
+        self.wakeup = signal.set_wakeup_fd(self.pipe, warn_on_full_buffer=False)
         self.thread = threading.Thread(target=self._read_pipe, args=(reading,), daemon=True)
         self.thread.start()
         ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
@@ -83,9 +84,9 @@ class Listener:
         """Restore the previous handlers and forget the received signal."""
         if self.previous:
             for number, handler in self.previous.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
             self.previous = {}
-            signal.set_wakeup_fd(-1)
+            signal.set_wakeup_fd(self.wakeup)
             os.close(self.pipe)  # ends the thread
             self.thread.join()
         self._reset()
@@ -99,6 +100,8 @@ class Listener:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
+            if number == signal.SIGINT and self.is_guest:
+                raise KeyboardInterrupt
             if number == signal.SIGINT:
                 self._exit_at_once()
             if self.reaction is Reaction.RAISE:  # some library has swallowed the first exception
@@ -123,7 +126,7 @@ class Listener:
                 if number[0] not in SIGNALS:
                     continue
                 if number[0] == signal.SIGINT and self.reaction is not Reaction.EXIT:
-                    if not is_first:
+                    if not is_first and not self.is_guest:
                         self._exit_at_once()
                     time.sleep(SOON)
                     self._answer()
@@ -173,6 +176,25 @@ def raised() -> Iterator[None]:
         yield
     finally:
         remember()  # the process is about to end anyway
+
+
+@contextlib.contextmanager
+def as_guest() -> Iterator[None]:
+    """For a call from a user's program, whose handlers are restored at the end.
+
+    While inside, the first signal does what it does in a command. A second Ctrl-C raises
+    ``KeyboardInterrupt`` instead of ending the process.
+    """
+    if listener.previous or threading.current_thread() is not threading.main_thread():
+        yield  # a command listens already; in another thread, Python allows no handlers
+        return
+    listener.is_guest = True
+    try:
+        with raised(), unswallowed():
+            yield
+    finally:
+        listener.stop_listening()
+        listener.is_guest = False
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ from benchmarks import (
 )
 from benchmarks.nanogpt import NanoGPT, learning_rate
 from benchmarks.training import Ours, Shape, train, validation_loss
-from llm.config.compose import compose_training
+from llm.config.inside import compose_training
 from llm.data.dataset import Dataset
 from llm.memory.predict import Setup
 from llm.model.config import GPTConfig

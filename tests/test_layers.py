@@ -31,7 +31,7 @@ FLOORS = [
     {"recipe"},
     {"config"},
     {"api"},
-    {"__main__"},
+    {"__main__", "__init__"},
 ]
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 MODULES = sorted((ROOT / "llm").rglob("*.py"))
@@ -73,7 +73,7 @@ def broken_floors(path: Path) -> list[str]:
 
 
 def test_every_room_has_a_floor() -> None:
-    assert {room(path) for path in MODULES} - {"__init__"} <= set(FLOOR_OF)
+    assert {room(path) for path in MODULES} <= set(FLOOR_OF)
 
 
 def test_a_module_imports_only_its_own_room_and_lower_floors() -> None:

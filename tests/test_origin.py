@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llm.config.compose import compose_training
+from llm.config.inside import compose_training
 from tests.command_line import here
 from tests.conftest import TINY_RUN
 from tests.test_bad_input import CHAR, assert_refused

@@ -117,7 +117,7 @@ def _one_line(cfg: Any = None) -> Iterator[None]:
         sys.exit(0)
     except (Exception, Signalled) as error:
         remember()  # the process ends anyway: no other signal interrupts its last lines
-        stop = _reason(error, cfg)
+        stop = known_reason(error, cfg)
         if stop is None:
             raise
         if isinstance(stop, Refused) and not isinstance(stop, InUse):
@@ -130,7 +130,7 @@ def _one_line(cfg: Any = None) -> Iterator[None]:
         sys.exit(stop.exit_status)
 
 
-def _reason(error: BaseException, cfg: Any) -> Stop | None:
+def known_reason(error: BaseException, cfg: Any) -> Stop | None:
     """The known reason behind an error; None for a bug of this program."""
     if isinstance(error, Stop):
         return error

@@ -6,7 +6,6 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TypeVar, cast
 
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -27,17 +26,6 @@ Settings = TypeVar(
     "Settings", TrainSettings, PlanSettings, SampleSettings, PrepareSettings, ReportSettings
 )
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
-
-
-def compose_training(*overrides: str) -> TrainSettings:
-    """The settings of ``python run_train.py <overrides>``, checked: for notebooks and benchmarks.
-
-    Raises Hydra's errors where it cannot compose them and :class:`llm.errors.Refused` for values
-    that cannot work. Like Hydra itself, not to be called while a ``@hydra.main`` function runs.
-    """
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        composed = compose("train", overrides=list(overrides), return_hydra_config=True)
-        return read_settings(composed, TrainSettings)
 
 
 def read_settings(cfg: DictConfig, kind: type[Settings]) -> Settings:

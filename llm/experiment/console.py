@@ -63,7 +63,8 @@ class Screen(Console):
         """Called by rich when the reader of a pipe has exited. Rich's own method exits as well."""
 
 
-console = Screen(highlight=False, soft_wrap=True)
+# In a notebook, rich would need widgets for a progress bar: plain lines, as in a pipe.
+console = Screen(highlight=False, soft_wrap=True, force_jupyter=False)
 log = logging.getLogger("llm")
 log.addHandler(logging.NullHandler())  # else Python prints warnings while no log file is open
 

@@ -230,6 +230,8 @@ def _reason(error: BaseException, advice: str) -> Stop:
         return error
     if isinstance(error, Signalled):
         return Interrupted(f"{error} before the first step")
+    if isinstance(error, KeyboardInterrupt):  # the second one, in a program that lives on
+        return Interrupted("stopped at once by Ctrl-C")
     return as_stop(error, advice) or Stop(f"{type(error).__name__}: {error}")
 
 

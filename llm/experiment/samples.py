@@ -133,6 +133,23 @@ def print_samples(
     warn_of_loops(repeats, options, words=tokenizer.kind == "gpt2")
 
 
+def sample_text(
+    model: GPT, tokenizer: Tokenizer, prompt: list[int], options: SamplingOptions, seed: int,
+    echo: bool = True, stop: Sequence[str] = (),
+) -> str:  # fmt: skip
+    """The text of one sample, as :func:`print_samples` prints it, without the last newline."""
+    shown = prompt if echo and prompt != [tokenizer.end_of_text] else []
+    sample = SampleText(stop)
+    text = sample.prompt([tokenizer.token_bytes(token) for token in shown], [None] * len(shown))
+    for pairs in generate_batch(
+        KVCache(model), [prompt], options, [seed], tokenizer.vocab_size, tokenizer.end_of_text,
+        lambda row: sample.stopped,
+    ):  # fmt: skip
+        if pairs[0] is not None:
+            text += sample.add(tokenizer.token_bytes(pairs[0][0]))
+    return text + sample.rest()
+
+
 def warn_of_loops(repeats: Sequence[Repeats], options: SamplingOptions, words: bool) -> None:
     """One line if samples repeat a phrase again and again, with the setting to try."""
     stuck = [each for each in repeats if each.loops]

@@ -83,3 +83,8 @@ def _prepared_vocabulary(data: tuple[Any, ...]) -> int:
     from llm.data.prepare import folder_of
 
     return read_meta(folder_of(DataConfig(*data))).vocab_size
+
+
+def forget_vocabularies() -> None:
+    """Read prepared datasets again: in a long-lived process they may have changed."""
+    _prepared_vocabulary.cache_clear()

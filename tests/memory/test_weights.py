@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from benchmarks.tracked import adapt
 from llm.checkpoint.checkpoint import empty_model
-from llm.config.compose import compose_training
+from llm.config.inside import compose_training
 from llm.memory.lora import TARGETS, LoRA
 from llm.memory.weights import flops_per_token, n_parameters, n_trained, weights_of, without_layer
 from llm.model.config import LOSSES, MLPS, NORMS, POSITIONS, GPTConfig

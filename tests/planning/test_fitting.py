@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from llm.config.compose import compose_training
+from llm.config.inside import compose_training
 from llm.errors import OutOfMemory
 from llm.planning.fitting import fit_memory, retry_with_smaller_micro_batch
 from llm.planning.plan import Plan

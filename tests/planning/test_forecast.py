@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llm.config.compose import compose_training
+from llm.config.inside import compose_training
 from llm.planning import forecast as module
 from llm.planning.forecast import forecast, forecasts
 from tests.command_line import here, summary
@@ -15,7 +15,7 @@ from tests.conftest import PLAY, ROOT, TINY_RUN
 
 NO_TORCH = """
 import sys
-from llm.config.compose import compose_training
+from llm.config.inside import compose_training
 from llm.planning.forecast import forecast
 assert forecast(compose_training("model=small", "memory.fit=auto", "memory.budget_gib=2"))
 assert "torch" not in sys.modules

@@ -15,7 +15,7 @@ from unittest.mock import patch
 import pytest
 import yaml
 
-from llm.config.compose import compose_training
+from llm.config.inside import compose_training
 from llm.errors import Refused
 from llm.experiment import rundir
 from llm.experiment.loggers import RunLogger

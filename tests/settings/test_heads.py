@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from llm.config.compose import compose_training, read_settings
+from llm.config.compose import read_settings
+from llm.config.inside import compose_training
 from llm.settings.saved import to_plain
 from llm.settings.schema import PlanSettings, TrainSettings
 from tests.command_line import composed, here

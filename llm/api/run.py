@@ -1,0 +1,169 @@
+"""``llm.load``: a finished or running run, its numbers and its network."""
+
+import json
+import os
+from dataclasses import fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm.errors import Refused, did_you_mean, require
+
+if TYPE_CHECKING:
+    from llm.checkpoint.checkpoint import Checkpoint
+    from llm.data.tokenizer import Tokenizer
+    from llm.evaluation.loss import Evaluation
+    from llm.model.gpt import GPT
+
+# Keys of run_sample.py with which it does more than write one text
+NO_OPTIONS = ("ckpt", "prompt_file", "num_samples", "device", "stream", "logprobs",
+              "verify_cache", "benchmark")  # fmt: skip
+
+
+def load(folder: str | os.PathLike[str], device: str = "auto") -> "Run":
+    """The run in a run folder, or a checkpoint. ``device``: where its network computes.
+
+    Raises :class:`llm.Refused` for any other folder.
+    """
+    from llm.checkpoint.find import MANIFEST, find_checkpoint
+    from llm.experiment.rundir import CONFIG, SUMMARY
+
+    path = Path(folder)
+    if os.path.isfile(path / MANIFEST):
+        run = path.absolute().parent.parent  # outputs/a of outputs/a/checkpoints/best
+        return Run(run if (run / CONFIG).is_file() else path, path, device)
+    if not any(os.path.isfile(path / name) for name in (CONFIG, SUMMARY)):
+        return Run(path, find_checkpoint("folder", str(path)), device)
+    return Run(path, None, device)
+
+
+class Run:
+    """A run folder. Its files are read when they are asked for, so a running run can be watched."""
+
+    def __init__(self, folder: Path, checkpoint: Path | None = None, device: str = "auto") -> None:
+        self.folder = folder
+        self.device = device
+        self._place = checkpoint  # None: the best checkpoint of the folder
+
+    def __repr__(self) -> str:
+        parts = [f"{str(self.folder)!r}, {self.status}"]
+        if (step := self.summary.get("step")) is not None:
+            parts.append(f"step {step:,}")
+        if (loss := self.best_val_loss) is not None:
+            parts.append(f"best val loss {loss:.4f}")
+        return f"<llm.Run {', '.join(parts)}>"
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """``summary.json``; empty until the run has ended."""
+        from llm.experiment.rundir import read_summary
+
+        return read_summary(self.folder) or {}
+
+    @property
+    def status(self) -> str:
+        """``finished``, ``diverged``, ...; ``running`` for a run without ``summary.json``."""
+        return str(self.summary.get("status") or "running")
+
+    @property
+    def val_loss(self) -> float | None:
+        """The last validation loss, in nats per token."""
+        return self.summary.get("val_loss")
+
+    @property
+    def best_val_loss(self) -> float | None:
+        """The lowest validation loss, in nats per token."""
+        return self.summary.get("best_val_loss")
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """``config.yaml``: every setting of the run."""
+        from llm.settings.saved import load_plain
+
+        return load_plain(self.folder)
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of ``metrics.jsonl``, for ``pandas.DataFrame(run.metrics)``."""
+        from llm.experiment.rundir import METRICS
+
+        rows = []
+        try:
+            with (self.folder / METRICS).open(encoding="utf-8") as file:
+                for line in file:
+                    if line.endswith("\n"):  # the last line may be half-written
+                        rows.append(json.loads(line))
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, RecursionError) as error:
+            raise Refused(f"{self.folder / METRICS} cannot be read: {error}") from None
+        return rows
+
+    @cached_property
+    def checkpoint(self) -> "Checkpoint":
+        """The loaded checkpoint, or the best one of the run."""
+        from llm.checkpoint.checkpoint import Checkpoint
+        from llm.checkpoint.find import find_checkpoint
+
+        return Checkpoint.open(self._place or find_checkpoint("folder", str(self.folder)))
+
+    @property
+    def tokenizer(self) -> "Tokenizer":
+        """The tokenizer that the network was trained with."""
+        return self.checkpoint.tokenizer
+
+    @cached_property
+    def model(self) -> "GPT":
+        """The network of the checkpoint in evaluation mode, with weights in float32."""
+        from llm.device import select_device
+
+        return self.checkpoint.load_model(select_device(self.device, key="device"))
+
+    def sample(self, prompt: str = "", **options: Any) -> str:
+        """The text that ``run_sample.py`` prints, prompt included.
+
+        ``options`` are its keys, with its defaults: ``seed=1``, ``temperature=0``,
+        ``max_new_tokens=100``, ``stop="\\n\\n"``, ``echo=False`` ... Raises :class:`llm.Refused`.
+        """
+        import copy
+
+        from llm.experiment.samples import check_stops, read_prompt, sample_text
+        from llm.options import validate
+        from llm.sampling.layout import lay_out_for_decoding
+        from llm.settings.schema import SampleSettings
+
+        known = {field.name for field in fields(SampleSettings)} - {*NO_OPTIONS, "prompt"}
+        for key in options:
+            require(key in known, f"{key} is no option of sample{did_you_mean(key, known)}")
+        settings = SampleSettings(ckpt=str(self.folder), prompt=prompt, **options)
+        validate(settings)
+        check_stops(self.tokenizer, settings.stops())
+        tokens = read_prompt(self.tokenizer, prompt, None, self.checkpoint.model.block_size)
+        model = copy.deepcopy(self.model)  # the layout for decoding is not for training
+        lay_out_for_decoding(model, texts=1)
+        return sample_text(
+            model, self.tokenizer, tokens, settings, settings.seed, settings.echo, settings.stops()
+        )
+
+    def loss(self, text: str) -> float:
+        """Mean cross-entropy of ``text`` in nats per token.
+
+        The text is cut into windows of ``block_size`` tokens, as in validation. Every token but the
+        first counts once, predicted from the tokens before it in its window. Computed in float32.
+        """
+        return self._evaluate(text).loss
+
+    def bits_per_byte(self, text: str) -> float:
+        """The same cross-entropy in bits per byte of UTF-8, comparable between tokenizers."""
+        found = self._evaluate(text).bits_per_byte
+        require(found is not None, "the text has no bytes")
+        return float(found or 0.0)
+
+    def _evaluate(self, text: str) -> "Evaluation":
+        from llm.evaluation.text import evaluate_tokens
+
+        try:
+            tokens = self.tokenizer.encode(text)
+        except Refused as refusal:
+            raise Refused(f"the text has characters that are {refusal}") from None
+        return evaluate_tokens(self.model, tokens, self.tokenizer.byte_lengths)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 import llm
 from llm.api.run import NO_OPTIONS
-from llm.settings.schema import SampleSettings
+from llm.settings.sample import SampleSettings
 from tests.command_line import here, meanwhile, rows, wait_until
 from tests.conftest import HANGS, PLAY, ROOT, TINY_RUN
 

@@ -130,7 +130,7 @@ class Run:
         from llm.experiment.samples import check_stops, read_prompt, sample_text
         from llm.options import validate
         from llm.sampling.layout import lay_out_for_decoding
-        from llm.settings.schema import SampleSettings
+        from llm.settings.sample import SampleSettings
 
         known = {field.name for field in fields(SampleSettings)} - {*NO_OPTIONS, "prompt"}
         for key in options:

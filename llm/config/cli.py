@@ -126,7 +126,7 @@ def _one_line(cfg: Any = None) -> Iterator[None]:
             traceback.print_exception(error)
         line = as_line(unguard(str(stop)))
         print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
-        answer(status=stop.status, reason=line, **_advice(stop, error))
+        answer(status=stop.status, reason=line, **advice(stop, error))
         sys.exit(stop.exit_status)
 
 
@@ -142,7 +142,7 @@ def known_reason(error: BaseException, cfg: Any) -> Stop | None:
     return as_stop(error, "try a smaller num_samples, or device=cpu" if samples else "")
 
 
-def _advice(stop: Stop, error: BaseException) -> dict[str, Any]:
+def advice(stop: Stop, error: BaseException) -> dict[str, Any]:
     """The key that an error is about, and words to type instead, for the JSON document.
 
     A message may have been put into a longer one. Then the first error knows them.

@@ -21,7 +21,7 @@ from hydra.types import RunMode
 
 from llm import commands
 from llm.config.arguments import for_hydra, parse
-from llm.config.cli import known_reason
+from llm.config.cli import advice, known_reason
 from llm.config.compose import CONF, read_settings
 from llm.config.planner import Points, as_points
 from llm.config.verbatim import unguard
@@ -51,6 +51,8 @@ def as_command(script: str, words: Sequence[str]) -> Iterator[None]:
         stop = known_reason(error, None)
         if stop is None:
             raise
+        found = advice(stop, error)
+        stop.key, stop.suggestions = found["key"], found["suggestions"]
         stop.args = (as_line(unguard(str(stop))),)
         raise stop from (None if stop is error else error)
     finally:
@@ -76,7 +78,7 @@ def compose_training(*words: str) -> TrainSettings:
 
 def compose_plans(*words: str) -> Points:
     """The points of ``python run_plan.py <words>``; raises as :func:`compose_training` does."""
-    overrides = for_hydra(list(words))
+    overrides = for_hydra(["-m", *words])  # Hydra takes a grid, and a single point, with -m
     with _hydra_for("plan", overrides) as hydra:
         points: Points = hydra.multirun(
             "plan", as_points, parse(overrides).overrides, with_log_configuration=False

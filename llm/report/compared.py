@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import math
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from functools import cache
@@ -9,7 +11,7 @@ from typing import Any
 
 from llm.sealed import Plain
 from llm.settings.custom import OPTION
-from llm.settings.schema import MuonOptimizer, Optimizer, ScheduleSection, TrainSettings
+from llm.settings.schema import MuonOptimizer, Optimizer, TrainSettings
 
 # Sections and keys that change neither the result of a run nor its evaluation.
 LEFT_OUT = {"seed", "run", "logger", "memory", "resume", "verify"}
@@ -32,9 +34,11 @@ def compared_settings(plain: Plain, swept: Iterable[str], init_digest: object) -
     replaces their path.
     """
     every: dict[str, Any] = {}
-    for section, values in {**_defaults(str(_optimizer(plain))), **plain}.items():
-        if isinstance(values, dict) and OPTION not in values:
-            values = _defaults(str(_optimizer(plain))).get(section, {}) | values
+    defaults = _defaults((plain.get("optimizer") or {}).get("name") == "muon")
+    for section, values in (defaults | plain).items():
+        known = defaults.get(section)
+        if isinstance(known, dict) and isinstance(values, dict) and OPTION not in values:
+            values = known | values
         every |= _flat(section, values)
     if every.get("init_from") is not None and isinstance(init_digest, str):
         every["init_from"] = init_digest
@@ -52,16 +56,11 @@ def digest_of(values: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _optimizer(plain: Plain) -> object:
-    return (plain.get("optimizer") or {}).get("name")
-
-
 @cache
-def _defaults(optimizer: str) -> Plain:
-    """Today's defaults of each section, for a run of this optimizer."""
+def _defaults(is_muon: bool) -> Plain:
+    """Today's defaults of every section, for a run with this optimizer."""
     sections = asdict(TrainSettings())
-    sections["optimizer"] = asdict(MuonOptimizer() if optimizer == "muon" else Optimizer())
-    sections["schedule"] = asdict(ScheduleSection())
+    sections["optimizer"] = asdict(MuonOptimizer() if is_muon else Optimizer())
     for section in sections.values():
         if isinstance(section, dict):
             for key in NO_SETTINGS:
@@ -72,8 +71,10 @@ def _defaults(optimizer: str) -> Plain:
 
 def _flat(key: str, value: Any) -> dict[str, Any]:
     """``{"model.n_layer": 4}`` for ``model`` and ``{"n_layer": 4}``."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {key: str(value)}  # JSON has no infinity
     if not isinstance(value, dict):
-        return {key: value}
+        return {sys.intern(key): value}
     flat: dict[str, Any] = {}
     for name, item in value.items():
         flat |= _flat(f"{key}.{name}", item)

@@ -5,13 +5,14 @@ import json
 import os
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from types import NoneType
 
 from llm.checkpoint.find import FOLDER, read_manifest
-from llm.errors import Refused
+from llm.errors import Refused, as_line
 from llm.experiment.rundir import CONFIG, METRICS, SUMMARY, TEST
 from llm.experiment.tail import number
 from llm.experiment.watch import WAITING
@@ -27,6 +28,8 @@ from llm.settings.saved import read_plain
 
 QUIET = 600  # seconds without a write, after which a run of another machine counts as killed
 LARGEST_LOCK = 100  # bytes
+LONGEST_TEXT, LONGEST_KEY = 1000, 40  # characters
+GIB, MOST_GIB = 2**30, 2**20
 KILLED = f"it left no {SUMMARY}: it was killed, or its machine stopped"
 STATUS = re.compile(r"[a-z_]{1,40}")
 CHECKPOINT = re.compile(r"(best|step)-(\d{8,})")
@@ -64,40 +67,37 @@ def read_run(place: Place) -> ReadRun:
     if place.is_waiting:
         return ReadRun(replace(record, status=WAITING), Curve(), Curve())
 
-    def attempt(read: Any, path: Path) -> Plain:
+    def attempt(read: Callable[[Path], Plain], name: str) -> Plain | None:
         try:
-            values = read(path)
-        except FileNotFoundError:
-            return {}
+            return read(folder / name) if os.path.lexists(folder / name) else None
         except (Refused, OSError) as error:
             faults.append(str(error))
             return {}
-        return dict(values)
 
-    summary = attempt(read_json, folder / SUMMARY)
-    config = attempt(read_plain, folder / CONFIG) if os.path.lexists(folder / CONFIG) else {}
-    test = attempt(read_json, folder / TEST)
+    summary = attempt(read_json, SUMMARY)
+    config = attempt(read_plain, CONFIG) or {}
+    test = attempt(read_json, TEST) or {}
     rows = read_rows(folder)
     if rows.fault:
         faults.append(rows.fault)
-    status, reason = _status(folder, summary, faults)
+    status, reason = _status(folder, summary)
+    if summary is not None and not faults and not STATUS.fullmatch(status):
+        faults.append(f"{folder / SUMMARY}: status={status:.40} is not the end of a run")
     if status == "finished" and rows.is_torn:
         faults.append(f"the last line of {METRICS} is cut short")
     if faults:
         status, reason = DAMAGED, ". ".join(faults)
-    record = replace(record, status=status, reason=reason, test=test)
+    summary = summary or {}
+    record = replace(record, status=status, reason=as_line(reason), test=_scalars(test))
     record = replace(record, **_of_config(config, place, summary, folder))
     record = replace(record, **_of_results(summary, rows), **_checkpoints(folder))
     data = config.get("data")
     return ReadRun(record, rows.train, rows.val, digest_of([place.sweep, data]) if data else "")
 
 
-def _status(folder: Path, summary: Plain, faults: list[str]) -> tuple[str, str]:
-    if summary:
-        status = summary.get("status")
-        if not isinstance(status, str) or not STATUS.fullmatch(status):
-            faults.append(f"{folder / SUMMARY}: status={status!r:.40} is not the end of a run")
-        return str(status), str(summary.get("reason") or "")
+def _status(folder: Path, summary: Plain | None) -> tuple[str, str]:
+    if summary is not None:
+        return str(summary.get("status")), str(summary.get("reason") or "")
     return (RUNNING, "") if is_written(folder) else ("killed", KILLED)
 
 
@@ -130,19 +130,19 @@ def _of_config(config: Plain, place: Place, summary: Plain, folder: Path) -> Pla
     if not config:
         return {}
     digests: Plain = {}
-    data_digest = summary.get("data_digest")
+    data_digest = _text(summary.get("data_digest"))
     if data_digest is None or config.get("init_from") is not None:
         with contextlib.suppress(Refused, OSError):
             digests = read_manifest(folder / FOLDER / "last").identity
     run, memory = (config.get(key) for key in ("run", "memory"))
-    note = run.get("note") if isinstance(run, dict) else None
+    note = _text(run.get("note")) if isinstance(run, dict) else None
     budget = number(memory, "budget_gib") if isinstance(memory, dict) else None
     return {
         "settings": compared_settings(config, place.values, digests.get("init_digest")),
         "seed": _whole(config, "seed"),
-        "note": note if isinstance(note, str) else None,
-        "data_digest": data_digest or digests.get("data_digest"),
-        "budget_bytes": None if budget is None else int(budget * 2**30),
+        "note": note,
+        "data_digest": data_digest or _text(digests.get("data_digest")),
+        "budget_bytes": int(budget * GIB) if budget is not None and budget < MOST_GIB else None,
         "flops_per_token": _flops(json.dumps(config.get("model"))),
     }
 
@@ -166,7 +166,21 @@ def _of_results(summary: Plain, rows: Rows) -> Plain:
     return values | {
         "best_step": _whole(rows.best_val, "step"),
         "last_bits_per_byte": number(rows.last_val, "val/bits_per_byte"),
-        "evaluation": evaluation if isinstance(evaluation, dict) else {},
+        "evaluation": _scalars(evaluation) if isinstance(evaluation, dict) else {},
+    }
+
+
+def _text(value: object) -> str | None:
+    return value[:LONGEST_TEXT] if isinstance(value, str) else None
+
+
+def _scalars(values: Plain) -> Plain:
+    """The numbers and short texts in ``values``."""
+    kinds = (str, int, float, NoneType)
+    return {
+        key: value[:LONGEST_TEXT] if isinstance(value, str) else value
+        for key, value in values.items()
+        if isinstance(value, kinds) and len(key) <= LONGEST_KEY
     }
 
 

@@ -9,10 +9,14 @@ import pytest
 
 from benchmarks.made_runs import DATA, make_run, make_sweep
 from llm.errors import Refused
+from llm.experiment.rundir import read_summary
+from llm.memory.weights import flops_per_token
+from llm.model.config import GPTConfig
 from llm.report.reading import Place, ReadRun, read_run
 from llm.report.record import DAMAGED, RUNNING, RunRecord
 from llm.report.runs import Reader, find_runs
-from tests.conftest import ROOT
+from tests.command_line import here
+from tests.conftest import ROOT, TINY_RUN
 
 OVER = {"model.n_layer": [1, 2], "optimizer.lr": [0.01, 0.02]}
 
@@ -87,6 +91,7 @@ def test_a_path_without_runs_is_refused_by_name(tmp_path: Path, name: str) -> No
     [
         ("summary.json", b"{", "summary.json cannot be read"),
         ("summary.json", b'{"status": 3}', "status=3 is not the end of a run"),
+        ("summary.json", b"{}", "status=None is not the end of a run"),
         ("config.yaml", b"model: &x [1]\nseed: *x\n", "config.yaml cannot be read: line 1 has"),
         ("config.yaml", b"\xff", "config.yaml cannot be read"),
         ("metrics.jsonl", b'{"step": 1}\n{"st\n{"step": 2}\n', "metrics.jsonl: line 2 is not JSON"),
@@ -199,3 +204,102 @@ def test_only_a_changed_run_is_read_again(tmp_path: Path, monkeypatch: pytest.Mo
     assert read == [first[3].folder]
     assert second[3].best_val_loss == 1.0
     assert second[:3] == first[:3]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
+    """A sweep of two seeds, trained for a few steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    data = ["data=text", f"data.path={text_file}", "data.tokenizer=char"]
+    for seed in ("1", "2"):
+        place = ["run.sweep=seeds", f"run.dir=multirun/seeds/seed-{seed}", f"seed={seed}"]
+        done = here("train", *data, *TINY_RUN, *place, "trainer.sample_interval=6", cwd=folder)
+        assert done.returncode == 0, done.stderr
+    return folder / "multirun/seeds"
+
+
+def test_trained_runs_have_the_numbers_of_their_summary(trained: Path) -> None:
+    records = find_runs([trained])
+    summary = read_summary(trained / "seed-1")
+    assert summary is not None
+    assert [record.seed for record in records] == [1, 2]
+    assert records[0].point == records[1].point != ""
+    for key in ("step", "tokens", "parameters", "best_val_loss", "val_loss", "bits_per_byte"):
+        assert getattr(records[0], key) == summary[key]
+    assert records[0].evaluation == summary["evaluation"]
+    assert records[0].train_seconds == summary["train_seconds"]
+    vocab_size = records[0].settings["model.vocab_size"]
+    config = GPTConfig(1, 32, head_size=16, block_size=16, vocab_size=vocab_size).resolve()
+    assert records[0].flops_per_token == flops_per_token(config)
+
+
+def test_the_checkpoints_of_a_trained_run_exist(trained: Path) -> None:
+    for record in find_runs([trained]):
+        for name in (record.best_checkpoint, record.last_checkpoint):
+            assert name is not None
+            assert (trained / record.name / name / "checkpoint.json").is_file()
+        assert record.best_checkpoint == f"checkpoints/best-{record.best_step:08d}"
+
+
+def test_a_killed_run_knows_its_data_from_its_checkpoint(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "seed-1", tmp_path / "run", symlinks=True)
+    (tmp_path / "run/summary.json").unlink()
+    finished, killed = find_runs([trained / "seed-1", tmp_path / "run"])
+    assert killed.status == "killed"
+    assert (killed.data_digest, killed.point) == (finished.data_digest, finished.point)
+    assert killed.best_val_loss == finished.best_val_loss
+    assert killed.step == finished.step
+
+
+def test_values_of_a_stranger_neither_crash_nor_fill_the_report(tmp_path: Path) -> None:
+    huge = {"loss": 1.0, "x" * 99: 1, "nested": [1] * 99, "text": "y" * 99_999}
+    folder = make_run(
+        tmp_path / "run", {}, [2.0], data_digest=["a list"], evaluation=huge, reason="z" * 99_999,
+        parameters="many", best_val_loss=True, step=1e308,
+    )  # fmt: skip
+    config = (folder / "config.yaml").read_text()
+    for old, new in (
+        ("budget_gib: 4.0", "budget_gib: 1.0e+308"),
+        ("n_layer: 4", "n_layer: four"),
+        ("lr: 0.002", "lr: .nan"),
+    ):
+        assert old in config
+        config = config.replace(old, new)
+    (folder / "config.yaml").write_text(config)
+    (folder / "test.json").write_text(json.dumps(huge))
+    (record,) = find_runs([folder])
+    assert record.status == "finished"
+    assert (record.data_digest, record.parameters, record.budget_bytes) == (None, None, None)
+    assert record.flops_per_token is None
+    assert record.settings["optimizer.lr"] == "nan"
+    assert set(record.test) == set(record.evaluation) == {"loss", "text"}
+    assert len(repr(record)) < 12_000
+
+
+def test_settings_that_a_sweep_varies_always_count(tmp_path: Path) -> None:
+    over = {"memory.budget_gib": [2.0, 4.0], "trainer.log_interval": [1, 2]}
+    folder = make_sweep(tmp_path, over, seeds=(1, 2), evaluations=2, rows=1)
+    records = find_runs([folder])
+    assert len({record.point for record in records}) == 4
+    assert records[0].settings["memory.budget_gib"] == 2.0
+    assert records[0].budget_bytes == 2 * 2**30
+
+
+def test_settings_that_change_no_result_do_not_count(tmp_path: Path) -> None:
+    for number, values in enumerate(({}, {"trainer.log_interval": 1, "data.dir": "elsewhere"})):
+        make_run(tmp_path / str(number), values, [2.0])
+    make_run(tmp_path / "2", {"trainer.eval_batches": 3}, [2.0])
+    first, second, third = find_runs([tmp_path])
+    assert first.point == second.point != third.point
+
+
+def test_a_damaged_sweep_file_leaves_the_runs_without_values(tmp_path: Path) -> None:
+    folder = sweep(tmp_path)
+    (folder / "sweep.json").write_text("{")
+    reader = Reader([folder, folder])
+    records = reader.read()
+    assert len(records) == 8
+    assert records[0].values == {}
+    assert records[0].sweep == str(folder)
+    assert len(reader.notes) == 1
+    assert "sweep.json cannot be read" in reader.notes[0]

@@ -15,10 +15,12 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
+from llm.answer import answer
 from llm.config.cli import command
 from llm.config.planner import Points, as_points
 from llm.experiment.console import say
 from llm.planning.picture import can_draw, save
+from llm.planning.plain import plain_plan
 from llm.planning.points import plan_points, refusal
 from llm.planning.tables import show_grid, show_plan
 from llm.terminal import require_output
@@ -36,13 +38,16 @@ def main(cfg: DictConfig | Points) -> None:
         show_grid(plans, len(points))
     else:
         show_plan(plans[0])
+    answer(points=[plain_plan(plan) for plan in plans], picture=None)
     picture = points[0].settings.picture
     if picture or is_grid:
         path = Path(picture) if picture else PICTURES / f"{datetime.now():{NAME}}.png"
         if not can_draw():
             say("no picture: pip install -c constraints.txt matplotlib")
-        for written in save(path, plans, is_grid):
-            say(str(written))
+        written = save(path, plans, is_grid)
+        for file in written:
+            say(str(file))
+        answer(picture=next(iter(written), None))
     if (why := refusal(plans, len(points))) is not None:
         raise why
 

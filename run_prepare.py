@@ -6,10 +6,12 @@ import llm.start  # noqa: F401  (first: from here on signals are handled)
 import hydra
 from omegaconf import DictConfig
 
+from llm.answer import answer
 from llm.commands import typed_command
 from llm.config.cli import command, reported
 from llm.config.compose import read_settings
 from llm.data.dataset import Dataset
+from llm.data.meta import read_meta
 from llm.data.prepare import prepare
 from llm.experiment.console import byte_progress, panel, say, warn
 from llm.settings.schema import PrepareSettings
@@ -35,6 +37,13 @@ def main(cfg: DictConfig) -> None:
     if dataset.test is not None:
         facts["test"] = f"{len(dataset.test):,} tokens, which training never reads"
     panel("dataset", facts)
+    meta = read_meta(dataset.folder).plain()
+    answer(
+        folder=dataset.folder,
+        tokenizer=dataset.tokenizer.kind,
+        digest=dataset.digest,
+        **{key: meta[key] for key in ("vocab_size", "tokens", "bytes")},
+    )
     say(f"next: {typed_command(name='run_train.py')}")
 
 

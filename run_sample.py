@@ -8,6 +8,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
+from llm.answer import answer
 from llm.config.cli import command, reported
 from llm.config.compose import read_settings
 from llm.experiment.console import status
@@ -45,16 +46,19 @@ def main(cfg: DictConfig) -> None:
     check_stops(tokenizer, settings.stops())
     model = checkpoint.load_model(select_device(settings.device, key="device"))
     lay_out_for_decoding(model, settings.num_samples)
-    print(f"{checkpoint.path.resolve().name} of {settings.ckpt}", file=sys.stderr)
+    name = checkpoint.path.resolve().name
+    print(f"{name} of {settings.ckpt}", file=sys.stderr)
+    answer(checkpoint=checkpoint.path.with_name(name))
     if settings.verify_cache:
         print_verification(model, tokenizer, prompt, settings, settings.seed)
     if settings.benchmark:
         print_speed(model, tokenizer, prompt, settings, settings.num_samples)
     if not (settings.verify_cache or settings.benchmark):
-        print_samples(
+        samples = print_samples(
             model, tokenizer, prompt, settings, settings.seeds(), stream=settings.stream,
             echo=settings.echo, logprobs=settings.logprobs, stop=settings.stops(),
         )  # fmt: skip
+        answer(samples=samples)
 
 
 if __name__ == "__main__":

@@ -15,16 +15,19 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, read_write
 
+from llm.answer import answer
 from llm.commands import typed_command
 from llm.config.grid import Combinations
 from llm.config.launcher import JobFailed, ProcessLauncher, find_from_workers, placed
 from llm.config.sweep_folder import SweepFolder, sweep_folder
 from llm.errors import Interrupted, Stop, require
 from llm.experiment.console import count_progress, say
+from llm.experiment.sweep_answer import answer_sweep
 from llm.experiment.sweep_screen import SweepScreen
 from llm.experiment.watch import Rates, Watched, rates_of
 from llm.planning.custom_optimizer import try_custom_classes
 from llm.planning.forecast import forecasts
+from llm.planning.plain import plain_jobs
 from llm.planning.points import Point
 from llm.planning.preflight import PlannedJob, show_jobs, show_preflight
 from llm.planning.reserve import planned_device
@@ -68,7 +71,9 @@ class Grid(Sweeper):
         at_once = jobs_at_once(launcher, len(points))
         if run.dry_run:
             planned = planned_jobs(settings, folder)
-            show_jobs(folder.path.name, planned, earlier_rates(planned, folder), at_once)
+            rates = earlier_rates(planned, folder)
+            show_jobs(folder.path.name, planned, rates, at_once)
+            answer(folder=folder.path, **plain_jobs(folder.folders, planned, rates, at_once))
             return []
         with folder.open():
             planned = planned_jobs(settings, folder)
@@ -77,7 +82,10 @@ class Grid(Sweeper):
                 Watched(path, one.values, one.forecast, one.runs)
                 for path, one in zip(folder.folders, planned, strict=True)
             ]
-            return [self.run(launcher, points, jobs, folder)]
+            try:
+                return [self.run(launcher, points, jobs, folder)]
+            finally:
+                answer_sweep(folder.path, jobs)
 
     def points(self, arguments: Sequence[str]) -> tuple[Points, list[str]]:
         """The checked points without repetitions, and the keys that are swept over.

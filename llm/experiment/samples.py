@@ -3,16 +3,18 @@
 import sys
 from collections.abc import Sequence
 
+from llm.answer import answer
 from llm.data.tokenizer import Tokenizer
 from llm.device import describe
 from llm.errors import Refused, Stop, require
 from llm.model.gpt import GPT
 from llm.sampling.cache import KVCache
 from llm.sampling.checks import compare_with_uncached, measure_speed
-from llm.sampling.generate import generate_batch, score_tokens
+from llm.sampling.generate import Drawn, generate_batch, score_tokens
 from llm.sampling.looping import Repeats, measure_repeats, remedy
 from llm.sampling.options import SamplingOptions
 from llm.sampling.text import SampleText
+from llm.sealed import Plain
 from llm.units import format_bytes
 
 TOGETHER = 16  # samples drawn at once: each takes the memory of a key/value cache
@@ -89,21 +91,23 @@ def print_samples(
     echo: bool,
     logprobs: bool,
     stop: Sequence[str] = (),
-) -> None:
+) -> list[Plain]:
     """Print a sample for each seed: its text, or a line per token with its log-probability in nats.
 
     Samples are drawn :data:`TOGETHER` at a time; with ``stream`` the first of them is printed token
-    by token.
+    by token. Returns them as plain values.
     """
-    shown = prompt if echo and prompt != [tokenizer.end_of_text] else []
+    is_empty = prompt == [tokenizer.end_of_text]
+    shown = prompt if echo and not is_empty else []
     pieces = [tokenizer.token_bytes(token) for token in shown]
     scores = score_tokens(model, shown) if shown and logprobs else [None] * len(shown)
     repeats: list[Repeats] = []
+    plain: list[Plain] = []
     for first in range(0, len(seeds), TOGETHER):
         group = seeds[first : first + TOGETHER]
         samples = [SampleText(stop, logprobs) for _ in group]
         texts = [sample.prompt(pieces, scores) for sample in samples]
-        drawn: list[list[int]] = [[] for _ in group]
+        drawn: list[list[Drawn]] = [[] for _ in group]
         if first:
             print(RULE)
         print(texts[0], end="", flush=stream)
@@ -119,7 +123,7 @@ def print_samples(
                 if pair is None:
                     continue
                 token, score = pair
-                drawn[row].append(token)
+                drawn[row].append(pair)
                 text = samples[row].add(tokenizer.token_bytes(token), score)
                 texts[row] += text
                 if row == 0 and text:
@@ -129,8 +133,38 @@ def print_samples(
         for sample, text in zip(samples[1:], texts[1:], strict=True):
             print(RULE)
             print(text + sample.rest(), end=end, flush=stream)
-        repeats += [measure_repeats(tokenizer.decode(tokens)) for tokens in drawn]
+        for seed, sample, draws in zip(group, samples, drawn, strict=True):
+            repeats.append(measure_repeats(tokenizer.decode([token for token, _ in draws])))
+            plain.append(
+                {"seed": seed, "prompt": "" if is_empty else tokenizer.decode(prompt)}
+                | _plain(tokenizer, draws, stop, options.max_new_tokens, sample.stopped)
+                | {"scores": repeats[-1].scores}
+                | ({"logprobs": _logprobs(tokenizer, draws)} if logprobs else {})
+            )
     warn_of_loops(repeats, options, words=tokenizer.kind == "gpt2")
+    return plain
+
+
+def _plain(
+    tokenizer: Tokenizer, drawn: Sequence[Drawn], stops: Sequence[str], most: int, stopped: bool
+) -> Plain:
+    """The drawn text up to the first stop string, and what ended it."""
+    raw = b"".join(tokenizer.token_bytes(token) for token, _ in drawn)
+    places = [place for stop in stops if (place := raw.find(stop.encode("utf-8"))) >= 0]
+    ended_by = "max_new_tokens" if len(drawn) == most else "end_of_text"
+    return {
+        "text": raw[: min(places, default=len(raw))].decode("utf-8", errors="replace"),
+        "tokens": len(drawn),
+        "ended_by": "stop" if stopped else ended_by,
+    }
+
+
+def _logprobs(tokenizer: Tokenizer, drawn: Sequence[Drawn]) -> list[Plain]:
+    """Each drawn token with its log-probability in nats."""
+    return [
+        {"token": token, "text": tokenizer.decode([token]), "logprob": score}
+        for token, score in drawn
+    ]
 
 
 def sample_text(
@@ -138,7 +172,8 @@ def sample_text(
     echo: bool = True, stop: Sequence[str] = (),
 ) -> str:  # fmt: skip
     """The text of one sample, as :func:`print_samples` prints it, without the last newline."""
-    shown = prompt if echo and prompt != [tokenizer.end_of_text] else []
+    is_empty = prompt == [tokenizer.end_of_text]
+    shown = prompt if echo and not is_empty else []
     sample = SampleText(stop)
     text = sample.prompt([tokenizer.token_bytes(token) for token in shown], [None] * len(shown))
     for pairs in generate_batch(
@@ -168,6 +203,7 @@ def print_verification(
 ) -> None:
     """Compare the text with and without the cache; :class:`llm.errors.Stop` if it differs."""
     result = compare_with_uncached(model, prompt, options, seed, tokenizer.vocab_size)
+    answer(verify_cache=vars(result))
     difference = f"log-probabilities differ by at most {result.largest_difference:.1e} nats"
     if result.differs:
         raise Stop(
@@ -183,5 +219,12 @@ def print_speed(
     """Print tokens per second of reading prompts (prefill) and of generating text (decode)."""
     speeds = measure_speed(model, prompt, options, rows, tokenizer.vocab_size)
     device = describe(model.embed.weight.device)
+    answer(
+        device=device,
+        benchmark={
+            what: {"tokens": tokens, "tokens_per_second": rate}
+            for what, (tokens, rate) in zip(("prefill", "decode"), speeds, strict=True)
+        },
+    )
     for what, (tokens, rate) in zip(("prefill", "decode"), speeds, strict=True):
         print(f"{what:<8}{tokens:>8,} tokens{rate:>12,.1f} tokens/s  ({device})")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from llm.answer import answer, document
 from llm.checkpoint.checkpoint import Checkpoint
 from llm.checkpoint.find import FOLDER, MANIFEST
 from llm.data.config import DataConfig
@@ -17,6 +18,7 @@ def verify_run(run: Path, data: DataConfig) -> None:
 
     Prints a line for each; raises :class:`llm.errors.Refused` unless all are intact.
     """
+    answer(folder=run, files=[])
     paths = sorted(p for kind in ("step", "best") for p in (run / FOLDER).glob(f"{kind}-*"))
     require(paths, f"{run} holds no checkpoints")
     damaged, trained_on = list[str](), dict[str, str]()
@@ -25,16 +27,16 @@ def verify_run(run: Path, data: DataConfig) -> None:
             checkpoint = Checkpoint.open(path)
             checkpoint.verify()
             size = sum((path / name).stat().st_size for name in [*checkpoint.files, MANIFEST])
-            say(f"{path}  intact  {format_bytes(size)}")
+            _show(path, "intact", size)
             trained_on[path.name] = str(checkpoint.identity.get("data_digest"))
         except Refused as refusal:
-            say(f"{path}  {refusal}")
+            _show(path, str(refusal))
             damaged.append(path.name)
     try:
         folder = folder_of(data)  # reads the text, which may be deleted by now
         require(folder.exists(), str(folder))
     except Refused as refusal:
-        say(f"dataset  not there: {refusal}")
+        _show("dataset", f"not there: {refusal}")
     else:
         if not _is_intact(folder, trained_on):
             damaged.append(str(folder))
@@ -49,7 +51,13 @@ def _is_intact(folder: Path, trained_on: dict[str, str]) -> bool:
         for name, digest in trained_on.items():
             require(digest == dataset.digest, f"is not what {name} was trained on")
     except Refused as refusal:
-        say(f"{folder}  {refusal}")
+        _show(folder, str(refusal))
         return False
-    say(f"{folder}  intact  {format_bytes(dataset.size)}")
+    _show(folder, "intact", dataset.size)
     return True
+
+
+def _show(path: Path | str, state: str, size: int | None = None) -> None:
+    """Print a line, and add it to the ``files`` of the command's document."""
+    say(f"{path}  {state}" + f"  {format_bytes(size or 0)}" * (size is not None))
+    document.setdefault("files", []).append({"path": path, "state": state, "bytes": size})

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from llm.answer import answer
 from llm.checkpoint.find import recorded_digest
 from llm.commands import typed_command
 from llm.data.dataset import Dataset
@@ -12,6 +13,7 @@ from llm.experiment.tail import number
 from llm.experiment.watch import Rates
 from llm.planning.custom_optimizer import try_custom_classes
 from llm.planning.forecast import forecast, plan_of
+from llm.planning.plain import plain_plan
 from llm.planning.plan import Plan
 from llm.planning.setup import vocabulary
 from llm.planning.tables import show_plan
@@ -63,6 +65,12 @@ def show_dry_run(settings: TrainSettings) -> None:
         finding = "would be replaced" if is_replaced else FINDINGS.get(earlier.state, continues)
         facts["run folder"] = f"{folder}: {finding}"
     panel("dry run", facts)
+    answer(
+        plan=None if plan is None else plain_plan(plan),
+        data=data if is_ready else None,
+        folder=folder,
+        state="anew" if settings.run.retry == "all" and earlier.state != NEW else earlier.state,
+    )
     say(f"nothing was started; to run it: {typed_command(without=['run.dry_run='])}")
 
 
@@ -103,6 +111,7 @@ def _facts(settings: TrainSettings, earlier: Earlier) -> dict[str, str]:
     if known is None:
         return {"plan": "the vocabulary is unknown before the text is read"}
     facts = {}
+    answer(tokens=known.tokens, max_steps=known.max_steps, max_minutes=known.minutes)
     if known.tokens is not None:
         facts["training"] = f"{known.tokens:,} tokens in {plural(known.max_steps or 0, 'step')}"
     if known.minutes is not None:
@@ -112,5 +121,6 @@ def _facts(settings: TrainSettings, earlier: Earlier) -> dict[str, str]:
         speed = number(earlier.summary, "tokens_per_second")
         rates = Rates([(known.flops_per_token, known.flops_per_token * speed)] if speed else ())
         seconds = rates.train_seconds(known, number(earlier.summary, "tokens") or 0)
+        answer(seconds=seconds)
         facts["time"] = "known after the first steps" if seconds is None else duration(seconds)
     return facts

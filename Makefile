@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-LINT := llm tests benchmarks run_prepare.py run_train.py run_sample.py run_plan.py
+LINT := llm tests benchmarks run_prepare.py run_train.py run_sample.py run_plan.py run_report.py
 
 help:  ## print this help
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

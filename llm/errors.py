@@ -85,6 +85,17 @@ class Interrupted(Stop):
     status = "interrupted"
 
 
+class NotShown(Stop):
+    """A gate is not passed. ``status``: ``not_shown``, or ``worse``."""
+
+    exit_status = 10
+    status = "not_shown"
+
+    def __init__(self, message: str, status: str = "not_shown") -> None:
+        super().__init__(message)
+        self.status = status
+
+
 def require(
     condition: object, message: str, *, key: str | None = None, suggestions: Iterable[str] = ()
 ) -> None:

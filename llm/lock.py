@@ -14,7 +14,8 @@ from llm.disk import cannot_use
 from llm.errors import InUse, Refused
 
 LOCK = ".lock"  # contains the process id of its owner
-KEYS = {"run": "run.name", "sweep": "run.sweep"}  # what names the folder, for messages
+# The key that names a folder, for messages
+KEYS = {"run": "run.name", "sweep": "run.sweep", "report": "out"}
 
 
 @contextlib.contextmanager

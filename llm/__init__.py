@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # for editors and mypy; at run time, __getattr__ imports a na
         Stop,
         load,
         plan,
+        runs,
         sweep,
         train,
     )
@@ -27,7 +28,7 @@ if TYPE_CHECKING:  # for editors and mypy; at run time, __getattr__ imports a na
 __version__ = "0.2.0"
 __all__ = [
     "DiskError", "Diverged", "Interrupted", "OutOfMemory", "Refused", "Run", "Stop",
-    "load", "plan", "sweep", "train",
+    "load", "plan", "runs", "sweep", "train",
 ]  # fmt: skip
 
 

@@ -290,3 +290,78 @@ def test_import_llm_is_light_and_lists_its_functions() -> None:
     assert done.returncode == 0, done.stderr
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         _ = llm.trian
+
+
+def test_runs_are_plain_records_for_pandas(place: Path) -> None:
+    for layers in (1, 2):
+        words = [f"model.n_layer={layers}", f"run.dir=two/{layers}", "trainer.max_steps=1"]
+        llm.train([*WORDS, *words], quiet=True)
+    one, two = llm.runs("two")
+    assert [one["model.n_layer"], two["model.n_layer"]] == [1, 2]
+    assert "model.n_embed" not in one and one["folder"] == "two/1"
+    assert one["best_val_loss"] == llm.load("two/1").best_val_loss and one["status"] == "finished"
+    rows_of = llm.runs("two/1", place / "two" / "2")  # all with the same columns
+    assert rows_of == [one, two] and list(one) == list(two)
+    with pytest.raises(llm.Refused, match="nowhere does not exist"):
+        llm.runs("nowhere")
+
+
+@pytest.mark.slow
+def test_a_run_in_its_own_process_is_the_same_run(
+    trained: llm.Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = llm.train([*WORDS, "run.name=child"], in_process=False)
+    assert without_time(run.metrics) == without_time(trained.metrics)
+    assert "step 6/6" in capsys.readouterr().out
+    with pytest.raises(llm.Refused, match="did you mean") as caught:
+        llm.train([*WORDS, "model.n_layr=2"], in_process=False, quiet=True)
+    assert caught.value.key == "model.n_layr"
+    assert caught.value.suggestions == ["model.n_layer=2"]
+    words = ["optimizer=adamw", "optimizer.lr=1e30", "trainer.rollbacks=0", "trainer.max_steps=60"]
+    with pytest.raises(llm.Diverged):
+        llm.train([*WORDS, *words, "run.name=no"], in_process=False, quiet=True)
+    assert capsys.readouterr().out == ""
+    with pytest.raises(llm.Refused, match="train no run"):
+        llm.train([*WORDS, "run.dry_run=true"], in_process=False, quiet=True)
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_passed_on_to_a_run_in_its_own_process() -> None:
+    def interrupt() -> None:
+        wait_until(lambda: len(rows(Path("outputs/passed"))) > 3)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    words = [*ENDLESS, "run.name=passed", "trainer.eval_interval=1000000"]
+    with meanwhile(interrupt), pytest.raises(llm.Interrupted, match="the checkpoint is saved"):
+        llm.train(words, in_process=False, quiet=True)
+
+
+@pytest.mark.slow
+def test_a_sweep_returns_its_runs_in_order() -> None:
+    runs = llm.sweep([*WORDS, "model.n_layer=2,1", "seed=1,2", "run.sweep=api"], quiet=True)
+    found = [(run.config["model"]["n_layer"], run.config["seed"]) for run in runs]
+    assert found == [(2, 1), (2, 2), (1, 1), (1, 2)]
+    assert all(run.status == "finished" for run in runs)
+    assert len(llm.runs("multirun/api")) == 4
+    words = ["optimizer=adamw", "optimizer.lr=1e-3,1e30", "trainer.rollbacks=0"]
+    two = llm.sweep([*WORDS, *words, "trainer.max_steps=60", "run.sweep=bad"], quiet=True)
+    assert [run.status for run in two] == ["finished", "diverged"]
+    with pytest.raises(llm.Refused, match="model.n_layr"):
+        llm.sweep([*WORDS, "model.n_layr=2,1"], quiet=True)
+
+
+@pytest.mark.slow
+def test_it_works_beside_a_clone_from_any_folder(tmp_path: Path) -> None:
+    (tmp_path / "play.txt").write_text(PLAY, encoding="utf-8")
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import llm; "
+        f"run = llm.train({WORDS!r}, quiet=True); assert run.folder.parts[0] == 'outputs'; "
+        "print(run.sample('SPEAKER', max_new_tokens=5))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-W", "error", "-c", code],
+        cwd=tmp_path, capture_output=True, text=True, timeout=HANGS,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("SPEAKER")
+    assert {path.name for path in tmp_path.iterdir()} == {"play.txt", "data", "outputs"}

@@ -4,10 +4,10 @@ These functions call the same code as the commands. Each imports torch or Hydra 
 """
 
 from llm.api.call import plan, sweep, train
-from llm.api.run import Run, load
+from llm.api.run import Run, load, runs
 from llm.errors import DiskError, Diverged, Interrupted, OutOfMemory, Refused, Stop
 
 __all__ = [
     "DiskError", "Diverged", "Interrupted", "OutOfMemory", "Refused", "Run", "Stop",
-    "load", "plan", "sweep", "train",
+    "load", "plan", "runs", "sweep", "train",
 ]  # fmt: skip

@@ -6,8 +6,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from llm.api.run import Run, load
-from llm.errors import require
+from llm.api.child import error_of, run_command
+from llm.api.run import Run, is_run, load
+from llm.errors import Stop, require
 from llm.signals import as_guest, delayed
 
 _training = threading.Lock()  # a run changes the random state of the process, and its signals
@@ -23,11 +24,16 @@ def train(overrides: Sequence[str] = (), in_process: bool = True, quiet: bool = 
     Raises :class:`llm.Refused`, :class:`llm.Diverged`, :class:`llm.OutOfMemory`,
     :class:`llm.DiskError`, or :class:`llm.Interrupted` after Ctrl-C, once a checkpoint is saved.
     """
+    words = words_of(overrides)
     if not in_process:
-        raise NotImplementedError
+        document = run_command("run_train.py", words, quiet)
+        if document["exit"] != 0:
+            raise error_of(document)
+        require("best_val_loss" in document, "these words train no run: use llm.plan or llm.sweep")
+        return load(document["folder"])
     require(_training.acquire(blocking=False), ONE)
     try:
-        return _train_here(overrides, quiet)
+        return _train_here(words, quiet)
     finally:
         _training.release()
 
@@ -61,13 +67,33 @@ def plan(overrides: Sequence[str] = (), quiet: bool = False) -> list[dict[str, A
     from llm.planning.setup import forget_vocabularies
 
     forget_vocabularies()
-    with as_command("run_plan.py", overrides), quieted(quiet):
-        return [one.record() for one in plan_points(compose_plans(*overrides))]
+    words = words_of(overrides)
+    with as_command("run_plan.py", words), quieted(quiet):
+        return [one.record() for one in plan_points(compose_plans(*words))]
 
 
 def sweep(overrides: Sequence[str] = (), quiet: bool = False) -> list[Run]:
-    """Run ``python run_train.py -m`` with the words ``overrides``; returns its runs in order."""
-    raise NotImplementedError
+    """Run a sweep as ``python run_train.py -m`` with the words ``overrides``; returns its runs.
+
+    A run that did not finish is among them: see ``run.status``. The sweep is a process of its own,
+    and Ctrl-C is passed on to it. Raises as :func:`train` does.
+    """
+    words = words_of(overrides)
+    document = run_command("run_train.py", ["-m", *words], quiet)
+    runs = [load(job["folder"]) for job in document.get("jobs", []) if is_run(job["folder"])]
+    some_failed = document["exit"] == Stop.exit_status and len(runs) == len(document["jobs"])
+    if document["exit"] != 0 and not some_failed:
+        raise error_of(document)
+    require(runs, "these words start no job")
+    return runs
+
+
+def words_of(overrides: Sequence[str]) -> list[str]:
+    """``overrides`` as a list; a single text is refused."""
+    require(
+        not isinstance(overrides, str), f"{overrides!r} is one text: give a list, as in ['seed=1']"
+    )
+    return [str(word) for word in overrides]
 
 
 @contextlib.contextmanager

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 NO_OPTIONS = ("ckpt", "prompt_file", "num_samples", "device", "stream", "logprobs",
               "verify_cache", "benchmark")  # fmt: skip
 
+# Fields of a record of a run
+COLUMNS = ("seed", "status", "reason", "note", "step", "tokens", "parameters", "best_val_loss",
+           "best_step", "val_loss", "bits_per_byte", "tokens_per_second", "train_seconds",
+           "wall_seconds", "peak_memory_bytes", "predicted_memory_bytes")  # fmt: skip
+
 
 def load(folder: str | os.PathLike[str], device: str = "auto") -> "Run":
     """The run in a run folder, or a checkpoint. ``device``: where its network computes.
@@ -26,15 +31,38 @@ def load(folder: str | os.PathLike[str], device: str = "auto") -> "Run":
     Raises :class:`llm.Refused` for any other folder.
     """
     from llm.checkpoint.find import MANIFEST, find_checkpoint
-    from llm.experiment.rundir import CONFIG, SUMMARY
 
     path = Path(folder)
     if os.path.isfile(path / MANIFEST):
         run = path.absolute().parent.parent  # outputs/a of outputs/a/checkpoints/best
-        return Run(run if (run / CONFIG).is_file() else path, path, device)
-    if not any(os.path.isfile(path / name) for name in (CONFIG, SUMMARY)):
-        return Run(path, find_checkpoint("folder", str(path)), device)
-    return Run(path, None, device)
+        return Run(run if is_run(run) else path, path, device)
+    return Run(path, None if is_run(path) else find_checkpoint("folder", str(path)), device)
+
+
+def is_run(folder: str | os.PathLike[str]) -> bool:
+    """Whether ``folder`` is the folder of a run."""
+    from llm.experiment.rundir import CONFIG, SUMMARY
+
+    return any(os.path.isfile(Path(folder) / name) for name in (CONFIG, SUMMARY))
+
+
+def runs(*folders: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """A plain record of each run in ``folders``, for ``pandas.DataFrame(llm.runs("outputs"))``.
+
+    A folder may be a run, a sweep, or one with runs below it. The settings in which the runs differ
+    are columns, such as ``model.n_layer``. Raises :class:`llm.Refused` for a folder without runs.
+    """
+    from llm.report.runs import find_runs
+
+    records = find_runs([Path(folder) for folder in folders])
+    keys = sorted({key for record in records for key in record.settings})
+    differing = [key for key in keys if len({repr(one.settings.get(key)) for one in records}) > 1]
+    return [
+        {"folder": one.folder, "sweep": one.sweep}
+        | {key: one.settings.get(key) for key in differing}
+        | {name: getattr(one, name) for name in COLUMNS}
+        for one in records
+    ]
 
 
 class Run:

@@ -41,8 +41,7 @@ def as_command(script: str, words: Sequence[str]) -> Iterator[None]:
     """
     path = commands.FOLDER / script
     require(CONF.is_dir(), f"{CONF} does not exist: import llm from a clone of the repository")
-    require(not isinstance(words, str), f"{words!r} is one text: give a list, as in ['seed=1']")
-    typed = [str(path), *map(str, words)]
+    typed = [str(path), *words]
     before = sys.argv, commands.TYPED[:], commands.OPTION_FOLDERS[:]
     sys.argv, commands.TYPED[:] = typed, typed
     try:

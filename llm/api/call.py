@@ -63,13 +63,14 @@ def plan(overrides: Sequence[str] = (), quiet: bool = False) -> list[dict[str, A
     work; a run that does not fit is a plan with ``fits=False``.
     """
     from llm.config.inside import as_command, compose_plans
+    from llm.planning.plain import plain_plan
     from llm.planning.points import plan_points
     from llm.planning.setup import forget_vocabularies
 
     forget_vocabularies()
     words = words_of(overrides)
     with as_command("run_plan.py", words), quieted(quiet):
-        return [one.record() for one in plan_points(compose_plans(*words))]
+        return [plain_plan(one) for one in plan_points(compose_plans(*words))]
 
 
 def sweep(overrides: Sequence[str] = (), quiet: bool = False) -> list[Run]:
@@ -80,12 +81,12 @@ def sweep(overrides: Sequence[str] = (), quiet: bool = False) -> list[Run]:
     """
     words = words_of(overrides)
     document = run_command("run_train.py", ["-m", *words], quiet)
-    runs = [load(job["folder"]) for job in document.get("jobs", []) if is_run(job["folder"])]
-    some_failed = document["exit"] == Stop.exit_status and len(runs) == len(document["jobs"])
-    if document["exit"] != 0 and not some_failed:
+    folders = [job["folder"] for job in document.get("jobs") or []]
+    have_ended = bool(folders) and all(map(is_run, folders))
+    if document["exit"] not in (0, Stop.exit_status) or (document["exit"] != 0 and not have_ended):
         raise error_of(document)
-    require(runs, "these words start no job")
-    return runs
+    require(have_ended, "these words start no job: use llm.plan")
+    return [load(folder) for folder in folders]
 
 
 def words_of(overrides: Sequence[str]) -> list[str]:

@@ -129,22 +129,6 @@ class Plan:
         """For ``summary.json``."""
         return {"predicted_memory_bytes": self.taken.total, "memory_changes": [*self.changes]}
 
-    def record(self) -> Plain:
-        """The plan in plain values, for a program. Sizes are in bytes, parts sum up to the peak."""
-        taken = self.taken
-        return {
-            "values": dict(self.values),
-            "parameters": self.parameters,
-            "device": self.setup.device,
-            "precision": self.setup.precision,
-            "peak_bytes": taken.total,
-            "budget_bytes": self.budget,
-            "fits": self.started is not None,
-            "changes": [*self.changes],
-            "parts": dict(taken.lines),
-            "largest": self.largest and {"key": self.largest.key, "value": self.largest.value},
-        }
-
     def with_smaller_micro_batch(self) -> "Plan | None":
         """The same run with at most half the micro-batch, if that takes less memory.
 

@@ -10,13 +10,14 @@ function scalingSection() {
 function drawScaling(law) {
   const sizes = law.points.map(([n]) => n);
   const [low, high] = [Math.min(...sizes) / 1.5, Math.max(...sizes) * 2];
+  const { main, accent } = theme();
   const line = Array.from({ length: 50 }, (_, n) => low * (high / low) ** (n / 49));
   return {
     traces: [{
       type: "scatter", mode: "lines", x: line, y: line.map((n) => law.e + law.a * n ** -law.alpha),
-      line: { color: DISTINCT[1], width: 2 }, hovertemplate: "%{x:.3s} parameters: %{y:.4f}<extra>law</extra>",
+      line: { color: accent, width: 2 }, hovertemplate: "%{x:.3s} parameters: %{y:.4f}<extra>law</extra>",
     }, {
-      type: "scatter", mode: "markers", x: sizes, y: law.points.map(([, value]) => value), marker: { size: 9, color: DISTINCT[0] },
+      type: "scatter", mode: "markers", x: sizes, y: law.points.map(([, value]) => value), marker: { size: 9, color: main },
       hovertemplate: "%{x:.3s} parameters: %{y:.4f}<extra></extra>",
     }],
     text: law.sentence ?? "Loss by number of parameters",
@@ -41,8 +42,7 @@ function transferSection() {
 const FIRST_SAMPLES = 6;
 
 function samplesSection() {
-  const quality = (sample) => runs[sample.run]?.[measure.key] ?? Infinity;
-  const samples = [...(extra.samples ?? [])].sort((a, b) => quality(a) - quality(b));
+  const samples = inOrder(extra.samples ?? []);
   if (!samples.length) return null;
   const box = el("div", { class: "samples" });
   const more = el("p", { class: "more" });
@@ -54,7 +54,19 @@ function samplesSection() {
   };
   listeners.push((changes) => "moresamples" in changes && draw());
   draw();
-  return section("samples", "Samples", el("p", { class: "soft" }, "The run with the lowest loss comes first."), box, more);
+  return section("samples", "Samples", el("p", { class: "soft" }, "The last sample of each point comes first, beginning with the lowest loss."), box, more);
+}
+
+// The last sample of each point, beginning with the lowest loss, then a second one of each, ...
+function inOrder(samples) {
+  const quality = (sample) => runs[sample.run]?.[measure.key] ?? Infinity;
+  const seen = new Map();
+  const ranked = [...samples].sort((a, b) => quality(a) - quality(b) || (b.step ?? 0) - (a.step ?? 0)).map((sample) => {
+    const point = runs[sample.run]?.point ?? `run ${sample.run}`;
+    seen.set(point, (seen.get(point) ?? 0) + 1);
+    return { sample, rank: seen.get(point) };
+  });
+  return ranked.sort((a, b) => a.rank - b.rank).map(({ sample }) => sample);
 }
 
 function sampleOf({ run: n, step, prompt, text, scores }) {
@@ -85,22 +97,22 @@ function drawMemory(known, budgets, words) {
   const shown = known.slice(0, 2000);
   const all = known.flatMap((run) => [run.peak_memory_bytes, run.predicted_memory_bytes].map(mib));
   const ends = [Math.min(...all) * 0.95, Math.max(...all) * 1.05];
-  const { soft } = theme();
+  const { soft, main, accent } = theme();
   const near = budgets.map(mib).filter((budget) => budget < ends[1] * 4);
   return {
     traces: [
       { type: "scatter", mode: "lines", x: ends, y: ends, line: { color: soft, width: 1, dash: "dot" }, hoverinfo: "skip" },
       {
         type: "scatter", mode: "markers", x: shown.map((run) => mib(run.predicted_memory_bytes)), y: shown.map((run) => mib(run.peak_memory_bytes)),
-        marker: { size: 8, color: DISTINCT[0], opacity: 0.8 }, hovertemplate: "%{text}<extra></extra>",
+        marker: { size: 8, color: main, opacity: 0.8 }, hovertemplate: "%{text}<extra></extra>",
         text: shown.map((run) => `<b>${escaped(run.name, 120)}</b><br>predicted ${bytes(run.predicted_memory_bytes)}<br>measured ${bytes(run.peak_memory_bytes)}`),
       },
     ],
     text: words,
     layout: {
       xaxis: axis("predicted (MiB)"), yaxis: axis("measured (MiB)"),
-      shapes: near.map((y) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: y, y1: y, line: { color: DISTINCT[1], width: 1.5, dash: "dash" } })),
-      annotations: near.map((y) => ({ xref: "paper", x: 1, y, text: "budget", showarrow: false, xanchor: "right", yanchor: "bottom", font: { color: DISTINCT[1], size: 12 } })),
+      shapes: near.map((y) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: y, y1: y, line: { color: accent, width: 1.5, dash: "dash" } })),
+      annotations: near.map((y) => ({ xref: "paper", x: 1, y, text: "budget", showarrow: false, xanchor: "right", yanchor: "bottom", font: { color: accent, size: 12 } })),
     },
   };
 }
@@ -108,7 +120,7 @@ function drawMemory(known, budgets, words) {
 const FIRST_FAILED = 50;
 
 function failedSection() {
-  const failed = runs.map((run, n) => ({ run, n })).filter(({ run }) => !["finished", "running"].includes(run.status));
+  const failed = runs.map((run, n) => ({ run, n })).filter(({ run }) => isFailed(run));
   if (!failed.length) return null;
   const more = failed.length - FIRST_FAILED;
   return section("failed", "Runs that did not finish",
@@ -116,7 +128,7 @@ function failedSection() {
       el("h3", {}, named(run.name), ` · ${visible(run.status, 40)}`),
       run.reason ? el("p", {}, named(run.reason, 500)) : null,
       run.log ? foldable(`log${n}`, "End of the log", el("pre", { tabindex: "0" }, visible(run.log, 20000))) : null)),
-    more > 0 ? el("p", { class: "soft" }, `${plural(more, "more run")}: see the table above with "Show failed".`) : null);
+    more > 0 ? el("p", { class: "soft" }, `${plural(more, "more run")}: see the table above with "Show failed runs".`) : null);
 }
 
 // ---- the page

@@ -103,7 +103,7 @@ const distinct = (values) => [...new Set(values)].sort(compare);
 const DEFAULTS = {
   rows: "points", sort: "measure", down: false, filter: "", state: "", failed: false, all: false,
   columns: [], open: [], picked: [],
-  x: "step", loss: "val", logx: false, logy: false, smooth: 0, colour: "",
+  x: "step", loss: "val", logx: false, logy: false, late: false, smooth: 0, colour: "",
   heatx: "", heaty: "", against: "parameters", logs: false, moresamples: false,
 };
 let state = readState();
@@ -157,12 +157,12 @@ function chosenOf(name, options) {
 }
 
 function choice(label, name, options) {
-  const select = el("select", { onchange: () => choose({ [name]: select.value }) });
+  const select = el("select", { id: `choose-${name}`, onchange: () => choose({ [name]: select.value }) });
   for (const [value, text] of options) select.append(el("option", { value }, visible(text, 60)));
   const show = () => (select.value = chosenOf(name, options));
   listeners.push(show);
   show();
-  return el("label", {}, label, select);
+  return el("span", { class: "control" }, el("label", { for: select.id }, label), select);
 }
 
 function checkbox(label, name) {
@@ -170,7 +170,7 @@ function checkbox(label, name) {
   const show = () => (input.checked = state[name]);
   listeners.push(show);
   show();
-  return el("label", {}, input, label);
+  return el("label", { class: "control" }, input, label);
 }
 
 // A field of text or a slider; the page follows when the reader pauses.
@@ -184,7 +184,7 @@ function field(label, name, properties) {
   const show = () => document.activeElement === input || (input.value = state[name]);
   listeners.push(show);
   show();
-  return el("label", {}, label, input);
+  return el("label", { class: "control" }, label, input);
 }
 
 function section(id, title, ...children) {
@@ -204,7 +204,7 @@ function answerSection() {
   const verdict = report.verdict;
   return section("answer", null,
     el("p", { class: "soft" }, named(`${plural(runs.length, "run")}: ${states}${made}${refreshed}`, 400)),
-    report.question ? el("p", {}, named(report.question, 600)) : null,
+    report.question ? el("p", { class: "soft" }, named(report.question, 600)) : null,
     ...sentences.map((text, n) => el("p", { class: n === 0 ? "lead" : null }, named(text, 2000))),
     verdict ? el("p", {}, named(`${label(points[verdict.point])} compared with `
       + `${label(points[verdict.with])}: ${comparison(verdict)}.`, 600)) : null,

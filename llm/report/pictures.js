@@ -1,6 +1,7 @@
 // ---- the sections with pictures, in the order of the page
 
 const MOST_CURVES = 300;
+const MOST_NAMES = 24; // in the legend: as many as there are colours with a dash
 const MOST_LINES = 400; // of the parallel coordinates
 
 // ---- curves of the loss
@@ -8,37 +9,49 @@ const MOST_LINES = 400; // of the parallel coordinates
 const AXES = { step: "step", tokens: "tokens", seconds: "seconds of training", flops: "FLOPs" };
 const KINDS = { val: "validation loss", train: "training loss" };
 const curvesOf = new Map((extra.curves ?? []).map((curve) => [curve.run, curve]));
-const hasNumbers = (values) => Boolean(values?.some((value) => value !== null));
+const hasNumbers = (values) => Boolean(values?.some(isNumber));
 const numericKeys = keys.filter((key) => points.every((point) => asNumber(point.values[key]) !== null));
 
 function curvesSection() {
   const curves = extra.curves ?? [];
   const kinds = Object.entries(KINDS).filter(([kind]) => curves.some((c) => hasNumbers(c[kind]?.loss)));
   if (!kinds.length) return null;
-  const axes = Object.entries(AXES).filter(([x]) => kinds.some(([k]) => curves.some((c) => hasNumbers(c[k]?.[x]))));
-  const colours = [["", "colour by point"], ...numericKeys.map((key) => [key, `colour by ${short(key)}`])];
+  const axes = Object.entries(AXES).filter(([x]) => curves.some((c) => kinds.some(([kind]) => hasNumbers(along(c, kind, x)))));
+  const byKey = numericKeys.map((key) => [key, short(key)]);
+  const colours = points.length > MOST_NAMES && byKey.length ? byKey : [["", "by point"], ...byKey];
   const legend = el("ul", { class: "legend", "aria-label": "Curves" });
   const difference = el("aside", { "aria-live": "polite" });
-  const frame = picture(430, () => drawCurves(kinds, axes, legend), (event) => pick(event.points[0].data.meta));
+  const frame = picture(430, () => drawCurves(kinds, axes, colours, legend), (event) => pick(event.points[0].data.meta));
   const draw = () => difference.replaceChildren(...differenceOf());
   listeners.push(draw);
   draw();
   return section("curves", "Curves",
     el("div", { class: "controls" },
       choice("Loss", "loss", kinds), choice("Over", "x", axes),
-      colours.length > 1 ? choice("Colours", "colour", colours) : null,
-      checkbox("log x", "logx"), checkbox("log loss", "logy"),
+      colours.length > 1 ? choice("Colour", "colour", colours) : null,
+      checkbox("log x", "logx"), checkbox("log loss", "logy"), checkbox("Zoom to the end", "late"),
       field("Smoothing", "smooth", { type: "range", min: 0, max: 0.95, step: 0.05 })),
     el("div", { class: "beside" }, el("div", {}, frame, legend), difference));
 }
 
-function drawCurves(kinds, axes, legend) {
+// The values of an axis. The page has no numbers that follow from others: tokens are a multiple of
+// steps, and FLOPs of tokens.
+function along(curve, kind, x) {
+  const values = curve[kind];
+  const run = runs[curve.run];
+  if (values?.[x] || !values?.step) return values?.[x] ?? [];
+  const perStep = { tokens: run.tokens / run.step, flops: (run.tokens / run.step) * run.flops_per_token }[x];
+  return perStep > 0 ? values.step.map((step) => step * perStep) : [];
+}
+
+function drawCurves(kinds, axes, colours, legend) {
   const kind = chosenOf("loss", kinds);
   const x = chosenOf("x", axes);
   const rows = sorted(shownRuns().filter(({ n }) => hasNumbers(curvesOf.get(n)?.[kind]?.loss)));
   const shown = rows.filter((row, n) => n < MOST_CURVES || isPicked(row.n));
-  const style = styleOf(shown);
-  const traces = shown.map((row) => curve(row, curvesOf.get(row.n)[kind], x, style(row)));
+  const style = styleOf(shown, chosenOf("colour", colours));
+  const traces = shown.map((row) => curve(row, kind, x, style(row)));
+  const range = state.late ? endOf(traces, state.logy) : undefined;
   if (style.bar) traces.push(style.bar);
   legend.replaceChildren(...(style.bar ? [] : legendOf(shown, style)));
   const left = rows.length - shown.length;
@@ -48,25 +61,35 @@ function drawCurves(kinds, axes, legend) {
     traces, text: `${KINDS[kind]} of ${plural(shown.length, "run")} by ${AXES[x]}${lowest}`,
     layout: {
       xaxis: axis(AXES[x], { type: state.logx ? "log" : "linear" }),
-      yaxis: axis(`${KINDS[kind]} (nats per token)`, { type: state.logy ? "log" : "linear" }),
-      uirevision: [kind, x, state.logx, state.logy].join(),
+      yaxis: axis(`${KINDS[kind]} (nats per token)`, { type: state.logy ? "log" : "linear", range }),
+      uirevision: [kind, x, state.logx, state.logy, state.late].join(),
     },
   };
 }
 
-function curve(row, values, x, { color, dash }) {
+function curve(row, kind, x, { color, dash }) {
+  const values = curvesOf.get(row.n)[kind];
   const few = values.loss.length <= 40;
   const picked = isPicked(row.n);
   const faded = state.picked.length > 0 && !picked;
   const name = escaped(row.point ? label(row.point) : row.run.name, 200);
   return {
     type: "scatter", mode: few ? "lines+markers" : "lines", meta: row.n,
-    x: values[x] ?? [], y: smoothed(values.loss, state.smooth),
+    x: along(curvesOf.get(row.n), kind, x), y: smoothed(values.loss, state.smooth),
     line: { color, dash, width: picked ? 3.5 : 1.6 }, marker: { size: few ? 4 : 0, color },
     opacity: faded ? 0.25 : row.run.status === "finished" ? 1 : 0.6,
     hovertemplate: `<b>${name}</b><br>seed ${row.run.seed ?? "?"}, ${escaped(row.run.status)}`
       + `<br>${x} %{x:,.6~g}<br>loss %{y:.4f}<extra></extra>`,
   };
+}
+
+// The range of losses in the last two thirds of the rows, where curves differ by little.
+function endOf(traces, isLog) {
+  const late = traces.flatMap(({ y }) => y.slice(Math.floor(y.length / 3))).filter(isNumber);
+  if (!late.length) return undefined;
+  const [low, high] = [late.reduce((a, b) => Math.min(a, b)), late.reduce((a, b) => Math.max(a, b))];
+  const room = 0.05 * (high - low) || 0.01;
+  return [low - room, high + room].map((value) => (isLog ? Math.log10(value) : value));
 }
 
 // An exponential mean over the rows, which starts without a bias towards zero.
@@ -82,16 +105,15 @@ function smoothed(values, weight) {
   });
 }
 
-// A function from a row to its colour and dash: a colour per point while the colours suffice, else
-// a scale over the values of a number, which gets a bar.
-function styleOf(rows) {
+// A function from a row to its colour and dash: a colour per point, or, if `key` is not empty, a
+// scale over its values, which gets a bar.
+function styleOf(rows, key) {
   const present = distinct(rows.map(({ point }) => point?.index ?? -1));
-  const tooMany = present.length > DISTINCT.length * DASHES.length;
-  const key = numericKeys.includes(state.colour) ? state.colour : tooMany ? numericKeys[0] : undefined;
-  if (key === undefined) {
+  const colours = theme().distinct;
+  if (key === "") {
     return ({ point }) => {
       const n = present.indexOf(point?.index ?? -1);
-      return { color: DISTINCT[n % DISTINCT.length], dash: DASHES[Math.floor(n / DISTINCT.length) % DASHES.length] };
+      return { color: colours[n % colours.length], dash: DASHES[Math.floor(n / colours.length) % DASHES.length] };
     };
   }
   const scale = scaleOf(points.map((point) => asNumber(point.values[key])));
@@ -129,7 +151,7 @@ function colourBar({ low, high, bend, isLog }, title) {
 function legendOf(rows, style) {
   const firsts = new Map();
   for (const row of rows) firsts.set(row.point?.index ?? `run ${row.n}`, firsts.get(row.point?.index) ?? row);
-  return [...firsts.values()].slice(0, DISTINCT.length * DASHES.length).map((row) => {
+  return [...firsts.values()].slice(0, MOST_NAMES).map((row) => {
     const { color, dash } = style(row);
     const pressed = isPicked(row.n) ? "true" : "false";
     const name = row.point ? `${label(row.point)} (n ${row.point.n})` : row.run.name;
@@ -183,44 +205,49 @@ function parallelSection() {
 
 function drawParallel(varied) {
   const shown = shownPoints().filter((point) => isNumber(point.mean)).sort((a, b) => b.mean - a.mean).slice(-MOST_LINES);
-  const places = [
-    ...varied.map((key) => placesOf(short(key), shown.map((point) => point.values[key]))),
-    placesOf("parameters", shown.map((point) => point.parameters), count),
-    placesOf(measure.name, shown.map((point) => point.mean), loss),
-  ].filter(({ known }) => known);
+  const axes = [
+    ...varied.map((key) => placed(short(key), shown.map((point) => point.values[key]))),
+    placed("parameters", shown.map((point) => point.parameters), count),
+    placed(measure.name, shown.map((point) => point.mean), (value) => value.toFixed(3)),
+  ];
   const colours = scaleOf(shown.map((point) => point.mean));
   const traces = shown.map((point, n) => ({
-    type: "scatter", mode: "lines", x: places.map((_, at) => at), y: places.map(({ share }) => share[n]),
+    type: "scatter", mode: "lines", x: axes.map((_, at) => at), y: axes.map(({ shares }) => shares[n]),
     line: { color: scaled(colours.share(point.mean)), width: point.index === best ? 4 : 1.5 }, opacity: 0.85,
     hovertemplate: `<b>${escaped(label(point), 200)}</b><br>${loss(point.mean)} (n ${point.n})<extra></extra>`,
   }));
-  const ticks = places.flatMap(({ ticks: own }, at) => own.map(([share, text]) => ({
-    x: at, y: share, text: escaped(text, 16), showarrow: false, xanchor: at === places.length - 1 ? "right" : "left",
-    xshift: at === places.length - 1 ? -5 : 5, bgcolor: theme().paper, borderpad: 1, font: { size: 11, color: theme().soft },
+  const { paper, soft } = theme();
+  const side = (at) => (at === axes.length - 1 ? { xanchor: "right", xshift: -5 } : { xanchor: "left", xshift: 5 });
+  const ticks = axes.flatMap(({ ticks: own }, at) => own.map(([share, text]) => ({
+    x: at, y: share, text: escaped(text, 16), showarrow: false, bgcolor: paper, borderpad: 1, ...side(at), font: { size: 11, color: soft },
   })));
+  const titles = axes.map(({ title }, at) => ({
+    x: at, y: 1.12, text: escaped(title, narrow.matches ? 11 : 24), showarrow: false, font: { size: 13 },
+    xanchor: at === 0 ? "left" : at === axes.length - 1 ? "right" : "center",
+  }));
   return {
     traces, text: `${plural(shown.length, "point")} over ${varied.map(short).join(", ")}, parameters and ${measure.name}`,
     layout: {
-      annotations: ticks, hoverdistance: 30, margin: { l: 24, r: 24, t: 44, b: 20 },
-      yaxis: axis("", { showticklabels: false, showgrid: false, range: [-0.06, 1.06], fixedrange: true }),
-      xaxis: axis("", { side: "top", tickvals: places.map((_, at) => at), ticktext: places.map(({ title }) => escaped(title, 22)), fixedrange: true, gridwidth: 1.5 }),
+      annotations: [...titles, ...ticks], hoverdistance: 30, margin: { l: 20, r: 20, t: 10, b: 10 },
+      xaxis: axis("", { range: [-0.004, axes.length - 0.996], tickvals: axes.map((_, at) => at), showticklabels: false, fixedrange: true, gridcolor: soft, showline: false }),
+      yaxis: axis("", { showticklabels: false, showgrid: false, range: [-0.05, 1.18], fixedrange: true, showline: false }),
     },
   };
 }
 
-// Where values lie on an axis from 0 to 1, and its ticks.
-function placesOf(title, values, text = String) {
+// Where values lie on an axis from 0 to 1, and its ticks: numbers by size, words in their order.
+function placed(title, values, text = String) {
   const found = distinct(values.filter((value) => value !== null && value !== undefined));
   const numbers = found.map(asNumber);
-  if (numbers.every((number) => number !== null)) {
-    const scale = scaleOf(numbers);
-    const marked = found.length <= 7 ? found : [found[0], found[found.length - 1]];
-    const share = values.map((value) => (asNumber(value) === null ? null : scale.share(asNumber(value))));
-    return { title, known: found.length > 0, share, ticks: marked.map((value) => [scale.share(asNumber(value)), text(value)]) };
+  const areNumbers = numbers.every((number) => number !== null);
+  const scale = areNumbers ? scaleOf(numbers) : scaleOf(found.map((_, n) => n));
+  const share = (value) => scale.share(areNumbers ? asNumber(value) : found.indexOf(value));
+  const ticks = [];
+  for (const value of found) {
+    const isFree = !ticks.length || share(value) - ticks[ticks.length - 1][0] > 0.06;
+    if (isFree) ticks.push([share(value), text(value)]);
   }
-  const place = (value) => (found.length > 1 ? found.indexOf(value) / (found.length - 1) : 0.5);
-  const marked = found.length <= 12 ? found : [found[0], found[found.length - 1]];
-  return { title, known: true, share: values.map((value) => (found.includes(value) ? place(value) : null)), ticks: marked.map((value) => [place(value), value]) };
+  return { title, ticks, shares: values.map((value) => (found.includes(value) ? share(value) : null)) };
 }
 
 // ---- heat map over two keys
@@ -230,10 +257,12 @@ function heatSection() {
   if (varied.length < 2) return null;
   const options = (first) => [first, ...varied.filter((key) => key !== first)].map((key) => [key, short(key)]);
   const [across, down] = [options(varied[0]), options(varied[1])];
+  const most = Math.max(...varied.map((key) => distinct(points.map((point) => point.values[key])).length));
+  const height = Math.min(Math.max(360, 100 + 44 * most), 800);
   return section("heat", "Two settings",
     el("p", { class: "soft" }, `Mean ${measure.name} of all points with these two values, whatever their other settings are; n counts runs.`),
     el("div", { class: "controls" }, choice("Across", "heatx", across), choice("Down", "heaty", down)),
-    picture(400, () => drawHeat(chosenOf("heatx", across), chosenOf("heaty", down))));
+    picture(height, () => drawHeat(chosenOf("heatx", across), chosenOf("heaty", down))));
 }
 
 function drawHeat(across, down) {
@@ -286,18 +315,18 @@ function drawCost(known) {
   const front = shown.filter((point) => point.front?.includes(cost)).sort((a, b) => a[cost] - b[cost]);
   const unit = cost === "peak_memory_bytes" ? 2 ** 20 : 1;
   const half = (point) => (isNumber(point.high) && isNumber(point.low) ? (point.high - point.low) / 2 : 0);
-  const { ink, soft } = theme();
+  const { ink, soft, main, accent } = theme();
   return {
     traces: [{
       type: "scatter", mode: "lines", x: front.map((point) => point[cost] / unit), y: front.map((point) => point.mean),
-      line: { color: DISTINCT[1], width: 1.5, dash: "dot" }, hoverinfo: "skip",
+      line: { color: accent, width: 1.5, dash: "dot" }, hoverinfo: "skip",
     }, {
       type: "scatter", mode: "markers", x: shown.map((point) => point[cost] / unit), y: shown.map((point) => point.mean),
       error_y: { type: "data", array: shown.map(half), thickness: 1, width: 3, color: soft },
       marker: {
         size: shown.map((point) => (point.index === best ? 13 : 9)), line: { color: ink, width: 0.5 },
         symbol: shown.map((point) => (point.index === best ? "star" : front.includes(point) ? "diamond" : "circle")),
-        color: shown.map((point) => (front.includes(point) ? DISTINCT[1] : DISTINCT[0])),
+        color: shown.map((point) => (front.includes(point) ? accent : main)),
       },
       text: shown.map((point) => `<b>${escaped(label(point), 200)}</b><br>${loss(point.mean)} ± ${loss(half(point))}`
         + ` (n ${point.n})<br>${text(point[cost])}`),
@@ -328,8 +357,8 @@ function importanceSection() {
     el("p", { class: "soft" }, `The rank correlation with the ${measure.name} lies between -1 and 1: below 0, larger values are better. `
       + "The share of variance is known for grids."),
     picture(90 + 52 * rows.length, () => ({
-      traces: [bars("rank correlation", rows.map((row) => row.correlation), DISTINCT[0]),
-        bars("share of variance", rows.map((row) => row.share), DISTINCT[4])],
+      traces: [bars("rank correlation", rows.map((row) => row.correlation), theme().main),
+        bars("share of variance", rows.map((row) => row.share), theme().accent)],
       text: rows.map(({ key, correlation, share }) => `${short(key)}: correlation ${loss(correlation)}, share ${loss(share)}`).join("; "),
       layout: {
         showlegend: true, legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 }, bargap: 0.35,

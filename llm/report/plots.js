@@ -5,7 +5,8 @@ const escaped = (text, longest = 60) => visible(text, longest).replace(
   /[&<>$%{}]/g, (mark) => `&#${mark.charCodeAt(0)};`);
 
 // Colours that colour-blind people can tell apart, from Okabe and Ito (jfly.uni-koeln.de/color).
-const DISTINCT = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
+const ON_LIGHT = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
+const ON_DARK = ["#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#f0e442", "#d55e00"];
 const DASHES = ["solid", "dash", "dot", "dashdot"];
 const VIRIDIS = ["#440154", "#414487", "#2a788e", "#22a884", "#7ad151", "#fde725"];
 
@@ -16,10 +17,13 @@ const narrow = matchMedia("(max-width: 760px)");
 function theme() {
   const style = getComputedStyle(document.documentElement);
   const colour = (name) => style.getPropertyValue(name).trim();
+  const isDark = dark.matches && !printed.matches;
   return {
     paper: colour("--paper"), ink: colour("--ink"), soft: colour("--soft"), rule: colour("--rule"),
+    distinct: isDark ? ON_DARK : ON_LIGHT,
+    main: isDark ? ON_DARK[0] : ON_LIGHT[0], accent: isDark ? ON_DARK[1] : ON_LIGHT[1],
     // the end of the scale that is hard to see on this paper is left out
-    scale: dark.matches && !printed.matches ? VIRIDIS.slice(1) : VIRIDIS.slice(0, 5),
+    scale: isDark ? VIRIDIS.slice(1) : VIRIDIS.slice(0, 5),
   };
 }
 
@@ -82,8 +86,12 @@ const nearby = new IntersectionObserver((entries) => {
   }
 }, { rootMargin: "300px" });
 
+// Plotly comes last on the page and takes most of a second, so words and tables are shown before.
+const loaded = new Promise((resolve) => window.addEventListener("load", resolve));
+
 async function draw(drawing) {
   drawing.stale = false;
+  await loaded;
   const { frame, onclick } = drawing;
   if (typeof Plotly === "undefined") {
     frame.textContent = "plotly.min.js is missing beside this page, so there are no pictures.";
@@ -108,4 +116,9 @@ listeners.push((changes) => {
   if (Object.keys(changes).some((name) => !TABLE_ONLY.includes(name))) redraw();
 });
 dark.addEventListener("change", () => redraw());
-printed.addEventListener("change", () => redraw(true));
+printed.addEventListener("change", () => {
+  for (const details of document.querySelectorAll(".failed details")) {
+    details.open = printed.matches || state.open.includes(details.id);
+  }
+  redraw(true);
+});

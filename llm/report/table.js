@@ -102,9 +102,10 @@ function filtered(rows) {
 }
 
 // Runs that did not finish are shown only if the reader asks for them.
-function isShown(row) {
-  if (state.state) return row.run.status === state.state;
-  return state.failed || ["finished", "running"].includes(row.run.status);
+const isFailed = (run) => !["finished", "running", "waiting"].includes(run.status);
+
+function isShown({ run }) {
+  return state.state ? run.status === state.state : state.failed || !isFailed(run);
 }
 
 const shownPoints = () => filtered(pointRows).map((row) => row.point);
@@ -113,7 +114,7 @@ const shownRuns = () => filtered(runRows).filter(isShown);
 // ---- drawing it
 
 function tableSection() {
-  const box = el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table of results" });
+  const box = el("div", { class: "scroll results", tabindex: "0", role: "region", "aria-label": "Table of results" });
   const below = el("p", { class: "soft", "aria-live": "polite" });
   const draw = () => drawTable(box, below);
   listeners.push(draw);
@@ -123,8 +124,8 @@ function tableSection() {
     el("div", { class: "controls" },
       choice("Rows", "rows", [["points", "points (seeds together)"], ["runs", "runs"]]),
       field("Filter", "filter", { type: "search", placeholder: "n_layer>4 lr=0.01 or a word" }),
-      choice("State", "state", [["", "finished and running"], ...states]),
-      checkbox("Show failed", "failed"),
+      choice("State of runs", "state", [["", "finished and running"], ...states]),
+      checkbox("Show failed runs", "failed"),
       columnChoice()),
     box, below);
 }
@@ -136,7 +137,7 @@ function columnChoice() {
       const now = state.columns.length ? state.columns : USUAL;
       choose({ columns: toggled(now, column.id) });
     } });
-    return el("label", {}, input, named(keys.includes(column.id) ? column.id : column.title, 60));
+    return el("label", { class: "control" }, input, named(keys.includes(column.id) ? column.id : column.title, 60));
   }));
   listeners.push(draw);
   draw();
@@ -147,9 +148,10 @@ const isVisible = (column) => (state.columns.length ? state.columns : USUAL).inc
 
 // Details that stay open when the page refreshes itself.
 function foldable(id, title, ...children) {
-  const details = el("details", { open: state.open.includes(id) }, el("summary", {}, title), ...children);
+  const details = el("details", { id, open: state.open.includes(id) }, el("summary", {}, title), ...children);
   details.addEventListener("toggle", () => {
-    if (details.open !== state.open.includes(id)) choose({ open: toggled(state.open, id) });
+    const isChanged = details.open !== state.open.includes(id);
+    if (isChanged && !printed.matches) choose({ open: toggled(state.open, id) });
   });
   return details;
 }
@@ -201,8 +203,11 @@ function headerOf(column) {
 }
 
 function rowOf(row, columns) {
-  const cells = columns.map((column) =>
-    el("td", { class: column.number ? "number" : null }, named(cellText(column, row), 160)));
+  const cells = columns.map((column) => {
+    const text = cellText(column, row);
+    const isLong = text.length > 40;
+    return el("td", { class: column.number ? "number" : null }, isLong ? named(text, 160) : visible(text));
+  });
   const isBest = !row.run && row.point.index === best;
   return el("tr", { class: isBest ? "best" : row.run ? "run" : null }, ...cells, toolsOf(row));
 }

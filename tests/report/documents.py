@@ -84,6 +84,7 @@ def _run(point: int, values: Plain, seed: int, mean: float) -> Plain:
         "test": {}, "tokens_per_second": 80_000 / depth, "train_seconds": 60.0 * depth,
         "wall_seconds": 62.0 * depth, "peak_memory_bytes": 2**28 + 2**24 * depth + seed * 2**18,
         "predicted_memory_bytes": 2**28 + 17 * 2**20 * depth, "budget_bytes": 2**29,
+        "flops_per_token": 6.0 * 196_608 * depth,
         "point": point, "changes": dict(values), "log": None,
     }  # fmt: skip
 

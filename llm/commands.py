@@ -30,6 +30,11 @@ def typed_command(*more: str, name: str | None = None, without: Iterable[str] = 
     return for_shell(["python", _script(name or Path(started).name), *arguments, *more])
 
 
+def overrides_of(words: list[str]) -> list[str]:
+    """The ``key=value`` words of a command line, without Hydra's own."""
+    return [word for word in words if "=" in word and not word.startswith(("-", "+hydra", "hydra"))]
+
+
 def for_shell(words: Iterable[str]) -> str:
     """A command that a shell reads as ``words``, in characters that any terminal can show.
 

@@ -71,6 +71,12 @@ def option(default: Any = MISSING, **bounds: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
+def check_length(key: str, text: str | None, at_most: int) -> None:
+    """Raise :class:`llm.errors.Refused` for a text of more than ``at_most`` characters."""
+    length = len(text or "")
+    require(length <= at_most, f"{key} has {length} characters: give at most {at_most}")
+
+
 def bounds_of(section: Any, key: str) -> Bounds:
     """The bounds of one field of a dataclass."""
     return next(bounds for name, _, bounds in _bounded(section) if name == key)

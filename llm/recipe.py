@@ -14,13 +14,14 @@ from llm.data.dataset import LARGE, Dataset
 from llm.data.prepare import prepare
 from llm.device import select_device, set_deterministic, tune_allocator
 from llm.experiment.console import byte_progress, status, warn
+from llm.experiment.ledger import show_already_run
 from llm.experiment.loggers import open_logger
 from llm.experiment.panels import show_already_finished, show_end, show_start
 from llm.experiment.rundir import read_summary, recording
 from llm.planning.fitting import fit_memory, retry_with_smaller_micro_batch
 from llm.planning.plan import Plan
 from llm.planning.setup import saves_memory, vocabulary
-from llm.settings.build import build, custom_logger
+from llm.settings.build import build, custom_logger, logger_options
 from llm.settings.identity import longer
 from llm.settings.run import Run, open_run
 from llm.settings.saved import to_plain
@@ -58,6 +59,8 @@ def train(settings: TrainSettings) -> Path:
                     more = longer(settings.trainer.max_steps)
                     show_already_finished(run.folder, run.reason, more)
                 else:
+                    if not (settings.resume or settings.trainer.eval_only):
+                        show_already_run([run.identity["config_digest"]], run.folder)
                     fit(settings, run, dataset, device, f"{precision}, {why}", plan)
             finally:
                 if run.folder.exists():  # a run that was refused has deleted its folder
@@ -72,7 +75,7 @@ def fit(
 ) -> None:
     """Build all parts of one run, and train. ``why``: the precision and its reason."""
     alone = run.is_new and not settings.run.sweep
-    facts = run.identity | plan.facts
+    facts = run.identity | run.labels | plan.facts
     with recording(run.folder, facts, run.again, alone, settings.memory.advice) as summary:
         for note in [*run.notes, *dataset.notes, *slow_products(settings.precision.name, device)]:
             warn(note)
@@ -89,8 +92,9 @@ def fit(
             run.folder, options.keep_last, model.config, dataset.tokenizer, run.identity
         )
         with open_logger(
-            run.folder, run.checkpoint, settings.logger, to_plain(settings), max_steps, sweep, own
-        ) as logger:
+            run.folder, run.checkpoint, logger_options(settings), to_plain(settings), max_steps,
+            sweep, own,
+        ) as logger:  # fmt: skip
             trainer = build(
                 options, model=model, dataset=dataset, precision=precision, logger=logger,
                 optimizer=build(settings.optimizer, model=model), checkpoints=checkpoints,
@@ -102,7 +106,7 @@ def fit(
             elif origin is not None and options.eval_only:
                 trainer.progress.take_counts(origin)
             trainer.check_room()
-            show_start(run.folder, trainer, dataset, why, plan.sentence)
+            show_start(run.folder, trainer, dataset, why, plan.sentence, settings.run.note)
             try:
                 with logger:
                     trainer.fit()

@@ -142,7 +142,7 @@ def test_a_finished_run_can_be_trained_further_in_its_folder(folder: Path) -> No
     assert (config["trainer"]["max_steps"], config["trainer"]["eval_interval"]) == (9, 4)
     assert config["model"]["n_layer"] == 1, "other settings are those of the folder"
     assert (found["status"], found["step"], found["tokens"]) == ("finished", 9, 9 * 64)
-    assert {path.name for path in (folder / "outputs").iterdir()} == {"a"}
+    assert {path.name for path in (folder / "outputs").iterdir()} == {"a", "ledger.jsonl"}
     refused = here("train", "resume=outputs/a", "model.n_layer=2", cwd=folder)
     assert refused.returncode == 2
     assert "model.n_layer was 1, now 2" in refused.stderr

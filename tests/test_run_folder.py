@@ -1,5 +1,6 @@
 """A run folder that was deleted, is incomplete, or is not a run."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,7 +66,9 @@ def test_a_run_folder_that_is_deleted_ends_the_run_at_the_next_write_and_is_not_
     assert done.returncode == 5, done
     assert done.stderr.startswith("run_train.py: ") and done.stderr.count("\n") == 1
     assert f"outputs/a/{place} could not be written: No such file or directory" in done.stderr
-    assert listing(tmp_path) == set()
+    assert listing(tmp_path) == {"outputs", "outputs/ledger.jsonl"}
+    line = json.loads((tmp_path / "outputs/ledger.jsonl").read_text())
+    assert (line["folder"], line["status"]) == ("outputs/a", "disk_error")
 
 
 def one_refusal(done: Done) -> str:

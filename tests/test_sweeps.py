@@ -1,5 +1,6 @@
 """Sweeps: each job is a process that cannot end another, and every sweep can be continued."""
 
+import json
 import os
 import pickle
 import re
@@ -68,10 +69,16 @@ def test_a_sweep_outlives_its_jobs_and_is_continued(tmp_path: Path, text: list[s
     assert process.returncode == 1, shown
     assert jobs == {killed.name, first.name, diverged.name, last.name}
     assert all(re.fullmatch(r"[\w.-]+", job, re.ASCII) for job in jobs)
-    assert {path.name for path in tmp_path.iterdir()} == {"data", "multirun"}
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "multirun", "outputs"}
     found = {folder: summary(folder) for folder in (killed, first, diverged, last)}
     statuses = [found[folder]["status"] for folder in (killed, first, diverged, last)]
     assert statuses == ["killed", "finished", "diverged", "finished"]
+    ledger = [json.loads(one) for one in (tmp_path / "outputs/ledger.jsonl").open()]
+    assert sorted(line["status"] for line in ledger) == sorted(statuses)
+    line = next(line for line in ledger if line["status"] == "killed")
+    assert line["reason"] == "killed by SIGKILL"
+    assert tmp_path / line["folder"] == killed and tmp_path / line["sweep"] == sweep
+    assert "optimizer.lr=0.002" in line["overrides"]
     assert found[killed]["reason"] == "killed by SIGKILL"
     assert "try a lower optimizer.lr" in found[diverged]["reason"]
     assert shown.strip().endswith("run_train.py: 2 of 4 jobs did not finish")

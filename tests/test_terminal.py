@@ -146,7 +146,10 @@ def test_a_live_line_moves_the_cursor_of_a_guarded_terminal(
     assert "\\x1b" not in terminal.getvalue() and "\\r" not in terminal.getvalue()
 
 
-def test_the_log_of_a_run_can_be_shown_on_a_terminal(tmp_path: Path) -> None:
+def test_the_log_of_a_run_can_be_shown_on_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with recording(tmp_path, {}, "", remove_if_refused=False):
         logging.getLogger("llm").info("sample: %s", HOSTILE + READABLE)
     text = (tmp_path / "run_train.log").read_text(encoding="utf-8")

@@ -26,6 +26,7 @@ def test_text_in_any_script_reaches_a_run(folder: Path) -> None:
     typed = [
         *CHAR, *TINY_RUN, "run.name=我的模型", "data.name=小说", "logger.project=我的项目",
         "logger.tags=[ü, a b, 你好 世界]", "logger.notes=第一次 (真的)", "logger.entity=é",
+        "run.note=为什么 (真的)",
     ]  # fmt: skip
     done = here("train", *typed, cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -34,10 +35,11 @@ def test_text_in_any_script_reaches_a_run(folder: Path) -> None:
     assert config["logger"]["entity"] == "é"
     assert config["logger"]["tags"] == ["ü", "a b", "你好 世界"]
     assert config["logger"]["notes"] == "第一次 (真的)"
+    assert config["run"]["note"] == "为什么 (真的)"
     assert [path.name[:3] for path in (folder / "data").iterdir()] == ["小说-"]
     again = here("train", *typed, cwd=folder)
     assert again.returncode == 0, "the same name is the same run"
-    assert [path.name for path in (folder / "outputs").iterdir()] == ["我的模型"]
+    assert {path.name for path in (folder / "outputs").iterdir()} - {"ledger.jsonl"} == {"我的模型"}
     decomposed = here("train", *[w.replace("é", "e\u0301") for w in typed], cwd=folder)
     assert decomposed.returncode == 0, decomposed.stderr
 

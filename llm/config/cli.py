@@ -20,6 +20,7 @@ from llm.config.launcher import is_job_of_another_launcher, run_as_job
 from llm.config.mistakes import explained
 from llm.config.verbatim import unguard
 from llm.errors import Interrupted, InUse, Refused, Stop, as_line, as_stop
+from llm.experiment.ledger import append_job
 from llm.experiment.process import follow_parent
 from llm.experiment.rundir import make_folder, read_summary, write_summary
 from llm.lock import locked
@@ -164,7 +165,9 @@ def _leave_summary(cfg: Any, refusal: Refused) -> None:
         folder = Path(unguard(run.dir))
         if read_summary(folder) is None:
             with contextlib.suppress(InUse), locked(make_folder(folder)):
-                write_summary(folder, status=refusal.status, reason=str(refusal))
+                facts = {"status": refusal.status, "reason": str(refusal)}
+                write_summary(folder, **facts)
+                append_job(folder, commands.TYPED, facts)
 
 
 @contextlib.contextmanager

@@ -31,7 +31,8 @@ from llm.experiment.watch import Watched
 MULTIRUN = Path("multirun")
 # The keys that say where a job writes.
 PLACE = ("run.sweep", "run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
-HOUSEKEEPING = (*PLACE, "run.retry", "run.dry_run")  # these do not distinguish jobs
+HOUSEKEEPING = (*PLACE, "run.retry", "run.dry_run")  # a job gets these from its sweep
+NOTE = "run.note"
 OF_THE_SWEEP = ("hydra.mode", "hydra.sweep", "hydra/sweep", "hydra.launcher", "hydra/launcher")
 
 
@@ -143,10 +144,11 @@ def job_of(hydra: Any, overrides: Sequence[str], number: int, script: Path) -> J
     The built-in sweeper names one, sweepers of other packages do not.
     """
     settings = [one for one in overrides if not is_housekeeping(one)]
+    distinct = [one for one in settings if distinguishes(one)]
     pairs = [one.partition("=") for one in overrides if is_housekeeping(one)]
     place = {key.lstrip("+"): unquoted(value) for key, _, value in pairs}
     sweep = place.get("run.sweep") or Path(str(hydra.sweep.dir)).name
-    folder = Path(place.get("run.dir") or MULTIRUN / sweep / folder_name(values_of(settings)))
+    folder = Path(place.get("run.dir") or MULTIRUN / sweep / folder_name(values_of(distinct)))
     typed = [*map(as_typed, settings), f"run.sweep={sweep}", f"run.dir={folder}"]
     if retry := place.get("run.retry"):
         typed.append(f"run.retry={retry}")
@@ -179,6 +181,11 @@ def placed(overrides: Sequence[str], sweep: str, name: str, retry: str = "failed
 def is_housekeeping(override: str) -> bool:
     """Whether an override says where a job writes, or what to do with an earlier run there."""
     return override.partition("=")[0].lstrip("+") in HOUSEKEEPING
+
+
+def distinguishes(override: str) -> bool:
+    """Whether an override may distinguish a job from the others of its sweep."""
+    return not (is_housekeeping(override) or override.partition("=")[0] == NOTE)
 
 
 def find_from_workers() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from llm.config.launcher import MULTIRUN, is_housekeeping
+from llm.config.launcher import MULTIRUN, distinguishes
 from llm.config.verbatim import displayed
 from llm.disk import delete_temporary
 from llm.errors import require
@@ -106,6 +106,6 @@ def _varied_keys(
 
 
 def typed_values(point: Point[TrainSettings]) -> dict[str, str]:
-    """The values from the command line and the sweep file, by key; not the place of the job."""
-    pairs = [one.partition("=") for one in point.overrides if not is_housekeeping(one)]
+    """The values from the command line and the sweep file, by key, without place and note."""
+    pairs = [one.partition("=") for one in point.overrides if distinguishes(one)]
     return {key: displayed(value) for key, _, value in pairs}

@@ -103,7 +103,8 @@ class Grid(Sweeper):
                 alone = f"{key}={name} names one run, so none was started: take run.sweep="
                 require(not name, alone)
             same = run == points[0].settings.run
-            require(same, "run.sweep=, run.retry= and run.dry_run= are for all jobs at once")
+            of_all = "run.sweep=, run.note=, run.retry= and run.dry_run= are for all jobs at once"
+            require(same, of_all)
         try_custom_classes([point.settings for point in points])
         first: dict[str, Point[TrainSettings]] = {}
         for point in points:

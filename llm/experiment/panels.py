@@ -13,9 +13,10 @@ from llm.units import format_bytes, minutes, plural
 
 
 def show_start(
-    folder: Path, trainer: Trainer, dataset: Dataset, precision: str, memory: str
-) -> None:
-    """Device, precision and why, size, tokens per step, memory, data, run folder."""
+    folder: Path, trainer: Trainer, dataset: Dataset, precision: str, memory: str,
+    note: str | None = None,
+) -> None:  # fmt: skip
+    """Device, precision and why, size, tokens per step, memory, data, run folder, note."""
     options, config = trainer.options, trainer.model.config
     tokens = options.batch_size * config.block_size
     micro_batches = options.batch_size // options.micro_batch
@@ -35,6 +36,8 @@ def show_start(
         "data": f"{dataset.folder}: {len(dataset.train):,} training tokens, {length}",
         "run folder": str(folder),
     }
+    if note:
+        facts["note"] = note
     if flops := trainer.throughput.peak:
         facts["device"] += f", {flops / 1e12:.2f} TFLOP/s measured just now"
     if micro_batches > 1:

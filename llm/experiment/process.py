@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llm.errors import DiskError, Diverged, Interrupted, OutOfMemory, Refused, Stop, as_line
+from llm.experiment.ledger import append_job
 from llm.experiment.rundir import LOG, read_summary, write_summary
 from llm.lock import locked
 from llm.signals import listener
@@ -35,6 +36,7 @@ class Child:
     """
 
     def __init__(self, folder: Path, command: list[str], environment: dict[str, str]) -> None:
+        self.command = command
         self.folder, self.before = folder, read_summary(folder)
         self.start, self.deadline, self.is_late = time.monotonic(), float("inf"), False
         self.oom_kills = oom_kills()
@@ -99,6 +101,7 @@ class Child:
         killed = self.is_late or code < 0
         status = "killed" if killed else STATUSES.get(code, Stop.status)
         facts: dict[str, Any] = {"status": status, "reason": late or self._reason(code)}
+        append_job(self.folder, self.command, facts | {"wall_seconds": self.seconds})
         if summary is None:  # else it is the summary of an earlier run in this folder
             self._record(facts | {"wall_seconds": self.seconds})
         return facts

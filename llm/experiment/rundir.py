@@ -26,6 +26,7 @@ from llm.errors import (
     printable,
     require,
 )
+from llm.experiment.ledger import append
 from llm.lock import KEYS
 from llm.sealed import Plain, read_json
 from llm.signals import Signalled, remember, unswallowed
@@ -176,9 +177,10 @@ def versions() -> dict[str, str]:
 def recording(
     folder: Path, facts: Plain, again: str, remove_if_refused: bool, advice: str = ""
 ) -> Iterator[Plain]:
-    """Log into ``folder`` while inside, and write ``summary.json`` at the end, however it ends.
+    """Log into ``folder`` while inside. At the end, however it ends, write ``summary.json`` and
+    append a line to the ledger.
 
-    ``facts``: values for the summary; yields a copy for the caller to add to. ``again``: the
+    ``facts``: values for both; yields a copy for the caller to add to. ``again``: the
     command that resumes the run. ``remove_if_refused``: delete the folder if the run is refused
     before its first step. ``advice``: what to do if memory runs out.
     """
@@ -205,8 +207,7 @@ def recording(
     earlier = before if isinstance(before, float) else 0.0
     summary["wall_seconds"] = earlier + time.perf_counter() - start
     if stop is None or cause is None:
-        with writing(folder / SUMMARY):
-            write_summary(folder, **summary | {"status": "finished"})
+        _finish(folder, summary | {"status": "finished"})
         return
     with contextlib.suppress(OSError):  # a full disk must not hide why the run ended
         if isinstance(stop, Diverged):
@@ -215,6 +216,8 @@ def recording(
     has_started = "step" in summary
     if remove_if_refused and isinstance(stop, Refused | DiskError) and not has_started:
         _remove(folder)
+    else:
+        append(folder, summary)
     if isinstance(stop, Interrupted):
         raise Interrupted(f"{stop}; to continue: {again}") from None
     if isinstance(stop, OutOfMemory):
@@ -222,6 +225,18 @@ def recording(
     if stop is cause or type(stop) is Stop:
         raise cause
     raise stop from cause
+
+
+def _finish(folder: Path, summary: Plain) -> None:
+    """Write the summary of a finished run, and its line in the ledger."""
+    try:
+        with writing(folder / SUMMARY):
+            write_summary(folder, **summary)
+    except DiskError as error:
+        summary |= {"status": error.status, "reason": str(error)}
+        raise
+    finally:
+        append(folder, summary)
 
 
 def _reason(error: BaseException, advice: str) -> Stop:

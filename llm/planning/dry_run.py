@@ -8,6 +8,7 @@ from llm.commands import typed_command
 from llm.data.dataset import Dataset
 from llm.data.prepare import ready
 from llm.experiment.console import duration, panel, say, status
+from llm.experiment.ledger import show_already_run
 from llm.experiment.rundir import CONFIG, require_run_files
 from llm.experiment.tail import number
 from llm.experiment.watch import Rates
@@ -26,6 +27,7 @@ from llm.settings.earlier import (
     earlier_run,
     named_folder,
     newest_manifest,
+    possible_digests,
     prepared_data,
     refuse_failed,
 )
@@ -57,6 +59,8 @@ def show_dry_run(settings: TrainSettings) -> None:
         show_plan(plan)
     facts = _facts(settings, earlier)
     facts["data"] = f"{data}" if is_ready else f"would be prepared in {data}"
+    if not (settings.resume or settings.trainer.eval_only or earlier.is_finished):
+        show_already_run([*possible_digests(settings, prepared_data(settings))], folder)
     facts["run folder"] = "outputs/<date>/<time>: new"
     if folder is not None:
         newest = newest_manifest(folder)

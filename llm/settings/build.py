@@ -8,13 +8,13 @@ import contextlib
 import importlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
 from llm.errors import Refused, Stop, as_stop, require
 from llm.settings.custom import TARGET, Custom
-from llm.settings.schema import TrainSettings
+from llm.settings.schema import LoggerSection, TrainSettings
 from llm.training.schedule import EARLY, Horizon, Schedule
 from llm.training.signature import require_arguments, takes
 
@@ -123,6 +123,14 @@ class CustomSchedule(Schedule):
                 f"{self.name} gives {share} at step {step} of {max_steps}: it must be a share of "
                 "the full rate, 0 or more",
             )
+
+
+def logger_options(settings: TrainSettings) -> LoggerSection | Custom:
+    """``logger``, with ``run.note`` as W&B's notes if it has no notes of its own."""
+    section = settings.logger
+    if isinstance(section, Custom) or section.notes is not None:
+        return section
+    return replace(section, notes=settings.run.note)
 
 
 def custom_logger(section: object) -> Callable[..., Any] | None:

@@ -123,7 +123,7 @@ def earlier_run(settings: TrainSettings, folder: Path, data: Prepared | None) ->
     if settings.run.retry == "all":  # whatever it is, it will be replaced
         return Earlier(UNFINISHED, ended, summary)
     recorded, is_extended = summary.get("config_digest"), False
-    if recorded is None or recorded not in _digests(settings, data):
+    if recorded is None or recorded not in possible_digests(settings, data):
         saved = load_plain(folder)
         is_extended = ended == "finished" and _is_extended(settings, saved)
         _require_same(settings, folder, saved, summary, data, is_extended)
@@ -167,7 +167,7 @@ def last_step(settings: TrainSettings, state: Plain, place: Path) -> float:
     return horizon.last_step(settings.trainer.max_minutes) or math.inf
 
 
-def _digests(settings: TrainSettings, data: Prepared | None) -> Iterator[str]:
+def possible_digests(settings: TrainSettings, data: Prepared | None) -> Iterator[str]:
     """The digests that a run of ``settings`` may record: more than one if it chooses a value."""
     if data is None:
         return

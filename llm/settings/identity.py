@@ -52,8 +52,16 @@ def identity(plain: Plain, data_digest: str) -> Plain:
 
 def config_digest(plain: Plain, data_digest: str) -> str:
     """sha256 of :func:`identity`."""
-    text = json.dumps(identity(plain, data_digest), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return _digest(identity(plain, data_digest))
+
+
+def point_digest(plain: Plain, data_digest: str) -> str:
+    """sha256 of :func:`identity` without the seed, so that it is the same for all seeds."""
+    return _digest(identity(plain, data_digest) | {"seed": None})
+
+
+def _digest(values: Plain) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def refuse_differences(

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from llm.checkpoint.checkpoint import Checkpoint, weights_digest
 from llm.checkpoint.folder import newest_valid, repair
-from llm.commands import command_line, typed_command
+from llm.commands import TYPED, command_line, overrides_of, typed_command
 from llm.disk import delete_temporary, writing
+from llm.experiment.ledger import without_place
 from llm.experiment.rundir import (
     CONFIG,
     cut_metrics,
@@ -19,6 +20,7 @@ from llm.experiment.rundir import (
     replace_text,
 )
 from llm.lock import locked
+from llm.sealed import Plain
 from llm.settings.earlier import (
     OUTPUTS,
     last_step,
@@ -27,7 +29,7 @@ from llm.settings.earlier import (
     refuse_another_run,
     refuse_failed,
 )
-from llm.settings.identity import config_digest
+from llm.settings.identity import config_digest, point_digest
 from llm.settings.saved import load_plain, to_plain, to_yaml
 from llm.settings.schema import TrainSettings
 
@@ -39,6 +41,7 @@ class Run:
     folder: Path
     identity: dict[str, str]  # digests of the settings, the data and the weights of init_from
     again: str  # the command that continues it
+    labels: Plain  # what the ledger says about the run beside its summary
     checkpoint: Checkpoint | None = None  # to continue from
     is_new: bool = False
     is_finished: bool = False  # nothing is left to do
@@ -80,7 +83,8 @@ def _new(folder: Path, settings: TrainSettings, data_digest: str) -> Run:
     _write_config(folder, settings)
     origin = None if settings.init_from is None else weights_digest(settings.init_from)
     digests = _digests(settings, data_digest, origin)
-    return Run(folder, digests, _again(folder, settings), is_new=True)
+    labels = _labels(folder, settings, data_digest, origin)
+    return Run(folder, digests, _again(folder, settings), labels, is_new=True)
 
 
 def _continued(folder: Path, settings: TrainSettings, data_digest: str) -> Run:
@@ -90,7 +94,9 @@ def _continued(folder: Path, settings: TrainSettings, data_digest: str) -> Run:
     origin = origin_digest(settings, saved, recorded)
     mine = to_plain(settings)
     refuse_another_run(folder, settings, mine, saved, data_digest, origin, recorded)
-    run = Run(folder, _digests(settings, data_digest, origin), _again(folder, settings), newest)
+    digests = _digests(settings, data_digest, origin)
+    labels = _labels(folder, settings, data_digest, origin)
+    run = Run(folder, digests, _again(folder, settings), labels, newest)
     summary = read_summary(folder) or {}
     reached = newest.step if newest else 0
     last = last_step(settings, newest.state if newest else {}, newest.path if newest else folder)
@@ -120,6 +126,17 @@ def _digests(settings: TrainSettings, data_digest: str, origin: str | None) -> d
     digest = config_digest(to_plain(settings) | {"init_from": origin}, data_digest)
     digests = {"config_digest": digest, "data_digest": data_digest}
     return digests | ({"init_digest": origin} if origin else {})
+
+
+def _labels(folder: Path, settings: TrainSettings, data_digest: str, origin: str | None) -> Plain:
+    sweep, overrides = settings.run.sweep, overrides_of(TYPED)
+    return {
+        "seed": settings.seed,
+        "point": point_digest(to_plain(settings) | {"init_from": origin}, data_digest),
+        "sweep": None if sweep is None else str(folder.parent),
+        "overrides": overrides if sweep is None else without_place(overrides),
+        "note": settings.run.note,
+    }
 
 
 def _again(folder: Path, settings: TrainSettings) -> str:

@@ -14,7 +14,7 @@ from llm.errors import require
 from llm.memory.lora import TARGETS, LoRA
 from llm.memory.options import EIGHT_BIT_NEEDS, SIZES, MemoryOptions, has_eight_bit
 from llm.model.config import GPTConfig
-from llm.options import option
+from llm.options import check_length, option
 from llm.settings.custom import Custom, check_targets, state_bits
 from llm.settings.report import ReportSettings
 from llm.settings.sample import SampleSettings
@@ -121,11 +121,7 @@ class LoggerSection:
         require(not wrong, f"logger.tags={self.tags}: each must have 1 to 64 characters")
         count = len(self.tags)
         require(count <= MOST_TAGS, f"logger.tags has {count} tags: give at most {MOST_TAGS}")
-        length = len(self.notes or "")
-        require(
-            length <= LONGEST_NOTES,
-            f"logger.notes has {length} characters: give at most {LONGEST_NOTES}",
-        )
+        check_length("logger.notes", self.notes, LONGEST_NOTES)
 
 
 @dataclass
@@ -135,6 +131,7 @@ class RunSection:
     name: str | None = None
     dir: str | None = None
     sweep: str | None = None
+    note: str | None = None
     dry_run: bool = False
     retry: str = option("failed", one_of=RETRIES)
 
@@ -148,6 +145,7 @@ class RunSection:
             self.name is None or self.dir is None, "run.name and run.dir are both given: take one"
         )
         require(self.dir != "", "run.dir is empty: give a folder, or leave it out")
+        check_length("run.note", self.note, LONGEST_NOTES)
         check_path("run.dir", self.dir or "")
 
 

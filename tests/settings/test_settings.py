@@ -52,7 +52,7 @@ WATCHED: dict[str, Any] = {
     "trainer.sample_interval": 9, "trainer.max_skipped": 9, "trainer.deterministic": True,
     "logger.mode": "disabled", "logger.project": "other", "logger.entity": "me",
     "logger.name": "n", "logger.tags": ["a"], "logger.notes": "n",
-    "run.name": "n", "run.dir": "d", "run.sweep": "s",
+    "run.name": "n", "run.dir": "d", "run.sweep": "s", "run.note": "n",
 }  # fmt: skip
 REFUSED = [
     ("data.tokenizer=byte", "data.vocab_size=77, but the byte tokenizer has 257", []),

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,8 +93,9 @@ def test_one_step_that_is_not_finite_is_skipped_and_the_others_are_taken(
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_run_that_stays_at_nan_ends_and_keeps_its_last_sound_checkpoint(
-    make_trainer: MakeTrainer, precision: str
+    make_trainer: MakeTrainer, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # where the ledger is written
     trainer = make_trainer(precision=precision, max_skipped=5, checkpoint_interval=2, max_steps=30)
     disturb(trainer, nan_loss, lambda step: step >= 7)
     run = trainer.folder.parent

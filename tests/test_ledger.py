@@ -24,7 +24,8 @@ def data(text_file: Path) -> list[str]:
 
 
 def ledger(cwd: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (cwd / "outputs/ledger.jsonl").open(encoding="utf-8")]
+    text = (cwd / "outputs/ledger.jsonl").read_text(encoding="ascii")
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def trained(cwd: Path, *typed: str) -> Done:
@@ -95,8 +96,6 @@ def test_a_note_of_a_sweep_is_for_all_its_jobs_and_names_no_folder(
     assert [line["folder"] for line in lines] == ["multirun/s/seed-1", "multirun/s/seed-2"]
     assert all(set(line["overrides"]) >= set(data) for line in lines)
     assert all(not word.startswith("run.dir=") for line in lines for word in line["overrides"])
-    broken = here("train", *words, "seed=3", "data.val_fraction=0.9999999", cwd=tmp_path)
-    assert broken.returncode != 0
 
 
 def test_a_note_that_is_too_long_is_refused(tmp_path: Path, data: list[str]) -> None:

@@ -73,7 +73,8 @@ def test_a_sweep_outlives_its_jobs_and_is_continued(tmp_path: Path, text: list[s
     found = {folder: summary(folder) for folder in (killed, first, diverged, last)}
     statuses = [found[folder]["status"] for folder in (killed, first, diverged, last)]
     assert statuses == ["killed", "finished", "diverged", "finished"]
-    ledger = [json.loads(one) for one in (tmp_path / "outputs/ledger.jsonl").open()]
+    lines = (tmp_path / "outputs/ledger.jsonl").read_text(encoding="ascii").splitlines()
+    ledger = [json.loads(line) for line in lines]
     assert sorted(line["status"] for line in ledger) == sorted(statuses)
     line = next(line for line in ledger if line["status"] == "killed")
     assert line["reason"] == "killed by SIGKILL"

@@ -73,7 +73,7 @@ def test_a_diverged_run_is_a_line_and_a_refused_one_is_not(tmp_path: Path, data:
     assert refused.returncode == 2 and not (tmp_path / "outputs").exists()
     diverged = here(
         "train", *data, "run.name=a", "optimizer=adamw", "optimizer.lr=1e30",
-        "trainer.max_skipped=0", cwd=tmp_path,
+        "trainer.max_skipped=1", cwd=tmp_path,
     )  # fmt: skip
     assert diverged.returncode == 3, diverged
     (line,) = ledger(tmp_path)

@@ -20,7 +20,8 @@ from llm.sealed import Plain
 
 MOST_RUNS = 300  # that have curves and samples
 MOST_POINTS = 18_000  # of all curves: with 45 bytes each, half of the page
-MOST_TEXT, ALL_TEXT = 2000, 150_000  # characters of a sample, of all samples
+MOST_TEXT = 2000  # characters of a sample
+ALL_TEXTS = 200_000  # bytes of all samples together
 MOST_LINES, LONGEST_LINE, MOST_LOGS = 15, 300, 100
 TAIL = 1 << 16  # bytes at the end of a log
 LARGEST = 1 << 32  # bytes of a log or of the samples, of which only the end is read
@@ -117,11 +118,11 @@ def _rounded(value: float, exact: bool = False) -> float | int | None:
 
 def _samples(records: Sequence[RunRecord], drawn: Sequence[int]) -> list[Plain]:
     samples: list[Plain] = []
-    left = ALL_TEXT
+    left = ALL_TEXTS
     for index in drawn:
         sample = last_sample(Path(records[index].folder)) if left > 0 else None
         if sample is not None:
-            left -= len(sample["text"]) + len(sample["prompt"])
+            left -= len((sample["text"] + sample["prompt"]).encode(errors="replace"))
             samples.append({"run": index} | sample)
     return samples
 

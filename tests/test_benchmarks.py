@@ -31,6 +31,7 @@ from benchmarks import (
     transfer,
     vs_nanogpt,
 )
+from benchmarks import report as report_benchmark
 from benchmarks.nanogpt import NanoGPT, learning_rate
 from benchmarks.training import Ours, Shape, train, validation_loss
 from llm.config.inside import compose_training
@@ -39,6 +40,7 @@ from llm.memory.predict import Setup
 from llm.model.config import GPTConfig
 from llm.model.gpt import GPT
 from llm.planning.setup import setup_of
+from llm.report.runs import find_runs
 from tests.command_line import here
 from tests.conftest import ROOT, TINY_RUN
 from tests.model.test_reference import randomised
@@ -463,3 +465,29 @@ def test_a_terminal_is_drawn_in_its_colours(tmp_path: Path) -> None:
         assert picture.size == (80 * 12 + 48, 2 * 27 + 48)
         colours = {rgb for _, rgb in picture.convert("RGB").getcolors(9999) or []}
     assert any(red > 2 * green for red, green, _ in colours)
+
+
+def test_the_runs_that_a_report_is_timed_with_are_points_of_many_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report_benchmark, "OVER", {"model.n_layer": [1, 2]})
+    monkeypatch.setattr(report_benchmark, "SEEDS_OF_10000", 3)
+    records = find_runs([report_benchmark.sweep_of_10000(tmp_path)])
+    assert sorted((one.values["model.n_layer"], one.seed) for one in records) == [
+        (n_layer, seed) for n_layer in ("1", "2") for seed in range(3)
+    ]
+    assert len({record.point for record in records}) == 2
+    assert len({record.best_val_loss for record in records}) == 6
+    assert {record.status for record in records} == {"finished"}
+
+
+@pytest.mark.slow
+def test_the_page_of_a_report_is_measured_in_chromium(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("playwright")
+    monkeypatch.setattr(report_benchmark, "OVER", {"model.n_layer": [1, 2]})
+    monkeypatch.setattr(report_benchmark, "EVALUATIONS", 3)
+    size, *picture = report_benchmark.report_page(tmp_path, 1)
+    assert size.ours < size.other
+    assert all(row.ours > row.other > 0 for row in picture)

@@ -129,7 +129,7 @@ def analyse(
         left_out=left_out,
         noise=_noise(groups) or _earlier_noise(earlier),
         importance=importance.of_keys(keys, points),
-        scaling=scaling.of_points(points, records, measure) if points else None,
+        scaling=scaling.of_points(points, measure),
         transfer=importance.transfer(keys, points),
     )
 

@@ -47,7 +47,7 @@ def main(cfg: DictConfig | Points) -> None:
         written = save(path, plans, is_grid)
         for file in written:
             say(str(file))
-        answer(picture=next(iter(written), None))
+        answer(picture=next((file for file in written if file.suffix == ".png"), None))
     if (why := refusal(plans, len(points))) is not None:
         raise why
 

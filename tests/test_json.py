@@ -1,8 +1,17 @@
 """``json=true``: one JSON document is the last line of standard output, however a command ends."""
 
+import contextlib
+import errno
+import importlib
+import io
 import json
 import math
 import os
+import runpy
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +20,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm import answer as answers
-from tests.command_line import Done, here
-from tests.conftest import ROOT
+from llm.errors import Diverged
+from llm.experiment.samples import RULE
+from llm.signals import listener
+from tests.command_line import Done, here, summary
+from tests.conftest import PLAY, ROOT, TINY_RUN
 
 COMMANDS = [path.stem.removeprefix("run_") for path in sorted(ROOT.glob("run_*.py"))]
+DATA = ["data=text", "data.path=play.txt", "data.tokenizer=char"]
 REQUIRED = {"schema", "command", "status", "exit", "reason", "key", "suggestions"}
 
 
@@ -101,6 +114,278 @@ def test_the_last_json_word_counts_and_another_value_is_refused_as_text(tmp_path
 def test_text_that_only_mentions_the_word_is_left_alone(tmp_path: Path) -> None:
     done = here("sample", "prompt=json=true", "ckpt=gone", cwd=tmp_path)
     assert done.stdout == "" and done.returncode == 2
+
+
+# Each command calls one of these functions once its settings are known.
+PLACES = {
+    "prepare": "llm.data.prepare.prepare",
+    "train": "llm.recipe.show_start",
+    "sample": "llm.experiment.samples.read_prompt",
+    "plan": "llm.planning.points.plan_points",
+}
+
+
+def no_memory(*_: object, **__: object) -> None:
+    raise MemoryError
+
+
+def full_disk(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", "tokens.bin")
+
+
+def stop_signal(*_: object, **__: object) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def not_finite(*_: object, **__: object) -> None:
+    raise Diverged("the loss is nan at step 3", loss=math.nan)
+
+
+ENDS = [
+    ("out_of_memory", 4, no_memory),
+    ("disk_error", 5, full_disk),
+    ("interrupted", 75, stop_signal),
+    ("diverged", 3, not_finite),
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which ``outputs/a`` is a finished run."""
+    cwd = tmp_path_factory.mktemp("finished")
+    (cwd / "play.txt").write_text(PLAY, encoding="utf-8")
+    assert here("train", *DATA, *TINY_RUN, "run.name=a", cwd=cwd).returncode == 0
+    return cwd
+
+
+def words_of(command: str) -> list[str]:
+    """What to type so that ``command`` finishes in the folder :func:`finished`."""
+    return {
+        "prepare": DATA,
+        "train": [*DATA, *TINY_RUN, "seed=2"],
+        "sample": ["ckpt=outputs/a", "max_new_tokens=5", "device=cpu"],
+        "plan": ["model=nano"],
+    }[command]
+
+
+@pytest.mark.parametrize(
+    ("command", "end"),
+    [(command, end) for command in PLACES for end in ENDS if end[1] != 3 or command == "train"],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_a_command_that_ends_early_says_how_in_its_document(
+    command: str, end: tuple[str, int, Callable[..., None]], finished: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    status, code, act = end
+    importlib.import_module(PLACES[command].rpartition(".")[0])
+    monkeypatch.setattr(PLACES[command], act)
+    done = here(command, "json=true", *words_of(command), cwd=finished)
+    found = document(done, command, status, code)
+    if command == "train" and code != 5:  # a run that could not be written leaves no folder
+        folder = finished / found["folder"]
+        assert summary(folder)["status"] == status
+        assert found["config_digest"] == summary(folder)["config_digest"]
+
+
+def test_a_finished_run_answers_with_its_summary(finished: Path) -> None:
+    again = here("train", *DATA, *TINY_RUN, "run.name=a", "json=true", cwd=finished)
+    found = document(again, "train", "finished", 0)
+    written = summary(finished / "outputs" / "a")
+    assert found["folder"] == "outputs/a" and written["val_loss"] > 0
+    assert {key: found[key] for key in written} == written
+
+
+def test_prepare_answers_with_the_folder_and_its_tokens(finished: Path) -> None:
+    found = document(here("prepare", "json=true", *DATA, cwd=finished), "prepare", "finished", 0)
+    meta = json.loads((finished / found["folder"] / "meta.json").read_text(encoding="utf-8"))
+    for key in ("vocab_size", "tokens", "bytes"):
+        assert found[key] == meta[key]
+    assert found["tokenizer"] == "char"
+    assert found["digest"] == summary(finished / "outputs" / "a")["data_digest"]
+
+
+def test_sample_answers_with_each_text_and_its_scores(finished: Path) -> None:
+    typed = [*words_of("sample"), "prompt=What", "num_samples=2", "seed=7"]
+    plain = here("sample", *typed, "echo=false", cwd=finished).stdout.rstrip("\n")
+    done = here("sample", *typed, "logprobs=true", "json=true", cwd=finished)
+    samples = document(done, "sample", "finished", 0)["samples"]
+    assert f"\n{RULE}\n".join(one["text"] for one in samples) == plain
+    for seed, one in zip((7, 8), samples, strict=True):
+        assert (one["seed"], one["prompt"], one["tokens"]) == (seed, "What", 5)
+        assert one["ended_by"] == "max_new_tokens" and 0 <= one["scores"]["distinct_1"] <= 1
+        assert "".join(token["text"] for token in one["logprobs"]) == one["text"]
+        assert all(token["logprob"] < 0 for token in one["logprobs"])
+
+
+def test_a_stop_string_ends_the_text_of_an_answer(finished: Path) -> None:
+    typed = [*words_of("sample"), "json=true", "prompt=What"]
+    text = document(here("sample", *typed, cwd=finished), "sample", "finished", 0)["samples"][0][
+        "text"
+    ]
+    done = here("sample", *typed, f"stop={text[2]}", cwd=finished)
+    stopped = document(done, "sample", "finished", 0)["samples"][0]
+    assert stopped["text"] == text[: text.index(text[2])] and stopped["ended_by"] == "stop"
+
+
+def test_sample_answers_with_its_speed_and_with_the_check_of_its_cache(finished: Path) -> None:
+    done = here("sample", *words_of("sample"), "json=true", "benchmark=true", "verify_cache=true",
+                cwd=finished)  # fmt: skip
+    found = document(done, "sample", "finished", 0)
+    assert found["benchmark"]["decode"]["tokens_per_second"] > 0
+    assert found["verify_cache"]["tokens"] == 5 and not found["verify_cache"]["differs"]
+    assert "samples" not in found
+
+
+def test_plan_answers_with_the_points_of_a_grid(tmp_path: Path) -> None:
+    done = here("plan", "json=true", "model.n_layer=1,2", "picture=p.png", cwd=tmp_path)
+    found = document(done, "plan", "finished", 0)
+    assert [one["values"] for one in found["points"]] == [{"model.n_layer": n} for n in "12"]
+    for one in found["points"]:
+        assert one["fits"] and one["changes"] == [] and one["parameters"] > 0
+        assert sum(one["parts"].values()) == one["peak_bytes"] < one["budget_bytes"]
+    assert found["picture"] == ("p.png" if (tmp_path / "p.png").exists() else None)
+
+
+def test_plan_answers_with_the_changes_that_make_a_run_fit_and_the_largest_size(
+    tmp_path: Path,
+) -> None:
+    typed = ["model=small", "memory.largest=n_layer", *TOO_LARGE[:2]]
+    (one,) = document(here("plan", "json=true", *typed, cwd=tmp_path), "plan", "finished", 0)[
+        "points"
+    ]
+    assert not one["fits"] and one["changes"][0].startswith("trainer.micro_batch_size=")
+    assert one["largest"] == {"key": "n_layer", "value": one["largest"]["value"]}
+
+
+def test_a_dry_run_answers_with_the_plan_and_what_the_folder_holds(finished: Path) -> None:
+    dry = [*DATA, *TINY_RUN, "run.dry_run=true", "json=true"]
+    found = document(here("train", *dry, "run.name=a", cwd=finished), "train", "finished", 0)
+    assert (found["folder"], found["state"], found["max_steps"]) == ("outputs/a", "finished", 6)
+    assert found["plan"]["fits"] and found["data"].startswith("data/")
+    found = document(here("train", *dry, "run.name=b", cwd=finished), "train", "finished", 0)
+    assert found["state"] == "new"
+
+
+def test_verify_answers_with_the_state_of_each_file(finished: Path) -> None:
+    typed = "resume=outputs/a", "verify=true", "json=true"
+    files = document(here("train", *typed, cwd=finished), "train", "finished", 0)["files"]
+    assert {file["state"] for file in files} == {"intact"}
+    assert any("checkpoints/best-" in file["path"] for file in files)
+    weights = next((finished / "outputs/a/checkpoints").glob("best-*")) / "model.safetensors"
+    before = weights.read_bytes()
+    weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    found = document(here("train", *typed, cwd=finished), "train", "refused", 2)
+    weights.write_bytes(before)
+    assert [file["state"] == "intact" for file in found["files"]].count(False) == 1
+
+
+def test_the_dry_run_of_a_sweep_answers_with_its_jobs(finished: Path) -> None:
+    typed = ["-m", *DATA, *TINY_RUN, "seed=1,2", "run.dry_run=true", "run.sweep=s", "json=true"]
+    found = document(here("train", *typed, cwd=finished), "train", "finished", 0)
+    assert [job["values"] for job in found["jobs"]] == [{"seed": "1"}, {"seed": "2"}]
+    assert found["folder"] == "multirun/s" and all(job["fits"] for job in found["jobs"])
+
+
+@pytest.mark.slow
+def test_a_sweep_answers_with_all_jobs_and_the_best(finished: Path) -> None:
+    typed = ["-m", *DATA, *TINY_RUN, "run.sweep=t", "json=true"]
+    found = document(here("train", *typed, "seed=1,2", cwd=finished), "train", "finished", 0)
+    losses = {job["folder"]: job["best_val_loss"] for job in found["jobs"]}
+    assert found["best"] == min(losses, key=lambda folder: losses[folder])
+    assert found["counts"] == {"finished": 2} and (finished / found["table"]).is_file()
+    config = (finished / "multirun/t/seed-1/config.yaml").read_text(encoding="utf-8")
+    assert "json" not in config, "the word is no setting of a job"
+    typed = ["-m", *DATA, *TINY_RUN, "optimizer.lr=0.01,1e30", "json=true"]
+    found = document(here("train", *typed, cwd=finished), "train", "failed", 1)
+    assert found["counts"] == {"finished": 1, "diverged": 1}
+    assert found["best"] == found["jobs"][0]["folder"] and found["jobs"][1]["reason"]
+
+
+STREAMS = """
+import os, sys
+sys.argv = ["run_train.py", "json=true"]
+import llm.start
+from llm.answer import answer, end
+print("a line of the screen")
+os.system("echo a child process")
+answer(val_loss=1.5)
+sys.exit(end(0))
+"""
+
+
+def shell(code: str, redirect: str = "", cwd: Path | None = None) -> Done:
+    """Run Python code with its streams redirected by a shell."""
+    return subprocess.run(
+        ["bash", "-c", f'set -o pipefail; "$0" -c "$1" {redirect}', sys.executable, code],
+        cwd=cwd, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+def test_child_processes_print_to_standard_error_too() -> None:
+    done = shell(STREAMS)
+    assert document(done, "train", "finished", 0)["val_loss"] == 1.5
+    assert done.stderr == "a line of the screen\na child process\n"
+
+
+@pytest.mark.parametrize(
+    ("redirect", "code", "said"),
+    [
+        ("> /dev/full", 5, "run_train.py: standard output could not be written: No space left"),
+        (">&-", 0, ""),
+        ("| true", 0, ""),
+    ],
+)
+def test_a_document_that_cannot_be_written(redirect: str, code: int, said: str) -> None:
+    if redirect == "> /dev/full" and not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    done = shell(STREAMS, redirect)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert said in done.stderr and "Traceback" not in done.stderr
+
+
+SIGNALS = """
+import os, signal, sys
+sys.argv = ["run_train.py", "json=true"]
+import llm.start
+from llm.signals import raised, remember
+if TWICE:
+    with raised():
+        remember()
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+else:
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_a_signal_while_modules_are_imported_leaves_a_document() -> None:
+    done = shell(SIGNALS.replace("TWICE", "False"))
+    found = document(done, "train", "interrupted", 75)
+    assert found["reason"] == "stopped by SIGTERM before anything was started"
+
+
+def test_a_second_ctrl_c_leaves_a_document() -> None:
+    done = shell(SIGNALS.replace("TWICE", "True"))
+    found = json.loads(done.stdout)
+    assert (found["status"], found["exit"], done.returncode) == ("killed", 130, 130)
+
+
+def test_a_bug_leaves_a_document_and_a_traceback(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def bug(*_: object, **__: object) -> None:
+        raise KeyError("n_layer")
+
+    monkeypatch.setattr(PLACES["plan"], bug)
+    out = io.StringIO()
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "run_plan.py"), "json=true"])
+    with contextlib.redirect_stdout(out), pytest.raises(KeyError):
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    listener.stop_listening()
+    found = json.loads(out.getvalue())
+    assert (found["status"], found["exit"]) == ("failed", 1)
+    assert found["reason"] == "KeyError: 'n_layer'"
 
 
 values = st.recursive(

@@ -122,6 +122,7 @@ PLACES = {
     "train": "llm.recipe.show_start",
     "sample": "llm.experiment.samples.read_prompt",
     "plan": "llm.planning.points.plan_points",
+    "report": "llm.report.writing.make_report_folder",
 }
 
 
@@ -165,6 +166,7 @@ def words_of(command: str) -> list[str]:
         "train": [*DATA, *TINY_RUN, "seed=2"],
         "sample": ["ckpt=outputs/a", "max_new_tokens=5", "device=cpu"],
         "plan": ["model=nano"],
+        "report": ["outputs/a", "out=report"],
     }[command]
 
 
@@ -287,6 +289,17 @@ def test_the_dry_run_of_a_sweep_answers_with_its_jobs(finished: Path) -> None:
     assert found["folder"] == "multirun/s" and all(job["fits"] for job in found["jobs"])
 
 
+def test_a_gate_that_is_not_passed_has_a_document_too(finished: Path) -> None:
+    done = here("train", *DATA, *TINY_RUN, "run.name=c", "optimizer.lr=0.01", cwd=finished)
+    assert done.returncode == 0
+    typed = ["outputs/a", "outputs/c", "out=gate", "json=true"]
+    report = document(here("report", *typed, cwd=finished), "report", "finished", 0)
+    assert [one["n"] for one in report["points"]] == [1, 1]
+    assert report["verdict"]["verdict"] == "not shown"
+    done = here("report", *typed, "gate=true", cwd=finished)
+    assert document(done, "report", "not_shown", 10)["verdict"] == report["verdict"]
+
+
 @pytest.mark.slow
 def test_a_sweep_answers_with_all_jobs_and_the_best(finished: Path) -> None:
     typed = ["-m", *DATA, *TINY_RUN, "run.sweep=t", "json=true"]
@@ -296,7 +309,8 @@ def test_a_sweep_answers_with_all_jobs_and_the_best(finished: Path) -> None:
     assert found["counts"] == {"finished": 2} and (finished / found["table"]).is_file()
     config = (finished / "multirun/t/seed-1/config.yaml").read_text(encoding="utf-8")
     assert "json" not in config, "the word is no setting of a job"
-    typed = ["-m", *DATA, *TINY_RUN, "optimizer.lr=0.01,1e30", "json=true"]
+    typed = ["-m", *DATA, *TINY_RUN, "optimizer=adamw", "optimizer.lr=0.01,1e30"]
+    typed += ["trainer.rollbacks=0", "trainer.max_steps=60", "json=true"]
     found = document(here("train", *typed, cwd=finished), "train", "failed", 1)
     assert found["counts"] == {"finished": 1, "diverged": 1}
     assert found["best"] == found["jobs"][0]["folder"] and found["jobs"][1]["reason"]

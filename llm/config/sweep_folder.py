@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 from llm.config.launcher import MULTIRUN, distinguishes
-from llm.config.verbatim import displayed
+from llm.config.verbatim import displayed, unguard
 from llm.disk import delete_temporary
 from llm.errors import require
 from llm.experiment.names import folder_name
@@ -61,9 +64,11 @@ class SweepFolder:
 
 
 def sweep_folder(
-    named: str | None, points: Sequence[Point[TrainSettings]], swept: Sequence[str]
-) -> SweepFolder:
+    named: str | None, points: Sequence[Point[TrainSettings]], swept: Sequence[str],
+    composed: DictConfig,
+) -> SweepFolder:  # fmt: skip
     """The folder for these jobs, which is not made yet. ``swept``: the keys with a list of values.
+    ``composed``: the configuration without these values.
 
     Raises :class:`llm.errors.Refused` if it holds another sweep.
     """
@@ -82,7 +87,35 @@ def sweep_folder(
     values = [{key: one[key] for key in over} for one in typed]
     names = [folder_name(one) for one in values]
     jobs = earlier.jobs | dict(zip(names, values, strict=True))
-    return SweepFolder(path, named is not None, SweepFile(sorted(over), fixed, jobs), values, names)
+    default = default_values(composed, over) | earlier.default
+    file = SweepFile(sorted(over), fixed, jobs, default)
+    return SweepFolder(path, named is not None, file, values, names)
+
+
+def default_values(composed: DictConfig, keys: Sequence[str]) -> dict[str, str]:
+    """The values of ``keys`` in a composed configuration, as texts; for a group, its option.
+
+    A key that the configuration does not have is left out.
+    """
+    values, choices, missing = dict[str, str](), composed.hydra.runtime.choices, object()
+    for key in keys:
+        name = key.lstrip("+")
+        value = choices.get(name, missing)
+        if value is missing:
+            with contextlib.suppress(OmegaConfBaseException):
+                value = OmegaConf.select(composed, name, default=missing)
+        if value is not missing:
+            values[key] = _as_text(value)
+    return values
+
+
+def _as_text(value: object) -> str:
+    """``value`` as an override has it: ``null``, ``true``, ``[0.9,0.95]``."""
+    if isinstance(value, list | ListConfig):
+        return f"[{','.join(map(_as_text, value))}]"
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else unguard(str(value))
 
 
 def _varied_keys(

@@ -67,7 +67,8 @@ class Grid(Sweeper):
         )
         points, swept = self.points(arguments)
         settings = [point.settings for point in points]
-        run, folder = settings[0].run, sweep_folder(settings[0].run.sweep, points, swept)
+        run = settings[0].run
+        folder = sweep_folder(run.sweep, points, swept, self.composed)
         at_once = jobs_at_once(launcher, len(points))
         if run.dry_run:
             planned = planned_jobs(settings, folder)

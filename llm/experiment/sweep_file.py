@@ -19,6 +19,7 @@ class SweepFile:
     over: list[str]  # the keys that differ between its jobs
     fixed: Plain  # the settings that all jobs share and that change a result
     jobs: dict[str, dict[str, str]] = field(default_factory=dict)  # the values of `over`, by folder
+    default: dict[str, str] = field(default_factory=dict)  # the values of `over` without the sweep
 
     def text(self) -> str:
         """The contents of the file."""

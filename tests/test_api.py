@@ -1,7 +1,9 @@
 """``import llm``: the same runs as the commands, from Python."""
 
+import ast
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -304,6 +306,16 @@ def test_runs_are_plain_records_for_pandas(place: Path) -> None:
     assert rows_of == [one, two] and list(one) == list(two)
     with pytest.raises(llm.Refused, match="nowhere does not exist"):
         llm.runs("nowhere")
+
+
+def test_docs_python_md_names_what_exists(trained: llm.Run) -> None:
+    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(blocks) == 3
+    for name, owner in re.findall(r"\b(llm|run)\.([a-zA-Z]\w*+)(?!=)", "".join(blocks)):
+        assert hasattr({"llm": llm, "run": trained}[name], owner), owner
+    for block in blocks:
+        ast.parse(block)
 
 
 @pytest.mark.slow

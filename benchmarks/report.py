@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.made_runs import make_sweep
 from benchmarks.rows import Pair, Parser, Row, alternate, report, row
+from benchmarks.significance import rows as significance_rows
 from benchmarks.sweep import ROOT, run
 from llm.experiment.names import folder_name
 from llm.experiment.rundir import CONFIG, METRICS, SAMPLES, SUMMARY
@@ -134,10 +135,16 @@ def report_10000(folder: Path, repeats: int) -> Iterator[Row]:
     yield row("report_10000_mib", what, memory, lambda ours, other: ours)
 
 
+def significance(folder: Path, repeats: int) -> Iterator[Row]:
+    """How often noise is called a difference, and the power: :mod:`benchmarks.significance`."""
+    yield from significance_rows()
+
+
 ROWS: dict[str, Callable[[Path, int], Iterator[Row]]] = {
     "report_200": report_200,
     "report_page": report_page,
     "report_10000": report_10000,
+    "significance": significance,
 }
 
 

@@ -13,7 +13,9 @@ PROTOCOL = {
     "windows": "numbers of windows", "tokens": "numbers of tokens",
 }  # fmt: skip
 SETTINGS = {"model.block_size": "block sizes", "trainer.eval_batches": "numbers of batches"}
-TEXT = ("data.name", "data.corpus", "data.val_fraction")  # settings that choose the text
+TEXT = (  # settings that choose the text; an older run may lack one, as if it were 0
+    "data.name", "data.corpus", "data.val_fraction", "data.test_fraction",
+)  # fmt: skip
 LENGTH = ("trainer.max_steps", "trainer.max_minutes")
 LONGEST_LIST = 4  # values in a sentence
 
@@ -142,7 +144,7 @@ def _texts(records: Sequence[RunRecord]) -> list[Hashable]:
     texts = [record.evaluation.get("text") or known.get(record.data_digest) for record in records]
     if all(texts):
         return list(texts)
-    return [tuple(str(record.settings.get(key)) for key in TEXT) for record in records]
+    return [tuple(str(record.settings.get(key) or None) for key in TEXT) for record in records]
 
 
 def _difference(records: Sequence[RunRecord]) -> str | None:

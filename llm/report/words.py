@@ -177,8 +177,12 @@ def _more_seeds(report: Report, unclear: Sequence[Comparison]) -> str:
 
 
 def _edge(report: Report, best: Point) -> Iterator[str]:
-    """A hint if the best learning rate is the lowest or the highest that was tried."""
-    rates = [number_of(point.values.get(RATE)) for point in report.points]
+    """A hint if the best learning rate is the lowest or the highest of those tried with the same
+    other settings.
+    """
+    others = {**best.values, RATE: ""}
+    alike = [point.values for point in report.points if {**point.values, RATE: ""} == others]
+    rates = [number_of(values.get(RATE)) for values in alike]
     known = sorted({rate for rate in rates if rate is not None})
     rate = number_of(best.values.get(RATE))
     if rate is None or len(known) < 3:

@@ -128,6 +128,8 @@ def test_a_best_rate_at_the_end_of_the_range_is_pointed_out(best: float, hint: s
     found = [one for one in said(records) if "end of the range" in one]
     expected = [f"The best rate, {best:g}, is at the end of the range: try a {hint} one."]
     assert found == (expected if hint else [])
+    deeper = seeds([1.0, 1.0], **{"optimizer.lr": 0.001, "model.n_layer": 8})
+    assert not any("end of the range" in one for one in said([*records, *deeper]))
 
 
 def test_the_test_text_is_quoted() -> None:

@@ -31,8 +31,9 @@ def typed_command(*more: str, name: str | None = None, without: Iterable[str] = 
 
 
 def overrides_of(words: list[str]) -> list[str]:
-    """The ``key=value`` words of a command line, without Hydra's own."""
-    return [word for word in words if "=" in word and not word.startswith(("-", "+hydra", "hydra"))]
+    """The ``key=value`` words of a command line that are settings: not Hydra's, nor ``json=``."""
+    others = ("-", "+hydra", "hydra", "json=")
+    return [word for word in words if "=" in word and not word.startswith(others)]
 
 
 def for_shell(words: Iterable[str]) -> str:

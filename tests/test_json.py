@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm import answer as answers
-from llm.errors import Diverged
+from llm.errors import DiskError, Diverged, OutOfMemory
 from llm.experiment.samples import RULE
 from llm.signals import listener
 from tests.command_line import Done, here, summary
@@ -109,6 +110,18 @@ def test_the_last_json_word_counts_and_another_value_is_refused_as_text(tmp_path
     done = here("train", "json=true", "json=maybe", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "run_train.py: json=maybe must be true or false\n"
+
+
+def test_the_documents_in_the_docs_are_what_the_commands_print() -> None:
+    page = (ROOT / "docs" / "scripts.md").read_text(encoding="utf-8")
+    found = [json.loads(text) for text in re.findall(r"```json\n(.*?)\n```", page)]
+    assert {one["command"] for one in found} >= {
+        f"run_{command}" for command in set(COMMANDS) - {"report"}
+    }
+    assert all(set(one) >= REQUIRED and one["schema"] == 1 for one in found)
+    statuses = answers.STATUSES | {one.exit_status: one.status for one in (Diverged, OutOfMemory)}
+    for code, status in (statuses | {DiskError.exit_status: DiskError.status}).items():
+        assert re.search(rf"^\| {code} \| .*`{status}`", page, flags=re.MULTILINE), code
 
 
 def test_text_that_only_mentions_the_word_is_left_alone(tmp_path: Path) -> None:

@@ -21,7 +21,10 @@ SHRINK = [
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [
     README,
-    *((ROOT / "docs" / page).read_text("utf-8") for page in ("commands.md", "sweeps.md")),
+    *(
+        (ROOT / "docs" / page).read_text("utf-8")
+        for page in ("commands.md", "sweeps.md", "scripts.md")
+    ),
 ]
 LONG = ("sweep=learning_rate",)  # 30 runs; tests/test_configs.py composes each
 
@@ -45,7 +48,7 @@ def shrunk(command: str, newest: str) -> str:
     command = command.replace("trainer.max_minutes=5", "trainer.max_minutes=0.001")
     pairs = "model.n_layer=1,2 model.n_embed=32,64 seed=1"
     command = command.replace("sweep=width_depth", f"sweep=width_depth {pairs}")
-    if "run_prepare" in command or "resume=" in command:
+    if "run_prepare" in command or "run_report" in command or "resume=" in command:
         return command
     if "run_sample" in command:
         return command if "max_new_tokens" in command else f"{command} max_new_tokens=5"

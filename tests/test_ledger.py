@@ -86,14 +86,14 @@ def test_a_note_of_a_sweep_is_for_all_its_jobs_and_names_no_folder(
     tmp_path: Path, data: list[str]
 ) -> None:
     words = ["-m", *data, "run.sweep=s", f"run.note={NOTE}"]
-    done = here("train", *words, "seed=1", cwd=tmp_path)
+    done = here("train", *words, "seed=1,2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    done = here("train", *words[:-1], "run.note=second", "seed=1,2", cwd=tmp_path)
+    done = here("train", *words[:-1], "run.note=second", "seed=2,3", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = ledger(tmp_path)
-    assert [line["note"] for line in lines] == [NOTE, "second"]
+    assert [line["note"] for line in lines] == [NOTE, NOTE, "second"]
     assert {line["sweep"] for line in lines} == {"multirun/s"}
-    assert [line["folder"] for line in lines] == ["multirun/s/seed-1", "multirun/s/seed-2"]
+    assert [line["folder"] for line in lines] == [f"multirun/s/seed-{n}" for n in (1, 2, 3)]
     assert all(set(line["overrides"]) >= set(data) for line in lines)
     assert all(not word.startswith("run.dir=") for line in lines for word in line["overrides"])
 

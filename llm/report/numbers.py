@@ -92,6 +92,11 @@ class Report:
         return dict(Counter(record.status for record in self.records))
 
     @property
+    def is_running(self) -> bool:
+        """Whether some run is not over yet."""
+        return any(record.status in (RUNNING, WAITING) for record in self.records)
+
+    @property
     def against_best(self) -> dict[int, Comparison]:
         """The comparison of each point with the best, by the point's index."""
         return {one.point: one for one in self.comparisons}
@@ -237,7 +242,7 @@ def as_plain(report: Report) -> Plain:
     return {
         "schema": SCHEMA, "status": "finished", "exit": 0, "title": report.title,
         "made": report.made, "version": __version__,
-        "is_running": any(record.status in (RUNNING, WAITING) for record in report.records),
+        "is_running": report.is_running,
         "measure": dict(vars(report.measure)),
         "question": report.question,
         "keys": report.keys,

@@ -40,7 +40,8 @@ def _answer(report: Report) -> Iterator[str]:
         runs = f"All {best.n:,} compared runs have" if best.n > 1 else "The only compared run has"
         yield f"{runs} {'the same settings: ' * (best.n > 1)}{_mean(report, best)}."
         return
-    yield f"The best settings are {best.label}: {_mean(report, best)}."
+    start = "So far the" if report.is_running else "The"
+    yield f"{start} best settings are {best.label}: {_mean(report, best)}."
     if report.default is not None:
         yield _default(report, report.default)
     if any(point.n > 1 for point in report.points):
@@ -66,13 +67,10 @@ def _conditions(report: Report) -> Iterator[str]:
     if others:
         ended = ", ".join(f"{count:,} {words(state)}" for state, count in others.items())
         total = plural(sum(others.values()), "run")
-        yield f"{total} did not finish and {_counts(others)} not averaged: {ended}."
+        has, is_ = ("has", "is") if sum(others.values()) == 1 else ("have", "are")
+        yield f"{total} {has} not finished and {is_} not averaged: {ended}."
     for one in report.left_out:
         yield f"Left out, {plural(len(one.runs), 'finished run')}: {one.reason}."
-
-
-def _counts(others: dict[str, int]) -> str:
-    return "is" if sum(others.values()) == 1 else "are"
 
 
 def _mean(report: Report, point: Point) -> str:
@@ -210,8 +208,11 @@ def _noise(report: Report) -> str:
 
 
 def longer(report: Report) -> str | None:
-    """The command that trains the best run of the best point twice as long; None if unknown."""
-    if report.best is None:
+    """The command that trains the best run of the best point twice as long.
+
+    None while runs may still become the best, or if the length of the run is unknown.
+    """
+    if report.best is None or report.is_running:
         return None
     runs = [report.records[number] for number in report.points[report.best].runs]
     best = min(runs, key=lambda record: report.measure.of(record) or math.inf)

@@ -93,9 +93,16 @@ def test_only_a_few_of_many_points_are_named() -> None:
 def test_runs_that_are_missing_are_counted() -> None:
     bad = [run(None, 9, status="out_of_memory"), run(None, 8, status="diverged"), run(None, 7)]
     assert said([*SWEEP, *bad])[-2:] == [
-        "2 runs did not finish and are not averaged: 1 out of memory, 1 diverged.",
+        "2 runs have not finished and are not averaged: 1 out of memory, 1 diverged.",
         "Left out, 1 finished run: without a validation loss.",
     ]
+
+
+def test_while_runs_are_missing_the_best_is_the_best_so_far() -> None:
+    report = analyse([*SWEEP, run(None, 9, status="running")])
+    assert sentences(report)[0].startswith("So far the best settings are n_layer=8: ")
+    assert sentences(report)[-1] == "1 run has not finished and is not averaged: 1 running."
+    assert longer(report) is None
 
 
 def test_nothing_to_compare() -> None:

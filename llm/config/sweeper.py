@@ -6,6 +6,7 @@ folders.
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.plugins import Plugins
@@ -19,7 +20,9 @@ from llm.answer import answer
 from llm.commands import typed_command
 from llm.config.grid import Combinations
 from llm.config.launcher import JobFailed, ProcessLauncher, find_from_workers, placed
+from llm.config.questions import question_of
 from llm.config.sweep_folder import SweepFolder, sweep_folder
+from llm.config.sweep_report import SweepReport
 from llm.errors import Interrupted, Stop, require
 from llm.experiment.console import count_progress, say
 from llm.experiment.sweep_answer import answer_sweep
@@ -138,7 +141,10 @@ class Grid(Sweeper):
         )
         results: list[JobReturn] = []
         try:
-            with SweepScreen(jobs, jobs_at_once(launcher, len(batch)), folder.path, others):
+            with (
+                SweepReport(folder.path, jobs, self.question()),
+                SweepScreen(jobs, jobs_at_once(launcher, len(batch)), folder.path, others),
+            ):
                 if isinstance(launcher, ProcessLauncher):
                     launcher.watched = {job.folder: job for job in jobs}
                     launcher.on_cpu = {
@@ -158,6 +164,15 @@ class Grid(Sweeper):
             say(f"to run what did not finish again: {again}")
             raise SweepFailed(f"{failed} of {len(jobs)} jobs did not finish")
         return results
+
+    def question(self) -> str | None:
+        """What the file of the sweep asks, if one was chosen and says so."""
+        runtime = self.composed.hydra.runtime
+        name = f"sweep/{runtime.choices.get('sweep')}.yaml"
+        sources = [source for source in runtime.config_sources if source.schema == "file"]
+        files = [Path(source.path) / name for source in sources]
+        found = next(filter(None, map(question_of, files)), None)
+        return found and found[1]
 
     def launch(self, launcher: Launcher, batch: list[list[str]], results: list[JobReturn]) -> None:
         """Hand the jobs to the launcher and append its return values to ``results``."""

@@ -20,11 +20,12 @@ from llm.report.page import write_page
 from llm.report.points import as_text
 from llm.report.record import RunRecord
 from llm.report.runs import OnProgress, Reader
-from llm.sealed import Plain
+from llm.sealed import Plain, read_json
 
 JSON = "report.json"
 NEEDED = ("plotly", "scipy")
 MISSING = f"the report needs plotly and scipy: pip install -c constraints.txt {' '.join(NEEDED)}"
+LONGEST_QUESTION = 300  # characters
 FEW_POINTS = 3  # so few that test=true evaluates all of them
 REPORTS, NAME = Path("outputs/reports"), "%Y-%m-%d_%H-%M-%S"
 
@@ -57,14 +58,24 @@ class Reporter:
         self.records = self.reader.read(on_progress)
 
     def analyse(self, question: str | None = None) -> Report:
-        """The numbers of the runs that were read."""
+        """The numbers of the runs that were read. ``question``: what the sweep asks."""
         names = [path.resolve().name for path in self.paths]
         more = f" and {len(names) - 3:,} more" * (len(names) > 3)
         title = ", ".join(names[:3]) + more
         return analyse(
-            self.records, metric=self.metric, title=title, question=question,
+            self.records, metric=self.metric, title=title, question=question or self._question(),
             default=self._default(),
         )  # fmt: skip
+
+    def _question(self) -> str | None:
+        """What the sweep asks, from its last report; only its own command knows the sweep file."""
+        if self.sweep is None:
+            return None
+        try:
+            found = read_json(self.sweep / JSON).get("question")
+        except (Refused, OSError):
+            return None
+        return found[:LONGEST_QUESTION] if isinstance(found, str) else None
 
     def _default(self) -> dict[str, str] | None:
         """The values that the swept keys have if nothing is typed."""

@@ -1,6 +1,7 @@
 """A report on the disk: report.html, plotly.min.js, report.json and summary.csv in one folder."""
 
 import json
+import os
 from collections.abc import Sequence
 from datetime import datetime
 from importlib.util import find_spec
@@ -9,12 +10,13 @@ from pathlib import Path
 from llm.answer import plain
 from llm.disk import cannot_use
 from llm.errors import Refused, require
+from llm.experiment import ledger
 from llm.experiment.rundir import claim, make_folder, replace_text
 from llm.experiment.sweep_csv import NUMBERS, SUMMARY_CSV, CsvRow, write_csv
 from llm.experiment.sweep_file import SWEEP, read_sweep_file
 from llm.report.curves import extra as runs_data
 from llm.report.curves import logs
-from llm.report.measure import BEST
+from llm.report.measure import BEST, comparable
 from llm.report.numbers import Report, analyse, as_plain
 from llm.report.page import write_page
 from llm.report.points import as_text
@@ -64,7 +66,7 @@ class Reporter:
         title = ", ".join(names[:3]) + more
         return analyse(
             self.records, metric=self.metric, title=title, question=question or self._question(),
-            default=self._default(),
+            default=self._default(), earlier=earlier_losses(self.records, self.metric),
         )  # fmt: skip
 
     def _question(self) -> str | None:
@@ -82,7 +84,7 @@ class Reporter:
         if self.sweep is None:
             return None
         try:
-            return getattr(read_sweep_file(self.sweep / SWEEP), "default", None) or None
+            return read_sweep_file(self.sweep / SWEEP).default or None
         except (Refused, OSError):  # the reader has a note about it
             return None
 
@@ -136,6 +138,25 @@ class Reporter:
         except OSError as error:
             raise cannot_use(folder, error, "report folder ") from None
         return [page, folder / JSON, folder / SUMMARY_CSV]
+
+
+def earlier_losses(records: Sequence[RunRecord], metric: str) -> list[tuple[str, float]]:
+    """Points and losses of other finished runs on the same data, from the ledger.
+
+    Each point and seed counts once, because the same run may have ended several times.
+    """
+    digests = {record.data_digest for record in records if record.data_digest}
+    own = {os.path.abspath(record.folder) for record in records}
+    key = comparable(records, metric)[0].key
+    found: dict[tuple[str, int], float] = {}
+    for line in ledger.read(digests) if digests else ():
+        point, loss, seed = line.get("point"), line.get(key), line.get("seed")
+        if line.get("status") != "finished" or line.get("data_digest") not in digests:
+            continue
+        is_own = os.path.abspath(str(line.get("folder"))) in own
+        if isinstance(point, str) and isinstance(loss, float) and type(seed) is int and not is_own:
+            found.setdefault((point, seed), loss)
+    return [(point, loss) for (point, _), loss in found.items()]
 
 
 def make_report_folder(out: str | None, sweep: Path | None) -> Path:

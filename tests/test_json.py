@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm import answer as answers
@@ -201,6 +201,8 @@ def test_a_command_that_ends_early_says_how_in_its_document(
         folder = finished / found["folder"]
         assert summary(folder)["status"] == status
         assert found["config_digest"] == summary(folder)["config_digest"]
+        ledger = (finished / "outputs" / "ledger.jsonl").read_text(encoding="utf-8")
+        assert "json" not in ledger.splitlines()[-1].replace(".jsonl", "")
 
 
 def test_a_finished_run_answers_with_its_summary(finished: Path) -> None:
@@ -433,6 +435,7 @@ def expected(value: Any) -> Any:
     return value
 
 
+@settings(max_examples=25)
 @given(values=st.dictionaries(st.text(), values))
 def test_any_answer_becomes_one_line_of_json(values: dict[str, Any]) -> None:
     text = answers.as_text(0, values)

@@ -63,7 +63,7 @@ class SweepReport:
             if seen != self._seen:
                 self._seen = seen
                 try:
-                    self._write(is_running=not all(job.has_ended for job in self.jobs))
+                    self._write()
                 except Exception:  # no job has made its folder yet, or the disk is full
                     log.exception("the report could not be refreshed")
             pause = max(SECONDS, (time.monotonic() - start) / SHARE)
@@ -79,7 +79,7 @@ class SweepReport:
                 say(f"no report: {MISSING}")
                 return
             with status("comparing the jobs"):
-                document = self._write(is_running=False)
+                document = self._write(has_ended=True)
             say(document["answer"]["sentences"][0])
         say(f"report: {page}")
         answer(report=str(page))
@@ -93,7 +93,7 @@ class SweepReport:
             return False
         return all(end < made for end in ends)
 
-    def _write(self, is_running: bool) -> Plain:
+    def _write(self, has_ended: bool = False) -> Plain:
         from llm.report.writing import MISSING, Reporter, can_report
 
         if not can_report():
@@ -101,7 +101,7 @@ class SweepReport:
         if self._reporter is None:
             self._reporter = Reporter([self.folder])
         reporter = self._reporter
-        reporter.read()
-        document = reporter.document(reporter.analyse(self.question), is_running)
+        reporter.read(has_ended=has_ended)
+        document = reporter.document(reporter.analyse(self.question))
         reporter.write(self.folder, document, reporter.page_data(), with_csv=False)
         return document

@@ -14,6 +14,7 @@ from llm.experiment import ledger
 from llm.experiment.rundir import claim, make_folder, replace_text
 from llm.experiment.sweep_csv import NUMBERS, SUMMARY_CSV, CsvRow, write_csv
 from llm.experiment.sweep_file import SWEEP, read_sweep_file
+from llm.experiment.watch import WAITING
 from llm.report.curves import extra as runs_data
 from llm.report.curves import logs
 from llm.report.measure import BEST, comparable
@@ -55,9 +56,16 @@ class Reporter:
         is_one = len(self.paths) == 1 and (self.paths[0] / SWEEP).is_file()
         return self.paths[0] if is_one else None
 
-    def read(self, on_progress: OnProgress = lambda done, total: None) -> None:
-        """Read all runs; raises :class:`llm.errors.Refused` for a path without runs."""
-        self.records = self.reader.read(on_progress)
+    def read(
+        self, on_progress: OnProgress = lambda done, total: None, has_ended: bool = False
+    ) -> None:
+        """Read all runs; raises :class:`llm.errors.Refused` for a path without runs.
+
+        ``has_ended``: the sweep is over although its folder is still locked, so no job waits.
+        """
+        records = self.reader.read(on_progress)
+        waiting = {WAITING} if has_ended else set()
+        self.records = [record for record in records if record.status not in waiting]
 
     def analyse(self, question: str | None = None) -> Report:
         """The numbers of the runs that were read. ``question``: what the sweep asks."""
@@ -108,12 +116,11 @@ class Reporter:
         require(len(reasons) < len(chosen), f"test=true: {next(iter(reasons.values()), '')}")
         self.notes += lines
 
-    def document(self, report: Report, is_running: bool = False) -> Plain:
-        """The document of report.json. ``is_running``: some job of the sweep waits or runs."""
+    def document(self, report: Report) -> Plain:
+        """The document of report.json."""
         document = as_plain(report)
         for index, text in logs(self.records).items():
             document["runs"][index]["log"] = text
-        document["is_running"] = document["is_running"] or is_running
         return document
 
     def page_data(self) -> Plain:

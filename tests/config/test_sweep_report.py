@@ -15,6 +15,7 @@ from llm.config.sweep_report import SweepReport
 from llm.errors import DiskError, Interrupted
 from llm.experiment.sweep_file import read_sweep_file
 from llm.experiment.watch import Watched
+from llm.lock import locked
 from llm.report.writing import Reporter
 from tests.command_line import wait_until
 
@@ -69,13 +70,13 @@ def test_the_report_is_made_at_the_end_and_its_first_sentence_printed(
 def test_a_report_is_refreshed_when_a_job_ends_and_says_that_the_sweep_runs(sweep: Path) -> None:
     finish = set_aside(sweep, 1)
     jobs = watched(sweep)
-    with SweepReport(sweep, jobs):
+    with locked(sweep, kind="sweep"), SweepReport(sweep, jobs):
         wait_until((sweep / "report.json").exists)
         first = report(sweep)
-        assert first["is_running"] and len(first["runs"]) == 3
+        assert first["is_running"] and first["counts"] == {"finished": 3, "waiting": 1}
         finish()
         jobs[1].refresh()
-        wait_until(lambda: len(report(sweep)["runs"]) == 4)
+        wait_until(lambda: report(sweep)["counts"] == {"finished": 4})
     assert not report(sweep)["is_running"]
 
 
@@ -92,16 +93,16 @@ def test_nothing_is_refreshed_while_no_job_changes(
     written = []
     write = SweepReport._write
 
-    def counted(self: SweepReport, is_running: bool) -> Any:
-        written.append(is_running)
-        return write(self, is_running)
+    def counted(self: SweepReport, has_ended: bool = False) -> Any:
+        written.append(has_ended)
+        return write(self, has_ended)
 
     monkeypatch.setattr(SweepReport, "_write", counted)
     set_aside(sweep, 0)
     jobs = Jobs(watched(sweep))
     with SweepReport(sweep, jobs):
         wait_until(lambda: written and jobs.looks > 8)
-    assert written == [True, False]
+    assert written == [False, True]
 
 
 def test_jobs_that_have_not_run_since_the_report_was_made_need_no_other(
@@ -124,7 +125,8 @@ def test_jobs_that_have_not_run_since_the_report_was_made_need_no_other(
 
 def test_an_interrupted_sweep_gets_a_report_too(sweep: Path) -> None:
     set_aside(sweep, 0)
-    with pytest.raises(Interrupted), SweepReport(sweep, watched(sweep)):
+    lock = locked(sweep, kind="sweep")  # as the sweeper holds it until its end
+    with pytest.raises(Interrupted), lock, SweepReport(sweep, watched(sweep)):
         raise Interrupted("stopped by SIGTERM")
     found = report(sweep)
     assert len(found["runs"]) == 3 and not found["is_running"]

@@ -1,42 +1,41 @@
-// ---- scaling law, rate transfer, samples, memory and failed runs; then the page is put together
-
-function scalingSection() {
-  const law = report.scaling;
-  if (!law) return null;
-  if (law.why_not) return section("scaling", "Scaling law", el("p", {}, named(law.why_not, 1000)));
-  return section("scaling", "Scaling law", el("p", {}, named(law.sentence ?? "", 1000)), picture(360, () => drawScaling(law)));
-}
-
-function drawScaling(law) {
-  const sizes = law.points.map(([n]) => n);
-  const [low, high] = [Math.min(...sizes) / 1.5, Math.max(...sizes) * 2];
-  const { main, accent } = theme();
-  const line = Array.from({ length: 50 }, (_, n) => low * (high / low) ** (n / 49));
-  return {
-    traces: [{
-      type: "scatter", mode: "lines", x: line, y: line.map((n) => law.e + law.a * n ** -law.alpha),
-      line: { color: accent, width: 2 }, hovertemplate: "%{x:.3s} parameters: %{y:.4f}<extra>law</extra>",
-    }, {
-      type: "scatter", mode: "markers", x: sizes, y: law.points.map(([, value]) => value), marker: { size: 9, color: main },
-      hovertemplate: "%{x:.3s} parameters: %{y:.4f}<extra></extra>",
-    }],
-    text: law.sentence ?? "Loss by number of parameters",
-    layout: { xaxis: axis("parameters", { type: "log" }), yaxis: axis(`${measure.name} (${measure.unit})`, { type: "log" }) },
-  };
-}
+// ---- rate transfer, samples and failed runs; then the page is put together
 
 function transferSection() {
   const table = report.transfer;
   if (!table) return null;
   const rates = distinct(table.rows.flatMap((row) => Object.keys(row.means)));
-  const cell = (row, rate) => el("td", { class: "number" }, rate === row.best ? el("strong", {}, loss(row.means[rate]))
-    : loss(row.means[rate]));
-  return section("transfer", "Does the best rate transfer?", el("p", {}, named(table.sentence ?? "", 1000)),
-    el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Loss by size and rate" }, el("table", {},
-      el("thead", {}, el("tr", {}, el("th", { scope: "col" }, named(`${short(table.size_key)} \\ ${short(table.rate_key)}`)),
-        ...rates.map((rate) => el("th", { scope: "col", class: "number" }, named(rate, 20))))),
-      el("tbody", {}, ...table.rows.map((row) => el("tr", {}, el("th", { scope: "row" }, named(row.size, 40)),
-        ...rates.map((rate) => cell(row, rate))))))));
+  const cell = (row, rate) =>
+    el("td", { class: "number" }, rate === row.best ? el("strong", {}, loss(row.means[rate])) : loss(row.means[rate]));
+  return section(
+    "transfer",
+    "Does the best rate transfer?",
+    el("p", {}, named(table.sentence ?? "", 1000)),
+    el(
+      "div",
+      { class: "scroll", tabindex: "0", role: "region", "aria-label": "Loss by size and rate" },
+      el(
+        "table",
+        {},
+        el(
+          "thead",
+          {},
+          el(
+            "tr",
+            {},
+            el("th", { scope: "col" }, named(`${short(table.size_key)} \\ ${short(table.rate_key)}`)),
+            ...rates.map((rate) => el("th", { scope: "col", class: "number" }, named(rate, 20))),
+          ),
+        ),
+        el(
+          "tbody",
+          {},
+          ...table.rows.map((row) =>
+            el("tr", {}, el("th", { scope: "row" }, named(row.size, 40)), ...rates.map((rate) => cell(row, rate))),
+          ),
+        ),
+      ),
+    ),
+  );
 }
 
 const FIRST_SAMPLES = 6;
@@ -49,72 +48,62 @@ function samplesSection() {
   const draw = () => {
     const shown = state.moresamples ? samples : samples.slice(0, FIRST_SAMPLES);
     box.replaceChildren(...shown.map(sampleOf));
-    more.replaceChildren(shown.length < samples.length ? el("button", { type: "button",
-      onclick: () => choose({ moresamples: true }) }, `Show all ${samples.length} samples`) : "");
+    more.replaceChildren(
+      shown.length < samples.length
+        ? el(
+            "button",
+            { type: "button", onclick: () => choose({ moresamples: true }) },
+            `Show all ${samples.length} samples`,
+          )
+        : "",
+    );
   };
   listeners.push((changes) => "moresamples" in changes && draw());
   draw();
-  return section("samples", "Samples", el("p", { class: "soft" }, "The last sample of each point comes first, beginning with the lowest loss."), box, more);
+  return section(
+    "samples",
+    "Samples",
+    note("The last sample of each point comes first, beginning with the lowest loss."),
+    box,
+    more,
+  );
 }
 
 // The last sample of each point, beginning with the lowest loss, then a second one of each, ...
 function inOrder(samples) {
   const quality = (sample) => runs[sample.run]?.[measure.key] ?? Infinity;
   const seen = new Map();
-  const ranked = [...samples].sort((a, b) => quality(a) - quality(b) || (b.step ?? 0) - (a.step ?? 0)).map((sample) => {
-    const point = runs[sample.run]?.point ?? `run ${sample.run}`;
-    seen.set(point, (seen.get(point) ?? 0) + 1);
-    return { sample, rank: seen.get(point) };
-  });
+  const ranked = [...samples]
+    .sort((a, b) => quality(a) - quality(b) || (b.step ?? 0) - (a.step ?? 0))
+    .map((sample) => {
+      const point = runs[sample.run]?.point ?? `run ${sample.run}`;
+      seen.set(point, (seen.get(point) ?? 0) + 1);
+      return { sample, rank: seen.get(point) };
+    });
   return ranked.sort((a, b) => a.rank - b.rank).map(({ sample }) => sample);
 }
 
 function sampleOf({ run: n, step, prompt, text, scores }) {
   const run = runs[n];
-  const name = run ? (points[run.point] ? `${label(points[run.point])}, seed ${run.seed ?? "?"}` : run.name) : `run ${n}`;
+  const name = run
+    ? points[run.point]
+      ? `${label(points[run.point])}, seed ${run.seed ?? "?"}`
+      : run.name
+    : `run ${n}`;
   const known = Object.entries(scores ?? {}).filter(([, value]) => isNumber(value));
   const words = known.map(([score, value]) => `${score.replaceAll("_", " ")} ${Number(value.toPrecision(3))}`);
-  return el("article", {},
+  return el(
+    "article",
+    {},
     el("h3", {}, named(name, 100)),
-    el("p", { class: "soft" }, named([`step ${step ?? "?"}`, `loss ${loss(run?.[measure.key])}`, ...words].join(" · "), 300)),
-    el("pre", { tabindex: "0" }, el("span", { class: "prompt" }, visible(prompt ?? "", 1000)), visible(text ?? "", 5000)));
-}
-
-function memorySection() {
-  const known = runs.filter((run) => isNumber(run.peak_memory_bytes) && isNumber(run.predicted_memory_bytes));
-  if (!known.length) return null;
-  const errors = known.map((run) => run.predicted_memory_bytes / run.peak_memory_bytes - 1);
-  const budgets = distinct(known.map((run) => run.budget_bytes).filter(isNumber));
-  const percent = (value) => `${value > 0 ? "+" : ""}${(100 * value).toFixed(1)} %`;
-  const most = Math.max(...known.map((run) => run.peak_memory_bytes));
-  const words = `The predictions are between ${percent(Math.min(...errors))} and ${percent(Math.max(...errors))} off; `
-    + `the most memory that a run took is ${bytes(most)}${budgets.length ? ` of a budget of ${budgets.map(bytes).join(" or ")}` : ""}.`;
-  return section("memory", "Memory", el("p", {}, words), picture(360, () => drawMemory(known, budgets, words)));
-}
-
-function drawMemory(known, budgets, words) {
-  const mib = (value) => value / 2 ** 20;
-  const shown = known.slice(0, 2000);
-  const all = known.flatMap((run) => [run.peak_memory_bytes, run.predicted_memory_bytes].map(mib));
-  const ends = [Math.min(...all) * 0.95, Math.max(...all) * 1.05];
-  const { soft, main, accent } = theme();
-  const near = budgets.map(mib).filter((budget) => budget < ends[1] * 4);
-  return {
-    traces: [
-      { type: "scatter", mode: "lines", x: ends, y: ends, line: { color: soft, width: 1, dash: "dot" }, hoverinfo: "skip" },
-      {
-        type: "scatter", mode: "markers", x: shown.map((run) => mib(run.predicted_memory_bytes)), y: shown.map((run) => mib(run.peak_memory_bytes)),
-        marker: { size: 8, color: main, opacity: 0.8 }, hovertemplate: "%{text}<extra></extra>",
-        text: shown.map((run) => `<b>${escaped(run.name, 120)}</b><br>predicted ${bytes(run.predicted_memory_bytes)}<br>measured ${bytes(run.peak_memory_bytes)}`),
-      },
-    ],
-    text: words,
-    layout: {
-      xaxis: axis("predicted (MiB)"), yaxis: axis("measured (MiB)"),
-      shapes: near.map((y) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: y, y1: y, line: { color: accent, width: 1.5, dash: "dash" } })),
-      annotations: near.map((y) => ({ xref: "paper", x: 1, y, text: "budget", showarrow: false, xanchor: "right", yanchor: "bottom", font: { color: accent, size: 12 } })),
-    },
-  };
+    note([`step ${step ?? "?"}`, `loss ${loss(run?.[measure.key])}`, ...words].join(" · ")),
+    el(
+      "pre",
+      { tabindex: "0" },
+      el("span", { class: "prompt" }, visible(prompt ?? "", 1000)),
+      visible(text ?? "", 5000),
+    ),
+  );
 }
 
 const FIRST_FAILED = 50;
@@ -123,12 +112,22 @@ function failedSection() {
   const failed = runs.map((run, n) => ({ run, n })).filter(({ run }) => isFailed(run));
   if (!failed.length) return null;
   const more = failed.length - FIRST_FAILED;
-  return section("failed", "Runs that did not finish",
-    ...failed.slice(0, FIRST_FAILED).map(({ run, n }) => el("div", { class: "failed" },
-      el("h3", {}, named(run.name), ` · ${visible(run.status, 40)}`),
-      run.reason ? el("p", {}, named(run.reason, 500)) : null,
-      run.log ? foldable(`log${n}`, "End of the log", el("pre", { tabindex: "0" }, visible(run.log, 20000))) : null)),
-    more > 0 ? el("p", { class: "soft" }, `${plural(more, "more run")}: see the table above with "Show failed runs".`) : null);
+  return section(
+    "failed",
+    "Runs that did not finish",
+    ...failed
+      .slice(0, FIRST_FAILED)
+      .map(({ run, n }) =>
+        el(
+          "div",
+          { class: "failed" },
+          el("h3", {}, named(run.name), ` · ${visible(run.status, 40)}`),
+          run.reason ? el("p", {}, named(run.reason, 500)) : null,
+          run.log ? foldable(`log${n}`, "End of the log", el("pre", { tabindex: "0" }, visible(run.log, 20000))) : null,
+        ),
+      ),
+    more > 0 ? note(`${plural(more, "more run")}: see the table above with "Show failed runs".`) : null,
+  );
 }
 
 // ---- the page
@@ -136,11 +135,22 @@ function failedSection() {
 function show() {
   document.title = visible(report.title || "Report", 200);
   const sections = [
-    answerSection(), tableSection(), curvesSection(), parallelSection(), heatSection(), costSection(), importanceSection(),
-    scalingSection(), transferSection(), samplesSection(), memorySection(), failedSection(),
+    answerSection(),
+    tableSection(),
+    curvesSection(),
+    parallelSection(),
+    heatSection(),
+    costSection(),
+    importanceSection(),
+    scalingSection(),
+    transferSection(),
+    samplesSection(),
+    memorySection(),
+    failedSection(),
   ];
-  document.getElementById("main").replaceChildren(
-    el("header", {}, el("h1", {}, named(report.title || "Report", 200))), ...sections.filter(Boolean));
+  document
+    .getElementById("main")
+    .replaceChildren(el("header", {}, el("h1", {}, named(report.title || "Report", 200))), ...sections.filter(Boolean));
 }
 
 // While runs are going on, the page is loaded again unless the reader is busy with it.

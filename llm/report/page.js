@@ -52,7 +52,12 @@ function loss(value) {
 
 function count(value) {
   if (!isNumber(value)) return DASH;
-  for (const [size, letter] of [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]]) {
+  for (const [size, letter] of [
+    [1e12, "T"],
+    [1e9, "B"],
+    [1e6, "M"],
+    [1e3, "k"],
+  ]) {
     if (Math.abs(value) >= size) return `${(value / size).toPrecision(3)} ${letter}`;
   }
   return String(Math.round(value));
@@ -101,10 +106,28 @@ const distinct = (values) => [...new Set(values)].sort(compare);
 // ---- what the reader has chosen: it lives in the URL after "#", so that a link shows the same view
 
 const DEFAULTS = {
-  rows: "points", sort: "measure", down: false, filter: "", state: "", failed: false, all: false,
-  columns: [], open: [], picked: [],
-  x: "step", loss: "val", logx: false, logy: false, late: false, smooth: 0, colour: "",
-  heatx: "", heaty: "", against: "parameters", logs: false, moresamples: false,
+  rows: "points",
+  sort: "measure",
+  down: false,
+  filter: "",
+  state: "",
+  failed: false,
+  all: false,
+  columns: [],
+  open: [],
+  picked: [],
+  x: "step",
+  loss: "val",
+  logx: false,
+  logy: false,
+  late: false,
+  smooth: 0,
+  colour: "",
+  heatx: "",
+  heaty: "",
+  against: "parameters",
+  logs: false,
+  moresamples: false,
 };
 let state = readState();
 
@@ -177,10 +200,13 @@ function checkbox(label, name) {
 function field(label, name, properties) {
   let waiting = 0;
   const read = () => (typeof DEFAULTS[name] === "number" ? Number(input.value) : input.value);
-  const input = el("input", { ...properties, oninput: () => {
-    clearTimeout(waiting);
-    waiting = setTimeout(() => choose({ [name]: read() }), 150);
-  } });
+  const input = el("input", {
+    ...properties,
+    oninput: () => {
+      clearTimeout(waiting);
+      waiting = setTimeout(() => choose({ [name]: read() }), 150);
+    },
+  });
   const show = () => document.activeElement === input || (input.value = state[name]);
   listeners.push(show);
   show();
@@ -188,36 +214,46 @@ function field(label, name, properties) {
 }
 
 function section(id, title, ...children) {
-  const heading = title === null ? null : el("h2", { id: `${id}-title` }, title);
-  const labelled = title === null ? {} : { "aria-labelledby": `${id}-title` };
-  return el("section", { id, ...labelled }, heading, ...children);
+  if (title === null) return el("section", { id }, ...children);
+  const heading = el("h2", { id: `${id}-title` }, title);
+  return el("section", { id, "aria-labelledby": heading.id }, heading, ...children);
 }
+
+const paragraph = (text, look = null) => el("p", { class: look }, named(text, 2000));
+const note = (text) => paragraph(text, "soft");
 
 // ---- the answer
 
 function answerSection() {
-  const sentences = report.answer?.sentences ?? [];
-  const states = Object.entries(report.counts ?? {}).map(([name, n]) => `${n} ${name}`).join(", ");
+  const { sentences = [], command } = report.answer ?? {};
+  const why = measure.why ? ` (${measure.why})` : "";
+  const parts = [
+    note(counts()),
+    report.question && note(report.question),
+    ...sentences.map((text, n) => paragraph(text, n === 0 ? "lead" : null)),
+    report.verdict && paragraph(verdictSentence(report.verdict)),
+    command && commandLine(command),
+    note(
+      `Measure: ${measure.name} in ${measure.unit}${why}. Intervals hold 95 %; n counts the runs of a point, which `
+        + "differ only in their seed.",
+    ),
+    ...(extra.notes ?? []).map(note),
+  ];
+  return section("answer", null, ...parts.filter(Boolean));
+}
+
+function counts() {
+  const states = Object.entries(report.counts ?? {})
+    .map(([name, n]) => `${n} ${name}`)
+    .join(", ");
   const made = report.made ? ` · ${report.made.slice(0, 16).replace("T", " ")}` : "";
   const refreshed = report.is_running ? " · still running, refreshed every 15 seconds" : "";
-  const why = measure.why ? ` (${measure.why})` : "";
-  const verdict = report.verdict;
-  return section("answer", null,
-    el("p", { class: "soft" }, named(`${plural(runs.length, "run")}: ${states}${made}${refreshed}`, 400)),
-    report.question ? el("p", { class: "soft" }, named(report.question, 600)) : null,
-    ...sentences.map((text, n) => el("p", { class: n === 0 ? "lead" : null }, named(text, 2000))),
-    verdict ? el("p", {}, named(`${label(points[verdict.point])} compared with `
-      + `${label(points[verdict.with])}: ${comparison(verdict)}.`, 600)) : null,
-    report.answer?.command ? commandLine(report.answer.command) : null,
-    el("p", { class: "soft" }, named(`Measure: ${measure.name} in ${measure.unit}${why}. Intervals hold `
-      + `95 %; n counts the runs of a point, which differ only in their seed.`, 800)),
-    report.noise ? el("p", { class: "soft" }, named(noiseSentence(report.noise))) : null,
-    ...(report.left_out ?? []).map((left) => el("p", { class: "soft" },
-      named(`Not compared: ${plural(left.runs.length, "run")} `
-        + `(${left.runs.slice(0, 3).map((n) => runs[n]?.name).join(", ")}`
-        + `${left.runs.length > 3 ? ", …" : ""}): ${left.reason}`, 600))),
-    ...(extra.notes ?? []).map((note) => el("p", { class: "soft" }, named(note, 2000))),
-  );
+  return `${plural(runs.length, "run")}: ${states}${made}${refreshed}`;
+}
+
+function verdictSentence(verdict) {
+  const [name, other] = [label(points[verdict.point]), label(points[verdict.with])];
+  return `${name} compared with ${other}: ${comparison(verdict)}.`;
 }
 
 const label = (point) => (point ? point.label || "the only settings" : "unknown settings");
@@ -227,11 +263,6 @@ function comparison(result) {
   const chance = isNumber(result.p_adjusted) ? `, ${probability(result.p_adjusted)}` : "";
   const more = result.more_seeds ? `; about ${plural(result.more_seeds, "more seed")} would tell` : "";
   return `${result.verdict}, difference ${loss(result.difference)}${range}${chance}${more}`;
-}
-
-function noiseSentence(noise) {
-  return `Noise between seeds: standard deviation ${loss(noise.sd)} from ${plural(noise.runs, "run")} of `
-    + `${plural(noise.points, "point")} (${noise.source}).`;
 }
 
 function commandLine(command) {

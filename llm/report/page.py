@@ -17,7 +17,7 @@ from llm.sealed import Plain
 
 PAGE, PLOTLY = "report.html", "plotly.min.js"
 # In the order in which they run.
-SCRIPTS = ("page.js", "table.js", "plots.js", "pictures.js", "endings.js")
+SCRIPTS = ("page.js", "table.js", "plots.js", "curves.js", "pictures.js", "endings.js")
 DIGITS = 6  # that the page keeps of each number: report.json has all of them
 
 
@@ -32,7 +32,7 @@ def page(document: Plain, extra: Plain) -> str:
         # The browser runs this script and files beside the page, and nothing that a name contains.
         "digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "style": _read("page.css"),
-        "data": _as_json({"document": document, "extra": _slim(document, extra)}),
+        "data": _as_json({"document": document, "extra": extra}),
         "script": script,
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _read("page.html"))
@@ -49,30 +49,6 @@ def write_page(folder: Path, document: Plain, extra: Plain) -> Path:
             shutil.copyfileobj(original, file)
     replace_text(folder / PAGE, page(document, extra))
     return folder / PAGE
-
-
-def _slim(document: Plain, extra: Plain) -> Plain:
-    """``extra`` without the numbers of its curves that the page computes from steps."""
-    curves = [
-        {
-            key: _without_multiples(value, document["runs"][curve["run"]])
-            if isinstance(value, dict)
-            else value
-            for key, value in curve.items()
-        }
-        for curve in extra.get("curves", [])
-    ]
-    return extra | {"curves": curves}
-
-
-def _without_multiples(series: Plain, run: Plain) -> Plain:
-    """``series`` without tokens and FLOPs if tokens are the same multiple of every step."""
-    steps, tokens = run.get("step"), run.get("tokens")
-    pairs = zip(series.get("step", []), series.get("tokens", []), strict=False)
-    if not steps or not tokens or any(mine * steps != step * tokens for step, mine in pairs):
-        return series
-    dropped = {"tokens"} | ({"flops"} if run.get("flops_per_token") else set())
-    return {key: value for key, value in series.items() if key not in dropped}
 
 
 def _plotly() -> Path:

@@ -1,8 +1,8 @@
 // ---- what all pictures share: drawing near the window, colours, and text that Plotly cannot
 // mistake for HTML, a template or a formula
 
-const escaped = (text, longest = 60) => visible(text, longest).replace(
-  /[&<>$%{}]/g, (mark) => `&#${mark.charCodeAt(0)};`);
+const escaped = (text, longest = 60) =>
+  visible(text, longest).replace(/[&<>$%{}]/g, (mark) => `&#${mark.charCodeAt(0)};`);
 
 // Colours that colour-blind people can tell apart, from Okabe and Ito (jfly.uni-koeln.de/color).
 const ON_LIGHT = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
@@ -19,9 +19,13 @@ function theme() {
   const colour = (name) => style.getPropertyValue(name).trim();
   const isDark = dark.matches && !printed.matches;
   return {
-    paper: colour("--paper"), ink: colour("--ink"), soft: colour("--soft"), rule: colour("--rule"),
+    paper: colour("--paper"),
+    ink: colour("--ink"),
+    soft: colour("--soft"),
+    rule: colour("--rule"),
     distinct: isDark ? ON_DARK : ON_LIGHT,
-    main: isDark ? ON_DARK[0] : ON_LIGHT[0], accent: isDark ? ON_DARK[1] : ON_LIGHT[1],
+    main: isDark ? ON_DARK[0] : ON_LIGHT[0],
+    accent: isDark ? ON_DARK[1] : ON_LIGHT[1],
     // the end of the scale that is hard to see on this paper is left out
     scale: isDark ? VIRIDIS.slice(1) : VIRIDIS.slice(0, 5),
   };
@@ -38,24 +42,34 @@ function scaled(share) {
   const place = Math.min(Math.max(share, 0), 1) * (colours.length - 1);
   const n = Math.min(Math.floor(place), colours.length - 2);
   const part = (colour, at) => parseInt(colour.slice(at, at + 2), 16);
-  const mixed = [1, 3, 5].map((at) => Math.round(
-    part(colours[n], at) + (place - n) * (part(colours[n + 1], at) - part(colours[n], at))));
+  const mixed = [1, 3, 5].map((at) =>
+    Math.round(part(colours[n], at) + (place - n) * (part(colours[n + 1], at) - part(colours[n], at))),
+  );
   return `rgb(${mixed.join(",")})`;
 }
 
 function axis(title, more = {}) {
   const { rule, soft } = theme();
   return {
-    title: { text: escaped(title), font: { size: 13, color: soft }, standoff: 10 }, gridcolor: rule, linecolor: rule,
-    zeroline: false, tickfont: { size: 12, color: soft }, automargin: true, ...more,
+    title: { text: escaped(title), font: { size: 13, color: soft }, standoff: 10 },
+    gridcolor: rule,
+    linecolor: rule,
+    zeroline: false,
+    tickfont: { size: 12, color: soft },
+    automargin: true,
+    ...more,
   };
 }
 
 function layoutOf(layout) {
   const { paper, ink } = theme();
   return {
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, hovermode: "closest",
-    margin: { l: 56, r: 16, t: 14, b: 46 }, uirevision: "same",
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    showlegend: false,
+    hovermode: "closest",
+    margin: { l: 56, r: 16, t: 14, b: 46 },
+    uirevision: "same",
     font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: ink },
     hoverlabel: { align: "left", namelength: 0, bgcolor: paper, bordercolor: ink, font: { color: ink } },
     dragmode: narrow.matches ? false : "zoom", // a finger scrolls the page
@@ -78,13 +92,16 @@ function picture(height, compute, onclick = null) {
   return frame;
 }
 
-const nearby = new IntersectionObserver((entries) => {
-  for (const { target, isIntersecting } of entries) {
-    const drawing = pictures.find(({ frame }) => frame === target);
-    drawing.near = isIntersecting;
-    if (isIntersecting && drawing.stale) draw(drawing);
-  }
-}, { rootMargin: "300px" });
+const nearby = new IntersectionObserver(
+  (entries) => {
+    for (const { target, isIntersecting } of entries) {
+      const drawing = pictures.find(({ frame }) => frame === target);
+      drawing.near = isIntersecting;
+      if (isIntersecting && drawing.stale) draw(drawing);
+    }
+  },
+  { rootMargin: "300px" },
+);
 
 // Plotly comes last on the page and takes most of a second, so words and tables are shown before.
 const loaded = new Promise((resolve) => window.addEventListener("load", resolve));

@@ -16,7 +16,7 @@ function verdictOf(row) {
   const result = againstBest.get(row.point.index);
   if (!result) return null;
   const chance = isNumber(result.p_adjusted) ? `, ${probability(result.p_adjusted)}` : "";
-  const more = result.more_seeds ? ` (${result.more_seeds} more seeds?)` : "";
+  const more = result.more_seeds ? `; ${plural(result.more_seeds, "more seed")}?` : "";
   return result.verdict + chance + more;
 }
 
@@ -36,16 +36,64 @@ const COLUMNS = [
   { id: "status", title: "state", rows: "runs", value: (row) => row.run.status },
   { id: "seed", title: "seed", rows: "runs", number: true, value: (row) => row.run.seed },
   { id: "n", title: "n", rows: "points", number: true, value: (row) => row.point.n },
-  both("measure", measure.name, (point) => point.mean, (run) => run[measure.key], measuredText),
+  both(
+    "measure",
+    measure.name,
+    (point) => point.mean,
+    (run) => run[measure.key],
+    measuredText,
+  ),
   { id: "sd", title: "sd", rows: "points", number: true, value: (row) => row.point.sd, text: loss },
-  { id: "verdict", title: "against the best", rows: "points", value: verdictOf },
-  both("last", "last loss", (point) => point.last_mean, (run) => run.val_loss, loss),
-  both("bits_per_byte", "bits per byte", (point) => point.bits_per_byte, (run) => run.bits_per_byte, loss),
-  both("test", "test loss", (point) => point.test_mean, (run) => run.test?.loss, loss),
-  both("parameters", "parameters", (point) => point.parameters, (run) => run.parameters, count),
-  both("memory", "memory", (point) => point.peak_memory_bytes, (run) => run.peak_memory_bytes, bytes),
-  both("time", "time", (point) => point.train_seconds, (run) => run.train_seconds, duration),
-  both("tokens_per_second", "tokens/s", (point) => point.tokens_per_second, (run) => run.tokens_per_second, count),
+  { id: "verdict", title: "against the best", rows: "points", wide: true, value: verdictOf },
+  both(
+    "last",
+    "last loss",
+    (point) => point.last_mean,
+    (run) => run.val_loss,
+    loss,
+  ),
+  both(
+    "bits_per_byte",
+    "bits per byte",
+    (point) => point.bits_per_byte,
+    (run) => run.bits_per_byte,
+    loss,
+  ),
+  both(
+    "test",
+    "test loss",
+    (point) => point.test_mean,
+    (run) => run.test?.loss,
+    loss,
+  ),
+  both(
+    "parameters",
+    "parameters",
+    (point) => point.parameters,
+    (run) => run.parameters,
+    count,
+  ),
+  both(
+    "memory",
+    "memory",
+    (point) => point.peak_memory_bytes,
+    (run) => run.peak_memory_bytes,
+    bytes,
+  ),
+  both(
+    "time",
+    "time",
+    (point) => point.train_seconds,
+    (run) => run.train_seconds,
+    duration,
+  ),
+  both(
+    "tokens_per_second",
+    "tokens/s",
+    (point) => point.tokens_per_second,
+    (run) => run.tokens_per_second,
+    count,
+  ),
   { id: "step", title: "step", rows: "runs", number: true, value: (row) => row.run.step },
   { id: "note", title: "note", rows: "runs", value: (row) => row.run.note },
   { id: "folder", title: "folder", rows: "runs", value: (row) => row.run.folder },
@@ -66,16 +114,21 @@ function cellText(column, row) {
 // ---- the filter: words such as n_layer>4 or lr=0.01 compare values, other words are searched for
 
 const OPERATORS = {
-  "=": (order) => order === 0, "!=": (order) => order !== 0,
-  "<": (order) => order < 0, ">": (order) => order > 0,
-  "<=": (order) => order <= 0, ">=": (order) => order >= 0,
+  "=": (order) => order === 0,
+  "!=": (order) => order !== 0,
+  "<": (order) => order < 0,
+  ">": (order) => order > 0,
+  "<=": (order) => order <= 0,
+  ">=": (order) => order >= 0,
 };
 
 function columnNamed(name) {
   const wanted = name.toLowerCase();
-  return COLUMNS.find((column) => column.id.toLowerCase() === wanted)
+  return (
+    COLUMNS.find((column) => column.id.toLowerCase() === wanted)
     ?? COLUMNS.find((column) => column.id.toLowerCase().endsWith(`.${wanted}`))
-    ?? COLUMNS.find((column) => column.title.toLowerCase() === wanted);
+    ?? COLUMNS.find((column) => column.title.toLowerCase() === wanted)
+  );
 }
 
 function conditionOf(word) {
@@ -120,25 +173,42 @@ function tableSection() {
   listeners.push(draw);
   draw();
   const states = Object.entries(report.counts ?? {}).map(([name, n]) => [name, `${name} (${n})`]);
-  return section("table", "Results",
-    el("div", { class: "controls" },
-      choice("Rows", "rows", [["points", "points (seeds together)"], ["runs", "runs"]]),
+  return section(
+    "table",
+    "Results",
+    el(
+      "div",
+      { class: "controls" },
+      choice("Rows", "rows", [
+        ["points", "points (seeds together)"],
+        ["runs", "runs"],
+      ]),
       field("Filter", "filter", { type: "search", placeholder: "n_layer>4 lr=0.01 or a word" }),
       choice("State of runs", "state", [["", "finished and running"], ...states]),
       checkbox("Show failed runs", "failed"),
-      columnChoice()),
-    box, below);
+      columnChoice(),
+    ),
+    box,
+    below,
+  );
 }
 
 function columnChoice() {
   const options = el("div", { class: "options" });
-  const draw = () => options.replaceChildren(...COLUMNS.map((column) => {
-    const input = el("input", { type: "checkbox", checked: isVisible(column), onchange: () => {
-      const now = state.columns.length ? state.columns : USUAL;
-      choose({ columns: toggled(now, column.id) });
-    } });
-    return el("label", { class: "control" }, input, named(keys.includes(column.id) ? column.id : column.title, 60));
-  }));
+  const draw = () =>
+    options.replaceChildren(
+      ...COLUMNS.map((column) => {
+        const input = el("input", {
+          type: "checkbox",
+          checked: isVisible(column),
+          onchange: () => {
+            const now = state.columns.length ? state.columns : USUAL;
+            choose({ columns: toggled(now, column.id) });
+          },
+        });
+        return el("label", { class: "control" }, input, named(keys.includes(column.id) ? column.id : column.title, 60));
+      }),
+    );
   listeners.push(draw);
   draw();
   return foldable("columns", "Columns", options);
@@ -169,16 +239,23 @@ function drawTable(box, below) {
       body.append(...own.map((run) => rowOf(run, columns)));
     }
   }
-  const head = el("tr", {}, ...columns.map((column) => headerOf(column)), el("th", { class: "tools" }));
+  const tools = el("td", { class: "tools" }); // its cells name themselves
+  const head = el("tr", {}, tools, ...columns.map(headerOf));
   const keyboard = document.activeElement?.dataset?.control; // of the button that was just used
   box.replaceChildren(el("table", {}, el("thead", {}, head), body));
   if (keyboard) box.querySelector(`[data-control="${CSS.escape(keyboard)}"]`)?.focus();
   const all = kind === "points" ? points.length : runs.length;
   const words = `${plural(rows.length, kind.slice(0, -1))} of ${all.toLocaleString("en")}`;
-  const button = el("button", { type: "button", class: "more", onclick: () => choose({ all: true }) },
-    `Show all ${rows.length.toLocaleString("en")}`);
-  below.replaceChildren(words, first.length < rows.length ? `, the first ${FIRST_ROWS} are shown. ` : ".",
-    first.length < rows.length ? button : "");
+  const button = el(
+    "button",
+    { type: "button", class: "more", onclick: () => choose({ all: true }) },
+    `Show all ${rows.length.toLocaleString("en")}`,
+  );
+  below.replaceChildren(
+    words,
+    first.length < rows.length ? `, the first ${FIRST_ROWS} are shown. ` : ".",
+    first.length < rows.length ? button : "",
+  );
 }
 
 function sorted(rows) {
@@ -197,37 +274,60 @@ function headerOf(column) {
   const direction = state.down ? "descending" : "ascending";
   const arrow = isSorted ? (state.down ? " ↓" : " ↑") : "";
   const sort = () => choose({ sort: column.id, down: isSorted && !state.down });
-  const button = el("button", { type: "button", onclick: sort, "data-control": `sort ${column.id}` },
-    named(column.title, 40), arrow);
-  return el("th", { scope: "col", class: column.number ? "number" : null, "aria-sort": isSorted ? direction : "none" }, button);
+  const button = el(
+    "button",
+    { type: "button", onclick: sort, "data-control": `sort ${column.id}` },
+    named(column.title, 40),
+    arrow,
+  );
+  return el(
+    "th",
+    { scope: "col", class: column.number ? "number" : null, "aria-sort": isSorted ? direction : "none" },
+    button,
+  );
 }
 
 function rowOf(row, columns) {
   const cells = columns.map((column) => {
     const text = cellText(column, row);
     const isLong = text.length > 40;
-    return el("td", { class: column.number ? "number" : null }, isLong ? named(text, 160) : visible(text));
+    return el(
+      "td",
+      { class: column.number ? "number" : column.wide ? "wide" : null },
+      isLong ? named(text, 160) : visible(text),
+    );
   });
   const isBest = !row.run && row.point.index === best;
-  return el("tr", { class: isBest ? "best" : row.run ? "run" : null }, ...cells, toolsOf(row));
+  return el("tr", { class: isBest ? "best" : row.run ? "run" : null }, toolsOf(row), ...cells);
 }
 
+// A box to compare the settings of this row, and for a point a button that lists its runs.
 function toolsOf(row) {
-  const cell = el("td", { class: "tools" });
   const n = row.run ? row.n : row.point.runs[0];
-  const name = row.run ? row.run.name : label(row.point);
-  const button = (text, title, pressed, onclick, control) => el("button", {
-    type: "button", "aria-label": `${title}: ${visible(name, 80)}`, title, onclick,
-    "data-control": `${control} ${row.id}`, ...pressed,
-  }, text);
-  if (!row.run) {
-    const open = state.open.includes(row.id);
-    cell.append(button(open ? "− runs" : "+ runs", "Runs of this point", { "aria-expanded": open ? "true" : "false" },
-      () => choose({ open: toggled(state.open, row.id) }), "open"));
-  }
-  const picked = isPicked(n) ? "true" : "false";
-  cell.append(button("compare", "Show its settings beside the curves", { "aria-pressed": picked }, () => pick(n), "pick"));
-  return cell;
+  const name = visible(row.run ? row.run.name : label(row.point), 80);
+  const box = el("input", {
+    type: "checkbox",
+    checked: isPicked(n),
+    onchange: () => pick(n),
+    title: "Compare its settings",
+    "aria-label": `Compare the settings of ${name}`,
+    "data-control": `pick ${row.id}`,
+  });
+  if (row.run) return el("td", { class: "tools" }, box);
+  const isOpen = state.open.includes(row.id);
+  const button = el(
+    "button",
+    {
+      type: "button",
+      onclick: () => choose({ open: toggled(state.open, row.id) }),
+      title: "Its runs",
+      "aria-label": `Runs of ${name}`,
+      "aria-expanded": String(isOpen),
+      "data-control": `open ${row.id}`,
+    },
+    isOpen ? "−" : "+",
+  );
+  return el("td", { class: "tools" }, box, button);
 }
 
 // ---- up to two runs are picked, to show in which settings they differ

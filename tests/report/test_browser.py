@@ -1,5 +1,6 @@
 """The page in headless Chromium: what a reader does with it, and what hostile names cannot do."""
 
+import contextlib
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import report_pictures
 from llm.report.page import PLOTLY, write_page
 from tests.report.documents import Plain, document, extra
 
@@ -67,14 +69,16 @@ def _not_local(url: str) -> list[str]:
 
 
 def first_cells(tab: Any) -> list[str]:
-    return [cell.strip() for cell in tab.locator(".results tbody td:first-child").all_inner_texts()]
+    cells = tab.locator(".results tbody td:nth-child(2)").all_inner_texts()
+    return [cell.strip() for cell in cells]
 
 
 def wait_for(tab: Any, condition: str) -> None:
     """Wait until a condition in JavaScript is true; the page itself may not evaluate text."""
     for _ in range(200):
-        if tab.evaluate(condition):
-            return
+        with contextlib.suppress(playwright.Error):  # the page is just being loaded again
+            if tab.evaluate(condition):
+                return
         tab.wait_for_timeout(50)
     raise AssertionError(f"it never came true: {condition}")
 
@@ -121,7 +125,7 @@ def test_the_table_sorts_by_a_column_both_ways(open_page: Open) -> None:
     header = tab.locator(".results th", has_text="lr")
     header.get_by_role("button").click()
     assert header.get_attribute("aria-sort") == "ascending"
-    lr = ".results tbody td:nth-child(2)"
+    lr = ".results tbody td:nth-child(3)"
     assert tab.locator(lr).all_inner_texts() == ["0.001"] * 3 + ["0.003"] * 3 + ["0.009"] * 3
     tab.keyboard.press("Enter")  # the button keeps the focus
     assert header.get_attribute("aria-sort") == "descending"
@@ -162,7 +166,7 @@ def test_failed_runs_are_shown_only_if_the_reader_asks(open_page: Open) -> None:
 
 def test_a_point_opens_to_its_runs_and_columns_can_be_chosen(open_page: Open) -> None:
     tab = open_page(document())
-    tab.get_by_role("button", name="Runs of this point: n_layer=6 lr=0.003").click()
+    tab.get_by_role("button", name="Runs of n_layer=6 lr=0.003").click()
     assert tab.locator(".results tr.run").count() == 3
     assert "seed 2" in tab.locator(".results tr.run").nth(1).inner_text()
     tab.get_by_text("Columns", exact=True).click()
@@ -265,6 +269,7 @@ def test_the_page_refreshes_itself_while_runs_are_running(open_page: Open, tmp_p
     tab.clock.run_for(16_000)
     assert tab.locator("h1").inner_text() == "width_depth"  # text is selected
     tab.evaluate("getSelection().removeAllRanges()")
+    tab.clock.run_for(16_000)
     wait_for(tab, "document.querySelector('h1')?.textContent === 'after the refresh'")
     assert tab.locator(".results tbody tr").count() == 6
     wait_for(tab, "Math.abs(window.scrollY - 600) < 5")
@@ -372,3 +377,12 @@ def test_ten_thousand_runs_open(open_page: Open) -> None:
     tab.get_by_role("button", name="Show all 10,080").click()
     assert tab.locator(".results tbody tr").count() == 10_080
     assert tab.evaluate("document.querySelectorAll('#curves .scatterlayer .trace').length") <= 302
+
+
+def test_the_pictures_for_the_readme_have_the_widths_of_their_names(tmp_path: Path) -> None:
+    report = document()
+    page = write_page(tmp_path, report, extra(report))
+    paths = report_pictures.take(page, tmp_path)
+    assert [path.name for path in paths] == ["report_1280.png", "report_390.png"]
+    # The header of a PNG has its width in bytes 16 to 19.
+    assert [int.from_bytes(path.read_bytes()[16:20]) for path in paths] == [1280, 390]

@@ -38,11 +38,8 @@ def find_runs(
 class Reader:
     """Reads the runs in ``paths``; reads them again only if their files have changed.
 
-    ``notes``: sentences about what could not be used. ``waits=False``: the sweep starts no more
-    jobs, although it has not unlocked its folder yet.
+    ``notes``: sentences about what could not be used.
     """
-
-    waits = True
 
     def __init__(self, paths: Sequence[str | Path]) -> None:
         self.paths = [Path(path) for path in paths]
@@ -95,8 +92,7 @@ class Reader:
     def _search(self, folder: Path, depth: int) -> Iterator[Place]:
         sweep = self._sweep_file(folder)
         names = _subfolders(folder)
-        # The jobs without a folder will start.
-        waits = self.waits and sweep is not None and is_written(folder)
+        waits = sweep is not None and is_written(folder)  # jobs without a folder will start
         if sweep is not None:
             names = list(dict.fromkeys([*sweep.jobs, *names]))
         for name in names:

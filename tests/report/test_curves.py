@@ -168,6 +168,3 @@ def test_the_jobs_that_a_running_sweep_has_not_started_are_waiting(tmp_path: Pat
     assert [record.status for record in records] == ["finished"] * 3 + ["waiting"]
     assert records[-1].values == file["jobs"]["later"]
     assert page["curves"][-1]["val"]["loss"] == []
-    reader = Reader([folder])
-    reader.waits = False
-    assert len(reader.read()) == 3

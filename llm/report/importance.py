@@ -25,7 +25,6 @@ class Importance:
     key: str
     n: int
     correlation: float | None
-    p: float | None
     share: float | None
 
 
@@ -60,12 +59,11 @@ def of_keys(keys: Sequence[str], points: Sequence[Point]) -> list[Importance]:
         with_key = [point for point in points if key in point.values]
         numbers = [number_of(point.values[key]) for point in with_key]
         known = [number for number in numbers if number is not None]
-        ranked = None
+        correlation = None
         if len(known) == len(numbers):
-            ranked = spearman(known, [point.mean for point in with_key])
-        correlation, p = ranked or (None, None)
+            correlation = spearman(known, [point.mean for point in with_key])
         share = _share(key, points) if is_grid else None
-        found.append(Importance(key, len(with_key), correlation, p, share))
+        found.append(Importance(key, len(with_key), correlation, share))
     return sorted(found, key=lambda one: (-(one.share or 0.0), -abs(one.correlation or 0.0)))
 
 

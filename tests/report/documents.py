@@ -42,8 +42,8 @@ def document(depths: int = 3, rates: int = 3, seeds: int = 3, **changes: Any) ->
         "left_out": [],
         "noise": {"sd": 0.01, "df": 18, "runs": 27, "points": 9, "source": "this sweep"},
         "importance": [
-            {"key": keys[0], "n": len(points), "correlation": -0.91, "p": 0.001, "share": 0.83},
-            {"key": keys[1], "n": len(points), "correlation": 0.12, "p": 0.6, "share": 0.1},
+            {"key": keys[0], "n": len(points), "correlation": -0.91, "share": 0.83},
+            {"key": keys[1], "n": len(points), "correlation": 0.12, "share": 0.1},
         ],
         "scaling": _scaling(points),
         "transfer": {

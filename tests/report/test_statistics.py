@@ -226,13 +226,9 @@ def test_the_rank_correlation_is_scipys(values: list[tuple[int, float]]) -> None
     if len(set(x)) == 1 or len(set(y)) == 1:
         assert spearman(x, y) is None
         return
-    expected = scipy.stats.spearmanr(x, y)
-    found = spearman(x, y)
-    assert found is not None
-    assert found[0] == pytest.approx(expected.statistic, rel=EXACT, abs=EXACT)
-    assert found[1] == pytest.approx(max(expected.pvalue, 2 / math.factorial(len(x))), rel=EXACT)
+    expected = scipy.stats.spearmanr(x, y).statistic
+    assert spearman(x, y) == pytest.approx(expected, rel=EXACT, abs=EXACT)
 
 
-def test_three_points_in_a_row_show_no_correlation() -> None:
-    assert spearman([1, 2, 3], [5, 6, 7]) == (pytest.approx(1), pytest.approx(1 / 3))
+def test_two_points_have_no_rank_correlation() -> None:
     assert spearman([1, 2], [5, 6]) is None

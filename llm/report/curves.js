@@ -91,7 +91,7 @@ function curve(row, kind, x, { color, dash }) {
     marker: { size: few ? 4 : 0, color },
     opacity: faded ? 0.25 : row.run.status === "finished" ? 1 : 0.6,
     hovertemplate:
-      `<b>${name}</b><br>seed ${row.run.seed ?? "?"}, ${escaped(row.run.status)}`
+      `<b>${name}</b><br>seed ${escaped(row.run.seed ?? "?")}, ${escaped(row.run.status)}`
       + `<br>${x} %{x:,.6~g}<br>loss %{y:.4f}<extra></extra>`,
   };
 }
@@ -102,7 +102,7 @@ function endOf(traces, isLog) {
   if (!late.length) return undefined;
   const [low, high] = [late.reduce((a, b) => Math.min(a, b)), late.reduce((a, b) => Math.max(a, b))];
   const room = 0.05 * (high - low) || 0.01;
-  return [low - room, high + room].map((value) => (isLog ? Math.log10(value) : value));
+  return [low - room, high + room].map((value) => (isLog ? Math.log10(Math.max(value, low / 2)) : value));
 }
 
 // An exponential mean over the rows, which starts without a bias towards zero.
@@ -208,13 +208,8 @@ function swatch(color, dash) {
 function differenceOf() {
   const rows = state.picked.map((n) => runRows[Number(n)]).filter(Boolean);
   if (!rows.length) {
-    return [
-      el(
-        "p",
-        { class: "soft hint" },
-        "Click on a curve to see its settings beside the shared ones, and on a second one to compare the two.",
-      ),
-    ];
+    const words = "Click on a curve to see in which settings it differs, and on a second one to compare the two.";
+    return [paragraph(words, "soft hint")];
   }
   const value = (row, key) => row.run.changes?.[key] ?? row.point?.values?.[key] ?? report.shared?.[key];
   const changed = distinct(
@@ -222,41 +217,17 @@ function differenceOf() {
   );
   const shown =
     rows.length === 1 ? changed : changed.filter((key) => String(value(rows[0], key)) !== String(value(rows[1], key)));
-  const line = (title, cells) =>
-    el(
-      "tr",
-      {},
-      el("th", { scope: "row" }, named(title, 40)),
-      ...cells.map((cell) => el("td", {}, named(cell ?? DASH, 80))),
-    );
+  const cell = (value) => el("td", {}, named(value ?? DASH, 80));
+  const line = (title, of) => el("tr", {}, el("th", { scope: "row" }, named(title, 40)), ...rows.map(of).map(cell));
+  const lines = [
+    ...shown.map((key) => line(short(key), (row) => value(row, key))),
+    line("seed", ({ run }) => run.seed),
+    line("state", ({ run }) => run.status),
+    line(measure.name, ({ run }) => loss(run[measure.key])),
+  ];
   return [
     el("h3", {}, rows.length === 1 ? "Settings that are not shared" : "Settings that differ"),
-    el(
-      "table",
-      {},
-      el(
-        "tbody",
-        {},
-        ...shown.map((key) =>
-          line(
-            short(key),
-            rows.map((row) => value(row, key)),
-          ),
-        ),
-        line(
-          "seed",
-          rows.map(({ run }) => run.seed),
-        ),
-        line(
-          "state",
-          rows.map(({ run }) => run.status),
-        ),
-        line(
-          measure.name,
-          rows.map(({ run }) => loss(run[measure.key])),
-        ),
-      ),
-    ),
+    el("table", {}, el("tbody", {}, ...lines)),
     ...rows.map(({ run }) => note(run.folder)),
     el("button", { type: "button", onclick: () => choose({ picked: [] }) }, "Clear"),
   ];

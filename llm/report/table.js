@@ -25,9 +25,12 @@ function measuredText(value, row) {
   return isNumber(low) && isNumber(high) ? `${loss(value)} ± ${loss((high - low) / 2)}` : loss(value);
 }
 
+const testOf = ({ run, point }) => (run ? run.test?.loss : point.test_mean);
+
 // rows: whether the column belongs to points, to runs, or to both; text: how a value is shown.
+// both(): a number that points and runs have under these two names.
 function both(id, title, ofPoint, ofRun, text) {
-  return { id, title, number: true, text, value: (row) => (row.run ? ofRun(row.run) : ofPoint(row.point)) };
+  return { id, title, number: true, text, value: (row) => (row.run ? row.run[ofRun] : row.point[ofPoint]) };
 }
 
 const COLUMNS = [
@@ -36,64 +39,16 @@ const COLUMNS = [
   { id: "status", title: "state", rows: "runs", value: (row) => row.run.status },
   { id: "seed", title: "seed", rows: "runs", number: true, value: (row) => row.run.seed },
   { id: "n", title: "n", rows: "points", number: true, value: (row) => row.point.n },
-  both(
-    "measure",
-    measure.name,
-    (point) => point.mean,
-    (run) => run[measure.key],
-    measuredText,
-  ),
+  both("measure", measure.name, "mean", measure.key, measuredText),
   { id: "sd", title: "sd", rows: "points", number: true, value: (row) => row.point.sd, text: loss },
   { id: "verdict", title: "against the best", rows: "points", wide: true, value: verdictOf },
-  both(
-    "last",
-    "last loss",
-    (point) => point.last_mean,
-    (run) => run.val_loss,
-    loss,
-  ),
-  both(
-    "bits_per_byte",
-    "bits per byte",
-    (point) => point.bits_per_byte,
-    (run) => run.bits_per_byte,
-    loss,
-  ),
-  both(
-    "test",
-    "test loss",
-    (point) => point.test_mean,
-    (run) => run.test?.loss,
-    loss,
-  ),
-  both(
-    "parameters",
-    "parameters",
-    (point) => point.parameters,
-    (run) => run.parameters,
-    count,
-  ),
-  both(
-    "memory",
-    "memory",
-    (point) => point.peak_memory_bytes,
-    (run) => run.peak_memory_bytes,
-    bytes,
-  ),
-  both(
-    "time",
-    "time",
-    (point) => point.train_seconds,
-    (run) => run.train_seconds,
-    duration,
-  ),
-  both(
-    "tokens_per_second",
-    "tokens/s",
-    (point) => point.tokens_per_second,
-    (run) => run.tokens_per_second,
-    count,
-  ),
+  both("last", "last loss", "last_mean", "val_loss", loss),
+  both("bits_per_byte", "bits per byte", "bits_per_byte", "bits_per_byte", loss),
+  { id: "test", title: "test loss", number: true, value: testOf, text: loss },
+  both("parameters", "parameters", "parameters", "parameters", count),
+  both("memory", "memory", "peak_memory_bytes", "peak_memory_bytes", bytes),
+  both("time", "time", "train_seconds", "train_seconds", duration),
+  both("tokens_per_second", "tokens/s", "tokens_per_second", "tokens_per_second", count),
   { id: "step", title: "step", rows: "runs", number: true, value: (row) => row.run.step },
   { id: "note", title: "note", rows: "runs", value: (row) => row.run.note },
   { id: "folder", title: "folder", rows: "runs", value: (row) => row.run.folder },

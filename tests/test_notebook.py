@@ -54,7 +54,7 @@ def test_the_notebook_goes_from_a_text_to_a_picture(tmp_path: Path) -> None:
     assert not any(output["output_type"] == "error" for output in outputs)
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 1
     printed = "".join("".join(output.get("text", "")) for output in outputs)
-    assert "12 + 7 = " in printed
+    assert "12 + 7 = " in printed and "\x1b" not in printed
     assert "instead: ['model.n_layer=3']" in printed
     jobs = list((tmp_path / "multirun" / "notebook").glob("*/summary.json"))
     found = [json.loads(path.read_text(encoding="utf-8")) for path in jobs]

@@ -21,6 +21,7 @@ from llm.errors import (
     as_line,
     require,
 )
+from llm.experiment.console import console
 from llm.experiment.process import PARENT_PIPE
 from llm.sealed import Plain
 
@@ -36,7 +37,7 @@ def run_command(script: str, words: Sequence[str], quiet: bool) -> Plain:
     """
     path = FOLDER / script
     require(path.is_file(), f"{path} does not exist: import llm from a clone of the repository")
-    is_terminal = sys.stdout.isatty() and sys.stderr.isatty() and not quiet
+    is_terminal = console.is_terminal and sys.stderr.isatty() and not quiet
     reading, writing = os.pipe()  # it closes when this process ends: see `follow_parent`
     try:
         process = subprocess.Popen(

@@ -46,6 +46,11 @@ class Screen(Console):
             yield Segment(text if control else printable(text), style, control)
 
     @property
+    def is_terminal(self) -> bool:
+        """Whether lines can be rewritten: not in a notebook, whose stream claims to be a terminal."""
+        return super().is_terminal and not type(sys.stdout).__module__.startswith("ipykernel")
+
+    @property
     def file(self) -> IO[str]:
         """Called by rich for the stream to write to.
 

@@ -47,7 +47,7 @@ class Screen(Console):
 
     @property
     def is_terminal(self) -> bool:
-        """Whether lines can be rewritten: not in a notebook, whose stream claims to be a terminal."""
+        """Whether lines can be rewritten. A notebook says so, too, but cannot move the cursor."""
         return super().is_terminal and not type(sys.stdout).__module__.startswith("ipykernel")
 
     @property

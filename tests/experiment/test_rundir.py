@@ -122,7 +122,7 @@ ENDS = [
     (RuntimeError("can't allocate memory: 9 GB"), OutOfMemory, "out_of_memory", "9 GB"),
     (FULL_DISK, DiskError, "disk_error", "checkpoints/step-1: No space left on device"),
     (ZeroDivisionError("oh"), ZeroDivisionError, "failed", "ZeroDivisionError: oh"),
-    (KeyboardInterrupt(), KeyboardInterrupt, "failed", "KeyboardInterrupt"),
+    (KeyboardInterrupt(), Interrupted, "interrupted", "stopped at once by Ctrl-C"),
     (FileNotFoundError(errno.ENOENT, "gone"), FileNotFoundError, "failed", "gone"),
 ]
 

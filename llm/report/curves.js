@@ -51,7 +51,7 @@ function drawCurves(kinds, axes, colours, legend) {
   const x = chosenOf("x", axes);
   const rows = sorted(shownRuns().filter(({ n }) => hasNumbers(curvesOf.get(n)?.[kind]?.loss)));
   const shown = rows.filter((row, n) => n < MOST_CURVES || isPicked(row.n));
-  const style = styleOf(shown, chosenOf("colour", colours));
+  const style = styleOf(chosenOf("colour", colours));
   const traces = shown.map((row) => curve(row, kind, x, style(row)));
   const range = state.late ? endOf(traces, state.logy) : undefined;
   if (style.bar) traces.push(style.bar);
@@ -120,13 +120,13 @@ function smoothed(values, weight) {
 
 // A function from a row to its colour and dash: a colour per point, or, if `key` is not empty, a
 // scale over its values, which gets a bar.
-function styleOf(rows, key) {
-  const present = distinct(rows.map(({ point }) => point?.index ?? -1));
-  const colours = theme().distinct;
+function styleOf(key) {
+  const { distinct: colours, soft } = theme();
   if (key === "") {
     return ({ point }) => {
-      const n = present.indexOf(point?.index ?? -1);
-      return { color: colours[n % colours.length], dash: DASHES[Math.floor(n / colours.length) % DASHES.length] };
+      if (!point) return { color: soft, dash: "dot" };
+      const turn = Math.floor(point.index / colours.length);
+      return { color: colours[point.index % colours.length], dash: DASHES[turn % DASHES.length] };
     };
   }
   const scale = scaleOf(points.map((point) => asNumber(point.values[key])));

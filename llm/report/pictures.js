@@ -303,7 +303,8 @@ function importanceSection() {
 function scalingSection() {
   const law = report.scaling;
   if (!law) return null;
-  if (law.why_not) return section("scaling", "Scaling law", el("p", {}, named(law.why_not, 1000)));
+  if (law.why_not)
+    return section("scaling", "Scaling law", el("p", {}, named(`No law is fitted: ${law.why_not}.`, 1000)));
   return section(
     "scaling",
     "Scaling law",

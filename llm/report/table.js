@@ -191,7 +191,7 @@ function drawTable(box, below) {
     body.append(rowOf(row, columns));
     if (!row.run && state.open.includes(row.id)) {
       const own = row.point.runs.map((n) => runRows[n]).filter(Boolean);
-      body.append(...own.map((run) => rowOf(run, columns)));
+      body.append(...own.map((run) => rowOf(run, columns, "run")));
     }
   }
   const tools = el("td", { class: "tools" }); // its cells name themselves
@@ -242,7 +242,7 @@ function headerOf(column) {
   );
 }
 
-function rowOf(row, columns) {
+function rowOf(row, columns, look = null) {
   const cells = columns.map((column) => {
     const text = cellText(column, row);
     const isLong = text.length > 40;
@@ -253,7 +253,7 @@ function rowOf(row, columns) {
     );
   });
   const isBest = !row.run && row.point.index === best;
-  return el("tr", { class: isBest ? "best" : row.run ? "run" : null }, toolsOf(row), ...cells);
+  return el("tr", { class: isBest ? "best" : look }, toolsOf(row), ...cells);
 }
 
 // A box to compare the settings of this row, and for a point a button that lists its runs.

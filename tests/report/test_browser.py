@@ -109,7 +109,7 @@ def test_all_sections_are_drawn_and_have_a_text_alternative(open_page: Open) -> 
 def test_sections_without_data_are_left_out(open_page: Open, tmp_path: Path) -> None:
     report = document(
         points=[], runs=[], counts={}, comparisons=[], importance=[], keys=[], noise=None,
-        scaling={"why_not": "The points have one size."}, transfer=None,
+        scaling={"why_not": "the points have one size"}, transfer=None,
         answer={"sentences": [], "best": None, "default": None, "command": None},
     )  # fmt: skip
     path = write_page(tmp_path, report, {})

@@ -26,6 +26,7 @@ def require_two_points(document: Plain) -> None:
         len(points) == 2,
         f"gate=true compares two points (runs that differ in their settings) and found "
         f"{'; '.join(found)}",
+        key="gate",
     )
 
 

@@ -25,7 +25,10 @@ class ReportSettings:
     def cross_check(self) -> None:
         """Raise :class:`llm.errors.Refused` without a path, or with an empty one."""
         example = newest_sweep() or MULTIRUN / "width_depth"
-        require(self.runs, f"no runs: give folders, as in python run_report.py {example}")
+        require(
+            self.runs, f"no runs: give folders, as in python run_report.py {example}",
+            key="runs", suggestions=[f"runs={example}"],
+        )  # fmt: skip
         require(all(self.runs), "runs= has an empty path: give a folder, or leave it out")
         require(self.out != "", "out is empty: give a folder, or leave it out")
         check_path("out", self.out or "")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.made_runs import make_run, make_sweep
 from tests.command_line import here
 from tests.conftest import HANGS, PLAY, ROOT
 
@@ -64,6 +65,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "folder_of_texts").mkdir()
     for number in range(2):
         (path / "folder_of_texts" / f"{number}.txt").write_text(PLAY, encoding="utf-8")
+    for name in ("a", "b", "mine"):
+        make_run(path / "outputs" / name, {}, [3.0, 2.0], rows=1)
+    for name, depth, loss in (("base", 4, 2.0), ("mine", 3, 1.0)):
+        for seed in range(3):
+            values = {"model.n_layer": depth, "seed": seed}
+            losses = [3.0, loss + seed / 100]
+            make_run(path / f"outputs/{name}-{seed}", values, losses, rows=1)
+    make_sweep(path / "multirun/depth", {"model.n_layer": [2, 4]}, rows=1)
     return path
 
 
@@ -81,7 +90,7 @@ def test_the_readme_has_commands() -> None:
 @pytest.mark.parametrize("command", commands())
 def test_the_command_works_as_written(command: str, folder: Path) -> None:
     line = shrunk(command, newest_run(folder))
-    if found := re.fullmatch(r"python run_(\w+)\.py( [^|]*)?", line):
+    if found := re.fullmatch(r"python run_(\w+)\.py( [^|*]*)?", line):
         done = here(found[1], *shlex.split(found[2] or ""), cwd=folder)
     else:
         done = subprocess.run(

@@ -14,7 +14,7 @@ from llm.errors import Refused, Stop
 from llm.experiment.console import log, say, status, warn
 from llm.experiment.rundir import SUMMARY
 from llm.experiment.watch import Watched
-from llm.sealed import Plain
+from llm.sealed import Plain, read_json
 
 if TYPE_CHECKING:  # scipy and plotly may be missing, and importing them takes a second
     from llm.report.writing import Reporter
@@ -85,13 +85,17 @@ class SweepReport:
         answer(report=str(page))
 
     def _is_current(self, page: Path) -> bool:
-        """Whether no job has run, now or elsewhere, since the report was made."""
+        """Whether no job has run, in this command or elsewhere, since the report was made."""
+        if any(job.will_run for job in self.jobs):
+            return False
         try:
             made = page.stat().st_mtime_ns
             ends = [(job.folder / SUMMARY).stat().st_mtime_ns for job in self.jobs]
-        except OSError:
+            # A command that was killed may have left a report of jobs that still ran.
+            is_whole = read_json(page.with_suffix(".json")).get("is_running") is False
+        except (OSError, Refused):
             return False
-        return all(end < made for end in ends)
+        return is_whole and all(end < made for end in ends)
 
     def _write(self, has_ended: bool = False) -> Plain:
         from llm.report.writing import MISSING, Reporter, can_report

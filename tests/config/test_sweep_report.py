@@ -116,6 +116,16 @@ def test_jobs_that_have_not_run_since_the_report_was_made_need_no_other(
         view._stop.set()
     assert capsys.readouterr().out == "report: multirun/depth/report.html\n"
     assert (sweep / "report.html").stat().st_mtime_ns == made
+    killed = report(sweep) | {"is_running": True}
+    (sweep / "report.json").write_text(json.dumps(killed), encoding="utf-8")
+    with SweepReport(sweep, watched(sweep)) as view:
+        view._stop.set()
+    assert not report(sweep)["is_running"]
+    made = (sweep / "report.html").stat().st_mtime_ns
+    with SweepReport(sweep, [Watched(job.folder, job.values) for job in watched(sweep)]) as view:
+        view._stop.set()  # these jobs belong to this command
+    assert (sweep / "report.html").stat().st_mtime_ns > made
+    made = (sweep / "report.html").stat().st_mtime_ns
     summary = next(sweep.glob("*/summary.json"))
     os.utime(summary, ns=(made + 1, made + 1))
     with SweepReport(sweep, watched(sweep)) as view:

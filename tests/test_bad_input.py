@@ -121,7 +121,7 @@ def test_a_dataset_made_from_something_else_or_beyond_its_vocabulary_is_refused(
 def test_an_id_beyond_the_vocabulary_in_data_too_large_to_verify_ends_a_run_in_one_line(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llm.data.dataset.LARGE", 0)
+    monkeypatch.setattr("llm.recipe.LARGE", 0)
     text = ["data=text", "data.tokenizer=byte", "data.path=play.txt"]
     assert here("prepare", *text, cwd=folder).returncode == 0
     (made,) = (folder / "data").iterdir()

@@ -1,85 +1,61 @@
-const MOST_CURVES = 300;
-const MOST_NAMES = 24; // in the legend: as many as there are colours with a dash
-
-// ---- curves of the loss
+// ---- curves of the loss. Up to two runs are picked, to show in which settings they differ.
 
 const AXES = { step: "step", tokens: "tokens", seconds: "seconds of training", flops: "FLOPs" };
 const KINDS = { val: "validation loss", train: "training loss" };
 const curvesOf = new Map((extra.curves ?? []).map((curve) => [curve.run, curve]));
 const hasNumbers = (values) => Boolean(values?.some(isNumber));
-const numericKeys = keys.filter((key) => points.every((point) => asNumber(point.values[key]) !== null));
+
+const isPicked = (n) => state.picked.includes(String(n));
+const pick = (n) => choose({ picked: toggled(state.picked, String(n)).slice(-2) });
 
 function curvesSection() {
-  const curves = extra.curves ?? [];
-  const kinds = Object.entries(KINDS).filter(([kind]) => curves.some((c) => hasNumbers(c[kind]?.loss)));
+  const curves = [...curvesOf.values()];
+  const kinds = Object.entries(KINDS).filter(([kind]) => curves.some((curve) => hasNumbers(curve[kind]?.loss)));
   if (!kinds.length) return null;
-  const axes = Object.entries(AXES).filter(([x]) =>
-    curves.some((c) => kinds.some(([kind]) => hasNumbers(c[kind]?.[x]))),
-  );
-  const byKey = numericKeys.map((key) => [key, short(key)]);
-  const colours = points.length > MOST_NAMES && byKey.length ? byKey : [["", "by point"], ...byKey];
+  const has = (x) => curves.some((curve) => kinds.some(([kind]) => hasNumbers(curve[kind]?.[x])));
+  const axes = Object.entries(AXES).filter(([x]) => has(x));
   const legend = el("ul", { class: "legend", "aria-label": "Curves" });
   const difference = el("aside", { "aria-live": "polite" });
   const frame = picture(
     430,
-    () => drawCurves(kinds, axes, colours, legend),
+    () => drawCurves(chosenOf("loss", kinds), chosenOf("x", axes), legend),
     (event) => pick(event.points[0].data.meta),
   );
-  const draw = () => difference.replaceChildren(...differenceOf());
-  listeners.push(draw);
-  draw();
+  live(() => difference.replaceChildren(...differenceOf()));
   return section(
     "curves",
     "Curves",
-    el(
-      "div",
-      { class: "controls" },
+    controls(
       choice("Loss", "loss", kinds),
       choice("Over", "x", axes),
-      colours.length > 1 ? choice("Colour", "colour", colours) : null,
       checkbox("log x", "logx"),
       checkbox("log loss", "logy"),
-      checkbox("Zoom to the end", "late"),
       field("Smoothing", "smooth", { type: "range", min: 0, max: 0.95, step: 0.05 }),
     ),
     el("div", { class: "beside" }, el("div", {}, frame, legend), difference),
   );
 }
 
-function drawCurves(kinds, axes, colours, legend) {
-  const kind = chosenOf("loss", kinds);
-  const x = chosenOf("x", axes);
+function drawCurves(kind, x, legend) {
   const rows = sorted(shownRuns().filter(({ n }) => hasNumbers(curvesOf.get(n)?.[kind]?.loss)));
-  const shown = rows.filter((row, n) => n < MOST_CURVES || isPicked(row.n));
-  const style = styleOf(chosenOf("colour", colours));
-  const traces = shown.map((row) => curve(row, kind, x, style(row)));
-  const range = state.late ? endOf(traces, state.logy) : undefined;
-  if (style.bar) traces.push(style.bar);
-  legend.replaceChildren(...(style.bar ? [] : legendOf(shown, style)));
-  const left = rows.length - shown.length;
-  const lowest = rows.length
-    ? `; the lowest ${measure.name} is ${loss(Math.min(...rows.map(({ run }) => run[measure.key] ?? Infinity)))}`
-    : "";
-  if (left > 0) {
-    const words = `${shown.length} of ${rows.length} curves are drawn: filter to see the others.`;
-    legend.append(el("li", { class: "soft" }, words));
-  }
+  legend.replaceChildren(...legendOf(rows));
+  const lowest = rows.reduce((least, { run }) => Math.min(least, run[measure.key] ?? Infinity), Infinity);
   return {
-    traces,
-    text: `${KINDS[kind]} of ${plural(shown.length, "run")} by ${AXES[x]}${lowest}`,
+    traces: rows.map((row) => curve(row, kind, x)),
+    text: `${KINDS[kind]} of ${plural(rows.length, "run")} by ${AXES[x]}; the lowest ${measure.name} is ${loss(lowest)}`,
     layout: {
       xaxis: axis(AXES[x], { type: state.logx ? "log" : "linear" }),
-      yaxis: axis(`${KINDS[kind]} (nats per token)`, { type: state.logy ? "log" : "linear", range }),
-      uirevision: [kind, x, state.logx, state.logy, state.late].join(),
+      yaxis: axis(`${KINDS[kind]} (nats per token)`, { type: state.logy ? "log" : "linear" }),
+      uirevision: [kind, x, state.logx, state.logy].join(),
     },
   };
 }
 
-function curve(row, kind, x, { color, dash }) {
+function curve(row, kind, x) {
   const values = curvesOf.get(row.n)[kind];
+  const { color, dash } = styleOf(row);
   const few = values.loss.length <= 40;
-  const picked = isPicked(row.n);
-  const faded = state.picked.length > 0 && !picked;
+  const faded = state.picked.length > 0 && !isPicked(row.n);
   const name = escaped(row.point ? label(row.point) : row.run.name, 200);
   return {
     type: "scatter",
@@ -87,22 +63,13 @@ function curve(row, kind, x, { color, dash }) {
     meta: row.n,
     x: values[x] ?? [],
     y: smoothed(values.loss, state.smooth),
-    line: { color, dash, width: picked ? 3.5 : 1.6 },
+    line: { color, dash, width: isPicked(row.n) ? 3.5 : 1.6 },
     marker: { size: few ? 4 : 0, color },
     opacity: faded ? 0.25 : row.run.status === "finished" ? 1 : 0.6,
     hovertemplate:
       `<b>${name}</b><br>seed ${escaped(row.run.seed ?? "?")}, ${escaped(row.run.status)}`
       + `<br>${x} %{x:,.6~g}<br>loss %{y:.4f}<extra></extra>`,
   };
-}
-
-// The range of losses in the last two thirds of the rows, where curves differ by little.
-function endOf(traces, isLog) {
-  const late = traces.flatMap(({ y }) => y.slice(Math.floor(y.length / 3))).filter(isNumber);
-  if (!late.length) return undefined;
-  const [low, high] = [late.reduce((a, b) => Math.min(a, b)), late.reduce((a, b) => Math.max(a, b))];
-  const room = 0.05 * (high - low) || 0.01;
-  return [low - room, high + room].map((value) => (isLog ? Math.log10(Math.max(value, low / 2)) : value));
 }
 
 // An exponential mean over the rows, which starts without a bias towards zero.
@@ -118,90 +85,29 @@ function smoothed(values, weight) {
   });
 }
 
-// A function from a row to its colour and dash: a colour per point, or, if `key` is not empty, a
-// scale over its values, which gets a bar.
-function styleOf(key) {
+// The points with the lowest means have colours and dashes of their own; the other curves are grey.
+const ranks = new Map([...points].sort((a, b) => a.mean - b.mean).map((point, rank) => [point, rank]));
+const DASHES = { solid: "solid", dash: "dashed", dot: "dotted" }; // Plotly's names and those of CSS
+const MOST_NAMES = ON_LIGHT.length * Object.keys(DASHES).length;
+
+function styleOf({ point }) {
   const { distinct: colours, soft } = theme();
-  if (key === "") {
-    return ({ point }) => {
-      if (!point) return { color: soft, dash: "dot" };
-      const turn = Math.floor(point.index / colours.length);
-      return { color: colours[point.index % colours.length], dash: DASHES[turn % DASHES.length] };
-    };
-  }
-  const scale = scaleOf(points.map((point) => asNumber(point.values[key])));
-  const style = (row) => ({ color: scaled(scale.share(asNumber(settingOf(row, key)) ?? scale.low)), dash: "solid" });
-  style.bar = colourBar(scale, short(key));
-  return style;
-}
-
-// Shares of a range: logarithmic where the values span more than a factor of 20.
-function scaleOf(values) {
-  const known = values.filter(isNumber);
-  const [low, high] = [Math.min(...known), Math.max(...known)];
-  const isLog = low > 0 && high / low > 20;
-  const bend = isLog ? Math.log10 : (value) => value;
-  const span = bend(high) - bend(low);
-  return { low, high, isLog, bend, share: (value) => (span > 0 ? (bend(value) - bend(low)) / span : 0.5) };
-}
-
-// Plotly draws a bar of colours only for a trace of markers, so this one has no visible marker.
-function colourBar({ low, high, bend, isLog }, title) {
-  const ticks = isLog ? [low, Math.sqrt(low * high), high] : [low, (low + high) / 2, high];
-  return {
-    type: "scatter",
-    mode: "markers",
-    x: [null],
-    y: [null],
-    hoverinfo: "skip",
-    marker: {
-      color: [bend(low)],
-      cmin: bend(low),
-      cmax: bend(high),
-      colorscale: colorscale(),
-      showscale: true,
-      colorbar: {
-        title: { text: escaped(title), font: { size: 12 } },
-        thickness: 10,
-        outlinewidth: 0,
-        len: 0.9,
-        tickvals: ticks.map(bend),
-        ticktext: ticks.map((tick) => String(Number(tick.toPrecision(3)))),
-      },
-    },
-  };
+  const rank = point ? ranks.get(point) : MOST_NAMES;
+  if (rank >= MOST_NAMES) return { color: soft, dash: "dot" };
+  return { color: colours[rank % colours.length], dash: Object.keys(DASHES)[Math.floor(rank / colours.length)] };
 }
 
 // The legend is a list of buttons, so that curves can be picked with the keyboard, too.
-function legendOf(rows, style) {
+function legendOf(rows) {
   const firsts = new Map();
-  for (const row of rows) firsts.set(row.point?.index ?? `run ${row.n}`, firsts.get(row.point?.index) ?? row);
+  for (const row of rows) if (!firsts.has(row.point ?? row)) firsts.set(row.point ?? row, row);
   return [...firsts.values()].slice(0, MOST_NAMES).map((row) => {
-    const { color, dash } = style(row);
-    const pressed = isPicked(row.n) ? "true" : "false";
+    const { color, dash } = styleOf(row);
+    const line = el("span", { class: "line", style: `border-top: 3px ${DASHES[dash]} ${color}` });
     const name = row.point ? `${label(row.point)} (n ${row.point.n})` : row.run.name;
-    return el(
-      "li",
-      {},
-      el(
-        "button",
-        { type: "button", "aria-pressed": pressed, onclick: () => pick(row.n) },
-        swatch(color, dash),
-        named(name, 60),
-      ),
-    );
+    const button = { type: "button", "aria-pressed": String(isPicked(row.n)), onclick: () => pick(row.n) };
+    return el("li", {}, el("button", button, line, named(name, 60)));
   });
-}
-
-function swatch(color, dash) {
-  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  const line = document.createElementNS("http://www.w3.org/2000/svg", "line");
-  const pattern = { solid: "", dash: "7 4", dot: "2 3", dashdot: "7 3 2 3" }[dash];
-  const set = (element, values) => Object.entries(values).forEach(([k, v]) => element.setAttribute(k, v));
-  set(svg, { width: 26, height: 10, "aria-hidden": "true" });
-  set(line, { x1: 0, x2: 26, y1: 5, y2: 5, stroke: color, "stroke-width": 2.5, "stroke-dasharray": pattern });
-  svg.append(line);
-  return svg;
 }
 
 // The settings of the picked runs that differ from the shared ones, and from each other.
@@ -215,19 +121,16 @@ function differenceOf() {
   const changed = distinct(
     rows.flatMap(({ run, point }) => [...Object.keys(run.changes ?? {}), ...Object.keys(point?.values ?? {})]),
   );
-  const shown =
-    rows.length === 1 ? changed : changed.filter((key) => String(value(rows[0], key)) !== String(value(rows[1], key)));
-  const cell = (value) => el("td", {}, named(value ?? DASH, 80));
-  const line = (title, of) => el("tr", {}, el("th", { scope: "row" }, named(title, 40)), ...rows.map(of).map(cell));
-  const lines = [
-    ...shown.map((key) => line(short(key), (row) => value(row, key))),
-    line("seed", ({ run }) => run.seed),
-    line("state", ({ run }) => run.status),
-    line(measure.name, ({ run }) => loss(run[measure.key])),
-  ];
+  const differs = (key) => rows.length === 1 || String(value(rows[0], key)) !== String(value(rows[1], key));
+  const line = (title, of) => [title, ...rows.map((row) => of(row) ?? DASH)];
   return [
     el("h3", {}, rows.length === 1 ? "Settings that are not shared" : "Settings that differ"),
-    el("table", {}, el("tbody", {}, ...lines)),
+    tableOf([
+      ...changed.filter(differs).map((key) => line(short(key), (row) => value(row, key))),
+      line("seed", ({ run }) => run.seed),
+      line("state", ({ run }) => run.status),
+      line(measure.name, ({ run }) => loss(run[measure.key])),
+    ]),
     ...rows.map(({ run }) => note(run.folder)),
     el("button", { type: "button", onclick: () => choose({ picked: [] }) }, "Clear"),
   ];

@@ -4,68 +4,32 @@ function transferSection() {
   const table = report.transfer;
   if (!table) return null;
   const rates = distinct(table.rows.flatMap((row) => Object.keys(row.means)));
-  const cell = (row, rate) =>
-    el("td", { class: "number" }, rate === row.best ? el("strong", {}, loss(row.means[rate])) : loss(row.means[rate]));
+  const cell = (row, rate) => (rate === row.best ? el("strong", {}, loss(row.means[rate])) : loss(row.means[rate]));
+  const rows = table.rows.map((row) => [row.size, ...rates.map((rate) => cell(row, rate))]);
+  const head = [`${short(table.size_key)} \\ ${short(table.rate_key)}`, ...rates];
+  const box = { class: "scroll", tabindex: "0", role: "region", "aria-label": "Loss by size and rate" };
   return section(
     "transfer",
     "Does the best rate transfer?",
-    el("p", {}, named(table.sentence ?? "", 1000)),
-    el(
-      "div",
-      { class: "scroll", tabindex: "0", role: "region", "aria-label": "Loss by size and rate" },
-      el(
-        "table",
-        {},
-        el(
-          "thead",
-          {},
-          el(
-            "tr",
-            {},
-            el("th", { scope: "col" }, named(`${short(table.size_key)} \\ ${short(table.rate_key)}`)),
-            ...rates.map((rate) => el("th", { scope: "col", class: "number" }, named(rate, 20))),
-          ),
-        ),
-        el(
-          "tbody",
-          {},
-          ...table.rows.map((row) =>
-            el("tr", {}, el("th", { scope: "row" }, named(row.size, 40)), ...rates.map((rate) => cell(row, rate))),
-          ),
-        ),
-      ),
-    ),
+    paragraph(table.sentence ?? ""),
+    el("div", box, tableOf(rows, head)),
   );
 }
 
 const FIRST_SAMPLES = 6;
 
 function samplesSection() {
-  const samples = inOrder(extra.samples ?? []);
+  const samples = inOrder(extra.samples ?? []).map(sampleOf);
   if (!samples.length) return null;
-  const box = el("div", { class: "samples" });
-  const more = el("p", { class: "more" });
-  const draw = () => {
-    const shown = state.moresamples ? samples : samples.slice(0, FIRST_SAMPLES);
-    box.replaceChildren(...shown.map(sampleOf));
-    more.replaceChildren(
-      shown.length < samples.length
-        ? el(
-            "button",
-            { type: "button", onclick: () => choose({ moresamples: true }) },
-            `Show all ${samples.length} samples`,
-          )
-        : "",
-    );
-  };
-  listeners.push((changes) => "moresamples" in changes && draw());
-  draw();
+  const more = samples.splice(FIRST_SAMPLES);
   return section(
     "samples",
     "Samples",
     note("The last sample of each point comes first, beginning with the lowest loss."),
-    box,
-    more,
+    el("div", { class: "samples" }, ...samples),
+    more.length
+      ? foldable("more", plural(more.length, "more sample"), el("div", { class: "samples" }, ...more))
+      : null,
   );
 }
 
@@ -84,49 +48,38 @@ function inOrder(samples) {
 }
 
 function sampleOf({ run: n, step, prompt, text, scores }) {
-  const run = runs[n];
-  const name = run
-    ? points[run.point]
-      ? `${label(points[run.point])}, seed ${run.seed ?? "?"}`
-      : run.name
-    : `run ${n}`;
+  const { run, point } = runRows[n];
+  const name = point ? `${label(point)}, seed ${run.seed ?? "?"}` : run.name;
   const known = Object.entries(scores ?? {}).filter(([, value]) => isNumber(value));
   const words = known.map(([score, value]) => `${score.replaceAll("_", " ")} ${Number(value.toPrecision(3))}`);
   return el(
     "article",
     {},
     el("h3", {}, named(name, 100)),
-    note([`step ${step ?? "?"}`, `loss ${loss(run?.[measure.key])}`, ...words].join(" · ")),
-    el(
-      "pre",
-      { tabindex: "0" },
-      el("span", { class: "prompt" }, visible(prompt ?? "", 1000)),
-      visible(text ?? "", 5000),
-    ),
+    note([`step ${step ?? "?"}`, `loss ${loss(run[measure.key])}`, ...words].join(" · ")),
+    el("pre", { tabindex: "0" }, el("span", { class: "prompt" }, visible(prompt, 1000)), visible(text, 5000)),
   );
 }
 
 const FIRST_FAILED = 50;
 
 function failedSection() {
-  const failed = runs.map((run, n) => ({ run, n })).filter(({ run }) => isFailed(run));
+  const failed = runRows.filter(({ run }) => isFailed(run));
   if (!failed.length) return null;
   const more = failed.length - FIRST_FAILED;
+  const entry = ({ run, n }) =>
+    el(
+      "div",
+      { class: "failed" },
+      el("h3", {}, named(run.name), ` · ${visible(run.status, 40)}`),
+      run.reason ? paragraph(run.reason) : null,
+      run.log ? foldable(`log${n}`, "End of the log", el("pre", { tabindex: "0" }, visible(run.log, 20000))) : null,
+    );
   return section(
     "failed",
     "Runs that did not finish",
-    ...failed
-      .slice(0, FIRST_FAILED)
-      .map(({ run, n }) =>
-        el(
-          "div",
-          { class: "failed" },
-          el("h3", {}, named(run.name), ` · ${visible(run.status, 40)}`),
-          run.reason ? el("p", {}, named(run.reason, 500)) : null,
-          run.log ? foldable(`log${n}`, "End of the log", el("pre", { tabindex: "0" }, visible(run.log, 20000))) : null,
-        ),
-      ),
-    more > 0 ? note(`${plural(more, "more run")}: see the table above with "Show failed runs".`) : null,
+    ...failed.slice(0, FIRST_FAILED).map(entry),
+    more > 0 ? note(`${plural(more, "more run")}: choose their state in the table above.`) : null,
   );
 }
 
@@ -153,7 +106,7 @@ function show() {
     .replaceChildren(el("header", {}, el("h1", {}, named(report.title || "Report", 200))), ...sections.filter(Boolean));
 }
 
-// While runs are going on, the page is loaded again unless the reader is busy with it.
+// While jobs run, the page is loaded again unless the reader is busy with it.
 function refresh() {
   const selected = !getSelection().isCollapsed;
   const typing = document.activeElement?.matches("input, select");

@@ -28,9 +28,7 @@ function el(tag, properties = {}, ...children) {
   for (const [name, value] of Object.entries(properties)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (value === true) element.setAttribute(name, "");
-    else if (value !== false && value !== null && value !== undefined) {
-      element.setAttribute(name, value);
-    }
+    else if (value !== false && !isUnknown(value)) element.setAttribute(name, value);
   }
   element.append(...children.filter((child) => child !== null));
   return element;
@@ -42,6 +40,7 @@ function named(text, longest = 120) {
   return el("bdi", { title: whole.length > longest ? visible(whole, 2000) : null }, visible(whole, longest));
 }
 
+const isUnknown = (value) => value === null || value === undefined;
 const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 const plural = (count, thing) => `${count.toLocaleString("en")} ${thing}${count === 1 ? "" : "s"}`;
 const DASH = "–";
@@ -52,15 +51,9 @@ function loss(value) {
 
 function count(value) {
   if (!isNumber(value)) return DASH;
-  for (const [size, letter] of [
-    [1e12, "T"],
-    [1e9, "B"],
-    [1e6, "M"],
-    [1e3, "k"],
-  ]) {
-    if (Math.abs(value) >= size) return `${(value / size).toPrecision(3)} ${letter}`;
-  }
-  return String(Math.round(value));
+  if (value >= 1e9) return `${(value / 1e9).toPrecision(3)} B`;
+  if (value >= 1e6) return `${(value / 1e6).toPrecision(3)} M`;
+  return value >= 1e3 ? `${(value / 1e3).toPrecision(3)} k` : String(Math.round(value));
 }
 
 function bytes(value) {
@@ -93,8 +86,7 @@ function asNumber(value) {
 
 // Numbers in their order, then words in theirs, then unknown values.
 function compare(a, b) {
-  const unknown = (value) => value === null || value === undefined;
-  if (unknown(a) || unknown(b)) return unknown(a) - unknown(b);
+  if (isUnknown(a) || isUnknown(b)) return isUnknown(a) - isUnknown(b);
   const [x, y] = [asNumber(a), asNumber(b)];
   if (x !== null && y !== null) return x - y;
   if (x !== null || y !== null) return x === null ? 1 : -1;
@@ -111,7 +103,6 @@ const DEFAULTS = {
   down: false,
   filter: "",
   state: "",
-  failed: false,
   all: false,
   columns: [],
   open: [],
@@ -120,14 +111,11 @@ const DEFAULTS = {
   loss: "val",
   logx: false,
   logy: false,
-  late: false,
   smooth: 0,
-  colour: "",
   heatx: "",
   heaty: "",
   against: "parameters",
   logs: false,
-  moresamples: false,
 };
 let state = readState();
 
@@ -146,15 +134,18 @@ function readState() {
 }
 
 function writeState() {
-  const chosen = new URLSearchParams();
-  for (const [name, usual] of Object.entries(DEFAULTS)) {
-    const value = typeof usual === "boolean" ? (state[name] ? "1" : "") : String(state[name]);
-    if (value !== (typeof usual === "boolean" ? "" : String(usual))) chosen.set(name, value);
-  }
+  const changed = Object.keys(DEFAULTS).filter((name) => String(state[name]) !== String(DEFAULTS[name]));
+  const chosen = new URLSearchParams(changed.map((name) => [name, state[name] === true ? "1" : state[name]]));
   history.replaceState(history.state, "", `#${chosen}`);
 }
 
 const listeners = []; // called with the changes: they show the state and redraw
+
+// Draw now, and again after every change.
+function live(draw) {
+  listeners.push(draw);
+  draw({});
+}
 
 function choose(changes) {
   Object.assign(state, changes);
@@ -182,17 +173,13 @@ function chosenOf(name, options) {
 function choice(label, name, options) {
   const select = el("select", { id: `choose-${name}`, onchange: () => choose({ [name]: select.value }) });
   for (const [value, text] of options) select.append(el("option", { value }, visible(text, 60)));
-  const show = () => (select.value = chosenOf(name, options));
-  listeners.push(show);
-  show();
+  live(() => (select.value = chosenOf(name, options)));
   return el("span", { class: "control" }, el("label", { for: select.id }, label), select);
 }
 
 function checkbox(label, name) {
   const input = el("input", { type: "checkbox", onchange: () => choose({ [name]: input.checked }) });
-  const show = () => (input.checked = state[name]);
-  listeners.push(show);
-  show();
+  live(() => (input.checked = state[name]));
   return el("label", { class: "control" }, input, label);
 }
 
@@ -207,9 +194,7 @@ function field(label, name, properties) {
       waiting = setTimeout(() => choose({ [name]: read() }), 150);
     },
   });
-  const show = () => document.activeElement === input || (input.value = state[name]);
-  listeners.push(show);
-  show();
+  live(() => document.activeElement === input || (input.value = state[name]));
   return el("label", { class: "control" }, label, input);
 }
 
@@ -219,8 +204,18 @@ function section(id, title, ...children) {
   return el("section", { id, "aria-labelledby": heading.id }, heading, ...children);
 }
 
+const controls = (...children) => el("div", { class: "controls" }, ...children);
 const paragraph = (text, look = null) => el("p", { class: look }, named(text, 2000));
 const note = (text) => paragraph(text, "soft");
+
+// A table of texts: the first cell of each row is its header. `head`: the header of the columns.
+function tableOf(rows, head = null) {
+  const cell = (text) => (text instanceof Node ? text : named(text, 80));
+  const line = ([title, ...texts]) =>
+    el("tr", {}, el("th", { scope: "row" }, cell(title)), ...texts.map((text) => el("td", {}, cell(text))));
+  const titles = head?.map((text) => el("th", { scope: "col" }, cell(text)));
+  return el("table", {}, titles ? el("thead", {}, el("tr", {}, ...titles)) : null, el("tbody", {}, ...rows.map(line)));
+}
 
 // ---- the answer
 
@@ -234,8 +229,8 @@ function answerSection() {
     report.verdict && paragraph(verdictSentence(report.verdict)),
     command && commandLine(command),
     note(
-      `Measure: ${measure.name} in ${measure.unit}${why}. Intervals hold 95 %; n counts the runs of a point, which `
-        + "differ only in their seed.",
+      `Measure: ${measure.name} in ${measure.unit}${why}. A mean has its 95 % interval; n counts the runs of a `
+        + "point, which differ only in their seed.",
     ),
     ...(extra.notes ?? []).map(note),
   ];
@@ -243,9 +238,7 @@ function answerSection() {
 }
 
 function counts() {
-  const states = Object.entries(report.counts ?? {})
-    .map(([name, n]) => `${n} ${name}`)
-    .join(", ");
+  const states = Object.entries(report.counts ?? {}).map(([name, n]) => `${n} ${name}`).join(", ");
   const made = report.made ? ` · ${report.made.slice(0, 16).replace("T", " ")}` : "";
   const refreshed = report.is_running ? " · still running, refreshed every 15 seconds" : "";
   return `${plural(runs.length, "run")}: ${states}${made}${refreshed}`;
@@ -260,23 +253,20 @@ const label = (point) => (point ? point.label || "the only settings" : "unknown 
 
 function comparison(result) {
   const range = isNumber(result.low) ? ` [${loss(result.low)}, ${loss(result.high)}]` : "";
-  const chance = isNumber(result.p_adjusted) ? `, ${probability(result.p_adjusted)}` : "";
-  const more = result.more_seeds ? `; about ${plural(result.more_seeds, "more seed")} would tell` : "";
-  return `${result.verdict}, difference ${loss(result.difference)}${range}${chance}${more}`;
+  return `${result.verdict}, difference ${loss(result.difference)}${range}${certainty(result)}`;
+}
+
+function certainty({ p_adjusted, more_seeds }) {
+  const more = more_seeds ? `; about ${plural(more_seeds, "more seed")} would tell` : "";
+  return (isNumber(p_adjusted) ? `, ${probability(p_adjusted)}` : "") + more;
 }
 
 function commandLine(command) {
   const text = el("code", {}, visible(command));
-  const button = el("button", { class: "copy", type: "button", onclick: copy }, "Copy");
-  async function copy() {
+  const copy = () => {
     getSelection().selectAllChildren(text); // the reader can press Ctrl-C if the browser refuses
-    try {
-      await navigator.clipboard.writeText(command);
-      getSelection().removeAllRanges();
-      button.textContent = "Copied";
-    } catch {
-      button.textContent = document.execCommand("copy") ? "Copied" : "Selected";
-    }
-  }
+    button.textContent = document.execCommand("copy") ? "Copied" : "Selected";
+  };
+  const button = el("button", { class: "copy", type: "button", onclick: copy }, "Copy");
   return el("div", { class: "command" }, text, button);
 }

@@ -7,7 +7,6 @@ const escaped = (text, longest = 60) =>
 // Colours that colour-blind people can tell apart, from Okabe and Ito (jfly.uni-koeln.de/color).
 const ON_LIGHT = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"];
 const ON_DARK = ["#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#f0e442", "#d55e00"];
-const DASHES = ["solid", "dash", "dot", "dashdot"];
 const VIRIDIS = ["#440154", "#414487", "#2a788e", "#22a884", "#7ad151", "#fde725"];
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -39,13 +38,7 @@ function colorscale() {
 // The colour at `share` between 0 and 1 of the scale.
 function scaled(share) {
   const colours = theme().scale;
-  const place = Math.min(Math.max(share, 0), 1) * (colours.length - 1);
-  const n = Math.min(Math.floor(place), colours.length - 2);
-  const part = (colour, at) => parseInt(colour.slice(at, at + 2), 16);
-  const mixed = [1, 3, 5].map((at) =>
-    Math.round(part(colours[n], at) + (place - n) * (part(colours[n + 1], at) - part(colours[n], at))),
-  );
-  return `rgb(${mixed.join(",")})`;
+  return colours[Math.round(share * (colours.length - 1))];
 }
 
 function axis(title, more = {}) {
@@ -128,6 +121,7 @@ function redraw(everything = false) {
     if (drawing.near || everything) draw(drawing);
   }
 }
+
 const TABLE_ONLY = ["rows", "sort", "down", "all", "columns", "open"];
 listeners.push((changes) => {
   if (Object.keys(changes).some((name) => !TABLE_ONLY.includes(name))) redraw();
@@ -139,3 +133,18 @@ printed.addEventListener("change", () => {
   }
   redraw(true);
 });
+
+// ---- traces
+
+const lines = (x, y, line, more = {}) => ({ type: "scatter", mode: "lines", x, y, line, hoverinfo: "skip", ...more });
+const dots = (x, y, marker, text, more = {}) => ({
+  type: "scatter",
+  mode: "markers",
+  x,
+  y,
+  marker,
+  text,
+  hovertemplate: "%{text}<extra></extra>",
+  ...more,
+});
+const measureAxis = () => axis(`${measure.name} (${measure.unit})`);

@@ -14,10 +14,7 @@ function settingOf(row, key) {
 function verdictOf(row) {
   if (row.point.index === best) return "best";
   const result = againstBest.get(row.point.index);
-  if (!result) return null;
-  const chance = isNumber(result.p_adjusted) ? `, ${probability(result.p_adjusted)}` : "";
-  const more = result.more_seeds ? `; ${plural(result.more_seeds, "more seed")}?` : "";
-  return result.verdict + chance + more;
+  return result ? result.verdict + certainty(result) : null;
 }
 
 function measuredText(value, row) {
@@ -63,7 +60,7 @@ function cellText(column, row) {
   }
   const value = column.value(row);
   if (column.text) return column.text(value, row);
-  return value === null || value === undefined ? DASH : String(value);
+  return isUnknown(value) ? DASH : String(value);
 }
 
 // ---- the filter: words such as n_layer>4 or lr=0.01 compare values, other words are searched for
@@ -93,8 +90,7 @@ function conditionOf(word) {
   return (row) => {
     if (column.rows && column.rows !== (row.run ? "runs" : "points")) return true;
     const value = column.value(row);
-    if (value === null || value === undefined) return false;
-    return OPERATORS[parts[2]](compare(value, parts[3]));
+    return !isUnknown(value) && OPERATORS[parts[2]](compare(value, parts[3]));
   };
 }
 
@@ -111,9 +107,15 @@ function filtered(rows) {
 
 // Runs that did not finish are shown only if the reader asks for them.
 const isFailed = (run) => !["finished", "running", "waiting"].includes(run.status);
+const STATES = [
+  ["", "finished and running"],
+  ["all", "all"],
+  ...Object.entries(report.counts ?? {}).map(([name, n]) => [name, `${name} (${n})`]),
+];
 
 function isShown({ run }) {
-  return state.state ? run.status === state.state : state.failed || !isFailed(run);
+  const chosen = chosenOf("state", STATES);
+  return chosen === "" ? !isFailed(run) : chosen === "all" || run.status === chosen;
 }
 
 const shownPoints = () => filtered(pointRows).map((row) => row.point);
@@ -121,26 +123,19 @@ const shownRuns = () => filtered(runRows).filter(isShown);
 
 // ---- drawing it
 
+const ROWS = [["points", "points (seeds together)"], ["runs", "runs"]];
+
 function tableSection() {
   const box = el("div", { class: "scroll results", tabindex: "0", role: "region", "aria-label": "Table of results" });
   const below = el("p", { class: "soft", "aria-live": "polite" });
-  const draw = () => drawTable(box, below);
-  listeners.push(draw);
-  draw();
-  const states = Object.entries(report.counts ?? {}).map(([name, n]) => [name, `${name} (${n})`]);
+  live(() => drawTable(box, below));
   return section(
     "table",
     "Results",
-    el(
-      "div",
-      { class: "controls" },
-      choice("Rows", "rows", [
-        ["points", "points (seeds together)"],
-        ["runs", "runs"],
-      ]),
+    controls(
+      choice("Rows", "rows", ROWS),
       field("Filter", "filter", { type: "search", placeholder: "n_layer>4 lr=0.01 or a word" }),
-      choice("State of runs", "state", [["", "finished and running"], ...states]),
-      checkbox("Show failed runs", "failed"),
+      choice("State of runs", "state", STATES),
       columnChoice(),
     ),
     box,
@@ -150,22 +145,12 @@ function tableSection() {
 
 function columnChoice() {
   const options = el("div", { class: "options" });
-  const draw = () =>
-    options.replaceChildren(
-      ...COLUMNS.map((column) => {
-        const input = el("input", {
-          type: "checkbox",
-          checked: isVisible(column),
-          onchange: () => {
-            const now = state.columns.length ? state.columns : USUAL;
-            choose({ columns: toggled(now, column.id) });
-          },
-        });
-        return el("label", { class: "control" }, input, named(keys.includes(column.id) ? column.id : column.title, 60));
-      }),
-    );
-  listeners.push(draw);
-  draw();
+  const option = (column) => {
+    const show = () => choose({ columns: toggled(state.columns.length ? state.columns : USUAL, column.id) });
+    const input = el("input", { type: "checkbox", checked: isVisible(column), onchange: show });
+    return el("label", { class: "control" }, input, named(keys.includes(column.id) ? column.id : column.title, 60));
+  };
+  live(() => options.replaceChildren(...COLUMNS.map(option)));
   return foldable("columns", "Columns", options);
 }
 
@@ -182,116 +167,74 @@ function foldable(id, title, ...children) {
 }
 
 function drawTable(box, below) {
-  const kind = chosenOf("rows", [["points"], ["runs"]]);
-  const columns = COLUMNS.filter((c) => isVisible(c) && (c.rows ?? kind) === kind);
+  const kind = chosenOf("rows", ROWS);
+  const columns = COLUMNS.filter((column) => isVisible(column) && (column.rows ?? kind) === kind);
   const rows = sorted(kind === "points" ? filtered(pointRows) : shownRuns());
   const first = state.all ? rows : rows.slice(0, FIRST_ROWS);
   const body = el("tbody");
   for (const row of first) {
     body.append(rowOf(row, columns));
     if (!row.run && state.open.includes(row.id)) {
-      const own = row.point.runs.map((n) => runRows[n]).filter(Boolean);
-      body.append(...own.map((run) => rowOf(run, columns, "run")));
+      body.append(...row.point.runs.map((n) => rowOf(runRows[n], columns, "run")));
     }
   }
-  const tools = el("td", { class: "tools" }); // its cells name themselves
-  const head = el("tr", {}, tools, ...columns.map(headerOf));
+  const head = el("tr", {}, el("td", { class: "tools" }), ...columns.map(headerOf));
   const keyboard = document.activeElement?.dataset?.control; // of the button that was just used
   box.replaceChildren(el("table", {}, el("thead", {}, head), body));
   if (keyboard) box.querySelector(`[data-control="${CSS.escape(keyboard)}"]`)?.focus();
   const all = kind === "points" ? points.length : runs.length;
-  const words = `${plural(rows.length, kind.slice(0, -1))} of ${all.toLocaleString("en")}`;
-  const button = el(
-    "button",
-    { type: "button", class: "more", onclick: () => choose({ all: true }) },
-    `Show all ${rows.length.toLocaleString("en")}`,
-  );
-  below.replaceChildren(
-    words,
-    first.length < rows.length ? `, the first ${FIRST_ROWS} are shown. ` : ".",
-    first.length < rows.length ? button : "",
-  );
+  below.replaceChildren(`${plural(rows.length, kind.slice(0, -1))} of ${all.toLocaleString("en")}`);
+  if (first.length < rows.length) {
+    const show = { type: "button", class: "more", onclick: () => choose({ all: true }) };
+    const button = el("button", show, `Show all ${rows.length.toLocaleString("en")}`);
+    below.append(`, the first ${FIRST_ROWS} are shown. `, button);
+  }
 }
 
+// Rows with an unknown value come last in both directions.
 function sorted(rows) {
   const column = COLUMNS.find(({ id }) => id === state.sort) ?? COLUMNS.find(({ id }) => id === "measure");
   const usable = rows.length && (!column.rows || column.rows === (rows[0].run ? "runs" : "points"));
   if (!usable) return rows;
   const valued = rows.map((row) => [column.value(row), row]);
-  const unknown = ([value]) => value === null || value === undefined;
-  const known = valued.filter((pair) => !unknown(pair)).sort(([a], [b]) => compare(a, b));
+  const known = valued.filter(([value]) => !isUnknown(value)).sort(([a], [b]) => compare(a, b));
   if (state.down) known.reverse();
-  return [...known, ...valued.filter(unknown)].map(([, row]) => row);
+  return [...known, ...valued.filter(([value]) => isUnknown(value))].map(([, row]) => row);
 }
 
 function headerOf(column) {
   const isSorted = state.sort === column.id;
-  const direction = state.down ? "descending" : "ascending";
-  const arrow = isSorted ? (state.down ? " ↓" : " ↑") : "";
-  const sort = () => choose({ sort: column.id, down: isSorted && !state.down });
-  const button = el(
-    "button",
-    { type: "button", onclick: sort, "data-control": `sort ${column.id}` },
-    named(column.title, 40),
-    arrow,
-  );
+  const direction = isSorted ? (state.down ? "descending" : "ascending") : "none";
+  const arrow = { descending: " ↓", ascending: " ↑", none: "" }[direction];
+  const onclick = () => choose({ sort: column.id, down: isSorted && !state.down });
+  const button = { type: "button", onclick, "data-control": `sort ${column.id}` };
   return el(
     "th",
-    { scope: "col", class: column.number ? "number" : null, "aria-sort": isSorted ? direction : "none" },
-    button,
+    { scope: "col", class: column.number ? "number" : null, "aria-sort": direction },
+    el("button", button, named(column.title, 40), arrow),
   );
 }
 
 function rowOf(row, columns, look = null) {
+  const isBest = !row.run && row.point.index === best;
+  const tools = el("td", { class: "tools" }, row.run ? null : openerOf(row));
   const cells = columns.map((column) => {
     const text = cellText(column, row);
-    const isLong = text.length > 40;
-    return el(
-      "td",
-      { class: column.number ? "number" : column.wide ? "wide" : null },
-      isLong ? named(text, 160) : visible(text),
-    );
+    const place = { class: column.number ? "number" : column.wide ? "wide" : null };
+    return el("td", place, text.length > 40 ? named(text, 160) : visible(text));
   });
-  const isBest = !row.run && row.point.index === best;
-  return el("tr", { class: isBest ? "best" : look }, toolsOf(row), ...cells);
+  return el("tr", { class: isBest ? "best" : look }, tools, ...cells);
 }
 
-// A box to compare the settings of this row, and for a point a button that lists its runs.
-function toolsOf(row) {
-  const n = row.run ? row.n : row.point.runs[0];
-  const name = visible(row.run ? row.run.name : label(row.point), 80);
-  const box = el("input", {
-    type: "checkbox",
-    checked: isPicked(n),
-    onchange: () => pick(n),
-    title: "Compare its settings",
-    "aria-label": `Compare the settings of ${name}`,
-    "data-control": `pick ${row.id}`,
-  });
-  if (row.run) return el("td", { class: "tools" }, box);
+// A button that lists the runs of a point.
+function openerOf(row) {
   const isOpen = state.open.includes(row.id);
-  const button = el(
-    "button",
-    {
-      type: "button",
-      onclick: () => choose({ open: toggled(state.open, row.id) }),
-      title: "Its runs",
-      "aria-label": `Runs of ${name}`,
-      "aria-expanded": String(isOpen),
-      "data-control": `open ${row.id}`,
-    },
-    isOpen ? "−" : "+",
-  );
-  return el("td", { class: "tools" }, box, button);
-}
-
-// ---- up to two runs are picked, to show in which settings they differ
-
-function isPicked(n) {
-  return state.picked.includes(String(n));
-}
-
-function pick(n) {
-  const others = toggled(state.picked, String(n));
-  choose({ picked: others.slice(-2) });
+  const properties = {
+    type: "button",
+    onclick: () => choose({ open: toggled(state.open, row.id) }),
+    "aria-label": `Runs of ${visible(label(row.point), 80)}`,
+    "aria-expanded": String(isOpen),
+    "data-control": `open ${row.id}`,
+  };
+  return el("button", properties, isOpen ? "−" : "+");
 }

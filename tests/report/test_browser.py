@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from llm.report.curves import MOST_RUNS
 from llm.report.page import PLOTLY, write_page
 from tests.report.documents import Plain, document, extra
 
@@ -156,7 +157,7 @@ def test_failed_runs_are_shown_only_if_the_reader_asks(open_page: Open) -> None:
     assert tab.evaluate(curves) == 27
     tab.get_by_label("Rows").select_option("runs")
     assert tab.locator(".results tbody tr").count() == 27
-    tab.get_by_label("Show failed runs").check()
+    tab.get_by_label("State of runs").select_option("all")
     assert tab.locator(".results tbody tr").count() == 28
     tab.locator("#curves .plot").scroll_into_view_if_needed()
     wait_for(tab, f"{curves} === 28")
@@ -309,7 +310,7 @@ def test_hostile_names_are_text_and_run_nothing(open_page: Open) -> None:
     report = hostile_document()
     more = extra(report)
     more["samples"][0] |= {"text": HOSTILE, "prompt": HOSTILE, "scores": {HOSTILE: 0.5}}
-    tab = open_page(report, more, view="#failed=1&rows=runs&picked=0,4&heatx=" + "model.n_layer")
+    tab = open_page(report, more, view="#state=all&rows=runs&picked=0,4&heatx=" + "model.n_layer")
     draw_everything(tab)
     hover_curve(tab)
     assert tab.evaluate("window.ran") is None
@@ -372,13 +373,13 @@ def test_without_plotly_the_words_and_the_table_are_shown(chromium: Any, tmp_pat
 def test_ten_thousand_runs_open(open_page: Open) -> None:
     report = document(depths=60, rates=56, seeds=3)
     assert len(report["runs"]) > 10_000
-    more = extra(report | {"runs": report["runs"][:400]}, rows=20)
+    more = extra(report | {"runs": report["runs"][:MOST_RUNS]}, rows=20)
     tab = open_page(report, more, view="#rows=runs")
     assert tab.locator(".results tbody tr").count() == 200
     draw_everything(tab)
     tab.get_by_role("button", name="Show all 10,080").click()
     assert tab.locator(".results tbody tr").count() == 10_080
-    assert tab.evaluate("document.querySelectorAll('#curves .scatterlayer .trace').length") <= 302
+    assert tab.evaluate("document.querySelectorAll('#curves .scatterlayer .trace').length") == MOST_RUNS
 
 
 def test_the_pictures_for_the_readme_have_the_widths_of_their_names(tmp_path: Path) -> None:

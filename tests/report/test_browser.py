@@ -379,7 +379,8 @@ def test_ten_thousand_runs_open(open_page: Open) -> None:
     draw_everything(tab)
     tab.get_by_role("button", name="Show all 10,080").click()
     assert tab.locator(".results tbody tr").count() == 10_080
-    assert tab.evaluate("document.querySelectorAll('#curves .scatterlayer .trace').length") == MOST_RUNS
+    curves = "document.querySelectorAll('#curves .scatterlayer .trace').length"
+    assert tab.evaluate(curves) == MOST_RUNS
 
 
 def test_the_pictures_for_the_readme_have_the_widths_of_their_names(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from llm.answer import answer
 from llm.errors import Refused, Stop
 from llm.experiment.console import log, say, status, warn
 from llm.experiment.rundir import SUMMARY
+from llm.experiment.sweep_answer import REPORT
 from llm.experiment.watch import Watched
 from llm.sealed import Plain, read_json
 
@@ -71,7 +71,7 @@ class SweepReport:
     def _end(self) -> None:
         if self._thread.is_alive():
             raise TimeoutError("a refresh of the report does not end")
-        page = self.folder / "report.html"
+        page = self.folder / REPORT
         if not self._is_current(page):
             from llm.report.writing import MISSING, can_report
 
@@ -82,7 +82,6 @@ class SweepReport:
                 document = self._write(has_ended=True)
             say(document["answer"]["sentences"][0])
         say(f"report: {page}")
-        answer(report=str(page))
 
     def _is_current(self, page: Path) -> bool:
         """Whether no job has run, in this command or elsewhere, since the report was made."""

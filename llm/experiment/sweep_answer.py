@@ -5,16 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llm.answer import answer
-from llm.experiment.sweep_csv import SUMMARY_CSV
+from llm.experiment.sweep_csv import NUMBERS, SUMMARY_CSV
 from llm.experiment.sweep_table import SweepTable
 from llm.experiment.watch import FINISHED, Watched
 from llm.sealed import Plain
 
-NUMBERS = (
-    "best_val_loss", "val_loss", "bits_per_byte", "step", "tokens", "parameters",
-    "tokens_per_second", "peak_memory_bytes", "predicted_memory_bytes", "train_seconds",
-    "wall_seconds",
-)  # fmt: skip
 REPORT = "report.html"
 
 

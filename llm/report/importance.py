@@ -117,15 +117,16 @@ def _by_number(item: tuple[str, object]) -> float:
 
 
 def _sentence(size_key: str, rows: Sequence[Row]) -> str:
+    """Which rate has the lowest mean at each size. No difference is tested."""
     name = size_key.rpartition(".")[2]
     best = {row.best for row in rows}
     if len(best) == 1:
-        return f"The best rate is {rows[0].best} at every {name}."
+        return f"Rate {rows[0].best} has the lowest mean at every {name} (not tested)."
     parts = ", ".join(f"{row.best} at {name}={row.size}" for row in rows)
     small, large = rows[0], rows[-1]
     if small.best in large.means:
         lost = large.means[small.best] - large.means[large.best]
-        moved = f" The best rate at {name}={small.size} costs {lost:.4f} at {name}={large.size}."
+        moved = f" At {name}={large.size}, {small.best} is {lost:.4f} worse than {large.best}."
     else:
         moved = ""
-    return f"The best rate moves: {parts}.{moved}"
+    return f"The rate with the lowest mean changes (not tested): {parts}.{moved}"

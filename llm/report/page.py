@@ -13,9 +13,10 @@ from typing import Any
 from llm.disk import replaced
 from llm.errors import Refused
 from llm.experiment.rundir import replace_text
+from llm.experiment.sweep_answer import REPORT
 from llm.sealed import Plain
 
-PAGE, PLOTLY = "report.html", "plotly.min.js"
+PAGE, PLOTLY = REPORT, "plotly.min.js"
 # In the order in which they run.
 SCRIPTS = ("page.js", "table.js", "plots.js", "curves.js", "pictures.js", "endings.js")
 DIGITS = 6  # that the page keeps of each number: report.json has all of them

@@ -223,7 +223,7 @@ function scalingSection() {
   return section("scaling", "Scaling law", paragraph(law ? words : `No law is fitted: ${words}.`));
 }
 
-// ---- which settings matter
+// ---- importance of the settings
 
 function importanceSection() {
   const rows = (report.importance ?? []).filter(({ correlation, share }) => isNumber(correlation) || isNumber(share));
@@ -246,7 +246,7 @@ function importanceSection() {
     `${short(key)}: correlation ${loss(correlation)}, share ${loss(share)}`;
   return section(
     "importance",
-    "Which settings matter",
+    "Importance",
     note(
       `The rank correlation with the ${measure.name} lies between -1 and 1: below 0, larger values are better. `
         + "The share of variance is known for grids.",

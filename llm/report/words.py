@@ -113,19 +113,21 @@ def _others(report: Report) -> Iterator[str]:
     labels = [report.points[one.point].label for one in unclear]
     others = len(report.comparisons)
     if not unclear:
-        if others == 1:
-            (one,) = report.comparisons
+        if others > 1:
+            yield f"All {others:,} other points are shown to be worse."
+            return
+        (one,) = report.comparisons
+        if one.point != report.default:  # else the sentence about the default has said it
             label = report.points[one.point].label
             yield f"{label} is shown to be worse, by {one.difference:.4f}{_tested(one)}."
-        else:
-            yield f"All {others:,} other points are shown to be worse."
         return
     if others == 1:
         (one,) = unclear
-        yield (
-            f"{labels[0]} is not shown to be worse: it is {one.difference:.4f} above, which may "
-            f"be noise{_tested(one)}."
-        )
+        if one.point != report.default:  # else the sentence about the default has said it
+            yield (
+                f"{labels[0]} is not shown to be worse: it is {one.difference:.4f} above, which "
+                f"may be noise{_tested(one)}."
+            )
     else:
         which = "None" if len(unclear) == others else f"{others - len(unclear):,}"
         verb = "is" if which in ("None", "1") else "are"
@@ -157,7 +159,7 @@ def _cheaper(report: Report, unclear: Sequence[Point]) -> Iterator[str]:
         least, point = min(known, key=lambda pair: (pair[0], pair[1].mean))
         if least <= CHEAPER * most:
             share = f"{100 * least / most:.0f} %"
-            yield f"{point.label} is not shown to be worse and has {share} {of_what}."
+            yield f"{point.label} is not shown to be worse and needs {share} {of_what}."
             return
 
 

@@ -107,6 +107,7 @@ class Reporter:
         few = len(report.points) <= FEW_POINTS
         points = range(len(report.points)) if few else {report.best, report.default} - {None}
         chosen = [n for index in points for n in report.points[index or 0].runs]
+        require(chosen, "test=true: no finished run can be compared")
         tested, reasons = test_runs([self.records[n] for n in chosen], on_progress)
         for n, record in zip(chosen, tested, strict=True):
             self.records[n] = record

@@ -98,7 +98,7 @@ def test_all_sections_are_drawn_and_have_a_text_alternative(open_page: Open) -> 
     titles = tab.locator("h2").all_inner_texts()
     assert titles == [
         "Results", "Curves", "All settings at once", "Two settings", "Loss and its cost",
-        "Which settings matter", "Scaling law", "Does the best rate transfer?", "Samples",
+        "Importance", "Scaling law", "Does the best rate transfer?", "Samples",
         "Memory", "Runs that did not finish",
     ]  # fmt: skip
     draw_everything(tab)

@@ -54,8 +54,8 @@ def test_the_best_rate_at_each_size() -> None:
     assert table is not None
     assert [(row.size, row.best) for row in table.rows] == [("64", "0.02"), ("128", "0.01")]
     assert table.sentence == (
-        "The best rate moves: 0.02 at n_embed=64, 0.01 at n_embed=128. The best rate at n_embed=64 "
-        "costs 0.0200 at n_embed=128."
+        "The rate with the lowest mean changes (not tested): 0.02 at n_embed=64, 0.01 at "
+        "n_embed=128. At n_embed=128, 0.02 is 0.0200 worse than 0.01."
     )
     assert table.as_plain()["rows"][0]["means"] == {"0.01": 1.8, "0.02": 1.7, "0.04": 1.75}
 
@@ -65,7 +65,10 @@ def test_a_rate_that_is_best_everywhere_transfers() -> None:
         (w, r): float(w) + float(r) for w, r in product(("64", "128"), ("0.01", "0.02"))
     })  # fmt: skip
     table = transfer([WIDTH, RATE], made)
-    assert table is not None and table.sentence == "The best rate is 0.01 at every n_embed."
+    assert (
+        table is not None
+        and table.sentence == "Rate 0.01 has the lowest mean at every n_embed (not tested)."
+    )
 
 
 def test_a_table_needs_a_rate_and_a_size_with_several_rates_each() -> None:

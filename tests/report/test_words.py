@@ -30,7 +30,7 @@ def test_a_sweep_of_three_points() -> None:
         "The default, n_layer=2, is 0.0907 worse (95 % interval 0.0638 to 0.1176, p < 0.0001): "
         "the gain is shown.",
         "1 of the 2 other points is shown to be worse. Not shown: n_layer=4.",
-        "n_layer=4 is not shown to be worse and has 50 % of the parameters.",
+        "n_layer=4 is not shown to be worse and needs 50 % of the parameters.",
         "More than 100 more seeds per point would be needed to show this difference.",
         f"{NOISE} (3 points, 9 runs).",
     ]
@@ -46,6 +46,12 @@ def test_two_points() -> None:
         "n_layer=4 is not shown to be worse: it is 0.0007 above, which may be noise "
         "(95 % interval -0.0221 to 0.0234, p = 0.94)."
     )
+
+
+def test_the_default_as_the_only_other_point_is_named_once() -> None:
+    for records, default in ((TWO, "2"), (SWEEP[3:], "4")):
+        answer = said(records, default={"model.n_layer": default})
+        assert sum("worse" in sentence for sentence in answer) == 1
 
 
 def test_one_seed_each_says_what_to_type_and_quotes_earlier_noise() -> None:

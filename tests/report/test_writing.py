@@ -138,3 +138,10 @@ def test_reading_and_writing_a_report_imports_no_torch_and_no_hydra() -> None:
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+def test_without_a_finished_run_nothing_can_be_tested() -> None:
+    make_run(Path("outputs/a"), {}, [3.0, 2.0], rows=1, status="diverged")
+    found = reporter("outputs")
+    with pytest.raises(Refused, match="test=true: no finished run can be compared"):
+        found.test(found.analyse(), lambda done, total: None)

@@ -126,6 +126,13 @@ def test_a_gate_needs_exactly_two_points(names: list[str], message: str, tmp_pat
     assert not (tmp_path / "outputs/reports").exists()
 
 
+def test_without_a_finished_run_there_is_nothing_to_test(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", {}, [2.0], status="diverged")
+    done = here("report", "a", "test=true", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "run_report.py: test=true: no finished run can be compared\n"
+
+
 def test_paths_without_runs_are_refused_in_one_line(tmp_path: Path) -> None:
     make_run(tmp_path / "outputs/a", {}, [3.0, 2.0], rows=2)
     (tmp_path / "empty").mkdir()

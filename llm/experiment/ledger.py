@@ -104,7 +104,7 @@ def read(digests: Collection[str] = ()) -> Iterator[Plain]:
 
     ``digests``: only lines that contain one of them, which is fast in a long ledger.
     """
-    wanted = [digest.encode() for digest in digests]
+    wanted = [digest.encode(errors="replace") for digest in digests]  # it may be a stranger's
     for line in reversed(_tail().split(b"\n")):
         if len(line) > LONGEST or (wanted and not any(one in line for one in wanted)):
             continue

@@ -30,6 +30,7 @@ QUIET = 600  # seconds without a write, after which a run of another machine cou
 LARGEST_LOCK = 100  # bytes
 LONGEST_TEXT, LONGEST_KEY = 1000, 40  # characters
 GIB, MOST_GIB = 2**30, 2**20
+LARGEST_NUMBER = 1e100  # sums and squares of such numbers are finite
 KILLED = f"it left no {SUMMARY}: it was killed, or its machine stopped"
 STATUS = re.compile(r"[a-z_]{1,40}")
 CHECKPOINT = re.compile(r"(best|step)-(\d{8,})")
@@ -149,23 +150,23 @@ def _of_config(config: Plain, place: Place, summary: Plain, folder: Path) -> Pla
 
 def _of_results(summary: Plain, rows: Rows) -> Plain:
     """The fields that follow from ``summary.json``, or from the rows of a run that has none."""
-    values: Plain = {key: number(summary, key) for key in FLOATS}
+    values: Plain = {key: _number(summary, key) for key in FLOATS}
     values |= {key: _whole(summary, key) for key in WHOLE}
     newest: Plain = {
-        "best_val_loss": number(rows.best_val, "val/loss"),
-        "bits_per_byte": number(rows.best_val, "val/bits_per_byte"),
-        "val_loss": number(rows.last_val, "val/loss"),
-        "tokens_per_second": number(rows.last_train, "tokens_per_second"),
-        "train_seconds": number(rows.last, "train_seconds"),
+        "best_val_loss": _number(rows.best_val, "val/loss"),
+        "bits_per_byte": _number(rows.best_val, "val/bits_per_byte"),
+        "val_loss": _number(rows.last_val, "val/loss"),
+        "tokens_per_second": _number(rows.last_train, "tokens_per_second"),
+        "train_seconds": _number(rows.last, "train_seconds"),
         "step": _whole(rows.last, "step"),
         "tokens": _whole(rows.last, "tokens"),
-        "peak_memory_bytes": None if rows.peak != rows.peak else int(rows.peak),
+        "peak_memory_bytes": _whole({"peak": rows.peak}, "peak"),
     }
     values |= {key: value for key, value in newest.items() if values[key] is None}
     evaluation = summary.get("evaluation")
     return values | {
         "best_step": _whole(rows.best_val, "step"),
-        "last_bits_per_byte": number(rows.last_val, "val/bits_per_byte"),
+        "last_bits_per_byte": _number(rows.last_val, "val/bits_per_byte"),
         "evaluation": _scalars(evaluation) if isinstance(evaluation, dict) else {},
     }
 
@@ -176,16 +177,27 @@ def _text(value: object) -> str | None:
 
 def _scalars(values: Plain) -> Plain:
     """The numbers and short texts in ``values``."""
-    kinds = (str, int, float, NoneType)
-    return {
-        key: value[:LONGEST_TEXT] if isinstance(value, str) else value
-        for key, value in values.items()
-        if isinstance(value, kinds) and len(key) <= LONGEST_KEY
-    }
+    found: Plain = {}
+    for key, value in values.items():
+        if len(key) > LONGEST_KEY:
+            continue
+        if isinstance(value, str):
+            found[key] = value[:LONGEST_TEXT]
+        elif isinstance(value, bool | NoneType):
+            found[key] = value
+        elif isinstance(value, int | float):
+            found[key] = _number(values, key)
+    return found
+
+
+def _number(values: Plain, key: str) -> float | None:
+    """A number that can be summed and squared; None for anything else."""
+    value = number(values, key)
+    return value if value is not None and abs(value) < LARGEST_NUMBER else None
 
 
 def _whole(values: Plain, key: str) -> int | None:
-    value = number(values, key)
+    value = _number(values, key)
     return None if value is None else int(value)
 
 

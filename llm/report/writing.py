@@ -21,6 +21,7 @@ from llm.report.measure import BEST, comparable
 from llm.report.numbers import Report, analyse, as_plain
 from llm.report.page import write_page
 from llm.report.points import as_text
+from llm.report.reading import LARGEST_NUMBER
 from llm.report.record import RunRecord
 from llm.report.runs import OnProgress, Reader
 from llm.sealed import Plain, read_json
@@ -104,6 +105,7 @@ class Reporter:
         """
         from llm.report.testing import test_runs  # it imports torch
 
+        require(report.points, "test=true: no finished run can be compared", key="test")
         few = len(report.points) <= FEW_POINTS
         points = range(len(report.points)) if few else {report.best, report.default} - {None}
         chosen = [n for index in points for n in report.points[index or 0].runs]
@@ -162,7 +164,9 @@ def earlier_losses(records: Sequence[RunRecord], metric: str) -> list[tuple[str,
         if line.get("status") != "finished" or line.get("data_digest") not in digests:
             continue
         is_own = os.path.abspath(str(line.get("folder"))) in own
-        if isinstance(point, str) and isinstance(loss, float) and type(seed) is int and not is_own:
+        if not isinstance(loss, float) or not abs(loss) < LARGEST_NUMBER:
+            continue
+        if isinstance(point, str) and type(seed) is int and not is_own:
             found.setdefault((point, seed), loss)
     return [(point, loss) for (point, _), loss in found.items()]
 

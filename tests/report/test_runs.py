@@ -12,6 +12,7 @@ from llm.errors import Refused
 from llm.experiment.rundir import read_summary
 from llm.memory.weights import flops_per_token
 from llm.model.config import GPTConfig
+from llm.report.numbers import analyse
 from llm.report.reading import Place, ReadRun, read_run
 from llm.report.record import DAMAGED, RUNNING, RunRecord
 from llm.report.runs import Reader, find_runs
@@ -274,6 +275,22 @@ def test_values_of_a_stranger_neither_crash_nor_fill_the_report(tmp_path: Path) 
     assert record.settings["optimizer.lr"] == "nan"
     assert set(record.test) == set(record.evaluation) == {"loss", "text"}
     assert len(repr(record)) < 12_000
+
+
+@pytest.mark.parametrize("value", [1e308, -1e308, 1e200, 1e-320])
+def test_numbers_that_overflow_a_sum_or_a_square_are_unknown(value: float, tmp_path: Path) -> None:
+    keys = ("best_val_loss", "val_loss", "bits_per_byte", "train_seconds", "parameters")
+    for seed in (1, 2, 3):
+        folder = tmp_path / f"large-{seed}"
+        make_run(folder, {"seed": seed}, [2.0], **dict.fromkeys(keys, value))
+        (folder / "test.json").write_text(json.dumps({"loss": value}))
+        make_run(tmp_path / f"usual-{seed}", {"seed": seed, "model.n_layer": 2}, [2.0 + seed])
+    report = analyse(find_runs([tmp_path]))
+    assert len(report.points) == 2
+    is_large = abs(value) > 1  # then the rows of metrics.jsonl say the loss
+    large = [record for record in report.records if record.name.startswith("large")]
+    assert {record.best_val_loss for record in large} == {2.0 if is_large else value}
+    assert {record.test["loss"] for record in large} == {None if is_large else value}
 
 
 def test_settings_that_a_sweep_varies_always_count(tmp_path: Path) -> None:

@@ -67,11 +67,18 @@ def test_the_noise_of_earlier_runs_counts_each_point_and_seed_once() -> None:
         {"seed": 6, "best_val_loss": 2.6, "folder": "outputs/a"},  # is in the report itself
         {"seed": "7", "best_val_loss": 2.7},
         {"seed": 8, "best_val_loss": 2.8, "point": ["b"]},
+        {"seed": 9, "best_val_loss": 1e200},
     )
     found = reporter("outputs/a")
     assert sorted(earlier_losses(found.records, "best")) == [("a", 2.1), ("a", 2.2)]
     noise = found.analyse().noise
     assert noise is not None and noise.source == "earlier runs on this data"
+
+
+def test_a_digest_that_is_no_text_finds_no_earlier_run() -> None:
+    make_run(Path("outputs/a"), {}, [3.0, 2.0], rows=1, data_digest="\ud800")
+    ledger({"seed": 1, "best_val_loss": 2.5})
+    assert earlier_losses(reporter("outputs/a").records, "best") == []
 
 
 def test_failed_runs_have_the_end_of_their_log() -> None:

@@ -30,6 +30,19 @@ def test_settings_are_shown_as_they_were_typed(tmp_path: Path) -> None:
     assert_refused(done, "-m and --cfg cannot be combined")
 
 
+def test_flags_of_hydra_without_what_they_need_are_refused(tmp_path: Path) -> None:
+    assert_refused(here("plan", "--resolve", cwd=tmp_path), "--resolve needs --cfg")
+    assert_refused(here("plan", "-sc", cwd=tmp_path), "-sc needs install=")
+    assert_refused(here("plan", "-sc", "install=csh", cwd=tmp_path), "bash, fish, zsh")
+
+
+def test_info_may_stand_after_the_settings(tmp_path: Path) -> None:
+    done = here("plan", "model=nano", "--info", "searchpath", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = here("plan", "model=nano", "--info", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_missing_compiler_is_named_before_a_run_starts(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

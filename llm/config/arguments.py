@@ -31,6 +31,8 @@ WIDE_EQUALS = "\uff1d"  # typed by a Chinese or Japanese keyboard
 # The key of a path that is typed without one, for commands that read runs
 PATH_KEYS = {"run_report": "runs", "run_sample": "ckpt"}
 
+SHELLS = ("bash", "fish", "zsh")  # whose completion Hydra knows
+
 # Hydra takes one of these flags at a time.
 EXCLUSIVE = {
     "run": "--run",
@@ -95,10 +97,17 @@ def for_hydra(words: list[str]) -> list[str]:
     parsed = parse(words)
     typed = set(parsed.overrides)
     flags = [word for word in words if word not in typed]
+    if parsed.info:  # without a value, Hydra would take the next override for it
+        flags = [word for word in flags if word not in ("-i", "--info", parsed.info)]
+        flags += [f"--info={parsed.info}"]
     parsed.overrides = with_path_keys(parsed.overrides)
     modes = [flag for flag in EXCLUSIVE if getattr(parsed, flag)]
     together = " and ".join(EXCLUSIVE[flag] for flag in modes)
     require(len(modes) < 2, f"{together} cannot be combined: leave one of them out")
+    shows_keys = parsed.cfg or parsed.help
+    require(shows_keys or not parsed.resolve, "--resolve needs --cfg or --help beside it")
+    if parsed.shell_completion:
+        _check_completion(parsed.overrides)
     shows = parsed.help or parsed.cfg or parsed.info  # prints settings, and runs nothing
     is_sweep = shows or parsed.multirun or "hydra.mode=MULTIRUN" in words
     quoted = quote_arguments(without_short_form(parsed.overrides, is_sweep))
@@ -109,6 +118,15 @@ def for_hydra(words: list[str]) -> list[str]:
     resumed = [word.partition("=")[2] for word in parsed.overrides if word.startswith("resume=")]
     is_resume = resumed and resumed[-1] not in ("", "null")
     return [*flags, *(saved_groups(Path(resumed[-1])) if is_resume else []), *quoted]
+
+
+def _check_completion(overrides: Iterable[str]) -> None:
+    """``-sc`` takes one action, as in ``-sc install=bash``."""
+    typed = [word.partition("=") for word in overrides]
+    found = [value for key, _, value in typed if key in ("install", "uninstall", "query")]
+    is_known = len(found) == 1 and found[0] in SHELLS
+    shells = ", ".join(SHELLS)
+    require(is_known, f"-sc needs install=, uninstall= or query= with one of {shells}", key="-sc")
 
 
 def with_path_keys(words: Sequence[str]) -> list[str]:

@@ -52,9 +52,8 @@ class Listener:
 
     def __init__(self) -> None:
         self.previous: dict[signal.Signals, Any] = {}  # handlers; empty: not listening
-        self.at_once: list[
-            Callable[[], object]
-        ] = []  # called when a second Ctrl-C ends the process
+        # Called when a second Ctrl-C ends the process
+        self.at_once: list[Callable[[], object]] = []
         # Called with the exit status and the reason when a signal ends the process at once
         self.last_words: Callable[[int, str], object] | None = None
         self.is_guest = False  # whether the process is a user's program, which must not end

@@ -272,7 +272,7 @@ def test_plan_answers_with_the_changes_that_make_a_run_fit_and_the_largest_size(
         "points"
     ]
     assert not one["fits"] and one["changes"][0].startswith("trainer.micro_batch_size=")
-    assert one["largest"] == {"key": "n_layer", "value": one["largest"]["value"]}
+    assert one["largest"]["key"] == "n_layer" and 1 <= one["largest"]["value"] < 10
 
 
 def test_a_dry_run_answers_with_the_plan_and_what_the_folder_holds(finished: Path) -> None:

@@ -52,11 +52,14 @@ def runs(*folders: str | os.PathLike[str]) -> list[dict[str, Any]]:
     A folder may be a run, a sweep, or one with runs below it. The settings in which the runs differ
     are columns, such as ``model.n_layer``. Raises :class:`llm.Refused` for a folder without runs.
     """
+    from llm.report.points import shared_settings
     from llm.report.runs import find_runs
 
     records = find_runs([Path(folder) for folder in folders])
+    # A job that waits and a run with a damaged config.yaml have no settings.
+    shared = shared_settings([record for record in records if record.settings])
     keys = sorted({key for record in records for key in record.settings})
-    differing = [key for key in keys if len({repr(one.settings.get(key)) for one in records}) > 1]
+    differing = [key for key in keys if key not in shared]
     return [
         {"folder": one.folder, "sweep": one.sweep}
         | {key: one.settings.get(key) for key in differing}

@@ -64,7 +64,7 @@ class SweepReport:
                 self._seen = seen
                 try:
                     self._write()
-                except Exception:  # no job has made its folder yet, or the disk is full
+                except Exception:  # such as a full disk: the next refresh may succeed
                     log.exception("the report could not be refreshed")
             pause = max(SECONDS, (time.monotonic() - start) / SHARE)
 

@@ -274,8 +274,11 @@ def _plain_comparison(one: Comparison) -> Plain:
 
 
 def _changes(records: Sequence[RunRecord]) -> list[Plain]:
-    """The settings of each run that not all runs share."""
-    shared = shared_settings(records)
+    """The settings of each run that not all runs share.
+
+    A job that waits and a run with a damaged config.yaml have no settings, and do not count.
+    """
+    shared = shared_settings([record for record in records if record.settings])
     return [
         {key: value for key, value in record.settings.items() if key not in shared}
         for record in records

@@ -116,6 +116,14 @@ def test_the_last_evaluation_can_be_the_measure() -> None:
     assert report.points[0].mean == pytest.approx(2.2)
 
 
+def test_a_job_that_waits_does_not_make_every_setting_a_change() -> None:
+    waiting = RunRecord("outputs/later", "later", status="waiting")
+    records = [*seeds([1.7], **{"model.n_layer": 2}), *seeds([1.6]), waiting]
+    runs = as_plain(analyse(records))["runs"]
+    changes = [{"model.n_layer": 2}, {"model.n_layer": 4}, {}]
+    assert [one["changes"] for one in runs] == changes
+
+
 def evaluated(record: RunRecord, **changes: Any) -> RunRecord:
     return replace(record, evaluation=EVALUATION | changes)
 

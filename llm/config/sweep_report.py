@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from llm.errors import Refused, Stop
-from llm.experiment.console import log, say, status, warn
+from llm.experiment.console import log, say, say_sentence, status, warn
 from llm.experiment.rundir import SUMMARY
 from llm.experiment.sweep_answer import REPORT
 from llm.experiment.watch import Watched
@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # scipy and plotly may be missing, and importing them takes a
 SECONDS = 15.0  # between two refreshes, at least
 SHARE = 0.05  # of the time, at most, goes into refreshing
 NICE = 10  # priority of the thread: jobs come first
+SENTENCES = 2  # on the screen: the best settings, and whether a difference is shown
 STUCK = 60.0  # seconds to wait for the thread at the end
 
 
@@ -39,6 +40,11 @@ class SweepReport:
         self._thread = threading.Thread(target=self._refresh, daemon=True, name="sweep report")
 
     def __enter__(self) -> Self:
+        if any(job.will_run for job in self.jobs):
+            from llm.report.writing import can_report
+
+            if can_report():
+                say(f"report while the jobs run: {self.folder / REPORT}")
         self._thread.start()
         return self
 
@@ -80,7 +86,8 @@ class SweepReport:
                 return
             with status("comparing the jobs"):
                 document = self._write(has_ended=True)
-            say(document["answer"]["sentences"][0])
+            for sentence in document["answer"]["sentences"][:SENTENCES]:
+                say_sentence(sentence)
         say(f"report: {page}")
 
     def _is_current(self, page: Path) -> bool:

@@ -90,6 +90,11 @@ def say(message: str) -> None:
     console.print(as_line(message), markup=False)
 
 
+def say_sentence(message: str) -> None:
+    """Text on the screen, wrapped at words on a terminal. Not for paths and commands to copy."""
+    console.print(as_line(message), markup=False, soft_wrap=not console.is_terminal)
+
+
 def title(text: str) -> None:
     """A line across the screen with ``text`` in it."""
     console.rule(Text(text))

@@ -152,7 +152,8 @@ class SweepTable:
 def labels(values: Sequence[dict[str, str]]) -> list[str]:
     """``n_layer=4`` for each ``model.n_layer=4``, unless two keys would become equal."""
     keys = dict.fromkeys(key for one in values for key in one)
-    short = {key: key.rpartition(".")[2].lstrip("+~") for key in keys}
+    # The name of an option stands for its group: schedule=cosine for schedule.name=cosine.
+    short = {key: key.removesuffix(".name").rpartition(".")[2].lstrip("+~") for key in keys}
     count = Counter(short.values())
     names = {key: short[key] if count[short[key]] == 1 else key for key in keys}
     joined = (" ".join(f"{names[key]}={value}" for key, value in one.items()) for one in values)

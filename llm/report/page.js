@@ -71,10 +71,12 @@ function probability(value) {
   return value < 0.001 ? "p < 0.001" : `p = ${value.toFixed(value < 0.1 ? 3 : 2)}`;
 }
 
-// "optimizer.lr" is shown as "lr" where no other key ends in it.
+// "optimizer.lr" is shown as "lr" where no other key ends in it, "schedule.name" as "schedule".
+const ending = (key) => key.replace(/\.name$/, "").split(".").pop();
+
 function short(key) {
-  const last = key.split(".").pop();
-  return keys.filter((other) => other.split(".").pop() === last).length > 1 ? key : last;
+  const last = ending(key);
+  return keys.filter((other) => ending(other) === last).length > 1 ? key : last;
 }
 
 // "0.01" is the number 0.01 for sorting and for axes, "muon" stays a word.
@@ -227,10 +229,11 @@ function answerSection() {
     report.question && note(report.question),
     ...sentences.map((text, n) => paragraph(text, n === 0 ? "lead" : null)),
     report.verdict && paragraph(verdictSentence(report.verdict)),
+    command && note("To train the best run twice as long:"),
     command && commandLine(command),
     note(
-      `Measure: ${measure.name} in ${measure.unit}${why}. A mean has its 95 % interval; n counts the runs of a `
-        + "point, which differ only in their seed.",
+      `Measure: ${measure.name} in ${measure.unit}${why}. ± and intervals are 95 % confidence intervals of a mean or a `
+        + "difference. Runs that differ only in their seed are one point; n is their number.",
     ),
     ...(extra.notes ?? []).map(note),
   ];
@@ -239,7 +242,7 @@ function answerSection() {
 
 function counts() {
   const states = Object.entries(report.counts ?? {}).map(([name, n]) => `${n} ${name}`).join(", ");
-  const made = report.made ? ` · ${report.made.slice(0, 16).replace("T", " ")}` : "";
+  const made = report.made ? ` · ${report.made.slice(0, 16).replace("T", " ")} UTC` : "";
   const refreshed = report.is_running ? " · still running, refreshed every 15 seconds" : "";
   return `${plural(runs.length, "run")}: ${states}${made}${refreshed}`;
 }

@@ -278,12 +278,12 @@ function memorySection() {
   if (!known.length) return null;
   const errors = known.map((run) => run.predicted_memory_bytes / run.peak_memory_bytes - 1);
   const budgets = distinct(known.map((run) => run.budget_bytes).filter(isNumber));
-  const percent = (value) => `${value > 0 ? "+" : ""}${(100 * value).toFixed(1)} %`;
+  const percent = (value) => `${Math.abs(100 * value).toFixed(0)} % ${value < 0 ? "below" : "above"}`;
   const most = bytes(Math.max(...known.map((run) => run.peak_memory_bytes)));
   const limit = budgets.length ? ` of a budget of ${budgets.map(bytes).join(" or ")}` : "";
   const words =
-    `The predictions are between ${percent(Math.min(...errors))} and ${percent(Math.max(...errors))} off; `
-    + `the most memory that a run took is ${most}${limit}.`;
+    `The predicted peaks are between ${percent(Math.min(...errors))} and ${percent(Math.max(...errors))} the measured `
+    + `ones. The highest measured peak is ${most}${limit}.`;
   const shown = known.slice(0, MOST_DOTS);
   return section("memory", "Memory", paragraph(words), picture(360, () => drawMemory(shown, budgets, words)));
 }

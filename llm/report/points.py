@@ -60,12 +60,18 @@ def make_points(
     firsts = [records[numbers[0]] for numbers in groups.values()]
     keys = differing_keys(firsts)
     values = [values_of(record, keys) for record in firsts]
-    names = unique(labels(values) if keys else [record.name for record in firsts])
+    names = unique(labels(values) if keys else [_name(record) for record in firsts])
     made = zip(groups.values(), names, values, strict=True)
     return keys, [
         _point(index, name, texts, numbers, records, measure)
         for index, (numbers, name, texts) in enumerate(made)
     ]
+
+
+def _name(record: RunRecord) -> str:
+    """The name of a point that is not compared with another: what its sweep sets, or its folder."""
+    swept = {key: value for key, value in record.values.items() if key != SEED}
+    return labels([swept])[0] if swept else record.name
 
 
 def _point(
@@ -120,11 +126,17 @@ def differing_keys(records: Sequence[RunRecord]) -> list[str]:
         return swept
     all_keys = _keys(record.settings for record in records)
     keys = list(dict.fromkeys(swept + [key for key in all_keys if _differs(records, key)]))
-    for key in DERIVED:
+    for key in [*DERIVED, *_set_by_options(keys)]:
         fewer = [one for one in keys if one != key]
         if key in keys and key not in swept and _tells_as_much(records, fewer, keys):
             keys = fewer
     return keys
+
+
+def _set_by_options(keys: Sequence[str]) -> list[str]:
+    """Keys beside the name of an option: ``schedule=cosine`` sets ``schedule.min_lr_ratio``."""
+    groups = {key.removesuffix(".name") for key in keys if key.endswith(".name")}
+    return [key for key in keys if key.rpartition(".")[0] in groups and not key.endswith(".name")]
 
 
 def _tells_as_much(records: Sequence[RunRecord], fewer: list[str], keys: list[str]) -> bool:

@@ -9,7 +9,7 @@ from rich.text import Text
 from llm.experiment import console as output
 from llm.experiment.cells import encodable
 from llm.experiment.columns import Filled, table_lines
-from llm.experiment.console import duration, say
+from llm.experiment.console import duration, say, say_sentence
 from llm.experiment.watch import words
 from llm.report.numbers import BETTER, NOT_SHOWN, WORSE
 from llm.sealed import Plain
@@ -26,9 +26,9 @@ DROPPED = ("time", "peak", "parameters", "test loss", "n", "verdict")
 def show(document: Plain, paths: Iterable[Path]) -> None:
     """Print a report. ``document``: as in report.json; ``paths``: the files that were written."""
     for sentence in document["answer"]["sentences"]:
-        say(sentence)
+        say_sentence(sentence)
     if document["verdict"] is not None:
-        say(verdict_line(document))
+        say_sentence(verdict_line(document))
     screen = output.console
     # A pipe has no width, so nothing needs to be cut there.
     for line in point_lines(

@@ -37,8 +37,9 @@ def _answer(report: Report) -> Iterator[str]:
         return
     best = report.points[report.best]
     if len(report.points) == 1:
-        runs = f"All {best.n:,} compared runs have" if best.n > 1 else "The only compared run has"
-        yield f"{runs} {'the same settings: ' * (best.n > 1)}{_mean(report, best)}."
+        runs = f"All {best.n:,} compared runs have the same settings"
+        start = runs if best.n > 1 else "Only one run can be compared"
+        yield f"{start}: {_mean(report, best)}."
         return
     start = "So far the" if report.is_running else "The"
     yield f"{start} best settings are {best.label}: {_mean(report, best)}."
@@ -201,7 +202,10 @@ def _noise(report: Report) -> str:
     is_single = all(point.n == 1 for point in report.points)
     runs = plural(noise.runs, "run" if noise.source == THIS else "earlier run")
     groups = plural(noise.points, "point" if noise.source == THIS else "group")
-    text = f"The same settings with another seed differ by sd {noise.sd:.4f} ({groups}, {runs})"
+    text = (
+        f"Runs that differ only in the seed have a standard deviation of {noise.sd:.4f} "
+        f"({groups}, {runs})"
+    )
     if not is_single:
         return f"{text}."
     # The 95 % interval of the difference of two single runs

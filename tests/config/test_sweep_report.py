@@ -51,13 +51,14 @@ def set_aside(sweep: Path, number: int) -> Callable[[], None]:
     return lambda: shutil.move("aside", folder)
 
 
-def test_the_report_is_made_at_the_end_and_its_first_sentence_printed(
+def test_the_report_is_made_at_the_end_and_its_first_sentences_printed(
     sweep: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with SweepReport(sweep, watched(sweep), "does depth pay?"):
         pass
-    sentence, path = capsys.readouterr().out.splitlines()
-    assert sentence.startswith("The best settings are n_layer=4: best validation loss ")
+    best, other, path = capsys.readouterr().out.splitlines()
+    assert best.startswith("The best settings are n_layer=4: best validation loss ")
+    assert other.startswith("n_layer=2 is ") and "shown to be worse" in other
     assert path == "report: multirun/depth/report.html"
     assert {path.name for path in sweep.iterdir() if path.is_file()} == FILES | {"sweep.json"}
     found = report(sweep)
@@ -65,6 +66,16 @@ def test_the_report_is_made_at_the_end_and_its_first_sentence_printed(
     reporter = Reporter([sweep])
     reporter.read()
     assert reporter.analyse().question == "does depth pay?"
+
+
+def test_the_page_is_named_before_the_first_job_starts(
+    sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_aside(sweep, 1)
+    with SweepReport(sweep, [Watched(job.folder, job.values) for job in watched(sweep)]) as view:
+        view._stop.set()
+        first = capsys.readouterr().out
+    assert first == "report while the jobs run: multirun/depth/report.html\n"
 
 
 def test_a_report_is_refreshed_when_a_job_ends_and_says_that_the_sweep_runs(sweep: Path) -> None:

@@ -85,6 +85,21 @@ def test_names_cannot_control_the_terminal(printed: io.StringIO) -> None:
     assert "[red]=1" in text
 
 
+def test_a_sentence_is_wrapped_at_words_on_a_terminal_and_one_line_in_a_pipe(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = "n_layer=1 is shown to be worse [which is not markup] by 0.0371 nats"
+    for is_terminal in (True, False):
+        out = io.StringIO()
+        screen = Screen(file=out, highlight=False, soft_wrap=True, width=30)
+        monkeypatch.setattr(console, "console", screen)
+        monkeypatch.setattr(Screen, "is_terminal", is_terminal)
+        console.say_sentence(text)
+        lines = [line.rstrip() for line in out.getvalue().splitlines()]
+        assert " ".join(lines) == text
+        assert (max(map(len, lines)) <= 30) is is_terminal
+
+
 def test_many_failed_runs_are_counted(printed: io.StringIO) -> None:
     report = document()
     failed = report["runs"][0] | {"status": "out_of_memory", "reason": "too large", "folder": "a"}

@@ -13,7 +13,7 @@ from tests.report.records import run, seeds
 A, B, C = {"model.n_layer": 2}, {"model.n_layer": 4}, {"model.n_layer": 8}
 TWO = seeds([1.70, 1.71, 1.69], **A) + seeds([1.60, 1.61, 1.62], **B)
 SWEEP = TWO + seeds([1.608, 1.62, 1.60], **C)
-NOISE = "The same settings with another seed differ by sd 0.0100"
+NOISE = "Runs that differ only in the seed have a standard deviation of 0.0100"
 
 
 def said(records: Any, **options: Any) -> list[str]:
@@ -59,8 +59,8 @@ def test_one_seed_each_says_what_to_type_and_quotes_earlier_noise() -> None:
     assert said([TWO[0], TWO[3]], earlier=earlier)[1:] == [
         "Every point has one seed, so no difference can be shown. Type seed=1,2,3 to train each "
         "point with three seeds.",
-        "The same settings with another seed differ by sd 0.0112 (2 groups, 4 earlier runs), so "
-        "a difference below 0.0680 may be noise.",
+        "Runs that differ only in the seed have a standard deviation of 0.0112 (2 groups, 4 "
+        "earlier runs), so a difference below 0.0680 may be noise.",
     ]
 
 
@@ -69,6 +69,28 @@ def test_a_gain_over_the_default_may_be_noise() -> None:
     assert said(records, default={"model.n_layer": "2"})[1].endswith(
         ": the gain is not shown, it may be noise."
     )
+
+
+def test_one_point_of_a_sweep_is_named_by_what_the_sweep_sets() -> None:
+    records = [replace(one, values={"model.n_layer": "2", "seed": "1"}) for one in TWO[:2]]
+    assert [point.label for point in analyse(records).points] == ["n_layer=2"]
+    alone = replace(TWO[0], values={"seed": "1"}, name="seed-1")
+    assert [point.label for point in analyse([alone]).points] == ["seed-1"]
+    assert said([alone])[0].startswith("Only one run can be compared: best validation loss ")
+
+
+def test_an_option_is_named_by_its_group_without_the_other_keys_that_it_sets() -> None:
+    wsd = {"schedule.name": "wsd", "schedule.min_lr_ratio": 0.0}
+    cosine = {"schedule.name": "cosine", "schedule.min_lr_ratio": 0.1}
+    records = seeds([1.7], **wsd) + seeds([1.6], **cosine)
+    labels = [point.label for point in analyse(records).points]
+    assert labels == ["schedule=wsd", "schedule=cosine"]
+    more = records + seeds([1.5], **cosine | {"schedule.min_lr_ratio": 0.2})
+    assert [point.label for point in analyse(more).points] == [
+        "schedule=wsd min_lr_ratio=0.0",
+        "schedule=cosine min_lr_ratio=0.1",
+        "schedule=cosine min_lr_ratio=0.2",
+    ]
 
 
 def test_how_many_more_seeds_would_show_a_difference() -> None:
@@ -114,7 +136,7 @@ def test_while_runs_are_missing_the_best_is_the_best_so_far() -> None:
 def test_nothing_to_compare() -> None:
     assert said([]) == ["No finished run can be compared."]
     assert said([run(1.6)]) == [
-        "The only compared run has best validation loss 1.6000 nats per token (one seed)."
+        "Only one run can be compared: best validation loss 1.6000 nats per token (one seed)."
     ]
     assert said(TWO[:3])[0].startswith("All 3 compared runs have the same settings: best val")
 

@@ -1,7 +1,7 @@
 """The time and the size of a report: python -m benchmarks.report [--only ID] [--repeats N]
 
-The runs have invented numbers (:mod:`benchmarks.made_runs`). ``other`` is what a figure is compared
-with.
+The runs have invented numbers (:mod:`benchmarks.made_runs`). ``other`` is the figure to
+compare with.
 """
 
 import json

@@ -15,11 +15,11 @@ SIZES = {1280: 1900, 390: 1900}  # width and height in pixels of each picture
 
 
 def main() -> None:
-    """Open the page in Chromium at two widths and save what it shows."""
+    """Open the page in Chromium at two widths and save the top of each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, help="a folder with report.html")
     parser.add_argument("--into", type=Path, default=DOCS, help="where the pictures go")
-    parser.add_argument("--view", default="", help='what follows "#" in the address of the page')
+    parser.add_argument("--view", default="", help='the part of the address after "#"')
     given = parser.parse_args()
     page = given.folder / "report.html"
     if not page.is_file():

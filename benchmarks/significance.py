@@ -17,7 +17,7 @@ WIDE = 20.0  # the spread of a noisy point, in standard deviations of the others
 
 @dataclass(frozen=True)
 class Case:
-    """A sweep: the number of seeds of each point, and of what kind the points are."""
+    """A sweep: the number of seeds of each point, and the kind of the points."""
 
     sizes: tuple[int, ...]
     noisy: bool = False  # the first point has a far larger spread

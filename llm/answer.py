@@ -23,7 +23,7 @@ NOT_SHOWN = 10  # the exit status of a gate that is not passed
 STATUSES = {0: "finished", NOT_SHOWN: "not_shown", AT_ONCE: "killed"} | {
     one.exit_status: one.status for one in (Stop, Refused, Interrupted)
 }
-document: Plain = {}  # what the running command has answered so far
+document: Plain = {}  # the answer of the running command so far
 _write: Callable[[str], object] | None = None  # to the real standard output; None: no document
 
 

@@ -181,7 +181,7 @@ def raised() -> Iterator[None]:
 def as_guest() -> Iterator[None]:
     """For a call from a user's program, whose handlers are restored at the end.
 
-    While inside, the first signal does what it does in a command. A second Ctrl-C raises
+    While inside, the first signal acts as in a command. A second Ctrl-C raises
     ``KeyboardInterrupt`` instead of ending the process.
     """
     if listener.previous or threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""What ``import llm`` offers: train, plan and read runs from Python.
+"""The names in ``import llm``: train, plan and read runs from Python.
 
 These functions call the same code as the commands. Each imports torch or Hydra when it needs them.
 """

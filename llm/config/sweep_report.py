@@ -27,14 +27,14 @@ STUCK = 60.0  # seconds to wait for the thread at the end
 
 
 class SweepReport:
-    """A context manager around the screen of a sweep. ``question``: what the sweep asks.
+    """A context manager around the screen of a sweep. ``question``: of the sweep file.
 
     An error here becomes a warning: it must not end the sweep.
     """
 
     def __init__(self, folder: Path, jobs: Sequence[Watched], question: str | None = None) -> None:
         self.folder, self.jobs, self.question = folder, jobs, question
-        self._reporter: Reporter | None = None  # keeps what it has read of runs that have ended
+        self._reporter: Reporter | None = None  # does not read again the runs that have ended
         self._seen: list[tuple[str, float | None]] = []  # states and steps in the last report
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._refresh, daemon=True, name="sweep report")

@@ -166,7 +166,7 @@ class Grid(Sweeper):
         return results
 
     def question(self) -> str | None:
-        """What the file of the sweep asks, if one was chosen and says so."""
+        """The question in the sweep file; None without a file, or if the file has none."""
         runtime = self.composed.hydra.runtime
         name = f"sweep/{runtime.choices.get('sweep')}.yaml"
         sources = [source for source in runtime.config_sources if source.schema == "file"]

@@ -37,7 +37,7 @@ class Dataset:
     tokenizer: Tokenizer
     digest: str
     bytes_per_token: float  # UTF-8 bytes of validation text per token
-    text: str = ""  # sha256 of the text and its splits, whatever the tokenizer
+    text: str = ""  # sha256 of the text and its splits, independent of the tokenizer
     test: np.ndarray | None = None  # only with data.test_fraction; training never reads it
 
     @classmethod

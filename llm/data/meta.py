@@ -72,7 +72,7 @@ class Meta:
         return hashlib.sha256(identity.encode()).hexdigest()
 
     def text_digest(self) -> str:
-        """sha256 that identifies the text and its splits, whatever tokenizer reads it."""
+        """sha256 that identifies the text and its splits, independent of the tokenizer."""
         texts = {
             key: value for key, value in self.made_from.items()
             if key not in OF_TOKENIZER and value is not None

@@ -171,7 +171,7 @@ def parts_of(
     """Divide the text, whose documents have ``lengths`` characters, among the splits.
 
     With ``val_fraction`` the text is cut into train, val and test, in this order. Without it whole
-    documents are chosen: those that are held out are for validation, and as many as make
+    documents are chosen: the ones marked ``held_out`` are for validation, and as many as make
     ``test_fraction`` of the text for testing, its first choices and then the last documents.
     """
     count, test = sum(lengths), config.test_fraction or 0.0

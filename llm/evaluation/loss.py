@@ -26,7 +26,7 @@ class EvaluationProtocol:
     """
 
     split: str
-    text: str  # sha256 of the text and its splits, whatever the tokenizer
+    text: str  # sha256 of the text and its splits, independent of the tokenizer
     block_size: int = option(at_least=1)
     windows: int = option(at_least=1)
     stride: float = option(at_least=0)  # mean number of tokens between the starts of windows

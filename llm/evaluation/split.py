@@ -24,7 +24,7 @@ def evaluate_split(
 
     Reads ``eval_batches * EVAL_BATCH`` windows of ``block_size`` tokens at fixed places, evenly
     spread; with None the whole split. ``batch_size`` windows at a time only change the last bits.
-    ``reading`` wraps the batches, of which it is told the number, to show the progress.
+    ``reading`` gets the batches and their number, and yields them again to show the progress.
     """
     model.eval()
     block_size, device = model.config.block_size, model.embed.weight.device

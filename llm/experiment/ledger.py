@@ -1,6 +1,6 @@
 """``outputs/ledger.jsonl``: one line for each end of a run, wherever the folder of the run is.
 
-Lines are only appended, so that the file also tells of runs whose folders are deleted by now.
+Lines are only appended, so the file keeps the results of runs whose folders were deleted.
 """
 
 import errno

@@ -148,7 +148,7 @@ def print_samples(
 def _plain(
     tokenizer: Tokenizer, drawn: Sequence[Drawn], stops: Sequence[str], most: int, stopped: bool
 ) -> Plain:
-    """The drawn text up to the first stop string, and what ended it."""
+    """The drawn text up to the first stop string, and why it ended."""
     raw = b"".join(tokenizer.token_bytes(token) for token, _ in drawn)
     places = [place for stop in stops if (place := raw.find(stop.encode("utf-8"))) >= 0]
     ended_by = "max_new_tokens" if len(drawn) == most else "end_of_text"

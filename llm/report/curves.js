@@ -42,7 +42,9 @@ function drawCurves(kind, x, legend) {
   const lowest = rows.reduce((least, { run }) => Math.min(least, run[measure.key] ?? Infinity), Infinity);
   return {
     traces: rows.map((row) => curve(row, kind, x)),
-    text: `${KINDS[kind]} of ${plural(rows.length, "run")} by ${AXES[x]}; the lowest ${measure.name} is ${loss(lowest)}`,
+    text:
+      `${KINDS[kind]} of ${plural(rows.length, "run")} by ${AXES[x]}; `
+      + `the lowest ${measure.name} is ${loss(lowest)}`,
     layout: {
       xaxis: axis(AXES[x], { type: state.logx ? "log" : "linear" }),
       yaxis: axis(`${KINDS[kind]} (nats per token)`, { type: state.logy ? "log" : "linear" }),

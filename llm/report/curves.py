@@ -1,6 +1,6 @@
-"""What the page shows of single runs: curves, samples, and the end of the log of a failed run.
+"""Data of single runs for the page: curves, samples, and the end of the log of a failed run.
 
-All of it is bounded, so that the page stays small whatever the number of runs.
+All of it is bounded, so that the page stays small for any number of runs.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ MOST_TEXT = 2000  # characters of a sample
 ALL_TEXTS = 200_000  # bytes of all samples together
 MOST_LINES, LONGEST_LINE, MOST_LOGS = 15, 300, 100
 TAIL = 1 << 16  # bytes at the end of a log
-LARGEST = 1 << 32  # bytes of a log or of the samples, of which only the end is read
+LARGEST = 1 << 32  # bytes of a log or of the samples; only the end is read
 DIGITS = 5
 
 

@@ -10,7 +10,7 @@ MOST_NAMES = 4  # points in a message
 
 
 def require_two_points(document: Plain) -> None:
-    """Raise :class:`llm.errors.Refused`, saying what was found, unless there are two points."""
+    """Raise :class:`llm.errors.Refused`, naming the points, unless there are two."""
     points, found = document["points"], []
     if len(points) == 1:
         found.append(f"1: {plural(points[0]['n'], 'run')} with the same settings")

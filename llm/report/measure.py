@@ -22,7 +22,7 @@ LONGEST_LIST = 4  # values in a sentence
 
 @dataclass(frozen=True)
 class Measure:
-    """The number by which points are compared. ``why``: for what reason it is not the loss."""
+    """The number by which points are compared. ``why``: the reason why it is not the loss."""
 
     key: str
     name: str
@@ -135,7 +135,7 @@ def _repeated(runs: Sequence[tuple[int, RunRecord]]) -> dict[int, str]:
 
 
 def _texts(records: Sequence[RunRecord]) -> list[Hashable]:
-    """What identifies the text on which each run was evaluated."""
+    """For each run, an identifier of the text on which it was evaluated."""
     known = {
         record.data_digest: record.evaluation["text"]
         for record in records

@@ -1,5 +1,5 @@
 "use strict";
-// The ground of the page: its data, what the reader has chosen, and how text and numbers are shown.
+// The basis of the page: its data, the reader's choices, and functions that show text and numbers.
 // Names and texts in the data may come from strangers. They become text nodes and nothing else;
 // Plotly, which reads a kind of HTML, gets them from escaped() in plots.js.
 
@@ -97,7 +97,7 @@ function compare(a, b) {
 
 const distinct = (values) => [...new Set(values)].sort(compare);
 
-// ---- what the reader has chosen: it lives in the URL after "#", so that a link shows the same view
+// ---- the reader's choices: they are stored in the URL after "#", so that a link shows the same view
 
 const DEFAULTS = {
   rows: "points",

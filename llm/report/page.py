@@ -78,7 +78,7 @@ def _as_json(value: Any) -> str:
 
 
 def _short(value: Any) -> Any:
-    """``value`` with rounded numbers; what JSON cannot express as a number becomes null."""
+    """``value`` with rounded numbers; NaN and infinity become null."""
     if isinstance(value, float):
         if not math.isfinite(value):
             return None

@@ -106,7 +106,7 @@ function heatSection() {
   return section(
     "heat",
     "Two settings",
-    note(`Mean ${measure.name} of all points with these two values, whatever their other settings are; n counts runs.`),
+    note(`Mean ${measure.name} of all points with these two values; their other settings may differ. n counts runs.`),
     controls(choice("Across", "heatx", across), choice("Down", "heaty", down)),
     picture(height, () => drawHeat(chosenOf("heatx", across), chosenOf("heaty", down))),
   );
@@ -152,7 +152,7 @@ function drawHeat(across, down) {
   };
 }
 
-// ---- the measure against what it costs, with the Pareto front and the scaling law
+// ---- the measure against its cost, with the Pareto front and the scaling law
 
 const COSTS = [
   ["parameters", "parameters", count],
@@ -200,7 +200,9 @@ function drawCost(known) {
       lines(x(front), y(front), { color: accent, width: 1.5, dash: "dot" }),
       dots(x(shown), y(shown), marker, shown.map(words), bars),
     ],
-    text: `${measure.name} of ${plural(shown.length, "point")} against ${title}; ${front.length} on the front: ${names}`,
+    text:
+      `${measure.name} of ${plural(shown.length, "point")} against ${title}; `
+      + `${front.length} on the front: ${names}`,
     layout: {
       xaxis: axis(unit === 1 ? title : `${title} (MiB)`, { type: state.logs ? "log" : "linear" }),
       yaxis: measureAxis(),

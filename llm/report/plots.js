@@ -1,4 +1,4 @@
-// ---- what all pictures share: drawing near the window, colours, and text that Plotly cannot
+// ---- shared by all pictures: drawing near the window, colours, and text that Plotly cannot
 // mistake for HTML, a template or a formula
 
 const escaped = (text, longest = 60) =>

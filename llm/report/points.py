@@ -19,7 +19,7 @@ DERIVED = (
     "model.head_size", "model.default_head_size", "model.intermediate_size", "data.vocab_size",
     "model.vocab_size",
 )  # fmt: skip
-AXES = ("parameters", "peak_memory_bytes", "train_seconds")  # what a lower loss may cost
+AXES = ("parameters", "peak_memory_bytes", "train_seconds")  # costs of a lower loss
 
 
 @dataclass

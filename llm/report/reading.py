@@ -53,7 +53,7 @@ class Place:
 
 @dataclass
 class ReadRun:
-    """What a run folder contained when it was read."""
+    """The contents of a run folder when it was read."""
 
     record: RunRecord
     train: Curve

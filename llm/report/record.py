@@ -1,4 +1,4 @@
-"""What the files of one run say, for a report."""
+"""The record of one run, read from its files, for a report."""
 
 from dataclasses import dataclass, field
 from typing import Any

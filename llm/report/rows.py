@@ -57,7 +57,7 @@ class Curve:
 
 @dataclass
 class Rows:
-    """What the rows of one ``metrics.jsonl`` say."""
+    """The contents of one ``metrics.jsonl``."""
 
     train: Curve = field(default_factory=Curve)
     val: Curve = field(default_factory=Curve)

@@ -38,7 +38,7 @@ def find_runs(
 class Reader:
     """Reads the runs in ``paths``; reads them again only if their files have changed.
 
-    ``notes``: sentences about what could not be used.
+    ``notes``: sentences about files that could not be used.
     """
 
     def __init__(self, paths: Sequence[str | Path]) -> None:

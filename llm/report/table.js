@@ -1,4 +1,4 @@
-// ---- the table of points and runs. Its filter also decides what the pictures show.
+// ---- the table of points and runs. The pictures show the same points and runs.
 
 const FIRST_ROWS = 200;
 

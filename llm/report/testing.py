@@ -38,7 +38,7 @@ class SplitLoss:
     checkpoint: str  # checkpoints/best-00000400
     loss: float = option(at_least=0)  # nats per token
     bits_per_byte: float | None = option(at_least=0)
-    text: str = option()  # sha256 of the text and its splits, whatever the tokenizer
+    text: str = option()  # sha256 of the text and its splits, independent of the tokenizer
     block_size: int = option(at_least=1)
     windows: int = option(at_least=1)
     stride: float = option(at_least=0)  # mean number of tokens between the starts of windows

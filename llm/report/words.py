@@ -1,4 +1,4 @@
-"""The sentences at the top of a report: what to take, which difference is real, what to do next."""
+"""The sentences at the top of a report: the best settings, the real differences, the next step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 THIS, EARLIER = "these runs", "earlier runs on this data"  # where the noise was measured
 CHEAPER = 0.8  # of the best point's cost, to be worth a sentence
-COSTS = {  # what a cheaper point saves
+COSTS = {  # the saving of a cheaper point
     "parameters": "of the parameters", "train_seconds": "of the training time",
     "peak_memory_bytes": "of the memory",
 }  # fmt: skip
@@ -26,7 +26,7 @@ MOST_NAMES = 3  # labels in a sentence
 
 
 def sentences(report: Report) -> list[str]:
-    """What the numbers show, the most useful sentence first."""
+    """The sentences about the numbers, the most useful one first."""
     return [*_answer(report), *_conditions(report)]
 
 
@@ -108,7 +108,7 @@ def _shown(one: Comparison) -> str:
 
 
 def _others(report: Report) -> Iterator[str]:
-    """Which points are not shown to be worse than the best, and what would tell."""
+    """The points that are not shown to be worse than the best, and how many seeds would tell."""
     unclear = [one for one in report.comparisons if not one.is_shown]
     unclear.sort(key=lambda one: one.difference)
     labels = [report.points[one.point].label for one in unclear]

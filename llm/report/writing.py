@@ -69,7 +69,7 @@ class Reporter:
         self.records = [record for record in records if record.status not in waiting]
 
     def analyse(self, question: str | None = None) -> Report:
-        """The numbers of the runs that were read. ``question``: what the sweep asks."""
+        """The numbers of the runs that were read. ``question``: of the sweep file."""
         names = [path.resolve().name for path in self.paths]
         more = f" and {len(names) - 3:,} more" * (len(names) > 3)
         title = ", ".join(names[:3]) + more
@@ -79,7 +79,7 @@ class Reporter:
         )  # fmt: skip
 
     def _question(self) -> str | None:
-        """What the sweep asks, from its last report; only its own command knows the sweep file."""
+        """The question of the sweep in its last report: only its command knows the sweep file."""
         if self.sweep is None:
             return None
         try:

@@ -76,7 +76,7 @@ def suggestion(key: str, siblings: Iterable[str] = ()) -> str:
 
 
 def words_instead(key: str, value: str, siblings: Iterable[str] = ()) -> list[str]:
-    """The words that may be meant by ``key=value`` with an unknown key: ``model.n_layer=4``."""
+    """The words to suggest for ``key=value`` with an unknown key: ``model.n_layer=4``."""
     section, siblings = key.rpartition(".")[0], list(siblings)
     close = [key] if key in keys_here() else _close_keys(key, siblings)
     full = (f"{section}.{one}" if section and one in siblings else one for one in close)

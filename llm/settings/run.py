@@ -41,7 +41,7 @@ class Run:
     folder: Path
     identity: dict[str, str]  # digests of the settings, the data and the weights of init_from
     again: str  # the command that continues it
-    labels: Plain  # what the ledger says about the run beside its summary
+    labels: Plain  # for the ledger, beside the summary
     checkpoint: Checkpoint | None = None  # to continue from
     is_new: bool = False
     is_finished: bool = False  # nothing is left to do

@@ -46,7 +46,8 @@ def shrunk(command: str, newest: str) -> str:
     command = command.replace(
         "model.n_layer=2,8 model.n_embed=256,128", "model.n_layer=1,2 model.n_embed=64,32"
     )
-    command = command.replace("n_layer=1,2,4,8 model.n_embed=64,128 seed=1,2,3", "n_layer=1,2 seed=1")
+    sweep = "n_layer=1,2,4,8 model.n_embed=64,128 seed=1,2,3"
+    command = command.replace(sweep, "n_layer=1,2 seed=1")
     command = command.replace("trainer.max_minutes=5", "trainer.max_minutes=0.001")
     pairs = "model.n_layer=1,2 model.n_embed=32,64 seed=1"
     command = command.replace("sweep=width_depth", f"sweep=width_depth {pairs}")

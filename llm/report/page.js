@@ -49,11 +49,13 @@ function loss(value) {
   return isNumber(value) ? value.toFixed(4) : DASH;
 }
 
+// Three digits, as on the terminal: 862976 is 863k, 999950 is 1M.
 function count(value) {
   if (!isNumber(value)) return DASH;
-  if (value >= 1e9) return `${(value / 1e9).toPrecision(3)} B`;
-  if (value >= 1e6) return `${(value / 1e6).toPrecision(3)} M`;
-  return value >= 1e3 ? `${(value / 1e3).toPrecision(3)} k` : String(Math.round(value));
+  for (const [size, letter] of [[1e9, "B"], [1e6, "M"], [1e3, "k"]]) {
+    if (value >= 0.9995 * size) return Number((value / size).toPrecision(3)) + letter;
+  }
+  return value.toFixed(0);
 }
 
 function bytes(value) {

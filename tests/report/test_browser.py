@@ -12,6 +12,7 @@ import pytest
 
 from llm.report.curves import MOST_RUNS
 from llm.report.page import PLOTLY, write_page
+from llm.units import format_count
 from tests.report.documents import Plain, document, extra
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,6 +134,12 @@ def test_the_table_sorts_by_a_column_both_ways(open_page: Open) -> None:
     tab.keyboard.press("Enter")  # the button keeps the focus
     assert header.get_attribute("aria-sort") == "descending"
     assert tab.locator(lr).first.inner_text() == "0.009"
+
+
+def test_counts_have_three_digits_as_on_the_terminal(open_page: Open) -> None:
+    tab = open_page(document())
+    for value in (0, 950, 999.7, 32_768, 999_949, 999_950, 108_900_000, 2.46e9, 1.2e12):
+        assert tab.evaluate(f"count({value})") == format_count(value)
 
 
 @pytest.mark.parametrize(

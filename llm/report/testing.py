@@ -6,11 +6,11 @@ it does not flatter the winner. It is measured once and stored as ``test.json`` 
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llm.data.batches import Batch, evaluation_batches
 from llm.data.config import DataConfig
@@ -26,8 +26,10 @@ from llm.settings.saved import load_plain
 from llm.settings.schema import PrecisionSection
 from llm.training.options import TrainerOptions
 
+if TYPE_CHECKING:  # it imports torch
+    from llm.evaluation.split import Reading
+
 Progress = Callable[[int, int], None]  # called with (batches done, batches in all)
-Reading = Callable[[Iterator[Batch], int], Iterable[Batch]]  # wraps the batches and their number
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ test_runs.__test__ = False  # type: ignore[attr-defined]  # it is no test for py
 
 
 def evaluate_run(
-    job: Job, split: str, reading: Reading = lambda batches, count: batches
+    job: Job, split: str, reading: "Reading" = lambda batches, count: batches
 ) -> SplitLoss:
     """The loss of the best checkpoint of a run on a split, measured as in training.
 

@@ -4,6 +4,7 @@ import ast
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,6 +101,9 @@ def test_the_same_words_skip_a_finished_run_and_resume_trains_it_on(
         ("model.n_layer=x", "model.n_layer=x: Value 'x'"),
         ("model.n_layer=1,2", "add -m to sweep over it"),
         ("-m", "use llm.sweep"),
+        ("--help", "--help works only on the command line"),
+        ("--version", "--version works only on the command line"),
+        ("--config-name=plan", "--config-name works only on the command line"),
         ("sweep=depth", "sweep"),
         ("resume=nowhere", "resume=nowhere does not exist"),
         ("run.dry_run=true", "use llm.plan"),
@@ -251,6 +255,15 @@ def test_a_text_that_cannot_be_scored_is_refused(trained: llm.Run) -> None:
         trained.loss("S")
     with pytest.raises(llm.Refused, match="the text has characters"):
         trained.loss("Sé")
+
+
+def test_a_run_without_weights_says_so_and_blames_no_text(trained: llm.Run, tmp_path: Path) -> None:
+    shutil.copytree(trained.folder, tmp_path / "run", symlinks=True)
+    run = llm.load(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    with pytest.raises(llm.Refused) as caught:
+        run.loss("SPEAKER")
+    assert str(caught.value).startswith("folder=")
 
 
 def test_a_checkpoint_is_loaded_as_well_as_a_run(trained: llm.Run, tmp_path: Path) -> None:

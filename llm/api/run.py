@@ -193,8 +193,9 @@ class Run:
     def _evaluate(self, text: str) -> "Evaluation":
         from llm.evaluation.text import evaluate_tokens
 
+        tokenizer = self.tokenizer  # its own refusals are not about the text
         try:
-            tokens = self.tokenizer.encode(text)
+            tokens = tokenizer.encode(text)
         except Refused as refusal:
             raise Refused(f"the text has characters that are {refusal}") from None
-        return evaluate_tokens(self.model, tokens, self.tokenizer.byte_lengths)
+        return evaluate_tokens(self.model, tokens, tokenizer.byte_lengths)

@@ -25,12 +25,14 @@ from llm.config.cli import advice, known_reason
 from llm.config.compose import CONF, read_settings
 from llm.config.planner import Points, as_points
 from llm.config.verbatim import unguard
-from llm.errors import as_line, require
+from llm.errors import Refused, as_line, require
 from llm.settings.schema import TrainSettings
 from llm.signals import Signalled
 
 # Hydra's global objects that belong to one program; its plugins and schemas are for all.
 OF_PROGRAM = (GlobalHydra, HydraConfig, JobRuntime, version.VersionBase)
+# Flags that print something, or choose other files
+FLAGS = ("help", "hydra_help", "cfg", "info", "shell_completion", "config_name", "config_path")
 
 
 @contextlib.contextmanager
@@ -64,6 +66,7 @@ def compose_training(*words: str) -> TrainSettings:
     Raises Hydra's errors where it cannot compose them and :class:`llm.errors.Refused` for values
     that cannot work.
     """
+    _refuse_flags(words)
     overrides = for_hydra(list(words))
     with _hydra_for("train", overrides) as hydra:
         composed = hydra.compose_config(
@@ -77,12 +80,22 @@ def compose_training(*words: str) -> TrainSettings:
 
 def compose_plans(*words: str) -> Points:
     """The points of ``python run_plan.py <words>``; raises as :func:`compose_training` does."""
+    _refuse_flags(words)
     overrides = for_hydra(["-m", *words])  # Hydra takes a grid, and a single point, with -m
     with _hydra_for("plan", overrides) as hydra:
         points: Points = hydra.multirun(
             "plan", as_points, parse(overrides).overrides, with_log_configuration=False
         )
         return points
+
+
+def _refuse_flags(words: Sequence[str]) -> None:
+    """Refuse flags of the command line that a function would ignore."""
+    given = ["version"] if "--version" in words else []  # argparse would print it and exit
+    parsed = parse([word for word in words if word != "--version"])
+    given += [name for name in FLAGS if getattr(parsed, name)]
+    for name in given:
+        raise Refused(f"--{name.replace('_', '-')} works only on the command line: leave it out")
 
 
 @contextlib.contextmanager

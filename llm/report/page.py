@@ -55,9 +55,10 @@ def write_page(folder: Path, document: Plain, extra: Plain) -> Path:
 def _plotly() -> Path:
     """The script in the installed plotly, which is found without the long import."""
     package = find_spec("plotly")
-    if package is None or package.origin is None:
+    script = Path((package and package.origin) or "").parent / "package_data" / PLOTLY
+    if not script.is_file():
         raise Refused("the report's page needs plotly: pip install -c constraints.txt plotly")
-    return Path(package.origin).parent / "package_data" / PLOTLY
+    return script
 
 
 def _read(name: str) -> str:

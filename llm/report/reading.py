@@ -30,7 +30,7 @@ QUIET = 600  # seconds without a write, after which a run of another machine cou
 LARGEST_LOCK = 100  # bytes
 LONGEST_TEXT, LONGEST_KEY = 1000, 40  # characters
 GIB, MOST_GIB = 2**30, 2**20
-LARGEST_NUMBER = 1e100  # sums and squares of such numbers are finite
+LARGEST_NUMBER = 1e50  # sums of the fourth powers of such numbers are finite
 KILLED = f"it left no {SUMMARY}: it was killed, or its machine stopped"
 STATUS = re.compile(r"[a-z_]{1,40}")
 CHECKPOINT = re.compile(r"(best|step)-(\d{8,})")
@@ -222,6 +222,7 @@ def _checkpoints(folder: Path) -> Plain:
 def _flops(model: str) -> float | None:
     """FLOPs per token of a network, given as JSON; None for one that cannot exist."""
     try:
-        return flops_per_token(from_plain(GPTConfig, json.loads(model), "model.").resolve())
+        config = from_plain(GPTConfig, json.loads(model), "model.").resolve()
     except Refused:
         return None
+    return flops_per_token(config) if config.vocab_size else None

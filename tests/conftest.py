@@ -1,5 +1,6 @@
 """Shared by most tests: a small text, a dataset of it, a small network, a way to run commands."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from llm.data.config import DataConfig
 from llm.data.dataset import Dataset
 from llm.data.prepare import prepare
 from llm.model.gpt import GPT
+from llm.training import throughput
 
 # Seconds to wait for something before it counts as hung: no test depends on the speed of a machine.
 HANGS = 1800
@@ -104,6 +106,17 @@ def hangup_ends() -> Iterator[None]:
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
+
+
+measured_once = functools.cache(throughput.measured_matmul_flops)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def known_cpu() -> Iterator[None]:
+    """Each trainer asks how fast the CPU is, which takes longer than most trainings here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(throughput, "measured_matmul_flops", measured_once)
+        yield
 
 
 LINE = "line to print"

@@ -30,12 +30,21 @@ PAGES = [
 LONG = ("sweep=learning_rate",)  # 30 runs; tests/test_configs.py composes each
 
 
-def commands() -> list[str]:
+def commands(*pages: str) -> list[str]:
     """The lines of all bash blocks, without their comments."""
-    blocks = [b for page in PAGES for b in re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL)]
+    blocks = [b for page in pages for b in re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL)]
     found = [re.sub(r"\s+#.*", "", line) for block in blocks for line in block.splitlines()]
     kept = [line for line in dict.fromkeys(found) if "run_" in line]
     return [line for line in kept if not any(long in line for long in LONG)]
+
+
+# A sweep starts processes: the sweeps of the README are enough for the default suite.
+COMMANDS = [
+    pytest.param(line, marks=pytest.mark.slow)
+    if " -m " in line and line not in commands(README)
+    else line
+    for line in commands(*PAGES)
+]
 
 
 def shrunk(command: str, newest: str) -> str:
@@ -84,12 +93,12 @@ def newest_run(folder: Path) -> str:
 
 
 def test_the_readme_has_commands() -> None:
-    assert len(commands()) >= 25
+    assert len(commands(README)) >= 20
     assert len(README.splitlines()) <= 205, "a newcomer reads it in a few minutes"
-    assert any("What's this, (my lord)?" in command for command in commands())
+    assert any("What's this, (my lord)?" in command for command in commands(README))
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", COMMANDS)
 def test_the_command_works_as_written(command: str, folder: Path) -> None:
     line = shrunk(command, newest_run(folder))
     if found := re.fullmatch(r"python run_(\w+)\.py( [^|*]*)?", line):

@@ -49,12 +49,15 @@ def keys_of(section: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 JSON = {"json": bool}  # of every command; it is taken off the command line before Hydra reads it
 ALL_KEYS: dict[str, Any] = {key: kind for one in SETTINGS.values() for key, kind in keys_of(one)}
+KEYS: dict[str, dict[str, Any]] = {
+    command: dict(keys_of(settings)) | JSON for command, settings in SETTINGS.items()
+}
 
 
 def keys_here() -> dict[str, Any]:
     """The keys of the running command with their types; in any other program, all keys."""
     command = Path(sys.argv[0]).stem.removeprefix("run_")
-    return dict(keys_of(SETTINGS[command])) | JSON if command in SETTINGS else ALL_KEYS | JSON
+    return KEYS.get(command, ALL_KEYS | JSON)
 
 
 def is_key(key: str) -> bool:

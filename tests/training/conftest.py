@@ -1,7 +1,6 @@
 """A trainer of a tiny network, and a logger that keeps everything in lists."""
 
 import contextlib
-import functools
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +15,6 @@ from llm.checkpoint.folder import CheckpointFolder, newest_valid
 from llm.data.dataset import Dataset
 from llm.errors import Interrupted
 from llm.model.gpt import GPT
-from llm.training import throughput
 from llm.training.logger import T
 from llm.training.optimizer import adamw
 from llm.training.precision import Precision, to_precision
@@ -124,15 +122,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-measured_once = functools.cache(throughput.measured_matmul_flops)
-
-
-@pytest.fixture(autouse=True)
-def known_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each trainer asks how fast the CPU is, which takes longer than most trainings here."""
-    monkeypatch.setattr(throughput, "measured_matmul_flops", measured_once)
 
 
 @pytest.fixture

@@ -50,6 +50,7 @@ COMMANDS = [
 def shrunk(command: str, newest: str) -> str:
     """The command with overrides that make it take seconds, and a real run for <date>/<time>."""
     command = command.replace("outputs/<date>/<time>", newest).replace("=3000", "=6")
+    command = command.replace("multirun/<sweep>", "multirun/depth")
     command = command.replace("=4,6,8", "=1,2").replace(" seed=1,2 ", " seed=1 ")
     command = command.replace("optimizer.lr=0.01,0.02", "optimizer.lr=0.01")
     command = command.replace(

@@ -60,7 +60,7 @@ def of_keys(keys: Sequence[str], points: Sequence[Point]) -> list[Importance]:
         numbers = [number_of(point.values[key]) for point in with_key]
         known = [number for number in numbers if number is not None]
         correlation = None
-        if len(known) == len(numbers):
+        if len(known) == len(numbers) and len(known) > 2:  # for two points it is 1 or -1
             correlation = spearman(known, [point.mean for point in with_key])
         share = _share(key, points) if is_grid else None
         found.append(Importance(key, len(with_key), correlation, share))
@@ -68,8 +68,8 @@ def of_keys(keys: Sequence[str], points: Sequence[Point]) -> list[Importance]:
 
 
 def _is_grid(keys: Sequence[str], points: Sequence[Point]) -> bool:
-    """Whether each combination of the values is there once, and every key varies."""
-    if not keys or any(key not in point.values for point in points for key in keys):
+    """Whether each combination of the values of two keys or more is there once."""
+    if len(keys) < 2 or any(key not in point.values for point in points for key in keys):
         return False
     sizes = [len({point.values[key] for point in points}) for key in keys]
     rows = {tuple(point.values[key] for key in keys) for point in points}

@@ -162,8 +162,8 @@ const COSTS = [
 const law = report.scaling?.points ? report.scaling : null;
 
 function costSection() {
-  const known = COSTS.filter(([name]) => points.some((point) => isNumber(point[name])));
-  if (!known.length || points.length < 2) return null;
+  const known = COSTS.filter(([name]) => distinct(points.map((point) => point[name]).filter(isNumber)).length > 1);
+  if (!known.length) return null;
   return section(
     "cost",
     "Loss and its cost",
@@ -281,11 +281,12 @@ function memorySection() {
   const errors = known.map((run) => run.predicted_memory_bytes / run.peak_memory_bytes - 1);
   const budgets = distinct(known.map((run) => run.budget_bytes).filter(isNumber));
   const percent = (value) => `${Math.abs(100 * value).toFixed(0)} % ${value < 0 ? "below" : "above"}`;
+  const [low, high] = [Math.min(...errors), Math.max(...errors)].map(percent);
   const most = bytes(Math.max(...known.map((run) => run.peak_memory_bytes)));
   const limit = budgets.length ? ` of a budget of ${budgets.map(bytes).join(" or ")}` : "";
   const words =
-    `The predicted peaks are between ${percent(Math.min(...errors))} and ${percent(Math.max(...errors))} the measured `
-    + `ones. The highest measured peak is ${most}${limit}.`;
+    `The predicted peaks are ${low === high ? low : `between ${low} and ${high}`} the measured ones. `
+    + `The highest measured peak is ${most}${limit}.`;
   const shown = known.slice(0, MOST_DOTS);
   return section("memory", "Memory", paragraph(words), picture(360, () => drawMemory(shown, budgets, words)));
 }

@@ -41,8 +41,14 @@ def test_without_a_full_grid_there_is_no_share() -> None:
 
 def test_words_have_no_correlation() -> None:
     made = points(*(({"optimizer": name}, mean) for name, mean in (("adamw", 1.0), ("muon", 2.0))))
-    (one,) = of_keys(["optimizer"], made)
-    assert (one.correlation, one.share) == (None, pytest.approx(1))
+    assert [one.correlation for one in of_keys(["optimizer"], made)] == [None]
+
+
+def test_what_could_only_be_1_is_not_stated() -> None:
+    (alone,) = of_keys([WIDTH], points(*(({WIDTH: str(n)}, 2 - n / 10) for n in range(3))))
+    assert (alone.correlation, alone.share) == (pytest.approx(-1), None)
+    (two,) = of_keys([WIDTH], points(({WIDTH: "64"}, 1.0), ({WIDTH: "128"}, 2.0)))
+    assert (two.correlation, two.share) == (None, None)
 
 
 def test_the_best_rate_at_each_size() -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # scipy and plotly may be missing, and importing them takes a
 SECONDS = 15.0  # between two refreshes, at least
 SHARE = 0.05  # of the time, at most, goes into refreshing
 NICE = 10  # priority of the thread: jobs come first
-SENTENCES = 2  # on the screen: the best settings, and whether a difference is shown
+SENTENCES = 3  # on the screen: the best settings, and which differences are shown
 STUCK = 60.0  # seconds to wait for the thread at the end
 
 

@@ -120,12 +120,16 @@ def _require_made_from(folder: Path, made_from: dict[str, Any], vocab_size: int 
     saved = meta.made_from | {"vocab_size": meta.vocab_size}
     wanted = {"test_fraction": None} | made_from | {"vocab_size": vocab_size or meta.vocab_size}
     differing = [key for key in wanted if saved.get(key) != wanted[key]]
-    was = ", ".join(f"{key}={saved.get(key)}" for key in differing)
-    asked = ", ".join(f"{key}={wanted[key]}" for key in differing)
+    was = ", ".join(_typed(key, saved.get(key)) for key in differing)
+    asked = ", ".join(_typed(key, wanted[key]) for key in differing)
     require(
         not differing,
         f"{folder} was prepared with {was}, but the config says {asked}: {OTHER}",
     )
+
+
+def _typed(key: str, value: object) -> str:
+    return f"{key}={'null' if value is None else value}"
 
 
 def _write(

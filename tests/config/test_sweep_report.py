@@ -56,9 +56,10 @@ def test_the_report_is_made_at_the_end_and_its_first_sentences_printed(
 ) -> None:
     with SweepReport(sweep, watched(sweep), "does depth pay?"):
         pass
-    best, other, path = capsys.readouterr().out.splitlines()
+    best, other, noise, path = capsys.readouterr().out.splitlines()
     assert best.startswith("The best settings are n_layer=4: best validation loss ")
     assert other.startswith("n_layer=2 is ") and "shown to be worse" in other
+    assert noise.startswith("Runs that differ only in the seed have a standard deviation of ")
     assert path == "report: multirun/depth/report.html"
     assert {path.name for path in sweep.iterdir() if path.is_file()} == FILES | {"sweep.json"}
     found = report(sweep)

@@ -50,7 +50,7 @@ def test_a_prepared_folder_is_used_again_untouched(config: DataConfig) -> None:
     ("change", "was", "want"),
     [
         ({"tokenizer": "byte"}, "tokenizer=char", "tokenizer=byte"),
-        ({"val_fraction": 0.25}, "val_fraction=None", "val_fraction=0.25"),
+        ({"val_fraction": 0.25}, "val_fraction=null", "val_fraction=0.25"),
         ({"allow_special": True}, "allow_special=False", "allow_special=True"),
         ({"vocab_size": 99}, "vocab_size=20", "vocab_size=99"),
     ],

@@ -27,7 +27,7 @@ HINTS = {
     "mapping values": "is a colon missing in the line before, or a key indented too far?",
     "expected ':'|simple key": "is a colon missing?",
     "duplicate key": "give it once",
-    "^Ambiguous value": "add -m to sweep over it, or put a list into [ ]",
+    "^Ambiguous value": "add -m to sweep over it (from Python: llm.sweep), or put a list into [ ]",
     "^Config group override must": "take one of its options, as in model=small",
     r"Value '(-?\d+)\.0' of type 'float' could not be converted to Integer": r"take \1",
     "of type 'list' could not be converted": "several values are written without [ ], as in 2,4",

@@ -33,6 +33,7 @@ function curvesSection() {
       field("Smoothing", "smooth", { type: "range", min: 0, max: 0.95, step: 0.05 }),
     ),
     el("div", { class: "beside" }, el("div", {}, frame, legend), difference),
+    note("The first losses lie above the picture: a double click shows them, another one hides them."),
   );
 }
 
@@ -47,10 +48,26 @@ function drawCurves(kind, x, legend) {
       + `the lowest ${measure.name} is ${loss(lowest)}`,
     layout: {
       xaxis: axis(AXES[x], { type: state.logx ? "log" : "linear" }),
-      yaxis: axis(`${KINDS[kind]} (nats per token)`, { type: state.logy ? "log" : "linear" }),
+      yaxis: axis(`${KINDS[kind]} (nats per token)`, {
+        type: state.logy ? "log" : "linear",
+        range: laterLosses(rows, kind, state.logy),
+      }),
       uirevision: [kind, x, state.logx, state.logy].join(),
     },
   };
+}
+
+// The range of all losses but the first fifth of each curve, which would flatten the differences.
+function laterLosses(rows, kind, isLog) {
+  const later = rows.flatMap(({ n }) => {
+    const losses = curvesOf.get(n)[kind].loss;
+    return losses.slice(Math.max(1, Math.floor(losses.length / 5))).filter(isNumber);
+  });
+  if (!later.length) return undefined;
+  const ends = [later.reduce((a, b) => Math.min(a, b)), later.reduce((a, b) => Math.max(a, b))];
+  const [low, high] = isLog ? ends.map(Math.log10) : ends;
+  const room = 0.05 * (high - low) || 0.05;
+  return [low - room, high + room];
 }
 
 function curve(row, kind, x) {

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -105,12 +105,12 @@ class Report:
 def analyse(
     records: Sequence[RunRecord], *, metric: str = BEST, title: str = "",
     question: str | None = None, default: Mapping[str, str] | None = None,
-    earlier: Sequence[tuple[str, float]] = (),
+    earlier: Callable[[], Sequence[tuple[str, float]]] = tuple,
 ) -> Report:  # fmt: skip
     """Compare the finished runs. ``metric``: ``best`` or ``last``, the evaluation that counts.
 
-    ``default``: values of the swept keys if nothing is typed. ``earlier``: (point, loss) of other
-    finished runs on the same data; they say how large the noise is if no point has two seeds.
+    ``default``: values of the swept keys if nothing is typed. ``earlier`` returns (point, loss) of
+    other finished runs on the same data: how large the noise is if no point has two seeds.
     """
     measure, kept, left_out = comparable(records, metric)
     keys, points = make_points(records, kept, measure)
@@ -132,7 +132,7 @@ def analyse(
         comparisons=[] if best is None else _comparisons(groups, best),
         verdict=_verdict(groups) if len(points) == 2 else None,
         left_out=left_out,
-        noise=_noise(groups) or _earlier_noise(earlier),
+        noise=_noise(groups) or _earlier_noise(earlier()),
         importance=importance.of_keys(keys, points),
         scaling=scaling.of_points(points, measure),
         transfer=importance.transfer(keys, points),

@@ -61,9 +61,7 @@ def _conditions(report: Report) -> Iterator[str]:
         yield f"The points are compared by bits per byte, because {report.measure.why}."
     if report.noise is not None:
         yield _noise(report)
-    if report.best is not None and (best := report.points[report.best]).test_mean is not None:
-        runs = plural(best.test_n, "run")
-        yield f"On the test text the best settings have a loss of {best.test_mean:.4f} ({runs})."
+    yield from _test_losses(report)
     others = {state: count for state, count in report.counts.items() if state != "finished"}
     if others:
         ended = ", ".join(f"{count:,} {words(state)}" for state, count in others.items())
@@ -72,6 +70,21 @@ def _conditions(report: Report) -> Iterator[str]:
         yield f"{total} {has} not finished and {is_} not averaged: {ended}."
     for one in report.left_out:
         yield f"Left out, {plural(len(one.runs), 'finished run')}: {one.reason}."
+
+
+def _test_losses(report: Report) -> Iterator[str]:
+    """The loss on the text that no choice has seen, of the best point and of the default."""
+    if report.best is None or (best := report.points[report.best]).test_mean is None:
+        return
+    runs = plural(best.test_n, "run")
+    text = f"On the test text the best settings have a loss of {best.test_mean:.4f} ({runs})"
+    if report.default not in (None, report.best):
+        default = report.points[report.default or 0]
+        if default.test_mean is not None:
+            text += (
+                f", and the default has {default.test_mean:.4f} ({plural(default.test_n, 'run')})"
+            )
+    yield f"{text}."
 
 
 def _mean(report: Report, point: Point) -> str:

@@ -75,7 +75,8 @@ class Reporter:
         title = ", ".join(names[:3]) + more
         return analyse(
             self.records, metric=self.metric, title=title, question=question or self._question(),
-            default=self._default(), earlier=earlier_losses(self.records, self.metric),
+            default=self._default(),
+            earlier=lambda: earlier_losses(self.records, self.metric),
         )  # fmt: skip
 
     def _question(self) -> str | None:

@@ -70,7 +70,7 @@ def test_one_seed_each_shows_nothing_and_quotes_earlier_noise() -> None:
     assert [one.verdict for one in alone.comparisons] == ["not shown"]
     assert alone.verdict is not None and alone.verdict.p is None and alone.verdict.low is None
     earlier = [("x", 1.5), ("x", 1.52), ("y", 1.4), ("z", 1.3), ("z", 1.32), ("z", float("nan"))]
-    report = analyse(records, earlier=earlier)
+    report = analyse(records, earlier=lambda: earlier)
     assert report.noise is not None
     assert report.noise.sd == pytest.approx(np.std([1.5, 1.52], ddof=1))
     assert (report.noise.runs, report.noise.points) == (4, 2)

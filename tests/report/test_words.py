@@ -56,7 +56,7 @@ def test_the_default_as_the_only_other_point_is_named_once() -> None:
 
 def test_one_seed_each_says_what_to_type_and_quotes_earlier_noise() -> None:
     earlier = [("a", 1.0), ("a", 1.02), ("b", 1.3), ("b", 1.31)]
-    assert said([TWO[0], TWO[3]], earlier=earlier)[1:] == [
+    assert said([TWO[0], TWO[3]], earlier=lambda: earlier)[1:] == [
         "Every point has one seed, so no difference can be shown. Type seed=1,2,3 to train each "
         "point with three seeds.",
         "Runs that differ only in the seed have a standard deviation of 0.0112 (2 groups, 4 "
@@ -169,7 +169,10 @@ def test_a_best_rate_at_the_end_of_the_range_is_pointed_out(best: float, hint: s
 
 def test_the_test_text_is_quoted() -> None:
     tested = [replace(record, test={"loss": 1.65}) for record in TWO]
-    assert "On the test text the best settings have a loss of 1.6500 (3 runs)." in said(tested)
+    sentence = "On the test text the best settings have a loss of 1.6500 (3 runs)"
+    assert f"{sentence}." in said(tested)
+    with_default = said(tested, default={"model.n_layer": "2"})
+    assert f"{sentence}, and the default has 1.6500 (3 runs)." in with_default
 
 
 def test_the_best_run_of_the_best_point_is_trained_longer() -> None:

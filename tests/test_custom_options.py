@@ -65,6 +65,7 @@ ALL_CUSTOM = ["optimizer=lion", "schedule=halving", "logger=lines"]
 LONG = ["trainer.max_steps=40", "trainer.checkpoint_interval=5", "trainer.eval_interval=10"]
 
 
+@pytest.mark.slow  # tests/training/test_custom.py interrupts such runs without a process
 def test_a_killed_run_with_custom_classes_ends_with_the_same_bits(
     base: Path, typed: list[str]
 ) -> None:

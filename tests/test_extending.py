@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,13 +43,16 @@ def tiny(typed: list[str]) -> list[str]:
     return own + data + quiet
 
 
-def sections() -> list[tuple[str, str, str]]:
+def sections() -> list[Any]:
     """The heading, command and arguments of each command for a folder of one's own."""
     return [
-        (part.partition("\n")[0], command, arguments)
+        pytest.param(
+            part.partition("\n")[0], command, arguments,
+            marks=[pytest.mark.slow] if "-m" in arguments.split() else [],  # it starts processes
+        )
         for part in OWN.split("\n## ")[1:]
         for command, arguments in COMMANDS.findall(part)
-    ]
+    ]  # fmt: skip
 
 
 def test_each_part_takes_two_files_at_most() -> None:

@@ -118,30 +118,31 @@ def test_nothing_is_refreshed_while_no_job_changes(
 
 
 def test_jobs_that_have_not_run_since_the_report_was_made_need_no_other(
-    sweep: Path, capsys: pytest.CaptureFixture[str]
+    sweep: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sweep_report, "SECONDS", 3600.0)  # only the end makes a report
     with SweepReport(sweep, watched(sweep)):
         pass
     made = (sweep / "report.html").stat().st_mtime_ns
     capsys.readouterr()
-    with SweepReport(sweep, watched(sweep)) as view:
-        view._stop.set()
+    with SweepReport(sweep, watched(sweep)):
+        pass
     assert capsys.readouterr().out == "report: multirun/depth/report.html\n"
     assert (sweep / "report.html").stat().st_mtime_ns == made
     killed = report(sweep) | {"is_running": True}
     (sweep / "report.json").write_text(json.dumps(killed), encoding="utf-8")
-    with SweepReport(sweep, watched(sweep)) as view:
-        view._stop.set()
+    with SweepReport(sweep, watched(sweep)):
+        pass
     assert not report(sweep)["is_running"]
     made = (sweep / "report.html").stat().st_mtime_ns
-    with SweepReport(sweep, [Watched(job.folder, job.values) for job in watched(sweep)]) as view:
-        view._stop.set()  # these jobs belong to this command
+    with SweepReport(sweep, [Watched(job.folder, job.values) for job in watched(sweep)]):
+        pass  # these jobs belong to this command
     assert (sweep / "report.html").stat().st_mtime_ns > made
     made = (sweep / "report.html").stat().st_mtime_ns
     summary = next(sweep.glob("*/summary.json"))
     os.utime(summary, ns=(made + 1, made + 1))
-    with SweepReport(sweep, watched(sweep)) as view:
-        view._stop.set()
+    with SweepReport(sweep, watched(sweep)):
+        pass
     assert (sweep / "report.html").stat().st_mtime_ns > made
 
 

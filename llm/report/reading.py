@@ -92,6 +92,9 @@ def read_run(place: Place) -> ReadRun:
     record = replace(record, status=status, reason=as_line(reason), test=_scalars(test))
     record = replace(record, **_of_config(config, place, summary, folder))
     record = replace(record, **_of_results(summary, rows), **_checkpoints(folder))
+    best = record.best_checkpoint
+    if best is not None and record.test.get("checkpoint", best) != best:
+        record = replace(record, test={})  # of an earlier checkpoint: the run was trained longer
     data = config.get("data")
     return ReadRun(record, rows.train, rows.val, digest_of([place.sweep, data]) if data else "")
 

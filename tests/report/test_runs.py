@@ -303,6 +303,17 @@ def test_a_network_without_a_vocabulary_has_no_flops(size: str, tmp_path: Path) 
     assert (record.status, record.flops_per_token) == ("finished", None)
 
 
+def test_a_test_loss_counts_only_for_the_best_checkpoint_of_now(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a", {}, [3.0, 2.0], rows=2)
+    best = find_runs([folder])[0].best_checkpoint
+    for checkpoint, found in ((best, 1.5), ("checkpoints/best-00000001", None)):
+        test = json.dumps({"loss": 1.5, "checkpoint": checkpoint})
+        (folder / "test.json").write_text(test)
+        assert find_runs([folder])[0].test.get("loss") == found
+    shutil.rmtree(folder / "checkpoints")  # copied to another machine without its weights
+    assert find_runs([folder])[0].test["loss"] == 1.5
+
+
 def test_settings_that_a_sweep_varies_always_count(tmp_path: Path) -> None:
     over = {"memory.budget_gib": [2.0, 4.0], "trainer.log_interval": [1, 2]}
     folder = make_sweep(tmp_path, over, seeds=(1, 2), evaluations=2, rows=1)

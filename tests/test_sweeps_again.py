@@ -78,11 +78,12 @@ def test_more_values_of_the_same_key_run_beside_the_finished_ones(
     assert len(table.splitlines()) == 1 + 4, "all jobs of the folder"
 
 
+@pytest.mark.slow  # tests/settings/test_earlier.py asks the same of single runs
 @pytest.mark.parametrize(
     ("retry", "again"),
     [
         ("failed", {"diverged", "interrupted", "killed"}),
-        pytest.param("none", {"interrupted", "killed"}, marks=pytest.mark.slow),
+        ("none", {"interrupted", "killed"}),
     ],
 )
 def test_run_retry_says_which_jobs_run_again(

@@ -443,4 +443,4 @@ def test_an_installed_launcher_is_found_and_its_jobs_are_the_same(
     found = [summary(tmp_path / f"multirun/engine/seed-{seed}") for seed in (1, 2)]
     assert [one["status"] for one in found] == ["finished", "refused"]
     assert "has other files in it" in found[1]["reason"]
-    assert not (tmp_path / "outputs").exists()
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["ledger.jsonl"]

@@ -48,7 +48,7 @@ def main(cfg: DictConfig) -> None:
     terminal.show(document, paths)
     answer(**document)
     if settings.gate:
-        gate.check_gate(document)
+        gate.check_gate(document, reporter.records)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ from llm.experiment.rundir import read_summary, write_summary
 from llm.experiment.sweep import Job
 from tests import wandb_file
 from tests.command_line import Done, here, meanwhile, rows, started, summary, wait_until
-from tests.conftest import HANGS, ROOT, TINY_RUN
+from tests.conftest import HANGS, PLAY, ROOT, TINY_RUN
+from tests.data.meta_file import edit_meta
 
 LONG = [o for o in TINY_RUN if not o.startswith(("trainer.max_steps", "trainer.check", "logger"))]
 LONG += ["trainer.max_steps=150", "trainer.checkpoint_interval=15", "trainer.eval_interval=50"]
@@ -444,3 +445,18 @@ def test_an_installed_launcher_is_found_and_its_jobs_are_the_same(
     assert [one["status"] for one in found] == ["finished", "refused"]
     assert "has other files in it" in found[1]["reason"]
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["ledger.jsonl"]
+
+
+def test_data_that_was_prepared_otherwise_refuses_the_sweep_before_it_starts(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "play.txt").write_text(PLAY, encoding="utf-8")
+    text = ["data=text", "data.tokenizer=byte", "data.path=play.txt"]
+    assert here("prepare", *text, cwd=tmp_path).returncode == 0
+    (made,) = (tmp_path / "data").iterdir()
+    edit_meta(made, lambda meta: meta["made_from"].update(val_fraction=0.5))
+    done = here("train", "-m", *text, "seed=1,2", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "was prepared with val_fraction=0.5" in done.stderr
+    assert "no job was started" in done.stderr
+    assert not (tmp_path / "multirun").exists()

@@ -5,7 +5,7 @@ folders.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from llm.config.launcher import JobFailed, ProcessLauncher, find_from_workers, p
 from llm.config.questions import question_of
 from llm.config.sweep_folder import SweepFolder, sweep_folder
 from llm.config.sweep_report import SweepReport
-from llm.errors import Interrupted, Stop, require
+from llm.data.config import DataConfig
+from llm.errors import Interrupted, Refused, Stop, require
 from llm.experiment.console import count_progress, say
 from llm.experiment.sweep_answer import answer_sweep
 from llm.experiment.sweep_screen import SweepScreen
@@ -79,6 +80,8 @@ class Grid(Sweeper):
             show_jobs(folder.path.name, planned, rates, at_once)
             answer(folder=folder.path, **plain_jobs(folder.folders, planned, rates, at_once))
             return []
+        if not folder.path.exists():  # so that a refusal leaves no folder
+            require_usable_data(one.data for one in settings)
         with folder.open():
             planned = planned_jobs(settings, folder)
             show_preflight(folder.path.name, planned, earlier_rates(planned, folder), at_once)
@@ -192,10 +195,25 @@ def planned_jobs(settings: Sequence[TrainSettings], folder: SweepFolder) -> list
     """All jobs, and what their folders hold; :class:`llm.errors.Refused` for another run there."""
     found = earlier_runs(zip(settings, folder.folders, strict=True))
     jobs = zip(settings, folder.values, forecasts(settings), found, strict=True)
-    return [
+    planned = [
         PlannedJob(values, known, earlier, one.run.retry, one.memory.fit)
         for one, values, known, earlier in jobs
     ]
+    require_usable_data(one.data for one, job in zip(settings, planned, strict=True) if job.runs)
+    return planned
+
+
+def require_usable_data(configs: Iterable[DataConfig]) -> None:
+    """Raise :class:`llm.errors.Refused` for a text that is missing, and for a folder of other
+    data: each job would be refused for it.
+    """
+    from llm.data.prepare import ready  # imports tiktoken, which --help does not need
+
+    for config in {repr(one): one for one in configs}.values():
+        try:
+            ready(config)
+        except Refused as refusal:
+            raise Refused(f"{refusal} (no job was started)") from refusal
 
 
 def earlier_rates(planned: Sequence[PlannedJob], folder: SweepFolder) -> Rates:

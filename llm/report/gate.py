@@ -1,8 +1,11 @@
 """``gate=true``: an exit status that says whether the second of two points is better."""
 
+from collections.abc import Sequence
+
 from llm.errors import NotShown, require
 from llm.experiment.watch import words
 from llm.report.numbers import BETTER
+from llm.report.record import RunRecord
 from llm.sealed import Plain
 from llm.units import plural
 
@@ -30,9 +33,17 @@ def require_two_points(document: Plain) -> None:
     )
 
 
-def check_gate(document: Plain) -> None:
-    """Raise :class:`llm.errors.NotShown` unless the second point is shown to be better."""
+def check_gate(document: Plain, records: Sequence[RunRecord]) -> None:
+    """Raise :class:`llm.errors.NotShown` unless the second point is shown to be better.
+
+    A run of the second point that did not finish, such as a seed that diverged, speaks against it.
+    """
     one, points = document["verdict"], document["points"]
+    second = records[points[one["point"]]["runs"][0]].point
+    for record in records:
+        if record.point == second and not record.is_finished:
+            label, end = points[one["point"]]["label"], words(record.status)
+            raise NotShown(f"{label} is not shown to be better: {record.folder} is {end}")
     if one["verdict"] == BETTER:
         return
     names = points[one["point"]]["label"], points[one["with"]]["label"]

@@ -1,6 +1,7 @@
 """A report on the screen: readable at any width, whatever the names hold."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from llm.errors import NotShown
 from llm.experiment import console
 from llm.experiment.console import Screen
 from llm.report.gate import check_gate
+from llm.report.record import RunRecord
 from llm.report.terminal import MAX_ROWS, point_lines, show, verdict_line
 from llm.sealed import Plain
 from tests.report.documents import document
@@ -112,7 +114,7 @@ def test_many_failed_runs_are_counted(printed: io.StringIO) -> None:
 def verdict(**values: Any) -> Plain:
     one = {"point": 1, "with": 0, "difference": -0.05, "low": -0.07, "high": -0.03, "p": 0.00031}
     one |= {"p_adjusted": 0.00031, "verdict": "better", "more_seeds": None, "test": "no test"}
-    points = [{"label": "a"}, {"label": "b"}]
+    points = [{"label": "a", "runs": [0]}, {"label": "b", "runs": [1]}]
     return {"verdict": one | values, "points": points}
 
 
@@ -129,12 +131,17 @@ def test_the_verdict_is_one_line() -> None:
 
 
 def test_a_gate_says_why_it_is_not_passed() -> None:
-    check_gate(verdict())
+    records = [RunRecord("x", "x", point="a"), RunRecord("y", "y", point="b")]
+    check_gate(verdict(), records)
     with pytest.raises(NotShown, match=r"^b is worse than a, by 0\.2000$") as worse:
-        check_gate(verdict(verdict="worse", difference=0.2))
+        check_gate(verdict(verdict="worse", difference=0.2), records)
     assert (worse.value.status, worse.value.exit_status) == ("worse", 10)
     unclear = verdict(verdict="not shown", p=0.4, more_seeds=3)
     message = r"difference is -0\.0500, p = 0\.4; about 3 more seeds each would show it$"
     with pytest.raises(NotShown, match=message) as shown:
-        check_gate(unclear)
+        check_gate(unclear, records)
     assert shown.value.status == "not_shown"
+    diverged = RunRecord("z", "z", point="b", status="diverged")
+    with pytest.raises(NotShown, match=r"^b is not shown to be better: z is diverged$"):
+        check_gate(verdict(), [*records, diverged])
+    check_gate(verdict(), [*records, replace(diverged, point="a")])

@@ -201,7 +201,7 @@ def test_folders_with_and_without_a_test_split_are_not_mistaken_for_each_other(
 ) -> None:
     assert len({folder_of(replace(config, test_fraction=one)) for one in (None, 0.1, 0.2)}) == 3
     folder = prepare(plays)
-    with pytest.raises(Refused, match=r"prepared with test_fraction=None, but .*=0\.1: "):
+    with pytest.raises(Refused, match=r"prepared with test_fraction=null, but .*=0\.1: "):
         prepare(replace(plays, test_fraction=0.1))
     halves = replace(plays, val_fraction=0.4, test_fraction=0.4, overwrite=True)
     assert prepare(halves) == folder

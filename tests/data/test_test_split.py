@@ -205,7 +205,7 @@ def test_folders_with_and_without_a_test_split_are_not_mistaken_for_each_other(
         prepare(replace(plays, test_fraction=0.1))
     halves = replace(plays, val_fraction=0.4, test_fraction=0.4, overwrite=True)
     assert prepare(halves) == folder
-    with pytest.raises(Refused, match=r"test_fraction=0\.4, but .*test_fraction=None: "):
+    with pytest.raises(Refused, match=r"test_fraction=0\.4, but .*test_fraction=null: "):
         prepare(replace(halves, test_fraction=None, overwrite=False))
     prepare(replace(plays, overwrite=True))
     assert not (folder / "test.bin").exists()

@@ -51,10 +51,11 @@ def verdict_line(document: Plain) -> str:
         parts.append(f"95 % interval {one['low']:+.4f} to {one['high']:+.4f}")
     if one["p"] is not None:
         parts.append(f"p = {one['p']:.2g}")
-    else:
-        parts.append(one["test"])
-    more = one["more_seeds"]
-    hint = "" if more is None else f" (about {plural(more, 'more seed')} each would show it)"
+    more, hint = one["more_seeds"], ""
+    if one["p"] is None:
+        hint = f" ({one['test']})"
+    elif more is not None:
+        hint = f" (about {plural(more, 'more seed')} each would show it)"
     return f"{names[0]} compared with {names[1]}: {', '.join(parts)}: {one['verdict']}{hint}"
 
 

@@ -127,7 +127,7 @@ def test_the_verdict_is_one_line() -> None:
         "p = 0.4: not shown (about 1 more seed each would show it)"
     )
     alone = verdict(low=None, high=None, p=None, verdict="not shown")
-    assert verdict_line(alone) == "b compared with a: -0.0500, no test: not shown"
+    assert verdict_line(alone) == "b compared with a: -0.0500: not shown (no test)"
 
 
 def test_a_gate_says_why_it_is_not_passed() -> None:

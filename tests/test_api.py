@@ -357,8 +357,13 @@ def test_ctrl_c_is_passed_on_to_a_run_in_its_own_process() -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
     words = [*ENDLESS, "run.name=passed", "trainer.eval_interval=1000000"]
-    with meanwhile(interrupt), pytest.raises(llm.Interrupted, match="the checkpoint is saved"):
-        llm.train(words, in_process=False, quiet=True)
+    # A shell lets its background processes, and the tests are one under nohup, ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with meanwhile(interrupt), pytest.raises(llm.Interrupted, match="the checkpoint is saved"):
+            llm.train(words, in_process=False, quiet=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.slow

@@ -117,7 +117,7 @@ def _unchanged() -> Iterator[None]:
     from llm.device import set_deterministic
     from llm.training.random_state import random_tensors, restore_random
 
-    has_gpu: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    has_gpu: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch's
     device = torch.device("cuda" if has_gpu else "cpu")
     state, products = random_tensors(device), torch.get_float32_matmul_precision()
     is_deterministic = torch.are_deterministic_algorithms_enabled()
@@ -130,5 +130,5 @@ def _unchanged() -> Iterator[None]:
         torch.set_float32_matmul_precision(products)
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's
             torch.cuda.set_per_process_memory_fraction(1.0)

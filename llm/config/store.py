@@ -54,7 +54,7 @@ def _strict_boolean(self: BooleanNode, value: Any) -> bool:
 
 # OmegaConf converts any integer to a boolean: `compile: 7` in an option file would mean true.
 _lenient_boolean = BooleanNode._validate_and_convert_impl
-BooleanNode._validate_and_convert_impl = _strict_boolean  # type: ignore[method-assign]
+BooleanNode._validate_and_convert_impl = _strict_boolean  # type: ignore[method-assign]  # no hook
 
 
 def _known_mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
@@ -64,4 +64,4 @@ def _known_mode(self: Hydra, config_name: str | None, overrides: list[str]) -> A
 # Hydra composes everything once to find its mode, and again to run. The jobs of a sweep name it.
 AS_RUN = f"hydra.mode={RunMode.RUN.name}"
 _composed_mode = Hydra.get_mode
-Hydra.get_mode = _known_mode  # type: ignore[method-assign]
+Hydra.get_mode = _known_mode  # type: ignore[method-assign]  # no hook

@@ -117,7 +117,7 @@ def read(digests: Collection[str] = ()) -> Iterator[Plain]:
 
 
 def _tail() -> bytes:
-    """The last bytes of the ledger; empty if there is none, or none that can be read."""
+    """The last bytes of the ledger; empty if the file does not exist or cannot be read."""
     try:
         handle = os.open(LEDGER, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(handle, "rb") as file:

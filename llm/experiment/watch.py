@@ -272,7 +272,7 @@ def sweep_seconds_left(jobs: Sequence[Watched], rates: Rates, at_once: int) -> f
 
 
 def _stamp(path: str) -> Stamp | None:
-    """Time, inode and size of a file: one changes with each write. None if there is no file."""
+    """Time, inode and size of a file: one changes with each write. None without a file."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):

@@ -58,7 +58,7 @@ def end_of_log(folder: Path) -> str:
 
 
 def last_sample(folder: Path) -> Plain | None:
-    """The newest text that the run has written, with its scores; None if there is none."""
+    """The newest text that the run has written, with its scores; None without a sample."""
     for line in reversed(_end_of(folder / SAMPLES, LONGEST_ROW).split(b"\n")):
         try:
             row = json.loads(line)

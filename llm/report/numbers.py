@@ -83,7 +83,7 @@ class Report:
     left_out: list[LeftOut]
     noise: Noise | None
     importance: list[Importance]
-    scaling: Scaling | str | None  # a text: why there is none
+    scaling: Scaling | str | None  # a text says why no law is fitted
     transfer: Transfer | None
 
     @property

@@ -118,11 +118,13 @@ def _sd(values: list[float]) -> float | None:
 def differing_keys(records: Sequence[RunRecord]) -> list[str]:
     """Keys in which runs differ, except the seed: those of their sweep first.
 
-    The keys of a sweep suffice where they tell all records apart.
+    The keys of a sweep suffice where they tell all of its jobs apart. Runs from other places may
+    also differ in settings that no sweep varies, such as the number of steps.
     """
     swept = [key for key in _keys(record.values for record in records) if key != SEED]
     swept = [key for key in swept if _differs(records, key)]
-    if len(_rows(records, swept)) == len(records):
+    is_one_sweep = len({record.sweep for record in records}) == 1
+    if is_one_sweep and len(_rows(records, swept)) == len(records):
         return swept
     all_keys = _keys(record.settings for record in records)
     keys = list(dict.fromkeys(swept + [key for key in all_keys if _differs(records, key)]))

@@ -128,7 +128,8 @@ def _others(report: Report) -> Iterator[str]:
     others = len(report.comparisons)
     if not unclear:
         if others > 1:
-            yield f"All {others:,} other points are shown to be worse."
+            how_many = "Both" if others == 2 else f"All {others:,}"
+            yield f"{how_many} other points are shown to be worse."
             return
         (one,) = report.comparisons
         if one.point != report.default:  # else the sentence about the default has said it

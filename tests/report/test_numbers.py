@@ -286,3 +286,18 @@ def test_ten_thousand_runs_are_analysed(points: int, n: int) -> None:
     groups = np.random.default_rng(0).normal(1.6, 0.01, (points, n)).tolist()
     report = analyse(records_of(groups))
     assert len(report.points) == points == len(report.comparisons) + 1
+
+
+def test_a_setting_that_the_sweep_does_not_vary_is_named_where_a_run_beside_it_differs() -> None:
+    jobs = [
+        replace(
+            run(2.7 - depth / 10, 1, **{"model.n_layer": depth}),
+            sweep="multirun/a", values={"model.n_layer": str(depth)},
+        )
+        for depth in (1, 2)
+    ]  # fmt: skip
+    assert analyse(jobs).keys == ["model.n_layer"]
+    longer = run(1.6, 1, **{"model.n_layer": 8, "trainer.max_steps": 1000})
+    report = analyse([*jobs, longer])
+    assert report.keys == ["model.n_layer", "trainer.max_steps"]
+    assert report.points[2].label == "n_layer=8 max_steps=1000"

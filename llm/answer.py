@@ -12,16 +12,15 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from llm.errors import DiskError, Interrupted, Refused, Stop
+from llm.errors import DiskError, Interrupted, NotShown, Refused, Stop
 from llm.sealed import Plain
 from llm.signals import AT_ONCE, listener
 
 SCHEMA = 1  # of the document; it changes when a key changes its meaning
 KEY = "json"
 TRUE, FALSE = ("true", "1"), ("false", "0")
-NOT_SHOWN = 10  # the exit status of a gate that is not passed
-STATUSES = {0: "finished", NOT_SHOWN: "not_shown", AT_ONCE: "killed"} | {
-    one.exit_status: one.status for one in (Stop, Refused, Interrupted)
+STATUSES = {0: "finished", AT_ONCE: "killed"} | {
+    one.exit_status: one.status for one in (Stop, Refused, Interrupted, NotShown)
 }
 document: Plain = {}  # the answer of the running command so far
 _write: Callable[[str], object] | None = None  # to the real standard output; None: no document

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from llm import __version__
+from llm.answer import SCHEMA
 from llm.experiment.watch import WAITING
 from llm.report import importance, scaling, statistics, words
 from llm.report.importance import Importance, Transfer
@@ -23,7 +24,6 @@ from llm.report.record import RUNNING, RunRecord
 from llm.report.scaling import Scaling
 from llm.sealed import Plain
 
-SCHEMA = 1  # of the document; it changes when a key changes its meaning
 BETTER, WORSE, NOT_SHOWN = "better", "worse", "not shown"
 
 

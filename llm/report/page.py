@@ -16,7 +16,7 @@ from llm.experiment.rundir import replace_text
 from llm.experiment.sweep_answer import REPORT
 from llm.sealed import Plain
 
-PAGE, PLOTLY = REPORT, "plotly.min.js"
+PLOTLY = "plotly.min.js"
 # In the order in which they run.
 SCRIPTS = ("page.js", "table.js", "plots.js", "curves.js", "pictures.js", "endings.js")
 DIGITS = 6  # that the page keeps of each number: report.json has all of them
@@ -48,8 +48,8 @@ def write_page(folder: Path, document: Plain, extra: Plain) -> Path:
     if not copy.is_file() or copy.stat().st_size != source.stat().st_size:
         with source.open("rb") as original, replaced(copy) as file:
             shutil.copyfileobj(original, file)
-    replace_text(folder / PAGE, page(document, extra))
-    return folder / PAGE
+    replace_text(folder / REPORT, page(document, extra))
+    return folder / REPORT
 
 
 def _plotly() -> Path:

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm.errors import Refused
+from llm.experiment.sweep_answer import REPORT
 from llm.report import page as module
-from llm.report.page import PAGE, PLOTLY, page, write_page
+from llm.report.page import PLOTLY, page, write_page
 from tests.report.documents import document, extra
 
 HOSTILE = [
@@ -100,14 +101,14 @@ def test_scripts_never_write_html() -> None:
 
 
 def test_a_page_is_written_with_plotly_beside_it(tmp_path: Path) -> None:
-    assert write_page(tmp_path, document(), {}) == tmp_path / PAGE
-    assert (tmp_path / PAGE).read_text().startswith("<!DOCTYPE html>")
+    assert write_page(tmp_path, document(), {}) == tmp_path / REPORT
+    assert (tmp_path / REPORT).read_text().startswith("<!DOCTYPE html>")
     assert (tmp_path / PLOTLY).stat().st_size > 1 << 20
     before = (tmp_path / PLOTLY).stat().st_mtime_ns
     write_page(tmp_path, document(title="again"), {})
     assert (tmp_path / PLOTLY).stat().st_mtime_ns == before  # it is not copied again
-    assert "again" in (tmp_path / PAGE).read_text()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [PLOTLY, PAGE]
+    assert "again" in (tmp_path / REPORT).read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [PLOTLY, REPORT]
 
 
 def test_a_damaged_copy_of_plotly_is_replaced(tmp_path: Path) -> None:

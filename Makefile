@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-LINT := llm tests benchmarks run_prepare.py run_train.py run_sample.py run_plan.py run_report.py
+LINT := llm tests benchmarks $(wildcard run_*.py)
 
 help:  ## print this help
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,7 +16,7 @@ train: $(VENV)/.core  ## fresh machine: install, prepare Shakespeare, train a sm
 test: $(VENV)/.dev  ## fresh machine: install, then run the whole test suite
 	$(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-test-slow: $(VENV)/.dev  ## what takes minutes: torch.compile, hostile files, damage, signals, a long run
+test-slow: $(VENV)/.slow  ## what takes minutes: torch.compile, hostile files, damage, signals, a long run
 	$(RUN) -m pytest -m slow -rs --numprocesses auto --maxprocesses 2 --dist loadfile
 
 test-crash: $(VENV)/.dev  ## kill training at random moments and at every step of a save
@@ -43,11 +43,15 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.core: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[report]'
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[report,interchange]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.core
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(VENV)/.slow: $(VENV)/.dev
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev,lm_eval]'
 	touch $@
 
 .PHONY: help train test test-slow test-crash test-chaos lint bench clean

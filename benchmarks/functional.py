@@ -15,6 +15,7 @@ from llm.functional.linear import linear
 from llm.functional.loss import head_loss
 from llm.functional.norm import rms_norm
 from llm.functional.rotary import rotate
+from llm.model.config import GPTConfig
 from llm.model.layers import rotary_angles
 from llm.sampling.choose import draw, filter_logits
 from llm.sampling.options import SamplingOptions
@@ -66,7 +67,7 @@ def elementwise() -> list[Case]:
         x = torch.randn(B, T, H * D, requires_grad=True)
         weight = torch.ones(H * D, requires_grad=True)
         heads = torch.randn(B, T, H, D, requires_grad=True)
-        cos, sin = rotary_angles(T, D)
+        cos, sin = rotary_angles(GPTConfig(head_size=D, block_size=T))
 
         def turned(q: Tensor = heads, cos: Tensor = cos, sin: Tensor = sin) -> Tensor:
             q = q.transpose(1, 2)

@@ -108,12 +108,11 @@ class Checkpoint:
 
     def load_model(self, device: torch.device) -> GPT:
         """The network with its weights, in evaluation mode, on ``device``."""
-        assert self.model.head_size
         model = empty_model(self.model)
         # The tensors themselves become the weights: nothing is initialised or copied.
         weights = {name: tensor.float() for name, tensor in self.weights().items()}
         model.load_state_dict(weights, assign=True)
-        model.cos, model.sin = rotary_angles(self.model.block_size, self.model.head_size)
+        model.cos, model.sin = rotary_angles(self.model)
         return model.to(device).eval()
 
     def load_into(self, model: GPT) -> None:

@@ -60,6 +60,11 @@ class Tokenizer(ABC):
         untrained model samples such ids.
         """
 
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """Ids that no text encodes to, by their names: ``{"<|endoftext|>": 50256}``."""
+        return {} if self.end_of_text is None else {END_OF_TEXT: self.end_of_text}
+
     @cached_property
     def byte_lengths(self) -> np.ndarray:
         """Bytes of text of each id: (vocab_size,) int64. The end-of-text id is not text: 0."""

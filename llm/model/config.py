@@ -8,6 +8,7 @@ from llm.options import option, validate
 NORMS = ("rmsnorm", "layernorm")
 MLPS = ("swiglu", "relu2", "gelu", "gelu_exact")
 POSITIONS = ("rotary", "learned")
+ROPE_SCALINGS = ("none", "linear", "llama3", "yarn")
 LOSSES = ("auto", "full", "chunked")
 # trainer.activation_checkpointing -> GPT.checkpoint_every
 CHECKPOINTED = {"none": 0, "full": 1, "every_2": 2}
@@ -40,6 +41,15 @@ class GPTConfig:
     loss: str = option("auto", one_of=LOSSES)  # the same value, in more or less memory
     residual_scalars: bool = False
     smear: int = option(0, at_least=0, at_most=64)  # previous embeddings mixed into each position
+    # What other people's weights need: llm/interchange/. Presets keep the defaults.
+    qkv_bias: bool = False  # biases of queries, keys and values only (Qwen2)
+    norm_eps: float | None = option(None, more_than=0, less_than=1)  # None: as Llama or GPT-2
+    rope_base: float = option(10_000.0, more_than=0)
+    rope_scaling: str = option("none", one_of=ROPE_SCALINGS)
+    rope_factor: float = option(1.0, at_least=1)  # how much longer than rope_original_size
+    rope_original_size: int | None = option(None, at_least=1, at_most=2**20)
+    rope_low: float = option(1.0, more_than=0)  # llama3: low_freq_factor; yarn: beta_slow
+    rope_high: float = option(4.0, more_than=0)  # llama3: high_freq_factor; yarn: beta_fast
 
     def resolve(self, vocab_size: int | None = None) -> "GPTConfig":
         """The same shape with every ``None`` replaced by its number.

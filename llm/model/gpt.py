@@ -82,7 +82,7 @@ class GPT(nn.Module):
         self.register_buffer("cos", torch.empty(angles), persistent=False)
         self.register_buffer("sin", torch.empty(angles), persistent=False)
         if not self.cos.is_meta:  # on meta there are only shapes: llm.checkpoint
-            self.cos, self.sin = layers.rotary_angles(*angles)
+            self.cos, self.sin = layers.rotary_angles(config)
             self.initialise()
 
     @torch.no_grad()

@@ -17,7 +17,6 @@ from llm.functional.recompute import recomputed
 from llm.functional.rotary import rotate
 from llm.model.config import GPTConfig
 
-ROPE_BASE = 10_000.0  # Su et al. 2021, arXiv:2104.09864, section 3.2.2; Llama's value too
 RMS_EPS, LAYER_EPS = 1e-6, 1e-5  # of Llama and Qwen3; of GPT-2
 
 
@@ -32,8 +31,8 @@ class Linear(nn.Linear):
 def build_norm(config: GPTConfig, size: int) -> nn.Module:
     """RMSNorm or LayerNorm over the last ``size`` channels."""
     if config.norm == "layernorm":
-        return nn.LayerNorm(size, eps=LAYER_EPS, bias=config.bias)
-    return RMSNorm(size, eps=RMS_EPS)
+        return nn.LayerNorm(size, eps=config.norm_eps or LAYER_EPS, bias=config.bias)
+    return RMSNorm(size, eps=config.norm_eps or RMS_EPS)
 
 
 def build_dropout(config: GPTConfig) -> nn.Module:
@@ -46,13 +45,17 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., size) -> (..., size)."""
-        return rms_norm(x, self.weight, RMS_EPS)
+        return rms_norm(x, self.weight, self.eps or RMS_EPS)
 
 
-def rotary_angles(block_size: int, head_size: int) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of position x frequency, each (T, D), in half-split form as in Llama."""
-    frequency = ROPE_BASE ** (-torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)
-    angle = torch.arange(block_size, dtype=torch.float32)[:, None] * frequency
+def rotary_angles(config: GPTConfig) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of position x frequency, each (block_size, D), in half-split form as in Llama
+    (Su et al. 2021, arXiv:2104.09864, section 3.2.2).
+    """
+    assert config.head_size
+    exponent = -torch.arange(0, config.head_size, 2, dtype=torch.float32) / config.head_size
+    frequency = config.rope_base**exponent
+    angle = torch.arange(config.block_size, dtype=torch.float32)[:, None] * frequency
     angle = torch.cat([angle, angle], dim=-1)
     return angle.cos(), angle.sin()
 
@@ -95,9 +98,10 @@ class Attention(nn.Module):
         self.head_size, self.qk_norm = config.head_size, config.qk_norm
         self.dropout = config.dropout
         inner, shared = self.n_head * self.head_size, self.n_kv_head * self.head_size
-        self.q = Linear(config.n_embed, inner, bias=config.bias)
-        self.k = Linear(config.n_embed, shared, bias=config.bias)
-        self.v = Linear(config.n_embed, shared, bias=config.bias)
+        bias = config.bias or config.qkv_bias
+        self.q = Linear(config.n_embed, inner, bias=bias)
+        self.k = Linear(config.n_embed, shared, bias=bias)
+        self.v = Linear(config.n_embed, shared, bias=bias)
         self.o = Linear(inner, config.n_embed, bias=config.bias)
         # Over each head, with weights and before the rotation, as in Qwen3 (arXiv:2505.09388).
         self.q_norm = build_norm(config, self.head_size) if config.qk_norm else nn.Identity()

@@ -28,6 +28,11 @@ IDENTITY = {
         "rollbacks",
     ),
 }
+# Keys that came later: at their default they are left out, so that older runs keep their digests.
+LATER = (
+    "qkv_bias", "norm_eps", "rope_base", "rope_scaling", "rope_factor", "rope_original_size",
+    "rope_low", "rope_high",
+)  # fmt: skip
 # resume= may change these: to train longer, or to continue after a divergence.
 EXTENDABLE = {
     "trainer.max_steps", "trainer.max_minutes", "trainer.skip_spikes", "trainer.rollbacks",
@@ -46,6 +51,9 @@ def identity(plain: Plain, data_digest: str) -> Plain:
             if section == "data" and values.get("test_fraction") is not None:
                 keys = (*keys, "test_fraction")  # runs without a test split keep their digests
             values = {key: values.get(key, defaults[key]) for key in keys}
+            for key in LATER:
+                if key in values and values[key] == defaults[key]:
+                    del values[key]
         identifying |= {f"{section}.{key}": value for key, value in values.items()}
     return identifying | {key: plain.get(key) for key in ("init_from", "seed")}
 

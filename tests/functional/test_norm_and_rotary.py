@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from llm.functional.norm import rms_norm
 from llm.functional.rotary import rotate
+from llm.model.config import GPTConfig
 from llm.model.layers import rotary_angles
 
 
@@ -37,7 +38,7 @@ def test_rms_norm_passes_torchs_numerical_check() -> None:
 
 @pytest.mark.parametrize("rows", [1, 2], ids=["shared positions", "positions by row"])
 def test_rotation_equals_its_definition_in_value_and_gradient(rows: int) -> None:
-    cos, sin = rotary_angles(6, 8)
+    cos, sin = rotary_angles(GPTConfig(head_size=8, block_size=6))
     if rows > 1:
         cos, sin = (torch.stack([t, t.flip(0)])[:, None] for t in (cos, sin))
     found = []
@@ -55,6 +56,6 @@ def test_rotation_equals_its_definition_in_value_and_gradient(rows: int) -> None
 
 
 def test_rotating_16_bit_numbers_rounds_once_at_the_end() -> None:
-    cos, sin = rotary_angles(6, 8)
+    cos, sin = rotary_angles(GPTConfig(head_size=8, block_size=6))
     x = drawn(2, 3, 6, 8).bfloat16()
     assert torch.equal(rotate(x, cos, sin), rotate(x.float(), cos, sin).bfloat16())

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llm.functional import IGNORED
 from llm.functional.rotary import rotate
+from llm.model.config import GPTConfig
 from llm.model.gpt import GPT
 from llm.model.layers import rotary_angles
 
@@ -158,7 +159,7 @@ def test_the_state_holds_each_weight_once_and_nothing_else(style: str) -> None:
 def test_rotary_scores_depend_on_the_distance_only(
     first: int, second: int, shift: int, head_size: int, seed: int
 ) -> None:
-    cos, sin = rotary_angles(64, head_size)
+    cos, sin = rotary_angles(GPTConfig(head_size=head_size, block_size=64))
     q, k = torch.randn(2, 1, 1, 1, head_size, generator=torch.Generator().manual_seed(seed))
 
     def rotated(x: Tensor, place: int) -> Tensor:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from llm.config.compose import read_settings
 from llm.errors import Refused
-from llm.settings.identity import config_digest, identity
+from llm.settings.identity import LATER, config_digest, identity
 from llm.settings.sample import SampleSettings
 from llm.settings.saved import load_plain, saved_groups, to_plain, to_yaml
 from llm.settings.schema import DataConfig, Trainer, TrainSettings
@@ -26,6 +26,9 @@ IDENTITY: dict[str, Any] = {
     "model.n_kv_head": 1, "model.block_size": 64, "model.vocab_size": 99, "model.dropout": 0.1,
     "model.bias": True, "model.norm": "layernorm", "model.mlp": "gelu", "model.position": "learned",
     "model.qk_norm": True, "model.tie_embeddings": False,
+    "model.qkv_bias": True, "model.norm_eps": 1e-3, "model.rope_base": 5e5,
+    "model.rope_scaling": "linear", "model.rope_factor": 2.0, "model.rope_original_size": 64,
+    "model.rope_low": 2.0, "model.rope_high": 8.0,
     "data.name": "other", "data.corpus": "text", "data.tokenizer": "byte", "data.vocab_size": 257,
     "data.val_fraction": 0.2, "data.test_fraction": 0.2, "data.allow_special": True,
     "optimizer.name": "adamw", "optimizer.state_bits": 8, "optimizer.lr": 0.5,
@@ -123,7 +126,8 @@ def test_the_lists_above_name_every_key(plain: dict[str, Any]) -> None:
         for key in (values if isinstance(values, dict) else [section])
     }
     assert found == IDENTITY.keys() | WATCHED.keys()
-    always = IDENTITY.keys() - {"data.test_fraction"}
+    later = {"data.test_fraction", *(f"model.{key}" for key in LATER)}
+    always = IDENTITY.keys() - later
     assert identity(plain, "d").keys() == always | {"data_digest"}
 
 

@@ -1,0 +1,68 @@
+"""How much of a network is trained: plain numbers and names, without torch."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from llm.errors import require
+from llm.options import option
+
+METHODS = ("none", "full", "head", "lora", "dora", "qlora")
+ADAPTERS = ("lora", "dora", "qlora")  # methods that freeze the weights and train A and B
+TARGETS = ("q", "k", "v", "o", "gate", "up", "down")  # the matrices of a layer
+
+
+@dataclass
+class FinetuneOptions:
+    """``finetune``: ``none`` and ``full`` train all weights, ``head`` the last norm and the head,
+    ``lora`` two thin matrices A and B beside each target W.
+
+    LoRA (Hu et al. 2021, arXiv:2106.09685): the output is x W^T + s (x A^T) B^T with
+    s = alpha / rank, or alpha / sqrt(rank) with ``rslora`` (arXiv:2312.03732). ``dora`` also trains
+    the length of each row of W + s B A (arXiv:2402.09353). ``qlora`` stores W in ``bits`` bits
+    (arXiv:2305.14314).
+    """
+
+    name: str = option("none", one_of=METHODS)
+    rank: int = option(8, at_least=1, at_most=1024)
+    alpha: float = option(16.0, more_than=0)
+    rslora: bool = False
+    dropout: float = option(0.0, at_least=0, less_than=1)  # of the input of A
+    targets: Any = field(default_factory=lambda: [*TARGETS])  # a name or a list of them
+    bits: int | None = option(None, one_of=(4, 8))  # of the frozen matrices; None: as they are
+    freeze: Any = field(default_factory=list)  # parts of names of weights that are not trained
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether A and B are trained."""
+        return self.name in ADAPTERS
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether some weights stay as they are, so that a checkpoint needs its base."""
+        return self.has_adapters or self.name == "head" or bool(self.frozen)
+
+    @property
+    def scale(self) -> float:
+        """s in the output x W^T + s (x A^T) B^T."""
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """``targets`` as a tuple."""
+        return tuple(map(str, self.targets if isinstance(self.targets, list) else [self.targets]))
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """``freeze`` as a tuple."""
+        return tuple(map(str, self.freeze if isinstance(self.freeze, list) else [self.freeze]))
+
+    def adapts(self, matrix: str) -> bool:
+        """Whether ``matrix`` (such as ``blocks.0.attention.q``) gets an A and a B."""
+        return self.has_adapters and matrix.rpartition(".")[2] in self.target_names
+
+    def cross_check(self) -> None:
+        """Raise :class:`llm.errors.Refused` for targets that no layer has."""
+        known = ", ".join(TARGETS)
+        require(self.target_names, f"finetune.targets is empty: take some of {known}")
+        for name in self.target_names:
+            require(name in TARGETS, f"finetune.targets={name} must be some of {known}")

@@ -1,4 +1,4 @@
-"""Text to token ids and back: GPT-2's BPE, characters, bytes.
+"""Text to token ids and back: GPT-2's BPE, characters, bytes; see bpe.py for any other BPE.
 
 A tokenizer is saved as plain JSON with everything it needs, in ``meta.json`` and in every
 checkpoint.
@@ -41,6 +41,12 @@ class Tokenizer(ABC):
     def encode(self, text: str) -> np.ndarray:
         """Ids (uint32) of ``text``. ``<|endoftext|>`` in it is ordinary text."""
 
+    def encode_rest(self, text: str) -> np.ndarray:
+        """Ids of ``text`` that continues another: some tokenizers put a space in front of the first
+        word of a document.
+        """
+        return self.encode(text)
+
     def encode_special(self, text: str) -> np.ndarray:
         """Ids of ``text``, with the id ``end_of_text``, if any, for each ``<|endoftext|>``."""
         if self.end_of_text is None:
@@ -49,7 +55,10 @@ class Tokenizer(ABC):
         return np.concatenate([ids for part in parts for ids in (end, self.encode(part))][1:])
 
     def last_cut(self, text: str) -> int:
-        """The last place to cut ``text`` without changing an id, for any continuation; 0: none."""
+        """The last place to cut ``text`` without changing an id, for any continuation; 0: none.
+
+        The rest is for :meth:`encode_rest`.
+        """
         return len(text)
 
     @abstractmethod
@@ -67,9 +76,10 @@ class Tokenizer(ABC):
 
     @cached_property
     def byte_lengths(self) -> np.ndarray:
-        """Bytes of text of each id: (vocab_size,) int64. The end-of-text id is not text: 0."""
+        """Bytes of text of each id: (vocab_size,) int64. Special ids are not text: 0."""
+        special = set(self.special_ids.values())
         ids = range(self.vocab_size)
-        lengths = [len(self.token_bytes(i)) if i != self.end_of_text else 0 for i in ids]
+        lengths = [len(self.token_bytes(i)) if i not in special else 0 for i in ids]
         return np.array(lengths, dtype=np.int64)
 
     def decode(self, tokens: list[int]) -> str:
@@ -104,7 +114,7 @@ class GPT2Tokenizer(Tokenizer):
         self.encoding = _gpt2_encoding(self.merges)
 
     def encode(self, text: str) -> np.ndarray:
-        _refuse_surrogates(text)
+        refuse_surrogates(text)
         return self.encoding.encode_to_numpy(text, allowed_special=set(), disallowed_special=())
 
     def last_cut(self, text: str) -> int:
@@ -139,7 +149,7 @@ class CharTokenizer(Tokenizer):
     saved = ("characters",)
 
     def __init__(self, characters: str) -> None:
-        _refuse_surrogates(characters)
+        refuse_surrogates(characters)
         self.characters = characters
         self.vocab_size = len(characters)
         self.codes = np.array([ord(c) for c in characters], dtype=np.uint32)
@@ -153,8 +163,8 @@ class CharTokenizer(Tokenizer):
         ids = np.searchsorted(self.codes, codes).astype(np.uint32)
         unknown = self.codes[np.minimum(ids, self.vocab_size - 1)] != codes
         if unknown.any():
-            named = _named(sorted({chr(code) for code in codes[unknown]}))
-            raise Refused(f"not in this vocabulary of {self.vocab_size} characters: {named}")
+            absent = named(sorted({chr(code) for code in codes[unknown]}))
+            raise Refused(f"not in this vocabulary of {self.vocab_size} characters: {absent}")
         return ids
 
     def token_bytes(self, token: int) -> bytes:
@@ -164,7 +174,7 @@ class CharTokenizer(Tokenizer):
         words = f"an alphabet of {self.vocab_size} characters"
         theirs = other.characters if isinstance(other, CharTokenizer) else self.characters
         extra = [c for c in self.characters if c not in theirs]
-        return f"{words} with {_named(extra)}" if extra else words
+        return f"{words} with {named(extra)}" if extra else words
 
 
 class ByteTokenizer(Tokenizer):
@@ -173,7 +183,7 @@ class ByteTokenizer(Tokenizer):
     kind, vocab_size, end_of_text = "byte", 257, 256
 
     def encode(self, text: str) -> np.ndarray:
-        _refuse_surrogates(text)
+        refuse_surrogates(text)
         return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.uint32)
 
     def token_bytes(self, token: int) -> bytes:
@@ -185,6 +195,16 @@ CLASSES: dict[str, type[Tokenizer]] = {
     "char": CharTokenizer,
     "byte": ByteTokenizer,
 }
+KINDS = (*CLASSES, "bpe")
+
+
+def tokenizer_class(kind: str) -> type[Tokenizer]:
+    """The class for a kind of tokenizer."""
+    if kind == "bpe":
+        from llm.data.bpe import BPETokenizer  # its module needs this one
+
+        return BPETokenizer
+    return CLASSES[kind]
 
 
 def from_json(saved: dict[str, Any]) -> Tokenizer:
@@ -193,9 +213,9 @@ def from_json(saved: dict[str, Any]) -> Tokenizer:
     """
     values = {key: value for key, value in saved.items() if isinstance(value, str)}
     kind = values.pop("kind", "")
-    known = ", ".join(CLASSES)
-    require(kind in CLASSES, f"unknown tokenizer {kind[:40]!r}: this version knows {known}")
-    cls = CLASSES[kind]
+    known = ", ".join(KINDS)
+    require(kind in KINDS, f"unknown tokenizer {kind[:40]!r}: this version knows {known}")
+    cls = tokenizer_class(kind)
     require(
         set(saved) == {"kind", *cls.saved} and set(values) == set(cls.saved),
         f"the tokenizer {kind!r} must have exactly these strings: kind, {', '.join(cls.saved)}",
@@ -208,12 +228,14 @@ def build_tokenizer(kind: str, alphabet: str) -> Tokenizer:
     return CharTokenizer(alphabet) if kind == "char" else CLASSES[kind]()
 
 
-def _named(characters: list[str]) -> str:
-    named = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in characters[:5])
-    return named + ", ..." * (len(characters) > 5)
+def named(characters: list[str]) -> str:
+    """The first of ``characters`` for a message: ``'é' (U+00E9), ...``."""
+    first = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in characters[:5])
+    return first + ", ..." * (len(characters) > 5)
 
 
-def _refuse_surrogates(text: str) -> None:
+def refuse_surrogates(text: str) -> None:
+    """Raise :class:`llm.errors.Refused` for text that UTF-8 cannot write."""
     # Python decodes an argument of the command line that is not UTF-8 to surrogates (PEP 383).
     try:
         text.encode("utf-8")

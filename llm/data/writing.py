@@ -35,6 +35,7 @@ class TokenWriter:
         self.file, self.tokenizer = file, tokenizer
         self.dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
         self.pending = ""  # text not yet tokenized
+        self.continues = False  # the pending text continues a document
         self.tokens = self.bytes = self.max_id = 0
         self.sha256 = hashlib.sha256()
 
@@ -49,7 +50,7 @@ class TokenWriter:
             require(
                 cut or len(self.pending) < LONGEST,
                 f"the text has {LONGEST:,} characters in a row without a space or punctuation, "
-                "one word for GPT-2's tokenizer: take data.tokenizer=char or byte",
+                "one word for this tokenizer: take data.tokenizer=char or byte",
             )
             self._encode(cut)
 
@@ -60,6 +61,7 @@ class TokenWriter:
         else:
             self._encode(len(self.pending))
             self._append(np.array([self.tokenizer.end_of_text]))
+            self.continues = False
 
     def finish(self) -> None:
         """Tokenize the rest, and wait until the file is on the disk."""
@@ -72,7 +74,9 @@ class TokenWriter:
         text, self.pending = self.pending[:count], self.pending[count:]
         if text:
             self.bytes += len(text.encode())
-            self._append(self.tokenizer.encode(text))
+            encode = self.tokenizer.encode_rest if self.continues else self.tokenizer.encode
+            self._append(encode(text))
+            self.continues = True
 
     def _append(self, ids: np.ndarray) -> None:
         highest = int(ids.max())

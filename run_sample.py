@@ -24,8 +24,6 @@ def main(cfg: DictConfig) -> None:
     settings = read_settings(cfg, SampleSettings)
     # After the checks: --help and typing errors need no torch.
     with status("loading torch"), delayed():
-        from llm.checkpoint.checkpoint import Checkpoint
-        from llm.checkpoint.find import find_checkpoint
         from llm.device import select_device, tune_allocator
         from llm.experiment.samples import (
             check_stops,
@@ -34,21 +32,20 @@ def main(cfg: DictConfig) -> None:
             print_verification,
             read_prompt,
         )  # fmt: skip
+        from llm.interchange.source import load_model, open_source
         from llm.sampling.layout import lay_out_for_decoding
 
     require_output()
-    checkpoint = Checkpoint.open(find_checkpoint("ckpt", str(settings.ckpt)))
-    tokenizer = checkpoint.tokenizer
-    tune_allocator(checkpoint.model.n_embed)
-    prompt = read_prompt(
-        tokenizer, settings.prompt, settings.prompt_file, checkpoint.model.block_size
-    )
+    source = open_source("ckpt", str(settings.ckpt))
+    tokenizer = source.tokenizer
+    tune_allocator(source.model.n_embed)
+    prompt = read_prompt(tokenizer, settings.prompt, settings.prompt_file, source.model.block_size)
     check_stops(tokenizer, settings.stops())
-    model = checkpoint.load_model(select_device(settings.device, key="device"))
+    model = load_model(source, select_device(settings.device, key="device"))
     lay_out_for_decoding(model, settings.num_samples)
-    name = checkpoint.path.resolve().name
+    name = source.path.resolve().name
     print(f"{name} of {settings.ckpt}", file=sys.stderr)
-    answer(checkpoint=checkpoint.path.with_name(name))
+    answer(checkpoint=source.path.with_name(name))
     if settings.verify_cache:
         print_verification(model, tokenizer, prompt, settings, settings.seed)
     if settings.benchmark:

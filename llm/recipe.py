@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from llm.answer import answer
-from llm.checkpoint.checkpoint import start_from
+from llm.checkpoint.checkpoint import Checkpoint
 from llm.checkpoint.folder import CheckpointFolder
 from llm.data.dataset import LARGE, Dataset
 from llm.data.prepare import prepare
@@ -18,6 +18,7 @@ from llm.experiment.ledger import show_already_run
 from llm.experiment.loggers import open_logger
 from llm.experiment.panels import show_already_finished, show_end, show_start
 from llm.experiment.rundir import read_summary, recording
+from llm.interchange.source import CheckpointSource, open_source, start_from
 from llm.planning.fitting import fit_memory, retry_with_smaller_micro_batch
 from llm.planning.plan import Plan
 from llm.planning.setup import saves_memory, vocabulary
@@ -84,7 +85,8 @@ def fit(
         model = to_precision(build(settings.model), precision.weights).to(device)
         origin = None
         if settings.init_from and run.checkpoint is None:
-            origin = start_from(model, settings.init_from, dataset.tokenizer)
+            origin = open_source("init_from", settings.init_from)
+            start_from(model, origin, dataset.tokenizer)
         sweep = run.folder.parent if settings.run.sweep else None
         own = custom_logger(settings.logger)
         options, max_steps = settings.trainer, settings.trainer.max_steps
@@ -103,8 +105,8 @@ def fit(
             )  # fmt: skip
             if run.checkpoint is not None:
                 trainer.resume(run.checkpoint)
-            elif origin is not None and options.eval_only:
-                trainer.progress.take_counts(origin)
+            elif isinstance(origin, CheckpointSource) and options.eval_only:
+                trainer.progress.take_counts(Checkpoint.open(origin.path))
             trainer.check_room()
             show_start(run.folder, trainer, dataset, why, plan.sentence, settings.run.note)
             try:

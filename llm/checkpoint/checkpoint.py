@@ -25,7 +25,6 @@ from torch.overrides import TorchFunctionMode
 from llm.checkpoint.find import (
     MANIFEST,
     WEIGHTS,
-    find_checkpoint,
     read_manifest,
     read_model_config,
 )
@@ -116,19 +115,8 @@ class Checkpoint:
         return model.to(device).eval()
 
     def load_into(self, model: GPT) -> None:
-        """Copy the weights into ``model``.
-
-        :class:`llm.errors.Refused` names the first tensor that does not fit, before any is read.
-        """
-        needed = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        for name in needed | self.shapes:
-            require(name in self.shapes, f"{self.path} has no tensor {name}")
-            require(name in needed, f"{self.path} has a tensor {name} that this model lacks")
-            require(
-                self.shapes[name] == needed[name],
-                f"{self.path}: {name} has shape {self.shapes[name]}, "
-                f"this model needs {needed[name]}",
-            )
+        """Copy the weights into ``model``; see :func:`require_shapes`."""
+        require_shapes(model, self.shapes, self.path)
         model.load_state_dict(self.weights())
 
     def _verify(self, name: str) -> None:
@@ -176,24 +164,15 @@ def weight_shapes(config: GPTConfig) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in empty_model(config).state_dict().items()}
 
 
-def weights_digest(place: str) -> str:
-    """The sha256 of the weights that ``init_from=place`` names."""
-    return Checkpoint.open(find_checkpoint("init_from", place)).files[WEIGHTS]
-
-
-def start_from(model: GPT, place: str, tokenizer: Tokenizer) -> Checkpoint:
-    """Load the weights of ``init_from=place`` into ``model``; returns the checkpoint.
-
-    Raises :class:`llm.errors.Refused` for weights of another shape, and for weights that were
-    trained with another tokenizer than the data's, ``tokenizer``: their ids have other meanings.
+def require_shapes(model: GPT, shapes: Shapes, path: Path) -> None:
+    """Raise :class:`llm.errors.Refused` naming the first of the weights in ``path`` that ``model``
+    does not have in this shape.
     """
-    checkpoint = Checkpoint.open(find_checkpoint("init_from", place))
-    theirs, ours = checkpoint.tokenizer, tokenizer
-    require(
-        theirs.digest() == ours.digest(),
-        f"init_from={place} was trained on {theirs.described(ours)}, and data.tokenizer="
-        f"{ours.kind} has {ours.described(theirs)}: take the data it was trained on, or train "
-        "without init_from",
-    )
-    checkpoint.load_into(model)
-    return checkpoint
+    needed = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name in needed | shapes:
+        require(name in shapes, f"{path} has no tensor {name}")
+        require(name in needed, f"{path} has a tensor {name} that this model lacks")
+        require(
+            shapes[name] == needed[name],
+            f"{path}: {name} has shape {shapes[name]}, this model needs {needed[name]}",
+        )

@@ -1,6 +1,7 @@
 """Find a checkpoint and read its manifest; torch is not imported."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,30 +66,25 @@ def read_model_config(manifest: Manifest, checkpoint: Path) -> GPTConfig:
     return config
 
 
-def find_checkpoint(key: str, typed: str) -> Path:
+def find_checkpoint(key: str, typed: str, others: Iterable[str] = ()) -> Path:
     """The checkpoint that ``key=typed`` names: itself, or the best one of a run.
 
-    Raises :class:`llm.errors.Refused` naming the newest runs.
+    ``others``: files of other programs that ``key`` may name too. Raises
+    :class:`llm.errors.Refused` naming these and the newest runs.
     """
     path = Path(typed)
     for below in ("", "checkpoints/best", "checkpoints/last", "best", "last"):
         if os.path.isfile(path / below / MANIFEST):  # Path.is_file raises if the name is too long
             return path / below
-    what = "holds no checkpoint" if os.path.exists(path) else "does not exist"
+    what = "does not exist"
+    if os.path.exists(path):
+        what = "holds no checkpoint" + "".join(f", no {name}" for name in others)
     runs = newest_folders()
     raise Refused(
         f"{key}={typed} {what}{newest_runs()}",
         key=key,
         suggestions=[f"{key}={one}" for one in runs],
     )
-
-
-def recorded_digest(place: str) -> str:
-    """The sha256 of the weights that ``init_from=place`` names, as their checkpoint records it."""
-    checkpoint = find_checkpoint("init_from", place)
-    files = read_manifest(checkpoint).files
-    require(WEIGHTS in files, f"{checkpoint / MANIFEST} has no usable files")
-    return files[WEIGHTS]
 
 
 def newest_runs() -> str:

@@ -1,5 +1,6 @@
 """Rotary positions. The backward pass rotates back and needs no tensor of the forward pass."""
 
+import math
 from typing import Any
 
 import torch
@@ -18,6 +19,39 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         return out
     low, high = x.chunk(2, dim=-1)
     return (x * cos + torch.cat([-high, low], dim=-1) * sin).to(x.dtype)
+
+
+def scaled(
+    frequency: Tensor, base: float, scaling: str, factor: float, original: int, low: float,
+    high: float,
+) -> tuple[Tensor, float]:  # fmt: skip
+    """The frequencies (D / 2,) for texts ``factor`` times as long as the ``original`` tokens that
+    the network was trained on, and a factor of cosine and sine.
+
+    ``linear`` divides all by ``factor`` (Chen et al. 2023, arXiv:2306.15595). With ``llama3``
+    (arXiv:2407.21783) and ``yarn`` (Peng et al. 2023, arXiv:2309.00071) those that turn more than
+    ``high`` times in ``original`` tokens stay, and those that turn less than ``low`` times are
+    divided; between them there is a ramp, over the turns or over the numbers of the frequencies.
+    """
+    if scaling == "none":
+        return frequency, 1.0
+    divided = frequency / factor
+    if scaling == "linear":
+        return divided, 1.0
+    if scaling == "llama3":
+        turns = original * frequency / (2 * math.pi)
+        kept = ((turns - low) / (high - low)).clamp(0, 1)
+        return kept * frequency + (1 - kept) * divided, 1.0
+    D = 2 * len(frequency)
+
+    def number(turns: float) -> float:
+        """Which frequency turns so often."""
+        return D * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    first, last = max(math.floor(number(high)), 0), min(math.ceil(number(low)), D - 1)
+    ramp = torch.arange(D // 2, dtype=torch.float32) - first
+    kept = 1 - (ramp / (last - first or 0.001)).clamp(0, 1)
+    return kept * frequency + (1 - kept) * divided, 0.1 * math.log(factor) + 1
 
 
 class _Rotation(torch.autograd.Function):

@@ -4,20 +4,34 @@
 which network it holds, without torch; the weights themselves are read later.
 """
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from llm.checkpoint.find import (
+    MANIFEST,
+    WEIGHTS,
+    Manifest,
     find_checkpoint,
     read_manifest,
     read_model_config,
-    recorded_digest,
 )
 from llm.data.tokenizer import Tokenizer, from_json
+from llm.errors import require
+from llm.interchange import hf
 from llm.model.config import GPTConfig
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+
+    from llm.model.gpt import GPT
+
+# The file in a folder by which other people's weights are known, and what reads it.
+FORMATS: dict[str, Callable[[str], "Source"]] = {hf.CONFIG: hf.open_folder}
 
 
 class Source(Protocol):
@@ -32,12 +46,19 @@ class Source(Protocol):
         """As typed."""
 
     @property
+    def path(self) -> Path:
+        """The checkpoint in the place, or the place."""
+
+    @property
     def model(self) -> GPTConfig:
-        """The resolved options of the network."""
+        """The resolved options of the network.
+
+        Other people's networks have a ``block_size`` of at most 2048 if no weight depends on it.
+        """
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the weights."""
+        """The tokenizer of the weights; :class:`llm.errors.Refused` if it is missing or wrong."""
 
     def digest(self) -> str:
         """sha256 that identifies the weights."""
@@ -54,27 +75,70 @@ class CheckpointSource:
     """A checkpoint of this program."""
 
     place: str
+    path: Path
+    manifest: Manifest
     model: GPTConfig
-    tokenizer: Tokenizer
     kind: str = "checkpoint"
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """See :class:`Source`."""
+        return from_json(self.manifest.tokenizer)
 
     def digest(self) -> str:
         """The recorded sha256 of the weights."""
-        return recorded_digest(self.place)
+        require(WEIGHTS in self.manifest.files, f"{self.path / MANIFEST} has no usable files")
+        return self.manifest.files[WEIGHTS]
 
     def weights(self) -> "dict[str, Tensor]":
         """See :class:`Source`."""
         from llm.checkpoint.checkpoint import Checkpoint
 
-        return Checkpoint.open(find_checkpoint("init_from", self.place)).weights()
+        return Checkpoint.open(self.path).weights()
 
 
 def open_source(key: str, place: str) -> Source:
     """The network that ``key=place`` names.
 
-    Raises :class:`llm.errors.Refused` naming the newest runs if there is none.
+    Raises :class:`llm.errors.Refused` for a network that this program does not have, and, naming
+    the newest runs, if there is none.
     """
-    checkpoint = find_checkpoint(key, place)
-    manifest = read_manifest(checkpoint)
-    model, tokenizer = read_model_config(manifest, checkpoint), from_json(manifest.tokenizer)
-    return CheckpointSource(place, model, tokenizer)
+    for name, opened in FORMATS.items():
+        if os.path.isfile(Path(place) / name):  # Path.is_file raises if the name is too long
+            return opened(place)
+    path = find_checkpoint(key, place, others=FORMATS)
+    manifest = read_manifest(path)
+    return CheckpointSource(place, path, manifest, read_model_config(manifest, path))
+
+
+def load_model(source: Source, device: "torch.device") -> "GPT":
+    """The network with its weights in float32, in evaluation mode, on ``device``."""
+    from llm.checkpoint.checkpoint import empty_model
+    from llm.model.layers import rotary_angles
+
+    model, weights = empty_model(source.model), source.weights()
+    for name in weights:  # one after another: bfloat16 and float32 would take more memory at once
+        weights[name] = weights[name].float()
+    model.load_state_dict(weights, assign=True)  # the tensors themselves: nothing is copied
+    model.cos, model.sin = rotary_angles(source.model)
+    return model.to(device).eval()
+
+
+def start_from(model: "GPT", source: Source, tokenizer: Tokenizer) -> None:
+    """Copy the weights of ``init_from`` into ``model``.
+
+    Raises :class:`llm.errors.Refused` naming the first weight of another shape, before any is read,
+    and for weights that were trained with another tokenizer than the data's, ``tokenizer``: their
+    ids have other meanings.
+    """
+    from llm.checkpoint.checkpoint import require_shapes, weight_shapes
+
+    theirs = source.tokenizer
+    require(
+        theirs.digest() == tokenizer.digest(),
+        f"init_from={source.place} was trained on {theirs.described(tokenizer)}, and "
+        f"data.tokenizer={tokenizer.kind} has {tokenizer.described(theirs)}: take the data it was "
+        "trained on, or train without init_from",
+    )
+    require_shapes(model, weight_shapes(source.model), source.path)
+    model.load_state_dict(source.weights())

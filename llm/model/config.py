@@ -44,7 +44,7 @@ class GPTConfig:
     # What other people's weights need: llm/interchange/. Presets keep the defaults.
     qkv_bias: bool = False  # biases of queries, keys and values only (Qwen2)
     norm_eps: float | None = option(None, more_than=0, less_than=1)  # None: as Llama or GPT-2
-    rope_base: float = option(10_000.0, more_than=0)
+    rope_base: float = option(10_000.0, more_than=1)
     rope_scaling: str = option("none", one_of=ROPE_SCALINGS)
     rope_factor: float = option(1.0, at_least=1)  # how much longer than rope_original_size
     rope_original_size: int | None = option(None, at_least=1, at_most=2**20)
@@ -85,6 +85,9 @@ class GPTConfig:
                 f"model.head_size={self.head_size} is odd, and rotary positions turn pairs: "
                 "take an even one",
             )
+
+        wrong = self.rope_scaling in ("llama3", "yarn") and self.rope_low >= self.rope_high
+        require(not wrong, f"model.rope_low={self.rope_low:g} must be less than model.rope_high")
 
     def default_intermediate_size(self) -> int:
         """Width of the MLP: 4 n_embed, or with a gate two thirds of it, rounded up to a multiple of

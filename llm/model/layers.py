@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from llm.functional.linear import linear
 from llm.functional.norm import rms_norm
 from llm.functional.recompute import recomputed
-from llm.functional.rotary import rotate
+from llm.functional.rotary import rotate, scaled
 from llm.model.config import GPTConfig
 
 RMS_EPS, LAYER_EPS = 1e-6, 1e-5  # of Llama and Qwen3; of GPT-2
@@ -54,10 +54,11 @@ def rotary_angles(config: GPTConfig) -> tuple[Tensor, Tensor]:
     """
     assert config.head_size
     exponent = -torch.arange(0, config.head_size, 2, dtype=torch.float32) / config.head_size
-    frequency = config.rope_base**exponent
-    angle = torch.arange(config.block_size, dtype=torch.float32)[:, None] * frequency
-    angle = torch.cat([angle, angle], dim=-1)
-    return angle.cos(), angle.sin()
+    original = config.rope_original_size or config.block_size
+    scaling = (config.rope_scaling, config.rope_factor, original, config.rope_low, config.rope_high)
+    frequency, scale = scaled(config.rope_base**exponent, config.rope_base, *scaling)
+    angle = torch.arange(config.block_size, dtype=torch.float32)[:, None] * frequency.repeat(2)
+    return angle.cos() * scale, angle.sin() * scale
 
 
 def smeared(x: Tensor, weights: Tensor, before: Tensor | None = None) -> Tensor:

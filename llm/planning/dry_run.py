@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from llm.answer import answer
-from llm.checkpoint.find import recorded_digest
 from llm.commands import typed_command
 from llm.data.dataset import Dataset
 from llm.data.prepare import ready
@@ -12,6 +11,7 @@ from llm.experiment.ledger import show_already_run
 from llm.experiment.rundir import CONFIG, require_run_files
 from llm.experiment.tail import number
 from llm.experiment.watch import Rates
+from llm.interchange.source import open_source
 from llm.planning.custom_optimizer import try_custom_classes
 from llm.planning.forecast import forecast, plan_of
 from llm.planning.plain import plain_plan
@@ -97,7 +97,7 @@ def _earlier(settings: TrainSettings) -> tuple[Path | None, Earlier]:
     folder, retry = named_folder(settings), settings.run.retry
     is_new = folder is None or not (folder / CONFIG).exists()
     if settings.init_from is not None and (is_new or retry == "all"):
-        recorded_digest(settings.init_from)  # refuses missing weights
+        open_source("init_from", settings.init_from)  # refuses missing weights
     if folder is None:
         return None, Earlier(NEW)
     if retry == "all" and not is_new:

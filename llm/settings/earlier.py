@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llm.checkpoint.find import FOLDER, Manifest, read_manifest, recorded_digest
+from llm.checkpoint.find import FOLDER, Manifest, read_manifest
 from llm.errors import Refused, require
 from llm.experiment.rundir import CONFIG, LOG, SUMMARY, read_summary
+from llm.interchange.source import open_source
 from llm.options import from_plain
 from llm.sealed import Plain
 from llm.settings.custom import Custom
@@ -174,7 +175,7 @@ def possible_digests(settings: TrainSettings, data: Prepared | None) -> Iterator
     origin = None
     if settings.init_from is not None:
         try:
-            origin = recorded_digest(settings.init_from)
+            origin = open_source("init_from", settings.init_from).digest()
         except Refused:  # deleted
             return
     # Some values may differ in the resolved settings; the other keys are resolved once.
@@ -256,7 +257,7 @@ def origin_digest(settings: TrainSettings, saved: Plain, recorded: Plain | None)
     if settings.resume and known:
         return digest
     try:
-        return recorded_digest(settings.init_from)
+        return open_source("init_from", settings.init_from).digest()
     except Refused:
         if not known:
             raise

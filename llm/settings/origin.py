@@ -1,29 +1,31 @@
 """``init_from``: the network gets the shape of the weights that it starts from."""
 
-import contextlib
 from collections.abc import Collection
 from dataclasses import fields
 from typing import Any
 
-from llm.checkpoint.find import find_checkpoint, read_manifest, read_model_config
+from llm.checkpoint.find import find_checkpoint
 from llm.data.config import padded
 from llm.errors import Refused, require
+from llm.interchange.source import CheckpointSource, Source, open_source
 from llm.model.config import GPTConfig
 from llm.sealed import Plain
 from llm.settings.schema import Model, TrainSettings
 
 SHAPE = [field.name for field in fields(GPTConfig) if field.name not in ("dropout", "loss")]
+WINDOW = 512  # tokens: other people's networks are trained on longer ones only if that is typed
 
 
 def shape_of_origin(settings: TrainSettings, typed: Collection[str]) -> Plain:
     """The values of the weights of ``init_from`` for the keys of ``model`` that are not given.
 
     A key is given if it is among ``typed`` or differs from its default. Raises
-    :class:`llm.errors.Refused` if a given value differs from the weights. If they cannot be read,
-    :func:`llm.checkpoint.checkpoint.start_from` says why later.
+    :class:`llm.errors.Refused` if a given value differs from the weights, and if they cannot be
+    read, unless the run has started from them.
     """
-    theirs = _shape_of_weights(settings) if settings.init_from and not settings.resume else {}
-    missing = {}
+    if not settings.init_from or settings.resume:
+        return {}
+    theirs, missing = _shape(_source(settings), settings.model.vocab_size), {}
     for key, wanted in theirs.items():
         value: Any = getattr(settings.model, key)
         is_typed = f"model.{key}" in typed or "model" in typed
@@ -40,24 +42,32 @@ def shape_of_origin(settings: TrainSettings, typed: Collection[str]) -> Plain:
     return missing
 
 
-def _shape_of_weights(settings: TrainSettings) -> Plain:
-    """The shape of the weights of ``init_from``, or of the run that has started from them; empty if
-    neither can be read.
-    """
-    from llm.data.tokenizer import from_json  # imports numpy: not needed without init_from
-
+def _source(settings: TrainSettings) -> Source:
+    """The weights of ``init_from``, or of the run that has started from them."""
     run = settings.run
     started = run.dir or (f"outputs/{run.name}" if run.name else None)
-    for place in filter(None, (settings.init_from, started)):
-        with contextlib.suppress(Refused, OSError):
-            checkpoint = find_checkpoint("init_from", place)
-            manifest = read_manifest(checkpoint)
-            shape = vars(read_model_config(manifest, checkpoint))
-            tokenizer = from_json(manifest.tokenizer)
-            keys = {key: shape[key] for key in SHAPE}
-            # The data gives the usual vocab_size, and another alphabet is refused later by name.
-            usual = padded(tokenizer.vocab_size, tokenizer.kind)
-            if settings.model.vocab_size is None and shape["vocab_size"] == usual:
-                del keys["vocab_size"]
-            return keys
-    return {}
+    try:
+        return open_source("init_from", str(settings.init_from))
+    except (Refused, OSError):
+        if not started:
+            raise
+        try:
+            find_checkpoint("run.name", started)
+        except Refused:
+            started = None
+        if not started:
+            raise
+        return open_source("run.name", started)
+
+
+def _shape(source: Source, vocab_size: int | None) -> Plain:
+    """``vocab_size``: of the settings; None: the data's."""
+    keys = {key: getattr(source.model, key) for key in SHAPE}
+    if isinstance(source, CheckpointSource):
+        # The data gives the usual vocab_size, and another alphabet is refused later by name.
+        usual = padded(source.tokenizer.vocab_size, source.tokenizer.kind)
+        if vocab_size is None and keys["vocab_size"] == usual:
+            del keys["vocab_size"]
+    elif keys["position"] == "rotary":
+        keys["block_size"] = min(keys["block_size"], WINDOW)
+    return keys

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from llm.checkpoint.checkpoint import Checkpoint, weights_digest
+from llm.checkpoint.checkpoint import Checkpoint
 from llm.checkpoint.folder import newest_valid, repair
 from llm.commands import TYPED, command_line, overrides_of, typed_command
 from llm.disk import delete_temporary, writing
@@ -19,6 +19,7 @@ from llm.experiment.rundir import (
     read_summary,
     replace_text,
 )
+from llm.interchange.source import open_source
 from llm.lock import locked
 from llm.sealed import Plain
 from llm.settings.earlier import (
@@ -62,7 +63,8 @@ def open_run(settings: TrainSettings, data_digest: str) -> Iterator[Run]:
     folder, retry = named_folder(settings), settings.run.retry
     is_new = folder is None or not (folder / CONFIG).exists()
     if settings.init_from is not None and (is_new or retry == "all"):
-        weights_digest(settings.init_from)  # refuses missing weights before a folder is changed
+        # Missing weights are refused before a folder is changed.
+        open_source("init_from", settings.init_from).digest()
     if is_new or folder is None:
         folder = new_folder(OUTPUTS) if folder is None else make_folder(folder)
     with locked(folder) as warning:  # from here on, no other process changes it
@@ -81,7 +83,8 @@ def _new(folder: Path, settings: TrainSettings, data_digest: str) -> Run:
         refuse_failed(folder)  # a refused job has left its summary
     delete_temporary(folder)
     _write_config(folder, settings)
-    origin = None if settings.init_from is None else weights_digest(settings.init_from)
+    place = settings.init_from
+    origin = None if place is None else open_source("init_from", place).digest()
     digests = _digests(settings, data_digest, origin)
     labels = _labels(folder, settings, data_digest, origin)
     return Run(folder, digests, _again(folder, settings), labels, is_new=True)

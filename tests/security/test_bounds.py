@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from llm.checkpoint.checkpoint import TRAINING, Checkpoint, start_from, weight_shapes
+from llm.checkpoint.checkpoint import TRAINING, Checkpoint, weight_shapes
 from llm.errors import Refused
+from llm.interchange.source import open_source, start_from
 from llm.model.config import GPTConfig
 from llm.model.gpt import GPT
 from tests.security import hostile
@@ -57,7 +58,7 @@ def test_weights_of_another_network_are_refused_without_reading_them(
     model = GPT(**asdict(replace(origin.model, n_embed=16)))
     monkeypatch.setattr(Checkpoint, "weights", lambda _: pytest.fail("they were read"))
     with pytest.raises(Refused, match=r"embed\.weight has shape"):
-        start_from(model, str(place / hostile.STEP), origin.tokenizer)
+        start_from(model, open_source("init_from", str(origin.path)), origin.tokenizer)
 
 
 def test_a_file_larger_than_its_model_can_have_is_not_even_hashed(place: Path) -> None:

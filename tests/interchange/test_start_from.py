@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm.checkpoint.checkpoint import start_from
 from llm.checkpoint.folder import CheckpointFolder
 from llm.data.tokenizer import ByteTokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer
 from llm.errors import Refused
+from llm.interchange.source import open_source, start_from
 from llm.model.gpt import GPT
 from tests.checkpoint.conftest import IDENTITY, STATE
 
@@ -42,7 +42,7 @@ def test_weights_of_another_tokenizer_are_refused_naming_both(
     before = model.embed.weight.clone()
     other = GPT(**SHAPE, vocab_size=max(ours.vocab_size, 3))
     with pytest.raises(Refused) as refusal:
-        start_from(other, place, ours)
+        start_from(other, open_source("init_from", place), ours)
     assert str(refusal.value).startswith(f"init_from={place} was trained on {words}")
     assert "shape" not in str(refusal.value)
     assert torch.equal(model.embed.weight, before)
@@ -51,7 +51,8 @@ def test_weights_of_another_tokenizer_are_refused_naming_both(
 def test_weights_of_the_same_tokenizer_are_loaded_if_their_shape_fits(tmp_path: Path) -> None:
     model, place = trained(tmp_path, CharTokenizer("abé"), vocab_size=3)
     other = GPT(**SHAPE, vocab_size=3)
-    start_from(other, place, CharTokenizer("abé"))
+    source = open_source("init_from", place)
+    start_from(other, source, CharTokenizer("abé"))
     assert torch.equal(other.embed.weight, model.embed.weight)
     with pytest.raises(Refused, match=r"embed\.weight has shape"):
-        start_from(GPT(**SHAPE, vocab_size=64), place, CharTokenizer("abé"))
+        start_from(GPT(**SHAPE, vocab_size=64), source, CharTokenizer("abé"))

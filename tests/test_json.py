@@ -136,6 +136,7 @@ PLACES = {
     "sample": "llm.experiment.samples.read_prompt",
     "plan": "llm.planning.points.plan_points",
     "report": "llm.report.writing.make_report_folder",
+    "eval": "llm.tasks.subject.open_source",
 }
 
 
@@ -180,6 +181,7 @@ def words_of(command: str) -> list[str]:
         "sample": ["ckpt=outputs/a", "max_new_tokens=5", "device=cpu"],
         "plan": ["model=nano"],
         "report": ["outputs/a", "out=report"],
+        "eval": ["outputs/a", "device=cpu"],
     }[command]
 
 

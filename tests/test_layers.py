@@ -28,7 +28,7 @@ FLOORS = [
     {"experiment"},
     {"settings"},
     {"planning", "report"},
-    {"recipe"},
+    {"recipe", "tasks"},
     {"config"},
     {"api"},
     {"__main__", "__init__"},

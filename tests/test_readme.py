@@ -61,7 +61,8 @@ def shrunk(command: str, newest: str) -> str:
     command = command.replace("trainer.max_minutes=5", "trainer.max_minutes=0.001")
     pairs = "model.n_layer=1,2 model.n_embed=32,64 seed=1"
     command = command.replace("sweep=width_depth", f"sweep=width_depth {pairs}")
-    if "run_prepare" in command or "run_report" in command or "resume=" in command:
+    as_it_is = ("run_prepare", "run_report", "run_eval", "resume=")
+    if any(word in command for word in as_it_is):
         return command
     if "run_sample" in command:
         return command if "max_new_tokens" in command else f"{command} max_new_tokens=5"

@@ -198,4 +198,4 @@ class Run:
             tokens = tokenizer.encode(text)
         except Refused as refusal:
             raise Refused(f"the text has characters that are {refusal}") from None
-        return evaluate_tokens(self.model, tokens, tokenizer.byte_lengths)
+        return evaluate_tokens(self.model, tokens, tokenizer.byte_lengths)[0]

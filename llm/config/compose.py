@@ -15,6 +15,7 @@ from llm.config.verbatim import guard, map_text, refuse_calls, unguard
 from llm.errors import Refused, require
 from llm.options import validate
 from llm.settings.custom import GROUPS, OPTION, custom_section
+from llm.settings.eval import EvalSettings
 from llm.settings.keys import suggestion, words_instead
 from llm.settings.origin import shape_of_origin
 from llm.settings.report import ReportSettings
@@ -23,8 +24,9 @@ from llm.settings.saved import load_plain, saved_option
 from llm.settings.schema import PlanSettings, PrepareSettings, TrainSettings
 
 Settings = TypeVar(
-    "Settings", TrainSettings, PlanSettings, SampleSettings, PrepareSettings, ReportSettings
-)
+    "Settings",
+    TrainSettings, PlanSettings, SampleSettings, PrepareSettings, ReportSettings, EvalSettings,
+)  # fmt: skip
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
 
 

@@ -34,10 +34,11 @@ from llm.signals import Signalled, remember, unswallowed
 SUMMARY, METRICS, SAMPLES = "summary.json", "metrics.jsonl", "samples.jsonl"
 CONFIG, LOG, DIVERGED = "config.yaml", "run_train.log", "diverged.json"
 TEST = "test.json"  # the loss on the test split, which a report measures
+EVAL = "eval.json"  # the results of run_eval.py
 # All files and folders of a run, in the order in which they are deleted.
 RUN_FILES = (
-    SUMMARY, DIVERGED, TEST, "checkpoints", METRICS, SAMPLES, LOG, "profile.txt", "profile.json",
-    "wandb", CONFIG,
+    SUMMARY, DIVERGED, TEST, EVAL, "checkpoints", METRICS, SAMPLES, LOG, "profile.txt",
+    "profile.json", "wandb", CONFIG,
 )  # fmt: skip
 LONGEST_ROW = 1 << 20  # bytes
 SUMMARY_KEYS = (
@@ -189,7 +190,7 @@ def recording(
     stop: Stop | None = None
     cause: BaseException | None = None
     with _logging_to(folder / LOG):
-        for stale in (SUMMARY, DIVERGED, TEST):  # another checkpoint may become the best one
+        for stale in (SUMMARY, DIVERGED, TEST, EVAL):  # another checkpoint may become the best one
             (folder / stale).unlink(missing_ok=True)
         try:
             summary |= {"git_commit": git_commit(), "versions": versions()}

@@ -94,7 +94,7 @@ def test_runs(
     valid ``test.json`` is not measured again. Raises :class:`llm.errors.DiskError` if one cannot
     be written.
     """
-    jobs, refused, open_data = list[Job](), dict[str, str](), cache(_open_data)
+    jobs, refused, open_data = list[Job](), dict[str, str](), cache(open_prepared)
     for record in records:
         try:
             jobs.append(job_of(record, open_data))
@@ -177,7 +177,7 @@ def job_of(record: RunRecord, open_data: Callable[..., Dataset] | None = None) -
         data.test_fraction is not None,
         f"{folder} was trained without a test split (data.test_fraction=null)",
     )
-    dataset = (open_data or _open_data)(*astuple(replace(data, overwrite=False)))
+    dataset = (open_data or open_prepared)(*astuple(replace(data, overwrite=False)))
     require(
         dataset.digest == record.data_digest,
         f"{dataset.folder} is not the data that {folder} was trained on: its digest is another",
@@ -185,7 +185,7 @@ def job_of(record: RunRecord, open_data: Callable[..., Dataset] | None = None) -
     return Job(record, dataset, model, trainer, precision.name)
 
 
-def _open_data(*data: Any) -> Dataset:
+def open_prepared(*data: Any) -> Dataset:
     """The prepared dataset of the fields of a ``DataConfig``, checked as at the start of a run."""
     folder, is_ready = ready(DataConfig(*data))
     require(is_ready, f"{folder} is not there: prepare it again with run_prepare.py")

@@ -16,6 +16,7 @@ from llm.memory.options import EIGHT_BIT_NEEDS, SIZES, MemoryOptions, has_eight_
 from llm.model.config import GPTConfig
 from llm.options import check_length, option
 from llm.settings.custom import Custom, check_targets, state_bits
+from llm.settings.eval import EvalSettings
 from llm.settings.report import ReportSettings
 from llm.settings.sample import SampleSettings
 from llm.training.options import TrainerOptions
@@ -280,5 +281,5 @@ class PrepareSettings:
 
 SETTINGS = {
     "train": TrainSettings, "sample": SampleSettings, "prepare": PrepareSettings,
-    "plan": PlanSettings, "report": ReportSettings,
+    "plan": PlanSettings, "report": ReportSettings, "eval": EvalSettings,
 }  # fmt: skip

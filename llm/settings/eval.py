@@ -1,0 +1,59 @@
+"""All settings of ``run_eval.py``."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from llm.checkpoint.find import newest_folders
+from llm.errors import require
+from llm.options import option
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass
+class EvalSettings:
+    """All settings of ``run_eval.py``."""
+
+    ckpt: str | None = None
+    # Names and paths; OmegaConf has no type for one text or a list of them.
+    tasks: Any = field(default_factory=lambda: ["loss"])
+    split: str = option("val", one_of=SPLITS)
+    data_path: str | None = None
+    window: int | None = option(None, at_least=1, at_most=2**20)
+    stride: int | None = option(None, at_least=1, at_most=2**20)
+    batch_size: int | None = option(None, at_least=1, at_most=2**16)
+    as_in_training: bool = False
+    include_path: str | None = None
+    int8: bool = False
+    verify_causal: bool = False
+    device: str = "auto"
+
+    def names(self) -> list[str]:
+        """The tasks, as they were typed."""
+        return self.tasks if isinstance(self.tasks, list) else [self.tasks]
+
+    def cross_check(self) -> None:
+        """Raise :class:`llm.errors.Refused` naming the first values that cannot work together."""
+        newest = [] if self.ckpt else [f"ckpt={run}" for run in newest_folders()]
+        require(
+            self.ckpt,
+            "ckpt is missing: give a run, a sweep or weights, as in ckpt=outputs/<date>/<time>",
+            key="ckpt",
+            suggestions=newest,
+        )
+        require(self.names(), "tasks is empty: take some, as in tasks=[loss,grammar]")
+        for name in self.names():
+            is_text = isinstance(name, str) and name
+            require(is_text, f"tasks={name!r:.60} must be names of tasks or paths of files")
+        require(self.data_path != "", "data_path is empty: give a file of text, or leave it out")
+        require(
+            self.window is None or self.stride is None or self.stride <= self.window,
+            f"stride={self.stride} is larger than window={self.window}: it would skip tokens",
+        )
+        typed = [
+            key for key in ("window", "stride", "batch_size", "data_path") if getattr(self, key)
+        ]
+        require(
+            not (self.as_in_training and typed),
+            f"as_in_training=true evaluates as the run did: leave {', '.join(typed)} out",
+        )

@@ -1,0 +1,1 @@
+"""What ``run_eval.py`` measures: its networks, its tasks and its table."""

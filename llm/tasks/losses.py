@@ -1,0 +1,160 @@
+"""The loss of a network on a split of prepared data or on a text, for ``run_eval.py``."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from llm.data.batches import Batch
+from llm.data.dataset import LARGE, Dataset
+from llm.data.tokenizer import Tokenizer
+from llm.errors import require
+from llm.evaluation.loss import Evaluation
+from llm.evaluation.split import evaluate_split
+from llm.evaluation.text import evaluate_tokens, text_tokens
+from llm.experiment.rundir import CONFIG
+from llm.model.gpt import GPT
+from llm.options import from_plain
+from llm.sealed import Plain
+from llm.settings.eval import EvalSettings
+from llm.settings.saved import load_plain
+from llm.settings.schema import PrecisionSection
+from llm.tasks.subject import Subject
+from llm.training.options import TrainerOptions
+from llm.training.precision import Precision, resolve_precision, to_precision
+
+Reading = Callable[[Iterator[Batch], int], Iterable[Batch]]
+
+
+class Task(Protocol):
+    """Something to measure. It has read its file before any network is loaded."""
+
+    @property
+    def name(self) -> str:
+        """The key of its result."""
+
+    def evaluate(self, subject: Subject, model: GPT, reading: Reading) -> Plain:
+        """The result as plain values."""
+
+
+@dataclass(frozen=True)
+class SplitTask:
+    """``loss``: of a split of the data of the run, or of other prepared data."""
+
+    settings: EvalSettings
+    folder: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """``loss`` on the validation split, ``loss_test`` on another."""
+        split = self.settings.split
+        return "loss" if split == "val" else f"loss_{split}"
+
+    def evaluate(self, subject: Subject, model: GPT, reading: Reading) -> Plain:
+        """The loss, and how it was measured."""
+        dataset = subject.dataset() if self.folder is None else _opened(self.folder)
+        split, tokenizer = self.settings.split, subject.source.tokenizer
+        require(
+            dataset.tokenizer.digest() == tokenizer.digest(),
+            f"{subject.place} has {tokenizer.described(dataset.tokenizer)}, and {dataset.folder} "
+            f"has {dataset.tokenizer.described(tokenizer)}: give data_path=FILE.txt, which any "
+            "tokenizer can read",
+        )
+        require(
+            split in dataset.splits,
+            f"split={split}: {dataset.folder} has no such split (data.test_fraction=null)",
+            key="split",
+        )
+        if self.settings.as_in_training:
+            return self._as_in_training(subject, model, dataset, reading)
+        lengths = tokenizer.byte_lengths
+        found, windows = evaluate_tokens(
+            model, dataset.splits[split], lengths, *_window(self.settings, model), reading
+        )
+        return {
+            **_numbers(found), "split": split, "text": dataset.text, "window": windows.size,
+            "stride": windows.stride, "windows": len(windows.starts()), "precision": "fp32",
+        }  # fmt: skip
+
+    def _as_in_training(
+        self, subject: Subject, model: GPT, dataset: Dataset, reading: Reading
+    ) -> Plain:
+        require(subject.run, f"as_in_training=true: {subject.place} is no run of this program")
+        assert subject.run is not None
+        plain, where = load_plain(subject.run), f"{subject.run / CONFIG}: "
+        trainer = from_plain(TrainerOptions, plain.get("trainer"), f"{where}trainer.")
+        section = from_plain(PrecisionSection, plain.get("precision"), f"{where}precision.")
+        device = model.embed.weight.device
+        precision = Precision(resolve_precision(section.name, device)[0], device)
+        found, protocol = evaluate_split(
+            to_precision(model, precision.weights), dataset, self.settings.split,
+            precision.autocast, trainer.micro_batch, trainer.eval_batches, reading,
+        )  # fmt: skip
+        model.float()  # for the next task
+        return {
+            **_numbers(found), "split": protocol.split, "text": protocol.text,
+            "window": protocol.block_size, "stride": protocol.stride,
+            "windows": protocol.windows, "precision": precision.name,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TextTask:
+    """The loss of a text file."""
+
+    name: str
+    text: str
+    settings: EvalSettings
+
+    def evaluate(self, subject: Subject, model: GPT, reading: Reading) -> Plain:
+        """The loss, and how it was measured."""
+        tokenizer = subject.source.tokenizer
+        tokens = text_tokens(tokenizer, self.text)
+        found, windows = evaluate_tokens(
+            model, tokens, tokenizer.byte_lengths, *_window(self.settings, model), reading
+        )
+        if tokenizer.end_of_text is not None:  # then all bytes of the text are predicted
+            found = replace(found, bytes=len(self.text.encode()))
+        return {
+            **_numbers(found), "file": self.name, "starts_with": _first(tokenizer),
+            "window": windows.size, "stride": windows.stride, "windows": len(windows.starts()),
+            "precision": "fp32",
+        }  # fmt: skip
+
+
+def _numbers(found: Evaluation) -> Plain:
+    return {
+        "kind": "loss", "loss": found.loss, "perplexity": found.perplexity,
+        "bits_per_byte": found.bits_per_byte, "tokens": found.tokens, "bytes": found.bytes,
+    }  # fmt: skip
+
+
+def _first(tokenizer: Tokenizer) -> str | None:
+    """The special token that stands before a text; None if the tokenizer has none."""
+    end = tokenizer.end_of_text
+    return next((name for name, token in tokenizer.special_ids.items() if token == end), None)
+
+
+def _window(settings: EvalSettings, model: GPT) -> tuple[int, int | None, int | None]:
+    """Window, stride and windows in a batch; :class:`llm.errors.Refused` beyond block_size."""
+    most = model.config.block_size
+    require(
+        (settings.window or 0) <= most,
+        f"window={settings.window} is longer than the model's block_size={most}",
+        key="window", suggestions=[f"window={most}"],
+    )  # fmt: skip
+    size = settings.window or most
+    require(
+        (settings.stride or 0) <= size,
+        f"stride={settings.stride} is larger than the window of {size} tokens: "
+        "it would skip tokens",
+        key="stride", suggestions=[f"stride={size}"],
+    )  # fmt: skip
+    return size, settings.stride, settings.batch_size
+
+
+def _opened(folder: Path) -> Dataset:
+    dataset = Dataset.open(folder)
+    if dataset.size <= LARGE:
+        dataset.verify()
+    return dataset

@@ -1,0 +1,99 @@
+"""The networks that ``run_eval.py`` evaluates: one, or those of all finished runs of a folder."""
+
+import os
+from dataclasses import astuple, dataclass, field, replace
+from pathlib import Path
+
+from llm.checkpoint.checkpoint import Checkpoint
+from llm.checkpoint.find import FOLDER, MANIFEST, find_checkpoint
+from llm.data.config import DataConfig
+from llm.data.dataset import Dataset
+from llm.device import select_device
+from llm.errors import require
+from llm.experiment.console import count_progress
+from llm.experiment.rundir import CONFIG
+from llm.interchange.source import Source, open_source
+from llm.model.gpt import GPT
+from llm.options import from_plain
+from llm.report.runs import find_runs
+from llm.report.testing import open_prepared
+from llm.sealed import Plain
+from llm.settings.saved import load_plain
+
+FOREIGN = ("config.json", "params.json")  # in a folder with the weights of another program
+
+
+@dataclass
+class Subject:
+    """A network to evaluate, and the results so far, by the name of their task."""
+
+    place: str
+    source: Source
+    run: Path | None = None  # the folder of its run, if there is one
+    checkpoint: str = ""  # in that folder: checkpoints/best-00000400
+    results: Plain = field(default_factory=dict)
+    reason: str | None = None  # why it has no results
+
+    def as_plain(self) -> Plain:
+        """The answer for ``json=true``."""
+        return {
+            "place": self.place, "folder": self.run, "checkpoint": self.checkpoint or None,
+            "reason": self.reason, "tasks": self.results,
+        }  # fmt: skip
+
+    def load(self, device_name: str) -> GPT:
+        """The network in evaluation mode."""
+        device = select_device(device_name, key="device")
+        path = find_checkpoint("ckpt", self.source.place)
+        return Checkpoint.open(path).load_model(device)
+
+    def dataset(self) -> Dataset:
+        """The data that the run was trained on; :class:`llm.errors.Refused` if it has changed."""
+        require(
+            self.run is not None,
+            f"{self.place} is no run of this program, so its data is not known: "
+            "give data_path=FILE.txt, or take FILE.txt as a task",
+            key="data_path",
+        )
+        assert self.run is not None
+        plain, where = load_plain(self.run), f"{self.run / CONFIG}: data."
+        config = from_plain(DataConfig, plain.get("data"), where)
+        dataset = open_prepared(*astuple(replace(config, overwrite=False)))
+        expected = Checkpoint.open(self.run / self.checkpoint).identity.get("data_digest")
+        require(
+            dataset.digest == expected,
+            f"{dataset.folder} is not the data that {self.run} was trained on: "
+            "its digest is another",
+        )
+        return dataset
+
+
+def find_subjects(ckpt: str) -> list[Subject]:
+    """The network that ``ckpt`` names, or those of all finished runs in a folder of runs.
+
+    Raises :class:`llm.errors.Refused` if there is none.
+    """
+    path = Path(ckpt)
+    below = ("", FOLDER, f"{FOLDER}/best", f"{FOLDER}/last", "best", "last")
+    is_one = not path.is_dir() or any(
+        os.path.exists(path / place / name) for place in below for name in (MANIFEST, *FOREIGN)
+    )
+    if is_one or not any(one.is_dir() for one in path.iterdir()):
+        return [_subject(ckpt)]
+    with count_progress("reading runs") as on_progress:
+        records = find_runs([path], on_progress)
+    finished = [record for record in records if record.is_finished and record.best_checkpoint]
+    require(finished, f"ckpt={ckpt} has no finished run with a checkpoint", key="ckpt")
+    return [_subject(record.folder) for record in finished]
+
+
+def _subject(place: str) -> Subject:
+    source = open_source("ckpt", place)
+    if source.kind != "checkpoint":
+        return Subject(place, source)
+    path = find_checkpoint("ckpt", place)
+    path = path.with_name(path.resolve().name)  # `best` is a link
+    run = path.parent.parent
+    if path.parent.name != FOLDER or not (run / CONFIG).is_file():
+        return Subject(place, source)
+    return Subject(place, source, run, f"{FOLDER}/{path.name}")

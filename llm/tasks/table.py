@@ -1,0 +1,50 @@
+"""The results of ``run_eval.py`` on the screen."""
+
+from collections.abc import Sequence
+
+from rich.text import Text
+
+from llm.experiment.cells import encodable
+from llm.experiment.columns import Filled, table_lines
+from llm.experiment.console import console, say
+from llm.experiment.eval_file import scores
+from llm.sealed import Plain
+from llm.tasks.subject import Subject
+from llm.units import plural
+
+
+def show(subjects: Sequence[Subject]) -> None:
+    """Print the results: a line for each number of one network, or a row for each network."""
+    evaluated = [subject for subject in subjects if subject.reason is None]
+    found = [scores(subject.results) for subject in evaluated]
+    if len(subjects) == 1:
+        for line in result_lines(subjects[0].results):
+            say(line)
+        return
+    titles = list(dict.fromkeys(title for one in found for title in one))
+    columns = [Filled(title, [Text(_number(one.get(title))) for one in found]) for title in titles]
+    names = [encodable(subject.place, console.encoding) for subject in evaluated]
+    width = console.width if console.is_terminal else None
+    for row in table_lines("run", names, columns, titles[::-1], width):
+        console.print(row)
+    for subject in subjects:
+        if subject.reason is not None:
+            say(f"{subject.place}: {subject.reason}")
+
+
+def result_lines(results: Plain) -> list[str]:
+    """Sentences with the numbers of each task."""
+    return [f"{name}: {_describe(result)}" for name, result in results.items()]
+
+
+def _describe(result: Plain) -> str:
+    perplexity, bits = result["perplexity"], result["bits_per_byte"]
+    parts = [f"loss {result['loss']:.4f}"]
+    parts += [f"perplexity {perplexity:,.2f}"] * (perplexity is not None)
+    parts += [f"{bits:.4f} bits/byte"] * (bits is not None)
+    where = f"window {result['window']}, stride {result['stride']:g}"
+    return "  ".join(parts) + f"  ({plural(result['tokens'], 'token')}; {where})"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

@@ -1,0 +1,182 @@
+"""``run_eval.py`` as typed: its output, its files and its exit status."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llm.checkpoint.checkpoint import Checkpoint
+from llm.data.dataset import Dataset
+from llm.evaluation.text import evaluate_tokens
+from tests.command_line import Done, here, summary
+from tests.conftest import PLAY, TINY_RUN
+
+DATA = ["data=text", "data.path=play.txt", "data.tokenizer=char", "data.test_fraction=0.2"]
+RUNS = {
+    "fp32": ["precision=fp32"],
+    "bf16": ["precision=bf16", "trainer.eval_batches=null", "trainer.micro_batch_size=2"],
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two runs below ``outputs/``."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "play.txt").write_text(PLAY, encoding="utf-8")
+    for name, options in RUNS.items():
+        done = here("train", *DATA, *TINY_RUN, *options, f"run.name={name}", cwd=folder)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of it, as the current folder."""
+    copy = Path(shutil.copytree(trained, tmp_path / "copy", symlinks=True))
+    with chdir(copy):
+        yield copy
+
+
+def evaluated(folder: Path, *typed: str) -> dict[str, Any]:
+    """The document of a command that succeeds."""
+    done = here("eval", *typed, "device=cpu", "json=true", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert isinstance(found, dict)
+    return found
+
+
+def tasks_of(folder: Path, *typed: str) -> dict[str, Any]:
+    """The results of the only network."""
+    (run,) = evaluated(folder, *typed)["runs"]
+    return dict(run["tasks"])
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_loss_as_in_training_is_the_best_validation_loss_to_the_last_bit(
+    folder: Path, name: str
+) -> None:
+    found = tasks_of(folder, f"outputs/{name}", "as_in_training=true")["loss"]
+    said = summary(folder / "outputs" / name)
+    assert found["loss"] == said["best_val_loss"]
+    assert found["bits_per_byte"] == said["bits_per_byte"]
+    assert (found["precision"], found["windows"]) == (name, said["evaluation"]["windows"])
+
+
+@pytest.mark.parametrize("split", ["val", "test", "train"])
+def test_the_loss_of_a_split_counts_all_its_tokens_and_says_how(folder: Path, split: str) -> None:
+    typed = ["outputs/fp32", f"split={split}", "window=12", "stride=5", "batch_size=3"]
+    ((name, found),) = tasks_of(folder, *typed).items()
+    assert name == ("loss" if split == "val" else f"loss_{split}")
+    dataset = Dataset.open(next(Path("data").glob("text-*")))
+    checkpoint = Checkpoint.open(Path("outputs/fp32/checkpoints/best"))
+    model = checkpoint.load_model(torch.device("cpu"))
+    ids = dataset.splits[split]
+    expected, windows = evaluate_tokens(model, ids, dataset.tokenizer.byte_lengths, 12, 5, 7)
+    assert found["loss"] == pytest.approx(expected.loss, rel=1e-6)
+    n_bytes = len(dataset.tokenizer.decode(ids[1:].tolist()).encode())
+    assert found == found | {
+        "kind": "loss", "split": split, "window": 12, "stride": 5, "precision": "fp32",
+        "tokens": len(ids) - 1, "bytes": n_bytes, "windows": len(windows.starts()),
+    }  # fmt: skip
+
+
+def test_several_tasks_are_merged_in_eval_json_until_the_weights_change(folder: Path) -> None:
+    (folder / "mine.txt").write_text("What say you, my lord?", encoding="utf-8")
+    first = tasks_of(folder, "outputs/fp32")
+    second = tasks_of(folder, "outputs/fp32", "tasks=mine.txt")
+    path = folder / "outputs/fp32/eval.json"
+    written = json.loads(path.read_text(encoding="utf-8"))
+    assert written["tasks"] == first | second
+    assert written["checkpoint"].startswith("checkpoints/best-")
+    assert second["mine.txt"]["bytes"] == len("What say you, my lord?") - 1
+    path.write_text(path.read_text().replace('"schema": 1', '"schema": 1 '), encoding="utf-8")
+    tasks_of(folder, "outputs/fp32", "tasks=mine.txt")
+    assert json.loads(path.read_text())["tasks"] == written["tasks"], "only spaces have changed"
+    path.write_text(path.read_text().replace(written["weights"], "0" * 64), encoding="utf-8")
+    tasks_of(folder, "outputs/fp32", "tasks=mine.txt")
+    assert json.loads(path.read_text())["tasks"] == second, "a damaged file is replaced"
+
+
+def test_all_finished_runs_of_a_folder_are_evaluated_with_one_table(folder: Path) -> None:
+    broken = folder / "outputs" / "running"
+    shutil.copytree("outputs/fp32", broken, symlinks=True)
+    (broken / "summary.json").unlink()
+    done = here("eval", "outputs", "device=cpu", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    heading, *rows = done.stdout.splitlines()
+    assert heading.split() == ["run", "loss", "bits/byte"]
+    assert [row.split()[0] for row in rows] == ["outputs/bf16", "outputs/fp32"]
+    for name in RUNS:
+        written = json.loads((folder / "outputs" / name / "eval.json").read_text())
+        assert f"{written['tasks']['loss']['loss']:.4f}" in done.stdout
+    assert not (broken / "eval.json").exists()
+
+
+def test_a_run_whose_data_is_gone_does_not_stop_the_others(folder: Path) -> None:
+    config = folder / "outputs/bf16/config.yaml"
+    config.write_text(config.read_text().replace("play.txt", "gone.txt"), encoding="utf-8")
+    done = here("eval", "outputs", "device=cpu", cwd=folder)
+    assert done.returncode == 0
+    assert "outputs/bf16: data.path=gone.txt does not exist" in done.stdout
+    found = evaluated(folder, "outputs")
+    assert [one["reason"] is None for one in found["runs"]] == [False, True]
+    config = folder / "outputs/fp32/config.yaml"
+    config.write_text(config.read_text().replace("play.txt", "gone.txt"), encoding="utf-8")
+    assert here("eval", "outputs", cwd=folder).returncode == 2
+
+
+def refusal(folder: Path, *typed: str) -> str:
+    done: Done = here("eval", *typed, cwd=folder)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr.splitlines()[-1].removeprefix("run_eval.py: ")
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ([], "ckpt is missing: give a run, a sweep or weights"),
+        (["nowhere"], "ckpt=nowhere does not exist"),
+        (["outputs/fp32", "tasks=[]"], "tasks is empty"),
+        (["outputs/fp32", "tasks=[7]"], "tasks=7 must be names of tasks or paths of files"),
+        (["outputs/fp32", "tasks=los"], "tasks=los is unknown"),
+        (["outputs/fp32", "window=17"], "window=17 is longer than the model's block_size=16"),
+        (["outputs/fp32", "stride=17"], "stride=17 is larger than the window of 16 tokens"),
+        (["outputs/fp32", "window=4", "stride=5"], "stride=5 is larger than window=4"),
+        (["outputs/fp32", "split=vall"], "split=vall must be one of train, val, test"),
+        (
+            ["outputs/fp32", "data_path=nowhere"],
+            "data_path=nowhere is neither a text file nor a prepared",
+        ),
+        (["outputs/fp32", "tasks=cyrillic.txt"], "not in this vocabulary of"),
+        (["outputs/fp32", "tasks=binary.txt"], "binary.txt is not UTF-8 text: byte 0 is invalid"),
+        (["outputs/fp32", "tasks=empty.txt"], "the text has fewer than two tokens"),
+        (["outputs/fp32", "as_in_training=true", "window=3"], "leave window out"),
+        (["outputs/fp32/checkpoints/best/model.safetensors"], "ckpt="),
+        (["data"], "data has no runs in it"),
+    ],
+    ids=str,
+)
+def test_a_mistake_is_one_line_and_writes_nothing(
+    trained: Path, typed: list[str], said: str
+) -> None:
+    (trained / "cyrillic.txt").write_text("\u0434\u0430", encoding="utf-8")
+    (trained / "binary.txt").write_bytes(b"\xff\xfe")
+    (trained / "empty.txt").write_bytes(b"")
+    assert said in refusal(trained, *typed, "device=cpu")
+    assert not list(trained.glob("outputs/*/eval.json"))
+
+
+def test_data_of_another_tokenizer_is_refused_and_a_text_is_not(folder: Path) -> None:
+    typed = ["data=text", "data.path=play.txt", "data.tokenizer=byte", "data.name=bytes"]
+    assert here("prepare", *typed, cwd=folder).returncode == 0
+    other = next(Path("data").glob("bytes-*"))
+    said = refusal(folder, "outputs/fp32", f"data_path={other}")
+    assert "outputs/fp32 has an alphabet of" in said and "the 257 tokens of byte" in said
+    assert tasks_of(folder, "outputs/fp32", "data_path=play.txt")["play.txt"]["tokens"] > 1000

@@ -94,7 +94,11 @@ def test_the_plain_settings_can_be_read_without_torch() -> None:
 
 def test_what_a_newcomer_reads_to_understand_training_is_under_900_lines() -> None:
     path = [ROOT / "run_train.py", ROOT / "llm/training/trainer.py"]
-    assert sum(map(lines, [*path, *(ROOT / "llm/model").glob("*.py")])) <= 900
+    # Fine-tuning is a topic of its own: a run that trains all weights does not use these.
+    network = set((ROOT / "llm/model").glob("*.py")) - {
+        ROOT / "llm/model/finetune.py", ROOT / "llm/model/lora.py",
+    }  # fmt: skip
+    assert sum(map(lines, [*path, *network])) <= 900
 
 
 def lines_of_called(tmp_path: Path) -> int:

@@ -13,7 +13,9 @@ from llm.data.meta import AGAIN
 from llm.errors import Refused
 from llm.functional import IGNORED
 
-Batch = tuple[np.ndarray, np.ndarray]  # inputs and targets, both (B, T) int64
+# Inputs and targets, both (B, T) int64. The rows of conversations have a third array, which numbers
+# the conversations that are packed into a row.
+Batch = tuple[np.ndarray, np.ndarray] | tuple[np.ndarray, np.ndarray, np.ndarray]
 AHEAD = 64  # steps whose windows are computed at once; step by step, numpy's overhead dominates
 
 

@@ -16,7 +16,7 @@ from llm.options import option
 class LossFunction(Protocol):
     """A model, compiled or not."""
 
-    def __call__(self, tokens: Tensor, targets: Tensor, reduction: str) -> Tensor: ...
+    def __call__(self, *batch: Tensor, reduction: str) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,14 @@ def evaluate(
 ) -> Evaluation:
     """Mean over all targets that are not ignored, in any batches. Draws no random numbers.
 
+    Each batch is (inputs, targets), or (inputs, targets, documents) with packed rows.
     ``token_bytes`` (vocab_size,): the number of bytes of each id.
     """
     total, count, n_bytes = 0.0, 0, 0
-    for inputs, targets in batches:
+    for batch in batches:
         with autocast:
-            total += float(model(inputs, targets, reduction="sum"))
+            total += float(model(*batch, reduction="sum"))
+        targets = batch[1]
         counted = targets[targets != IGNORED]
         count += len(counted)
         n_bytes += int(token_bytes[counted].sum())

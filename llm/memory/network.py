@@ -92,6 +92,8 @@ class Network(Operations):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Torch's flash kernel saves one float32 for each query and head."""
+        # Packed conversations are not counted here: GPT.hidden then has a mask of B * T * T bytes,
+        # which the kernel converts to the type of q.
         config = self.config
         assert config.n_head
         dropped = config.dropout > 0 and self.tape.learning

@@ -45,13 +45,13 @@ class Block(nn.Module):
 
     def forward(
         self, x: Tensor, start: Tensor, angles: layers.Angles,
-        cache: layers.LayerCache | None = None,
+        cache: layers.LayerCache | None = None, mask: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """(B, T, C) -> (B, T, C); ``start`` is the input of the first block."""
         if self.mix is not None:
             x = self.mix[0] * x + self.mix[1] * start
         normed = recomputed(lambda x: for_products(self.attention_norm(x)), x)
-        x = x + self.drop(self.attention(normed, angles, cache))
+        x = x + self.drop(self.attention(normed, angles, cache, mask))
         normed = recomputed(lambda x: for_products(self.mlp_norm(x)), x)
         out: Tensor = x + self.drop(self.mlp(normed))
         return out
@@ -104,10 +104,14 @@ class GPT(nn.Module):
                 depth = 2 * self.config.n_layer if residual else 1
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(depth))
 
-    def hidden(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
+    def hidden(
+        self, tokens: Tensor, cache: Cache | None = None, documents: Tensor | None = None
+    ) -> Tensor:
         """Token ids (B, T) -> the normalised output of the last block (B, T, C).
 
         With a ``cache`` the tokens are at ``cache.positions`` and also attend to the cached tokens.
+        ``documents`` (B, T) int64 numbers the texts that are packed side by side in a row: each is
+        computed as if it were alone.
         """
         T = tokens.shape[1]
         if self.config.block_size < T:
@@ -117,22 +121,29 @@ class GPT(nn.Module):
             before = None if cache is None else cache.before(len(self.smear))
             if before is not None:
                 before = self.embed(before.clamp(min=0)) * (before >= 0)[..., None]
-            x = layers.smeared(x, self.smear, before)
+            x = layers.smeared(x, self.smear, before, documents)
         angles = None
         if self.position is not None:
-            at = torch.arange(T, device=tokens.device) if cache is None else cache.positions
+            if cache is not None:
+                at = cache.positions
+            elif documents is not None:
+                at = layers.positions_in(documents)
+            else:
+                at = torch.arange(T, device=tokens.device)
             x = x + self.position(at)
         elif cache is None:
             angles = (self.cos[:T], self.sin[:T])
         else:
             angles = (self.cos[cache.positions][:, None], self.sin[cache.positions][:, None])
+        # Rotary positions need not restart: attention depends only on their differences.
+        mask = None if documents is None else layers.mask_between(documents)
         start = x = self.drop(x)
         every = self.checkpoint_every if torch.is_grad_enabled() else 0
         for i, block in enumerate(self.blocks):
             if every and i % every == 0:  # recomputed in the backward pass, with the same dropout
-                x = checkpoint(block, x, start, angles, use_reentrant=False)
+                x = checkpoint(block, x, start, angles, None, mask, use_reentrant=False)
             else:
-                x = block(x, start, angles, None if cache is None else cache.layers[i])
+                x = block(x, start, angles, None if cache is None else cache.layers[i], mask)
         out: Tensor = self.norm(x)
         return out
 
@@ -146,14 +157,16 @@ class GPT(nn.Module):
         return self.embed.weight if self.head is None else self.head.weight
 
     def forward(
-        self, tokens: Tensor, targets: Tensor | None = None, reduction: str = "mean"
-    ) -> Tensor:
+        self, tokens: Tensor, targets: Tensor | None = None, documents: Tensor | None = None,
+        reduction: str = "mean",
+    ) -> Tensor:  # fmt: skip
         """Logits (B, T, vocab_size), or with ``targets`` (B, T) the cross-entropy in nats.
 
+        ``documents`` (B, T): see :meth:`hidden`.
         ``reduction``: ``mean`` or ``sum`` over the targets that are not ignored (-1), or ``none``
         (B * T,).
         """
-        hidden = self.hidden(tokens)
+        hidden = self.hidden(tokens, documents=documents)
         if targets is None:
             return self.logits(hidden)
         x, ids = hidden.flatten(0, 1), targets.flatten()

@@ -61,17 +61,38 @@ def rotary_angles(config: GPTConfig) -> tuple[Tensor, Tensor]:
     return angle.cos() * scale, angle.sin() * scale
 
 
-def smeared(x: Tensor, weights: Tensor, before: Tensor | None = None) -> Tensor:
+def positions_in(documents: Tensor) -> Tensor:
+    """The position of each token in its own document: (B, T) int64, from 0."""
+    at = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+    is_first = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
+    return at - torch.where(is_first, at, 0).cummax(dim=1).values
+
+
+def mask_between(documents: Tensor) -> Tensor:
+    """(B, 1, T, T): whether a query (third dimension) attends to a key (fourth), which is not
+    later and in the same document. This is B * T * T bytes for the whole network.
+    """
+    return (documents[:, :, None] == documents[:, None, :]).tril()[:, None]
+
+
+def smeared(
+    x: Tensor, weights: Tensor, before: Tensor | None = None, documents: Tensor | None = None
+) -> Tensor:
     """Each position of ``x`` (B, T, C) plus its K predecessors, channels weighted by (K, C).
 
-    ``before`` (B, K, C) precedes ``x``; None: zeros. The first layer then sees short strings, which
+    ``before`` (B, K, C) precedes ``x``; None: zeros. Predecessors in another one of the
+    ``documents`` (B, T) count as zeros. The first layer then sees short strings, which
     say more than single characters. modded-nanogpt's smear (record 34) has K = 1; Primer's short
     convolutions are similar (So et al. 2021, arXiv:2109.08668).
     """
     K, T = weights.shape[0], x.shape[1]
     line = F.pad(x, (0, 0, K, 0)) if before is None else torch.cat([before, x], dim=1)
     for back in range(1, K + 1):
-        x = torch.addcmul(x, weights[back - 1], line[:, K - back : K - back + T])
+        earlier = line[:, K - back : K - back + T]
+        if documents is not None:
+            theirs = F.pad(documents, (back, 0), value=-1)[:, :T]
+            earlier = earlier * (documents == theirs)[..., None]
+        x = torch.addcmul(x, weights[back - 1], earlier)
     return x
 
 
@@ -108,8 +129,11 @@ class Attention(nn.Module):
         self.q_norm = build_norm(config, self.head_size) if config.qk_norm else nn.Identity()
         self.k_norm = build_norm(config, self.head_size) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, angles: Angles, cache: LayerCache | None = None) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
+    def forward(
+        self, x: Tensor, angles: Angles, cache: LayerCache | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """(B, T, C) -> (B, T, C). ``mask`` (B, 1, T, T) says which pairs attend; None: causal."""
         B, T, _ = x.shape
         if self.qkv is not None:
             heads = linear(x, *self.qkv).view(B, T, -1, self.head_size)
@@ -128,9 +152,15 @@ class Attention(nn.Module):
             y = cache.attend(q, k, v)
         else:
             dropout, grouped = self.dropout if self.training else 0.0, self.n_kv_head != self.n_head
+            if grouped and mask is not None and x.device.type == "cuda":
+                # Of torch's kernels for CUDA, the one that takes a mask has no shared heads.
+                share = self.n_head // self.n_kv_head
+                k, v = (one.repeat_interleave(share, dim=1) for one in (k, v))
+                grouped = False
             y = F.scaled_dot_product_attention(
-                q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=grouped
-            )
+                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None,
+                enable_gqa=grouped,
+            )  # fmt: skip
         out: Tensor = self.o(y.transpose(1, 2).reshape(B, T, -1))
         return out
 

@@ -151,12 +151,12 @@ class Trainer:
             return
         before = random_tensors(self.device)
         self.model.train()
-        inputs, targets = self.sampler.batch(1)
         size = self.options.micro_batch
-        x, y = to_device((inputs[:size], targets[:size]), self.device)
+        batch = [array[:size] for array in self.sampler.batch(1)]
+        x, y, *documents = to_device(batch, self.device)
         with self.logger.doing("compiling"):
             with self.precision.autocast:
-                loss = self.network(x, y, reduction="sum")
+                loss = self.network(x, y, *documents, reduction="sum")
             loss.backward()
         self.optimizer.zero_grad()
         restore_random(before, self.device)
@@ -166,8 +166,8 @@ class Trainer:
 
         Reading these waits for the device at every step, because NaN must not reach the weights.
         """
-        inputs, targets = self.sampler.batch(step)
-        n_targets = int((targets != IGNORED).sum())
+        batch = self.sampler.batch(step)
+        n_targets = int((batch[1] != IGNORED).sum())
         rate = self.budget.share(step, self.progress) * 0.5**self.progress.rollbacks
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * rate
@@ -175,11 +175,11 @@ class Trainer:
         mean_loss = torch.zeros((), device=self.device)
         for start in range(0, self.batch_size, self.options.micro_batch):
             part = slice(start, start + self.options.micro_batch)
-            x, y = to_device((inputs[part], targets[part]), self.device)
+            x, y, *documents = to_device([array[part] for array in batch], self.device)
             with self.precision.autocast:
                 # Divided by the count of the whole batch: every token weighs the same, however the
                 # batch is cut (transformers PR 34191 shows the usual mistake).
-                part_loss = self.network(x, y, reduction="sum") / n_targets
+                part_loss = self.network(x, y, *documents, reduction="sum") / n_targets
             mean_loss += part_loss.detach()
             self.update.backward(part_loss)
             del part_loss

@@ -71,9 +71,9 @@ def test_the_loss_is_plain_cross_entropy_over_targets_that_are_not_ignored() -> 
     kept = targets != IGNORED
     each = F.cross_entropy(model(tokens)[kept], targets[kept], reduction="none")
     assert torch.allclose(model(tokens, targets), each.mean())
-    assert torch.allclose(model(tokens, targets, "mean"), each.mean())
-    assert torch.allclose(model(tokens, targets, "sum"), each.sum())
-    of_all = model(tokens, targets, "none")
+    assert torch.allclose(model(tokens, targets, reduction="mean"), each.mean())
+    assert torch.allclose(model(tokens, targets, reduction="sum"), each.sum())
+    of_all = model(tokens, targets, reduction="none")
     assert torch.allclose(of_all[kept.view(-1)], each)
     assert of_all[~kept.view(-1)].tolist() == [0.0] * int((~kept).sum())
 

@@ -103,7 +103,7 @@ def test_evaluation_recomputes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokens = GPT(**SHAPE).eval(), torch.zeros(2, 16, dtype=torch.long)
     model.checkpoint_every = 1
     with torch.no_grad():
-        model(tokens, tokens, "sum")
+        model(tokens, tokens, reduction="sum")
     with pytest.raises(AssertionError, match="checkpointed"):
         model(tokens, tokens)
 

@@ -66,13 +66,17 @@ class LayerKeys:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Store ``k`` and ``v`` (B, G, T, D); returns the attention of ``q`` (B, H, T, D)."""
-        cache, (B, H, _, D), G = self.cache, q.shape, k.shape[1]
+        cache, (B, H, T, D), G = self.cache, q.shape, k.shape[1]
         self.keys.index_copy_(0, cache.slots, k.reshape(-1, D))
         self.values.index_copy_(0, cache.slots, v.reshape(-1, D))
         if not cache.filled:  # a prompt attends only to itself
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=G != H)
         keys = self.keys.view(B, G, -1, D)[:, :, : cache.filled]
         values = self.values.view(B, G, -1, D)[:, :, : cache.filled]
+        if T > 1:  # a longer prompt: see ContinuedCache
+            return F.scaled_dot_product_attention(
+                q, keys, values, attn_mask=cache.mask, enable_gqa=G != H
+            )
         # Query heads that share a key head go into the dimension of positions, so no key is copied.
         y = F.scaled_dot_product_attention(
             q.reshape(B, G, H // G, D), keys, values, attn_mask=cache.mask
@@ -90,7 +94,7 @@ class KVCache:
 
     positions: Tensor  # (B, T) or (1, T), of the tokens being read
     slots: Tensor  # (B * G * T,): the rows of LayerKeys for their keys and values
-    mask: Tensor | None  # (B, 1, 1, filled): minus infinity after the newest token of a text
+    mask: Tensor | None  # (B, 1, T, filled): minus infinity after each of the T newest tokens
 
     def __init__(self, model: GPT) -> None:
         config = self.config = model.config
@@ -136,15 +140,16 @@ class KVCache:
         """
         if not self.filled:
             return None
-        rows = [[-1] * count + window[:-1] for window in self.windows]
+        newest = self.positions.shape[1]
+        rows = [[-1] * count + window[:-newest] for window in self.windows]
         return torch.tensor([row[-count:] for row in rows], device=self.weight.device)
 
     def step(self, newest: Tensor, positions: Tensor, is_masked: bool) -> Tensor:
-        """Ids (B, 1) at ``positions`` (B, 1) -> logits (B, V) of the tokens after them."""
+        """Ids (B, T) at ``positions`` (B, T) -> logits (B, V) of the token after the last."""
         self.positions, self.mask = positions, None
-        self.slots = (self.first_slots + positions).view(-1)
+        self.slots = (self.first_slots[..., None] + positions[:, None]).view(-1)
         if is_masked:
-            unseen = (self.columns[: self.filled] > positions)[:, None, None]
+            unseen = (self.columns[: self.filled] > positions[..., None])[:, None]
             zero = torch.zeros(unseen.shape, dtype=self.weight.dtype, device=newest.device)
             self.mask = zero.masked_fill_(unseen, float("-inf"))
         return self.model.logits(self.model.hidden(newest, self)[:, -1])
@@ -162,3 +167,28 @@ class KVCache:
         hidden = self.model.hidden(padded, self)
         ends = torch.tensor([len(window) - 1 for window in windows], device=device)
         return self.model.logits(hidden[torch.arange(len(windows), device=device), ends])
+
+
+class ContinuedCache(KVCache):
+    """The cache of a chat, whose prompts start with the texts before: only new tokens are read."""
+
+    def read(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """As :meth:`KVCache.read`, for one prompt."""
+        (prompt,) = prompts
+        S, window = self.config.block_size, list(prompt)
+        known = min(self.known(window), len(window) - 1)  # the logits come from the last token
+        if known == 0 or len(window) > S:
+            return super().read(prompts)
+        self.windows = [window]
+        self.filled = S if self.static else len(window)
+        device = self.weight.device
+        newest = torch.tensor([window[known:]], device=device)
+        positions = torch.arange(known, len(window), device=device)[None]
+        return self.step(newest, positions, self.static or len(window) > known + 1)
+
+    def known(self, prompt: Sequence[int]) -> int:
+        """How many tokens at the start of ``prompt`` have been read already."""
+        window = self.windows[0] if self.windows else []
+        pairs = enumerate(zip(window, prompt, strict=False))
+        shorter = min(len(window), len(prompt))
+        return next((place for place, (one, other) in pairs if one != other), shorter)

@@ -8,7 +8,7 @@ import torch
 
 from llm.model.gpt import GPT
 from llm.sampling import layout
-from llm.sampling.cache import KVCache, Uncached, slide
+from llm.sampling.cache import ContinuedCache, KVCache, Uncached, slide
 from llm.sampling.generate import generate, generate_batch
 from llm.sampling.layout import lay_out_for_decoding
 from llm.sampling.options import SamplingOptions
@@ -160,3 +160,29 @@ def test_a_full_window_keeps_its_newest_half() -> None:
     dropped = [slide(seen, token, 6) for token in range(8)]
     assert dropped == [False] * 6 + [True, False]
     assert seen == [4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_longer_prompt_continues_in_the_cache_and_reads_only_its_new_tokens(
+    kind: dict[str, Any],
+) -> None:
+    model, prompt = made(kind), [5, 9]
+    kept, read = ContinuedCache(model), list[int]()
+    hidden = model.hidden
+    model.hidden = lambda tokens, *more: read.append(tokens.shape[1]) or hidden(tokens, *more)  # type: ignore[method-assign, func-returns-value]
+    options = SamplingOptions(max_new_tokens=4, temperature=0)
+    for more in ([7], [1, 2, 3], [60, 0]):
+        prompt += more
+        fits = len(prompt) + 4 <= model.config.block_size
+        read.clear()
+        (answer,) = texts(kept, [prompt], options)
+        assert not fits or read[0] == (len(prompt) if more == [7] else len(more) + 1)
+        assert [answer] == texts(KVCache(model), [prompt], options)
+        prompt += answer
+
+
+def test_a_prompt_that_differs_early_is_read_again_from_there() -> None:
+    model, options = made(FAST), SamplingOptions(max_new_tokens=3, temperature=0)
+    kept = ContinuedCache(model)
+    for prompt in ([1, 2, 3, 4], [1, 2, 9, 4, 5], [1, 2], [8, 8], list(range(40))):
+        assert texts(kept, [prompt], options) == texts(Uncached(model), [prompt], options)

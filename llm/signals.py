@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 STOPPED, AT_ONCE = 75, 130  # exit statuses
+END = b"\0"  # in the pipe: no signal has this number
 SOON = 0.3  # seconds: unless it is busy in one long call, Python has called the handler by then
 T = TypeVar("T")
 
@@ -56,6 +57,9 @@ class Listener:
         self.at_once: list[Callable[[], object]] = []
         # Called with the exit status and the reason when a signal ends the process at once
         self.last_words: Callable[[int, str], object] | None = None
+        # Called by Ctrl-C, which then does nothing else
+        self.on_ctrl_c: Callable[[], object] | None = None
+        self.is_read = threading.Event()  # set once the thread has read all bytes of the pipe
         self.is_guest = False  # whether the process is a user's program, which must not end
         self._reset()
 
@@ -98,6 +102,9 @@ class Listener:
             yield item
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.on_ctrl_c is not None:
+            self.on_ctrl_c()
+            return
         if self.received is not None:
             if number == signal.SIGINT and self.is_guest:
                 raise KeyboardInterrupt
@@ -122,7 +129,10 @@ class Listener:
         is_first = True
         with open(reading, "rb", buffering=0) as pipe:
             while number := pipe.read(1):
-                if number[0] not in SIGNALS:
+                if number == END:
+                    self.is_read.set()
+                is_answered = number[0] == signal.SIGINT and self.on_ctrl_c is not None
+                if number[0] not in SIGNALS or is_answered:
                     continue
                 if number[0] == signal.SIGINT and self.reaction is not Reaction.EXIT:
                     if not is_first and not self.is_guest:
@@ -175,6 +185,20 @@ def raised() -> Iterator[None]:
         yield
     finally:
         remember()  # the process is about to end anyway
+
+
+@contextlib.contextmanager
+def ctrl_c_calls(call: Callable[[], object]) -> Iterator[None]:
+    """While inside, Ctrl-C calls ``call``, which may raise an exception, and does nothing else."""
+    listener.on_ctrl_c = call
+    try:
+        yield
+    finally:
+        if listener.previous:  # else the thread would take the last Ctrl-C for a later one
+            listener.is_read.clear()
+            os.write(listener.pipe, END)
+            listener.is_read.wait(SOON)
+        listener.on_ctrl_c = None
 
 
 @contextlib.contextmanager

@@ -1,0 +1,176 @@
+"""A chat in the terminal, or through a pipe: one message per line, answers on standard output."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from llm.disk import replaced
+from llm.errors import Refused, as_line, require
+from llm.options import validate
+from llm.sampling.conversation import Conversation, Message
+from llm.sampling.options import SamplingOptions
+from llm.signals import ctrl_c_calls
+
+LONGEST_LINE = 2**20  # bytes of one line of a pipe
+HELP = """\
+/reset             forget all messages; the system text stays
+/system TEXT       set the system text; without TEXT: show it
+/temperature 0.7   0: always the most likely token; 1: the model's probabilities
+/save FILE         write the conversation as a line of JSONL, which data=chat reads
+/exit              end the chat, as Ctrl-D does
+Ctrl-C stops an answer. A \\ at the end of a line continues the message on the next one.
+A message that starts with / needs a space before it."""
+
+
+class Chat:
+    """Reads messages and commands from standard input, and prints the answers as they come."""
+
+    def __init__(self, conversation: Conversation, options: SamplingOptions, seed: int) -> None:
+        self.conversation, self.options, self.seed = conversation, options, seed
+        self.is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+        self.is_answering = self.is_stopped = self.is_over = False
+        self.saved = set[Path]()  # files that this chat may replace
+        self.commands: dict[str, Callable[[str], None]] = {
+            "help": lambda _: say(HELP), "exit": self.exit, "reset": self.reset,
+            "system": self.system, "temperature": self.temperature, "save": self.save,
+        }  # fmt: skip
+
+    def run(self) -> list[Message]:
+        """Chat until the input ends; returns the whole conversation.
+
+        A first Ctrl-C at the prompt only says how to end the chat. A second one, or one while a
+        pipe is read, raises ``KeyboardInterrupt``.
+        """
+        if self.is_terminal:
+            with contextlib.suppress(ImportError):
+                import readline  # noqa: F401  (input() then edits lines and remembers them)
+            say("/help lists the commands, Ctrl-D ends the chat")
+        was_interrupted = False
+        with ctrl_c_calls(self._on_ctrl_c):
+            while not self.is_over:
+                try:
+                    self.take(self._message())
+                    was_interrupted = False
+                except EOFError:
+                    break
+                except KeyboardInterrupt:
+                    if was_interrupted or not self.is_terminal:
+                        raise
+                    was_interrupted = True
+                    say("\nCtrl-C again, /exit or Ctrl-D ends the chat")
+                except Refused as refusal:
+                    say(as_line(str(refusal)))
+        if self.is_terminal and not self.is_over:
+            print()  # the line of the prompt
+        return self.conversation.messages
+
+    def take(self, line: str) -> None:
+        """Obey a command, or answer a message. Raises :class:`llm.errors.Refused`."""
+        if line.startswith("/"):
+            name, _, rest = line[1:].partition(" ")
+            require(name in self.commands, f"/{name} is unknown: /help lists the commands")
+            self.commands[name](rest.strip())
+        elif line.strip():
+            self.answer(line)
+
+    def answer(self, text: str) -> None:
+        """Print the answer to ``text``."""
+        talk, options = self.conversation, self.options
+        forgotten = talk.first
+        prompt = talk.ask(text, options.max_new_tokens)
+        if talk.first and not forgotten:
+            say("(the oldest messages no longer fit: the model sees "
+                f"{talk.model.config.block_size:,} tokens)")  # fmt: skip
+        self.is_stopped, self.is_answering = False, True
+        # Of a different seed each time, so that a question asked again may get another answer
+        for piece in talk.answer(prompt, options, self.seed + len(talk.history)):
+            print(piece, end="", flush=True)
+            if self.is_stopped:
+                break
+        self.is_answering = False
+        print(flush=True)
+        if talk.ended_by in ("window", "max_new_tokens"):
+            limit = f"max_new_tokens={options.max_new_tokens}"
+            size = f"the model sees {talk.model.config.block_size:,} tokens"
+            say(f"(cut: {size if talk.ended_by == 'window' else limit})")
+
+    def exit(self, _: str) -> None:
+        """End the chat."""
+        self.is_over = True
+
+    def reset(self, _: str) -> None:
+        """Forget all messages."""
+        self.conversation.reset()
+        say("forgotten")
+
+    def system(self, text: str) -> None:
+        """Set or show the system text; it counts from the next answer."""
+        if text:
+            self.conversation.system = text
+        say(f"system: {self.conversation.system or '(none)'}")
+
+    def temperature(self, text: str) -> None:
+        """Set or show the temperature."""
+        if text:
+            try:
+                options = replace(self.options, temperature=float(text))
+            except ValueError:
+                raise Refused(f"/temperature {text} must be a number, such as 0.7") from None
+            validate(options, "/")
+            self.options = options
+        say(f"temperature: {self.options.temperature:g}")
+
+    def save(self, name: str) -> None:
+        """Write the conversation to a file."""
+        require(name, "/save needs a file: /save chat.jsonl")
+        require(self.conversation.history, "/save: nothing was said yet")
+        path = Path(name).expanduser().absolute()
+        require(
+            path in self.saved or not (path.exists() or path.is_symlink()),
+            f"/save {name} exists already: take another name",
+        )
+        line = json.dumps({"messages": self.conversation.messages}, ensure_ascii=False)
+        try:
+            with replaced(path) as file:
+                file.write(line.encode("utf-8") + b"\n")
+        except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
+            reason = getattr(error, "strerror", None) or str(error)
+            raise Refused(f"/save {name}: {reason}") from None
+        self.saved.add(path)
+        say(f"saved: {name}")
+
+    def _on_ctrl_c(self) -> None:
+        if not self.is_answering:
+            raise KeyboardInterrupt
+        self.is_stopped = True
+
+    def _message(self) -> str:
+        """The next line, and those that it continues on. Raises ``EOFError`` at the end."""
+        lines = [self._line("> ")]
+        while lines[-1].endswith("\\"):
+            lines[-1] = lines[-1][:-1]
+            try:
+                lines.append(self._line("  "))
+            except EOFError:
+                break
+        return "\n".join(lines)
+
+    def _line(self, prompt: str) -> str:
+        try:
+            if self.is_terminal:
+                return input(prompt)
+            raw = sys.stdin.buffer.readline(LONGEST_LINE + 1)
+            if not raw:
+                raise EOFError
+            require(len(raw) <= LONGEST_LINE, f"a line has more than {LONGEST_LINE:,} bytes")
+            return raw.decode("utf-8").removesuffix("\n").removesuffix("\r")
+        except UnicodeDecodeError as error:
+            raise Refused(f"the message is not UTF-8: offset {error.start}") from None
+
+
+def say(text: str) -> None:
+    """Print a line that is no answer."""
+    print(text, file=sys.stderr, flush=True)

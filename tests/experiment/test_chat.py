@@ -1,0 +1,182 @@
+"""A chat through a pipe and on a terminal: answers, commands, Ctrl-C, and what is saved."""
+
+import io
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm.experiment import chat as module
+from llm.experiment.chat import Chat
+from llm.sampling.options import SamplingOptions
+from llm.signals import listener, raised
+from tests.sampling.test_conversation import conversation, network
+
+
+@pytest.fixture(autouse=True)
+def listening() -> Iterator[None]:
+    with raised():
+        yield
+    listener.stop_listening()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def chatting(
+    monkeypatch: pytest.MonkeyPatch, typed: str | bytes, block_size: int = 64, **options: Any
+) -> Chat:
+    """A chat with a network that answers ``xxxxxx``; ``typed`` comes through a pipe."""
+    raw = typed if isinstance(typed, bytes) else typed.encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+    talk = conversation(network(block_size, favourite=ord("x")), **options)
+    return Chat(talk, SamplingOptions(temperature=0, max_new_tokens=6), seed=0)
+
+
+def at_terminal(monkeypatch: pytest.MonkeyPatch, *events: Any) -> Chat:
+    """The same on a terminal: each event is a line, or an exception that ends ``input()``."""
+    left = list(events)
+
+    def typed(prompt: str) -> str:
+        print(prompt, end="")
+        event = left.pop(0) if left else EOFError
+        if event == "Ctrl-C":
+            os.kill(os.getpid(), signal.SIGINT)
+        if isinstance(event, str):
+            return event
+        raise event
+
+    chat = chatting(monkeypatch, "")
+    chat.is_terminal = True
+    monkeypatch.setattr(module, "input", typed, raising=False)
+    return chat
+
+
+def contents(chat: Chat) -> list[str]:
+    return [one["content"] for one in chat.conversation.messages]
+
+
+def test_a_pipe_gives_a_message_per_line_and_gets_only_the_answers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    messages = chatting(monkeypatch, "one\n\n两行\\\nof it\r\nlast", system="sys").run()
+    said = [one["content"] for one in messages]
+    assert said == ["sys", "one", "xxxxxx", "两行\nof it", "xxxxxx", "last", "xxxxxx"]
+    printed = capsys.readouterr()
+    assert printed.out == "xxxxxx\n" * 3
+    assert printed.err == "(cut: max_new_tokens=6)\n" * 3
+
+
+def test_mistakes_take_one_line_and_the_chat_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = "/dance\n/temperature hot\n/temperature -1\n/save\n/save a\n" + "a" * 99 + "\nhello\n"
+    chat = chatting(monkeypatch, typed.encode() + b"\xff\n/temperature 0.5\n/system be kind\n")
+    chat.run()
+    printed = capsys.readouterr()
+    assert printed.out == "xxxxxx\n"
+    assert printed.err.splitlines() == [
+        "/dance is unknown: /help lists the commands",
+        "/temperature hot must be a number, such as 0.7",
+        "/temperature=-1.0 must be at least 0",
+        "/save needs a file: /save chat.jsonl",
+        "/save: nothing was said yet",
+        "the message needs 101 tokens, with the system text and the template, "
+        "and there is room for 58: shorten it",
+        "(cut: max_new_tokens=6)",
+        "the message is not UTF-8: offset 0",
+        "temperature: 0.5",
+        "system: be kind",
+    ]
+    assert contents(chat) == ["be kind", "hello", "xxxxxx"]
+    assert chat.options.temperature == 0.5
+
+
+def test_every_command_is_in_the_help(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat = chatting(monkeypatch, "/help\n/exit\nnever read\n")
+    chat.run()
+    help_text = capsys.readouterr().err
+    assert all(f"/{name}" in help_text for name in chat.commands if name != "help")
+    assert contents(chat) == []
+
+
+def test_forgotten_messages_are_mentioned_once_and_saved(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    lines = [f"message {number}" for number in range(9)]
+    chat = chatting(monkeypatch, "\n".join([*lines, f"/save {tmp_path}/chat 1.jsonl"]))
+    chat.run()
+    assert capsys.readouterr().err.count("the oldest messages no longer fit") == 1
+    row = json.loads((tmp_path / "chat 1.jsonl").read_text(encoding="utf-8"))
+    assert [one["content"] for one in row["messages"][::2]] == lines
+    assert {one["role"] for one in row["messages"][1::2]} == {"assistant"}
+
+
+def test_only_a_file_of_this_chat_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "other").write_text("precious", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    chat = chatting(monkeypatch, "a\n/save mine\nb\n/save mine\n/save other\n/save no/folder\n")
+    chat.run()
+    said = capsys.readouterr().err
+    assert "/save other exists already: take another name\n" in said
+    assert "/save no/folder: No such file or directory\n" in said
+    assert (tmp_path / "other").read_text(encoding="utf-8") == "precious"
+    assert len(json.loads((tmp_path / "mine").read_text(encoding="utf-8"))["messages"]) == 4
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", "other"}
+
+
+def test_reset_starts_anew_and_a_message_may_start_with_a_slash_after_a_space(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chat = chatting(monkeypatch, "one\n/reset\n /usr is a folder\n")
+    chat.run()
+    assert contents(chat) == [" /usr is a folder", "xxxxxx"]
+
+
+def test_ctrl_c_stops_an_answer_and_not_the_chat(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat = at_terminal(monkeypatch, "one", "two")
+    model, seen = chat.conversation.model, list[int]()
+    logits = model.logits
+
+    def interrupted(x: Any) -> Any:
+        seen.append(1)
+        if len(seen) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)  # an impatient user
+        return logits(x)
+
+    model.logits = interrupted  # type: ignore[method-assign]
+    chat.run()
+    assert contents(chat) == ["one", "xxx", "two", "xxxxxx"]
+    assert listener.received is None
+
+
+def test_a_second_ctrl_c_at_the_prompt_ends_the_chat(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat = at_terminal(monkeypatch, "Ctrl-C", "one", "Ctrl-C", "Ctrl-C")
+    with pytest.raises(KeyboardInterrupt):
+        chat.run()
+    assert contents(chat) == ["one", "xxxxxx"]
+    assert capsys.readouterr().err.count("Ctrl-C again, /exit or Ctrl-D ends the chat") == 2
+    assert listener.on_ctrl_c is None
+
+
+def test_ctrl_d_ends_the_chat_below_the_prompt(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at_terminal(monkeypatch).run()
+    assert capsys.readouterr().out == "> \n"

@@ -1,6 +1,6 @@
 """Text from a model, one token at a time, for one prompt or for several at once."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import torch
 
@@ -35,7 +35,7 @@ def generate_batch(
     n_tokens: int,
     end: int | None = None,
     is_stopped: Callable[[int], bool] = lambda row: False,
-) -> Iterator[list[Drawn | None]]:
+) -> Generator[list[Drawn | None], None, None]:
     """Yield (token id, log-probability in nats) for each text, or None once the text has ended.
 
     A text ends before the token ``end``, after ``max_new_tokens``, or once ``is_stopped(row)``,

@@ -131,6 +131,33 @@ def test_a_run_whose_data_is_gone_does_not_stop_the_others(folder: Path) -> None
     assert here("eval", "outputs", cwd=folder).returncode == 2
 
 
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_questions_pairs_and_grammar_are_scored_and_shown(folder: Path) -> None:
+    rows = [
+        {"context": "What", "choices": ["say", "yas"], "answer": "A"},
+        {"context": "What say you to line", "choices": ["aa", "oo"], "answer": 1},
+    ]
+    write_rows(folder / "mine.jsonl", rows[:1] * 3 + rows[1:])
+    pair = {"sentence_good": "What say you", "sentence_bad": "Whyy say you", "UID": "x"}
+    (folder / "data/blimp").mkdir()
+    for name in ("a", "b"):
+        write_rows(folder / f"data/blimp/{name}.jsonl", [pair | {"linguistics_term": name}])
+    typed = ["outputs/fp32", "tasks=[mine.jsonl,blimp]", "device=cpu"]
+    done = here("eval", *typed, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "correct (95 % interval" in done.stdout and "of 4 questions; 1 context cut" in done.stdout
+    )
+    assert "data/blimp has 2 files of BLiMP's 67" in done.stdout
+    assert "  a  100.0% of 1" in done.stdout
+    found = json.loads((folder / "outputs/fp32/eval.json").read_text())["tasks"]
+    assert found["blimp"]["acc"] == 1 and found["mine.jsonl"]["acc"] >= 0.75
+    assert found["mine.jsonl"]["cut"] == 1 and found["mine.jsonl"]["starts_with"] is None
+
+
 def refusal(folder: Path, *typed: str) -> str:
     done: Done = here("eval", *typed, cwd=folder)
     assert done.returncode == 2, done.stdout + done.stderr
@@ -145,7 +172,10 @@ def refusal(folder: Path, *typed: str) -> str:
         (["nowhere"], "ckpt=nowhere does not exist"),
         (["outputs/fp32", "tasks=[]"], "tasks is empty"),
         (["outputs/fp32", "tasks=[7]"], "tasks=7 must be names of tasks or paths of files"),
-        (["outputs/fp32", "tasks=los"], "tasks=los is unknown"),
+        (["outputs/fp32", "tasks=los"], "path of a file; did you mean 'loss'?"),
+        (["outputs/fp32", "tasks=blimp"], "blimp needs its files in data/blimp: git clone"),
+        (["outputs/fp32", "tasks=[loss,bad.jsonl]"], "bad.jsonl, line 2: answer=5 is out of range"),
+        (["outputs/fp32", "tasks=long.jsonl"], "long.jsonl, line 1: a choice has 21 tokens, and"),
         (["outputs/fp32", "window=17"], "window=17 is longer than the model's block_size=16"),
         (["outputs/fp32", "stride=17"], "stride=17 is larger than the window of 16 tokens"),
         (["outputs/fp32", "window=4", "stride=5"], "stride=5 is larger than window=4"),
@@ -154,7 +184,7 @@ def refusal(folder: Path, *typed: str) -> str:
             ["outputs/fp32", "data_path=nowhere"],
             "data_path=nowhere is neither a text file nor a prepared",
         ),
-        (["outputs/fp32", "tasks=cyrillic.txt"], "not in this vocabulary of"),
+        (["outputs/fp32", "tasks=cyrillic.txt"], "cyrillic.txt: not in this vocabulary of"),
         (["outputs/fp32", "tasks=binary.txt"], "binary.txt is not UTF-8 text: byte 0 is invalid"),
         (["outputs/fp32", "tasks=empty.txt"], "the text has fewer than two tokens"),
         (["outputs/fp32", "as_in_training=true", "window=3"], "leave window out"),
@@ -169,6 +199,10 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     (trained / "cyrillic.txt").write_text("\u0434\u0430", encoding="utf-8")
     (trained / "binary.txt").write_bytes(b"\xff\xfe")
     (trained / "empty.txt").write_bytes(b"")
+    good = {"context": "What", "choices": ["say", "sat"], "answer": 0}
+    rows = {"bad": [good, good | {"answer": 5}], "long": [good | {"choices": ["a", "say " * 5]}]}
+    for name, lines in rows.items():
+        write_rows(trained / f"{name}.jsonl", lines)
     assert said in refusal(trained, *typed, "device=cpu")
     assert not list(trained.glob("outputs/*/eval.json"))
 

@@ -4,17 +4,19 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
 from llm.data.batches import Batch
 from llm.data.meta import META
-from llm.errors import Refused, require
+from llm.errors import Refused, did_you_mean, require
 from llm.experiment.console import count_progress
 from llm.experiment.eval_file import write_results
 from llm.sealed import read_bounded
 from llm.settings.eval import EvalSettings
 from llm.tasks.losses import SplitTask, Task, TextTask
+from llm.tasks.questions import open_blimp, open_grammar, open_questions
 from llm.tasks.subject import Subject
 
 LARGEST_TEXT = 1 << 28  # bytes
@@ -28,16 +30,33 @@ def open_tasks(settings: EvalSettings) -> list[Task]:
 
 
 def _open_task(name: str, settings: EvalSettings) -> Task:
-    if name == "loss":
-        if settings.data_path is None:
-            return SplitTask(settings)
-        path = Path(settings.data_path)
-        if (path / META).is_file():
-            return SplitTask(settings, path)
-        require(path.is_file(), f"data_path={path} is neither a text file nor a prepared folder")
-        return _open_text(path, settings)
-    require(os.path.exists(name), f"tasks={name} is unknown, and no file of this name exists")
-    return _open_text(Path(name), settings)
+    if name in BUILT_IN:
+        return BUILT_IN[name](settings)
+    known = ", ".join(BUILT_IN)
+    close = get_close_matches(name, BUILT_IN, n=2)
+    require(
+        os.path.isfile(name),
+        f"tasks={name:.60} is unknown: take {known} or the path of a file"
+        f"{did_you_mean(name, BUILT_IN)}",
+        key="tasks", suggestions=[f"tasks={one}" for one in close],
+    )  # fmt: skip
+    path = Path(name)
+    return open_questions(path, settings) if path.suffix == ".jsonl" else _open_text(path, settings)
+
+
+def _open_loss(settings: EvalSettings) -> Task:
+    if settings.data_path is None:
+        return SplitTask(settings)
+    path = Path(settings.data_path)
+    if (path / META).is_file():
+        return SplitTask(settings, path)
+    require(path.is_file(), f"data_path={path} is neither a text file nor a prepared folder")
+    return _open_text(path, settings)
+
+
+BUILT_IN: dict[str, Callable[[EvalSettings], Task]] = {
+    "loss": _open_loss, "grammar": open_grammar, "blimp": open_blimp,
+}  # fmt: skip
 
 
 def _open_text(path: Path, settings: EvalSettings) -> TextTask:

@@ -1,14 +1,14 @@
 """The loss of a network on a split of prepared data or on a text, for ``run_eval.py``."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from llm.data.batches import Batch
 from llm.data.dataset import LARGE, Dataset
 from llm.data.tokenizer import Tokenizer
-from llm.errors import require
+from llm.errors import Refused, require
 from llm.evaluation.loss import Evaluation
 from llm.evaluation.split import evaluate_split
 from llm.evaluation.text import evaluate_tokens, text_tokens
@@ -23,7 +23,7 @@ from llm.tasks.subject import Subject
 from llm.training.options import TrainerOptions
 from llm.training.precision import Precision, resolve_precision, to_precision
 
-Reading = Callable[[Iterator[Batch], int], Iterable[Batch]]
+Reading = Callable[[Iterator[Any], int], Iterable[Any]]  # batches and their number
 
 
 class Task(Protocol):
@@ -69,7 +69,7 @@ class SplitTask:
             return self._as_in_training(subject, model, dataset, reading)
         lengths = tokenizer.byte_lengths
         found, windows = evaluate_tokens(
-            model, dataset.splits[split], lengths, *_window(self.settings, model), reading
+            model, dataset.splits[split], lengths, *window_of(self.settings, model), reading
         )
         return {
             **_numbers(found), "split": split, "text": dataset.text, "window": windows.size,
@@ -109,33 +109,37 @@ class TextTask:
     def evaluate(self, subject: Subject, model: GPT, reading: Reading) -> Plain:
         """The loss, and how it was measured."""
         tokenizer = subject.source.tokenizer
-        tokens = text_tokens(tokenizer, self.text)
+        try:
+            tokens = text_tokens(tokenizer, self.text)
+        except Refused as refusal:  # a character that is not in the vocabulary
+            raise Refused(f"{self.name}: {refusal}") from None
         found, windows = evaluate_tokens(
-            model, tokens, tokenizer.byte_lengths, *_window(self.settings, model), reading
+            model, tokens, tokenizer.byte_lengths, *window_of(self.settings, model), reading
         )
         if tokenizer.end_of_text is not None:  # then all bytes of the text are predicted
             found = replace(found, bytes=len(self.text.encode()))
         return {
-            **_numbers(found), "file": self.name, "starts_with": _first(tokenizer),
+            **_numbers(found), "file": self.name, "starts_with": first_token(tokenizer),
             "window": windows.size, "stride": windows.stride, "windows": len(windows.starts()),
             "precision": "fp32",
         }  # fmt: skip
 
 
 def _numbers(found: Evaluation) -> Plain:
+    require(math.isfinite(found.loss), "the loss is not finite: the weights are damaged")
     return {
         "kind": "loss", "loss": found.loss, "perplexity": found.perplexity,
         "bits_per_byte": found.bits_per_byte, "tokens": found.tokens, "bytes": found.bytes,
     }  # fmt: skip
 
 
-def _first(tokenizer: Tokenizer) -> str | None:
+def first_token(tokenizer: Tokenizer) -> str | None:
     """The special token that stands before a text; None if the tokenizer has none."""
     end = tokenizer.end_of_text
     return next((name for name, token in tokenizer.special_ids.items() if token == end), None)
 
 
-def _window(settings: EvalSettings, model: GPT) -> tuple[int, int | None, int | None]:
+def window_of(settings: EvalSettings, model: GPT) -> tuple[int, int | None, int | None]:
     """Window, stride and windows in a batch; :class:`llm.errors.Refused` beyond block_size."""
     most = model.config.block_size
     require(

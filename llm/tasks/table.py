@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
+from llm.evaluation.questions import PAIRS
 from llm.experiment.cells import encodable
 from llm.experiment.columns import Filled, table_lines
 from llm.experiment.console import console, say
@@ -33,17 +34,43 @@ def show(subjects: Sequence[Subject]) -> None:
 
 
 def result_lines(results: Plain) -> list[str]:
-    """Sentences with the numbers of each task."""
-    return [f"{name}: {_describe(result)}" for name, result in results.items()]
+    """Lines with the numbers of each task."""
+    lines = []
+    for name, result in results.items():
+        if result["kind"] == "loss":
+            lines.append(f"{name}: {_loss(result)}")
+        else:
+            lines += [f"{name}: {_accuracy(result)}", *_phenomena(result["phenomena"])]
+    return lines
 
 
-def _describe(result: Plain) -> str:
+def _loss(result: Plain) -> str:
+    """``loss 1.6100  perplexity 5.00  2.3227 bits/byte  (...)``"""
     perplexity, bits = result["perplexity"], result["bits_per_byte"]
     parts = [f"loss {result['loss']:.4f}"]
     parts += [f"perplexity {perplexity:,.2f}"] * (perplexity is not None)
     parts += [f"{bits:.4f} bits/byte"] * (bits is not None)
     where = f"window {result['window']}, stride {result['stride']:g}"
     return "  ".join(parts) + f"  ({plural(result['tokens'], 'token')}; {where})"
+
+
+def _accuracy(result: Plain) -> str:
+    """``82.5% correct (95 % interval 80.1% to 84.7%), 80.2% by length, of 480 pairs``"""
+    noun = "pair" if result["kind"] == PAIRS else "question"
+    text = (
+        f"{result['acc']:.1%} correct (95 % interval {result['acc_low']:.1%} to "
+        f"{result['acc_high']:.1%}), {result['acc_norm']:.1%} by length, "
+        f"of {plural(result['n'], noun)}"
+    )
+    cut = result["cut"]
+    return f"{text}; {plural(cut, 'context')} cut to {result['window']} tokens" if cut else text
+
+
+def _phenomena(groups: Plain) -> list[str]:
+    """A line for each phenomenon, the hardest first."""
+    width = max(map(len, groups), default=0)
+    ordered = sorted(groups.items(), key=lambda item: item[1]["acc"])
+    return [f"  {name:{width}}  {one['acc']:6.1%} of {one['n']:,}" for name, one in ordered]
 
 
 def _number(value: float | None) -> str:

@@ -18,7 +18,7 @@ FLOORS = [
     {"errors"},
     {"units"},
     {"device", "disk", "options", "sealed", "signals", "terminal", "commands", "version"},
-    {"lock", "answer"},
+    {"lock", "answer", "plain_yaml"},
     {"start"},
     {"functional"},
     {"model", "data"},

@@ -1,33 +1,23 @@
 """``config.yaml`` of a run: written from its settings, and read again to continue the run.
 
-The file may come from a stranger. PyYAML's safe loader creates no objects, but a few lines with
-aliases stand for a billion values, a number can take minutes to read, and a key that occurs twice
-silently has its last value. So each of PyYAML's nodes is checked before its value is read.
+The file may come from a stranger: :mod:`llm.plain_yaml` reads it in bounded time.
 """
 
 import os
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import yaml
-from yaml.constructor import SafeConstructor
 
 from llm.checkpoint.find import FOLDER, newest_folders, newest_runs
 from llm.errors import Refused, require
 from llm.experiment.rundir import CONFIG
-from llm.sealed import Plain, read_bounded
+from llm.plain_yaml import read_yaml, unreadable
+from llm.sealed import Plain
 from llm.settings.custom import GROUPS, OPTION, Custom
 from llm.settings.schema import TrainSettings
 
-LARGEST = 1 << 17  # bytes; a usual file has 2,500
-LONGEST_NUMBER = 40  # characters
-DEEPEST = 50  # sections and lists within each other
-FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML may lack libyaml
-STRING = "tag:yaml.org,2002:str"
-TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null")}
-TAGS |= {"tag:yaml.org,2002:seq", "tag:yaml.org,2002:map"}
 SECTIONS = ("model", "data", "optimizer", "schedule", "precision", "trainer")
 NAME_OF_OPTION = r"\w[\w.-]*(/\w[\w.-]*)*"
 NOT_INHERITED = ("resume", "verify", "typed")  # keys that a resumed run must not inherit
@@ -64,7 +54,7 @@ def load_plain(folder: Path) -> Plain:
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and not os.path.lexists(path):  # or the name is too long
             raise not_a_run(folder) from None
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
     plain = read_plain(path)
     return {key: value for key, value in plain.items() if key not in NOT_INHERITED}
 
@@ -74,62 +64,12 @@ def read_plain(path: Path) -> Plain:
 
     Raises :class:`llm.errors.Refused` if no run can have written it.
     """
-    try:
-        text = read_bounded(path, LARGEST).decode("utf-8")
-        node = _composed(text)
-        plain: Any = None if node is None else _value(node, set())
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise _unreadable(path, error) from None
-    require(isinstance(plain, dict), f"{path} holds no settings")
+    plain = read_yaml(path)
     for section in SECTIONS:
         values = plain.get(section)
         is_section = isinstance(values, dict | None)
         require(is_section, f"{path}: {section} is {values!r:.60}, not a section")
-    return dict(plain)
-
-
-def _unreadable(path: Path, error: Exception) -> Refused:
-    return Refused(f"{path} cannot be read: {str(error).splitlines()[0]}")
-
-
-def _composed(text: str) -> yaml.Node | None:
-    """The nodes of a YAML text; by libyaml, which takes a tenth of the time, where that is safe."""
-    try:
-        depth = 0
-        for event in yaml.parse(text, Loader=FAST_LOADER):
-            depth += isinstance(event, yaml.CollectionStartEvent)
-            depth -= isinstance(event, yaml.CollectionEndEvent)
-            if depth > DEEPEST:  # libyaml's own nodes would overflow the stack of the process
-                raise yaml.YAMLError
-        return yaml.compose(text, Loader=FAST_LOADER)
-    except yaml.YAMLError:  # PyYAML's message names the line
-        return yaml.compose(text, Loader=yaml.SafeLoader)
-
-
-def _value(node: yaml.Node, seen: set[int]) -> Any:
-    _require(id(node) not in seen, node, "an alias")
-    _require(node.tag in TAGS, node, "a tag, or a value that is not text, a number or a boolean")
-    seen.add(id(node))
-    if isinstance(node, yaml.SequenceNode):
-        return [_value(item, seen) for item in node.value]
-    if isinstance(node, yaml.MappingNode):
-        values: Plain = {}
-        for key, item in node.value:
-            name = f"{key.value!r:.40}"
-            _require(key.tag == STRING, key, f"the key {name}, which is not a name")
-            _require(key.value not in values, key, f"the key {name} for the second time")
-            # A _target_ would name code for Hydra to call.
-            _require(not key.value.startswith("_"), key, f"the key {name}, which is not a setting")
-            values[key.value] = _value(item, seen)
-        return values
-    is_short = node.tag == STRING or len(node.value) <= LONGEST_NUMBER
-    _require(is_short, node, "a number that is too long")
-    return SafeConstructor().construct_object(node)
-
-
-def _require(condition: bool, node: yaml.Node, fault: str) -> None:
-    if not condition:
-        raise yaml.YAMLError(f"line {node.start_mark.line + 1} has {fault}")
+    return plain
 
 
 def not_a_run(folder: Path) -> Refused:

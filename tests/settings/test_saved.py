@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from llm.errors import Refused
-from llm.settings.saved import LARGEST, load_plain
+from llm.plain_yaml import LARGEST
+from llm.settings.saved import load_plain
 
 OURS: dict[str, Any] = {
     "model": {"n_layer": 4, "head_size": None, "dropout": 0.0, "bias": True, "norm": "rmsnorm"},

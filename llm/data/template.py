@@ -1,0 +1,204 @@
+"""A chat template: the texts around each message of a conversation, and what ends an answer.
+
+``conf/template/chatml.yaml`` explains each key. A template is plain text without a language of its
+own, so that a file from somebody else can do nothing but be read.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from llm.data.tokenizer import Tokenizer
+from llm.errors import Refused, did_you_mean, require
+from llm.options import from_plain
+from llm.plain_yaml import read_yaml
+from llm.sealed import Plain
+
+TEMPLATES = Path(__file__).resolve().parent.parent.parent / "conf" / "template"
+ROLES = ("system", "user", "assistant")
+LONGEST_PART = 10_000  # characters of a text in a template
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation; ``input`` goes with an instruction, the content of a user."""
+
+    role: str
+    content: str
+    input: str = ""
+
+
+@dataclass(frozen=True)
+class Around:
+    """The texts before and after a message."""
+
+    before: str = ""
+    after: str = ""
+
+
+# A text, whether it is a special token, and whether it is learned. The special token "" is the
+# end-of-text token of the tokenizer.
+Piece = tuple[str, bool, bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """The values of a template's file."""
+
+    user: Around
+    assistant: Around
+    system: Around | None = None
+    input: Around = field(default_factory=lambda: Around("\n\n"))
+    markers: tuple[str, ...] = ()
+    start: str = ""
+    default_system: str | None = None
+    default_system_with_input: str | None = None
+    system_in_user: bool = False
+    end: str | None = None
+    strip: bool = False
+
+    @classmethod
+    def from_plain(cls, values: Plain, where: str = "template: ") -> "Template":
+        """The template with these values, perhaps a stranger's; ``where`` starts a message.
+
+        Raises :class:`llm.errors.Refused`, also for a template without an answer.
+        """
+        for role, name in (("assistant", "answer"), ("user", "question")):
+            is_there = isinstance(values.get(role), dict)
+            require(
+                is_there,
+                f"{where}the {name} is missing: give the texts around it, as in "
+                f'{role}: {{before: "", after: ""}}',
+            )
+        template = from_plain(cls, values, where)
+        texts = [text for part in template._arounds() for text in (part.before, part.after)]
+        texts += [template.start, template.default_system or "", template.end or ""]
+        longest = max(map(len, texts + list(template.markers)))
+        require(longest <= LONGEST_PART, f"{where}a text has {longest:,} characters: too long")
+        require(all(template.markers), f"{where}markers must not be empty")
+        require(template.end != "", f"{where}end is empty, so an answer would never end")
+        return template
+
+    def plain(self) -> Plain:
+        """The values of the file, for ``meta.json`` and a checkpoint's manifest."""
+        return asdict(self) | {"markers": list(self.markers)}
+
+    def check(self, tokenizer: Tokenizer) -> None:
+        """Raise :class:`llm.errors.Refused` unless each marker is one id of ``tokenizer``."""
+        special = tokenizer.special_ids
+        missing = [marker for marker in self.markers if marker not in special]
+        few = ", ".join(list(special)[:5]) or "none"
+        require(
+            not missing,
+            f"data.template needs the special token {', '.join(missing)}, and the special tokens "
+            f"of this tokenizer ({tokenizer.kind}) are {few}: take data.template=alpaca or plain, "
+            "or a tokenizer that has it",
+            key="data.template", suggestions=["data.template=alpaca", "data.template=plain"],
+        )  # fmt: skip
+        require(
+            self.end is not None or tokenizer.end_of_text is not None,
+            f"this tokenizer ({tokenizer.kind}) has no end-of-text token to end an answer: take "
+            "data.tokenizer=byte or gpt2",
+            key="data.tokenizer", suggestions=["data.tokenizer=byte", "data.tokenizer=gpt2"],
+        )  # fmt: skip
+
+    def encode(
+        self, tokenizer: Tokenizer, messages: Sequence[Message]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ids (uint32), and which of them belong to an answer or end one (bool)."""
+        return _encoded(tokenizer, self._pieces(messages))
+
+    def prompt(self, tokenizer: Tokenizer, messages: Sequence[Message]) -> np.ndarray:
+        """Ids (uint32) up to where the answer to the last message starts."""
+        pieces = [*self._pieces(messages), *self._literal(self.assistant.before)]
+        return _encoded(tokenizer, pieces)[0]
+
+    def _pieces(self, messages: Sequence[Message]) -> Iterator[Piece]:
+        """The parts of a conversation in order."""
+        system, turns = self._system(messages)
+        yield from self._literal(self.start)
+        if not self.system_in_user:
+            yield from system
+        for number, message in enumerate(turns):
+            around = self.user if message.role == "user" else self.assistant
+            yield from self._literal(around.before)
+            if number == 0 and self.system_in_user:
+                yield from system
+            is_answer = message.role == "assistant"
+            yield self._content(message.content), False, is_answer
+            if message.input:
+                yield from self._literal(self.input.before)
+                yield self._content(message.input), False, False
+                yield from self._literal(self.input.after)
+            if is_answer:
+                yield from self._literal(self.end, is_learned=True)
+            yield from self._literal(around.after)
+
+    def _system(self, messages: Sequence[Message]) -> tuple[list[Piece], Sequence[Message]]:
+        """The parts of the system message, perhaps the default one, and the other messages."""
+        if messages and messages[0].role == "system":
+            text, messages = messages[0].content, messages[1:]
+        elif messages and messages[0].input and self.default_system_with_input is not None:
+            text = self.default_system_with_input
+        else:
+            text = self.default_system or ""
+        if self.system is None or not text:
+            return [], messages
+        before, after = self._literal(self.system.before), self._literal(self.system.after)
+        return [*before, (self._content(text), False, False), *after], messages
+
+    def _content(self, text: str) -> str:
+        return text.strip() if self.strip else text
+
+    def _literal(self, text: str | None, is_learned: bool = False) -> Iterator[Piece]:
+        """The parts of one of the template's own texts, in which markers are special tokens."""
+        if text is None:
+            yield "", True, is_learned
+            return
+        pattern = "|".join(map(re.escape, sorted(self.markers, key=len, reverse=True)))
+        parts = re.split(f"({pattern})", text) if pattern else [text]
+        for number, part in enumerate(parts):  # every second part is a marker
+            if part:
+                yield part, number % 2 == 1, is_learned
+
+    def _arounds(self) -> list[Around]:
+        return [self.user, self.assistant, self.input, self.system or Around()]
+
+
+def _encoded(tokenizer: Tokenizer, pieces: Iterable[Piece]) -> tuple[np.ndarray, np.ndarray]:
+    """Ids (uint32) and which of them are learned (bool).
+
+    Neighbouring texts are encoded as one, as other programs do it: a token may cover the end of one
+    and the start of the next. Only an answer starts anew, as it does in decoding.
+    """
+    ids, learned = [np.zeros(0, np.uint32)], [np.zeros(0, bool)]
+    for (is_special, is_learned), group in groupby(pieces, key=lambda piece: piece[1:]):
+        texts = [text for text, *_ in group]
+        if is_special:
+            special = [tokenizer.special_ids.get(text, tokenizer.end_of_text) for text in texts]
+            found = np.array(special, np.uint32)
+        else:
+            found = tokenizer.encode("".join(texts))
+        ids.append(found)
+        learned.append(np.full(len(found), is_learned))
+    return np.concatenate(ids), np.concatenate(learned)
+
+
+def read_template(typed: str) -> Template:
+    """The template of ``data.template=typed``: a name in conf/template/, or the path of a file.
+
+    Raises :class:`llm.errors.Refused` if there is none, or if it cannot be used.
+    """
+    known = sorted(path.stem for path in TEMPLATES.glob("*.yaml"))
+    path = TEMPLATES / f"{typed}.yaml" if typed in known else Path(typed).expanduser()
+    if not path.is_file():
+        raise Refused(
+            f"data.template={typed} is neither one of {', '.join(known)} nor a file"
+            f"{did_you_mean(typed, known)}",
+            key="data.template", suggestions=[f"data.template={name}" for name in known],
+        )  # fmt: skip
+    return Template.from_plain(read_yaml(path), f"{path}: ")

@@ -152,9 +152,11 @@ def test_questions_pairs_and_grammar_are_scored_and_shown(folder: Path) -> None:
         "correct (95 % interval" in done.stdout and "of 4 questions; 1 context cut" in done.stdout
     )
     assert "data/blimp has 2 files of BLiMP's 67" in done.stdout
-    assert "  a  100.0% of 1" in done.stdout
     found = json.loads((folder / "outputs/fp32/eval.json").read_text())["tasks"]
-    assert found["blimp"]["acc"] == 1 and found["mine.jsonl"]["acc"] >= 0.75
+    assert [one["n"] for one in found["blimp"]["phenomena"].values()] == [1, 1]
+    for name, one in found["blimp"]["phenomena"].items():
+        assert f"  {name}  {one['acc']:6.1%} of 1\n" in done.stdout
+    assert found["mine.jsonl"]["kind"] == "choice" and found["mine.jsonl"]["n"] == 4
     assert found["mine.jsonl"]["cut"] == 1 and found["mine.jsonl"]["starts_with"] is None
 
 

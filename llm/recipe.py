@@ -13,6 +13,7 @@ from llm.checkpoint.folder import CheckpointFolder
 from llm.data.dataset import LARGE, Dataset
 from llm.data.prepare import prepare
 from llm.device import select_device, set_deterministic, tune_allocator
+from llm.errors import require
 from llm.experiment.console import byte_progress, status, warn
 from llm.experiment.ledger import show_already_run
 from llm.experiment.loggers import open_logger
@@ -37,6 +38,7 @@ def train(settings: TrainSettings) -> Path:
     Raises :class:`llm.errors.Refused` before anything is written, and another
     :class:`llm.errors.Stop` if the run ends early.
     """
+    require(settings.finetune.name == "none", "run_train.py cannot fine-tune yet")
     tune_allocator(settings.model.n_embed, saves_memory(settings))
     device = select_device(settings.trainer.device, compiles=settings.trainer.compile)
     set_deterministic(settings.trainer.deterministic)

@@ -262,7 +262,6 @@ def test_a_plan_starts_from_the_settings_of_a_run() -> None:
     run, plan = (OmegaConf.to_container(composed(command)) for command in ("train", "plan"))
     assert isinstance(run, dict) and isinstance(plan, dict)
     assert plan["memory"].pop("largest") is plan.pop("picture") is None
-    assert plan.pop("finetune")["rank"] is None
     assert plan == run
 
 

@@ -31,9 +31,13 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         (x, weight, scale), gradient = ctx.saved_tensors, incoming[0]
-        for_weight = (gradient * x).mul_(scale).flatten(0, -2).sum(0)
+        for_weight = None
+        if ctx.needs_input_grad[1]:  # not frozen
+            for_weight = (gradient * x).mul_(scale).flatten(0, -2).sum(0)
+        if not ctx.needs_input_grad[0]:
+            return None, for_weight, None
         for_x = gradient * weight
         # No gradient along x, because scaling x does not change the output.
         along = (for_x * x).sum(-1, keepdim=True)

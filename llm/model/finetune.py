@@ -1,20 +1,23 @@
 """How much of a network is trained: plain numbers and names, without torch."""
 
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from llm.errors import require
+from llm.errors import Refused, require
 from llm.options import option
 
 METHODS = ("none", "full", "head", "lora", "dora", "qlora")
 ADAPTERS = ("lora", "dora", "qlora")  # methods that freeze the weights and train A and B
+ADAPTER_WEIGHTS = ("lora_A", "lora_B", "magnitude")
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")  # the matrices of a layer
 
 
 @dataclass
 class FinetuneOptions:
     """``finetune``: ``none`` and ``full`` train all weights, ``head`` the last norm and the head,
-    ``lora`` two thin matrices A and B beside each target W.
+    which is the embedding if they are tied, ``lora`` two thin matrices A and B beside each target
+    W.
 
     LoRA (Hu et al. 2021, arXiv:2106.09685): the output is x W^T + s (x A^T) B^T with
     s = alpha / rank, or alpha / sqrt(rank) with ``rslora`` (arXiv:2312.03732). ``dora`` also trains
@@ -29,7 +32,7 @@ class FinetuneOptions:
     dropout: float = option(0.0, at_least=0, less_than=1)  # of the input of A
     targets: Any = field(default_factory=lambda: [*TARGETS])  # a name or a list of them
     bits: int | None = option(None, one_of=(4, 8))  # of the frozen matrices; None: as they are
-    freeze: Any = field(default_factory=list)  # parts of names of weights that are not trained
+    freeze: Any = field(default_factory=list)  # parts of names of weights that stay as they are
 
     @property
     def has_adapters(self) -> bool:
@@ -56,9 +59,24 @@ class FinetuneOptions:
         """``freeze`` as a tuple."""
         return tuple(map(str, self.freeze if isinstance(self.freeze, list) else [self.freeze]))
 
+    def freezes(self, name: str, parts: Iterable[str]) -> bool:
+        """Whether the name of a weight has one of ``parts``, whole names between dots: ``blocks.1``
+        is a part of ``blocks.1.mlp.up.weight``, and not of ``blocks.10.mlp.up.weight``.
+        """
+        return any(f".{part.strip('.')}." in f".{name}." for part in parts)
+
     def adapts(self, matrix: str) -> bool:
         """Whether ``matrix`` (such as ``blocks.0.attention.q``) gets an A and a B."""
-        return self.has_adapters and matrix.rpartition(".")[2] in self.target_names
+        is_target = self.has_adapters and matrix.rpartition(".")[2] in self.target_names
+        return is_target and not self.freezes(f"{matrix}.weight", self.frozen)
+
+    def trains(self, name: str, is_tied: bool) -> bool:
+        """Whether the weight ``name`` is trained. ``is_tied``: the embedding is also the head."""
+        if self.has_adapters:
+            return name.rpartition(".")[2] in ADAPTER_WEIGHTS
+        head = ("norm.weight", "norm.bias", "embed.weight" if is_tied else "head.weight")
+        in_method = self.name != "head" or name in head
+        return in_method and not self.freezes(name, self.frozen)
 
     def cross_check(self) -> None:
         """Raise :class:`llm.errors.Refused` for targets that no layer has."""
@@ -66,3 +84,17 @@ class FinetuneOptions:
         require(self.target_names, f"finetune.targets is empty: take some of {known}")
         for name in self.target_names:
             require(name in TARGETS, f"finetune.targets={name} must be some of {known}")
+
+    def check_typed(self, typed: Collection[str]) -> None:
+        """Raise :class:`llm.errors.Refused` for a key among ``typed`` that has no effect, such as
+        ``finetune.rank`` without adapters.
+        """
+        for one in fields(self):
+            key = f"finetune.{one.name}"
+            needs = "full" if one.name == "freeze" else "lora"
+            unused = self.name == "none" or not (self.has_adapters or one.name == "freeze")
+            if key in typed and one.name != "name" and unused:
+                raise Refused(
+                    f"{key} has no effect with finetune={self.name}: add finetune={needs}",
+                    key=key, suggestions=[f"finetune={needs}"],
+                )  # fmt: skip

@@ -23,6 +23,8 @@ RMS_EPS, LAYER_EPS = 1e-6, 1e-5  # of Llama and Qwen3; of GPT-2
 class Linear(nn.Linear):
     """torch's layer, computed by :func:`llm.functional.linear.linear`."""
 
+    dropout = 0.0  # of the input of an adapter (llm/model/lora.py)
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
         return linear(x, self.weight, self.bias)
@@ -177,7 +179,10 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        return recomputed(lambda g, u: self.down(F.silu(g) * u), self.gate(x), self.up(x))
+        is_random = self.training and self.down.dropout > 0
+        return recomputed(
+            lambda g, u: self.down(F.silu(g) * u), self.gate(x), self.up(x), is_random=is_random
+        )
 
 
 def relu2(x: Tensor) -> Tensor:
@@ -204,7 +209,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        return recomputed(lambda u: self.down(self.activation(u)), self.up(x))
+        is_random = self.training and self.down.dropout > 0
+        return recomputed(lambda u: self.down(self.activation(u)), self.up(x), is_random=is_random)
 
 
 def build_mlp(config: GPTConfig) -> nn.Module:

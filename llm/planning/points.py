@@ -55,14 +55,13 @@ def plan_points(points: Sequence[Point[PlanSettings]]) -> list[Plan]:
 
 
 def _plan(settings: PlanSettings) -> Plan:
-    device, lora = settings.trainer.device, settings.finetune.lora
+    device = settings.trainer.device
     setup = setup_of(settings, planned_device(device))
     if settings.resume is not None:
         refuse_plan_of_another_run(settings, vocabulary(settings) or 0)
-    if lora is not None:
-        names, trained = ", ".join(lora.targets), n_trained(setup.model, lora)
+    if setup.lora is not None:
+        names, trained = ", ".join(setup.lora.targets), n_trained(setup.model, setup.lora)
         require(trained, f"finetune.targets={names}: the network has none of these")
-        setup = replace(setup, lora=lora)
     reserve, budget = planned_limits(settings.memory, device)
     return Plan(
         setup, reserve, budget, settings.memory,

@@ -8,6 +8,7 @@ from llm.data.config import DataConfig
 from llm.data.meta import read_meta
 from llm.errors import Refused
 from llm.memory.fit import Fitted
+from llm.memory.lora import LoRA
 from llm.memory.predict import Setup
 from llm.planning.custom_optimizer import optimizer_state
 from llm.settings.custom import Custom, state_bits
@@ -29,7 +30,7 @@ def setup_of(settings: TrainSettings, device: str) -> Setup:
     if precision == "auto":
         precision = "bf16" if cuda else "fp32"  # GPUs since 2020 have bfloat16
     resolved = settings.resolve(vocab_size, precision)
-    trainer, optimizer = resolved.trainer, resolved.optimizer
+    trainer, optimizer, tuned = resolved.trainer, resolved.optimizer, resolved.finetune
     return Setup(
         model=resolved.model,
         optimizer=optimizer.option if isinstance(optimizer, Custom) else optimizer.name,
@@ -45,6 +46,7 @@ def setup_of(settings: TrainSettings, device: str) -> Setup:
         samples=trainer.sample_interval is not None,
         eval_only=trainer.eval_only,
         saves_memory=saves_memory(settings),
+        lora=LoRA(tuned.rank, tuned.target_names) if tuned.has_adapters else None,
     )
 
 

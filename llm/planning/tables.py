@@ -62,7 +62,7 @@ def _show_run(plan: Plan) -> None:
     }
     if lora is not None:
         numbers = f"{n_trained(model, lora):,} parameters are trained, of rank {lora.rank}"
-        facts["LoRA"] = f"{numbers} (run_train.py cannot do so yet)"
+        facts["LoRA"] = numbers
     parts = setup.batch_size // setup.micro_batch
     split = f" in {parts} micro-batches" if parts > 1 else ""
     batch = f"{_plural(setup.batch_size, 'sequence')} of {model.block_size}"

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from llm.model.gpt import GPT
 from llm.model.layers import Attention, Linear
+from llm.model.lora import adapted_layers
 
 LARGE = 2**20  # weights; smaller matrices are read faster by rows (python -m benchmarks.functional)
 
@@ -16,7 +17,10 @@ def lay_out_for_decoding(model: GPT, texts: int) -> None:
     The weights of queries, keys and values become views of one matrix. For a single text, where
     reading every weight once per token limits the speed, large matrices with more outputs than
     inputs are stored column by column. One matrix at a time takes extra memory. Not for training.
+    Raises ``ValueError`` for adapters, which would be left out: merge them first.
     """
+    if any(adapted_layers(model)):
+        raise ValueError("the network has adapters: call llm.model.lora.merge first")
     by_columns = texts == 1 and model.head_weight.device.type == "cpu"
     joined: set[nn.Module] = set()
     for module in model.modules():

@@ -55,6 +55,10 @@ def identity(plain: Plain, data_digest: str) -> Plain:
                 if key in values and values[key] == defaults[key]:
                     del values[key]
         identifying |= {f"{section}.{key}": value for key, value in values.items()}
+    tuned = plain.get("finetune") or {}
+    if tuned.get("name", "none") != "none":  # other runs keep the digests of earlier versions
+        defaults = asdict(TrainSettings().finetune)
+        identifying |= {f"finetune.{key}": tuned.get(key, defaults[key]) for key in defaults}
     return identifying | {key: plain.get(key) for key in ("init_from", "seed")}
 
 

@@ -18,7 +18,7 @@ from llm.sealed import Plain
 from llm.settings.custom import GROUPS, OPTION, Custom
 from llm.settings.schema import TrainSettings
 
-SECTIONS = ("model", "data", "optimizer", "schedule", "precision", "trainer")
+SECTIONS = ("model", "data", "optimizer", "schedule", "precision", "trainer", "finetune")
 NAME_OF_OPTION = r"\w[\w.-]*(/\w[\w.-]*)*"
 NOT_INHERITED = ("resume", "verify", "typed")  # keys that a resumed run must not inherit
 

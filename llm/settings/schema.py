@@ -6,14 +6,13 @@ bounds and rules. The same defaults are in ``conf/``, with a comment for each ke
 """
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
 from llm.data.config import DataConfig, padded
 from llm.disk import check_name, check_path
 from llm.errors import require
-from llm.memory.lora import TARGETS, LoRA
 from llm.memory.options import EIGHT_BIT_NEEDS, SIZES, MemoryOptions, has_eight_bit
 from llm.model.config import GPTConfig
+from llm.model.finetune import FinetuneOptions
 from llm.options import check_length, option
 from llm.settings.custom import Custom, check_targets, state_bits
 from llm.settings.eval import EvalSettings
@@ -161,6 +160,7 @@ class TrainSettings:
     precision: PrecisionSection = field(default_factory=PrecisionSection)
     trainer: Trainer = field(default_factory=Trainer)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
+    finetune: FinetuneOptions = field(default_factory=FinetuneOptions)
     logger: LoggerSection | Custom = field(default_factory=LoggerSection)
     run: RunSection = field(default_factory=RunSection)
     seed: int = option(1337, at_least=0)
@@ -197,6 +197,8 @@ class TrainSettings:
         for key in ("init_from", "resume"):
             require(getattr(self, key) != "", f"{key} is empty: give a run folder, or leave it out")
         require(self.resume or not self.verify, "verify=true needs a run folder: add resume=FOLDER")
+        self.finetune.check_typed(self.typed)
+        self.check_origin()
         check_targets(self)
         self.check_installed()
         self.model.resolve(self.data.declared_vocab_size())
@@ -208,33 +210,19 @@ class TrainSettings:
             f"model.vocab_size={model} is smaller than data.vocab_size={data}",
         )
 
+    def check_origin(self) -> None:
+        """Raise :class:`llm.errors.Refused` for fine-tuning without weights to start from."""
+        name = self.finetune.name
+        require(
+            name == "none" or self.init_from or self.resume,
+            f"finetune={name} needs trained weights: add init_from=FOLDER",
+            key="init_from", suggestions=["init_from=FOLDER"],
+        )  # fmt: skip
+
     def check_installed(self) -> None:
         """Raise :class:`llm.errors.Refused` naming a library that is needed and missing."""
         needed = state_bits(self.optimizer) == 8 and not self.verify
         require(not needed or has_eight_bit(), EIGHT_BIT_NEEDS)
-
-
-@dataclass
-class FinetuneSection:
-    """``finetune``; so far it can only be planned."""
-
-    rank: int | None = option(None, at_least=1, at_most=1024)
-    targets: Any = field(default_factory=lambda: [*TARGETS])  # a name or a list of them
-
-    @property
-    def lora(self) -> LoRA | None:
-        """The matrices to train instead of all weights; None: all weights are trained."""
-        return None if self.rank is None else LoRA(self.rank, tuple(map(str, self._names())))
-
-    def cross_check(self) -> None:
-        """Raise :class:`llm.errors.Refused` for targets that no layer has."""
-        known = ", ".join(TARGETS)
-        require(self._names(), f"finetune.targets is empty: take some of {known}")
-        for name in self._names():
-            require(name in TARGETS, f"finetune.targets={name} must be some of {known}")
-
-    def _names(self) -> list[Any]:
-        return self.targets if isinstance(self.targets, list) else [self.targets]
 
 
 @dataclass
@@ -258,7 +246,6 @@ class PlanSettings(TrainSettings):
     """All settings of ``run_plan.py``."""
 
     memory: PlanMemory = field(default_factory=PlanMemory)
-    finetune: FinetuneSection = field(default_factory=FinetuneSection)
     picture: str | None = None
 
     def cross_check(self) -> None:
@@ -267,6 +254,9 @@ class PlanSettings(TrainSettings):
         named = self.picture is None or self.picture.lower().endswith(".png")
         require(named, f"picture={self.picture} must be the name of a PNG, as in picture=plan.png")
         check_path("picture", self.picture or "")
+
+    def check_origin(self) -> None:
+        """A plan needs no weights."""
 
     def check_installed(self) -> None:
         """A plan needs no additional library."""

@@ -76,7 +76,11 @@ def averaged(parameters: list[Tensor], momenta: list[Tensor], momentum: float) -
 
 
 def split(model: nn.Module) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-    """The trained parameters: matrices of the layers, embeddings, head, all others."""
+    """The trained parameters: matrices of the layers, embeddings, head, all others.
+
+    Adapters are among the others: B starts at zero and A B has a low rank, so an orthogonal step of
+    A or of B alone would not be one of their product.
+    """
     kinds: dict[str, list[Tensor]] = {"matrix": [], "embedding": [], "head": [], "other": []}
     for name, module in model.named_modules():
         for own, parameter in module.named_parameters(recurse=False):

@@ -125,7 +125,7 @@ MISTAKES = [
     (["memory.budget_gib=0.1,4"], "job memory.budget_gib=0.1 cannot run: memory.budget_gib=0.1 le"),
     (["memory.largest=n_layer,seed"], "memory.largest=seed must be one of n_layer, n_em"),
     (["resume=outputs/a", "seed=1,2"], "resume= continues one run"),
-    (["finetune.targets=[q,x]"], "finetune.targets=x must be some of"),
+    (["finetune=lora", "finetune.targets=[q,x]"], "finetune.targets=x must be some of"),
     (["picture=plan.jpg"], "picture=plan.jpg must be the name of a PNG"),
 ]  # fmt: skip
 

@@ -26,14 +26,14 @@ def test_a_single_plan_shows_the_parts_and_writes_nothing(tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
-def test_a_plan_of_lora_says_that_it_is_only_a_plan(tmp_path: Path) -> None:
-    done = here("plan", *SMALL, "finetune.rank=8", cwd=tmp_path)
+def test_lora_is_planned_and_trained_only_from_weights(tmp_path: Path) -> None:
+    done = here("plan", *SMALL, "finetune=lora", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "1,167,360 parameters are trained, of rank 8 (run_train.py cannot" in done.stdout
+    assert "1,167,360 parameters are trained, of rank 8" in done.stdout
     assert "LoRA weights" in done.stdout
-    trained = here("train", "finetune.rank=8", cwd=tmp_path)
+    trained = here("train", "finetune=lora", cwd=tmp_path)
     assert (trained.returncode, trained.stdout) == (2, "")
-    assert "finetune is unknown" in trained.stderr
+    assert "finetune=lora needs trained weights: add init_from=FOLDER" in trained.stderr
     assert not list(tmp_path.iterdir())
 
 

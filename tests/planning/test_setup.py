@@ -61,13 +61,13 @@ def test_an_unknown_vocabulary_has_to_be_given() -> None:
     assert found.setup.model.vocab_size == 65
 
 
-def test_lora_is_planned_where_a_rank_is_given() -> None:
-    plain, low = plan_points(
-        points("model=small", "finetune.rank=null,8", "finetune.targets=[q,v]")
-    )
+def test_lora_is_planned_where_it_is_chosen() -> None:
+    same = ["model=small", "optimizer=adamw"]
+    (plain,) = plan_points(points(*same))
+    (low,) = plan_points(points(*same, "finetune=lora", "finetune.targets=[q,v]"))
     assert (plain.setup.lora, low.setup.lora) == (None, LoRA(8, ("q", "v")))
     assert low.prediction.total < plain.prediction.total
-    gate = ["model.mlp=swiglu,gelu", "finetune.rank=8", "finetune.targets=[gate]"]
+    gate = ["model.mlp=swiglu,gelu", "finetune=lora", "finetune.targets=[gate]"]
     with pytest.raises(Refused, match=r"job model.mlp=gelu cannot run: finetune.targets=gate: the"):
         plan_points(points(*gate))
 

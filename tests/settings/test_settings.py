@@ -20,6 +20,11 @@ from llm.settings.saved import load_plain, saved_groups, to_plain, to_yaml
 from llm.settings.schema import DataConfig, Trainer, TrainSettings
 from tests.command_line import composed, here
 
+TUNED: dict[str, Any] = {
+    "finetune.name": "lora", "finetune.rank": 4, "finetune.alpha": 8.0, "finetune.rslora": True,
+    "finetune.dropout": 0.1, "finetune.targets": ["q"], "finetune.bits": 8,
+    "finetune.freeze": ["embed"],
+}  # fmt: skip
 # A value other than the default for every key that identifies a result, and for all other keys.
 IDENTITY: dict[str, Any] = {
     "model.n_layer": 5, "model.n_embed": 256, "model.n_head": 8, "model.head_size": 16,
@@ -41,7 +46,7 @@ IDENTITY: dict[str, Any] = {
     "schedule.cooldown_fraction": 0.5, "precision.name": "bf16",
     "trainer.max_steps": 7, "trainer.batch_size": 7, "trainer.grad_clip": 0.5,
     "trainer.overfit_batches": 1, "trainer.skip_spikes": True, "trainer.rollbacks": 1,
-    "seed": 1, "init_from": "outputs/other",
+    "seed": 1, "init_from": "outputs/other", **TUNED,
 }  # fmt: skip
 WATCHED: dict[str, Any] = {
     "data.dir": "elsewhere", "data.path": "copy.txt", "data.overwrite": True,
@@ -114,7 +119,12 @@ def test_the_digest_covers_what_decides_a_result_and_nothing_else(plain: dict[st
     assert len(digest) == 64
     assert config_digest(plain, "e" * 64) != digest
     for key, value in IDENTITY.items():
-        assert config_digest(changed(plain, key, value), "d" * 64) != digest, key
+        is_counted = key not in TUNED or key == "finetune.name"  # without adapters no rank counts
+        assert (config_digest(changed(plain, key, value), "d" * 64) != digest) == is_counted, key
+    tuned = changed(plain, "finetune.name", "dora")
+    digest_of_tuned = config_digest(tuned, "d" * 64)
+    for key, value in TUNED.items():
+        assert config_digest(changed(tuned, key, value), "d" * 64) != digest_of_tuned, key
     for key, value in WATCHED.items():
         assert config_digest(changed(plain, key, value), "d" * 64) == digest, key
 
@@ -126,7 +136,7 @@ def test_the_lists_above_name_every_key(plain: dict[str, Any]) -> None:
         for key in (values if isinstance(values, dict) else [section])
     }
     assert found == IDENTITY.keys() | WATCHED.keys()
-    later = {"data.test_fraction", *(f"model.{key}" for key in LATER)}
+    later = {"data.test_fraction", *TUNED, *(f"model.{key}" for key in LATER)}
     always = IDENTITY.keys() - later
     assert identity(plain, "d").keys() == always | {"data_digest"}
 

@@ -170,12 +170,11 @@ FAMILIES: dict[str, tuple[str, type[LlamaFields] | type[GPT2Fields]]] = {
 }
 
 
-def open_folder(place: str) -> FileSource:
-    """The network in a folder with ``config.json``; :class:`llm.errors.Refused` if it is another
-    architecture, or has a field that changes the mathematics.
+def open_folder(place: str, path: Path) -> FileSource:
+    """The network of ``path`` (config.json) and the files beside it; :class:`llm.errors.Refused` if
+    it is another architecture, or has a field that changes the mathematics.
     """
-    folder = Path(place)
-    path = folder / CONFIG
+    folder = path.parent
     fields_ = read_config(path)
     model = resolved(fields_.model(path), path)
     return FileSource(

@@ -21,7 +21,7 @@ from llm.checkpoint.find import (
 )
 from llm.data.tokenizer import Tokenizer, from_json
 from llm.errors import require
-from llm.interchange import hf
+from llm.interchange import hf, llama, nanogpt
 from llm.model.config import GPTConfig
 
 if TYPE_CHECKING:
@@ -31,7 +31,12 @@ if TYPE_CHECKING:
     from llm.model.gpt import GPT
 
 # The file in a folder by which other people's weights are known, and what reads it.
-FORMATS: dict[str, Callable[[str], "Source"]] = {hf.CONFIG: hf.open_folder}
+FORMATS: dict[str, Callable[[str, Path], "Source"]] = {
+    hf.CONFIG: hf.open_folder,
+    llama.WEIGHTS: llama.open_folder,
+    nanogpt.WEIGHTS: nanogpt.open_file,
+}
+ENDINGS = {".pth": llama.open_folder, ".pt": nanogpt.open_file}  # of a file that is typed itself
 
 
 class Source(Protocol):
@@ -105,7 +110,10 @@ def open_source(key: str, place: str) -> Source:
     """
     for name, opened in FORMATS.items():
         if os.path.isfile(Path(place) / name):  # Path.is_file raises if the name is too long
-            return opened(place)
+            return opened(place, Path(place) / name)
+    ending = Path(place).suffix
+    if ending in ENDINGS and os.path.isfile(place):
+        return ENDINGS[ending](place, Path(place))
     path = find_checkpoint(key, place, others=FORMATS)
     manifest = read_manifest(path)
     return CheckpointSource(place, path, manifest, read_model_config(manifest, path))

@@ -22,13 +22,16 @@ def main(cfg: DictConfig) -> None:
     settings = read_settings(cfg, EvalSettings)
     # After the checks: --help and typing errors need no torch.
     with status("loading torch"), delayed():
-        from llm.tasks.evaluate import evaluate_all, open_tasks
+        from llm.tasks.evaluate import evaluate_all, open_tasks, verify_causal
         from llm.tasks.subject import find_subjects
         from llm.tasks.table import show
 
     require_output()
     tasks = open_tasks(settings)
     subjects = find_subjects(str(settings.ckpt))
+    if settings.verify_causal:
+        verify_causal(subjects, settings.device)
+        return
     evaluate_all(subjects, tasks, settings)
     answer(runs=[one.as_plain() for one in subjects])
     show(subjects)

@@ -13,6 +13,7 @@ import torch
 from llm.checkpoint.checkpoint import Checkpoint
 from llm.data.dataset import Dataset
 from llm.evaluation.text import evaluate_tokens
+from llm.model.gpt import GPT
 from tests.command_line import Done, here, summary
 from tests.conftest import PLAY, TINY_RUN
 
@@ -158,6 +159,31 @@ def test_questions_pairs_and_grammar_are_scored_and_shown(folder: Path) -> None:
         assert f"  {name}  {one['acc']:6.1%} of 1\n" in done.stdout
     assert found["mine.jsonl"]["kind"] == "choice" and found["mine.jsonl"]["n"] == 4
     assert found["mine.jsonl"]["cut"] == 1 and found["mine.jsonl"]["starts_with"] is None
+
+
+def test_int8_shows_the_size_beside_the_loss_of_both(folder: Path) -> None:
+    done = here("eval", "outputs/fp32", "int8=true", "device=cpu", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((folder / "outputs/fp32/eval.json").read_text())["tasks"]["loss"]
+    stored, small = found["sizes"]["stored"], found["sizes"]["int8"]
+    weights = Path("outputs/fp32/checkpoints/best/model.safetensors")
+    assert stored["bytes"] == weights.stat().st_size > 3 * small["bytes"]
+    assert stored["bits_per_byte"] == found["bits_per_byte"]
+    assert 0 < abs(small["bits_per_byte"] - stored["bits_per_byte"]) < 0.05
+    assert f"{small['bytes'] / 1024:.0f} KiB  loss {small['loss']:.4f}" in done.stdout
+
+
+def test_a_causal_network_passes_and_a_broken_one_exits_with_1(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = evaluated(folder, "outputs", "verify_causal=true")["verify_causal"]
+    assert [one["causal"] for one in found] == [True, True]
+    assert not list(folder.glob("outputs/*/eval.json"))
+    whole = GPT.logits
+    monkeypatch.setattr(GPT, "logits", lambda self, x: whole(self, x + x.roll(-1, dims=1)))
+    done = here("eval", "outputs/fp32", "verify_causal=true", "device=cpu", cwd=folder)
+    assert done.returncode == 1 and "NOT causal" in done.stdout
+    assert done.stderr.endswith("fp32: a changed suffix moves the logits of its prefix\n")
 
 
 def refusal(folder: Path, *typed: str) -> str:

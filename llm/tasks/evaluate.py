@@ -8,12 +8,15 @@ from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
+from llm.answer import answer
 from llm.data.batches import Batch
 from llm.data.meta import META
-from llm.errors import Refused, did_you_mean, require
-from llm.experiment.console import count_progress
+from llm.errors import Refused, Stop, did_you_mean, require
+from llm.evaluation.causal import is_causal, largest_change
+from llm.evaluation.int8 import rounded
+from llm.experiment.console import count_progress, say
 from llm.experiment.eval_file import write_results
-from llm.sealed import read_bounded
+from llm.sealed import Plain, read_bounded
 from llm.settings.eval import EvalSettings
 from llm.tasks.losses import SplitTask, Task, TextTask
 from llm.tasks.questions import open_blimp, open_grammar, open_questions
@@ -86,14 +89,45 @@ def evaluate_all(
 def evaluate_subject(subject: Subject, tasks: Sequence[Task], settings: EvalSettings) -> None:
     """Evaluate one network on all tasks, and store the results in the folder of its run."""
     model = subject.load(settings.device)
+    small, n_bytes = rounded(model) if settings.int8 else (None, 0)
     for task in tasks:
         with count_progress(f"{subject.place}: {task.name}") as on_progress:
-            subject.results[task.name] = task.evaluate(
-                subject, model, partial(_reading, on_progress)
-            )
+            reading = partial(_reading, on_progress)
+            result = task.evaluate(subject, model, reading)
+            if small is not None and result["kind"] == "loss":
+                again = task.evaluate(subject, small, reading)
+                result["sizes"] = {
+                    "stored": _size(subject.bytes_on_disk(), result),
+                    "int8": _size(n_bytes, again),
+                }
+            subject.results[task.name] = result
     if subject.run is not None:
         digest = subject.source.digest()
         write_results(subject.run, subject.checkpoint, digest, subject.results)
+
+
+def _size(n_bytes: int, result: Plain) -> Plain:
+    return {"bytes": n_bytes, "loss": result["loss"], "bits_per_byte": result["bits_per_byte"]}
+
+
+def verify_causal(subjects: Sequence[Subject], device: str) -> None:
+    """Check that no logits depend on later tokens; prints a line for each network.
+
+    Raises :class:`llm.errors.Stop` if some do.
+    """
+    found: list[Plain] = []
+    for subject in subjects:
+        change, scale = largest_change(subject.load(device))
+        passed = is_causal(change, scale)
+        found.append(
+            {"place": subject.place, "change": change, "largest_logit": scale, "causal": passed}
+        )
+        verdict = "causal" if passed else "NOT causal: its logits depend on later tokens"
+        say(f"{subject.place}: {verdict} (largest change {change:.2g}, largest logit {scale:.3g})")
+    answer(verify_causal=found)
+    broken = [one["place"] for one in found if not one["causal"]]
+    if broken:
+        raise Stop(f"{', '.join(broken)}: a changed suffix moves the logits of its prefix")
 
 
 def _reading(

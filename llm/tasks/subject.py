@@ -4,7 +4,7 @@ import os
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 
-from llm.checkpoint.checkpoint import Checkpoint
+from llm.checkpoint.checkpoint import TRAINING, Checkpoint
 from llm.checkpoint.find import FOLDER, MANIFEST, find_checkpoint
 from llm.data.config import DataConfig
 from llm.data.dataset import Dataset
@@ -12,7 +12,7 @@ from llm.device import select_device
 from llm.errors import require
 from llm.experiment.console import count_progress
 from llm.experiment.rundir import CONFIG
-from llm.interchange.source import Source, open_source
+from llm.interchange.source import FORMATS, Source, load_model, open_source
 from llm.model.gpt import GPT
 from llm.options import from_plain
 from llm.report.runs import find_runs
@@ -20,7 +20,7 @@ from llm.report.testing import open_prepared
 from llm.sealed import Plain
 from llm.settings.saved import load_plain
 
-FOREIGN = ("config.json", "params.json")  # in a folder with the weights of another program
+WEIGHTS = (".safetensors", ".gguf", ".pth", ".pt", ".bin")  # endings of files with weights
 
 
 @dataclass
@@ -43,9 +43,15 @@ class Subject:
 
     def load(self, device_name: str) -> GPT:
         """The network in evaluation mode."""
-        device = select_device(device_name, key="device")
-        path = find_checkpoint("ckpt", self.source.place)
-        return Checkpoint.open(path).load_model(device)
+        return load_model(self.source, select_device(device_name, key="device"))
+
+    def bytes_on_disk(self) -> int:
+        """The size of the files with the weights."""
+        path = Path(getattr(self.source, "path", self.place))
+        if path.is_file():
+            return path.stat().st_size
+        found = (one for one in path.iterdir() if one.suffix in WEIGHTS and one.name != TRAINING)
+        return sum(one.stat().st_size for one in found)
 
     def dataset(self) -> Dataset:
         """The data that the run was trained on; :class:`llm.errors.Refused` if it has changed."""
@@ -76,7 +82,7 @@ def find_subjects(ckpt: str) -> list[Subject]:
     path = Path(ckpt)
     below = ("", FOLDER, f"{FOLDER}/best", f"{FOLDER}/last", "best", "last")
     is_one = not path.is_dir() or any(
-        os.path.exists(path / place / name) for place in below for name in (MANIFEST, *FOREIGN)
+        os.path.exists(path / place / name) for place in below for name in (MANIFEST, *FORMATS)
     )
     if is_one or not any(one.is_dir() for one in path.iterdir()):
         return [_subject(ckpt)]

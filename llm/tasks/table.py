@@ -11,7 +11,7 @@ from llm.experiment.console import console, say
 from llm.experiment.eval_file import scores
 from llm.sealed import Plain
 from llm.tasks.subject import Subject
-from llm.units import plural
+from llm.units import format_bytes, plural
 
 
 def show(subjects: Sequence[Subject]) -> None:
@@ -39,6 +39,9 @@ def result_lines(results: Plain) -> list[str]:
     for name, result in results.items():
         if result["kind"] == "loss":
             lines.append(f"{name}: {_loss(result)}")
+            lines += [
+                f"  {title:6}  {_sized(one)}" for title, one in result.get("sizes", {}).items()
+            ]
         else:
             lines += [f"{name}: {_accuracy(result)}", *_phenomena(result["phenomena"])]
     return lines
@@ -52,6 +55,13 @@ def _loss(result: Plain) -> str:
     parts += [f"{bits:.4f} bits/byte"] * (bits is not None)
     where = f"window {result['window']}, stride {result['stride']:g}"
     return "  ".join(parts) + f"  ({plural(result['tokens'], 'token')}; {where})"
+
+
+def _sized(one: Plain) -> str:
+    """``12 MiB  loss 1.6100  2.3227 bits/byte``"""
+    bits = one["bits_per_byte"]
+    text = f"{format_bytes(one['bytes']):>9}  loss {one['loss']:.4f}"
+    return text if bits is None else f"{text}  {bits:.4f} bits/byte"
 
 
 def _accuracy(result: Plain) -> str:

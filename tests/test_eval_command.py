@@ -1,5 +1,6 @@
 """``run_eval.py`` as typed: its output, its files and its exit status."""
 
+import csv
 import json
 import shutil
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from llm.evaluation.text import evaluate_tokens
 from llm.model.gpt import GPT
 from tests.command_line import Done, here, summary
 from tests.conftest import PLAY, TINY_RUN
+from tests.wandb_file import read, records
 
 DATA = ["data=text", "data.path=play.txt", "data.tokenizer=char", "data.test_fraction=0.2"]
 RUNS = {
@@ -184,6 +186,46 @@ def test_a_causal_network_passes_and_a_broken_one_exits_with_1(
     done = here("eval", "outputs/fp32", "verify_causal=true", "device=cpu", cwd=folder)
     assert done.returncode == 1 and "NOT causal" in done.stdout
     assert done.stderr.endswith("fp32: a changed suffix moves the logits of its prefix\n")
+
+
+def test_a_report_has_the_results_of_the_best_checkpoint(folder: Path) -> None:
+    (folder / "mine.txt").write_text("What say you, my lord?", encoding="utf-8")
+    tasks_of(folder, "outputs/fp32", "tasks=[loss,mine.txt]")
+    typed = ["outputs/fp32", "outputs/bf16", "out=report", "json=true"]
+    done = here("report", *typed, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    scores = {run["folder"]: run["scores"] for run in json.loads(done.stdout)["runs"]}
+    written = json.loads((folder / "outputs/fp32/eval.json").read_text())["tasks"]
+    assert scores["outputs/bf16"] == {}
+    assert scores["outputs/fp32"] == {
+        "eval/loss": written["loss"]["loss"], "eval/bits/byte": written["loss"]["bits_per_byte"],
+        "eval/mine.txt": written["mine.txt"]["loss"],
+        "eval/mine.txt bits/byte": written["mine.txt"]["bits_per_byte"],
+    }  # fmt: skip
+    points = json.loads((folder / "report/report.json").read_text())["points"]
+    assert {name: one for point in points for name, one in point["scores"].items()} == scores[
+        "outputs/fp32"
+    ]
+    heading, *rows = csv.reader((folder / "report/summary.csv").read_text("utf-8-sig").splitlines())
+    column = heading.index("eval/loss")
+    assert sorted(bool(row[column]) for row in rows) == [False, True]
+
+
+def test_the_results_are_added_to_the_offline_run_of_wandb(folder: Path) -> None:
+    typed = [word for word in TINY_RUN if word != "logger=none"]
+    done = here("train", *DATA, *typed, "run.name=logged", "logger.mode=offline", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    found = tasks_of(folder, "outputs/logged")["loss"]
+    assert read(folder / "outputs/logged")["history"][-1]["val/loss"] > 0
+    (path,) = folder.glob("outputs/logged/wandb/offline-run-*/*.wandb")
+    kinds = [record for record in records(path) if record.WhichOneof("record_type") == "summary"]
+    logged = {
+        item.key or ".".join(item.nested_key): json.loads(item.value_json)
+        for record in kinds
+        for item in record.summary.update
+    }
+    assert logged["eval/loss"] == found["loss"]
+    assert logged["eval/bits/byte"] == found["bits_per_byte"]
 
 
 def refusal(folder: Path, *typed: str) -> str:

@@ -4,7 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from llm.errors import printable
@@ -32,6 +32,7 @@ class CsvRow:
     reason: str
     numbers: Mapping[str, float | None]  # by NUMBERS
     is_best: bool = False
+    scores: Mapping[str, float] = field(default_factory=dict)  # of run_eval.py
 
 
 def write_csv(folder: Path, rows: Sequence[CsvRow], name: str = "job") -> None:
@@ -61,10 +62,13 @@ def csv_text(rows: Sequence[CsvRow], name: str = "job") -> str:
     keys = list(dict.fromkeys(key for row in rows for key in row.values))
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["best", name, *map(_as_text, keys), "status", "reason", *NUMBERS])
+    scores = list(dict.fromkeys(score for row in rows for score in row.scores))
+    titles = [*map(_as_text, keys), "status", "reason", *NUMBERS, *map(_as_text, scores)]
+    writer.writerow(["best", name, *titles])
     for row in rows:
         texts = [row.name, *(row.values.get(key, "") for key in keys), row.status, row.reason]
         numbers = [_digits(row.numbers.get(key)) for key in NUMBERS]
+        numbers += [_digits(row.scores.get(score)) for score in scores]
         writer.writerow(["*" if row.is_best else "", *map(_as_text, texts), *numbers])
     return file.getvalue()
 

@@ -46,6 +46,7 @@ class Point:
     test_mean: float | None = None
     test_sd: float | None = None
     test_n: int = 0
+    scores: dict[str, float] = field(default_factory=dict)  # means of the runs that have each
     front: list[str] = field(default_factory=list)
 
 
@@ -86,6 +87,10 @@ def _point(
 
     last = _known(record.val_loss for record in mine)
     test = _known(record.test.get("loss") for record in mine)
+    names = dict.fromkeys(name for record in mine for name in record.scores)
+    scores = {
+        name: statistics.fmean(_known(record.scores.get(name) for record in mine)) for name in names
+    }
     return Point(
         index, label, values, runs, [record.seed for record in mine], len(mine),
         mean=statistics.fmean(measured),
@@ -97,6 +102,7 @@ def _point(
         peak_memory_bytes=mean(lambda record: record.peak_memory_bytes),
         train_seconds=mean(lambda record: record.train_seconds),
         tokens_per_second=mean(lambda record: record.tokens_per_second),
+        scores=scores,
         test_mean=_mean(test),
         test_sd=_sd(test),
         test_n=len(test),

@@ -13,6 +13,7 @@ from types import NoneType
 
 from llm.checkpoint.find import FOLDER, read_manifest
 from llm.errors import Refused, as_line
+from llm.experiment.eval_file import read_results, scores
 from llm.experiment.rundir import CONFIG, METRICS, SUMMARY, TEST
 from llm.experiment.tail import number
 from llm.experiment.watch import WAITING
@@ -29,6 +30,7 @@ from llm.settings.saved import read_plain
 QUIET = 600  # seconds without a write, after which a run of another machine counts as killed
 LARGEST_LOCK = 100  # bytes
 LONGEST_TEXT, LONGEST_KEY = 1000, 40  # characters
+MOST_SCORES = 50
 GIB, MOST_GIB = 2**30, 2**20
 LARGEST_NUMBER = 1e50  # sums of the fourth powers of such numbers are finite
 KILLED = f"it left no {SUMMARY}: it was killed, or its machine stopped"
@@ -93,6 +95,7 @@ def read_run(place: Place) -> ReadRun:
     record = replace(record, **_of_config(config, place, summary, folder))
     record = replace(record, **_of_results(summary, rows), **_checkpoints(folder))
     best = record.best_checkpoint
+    record = replace(record, scores=_scores(folder, best))
     if best is not None and record.test.get("checkpoint", best) != best:
         record = replace(record, test={})  # of an earlier checkpoint: the run was trained longer
     data = config.get("data")
@@ -172,6 +175,20 @@ def _of_results(summary: Plain, rows: Rows) -> Plain:
         "last_bits_per_byte": _number(rows.last_val, "val/bits_per_byte"),
         "evaluation": _scalars(evaluation) if isinstance(evaluation, dict) else {},
     }
+
+
+def _scores(folder: Path, best: str | None) -> dict[str, float]:
+    """The main numbers of ``eval.json``; empty if it is of another checkpoint, or unusable."""
+    with contextlib.suppress(Refused, OSError):
+        found = read_results(folder)
+        if found is not None and found.checkpoint == best:
+            values = dict(list(scores(found.tasks).items())[:MOST_SCORES])
+            return {
+                f"eval/{name[:LONGEST_KEY]}": value
+                for name in values
+                if (value := _number(values, name)) is not None
+            }
+    return {}
 
 
 def _text(value: object) -> str | None:

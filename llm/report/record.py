@@ -37,6 +37,7 @@ class RunRecord:
     bits_per_byte: float | None = None  # of the best evaluation
     last_bits_per_byte: float | None = None
     test: Plain = field(default_factory=dict)  # test.json: loss, bits_per_byte, tokens, bytes, ...
+    scores: dict[str, float] = field(default_factory=dict)  # of eval.json: {"eval/grammar": 0.8}
     tokens_per_second: float | None = None
     train_seconds: float | None = None
     wall_seconds: float | None = None

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llm.errors import Refused, require
-from llm.experiment.rundir import CONFIG, METRICS, SUMMARY, TEST
+from llm.experiment.rundir import CONFIG, EVAL, METRICS, SUMMARY, TEST
 from llm.experiment.sweep_file import SWEEP, SweepFile, read_sweep_file
 from llm.lock import LOCK
 from llm.report.compared import digest_of
@@ -18,7 +18,7 @@ from llm.report.rows import Curve
 DEEPEST = 4  # levels below a given folder: ./outputs/<date>/<time>
 NOT_SEARCHED = ("checkpoints", "wandb")  # W&B's folders have files named config.yaml, too
 WHAT_TO_GIVE = "give a run, a sweep such as multirun/NAME, or a folder with runs such as outputs"
-FILES = (CONFIG, SUMMARY, METRICS, TEST, "checkpoints", LOCK)  # that are read
+FILES = (CONFIG, SUMMARY, METRICS, TEST, EVAL, "checkpoints", LOCK)  # that are read
 LOCKED = FILES.index(LOCK)
 OnProgress = Callable[[int, int], None]  # called with (runs read, runs found)
 Stamps = tuple[tuple[int, int, int] | None, ...]

@@ -24,6 +24,9 @@ function measuredText(value, row) {
 
 const testOf = ({ run, point }) => (run ? run.test?.loss : point.test_mean);
 
+// eval/loss, eval/grammar: the results of run_eval.py
+const scoreNames = [...new Set(runs.flatMap((run) => Object.keys(run.scores ?? {})))];
+
 // rows: whether the column belongs to points, to runs, or to both; text: how a value is shown.
 // both(): a number that points and runs have under these two names.
 function both(id, title, ofPoint, ofRun, text) {
@@ -42,6 +45,7 @@ const COLUMNS = [
   both("last", "last loss", "last_mean", "val_loss", loss),
   both("bits_per_byte", "bits per byte", "bits_per_byte", "bits_per_byte", loss),
   { id: "test", title: "test loss", number: true, value: testOf, text: loss },
+  ...scoreNames.map((name) => ({ id: name, title: name, number: true, text: loss, value: (row) => (row.run ?? row.point).scores?.[name] })),
   both("parameters", "parameters", "parameters", "parameters", count),
   both("memory", "memory", "peak_memory_bytes", "peak_memory_bytes", bytes),
   both("time", "time", "train_seconds", "train_seconds", duration),

@@ -210,5 +210,11 @@ def _csv_row(record: RunRecord, changes: Plain, of_sweep: bool, is_best: bool) -
     name = record.name if of_sweep else record.folder
     numbers = {key: getattr(record, key) for key in NUMBERS}
     return CsvRow(
-        name, record.values if of_sweep else values, record.status, record.reason, numbers, is_best
+        name,
+        record.values if of_sweep else values,
+        record.status,
+        record.reason,
+        numbers,
+        is_best,
+        record.scores,
     )

@@ -21,6 +21,7 @@ from llm.settings.eval import EvalSettings
 from llm.tasks.losses import SplitTask, Task, TextTask
 from llm.tasks.questions import open_blimp, open_grammar, open_questions
 from llm.tasks.subject import Subject
+from llm.tasks.wandb import log_scores
 
 LARGEST_TEXT = 1 << 28  # bytes
 
@@ -104,6 +105,7 @@ def evaluate_subject(subject: Subject, tasks: Sequence[Task], settings: EvalSett
     if subject.run is not None:
         digest = subject.source.digest()
         write_results(subject.run, subject.checkpoint, digest, subject.results)
+        log_scores(subject)
 
 
 def _size(n_bytes: int, result: Plain) -> Plain:

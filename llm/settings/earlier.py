@@ -14,7 +14,6 @@ from typing import Any
 from llm.checkpoint.find import FOLDER, Manifest, read_manifest
 from llm.errors import Refused, require
 from llm.experiment.rundir import CONFIG, LOG, SUMMARY, read_summary
-from llm.interchange.source import open_source
 from llm.options import from_plain
 from llm.sealed import Plain
 from llm.settings.custom import Custom
@@ -175,7 +174,7 @@ def possible_digests(settings: TrainSettings, data: Prepared | None) -> Iterator
     origin = None
     if settings.init_from is not None:
         try:
-            origin = open_source("init_from", settings.init_from).digest()
+            origin = weights_digest(settings.init_from)
         except Refused:  # deleted
             return
     # Some values may differ in the resolved settings; the other keys are resolved once.
@@ -257,11 +256,18 @@ def origin_digest(settings: TrainSettings, saved: Plain, recorded: Plain | None)
     if settings.resume and known:
         return digest
     try:
-        return open_source("init_from", settings.init_from).digest()
+        return weights_digest(settings.init_from)
     except Refused:
         if not known:
             raise
         return digest
+
+
+def weights_digest(place: str) -> str:
+    """The sha256 of the weights that ``init_from=place`` names."""
+    from llm.interchange.source import open_source  # imports numpy, which --help does not need
+
+    return open_source("init_from", place).digest()
 
 
 def newest_manifest(folder: Path) -> Manifest | None:

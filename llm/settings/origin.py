@@ -2,15 +2,17 @@
 
 from collections.abc import Collection
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llm.checkpoint.find import find_checkpoint
 from llm.data.config import padded
 from llm.errors import Refused, require
-from llm.interchange.source import CheckpointSource, Source, open_source
 from llm.model.config import GPTConfig
 from llm.sealed import Plain
 from llm.settings.schema import Model, TrainSettings
+
+if TYPE_CHECKING:
+    from llm.interchange.source import Source
 
 SHAPE = [field.name for field in fields(GPTConfig) if field.name not in ("dropout", "loss")]
 WINDOW = 512  # tokens: other people's networks are trained on longer ones only if that is typed
@@ -42,8 +44,10 @@ def shape_of_origin(settings: TrainSettings, typed: Collection[str]) -> Plain:
     return missing
 
 
-def _source(settings: TrainSettings) -> Source:
+def _source(settings: TrainSettings) -> "Source":
     """The weights of ``init_from``, or of the run that has started from them."""
+    from llm.interchange.source import open_source  # imports numpy: not needed without init_from
+
     run = settings.run
     started = run.dir or (f"outputs/{run.name}" if run.name else None)
     try:
@@ -60,8 +64,10 @@ def _source(settings: TrainSettings) -> Source:
         return open_source("run.name", started)
 
 
-def _shape(source: Source, vocab_size: int | None) -> Plain:
+def _shape(source: "Source", vocab_size: int | None) -> Plain:
     """``vocab_size``: of the settings; None: the data's."""
+    from llm.interchange.source import CheckpointSource
+
     keys = {key: getattr(source.model, key) for key in SHAPE}
     if isinstance(source, CheckpointSource):
         # The data gives the usual vocab_size, and another alphabet is refused later by name.

@@ -103,7 +103,7 @@ def _request(
 
 def _is_right(question: Question, scores: Sequence[Score], by_length: bool) -> bool:
     pairs = zip(question.choices, scores, strict=True)
-    values = [one.logprob / (len(text) if by_length else 1) for text, one in pairs]
+    values = [one.logprob / (len(text.strip()) or 1 if by_length else 1) for text, one in pairs]
     others = values[: question.answer] + values[question.answer + 1 :]
     return values[question.answer] > max(others)
 

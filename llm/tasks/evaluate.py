@@ -18,6 +18,7 @@ from llm.experiment.console import count_progress, say
 from llm.experiment.eval_file import write_results
 from llm.sealed import Plain, read_bounded
 from llm.settings.eval import EvalSettings
+from llm.tasks.lm_eval import PREFIX, open_lm_eval
 from llm.tasks.losses import SplitTask, Task, TextTask
 from llm.tasks.questions import open_blimp, open_grammar, open_questions
 from llm.tasks.subject import Subject
@@ -36,6 +37,8 @@ def open_tasks(settings: EvalSettings) -> list[Task]:
 def _open_task(name: str, settings: EvalSettings) -> Task:
     if name in BUILT_IN:
         return BUILT_IN[name](settings)
+    if name.startswith(PREFIX):
+        return open_lm_eval(name, settings)
     known = ", ".join(BUILT_IN)
     close = get_close_matches(name, BUILT_IN, n=2)
     require(

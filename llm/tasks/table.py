@@ -42,6 +42,9 @@ def result_lines(results: Plain) -> list[str]:
             lines += [
                 f"  {title:6}  {_sized(one)}" for title, one in result.get("sizes", {}).items()
             ]
+        elif result["kind"] == "lm_eval":
+            numbers = (f"{key} {value:.6g}" for key, value in result.items() if key != "kind")
+            lines.append(f"{name}: {'  '.join(numbers)}")
         else:
             lines += [f"{name}: {_accuracy(result)}", *_phenomena(result["phenomena"])]
     return lines

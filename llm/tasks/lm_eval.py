@@ -1,0 +1,48 @@
+"""Tasks of lm-eval, an optional extra, from local task files: ``tasks=[lm_eval:NAME]``."""
+
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from llm.errors import require
+from llm.model.gpt import GPT
+from llm.sealed import Plain
+from llm.settings.eval import EvalSettings
+from llm.tasks.losses import Reading, window_of
+from llm.tasks.subject import Subject
+
+PREFIX = "lm_eval:"
+MISSING = "lm_eval: is not installed: pip install 'lm-eval>=0.4.13'"
+
+
+@dataclass(frozen=True)
+class LmEvalTask:
+    """A task of lm-eval; ``name`` is ``lm_eval:NAME``."""
+
+    name: str
+    folder: Path
+    settings: EvalSettings
+
+    def evaluate(self, subject: Subject, model: GPT, reading: Reading) -> Plain:
+        """The metrics that lm-eval computes."""
+        from llm.evaluation.lm_eval_adapter import Adapter, run
+
+        size, _, rows = window_of(self.settings, model)
+        adapter = Adapter(model, subject.source.tokenizer, size, rows)
+        found = run(adapter, self.name.removeprefix(PREFIX), self.folder)
+        return {"kind": "lm_eval", **found, "window": size}
+
+
+def open_lm_eval(name: str, settings: EvalSettings) -> LmEvalTask:
+    """Raises :class:`llm.errors.Refused` without lm-eval, or without a folder of task files."""
+    require(find_spec("lm_eval") is not None, MISSING)
+    folder = settings.include_path
+    require(
+        folder and os.path.isdir(folder),
+        f"{name:.60} needs include_path=FOLDER with its task file (YAML)",
+        key="include_path",
+    )
+    # Nothing is downloaded: the libraries read this when they are imported.
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    return LmEvalTask(name, Path(str(folder)), settings)

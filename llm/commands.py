@@ -9,7 +9,7 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent.parent  # of run_*.py
 SCRIPTS = [  # in order of use
     "run_prepare.py", "run_train.py", "run_sample.py", "run_plan.py", "run_report.py",
-    "run_eval.py",
+    "run_eval.py", "run_export.py",
 ]  # fmt: skip
 TYPED: list[str] = []  # the command line as typed, before words are quoted for Hydra
 OPTION_FOLDERS: list[str] = []  # the arguments that name folders of custom options

@@ -137,6 +137,7 @@ PLACES = {
     "plan": "llm.planning.points.plan_points",
     "report": "llm.report.writing.make_report_folder",
     "eval": "llm.tasks.subject.open_source",
+    "export": "llm.interchange.writing.write_hf",
 }
 
 
@@ -182,6 +183,7 @@ def words_of(command: str) -> list[str]:
         "plan": ["model=nano"],
         "report": ["outputs/a", "out=report"],
         "eval": ["outputs/a", "device=cpu"],
+        "export": ["outputs/a", "out=exported", "overwrite=true"],
     }[command]
 
 

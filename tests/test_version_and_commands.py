@@ -25,7 +25,7 @@ def test_python_m_llm_lists_every_command_with_its_purpose(tmp_path: Path) -> No
     assert "Train a language model" in done.stdout
     assert done.stdout.startswith(f"llm {__version__} (torch 2.")
     assert " torch\n" not in done.stderr
-    names = ["prepare", "train", "sample", "plan", "report", "eval"]
+    names = ["prepare", "train", "sample", "plan", "report", "eval", "export"]
     assert list(purposes()) == [f"run_{name}.py" for name in names]
 
 

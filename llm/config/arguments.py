@@ -29,7 +29,7 @@ NO_EFFECT = {
 
 WIDE_EQUALS = "\uff1d"  # typed by a Chinese or Japanese keyboard
 # The key of a path that is typed without one, for commands that read runs
-PATH_KEYS = {"run_report": "runs", "run_sample": "ckpt", "run_eval": "ckpt"}
+PATH_KEYS = {"run_report": "runs", "run_sample": "ckpt", "run_eval": "ckpt", "run_export": "ckpt"}
 
 SHELLS = ("bash", "fish", "zsh")  # whose completion Hydra knows
 

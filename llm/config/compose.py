@@ -16,6 +16,7 @@ from llm.errors import Refused, require
 from llm.options import validate
 from llm.settings.custom import GROUPS, OPTION, custom_section
 from llm.settings.eval import EvalSettings
+from llm.settings.export import ExportSettings
 from llm.settings.keys import suggestion, words_instead
 from llm.settings.origin import shape_of_origin
 from llm.settings.report import ReportSettings
@@ -26,6 +27,7 @@ from llm.settings.schema import PlanSettings, PrepareSettings, TrainSettings
 Settings = TypeVar(
     "Settings",
     TrainSettings, PlanSettings, SampleSettings, PrepareSettings, ReportSettings, EvalSettings,
+    ExportSettings,
 )  # fmt: skip
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
 

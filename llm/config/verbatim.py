@@ -26,7 +26,7 @@ WORDS = frozenset(
     [
         "model.norm", "model.mlp", "model.position", "model.loss", "data.name", "data.corpus",
         "data.tokenizer", "optimizer.name", "schedule.name", "precision.name",
-        "trainer.activation_checkpointing", "trainer.device", "device", "split", "memory.fit",
+        "trainer.activation_checkpointing", "trainer.device", "device", "split", "format", "dtype", "memory.fit",
         "memory.largest", "metric", "logger.mode", "logger.project", "logger.entity", "run.name",
         "run.sweep",
     ]

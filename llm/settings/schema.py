@@ -16,6 +16,7 @@ from llm.model.finetune import FinetuneOptions
 from llm.options import check_length, option
 from llm.settings.custom import Custom, check_targets, state_bits
 from llm.settings.eval import EvalSettings
+from llm.settings.export import ExportSettings
 from llm.settings.report import ReportSettings
 from llm.settings.sample import SampleSettings
 from llm.training.options import TrainerOptions
@@ -271,5 +272,5 @@ class PrepareSettings:
 
 SETTINGS = {
     "train": TrainSettings, "sample": SampleSettings, "prepare": PrepareSettings,
-    "plan": PlanSettings, "report": ReportSettings, "eval": EvalSettings,
+    "plan": PlanSettings, "report": ReportSettings, "eval": EvalSettings, "export": ExportSettings,
 }  # fmt: skip

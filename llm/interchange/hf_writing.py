@@ -1,0 +1,85 @@
+"""Write a folder that transformers loads with AutoModelForCausalLM and AutoTokenizer."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from llm.data.tokenizer import Tokenizer
+from llm.disk import write_durably
+from llm.errors import require
+from llm.interchange.families import Family, choose_family, config_json
+from llm.interchange.names import Names
+from llm.interchange.tokenizer_writing import tokenizer_config, tokenizer_json
+from llm.model.config import GPTConfig
+from llm.sealed import Plain
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def their_tensors(
+    weights: Mapping[str, Tensor], model: GPTConfig, family: Family, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """The weights by the names of ``family``; biases that it has and ``model`` lacks are zeros.
+
+    Raises :class:`llm.errors.Refused` for a value that is too large for ``dtype``.
+    """
+    names = family.names(model)
+    joined: dict[str, list[Tensor]] = {}
+    for name in expected_names(model, names):
+        tensor = weights[name] if name in weights else zero_bias(weights, name)
+        joined.setdefault(names.theirs(name), []).append(tensor)
+    tensors = {}
+    for name, parts in joined.items():
+        tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
+        is_matrix = tensor.dim() == 2 and ".h." in name
+        cast = (tensor.T if names.transposed and is_matrix else tensor).to(dtype).contiguous()
+        finite = bool(cast.isfinite().all())
+        require(finite, f"{name} has values too large for {dtype}: take dtype=bf16 or fp32")
+        tensors[name] = cast
+    return tensors
+
+
+def expected_names(model: GPTConfig, names: Names) -> list[str]:
+    """Our names of all tensors of the other program, q, k and v in this order."""
+    layers = [name for name in names.modules if name.partition(".")[0] in
+              ("attention_norm", "attention", "mlp_norm", "mlp")]  # fmt: skip
+    modules = [name for name in ("embed", "position", "norm") if name in names.modules]
+    for number in range(model.n_layer):
+        own = [name for name in layers if model.qk_norm or not name.endswith(("q_norm", "k_norm"))]
+        modules += [f"blocks.{number}.{name}" for name in own]
+    found = []
+    for module in modules:
+        found.append(f"{module}.weight")
+        has_bias = names.transposed or (model.bias or model.qkv_bias) and "norm" not in module
+        if has_bias and module not in ("embed", "position"):
+            found += [] if names.is_zero(f"{module}.bias") else [f"{module}.bias"]
+    return found + ([] if model.tie_embeddings else ["head.weight"])
+
+
+def zero_bias(weights: Mapping[str, Tensor], name: str) -> Tensor:
+    """Zeros for the bias ``name`` that our network does not have."""
+    return torch.zeros(weights[name.removesuffix("bias") + "weight"].shape[0])
+
+
+def write_hf(
+    folder: Path, model: GPTConfig, weights: Mapping[str, Tensor], tokenizer: Tokenizer, dtype: str
+) -> None:
+    """Fill ``folder``. Raises :class:`llm.errors.Refused` for a network of no family."""
+    family = choose_family(model)
+    tensors = their_tensors(weights, model, family, DTYPES[dtype])
+    safetensors.torch.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    (folder / "model.safetensors").chmod(folder.stat().st_mode & 0o666)
+    end, named = tokenizer.end_of_text, str(DTYPES[dtype]).removeprefix("torch.")
+    _write_json(folder / "config.json", config_json(model, family, end, named))
+    ends = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+    _write_json(folder / "generation_config.json", ends | {"do_sample": False})
+    _write_json(folder / "tokenizer.json", tokenizer_json(tokenizer))
+    _write_json(folder / "tokenizer_config.json", tokenizer_config(tokenizer, model.block_size))
+
+
+def _write_json(path: Path, values: Plain) -> None:
+    write_durably(path, (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())

@@ -33,7 +33,7 @@ def main(cfg: DictConfig) -> None:
     with status(f"writing {out}"):
         files = export_hf(source, out, settings.stored_dtype, settings.overwrite)
     sizes = {str(path): path.stat().st_size for path in files}
-    uses = uses_of_hf(out)
+    uses = uses_of_hf(out, source.tokenizer)
     answer(checkpoint=source.path, format=settings.format, out=out, files=sizes, uses=uses)
     for path, size in sizes.items():
         print(f"{path}  {format_bytes(size)}")

@@ -26,9 +26,9 @@ WORDS = frozenset(
     [
         "model.norm", "model.mlp", "model.position", "model.loss", "data.name", "data.corpus",
         "data.tokenizer", "optimizer.name", "schedule.name", "precision.name",
-        "trainer.activation_checkpointing", "trainer.device", "device", "split", "format", "dtype", "memory.fit",
-        "memory.largest", "metric", "logger.mode", "logger.project", "logger.entity", "run.name",
-        "run.sweep",
+        "trainer.activation_checkpointing", "trainer.device", "device", "split", "format", "dtype",
+        "memory.fit", "memory.largest", "metric", "logger.mode", "logger.project", "logger.entity",
+        "run.name", "run.sweep",
     ]
 )  # fmt: skip
 TEXTS = frozenset(key for key, kind in ALL_KEYS.items() if kind in (str, str | None))

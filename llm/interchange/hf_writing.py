@@ -47,14 +47,15 @@ def expected_names(model: GPTConfig, names: Names) -> list[str]:
     """Our names of all tensors of the other program, q, k and v in this order."""
     layers = [name for name in names.modules if name.partition(".")[0] in
               ("attention_norm", "attention", "mlp_norm", "mlp")]  # fmt: skip
-    modules = [name for name in ("embed", "position", "norm") if name in names.modules]
+    outer: tuple[str, ...] = ("embed", "position", "norm")
+    modules = [name for name in outer if name in names.modules]
     for number in range(model.n_layer):
         own = [name for name in layers if model.qk_norm or not name.endswith(("q_norm", "k_norm"))]
         modules += [f"blocks.{number}.{name}" for name in own]
     found = []
     for module in modules:
         found.append(f"{module}.weight")
-        has_bias = names.transposed or (model.bias or model.qkv_bias) and "norm" not in module
+        has_bias = names.transposed or ((model.bias or model.qkv_bias) and "norm" not in module)
         if has_bias and module not in ("embed", "position"):
             found += [] if names.is_zero(f"{module}.bias") else [f"{module}.bias"]
     return found + ([] if model.tie_embeddings else ["head.weight"])

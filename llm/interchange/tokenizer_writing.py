@@ -8,7 +8,7 @@ import json
 
 from llm.data.bpe import BPETokenizer
 from llm.data.definition import ALPHABET
-from llm.data.tokenizer import END_OF_TEXT, CharTokenizer, GPT2Tokenizer, Tokenizer
+from llm.data.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer
 from llm.sealed import Plain
 
 LETTER = {byte: letter for letter, byte in ALPHABET.items()}  # GPT-2's letter for each byte
@@ -66,6 +66,20 @@ def tokenizer_json(tokenizer: Tokenizer) -> Plain:
         "pre_tokenizer": step | {"use_regex": is_gpt2},
         "decoder": step | {"use_regex": True}, "model": model,
     }  # fmt: skip
+
+
+def our_tokenizer(values: Plain) -> Tokenizer | None:
+    """The tokenizer of which :func:`tokenizer_json` made ``values``, if it is of characters or
+    bytes; else None.
+    """
+    model = values.get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocab, dict):
+        return None
+    tokenizer: Tokenizer = ByteTokenizer()
+    if all(len(text) == 1 for text in vocab) and list(vocab) == sorted(vocab) and vocab:
+        tokenizer = CharTokenizer("".join(vocab))
+    return tokenizer if values == tokenizer_json(tokenizer) else None
 
 
 def _characters(tokenizer: CharTokenizer) -> Plain:

@@ -11,6 +11,7 @@ from llm.data.tokenizer import GPT2Tokenizer, Tokenizer
 from llm.errors import Refused, require
 from llm.interchange.gguf_tokenizer import BYTE_LEVEL_DECODER, GPT2_PRE_TOKENIZER
 from llm.interchange.sentencepiece import read_model
+from llm.interchange.tokenizer_writing import our_tokenizer
 from llm.sealed import Plain, read_bounded, read_json
 
 JSON, PIECES, VOCAB, MERGES = "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"
@@ -42,7 +43,8 @@ def tokenizer_of_folder(path: Path) -> Tokenizer:
             merges = read_bounded(path / MERGES, LARGEST).decode("utf-8")
             values = _byte_level(json.loads(raw), merges)
             definition = _text(values)
-        return _gpt2(definition, end) or BPETokenizer(_compact(definition), end)
+        ours = our_tokenizer(_values(definition)) or _gpt2(definition, end)
+        return ours or BPETokenizer(_compact(definition), end)
     except Refused as error:
         raise Refused(f"{found}: {error}") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -56,9 +58,13 @@ def _text(values: Definition) -> str:
 
 def _compact(definition: str) -> str:
     """The same without indentation, and without how transformers cuts and pads batches."""
+    return _text(_values(definition) | {"truncation": None, "padding": None})
+
+
+def _values(definition: str) -> Definition:
     values = json.loads(definition)
     require(isinstance(values, dict), "it is not a JSON object")
-    return _text(values | {"truncation": None, "padding": None})
+    return dict(values)
 
 
 def _byte_level(vocab: Any, merges: str) -> Definition:

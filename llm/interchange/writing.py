@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from llm.commands import for_shell
+from llm.data.tokenizer import Tokenizer
 from llm.disk import cannot_use, free_bytes, published, writing
 from llm.errors import DiskError, Refused, require
 from llm.interchange.families import choose_family
@@ -65,14 +66,15 @@ def check_room(out: Path, needed: int) -> None:
         )
 
 
-def uses_of_hf(out: Path) -> dict[str, str]:
+def uses_of_hf(out: Path, tokenizer: Tokenizer) -> dict[str, str]:
     """A line for each program that can use the folder."""
     typed = str(out.resolve())
+    uses = {"transformers": f"AutoModelForCausalLM.from_pretrained({typed!r})"}
+    if tokenizer.kind != "gpt2":  # llama.cpp's converter knows tokenizers by name only
+        return uses
     name = "".join(c if c.isalnum() else "-" for c in out.name.lower()).strip("-") or "model"
-    convert = for_shell(["python", "convert_hf_to_gguf.py", typed])
-    return {
-        "transformers": f"AutoModelForCausalLM.from_pretrained({typed!r})",
-        "llama.cpp": convert,
-        "ollama": f"printf 'FROM %s\\n' {for_shell([typed])} > Modelfile "
-                  f"&& ollama create {name} -f Modelfile",
-    }  # fmt: skip
+    modelfile = f"printf 'FROM %s\\n' {for_shell([typed])} > Modelfile"
+    return uses | {
+        "llama.cpp": for_shell(["python", "convert_hf_to_gguf.py", typed]),
+        "ollama": f"{modelfile} && ollama create {name} -f Modelfile",
+    }

@@ -1,0 +1,81 @@
+"""``run_export.py`` as typed: its output, its files and its exit status."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llm.data.tokenizer import CharTokenizer
+from tests.command_line import here, listing
+from tests.interchange.test_hf_writing import saved
+
+FILES = {
+    "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+    "tokenizer_config.json",
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder in which ``run`` has a checkpoint and ``full`` a file of the user."""
+    saved(tmp_path / "run", CharTokenizer("abc"))
+    saved(tmp_path / "smeared", CharTokenizer("abc"), smear=1, mlp="relu2")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("x", encoding="utf-8")
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    return tmp_path
+
+
+def test_it_prints_files_sizes_and_how_transformers_loads_them(folder: Path) -> None:
+    done = here("export", "run", "out=new/hf", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert listing(folder / "new") == {"hf", *(f"hf/{name}" for name in FILES)}
+    lines = done.stdout.splitlines()
+    assert lines[-1].startswith("transformers: AutoModelForCausalLM.from_pretrained('/")
+    assert all(any(name in line for line in lines) for name in FILES)
+
+
+def test_an_export_can_be_replaced_and_answers_in_json(folder: Path) -> None:
+    assert here("export", "ckpt=run", "out=hf", "dtype=fp16", cwd=folder).returncode == 0
+    done = here("export", "run", "out=hf", "overwrite=true", "json=true", cwd=folder)
+    found = json.loads(done.stdout)
+    assert found["status"] == "finished" and found["format"] == "hf"
+    sizes = {path: Path(folder / path).stat().st_size for path in found["files"]}
+    assert sizes == found["files"] and len(sizes) == len(FILES)
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["out=hf"], "ckpt is missing: give a run or other weights"),
+        (["run"], "out is missing: give the folder to write, as in out=exported"),
+        (["run", "out=full", "overwrite=true"], "out=full has other files than an export"),
+        (["run", "out=full"], "out=full exists: take another, or add overwrite=true"),
+        (["run", "out=file", "overwrite=true"], "out=file has other files than an export"),
+        (["run", "out=file/x"], "file/x cannot be written"),
+        (["run", "out=hf", "dtype=int8"], "dtype=int8 must be one of fp32, fp16, bf16"),
+        (["run", "out=hf", "format=onnx"], "format=onnx must be"),
+        (["gone", "out=hf"], "gone"),
+        (
+            ["smeared", "out=hf"],
+            "no architecture of transformers and llama.cpp has model.mlp=relu2",
+        ),
+    ],
+    ids=str,
+)
+def test_mistakes_are_one_line_and_write_nothing(typed: list[str], said: str, folder: Path) -> None:
+    before = listing(folder)
+    done = here("export", *typed, cwd=folder)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("run_export.py: ") and said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert listing(folder) == before
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm.interchange.writing.free_bytes", lambda _: 1000)
+    done = here("export", "run", "out=hf", cwd=folder)
+    assert done.returncode == 5 and "make room, or take a smaller dtype" in done.stderr
+    assert not (folder / "hf").exists()

@@ -10,6 +10,7 @@ from llm.answer import answer
 from llm.commands import typed_command
 from llm.config.cli import command, reported
 from llm.config.compose import read_settings
+from llm.data.conversation_dataset import conversation_counts, facts_of
 from llm.data.dataset import Dataset
 from llm.data.meta import read_meta
 from llm.data.prepare import prepare
@@ -36,6 +37,7 @@ def main(cfg: DictConfig) -> None:
     }
     if dataset.test is not None:
         facts["test"] = f"{len(dataset.test):,} tokens, which training never reads"
+    facts |= facts_of(dataset.folder)
     panel("dataset", facts)
     meta = read_meta(dataset.folder).plain()
     answer(
@@ -43,6 +45,7 @@ def main(cfg: DictConfig) -> None:
         tokenizer=dataset.tokenizer.kind,
         digest=dataset.digest,
         **{key: meta[key] for key in ("vocab_size", "tokens", "bytes")},
+        **conversation_counts(dataset.folder),
     )
     say(f"next: {typed_command(name='run_train.py')}")
 

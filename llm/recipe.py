@@ -47,7 +47,7 @@ def train(settings: TrainSettings) -> Path:
             prepare(settings.data, on_progress)
     settings, plan = fit_memory(settings, device)  # refuses a run that would not fit
     with byte_progress(f"preparing {settings.data.name}") as on_progress:
-        dataset = Dataset.open(prepare(settings.data, on_progress))
+        dataset = Dataset.open(prepare(settings.data, on_progress)).mixed(settings.data.mix)
     if dataset.size <= LARGE:
         with status(f"checking {dataset.folder}"):  # run_prepare.py verifies a larger one
             dataset.verify()
@@ -80,7 +80,8 @@ def fit(
     alone = run.is_new and not settings.run.sweep
     facts = run.identity | run.labels | plan.facts
     with recording(run.folder, facts, run.again, alone, settings.memory.advice) as summary:
-        for note in [*run.notes, *dataset.notes, *slow_products(settings.precision.name, device)]:
+        notes = [*run.notes, *dataset.notes, *dataset.notes_on(settings.model.block_size)]
+        for note in [*notes, *slow_products(settings.precision.name, device)]:
             warn(note)
         seed_everything(settings.seed)
         precision = Precision(settings.precision.name, device)
@@ -93,8 +94,9 @@ def fit(
         own = custom_logger(settings.logger)
         options, max_steps = settings.trainer, settings.trainer.max_steps
         checkpoints = CheckpointFolder(
-            run.folder, options.keep_last, model.config, dataset.tokenizer, run.identity
-        )
+            run.folder, options.keep_last, model.config, dataset.tokenizer, run.identity,
+            dataset.template,
+        )  # fmt: skip
         with open_logger(
             run.folder, run.checkpoint, logger_options(settings), to_plain(settings), max_steps,
             sweep, own,

@@ -30,13 +30,7 @@ def read_json(path: Path) -> Plain:
     """
     try:
         text = read_bounded(path, LARGEST).decode("utf-8")
-        values = json.loads(
-            text,
-            parse_int=_short,
-            parse_float=_finite,
-            parse_constant=_finite,
-            object_pairs_hook=_unique,
-        )
+        values = JSON.decode(text)
     except FileNotFoundError:
         raise
     except (OSError, ValueError, RecursionError) as error:
@@ -90,3 +84,9 @@ def _finite(number: str) -> float:
     if not math.isfinite(value):  # 1e999, NaN or Infinity
         raise ValueError(f"{number[:LONGEST_NUMBER]} is not a finite number")
     return value
+
+
+# Strict JSON: no key twice, and only numbers that other programs read as well.
+JSON = json.JSONDecoder(
+    parse_int=_short, parse_float=_finite, parse_constant=_finite, object_pairs_hook=_unique
+)

@@ -74,7 +74,8 @@ def keys(path: Path) -> dict[str, Any]:
 
 
 def settings_of(*overrides: str) -> TrainSettings:
-    text = ["data.path=x.txt"] if "data=text" in overrides else []
+    own = any(f"data={name}" in overrides for name in ("text", "chat", "instruct"))
+    text = ["data.path=x.txt"] if own else []
     return read_settings(composed("train", *overrides, *text), TrainSettings)
 
 
@@ -145,9 +146,9 @@ def test_every_precision_and_logger_is_valid() -> None:
 def test_every_dataset_has_the_name_of_its_file_and_declares_its_vocabulary(name: str) -> None:
     data = settings_of(f"data={name}").data
     assert data.name == name
-    if data.corpus != "text":  # the characters of a user's text are unknown
+    if data.corpus not in ("text", "conversations"):  # the characters of a user's text are unknown
         assert data.vocab_size is not None
-    path = ["data.path=x.txt"] if name == "text" else []
+    path = ["data.path=x.txt"] if data.path is not None else []
     prepared = read_settings(composed("prepare", f"data={name}", *path), PrepareSettings)
     assert prepared.data == data
 

@@ -57,6 +57,7 @@ class Checkpoint:
     state: Plain  # the trainer's counters; plain values
     identity: Plain  # config_digest, data_digest
     files: dict[str, str]  # file name -> sha256
+    template: Plain = field(default_factory=dict)  # of a chat: llm.data.template; empty: none
     verified: set[str] = field(default_factory=set, compare=False)  # files with the right digest
 
     @classmethod
@@ -72,7 +73,10 @@ class Checkpoint:
         files, state, identity = manifest.files, manifest.state, manifest.identity
         known = WEIGHTS in files and files.keys() <= {WEIGHTS, TRAINING}
         require(known, f"{path / MANIFEST} has no usable files")
-        return cls(path, manifest.step, model, tokenizer, state, identity, files)
+        return cls(
+            path, manifest.step, model, tokenizer, state, identity, files,
+            template=manifest.template,
+        )  # fmt: skip
 
     @functools.cached_property
     def shapes(self) -> Shapes:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from llm.commands import command_line
@@ -28,6 +28,7 @@ class Manifest:
     state: Plain = option()  # the trainer's counters
     identity: Plain = option()  # config_digest, data_digest
     files: dict[str, str] = option()  # file name -> sha256
+    template: Plain = field(default_factory=dict)  # of a chat; empty: none
 
 
 class TooNew(Refused):

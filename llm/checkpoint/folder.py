@@ -35,10 +35,12 @@ class CheckpointFolder:
     """Saves the checkpoints of one run, and keeps the newest ``keep_last``."""
 
     def __init__(
-        self, run: Path, keep_last: int, model: GPTConfig, tokenizer: Tokenizer, identity: Plain
-    ) -> None:
+        self, run: Path, keep_last: int, model: GPTConfig, tokenizer: Tokenizer, identity: Plain,
+        template: Plain | None = None,
+    ) -> None:  # fmt: skip
         self.folder, self.keep_last = run / FOLDER, keep_last
         self.model, self.tokenizer, self.identity = model, tokenizer, identity
+        self.template = template or {}
 
     def save(
         self, step: int, weights: dict[str, Tensor], training: dict[str, Tensor], state: Plain
@@ -99,6 +101,8 @@ class CheckpointFolder:
                 "files": digests,
                 "tokenizer": self.tokenizer.to_json(),
             }
+            if self.template:
+                manifest["template"] = self.template
             write_durably(temporary / MANIFEST, sealed(manifest).encode())
         link(self.folder, name, path)
 

@@ -5,7 +5,7 @@ keyed bijection instead of a shuffled list: it needs no memory proportional to t
 nothing has to be saved in a checkpoint.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,6 +17,16 @@ from llm.functional import IGNORED
 # the conversations that are packed into a row.
 Batch = tuple[np.ndarray, np.ndarray] | tuple[np.ndarray, np.ndarray, np.ndarray]
 AHEAD = 64  # steps whose windows are computed at once; step by step, numpy's overhead dominates
+
+
+class Sampler(Protocol):
+    """Training batches, a pure function of the step."""
+
+    def batch(self, step: int) -> Batch:
+        """The batch of optimizer step ``step`` (from 1)."""
+
+    def positions(self, step: int) -> np.ndarray:
+        """Where its rows start in the tokens: (batch_size,) int64."""
 
 
 class BatchSampler:
@@ -69,14 +79,18 @@ class BatchSampler:
     def _starts_of_block(self, block: int) -> np.ndarray:
         """Where the windows of ``AHEAD`` steps start: (AHEAD, batch_size) int64."""
         count = AHEAD * self.batch_size
-        sequence = np.arange(block * count, (block + 1) * count, dtype=np.uint64)
+        return self.starts_of(block * count + np.arange(count)).reshape(AHEAD, self.batch_size)
+
+    def starts_of(self, sequence: np.ndarray) -> np.ndarray:
+        """Where windows start, by their numbers (from 0) in the order of training: int64."""
+        sequence = sequence.astype(np.uint64)
         epoch, place = np.divmod(sequence, np.uint64(self.windows))
         key = mix(epoch + mix(np.uint64(self.seed)))
         random = mix(key + np.uint64(1)) % np.uint64(self.most - self.least + 1)
         offset = self.least + random.astype(np.int64)
         window = permute(place, self.windows, key).astype(np.int64)
         starts: np.ndarray = window * self.block_size - offset
-        return starts.reshape(AHEAD, self.batch_size)
+        return starts
 
 
 def evaluation_batches(

@@ -7,7 +7,7 @@ from llm.errors import require
 from llm.options import option
 
 TOKENIZERS = {"gpt2": 50_257, "char": None, "byte": 257}  # sizes of their vocabularies, if fixed
-CORPORA = ("shakespeare", "tinyshakespeare", "text")
+CORPORA = ("shakespeare", "tinyshakespeare", "text", "conversations")
 
 
 def padded(vocab_size: int, tokenizer: str) -> int:
@@ -31,6 +31,9 @@ class DataConfig:
     test_fraction: float | None = option(None, more_than=0, less_than=1)
     allow_special: bool = False
     overwrite: bool = False
+    template: str | None = None
+    mix: float = option(0.0, at_least=0, less_than=1)
+    mix_path: str | None = None
 
     def cross_check(self) -> None:
         """Raise :class:`llm.errors.Refused` for values that do not go together."""
@@ -48,6 +51,7 @@ class DataConfig:
             self.corpus != "text" or self.path,
             "data.path is missing: data=text needs data.path=FILE_OR_FOLDER",
         )
+        self._check_conversations()
         require(
             self.corpus != "shakespeare" or self.path is None,
             f"data=shakespeare has its own text: for {self.path} use data=text",
@@ -59,6 +63,26 @@ class DataConfig:
             declared is None or known_size in (None, declared),
             f"data.vocab_size={declared}, but the {self.tokenizer} tokenizer has {known_size}: "
             "set it to null",
+        )
+
+    def _check_conversations(self) -> None:
+        if self.corpus == "conversations":
+            require(
+                self.path,
+                "data.path is missing: data=chat and data=instruct need data.path=FILE",
+            )
+            require(self.template, "data.template is null: take chatml, alpaca, llama2 or plain")
+            require(not self.allow_special, "data.allow_special=true is not for conversations")
+        else:
+            for key in ("template", "mix", "mix_path"):
+                value = getattr(self, key)
+                require(
+                    not value,
+                    f"data.{key}={value} is for conversations: take data=chat or data=instruct",
+                )
+        require(
+            bool(self.mix) == (self.mix_path is not None),
+            "data.mix and data.mix_path go together: the share of rows, and the text they are from",
         )
 
     def declared_vocab_size(self) -> int | None:

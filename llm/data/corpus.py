@@ -119,6 +119,9 @@ def read_corpus(name: str, path: str | None = None) -> Corpus:
     try:
         if name == "text":
             return _text(path)
+        if name == "conversations":
+            rows = _existing_file(path)
+            return Corpus(path, _file_sha256(rows), lambda: [Document(str(rows), rows)])
         with _existing_file(path).open("rb") as file:
             raw = file.read(2 * PIECE)  # enough for a copy; another file may have any size
     except OSError as error:

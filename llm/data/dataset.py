@@ -11,6 +11,7 @@ import numpy as np
 from llm.data.batches import (
     Batch,
     BatchSampler,
+    Sampler,
     evaluation_batches,
     evaluation_windows,
     read_windows,
@@ -40,8 +41,8 @@ class Dataset:
     text: str = ""  # sha256 of the text and its splits, independent of the tokenizer
     test: np.ndarray | None = None  # only with data.test_fraction; training never reads it
 
-    @classmethod
-    def open(cls, folder: Path) -> "Dataset":
+    @staticmethod
+    def open(folder: Path) -> "Dataset":
         """Map the files of ``folder`` and check their sizes; :meth:`verify` checks the contents.
 
         Raises :class:`llm.errors.Refused` naming the file that does not fit ``meta.json``.
@@ -61,10 +62,15 @@ class Dataset:
         ids = {split: _map(folder, split, meta) for split in meta.splits}
         bytes_per_token = meta.bytes.val / meta.tokens.val
         digest, text = meta.digest(), meta.text_digest()
-        return cls(
+        dataset = Dataset(
             folder, ids["train"], ids["val"], tokenizer, digest, bytes_per_token, text,
             ids.get("test"),
         )  # fmt: skip
+        if meta.conversations is None:
+            return dataset
+        from llm.data.conversation_dataset import ConversationDataset  # it is a kind of Dataset
+
+        return ConversationDataset.of(dataset)
 
     @property
     def notes(self) -> list[str]:
@@ -76,6 +82,19 @@ class Dataset:
             "English has 3 to 4: it splits characters into parts. data.tokenizer=char or byte "
             "may suit this text better"
         ]
+
+    def mixed(self, share: float) -> "Dataset":
+        """The same data, with this share of general text in training batches of conversations."""
+        return self
+
+    def notes_on(self, block_size: int) -> list[str]:
+        """Warnings about training on rows of ``block_size``."""
+        return []
+
+    @property
+    def template(self) -> dict[str, Any]:
+        """The values of the chat template; empty for text."""
+        return {}
 
     @property
     def size(self) -> int:
@@ -102,7 +121,7 @@ class Dataset:
         lengths = self.tokenizer.byte_lengths
         for split in meta.splits:
             path, sha256, n_bytes = self.folder / f"{split}.bin", hashlib.sha256(), 0
-            for raw in _pieces(path):
+            for raw in pieces_of(path):
                 ids = np.frombuffer(raw, _dtype(meta), len(raw) // _dtype(meta).itemsize)
                 sha256.update(raw)
                 max_id = max(max_id, int(ids.max(initial=0)))
@@ -125,7 +144,7 @@ class Dataset:
 
     def sampler(
         self, block_size: int, batch_size: int, seed: int, overfit_batches: int = 0
-    ) -> BatchSampler:
+    ) -> Sampler:
         """Training batches."""
         vocab_size = self.tokenizer.vocab_size
         return BatchSampler(self.train, block_size, batch_size, seed, overfit_batches, vocab_size)
@@ -160,6 +179,10 @@ class Dataset:
                 f"{self.folder}/{split}.bin has {len(tokens)} tokens, and model.block_size="
                 f"{block_size} needs {block_size + 1}: use more text, or a smaller block_size",
             )
+        self.check_vocabulary(vocab_size)
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raise :class:`llm.errors.Refused` if a model of ``vocab_size`` lacks some of the ids."""
         require(
             self.tokenizer.vocab_size <= vocab_size,
             f"model.vocab_size={vocab_size} is smaller than the vocabulary of {self.folder}, "
@@ -167,7 +190,8 @@ class Dataset:
         )
 
 
-def _pieces(path: Path) -> Iterator[bytes]:
+def pieces_of(path: Path) -> Iterator[bytes]:
+    """The bytes of a file, in pieces."""
     try:
         with path.open("rb") as file:
             yield from iter(lambda: file.read(READ), b"")
@@ -180,11 +204,15 @@ def _dtype(meta: Meta) -> np.dtype[Any]:
 
 
 def _map(folder: Path, split: str, meta: Meta) -> np.ndarray:
-    path, tokens, dtype = folder / f"{split}.bin", getattr(meta.tokens, split), _dtype(meta)
+    return map_file(folder / f"{split}.bin", _dtype(meta), getattr(meta.tokens, split))
+
+
+def map_file(path: Path, dtype: np.dtype[Any], count: int) -> np.ndarray:
+    """A file of ``count`` numbers, memory-mapped; :class:`llm.errors.Refused` for another size."""
     size = path.stat().st_size if path.is_file() else -1
     require(
-        size == tokens * dtype.itemsize,
-        f"{path} has {size} bytes, but {META} says {tokens} tokens of {dtype.itemsize}: {AGAIN}",
+        size == count * dtype.itemsize,
+        f"{path} has {size} bytes, but {META} says {count} tokens of {dtype.itemsize}: {AGAIN}",
     )
     try:
         return np.memmap(path, dtype=dtype, mode="r")

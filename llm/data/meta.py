@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,20 @@ class Digests:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConversationMeta:
+    """What ``meta.json`` says of conversations in addition to their tokens."""
+
+    template: dict[str, Any]
+    count: Counts
+    answer_tokens: Counts
+    answer_bytes: Counts
+    answers: Digests  # sha256 of the files that mark answers
+    starts: Digests  # sha256 of the files of where conversations start
+    mix_tokens: int | None = option(None, at_least=1)  # of the text that is mixed in
+    mix_sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Meta:
     """The values of ``meta.json``."""
 
@@ -52,6 +66,7 @@ class Meta:
     source: dict[str, Any]
     made_from: dict[str, Any]  # the settings that decide the contents
     tokenizer: dict[str, Any]
+    conversations: ConversationMeta | None = None
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -62,13 +77,22 @@ class Meta:
         """The values of the file, where a missing test split has no key."""
         plain = asdict(self)
         for key in ("tokens", "bytes", "sha256"):
-            plain[key] = _of_splits(getattr(self, key))
+            plain[key] = of_splits(getattr(self, key))
+        if self.conversations is None:
+            del plain["conversations"]
         return plain
+
+    def with_conversations(self, conversations: ConversationMeta) -> "Meta":
+        """The same values for conversations."""
+        return replace(self, conversations=conversations)
 
     def digest(self) -> str:
         """sha256 that identifies the token ids and their meaning."""
         tokenizer = hashlib.sha256(json.dumps(self.tokenizer, sort_keys=True).encode()).hexdigest()
-        identity = json.dumps([_of_splits(self.sha256), self.dtype, tokenizer])
+        values: list[Any] = [of_splits(self.sha256), self.dtype, tokenizer]
+        if self.conversations is not None:
+            values.append(asdict(self.conversations))
+        identity = json.dumps(values, sort_keys=self.conversations is not None)
         return hashlib.sha256(identity.encode()).hexdigest()
 
     def text_digest(self) -> str:
@@ -85,7 +109,7 @@ def read_meta(folder: Path) -> Meta:
     path = folder / META
     try:
         meta = from_plain(Meta, opened(read_json(path), path), f"{path}: ")
-        splits = {tuple(_of_splits(values)) for values in (meta.tokens, meta.bytes, meta.sha256)}
+        splits = {tuple(of_splits(values)) for values in (meta.tokens, meta.bytes, meta.sha256)}
         require(len(splits) == 1, f"{path}: tokens, bytes and sha256 name different splits")
         return meta
     except FileNotFoundError:
@@ -94,6 +118,6 @@ def read_meta(folder: Path) -> Meta:
         raise Refused(f"{error}: {AGAIN}") from None
 
 
-def _of_splits(values: Counts | Digests) -> Plain:
+def of_splits(values: Counts | Digests) -> Plain:
     """The value of each split that exists, by its name."""
     return {split: value for split, value in asdict(values).items() if value is not None}

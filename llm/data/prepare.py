@@ -7,9 +7,11 @@ from typing import Any
 
 from llm.data.assets import sha256
 from llm.data.config import DataConfig
+from llm.data.conversation_writing import write_conversations
 from llm.data.corpus import Corpus, expanded, read_corpus
 from llm.data.dataset import Dataset
 from llm.data.meta import OTHER, Meta, read_meta
+from llm.data.template import read_template
 from llm.data.writing import Progress, write_dataset
 from llm.disk import published
 from llm.errors import DiskError, Refused, as_stop, require
@@ -77,7 +79,7 @@ def folder_of(config: DataConfig) -> Path:
 
 
 def _folder(config: DataConfig, made_from: dict[str, Any]) -> Path:
-    if config.corpus != "text":
+    if config.corpus not in ("text", "conversations"):
         return expanded(config.dir) / config.name
     digest = sha256(json.dumps(made_from, sort_keys=True).encode())
     return expanded(config.dir) / f"{config.name}-{digest[:12]}"
@@ -94,6 +96,14 @@ def _made_from(config: DataConfig, corpus: Corpus) -> dict[str, Any]:
     }
     if config.test_fraction is not None:  # folders without a test split keep their names
         made_from["test_fraction"] = config.test_fraction
+    if config.template is not None:
+        template = json.dumps(read_template(config.template).plain(), sort_keys=True)
+        made_from["template"] = sha256(template.encode())
+    if config.mix_path is not None:
+        try:
+            made_from["mix_sha256"] = read_corpus("text", config.mix_path).sha256
+        except Refused as refusal:
+            raise Refused(str(refusal).replace("data.path=", "data.mix_path=")) from None
     return made_from
 
 
@@ -137,7 +147,8 @@ def _write(
     on_progress: Progress,
 ) -> None:  # fmt: skip
     try:
-        write_dataset(folder, config, corpus, made_from, on_progress)
+        write = write_conversations if config.corpus == "conversations" else write_dataset
+        write(folder, config, corpus, made_from, on_progress)
     except Refused:
         _require_unchanged(config, corpus)  # the change may be the cause
         raise

@@ -7,7 +7,7 @@ characters and collect its alphabet, then to tokenize it.
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import accumulate
 from pathlib import Path
@@ -145,7 +145,7 @@ def write_dataset(
 
 def describe(
     corpus: Corpus, config: DataConfig, made_from: dict[str, Any], tokenizer: Tokenizer,
-    writers: dict[str, TokenWriter],
+    writers: Mapping[str, TokenWriter],
 ) -> Meta:  # fmt: skip
     """The contents of ``meta.json``."""
     # A path that is not Unicode has surrogates in Python, which cannot be written as UTF-8.

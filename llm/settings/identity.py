@@ -15,7 +15,7 @@ from llm.settings.schema import TrainSettings
 # device, compile, micro_batch_size, logger, intervals, folders, and options that only save memory.
 IDENTITY = {
     "model": tuple(field.name for field in fields(GPTConfig) if field.name != "loss"),
-    "data": ("name", "corpus", "tokenizer", "vocab_size", "val_fraction", "allow_special"),
+    "data": ("name", "corpus", "tokenizer", "vocab_size", "val_fraction", "allow_special", "mix"),
     "optimizer": None,
     "schedule": None,
     "precision": None,
@@ -31,7 +31,7 @@ IDENTITY = {
 # Keys that came later: at their default they are left out, so that older runs keep their digests.
 LATER = (
     "qkv_bias", "norm_eps", "rope_base", "rope_scaling", "rope_factor", "rope_original_size",
-    "rope_low", "rope_high",
+    "rope_low", "rope_high", "mix",
 )  # fmt: skip
 # resume= may change these: to train longer, or to continue after a divergence.
 EXTENDABLE = {

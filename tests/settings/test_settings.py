@@ -36,6 +36,7 @@ IDENTITY: dict[str, Any] = {
     "model.rope_low": 2.0, "model.rope_high": 8.0,
     "data.name": "other", "data.corpus": "text", "data.tokenizer": "byte", "data.vocab_size": 257,
     "data.val_fraction": 0.2, "data.test_fraction": 0.2, "data.allow_special": True,
+    "data.mix": 0.2,
     "optimizer.name": "adamw", "optimizer.state_bits": 8, "optimizer.lr": 0.5,
     "optimizer.weight_decay": 0.2,
     "optimizer.momentum": 0.5, "optimizer.ns_steps": 3, "optimizer.embed_lr_ratio": 1.0,
@@ -50,6 +51,7 @@ IDENTITY: dict[str, Any] = {
 }  # fmt: skip
 WATCHED: dict[str, Any] = {
     "data.dir": "elsewhere", "data.path": "copy.txt", "data.overwrite": True,
+    "data.template": "alpaca", "data.mix_path": "general.txt",  # they are part of data_digest
     "memory.budget_gib": 2.0, "memory.reserve_mib": 100, "memory.fit": "auto",
     "memory.enforce": True, "trainer.step_in_backward": True,
     "trainer.max_minutes": 5.0, "trainer.micro_batch_size": 1, "trainer.eval_interval": 9,
@@ -136,7 +138,7 @@ def test_the_lists_above_name_every_key(plain: dict[str, Any]) -> None:
         for key in (values if isinstance(values, dict) else [section])
     }
     assert found == IDENTITY.keys() | WATCHED.keys()
-    later = {"data.test_fraction", *TUNED, *(f"model.{key}" for key in LATER)}
+    later = {"data.test_fraction", "data.mix", *TUNED, *(f"model.{key}" for key in LATER)}
     always = IDENTITY.keys() - later
     assert identity(plain, "d").keys() == always | {"data_digest"}
 

@@ -25,6 +25,7 @@ def main(cfg: DictConfig) -> None:
     # After the checks: --help and typing errors need no torch.
     with status("loading torch"), delayed():
         from llm.device import select_device, tune_allocator
+        from llm.experiment.chat import Chat, choose_template
         from llm.experiment.samples import (
             check_stops,
             print_samples,
@@ -33,12 +34,17 @@ def main(cfg: DictConfig) -> None:
             read_prompt,
         )  # fmt: skip
         from llm.interchange.source import load_model, open_source
+        from llm.sampling.conversation import Conversation
         from llm.sampling.layout import lay_out_for_decoding
 
     require_output()
     source = open_source("ckpt", str(settings.ckpt))
     tokenizer = source.tokenizer
     tune_allocator(source.model.n_embed)
+    if settings.chat:
+        manifest = getattr(source, "manifest", None)  # other people's weights have none
+        saved = getattr(manifest, "template", {})
+        template = choose_template(settings.chat_template, saved, tokenizer)
     prompt = read_prompt(tokenizer, settings.prompt, settings.prompt_file, source.model.block_size)
     check_stops(tokenizer, settings.stops())
     model = load_model(source, select_device(settings.device, key="device"))
@@ -50,7 +56,10 @@ def main(cfg: DictConfig) -> None:
         print_verification(model, tokenizer, prompt, settings, settings.seed)
     if settings.benchmark:
         print_speed(model, tokenizer, prompt, settings, settings.num_samples)
-    if not (settings.verify_cache or settings.benchmark):
+    if settings.chat:
+        talk = Conversation(model, tokenizer, template, settings.system, settings.stops())
+        answer(conversation=Chat(talk, settings, settings.seed).run())
+    elif not (settings.verify_cache or settings.benchmark):
         samples = print_samples(
             model, tokenizer, prompt, settings, settings.seeds(), stream=settings.stream,
             echo=settings.echo, logprobs=settings.logprobs, stop=settings.stops(),

@@ -7,11 +7,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from llm.data.template import Template, read_template
+from llm.data.tokenizer import Tokenizer
 from llm.disk import replaced
 from llm.errors import Refused, as_line, require
 from llm.options import validate
-from llm.sampling.conversation import Conversation, Message
+from llm.sampling.conversation import Conversation
 from llm.sampling.options import SamplingOptions
+from llm.sealed import Plain
 from llm.signals import ctrl_c_calls
 
 LONGEST_LINE = 2**20  # bytes of one line of a pipe
@@ -38,8 +41,8 @@ class Chat:
             "system": self.system, "temperature": self.temperature, "save": self.save,
         }  # fmt: skip
 
-    def run(self) -> list[Message]:
-        """Chat until the input ends; returns the whole conversation.
+    def run(self) -> list[Plain]:
+        """Chat until the input ends; returns the whole conversation as plain values.
 
         A first Ctrl-C at the prompt only says how to end the chat. A second one, or one while a
         pipe is read, raises ``KeyboardInterrupt``.
@@ -65,7 +68,11 @@ class Chat:
                     say(as_line(str(refusal)))
         if self.is_terminal and not self.is_over:
             print()  # the line of the prompt
-        return self.conversation.messages
+        return self.plain()
+
+    def plain(self) -> list[Plain]:
+        """The messages as JSON has them."""
+        return [{"role": m.role, "content": m.content} for m in self.conversation.messages]
 
     def take(self, line: str) -> None:
         """Obey a command, or answer a message. Raises :class:`llm.errors.Refused`."""
@@ -110,7 +117,7 @@ class Chat:
         """Set or show the system text; it counts from the next answer."""
         if text:
             self.conversation.system = text
-        say(f"system: {self.conversation.system or '(none)'}")
+        say("system: " + (self.conversation.system or "(as the template has it)"))
 
     def temperature(self, text: str) -> None:
         """Set or show the temperature."""
@@ -132,7 +139,7 @@ class Chat:
             path in self.saved or not (path.exists() or path.is_symlink()),
             f"/save {name} exists already: take another name",
         )
-        line = json.dumps({"messages": self.conversation.messages}, ensure_ascii=False)
+        line = json.dumps({"messages": self.plain()}, ensure_ascii=False)
         try:
             with replaced(path) as file:
                 file.write(line.encode("utf-8") + b"\n")
@@ -169,6 +176,29 @@ class Chat:
             return raw.decode("utf-8").removesuffix("\n").removesuffix("\r")
         except UnicodeDecodeError as error:
             raise Refused(f"the message is not UTF-8: offset {error.start}") from None
+
+
+def choose_template(typed: str | None, saved: Plain, tokenizer: Tokenizer) -> Template:
+    """The template that was ``typed``, or the one ``saved`` in the checkpoint, or ChatML if
+    the tokenizer has its tokens. Raises :class:`llm.errors.Refused` if there is none.
+    """
+    if typed is None and not saved:
+        require(
+            "<|im_start|>" in tokenizer.special_ids,
+            "the model was not trained on conversations: give the template of its answers, as in "
+            "chat_template=plain (chatml, alpaca, llama2, or a YAML file)",
+            key="chat_template",
+            suggestions=["chat_template=plain", "chat_template=chatml"],
+        )
+        typed = "chatml"
+    try:
+        template = Template.from_plain(saved) if typed is None else read_template(typed)
+        template.check(tokenizer)
+    except Refused as refusal:  # a dataset calls the same setting data.template
+        message = str(refusal).replace("data.template", "chat_template")
+        better = [word.replace("data.template", "chat_template") for word in refusal.suggestions]
+        raise Refused(message, key="chat_template", suggestions=better) from None
+    return template
 
 
 def say(text: str) -> None:

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import Protocol
 
+from llm.data.template import Message, Template
 from llm.data.tokenizer import Tokenizer
 from llm.errors import Refused
 from llm.model.gpt import GPT
@@ -13,29 +13,22 @@ from llm.sampling.generate import generate_batch
 from llm.sampling.options import SamplingOptions
 from llm.sampling.text import SampleText
 
-Message = dict[str, str]  # "role": system, user or assistant, and "content"
-
-
-class Prompts(Protocol):
-    """The part of :class:`llm.data.template.Template` that a conversation needs."""
-
-    def prompt(self, tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
-        """Ids of the messages, up to where the next answer starts."""
-
 
 class Conversation:
     """Messages of a user and answers of ``model``, in the format of ``template``.
 
     The oldest messages are forgotten once the model cannot see all: the prompt starts with message
-    ``first``. Any special token ends an answer and is not part of its text, and so do ``stops``.
+    ``first``. An answer ends at any special token, at the end that the template gives it, or at one
+    of ``stops``, which are not part of its text.
     """
 
     def __init__(
-        self, model: GPT, tokenizer: Tokenizer, template: Prompts, system: str = "",
+        self, model: GPT, tokenizer: Tokenizer, template: Template, system: str = "",
         stops: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.model, self.tokenizer, self.template = model, tokenizer, template
-        self.system, self.stops = system, stops
+        ends = [template.end] if template.end and template.end not in template.markers else []
+        self.system, self.stops = system, [*stops, *ends]
         self.cache = ContinuedCache(model)
         self.reset()
 
@@ -60,7 +53,7 @@ class Conversation:
         """
         size = self.model.config.block_size
         most = size - min(max_new_tokens, max(1, size // 4))
-        first, asked = self.first, [*self.history, {"role": "user", "content": text}]
+        first, asked = self.first, [*self.history, Message("user", text)]
         prompt = self._prompt(asked[first:])
         if len(prompt) > most:
             while len(prompt) > size // 2 and first + 2 < len(asked):
@@ -81,8 +74,8 @@ class Conversation:
         """
         room = self.model.config.block_size - len(prompt)
         within = replace(options, max_new_tokens=min(options.max_new_tokens, room))
-        message, sample = {"role": "assistant", "content": ""}, SampleText(self.stops)
-        self.history.append(message)
+        sample = SampleText(self.stops)
+        self.history.append(Message("assistant", ""))
         special = set(self.tokenizer.special_ids.values())
         self.ended_by = "interrupted"
         drawn = generate_batch(
@@ -94,18 +87,20 @@ class Conversation:
                 if pair is None or pair[0] in special:
                     self.ended_by = "end"
                     break
-                text = sample.add(self.tokenizer.token_bytes(pair[0]))
-                message["content"] += text
-                yield text
+                yield self._add(sample.add(self.tokenizer.token_bytes(pair[0])))
             else:
                 limit = "window" if within.max_new_tokens == room else "max_new_tokens"
                 self.ended_by = "stop" if sample.stopped else limit
-        text = sample.rest()
-        message["content"] += text
-        yield text
+        yield self._add(sample.rest())
+
+    def _add(self, text: str) -> str:
+        """Add ``text`` to the answer, and return it."""
+        self.history[-1] = replace(self.history[-1], content=self.history[-1].content + text)
+        return text
 
     def _prompt(self, messages: list[Message]) -> list[int]:
-        return self.template.prompt(self.tokenizer, self._with_system(messages))
+        ids = self.template.prompt(self.tokenizer, self._with_system(messages))
+        return [int(token) for token in ids]
 
     def _with_system(self, messages: list[Message]) -> list[Message]:
-        return [*([{"role": "system", "content": self.system}] if self.system else []), *messages]
+        return [*([Message("system", self.system)] if self.system else []), *messages]

@@ -27,6 +27,9 @@ class SampleSettings(SamplingOptions):
     echo: bool = True
     verify_cache: bool = False
     benchmark: bool = False
+    chat: bool = False
+    chat_template: str | None = None
+    system: str = ""
 
     def stops(self) -> list[str]:
         """The stop strings."""
@@ -50,6 +53,11 @@ class SampleSettings(SamplingOptions):
         require(
             not (self.prompt and self.prompt_file),
             "prompt and prompt_file are both given: take one",
+        )
+        require(
+            not (self.chat and (self.prompt or self.prompt_file)),
+            "chat=true reads messages from standard input: leave out prompt and prompt_file",
+            key="chat",
         )
         for stop in self.stops():
             require(isinstance(stop, str), f"stop={stop!r} must be text")

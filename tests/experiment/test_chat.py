@@ -1,10 +1,15 @@
 """A chat through a pipe and on a terminal: answers, commands, Ctrl-C, and what is saved."""
 
+import fcntl
 import io
 import json
 import os
+import pty
 import signal
+import subprocess
 import sys
+import termios
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +20,8 @@ from llm.experiment import chat as module
 from llm.experiment.chat import Chat
 from llm.sampling.options import SamplingOptions
 from llm.signals import listener, raised
+from tests.command_line import here
+from tests.conftest import HANGS, ROOT, TINY_RUN
 from tests.sampling.test_conversation import conversation, network
 
 
@@ -60,7 +67,7 @@ def at_terminal(monkeypatch: pytest.MonkeyPatch, *events: Any) -> Chat:
 
 
 def contents(chat: Chat) -> list[str]:
-    return [one["content"] for one in chat.conversation.messages]
+    return [one.content for one in chat.conversation.messages]
 
 
 def test_a_pipe_gives_a_message_per_line_and_gets_only_the_answers(
@@ -180,3 +187,84 @@ def test_ctrl_d_ends_the_chat_below_the_prompt(
 ) -> None:
     at_terminal(monkeypatch).run()
     assert capsys.readouterr().out == "> \n"
+
+
+def test_a_chat_of_the_command_streams_answers_to_the_lines_of_a_pipe(
+    tmp_path: Path, text_file: Path
+) -> None:
+    data = ["data=text", f"data.path={text_file}", "data.tokenizer=byte"]
+    assert (
+        here(
+            "train", *data, *TINY_RUN, "model.block_size=1024", "run.name=a", cwd=tmp_path
+        ).returncode
+        == 0
+    )
+    typed = ["outputs/a", "chat=true", "max_new_tokens=3", "device=cpu"]
+    done = here("sample", *typed, cwd=tmp_path, stdin=b"hi\n")
+    assert done.returncode == 2
+    assert "was not trained on conversations: give the template" in done.stderr
+    done = here("sample", *typed, "chat_template=plian", cwd=tmp_path)
+    assert done.returncode == 2 and " chat_template=plian is neither one of " in done.stderr
+    done = here("sample", *typed, "chat_template=chatml", cwd=tmp_path)
+    assert (
+        done.returncode == 2 and "chat_template needs the special token <|im_start|>" in done.stderr
+    )
+    done = here("sample", *typed, "chat_template=plain", "prompt=hi", cwd=tmp_path)
+    assert done.returncode == 2 and "leave out prompt and prompt_file" in done.stderr
+    plain = [*typed, "chat_template=plain", "json=true"]
+    done = here("sample", *plain, cwd=tmp_path, stdin=b"/temperature 0\nhi\n")
+    assert done.returncode == 0, done.stderr
+    user, assistant = json.loads(done.stdout)["conversation"]
+    assert user == {"role": "user", "content": "hi"} and assistant["role"] == "assistant"
+    assert here("sample", *plain[:-1], cwd=tmp_path, stdin=b"/temperature 0\nhi\n").stdout == (
+        assistant["content"] + "\n"
+    )
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_a_real_terminal_stops_the_answer_and_then_ends_the_chat(
+    tmp_path: Path, text_file: Path
+) -> None:
+    data = ["data=text", f"data.path={text_file}", "data.tokenizer=byte"]
+    assert (
+        here(
+            "train", *data, *TINY_RUN, "model.block_size=1024", "run.name=a", cwd=tmp_path
+        ).returncode
+        == 0
+    )
+    ours, theirs = pty.openpty()
+    words = ["outputs/a", "chat=true", "chat_template=plain", "max_new_tokens=100000", "device=cpu"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "run_sample.py"), *words], cwd=tmp_path, stdin=theirs,
+        stdout=theirs, stderr=theirs, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    never_longer = threading.Timer(HANGS, process.kill)
+    never_longer.start()
+    os.close(theirs)
+    seen = b""
+
+    def wait_for(text: bytes) -> None:
+        nonlocal seen
+        while text not in seen:
+            seen += os.read(ours, 1024)
+        seen = seen.partition(text)[2]
+
+    try:
+        wait_for(b"> ")
+        for question in ("你好\n", "more\n"):  # the second is asked after the first was stopped
+            os.write(ours, question.encode())
+            wait_for(b"\r\n")
+            os.read(ours, 1)  # the answer has begun
+            os.write(ours, b"\x03")
+            wait_for(b"\n> ")
+        os.write(ours, b"\x03")
+        wait_for(b"ends the chat")
+        wait_for(b"> ")
+        os.write(ours, b"\x03")
+        assert process.wait(HANGS) == 130
+    finally:
+        never_longer.cancel()
+        process.kill()
+        process.wait()
+        os.close(ours)

@@ -1,28 +1,21 @@
 """A conversation fits the window, keeps its cache, and shows no special token."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 
-from llm.data.tokenizer import ByteTokenizer, Tokenizer
+from llm.data.template import Around, Message, Template
+from llm.data.tokenizer import ByteTokenizer
 from llm.errors import Refused
 from llm.model.gpt import GPT
-from llm.sampling.conversation import Conversation, Message
+from llm.sampling.conversation import Conversation
 from llm.sampling.generate import generate
 from llm.sampling.options import SamplingOptions
 
 GREEDY = SamplingOptions(temperature=0, max_new_tokens=6)
-MARKS = {"system": "S", "user": "U", "assistant": "A"}
-
-
-class Marked:
-    """Each message as a letter and its text; the answer follows an A."""
-
-    def prompt(self, tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
-        text = "".join(MARKS[one["role"]] + one["content"] for one in messages)
-        return [int(token) for token in tokenizer.encode(text + "A")]
+# Each message is a letter and its text; a ~ ends an answer.
+MARKED = Template(user=Around("U"), assistant=Around("A"), system=Around("S"), end="~")
 
 
 def network(block_size: int = 64, favourite: int | None = None) -> GPT:
@@ -40,7 +33,7 @@ def network(block_size: int = 64, favourite: int | None = None) -> GPT:
 
 
 def conversation(model: GPT | None = None, **options: Any) -> Conversation:
-    return Conversation(model or network(), ByteTokenizer(), Marked(), **options)
+    return Conversation(model or network(), ByteTokenizer(), MARKED, **options)
 
 
 def exchange(talk: Conversation, text: str, options: SamplingOptions = GREEDY) -> str:
@@ -52,11 +45,11 @@ def test_an_answer_is_the_text_that_the_model_writes_after_the_whole_conversatio
     talk = conversation(model, system="sys")
     first = exchange(talk, "hello")
     second = exchange(talk, "and?")
-    for prompt, answer in (("SsysUhelloA", first), (f"SsysUhelloA{first}Uand?A", second)):
+    for prompt, answer in (("SsysUhelloA", first), (f"SsysUhelloA{first}~Uand?A", second)):
         ids = [int(token) for token in tokenizer.encode(prompt)]
         drawn = [token for token, _ in generate(model, ids, GREEDY, 0, 257)]
         assert tokenizer.decode(drawn) == answer
-    assert [one["content"] for one in talk.messages] == ["sys", "hello", first, "and?", second]
+    assert [one.content for one in talk.messages] == ["sys", "hello", first, "and?", second]
     assert talk.ended_by == "max_new_tokens"
 
 
@@ -74,7 +67,7 @@ def test_a_turn_reads_only_the_tokens_that_are_new() -> None:
     assert read == [len("UhelloA"), 1, 1, 1, 1, 1]
     read.clear()
     exchange(talk, "more")
-    assert read[0] == len("xUmoreA")  # the last x was drawn, but not read
+    assert read[0] == len("x~UmoreA")  # the last x was drawn, but not read
 
 
 def test_a_special_token_ends_an_answer_and_is_no_part_of_it() -> None:
@@ -99,10 +92,10 @@ def test_an_answer_that_the_reader_stops_is_kept_as_far_as_it_came() -> None:
     for piece in talk.answer(talk.ask("hello", 6), GREEDY, seed=0):
         assert piece == "x"
         break
-    assert talk.messages[-1] == {"role": "assistant", "content": "x"}
+    assert talk.messages[-1] == Message("assistant", "x")
     assert talk.ended_by == "interrupted"
     assert exchange(talk, "more") == "xxxxxx"
-    assert talk.ask("last", 6)[: len("UhelloAxUmoreA")] == list(b"UhelloAxUmoreA")
+    assert talk.ask("last", 6)[: len("UhelloAx~UmoreA")] == list(b"UhelloAx~UmoreA")
 
 
 def test_the_oldest_exchanges_are_forgotten_until_half_the_window_is_free() -> None:

@@ -9,17 +9,20 @@ import torch
 
 from llm.answer import answer
 from llm.checkpoint.checkpoint import Checkpoint
+from llm.checkpoint.find import Base
 from llm.checkpoint.folder import CheckpointFolder
 from llm.data.dataset import LARGE, Dataset
 from llm.data.prepare import prepare
 from llm.device import select_device, set_deterministic, tune_allocator
-from llm.errors import require
 from llm.experiment.console import byte_progress, status, warn
 from llm.experiment.ledger import show_already_run
 from llm.experiment.loggers import open_logger
 from llm.experiment.panels import show_already_finished, show_end, show_start
 from llm.experiment.rundir import read_summary, recording
+from llm.interchange.adapters import require_base
 from llm.interchange.source import CheckpointSource, open_source, start_from
+from llm.model.finetune import FinetuneOptions
+from llm.model.lora import adapt
 from llm.planning.fitting import fit_memory, retry_with_smaller_micro_batch
 from llm.planning.plan import Plan
 from llm.planning.setup import saves_memory, vocabulary
@@ -38,7 +41,6 @@ def train(settings: TrainSettings) -> Path:
     Raises :class:`llm.errors.Refused` before anything is written, and another
     :class:`llm.errors.Stop` if the run ends early.
     """
-    require(settings.finetune.name == "none", "run_train.py cannot fine-tune yet")
     tune_allocator(settings.model.n_embed, saves_memory(settings))
     device = select_device(settings.trainer.device, compiles=settings.trainer.compile)
     set_deterministic(settings.trainer.deterministic)
@@ -86,16 +88,20 @@ def fit(
         seed_everything(settings.seed)
         precision = Precision(settings.precision.name, device)
         model = to_precision(build(settings.model), precision.weights).to(device)
-        origin = None
-        if settings.init_from and run.checkpoint is None:
+        origin, tuned = None, settings.finetune
+        if settings.init_from and (run.checkpoint is None or tuned.is_partial):
             origin = open_source("init_from", settings.init_from)
             start_from(model, origin, dataset.tokenizer)
+        partial: tuple[FinetuneOptions, Base] | tuple[()] = ()
+        if tuned.is_partial and origin is not None:
+            adapt(model, tuned)
+            partial = tuned, Base(origin.place, origin.digest())
         sweep = run.folder.parent if settings.run.sweep else None
         own = custom_logger(settings.logger)
         options, max_steps = settings.trainer, settings.trainer.max_steps
         checkpoints = CheckpointFolder(
             run.folder, options.keep_last, model.config, dataset.tokenizer, run.identity,
-            dataset.template,
+            dataset.template, *partial,
         )  # fmt: skip
         with open_logger(
             run.folder, run.checkpoint, logger_options(settings), to_plain(settings), max_steps,
@@ -108,6 +114,8 @@ def fit(
                 pretrained=settings.init_from is not None,
             )  # fmt: skip
             if run.checkpoint is not None:
+                if origin is not None:
+                    require_base(run.checkpoint, origin)
                 trainer.resume(run.checkpoint)
             elif isinstance(origin, CheckpointSource) and options.eval_only:
                 trainer.progress.take_counts(Checkpoint.open(origin.path))

@@ -147,8 +147,10 @@ class Run:
     def model(self) -> "GPT":
         """The network of the checkpoint in evaluation mode, with weights in float32."""
         from llm.device import select_device
+        from llm.interchange.source import load_model, open_source
 
-        return self.checkpoint.load_model(select_device(self.device, key="device"))
+        source = open_source("folder", str(self.checkpoint.path))
+        return load_model(source, select_device(self.device, key="device"))
 
     def sample(self, prompt: str = "", **options: Any) -> str:
         """The text that ``run_sample.py`` prints, prompt included.

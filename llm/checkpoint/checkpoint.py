@@ -6,6 +6,9 @@
     checkpoints/best-00000400/                      weights of the lowest validation loss only
     checkpoints/last -> step-00000500, checkpoints/best -> best-00000400
 
+A run that trains only adapters, or only a part of the weights, saves only these: the manifest names
+the base and the digest of its weights.
+
 A checkpoint may be damaged or come from a stranger, so nothing in it is unpickled or instantiated,
 and each file's digest and each tensor's name, shape and type are checked before it is loaded.
 """
@@ -25,6 +28,7 @@ from torch.overrides import TorchFunctionMode
 from llm.checkpoint.find import (
     MANIFEST,
     WEIGHTS,
+    Base,
     read_manifest,
     read_model_config,
 )
@@ -39,8 +43,10 @@ from llm.checkpoint.tensors import (
 from llm.data.tokenizer import Tokenizer, from_json
 from llm.errors import Refused, require
 from llm.model.config import GPTConfig
+from llm.model.finetune import FinetuneOptions
 from llm.model.gpt import GPT
 from llm.model.layers import rotary_angles
+from llm.model.lora import adapt, trained_weights
 from llm.sealed import Plain
 
 TRAINING = "training.safetensors"
@@ -58,6 +64,8 @@ class Checkpoint:
     identity: Plain  # config_digest, data_digest
     files: dict[str, str]  # file name -> sha256
     template: Plain = field(default_factory=dict)  # of a chat: llm.data.template; empty: none
+    finetune: FinetuneOptions | None = None  # of a checkpoint that holds only what was trained
+    base: Base | None = None  # the weights that it belongs to
     verified: set[str] = field(default_factory=set, compare=False)  # files with the right digest
 
     @classmethod
@@ -75,16 +83,19 @@ class Checkpoint:
         require(known, f"{path / MANIFEST} has no usable files")
         return cls(
             path, manifest.step, model, tokenizer, state, identity, files,
-            template=manifest.template,
+            template=manifest.template, finetune=manifest.finetune, base=manifest.base,
         )  # fmt: skip
 
     @functools.cached_property
     def shapes(self) -> Shapes:
-        """The shapes of the weights, which follow from the model's options."""
-        return weight_shapes(self.model)
+        """The shapes of the weights, which follow from the options."""
+        return weight_shapes(self.model, self.finetune)
 
     def weights(self) -> dict[str, Tensor]:
-        """The tensors of ``GPT.state_dict()``; :class:`llm.errors.Refused` unless all are there."""
+        """The tensors of ``GPT.state_dict()``, or only those that were trained.
+
+        Raises :class:`llm.errors.Refused` unless all are there.
+        """
         allowed: Allowed = {name: (shape, ("F32", "BF16")) for name, shape in self.shapes.items()}
         weights = self._read(WEIGHTS, allowed)
         for name in self.shapes:
@@ -110,7 +121,13 @@ class Checkpoint:
             self._verify(name)
 
     def load_model(self, device: torch.device) -> GPT:
-        """The network with its weights, in evaluation mode, on ``device``."""
+        """The network with its weights, in evaluation mode, on ``device``.
+
+        Raises :class:`llm.errors.Refused` if the checkpoint holds only what was trained of a base:
+        :func:`llm.interchange.source.load_model` adds that.
+        """
+        whole = self.base is None
+        require(whole, f"{self.path} has no weights of its own beside those that were trained")
         model = empty_model(self.model)
         # The tensors themselves become the weights: nothing is initialised or copied.
         weights = {name: tensor.float() for name, tensor in self.weights().items()}
@@ -119,9 +136,9 @@ class Checkpoint:
         return model.to(device).eval()
 
     def load_into(self, model: GPT) -> None:
-        """Copy the weights into ``model``; see :func:`require_shapes`."""
+        """Copy the weights into those that ``model`` trains; see :func:`require_shapes`."""
         require_shapes(model, self.shapes, self.path)
-        model.load_state_dict(self.weights())
+        model.load_state_dict(self.weights(), strict=False)  # the names are compared above
 
     def _verify(self, name: str) -> None:
         if name in self.verified:
@@ -163,16 +180,18 @@ def empty_model(config: GPTConfig) -> GPT:
         return GPT(**asdict(config))
 
 
-def weight_shapes(config: GPTConfig) -> Shapes:
-    """The name and shape of every weight of the network."""
-    return {name: tuple(tensor.shape) for name, tensor in empty_model(config).state_dict().items()}
+def weight_shapes(config: GPTConfig, finetune: FinetuneOptions | None = None) -> Shapes:
+    """The name and shape of every weight of the network, or of those that ``finetune`` trains."""
+    model = empty_model(config)
+    trained = trained_weights(model if finetune is None else adapt(model, finetune))
+    return {name: tuple(tensor.shape) for name, tensor in trained.items()}
 
 
 def require_shapes(model: GPT, shapes: Shapes, path: Path) -> None:
     """Raise :class:`llm.errors.Refused` naming the first of the weights in ``path`` that ``model``
-    does not have in this shape.
+    does not train in this shape.
     """
-    needed = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    needed = {name: tuple(tensor.shape) for name, tensor in trained_weights(model).items()}
     for name in needed | shapes:
         require(name in shapes, f"{path} has no tensor {name}")
         require(name in needed, f"{path} has a tensor {name} that this model lacks")

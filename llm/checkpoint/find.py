@@ -8,6 +8,7 @@ from pathlib import Path
 from llm.commands import command_line
 from llm.errors import Refused, require
 from llm.model.config import GPTConfig
+from llm.model.finetune import FinetuneOptions
 from llm.options import from_plain, option
 from llm.sealed import Plain, opened, read_json
 
@@ -15,6 +16,14 @@ FOLDER = "checkpoints"  # in the folder of a run
 MANIFEST = "checkpoint.json"  # in a checkpoint
 WEIGHTS = "model.safetensors"
 FORMAT_VERSION = 1  # since 0.2.0
+
+
+@dataclass(frozen=True)
+class Base:
+    """The weights that a checkpoint of adapters, or of some of the weights, belongs to."""
+
+    init_from: str  # as typed
+    digest: str  # sha256 that identifies them
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,8 @@ class Manifest:
     identity: Plain = option()  # config_digest, data_digest
     files: dict[str, str] = option()  # file name -> sha256
     template: Plain = field(default_factory=dict)  # of a chat; empty: none
+    finetune: FinetuneOptions | None = None  # of a run that trains a part; None: all weights
+    base: Base | None = None  # of such a run
 
 
 class TooNew(Refused):
@@ -56,7 +67,11 @@ def read_manifest(checkpoint: Path) -> Manifest:
         type(version) is int and version == FORMAT_VERSION,  # True equals 1
         f"{path} has format_version={version!r:.40}: not a checkpoint of this program",
     )
-    return from_plain(Manifest, values, f"{path}: ")
+    manifest = from_plain(Manifest, values, f"{path}: ")
+    is_partial = manifest.finetune is not None and manifest.finetune.is_partial
+    fits = is_partial == (manifest.base is not None) == (manifest.finetune is not None)
+    require(fits, f"{path} has finetune and base that do not fit each other")
+    return manifest
 
 
 def read_model_config(manifest: Manifest, checkpoint: Path) -> GPTConfig:

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from llm.checkpoint.checkpoint import TRAINING, Checkpoint
-from llm.checkpoint.find import FOLDER, FORMAT_VERSION, MANIFEST, WEIGHTS, TooNew
+from llm.checkpoint.find import FOLDER, FORMAT_VERSION, MANIFEST, WEIGHTS, Base, TooNew
 from llm.checkpoint.tensors import write_tensors
 from llm.data.tokenizer import Tokenizer
 from llm.disk import (
@@ -25,6 +25,7 @@ from llm.disk import (
 )
 from llm.errors import DiskError, Refused
 from llm.model.config import GPTConfig
+from llm.model.finetune import FinetuneOptions
 from llm.sealed import Plain, sealed
 from llm.units import format_bytes
 
@@ -36,11 +37,16 @@ class CheckpointFolder:
 
     def __init__(
         self, run: Path, keep_last: int, model: GPTConfig, tokenizer: Tokenizer, identity: Plain,
-        template: Plain | None = None,
+        template: Plain | None = None, finetune: FinetuneOptions | None = None,
+        base: Base | None = None,
     ) -> None:  # fmt: skip
         self.folder, self.keep_last = run / FOLDER, keep_last
         self.model, self.tokenizer, self.identity = model, tokenizer, identity
         self.template = template or {}
+        # None unless only a part of the weights is trained. An older version reads a manifest
+        # without them.
+        parts = {"finetune": finetune, "base": base}
+        self.partial = {key: asdict(one) for key, one in parts.items() if one is not None}
 
     def save(
         self, step: int, weights: dict[str, Tensor], training: dict[str, Tensor], state: Plain
@@ -100,6 +106,7 @@ class CheckpointFolder:
                 "identity": self.identity,
                 "files": digests,
                 "tokenizer": self.tokenizer.to_json(),
+                **self.partial,
             }
             if self.template:
                 manifest["template"] = self.template

@@ -4,9 +4,11 @@
 which network it holds, without torch; the weights themselves are read later.
 """
 
+import hashlib
+import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -94,15 +96,20 @@ class CheckpointSource:
         return from_json(self.manifest.tokenizer)
 
     def digest(self) -> str:
-        """The recorded sha256 of the weights."""
-        require(WEIGHTS in self.manifest.files, f"{self.path / MANIFEST} has no usable files")
-        return self.manifest.files[WEIGHTS]
+        """The recorded sha256 of the weights; with that of the base, if they are a part of it."""
+        files, finetune, base = self.manifest.files, self.manifest.finetune, self.manifest.base
+        require(WEIGHTS in files, f"{self.path / MANIFEST} has no usable files")
+        if finetune is None or base is None:
+            return files[WEIGHTS]
+        parts = [files[WEIGHTS], base.digest, asdict(finetune)]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def weights(self) -> "dict[str, Tensor]":
         """See :class:`Source`."""
         from llm.checkpoint.checkpoint import Checkpoint
+        from llm.interchange.adapters import whole_weights
 
-        return Checkpoint.open(self.path).weights()
+        return whole_weights(Checkpoint.open(self.path))
 
 
 def open_source(key: str, place: str) -> Source:

@@ -42,7 +42,7 @@ class FinetuneOptions:
     @property
     def is_partial(self) -> bool:
         """Whether some weights stay as they are, so that a checkpoint needs its base."""
-        return self.has_adapters or self.name == "head" or bool(self.frozen)
+        return self.name in (*ADAPTERS, "head") or (self.name == "full" and bool(self.frozen))
 
     @property
     def scale(self) -> float:
@@ -79,7 +79,14 @@ class FinetuneOptions:
         return in_method and not self.freezes(name, self.frozen)
 
     def cross_check(self) -> None:
-        """Raise :class:`llm.errors.Refused` for targets that no layer has."""
+        """Raise :class:`llm.errors.Refused` for targets that no layer has, and for weights that
+        shall stay as they are where nothing is fine-tuned.
+        """
+        require(
+            self.name != "none" or not self.frozen,
+            f"finetune.freeze={self.freeze} has no effect with finetune=none: add finetune=full",
+            key="finetune.freeze", suggestions=["finetune=full"],
+        )  # fmt: skip
         known = ", ".join(TARGETS)
         require(self.target_names, f"finetune.targets is empty: take some of {known}")
         for name in self.target_names:

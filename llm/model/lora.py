@@ -82,7 +82,7 @@ class Adapted(Linear):
         plain = Linear(1, 1, bias=False, device="meta")
         plain.in_features, plain.out_features = self.in_features, self.out_features
         weight = merged_weight(self.weight, self.lora_A, self.lora_B, self.magnitude, self.scale)
-        plain.weight, plain.bias = nn.Parameter(weight), self.bias
+        plain.weight, plain.bias = nn.Parameter(weight.to(self.weight.dtype)), self.bias
         return plain
 
 
@@ -90,12 +90,12 @@ class Adapted(Linear):
 def merged_weight(
     weight: Tensor, a: Tensor, b: Tensor, magnitude: Tensor | None, scale: float
 ) -> Tensor:
-    """W + s B A (out, in), its rows scaled to ``magnitude`` if there is one; in the type of W."""
+    """W + s B A (out, in) in float32, its rows scaled to ``magnitude`` if there is one."""
     merged = torch.addmm(weight.float(), b.float(), a.float(), alpha=scale)
     if magnitude is not None:
         squares = torch.linalg.vector_norm(merged, dim=1, keepdim=True).square()
         merged *= magnitude.float()[:, None] / squares.clamp(min=TINY).sqrt()
-    return merged.to(weight.dtype)
+    return merged
 
 
 def adapt(model: GPT, options: FinetuneOptions) -> GPT:

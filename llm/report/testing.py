@@ -137,6 +137,7 @@ def evaluate_run(
     from llm.checkpoint.checkpoint import Checkpoint
     from llm.device import select_device
     from llm.evaluation.split import evaluate_split
+    from llm.interchange.source import load_model, open_source
     from llm.training.precision import Precision, resolve_precision, to_precision
 
     name, dataset = str(job.record.best_checkpoint), job.dataset
@@ -148,7 +149,8 @@ def evaluate_run(
     dataset.check(checkpoint.model.block_size, checkpoint.model.vocab_size or 0)
     device = select_device(job.trainer.device)
     precision = Precision(resolve_precision(job.precision, device)[0], device)
-    model = to_precision(checkpoint.load_model(device), precision.weights)
+    source = open_source("runs", str(checkpoint.path))
+    model = to_precision(load_model(source, device), precision.weights)
     result, protocol = evaluate_split(
         model, dataset, split, precision.autocast, job.trainer.micro_batch,
         job.trainer.eval_batches, reading,

@@ -18,6 +18,7 @@ from llm.evaluation.split import evaluate_split
 from llm.functional import IGNORED
 from llm.model.config import CHECKPOINTED
 from llm.model.gpt import GPT
+from llm.model.lora import trained_weights
 from llm.options import from_plain
 from llm.sampling.generate import generate
 from llm.sampling.looping import measure_repeats
@@ -222,7 +223,7 @@ class Trainer:
         is_best = progress.record(result.loss, result.bits_per_byte)
         if is_best and not options.eval_only and (progress.step > 0 or self.pretrained):
             with progress.clock("checkpoint_seconds"):
-                weights, plain = self.model.state_dict(), self.plain_state()
+                weights, plain = trained_weights(self.model), self.plain_state()
                 self.checkpoints.save_best(progress.step, weights, plain)
         return {
             "val/loss": result.loss,
@@ -248,12 +249,12 @@ class Trainer:
 
     def save(self) -> None:
         """Publish a checkpoint to continue from. Weights with NaN must not replace a good one."""
-        for name, parameter in self.model.named_parameters():
-            total = float(parameter.detach().sum())
-            require_finite(total, f"sum of {name}", self.progress.step)
+        weights = trained_weights(self.model)
+        for name, weight in weights.items():
+            require_finite(float(weight.sum()), f"sum of {name}", self.progress.step)
         with self.progress.clock("checkpoint_seconds"), self.logger.doing("saving"):
             self.logger.sync()
-            state, weights = self.state_dict(), self.model.state_dict()
+            state = self.state_dict()
             self.checkpoints.save(self.progress.step, weights, state.pop("tensors"), state)
 
     def state_dict(self) -> dict[str, Any]:
@@ -325,5 +326,5 @@ class Trainer:
     def check_room(self) -> None:
         """Raise :class:`llm.errors.DiskError` unless the disk has room for the checkpoints."""
         if not self.options.eval_only:
-            weights = sum(tensor.nbytes for tensor in self.model.state_dict().values())
+            weights = sum(weight.nbytes for weight in trained_weights(self.model).values())
             self.checkpoints.check_room(weights, layout_bytes(self.optimizer.full_layout()))

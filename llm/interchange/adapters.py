@@ -35,8 +35,8 @@ def require_base(checkpoint: Checkpoint, source: Source) -> None:
     assert base is not None
     require(
         source.digest() == base.digest,
-        f"{checkpoint.path} is an adapter for another base: it was trained from "
-        f"{base.init_from}, whose weights are not those in {source.place}",
+        f"{checkpoint.path} is an adapter for another base: it needs the weights that "
+        f"{base.init_from} had when it was trained, and {source.place} has others",
     )
     fits = weight_shapes(source.model) == weight_shapes(checkpoint.model)
     require(fits, f"{checkpoint.path} describes another network than {source.place} has")

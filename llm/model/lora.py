@@ -31,6 +31,7 @@ class Adapted(Linear):
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.weight, self.bias = layer.weight, layer.bias
         self.scale, self.dropout = options.scale, options.dropout
+        self.train(layer.training)
         like, rank = layer.weight, options.rank
         self.lora_A = nn.Parameter(like.new_empty(rank, self.in_features))
         self.lora_B = nn.Parameter(like.new_zeros(self.out_features, rank))
@@ -83,7 +84,7 @@ class Adapted(Linear):
         plain.in_features, plain.out_features = self.in_features, self.out_features
         weight = merged_weight(self.weight, self.lora_A, self.lora_B, self.magnitude, self.scale)
         plain.weight, plain.bias = nn.Parameter(weight.to(self.weight.dtype)), self.bias
-        return plain
+        return plain.train(self.training)
 
 
 @torch.no_grad()

@@ -1,0 +1,216 @@
+"""Runs that train adapters or a part of a network: checkpoints, resuming and their bases."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from llm.checkpoint.checkpoint import Checkpoint
+from llm.errors import Refused
+from llm.experiment.rundir import read_summary
+from llm.interchange.adapters import with_adapters
+from llm.interchange.source import CheckpointSource, load_model, open_source
+from llm.model.gpt import GPT
+from llm.model.lora import adapt
+from llm.sampling.layout import lay_out_for_decoding
+from llm.sealed import opened, read_json, sealed
+from tests.command_line import here
+from tests.conftest import TINY_RUN
+from tests.test_bad_input import CHAR, assert_refused
+
+RUN = [word for word in TINY_RUN if not word.startswith("model.")]
+DATA = [*CHAR, "data.path=play.txt"]
+FROM = "init_from=outputs/base"
+# Dropout draws from the generator whose state a checkpoint has to restore.
+TUNED = [*DATA, *RUN, FROM, "finetune=lora", "finetune.rank=2", "finetune.dropout=0.2"]
+CPU = torch.device("cpu")
+
+
+def train(cwd: Path, *typed: str) -> None:
+    done = here("train", *typed, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
+    """A folder with a base and two adapters for it."""
+    path = tmp_path_factory.mktemp("tuned")
+    shutil.copy(text_file, path / "play.txt")
+    train(path, *DATA, *TINY_RUN, "run.name=base")
+    train(path, *TUNED, "run.name=lora")
+    train(path, *DATA, *RUN, FROM, "finetune=dora", "finetune.targets=[q,down]", "run.name=dora")
+    return path
+
+
+@pytest.fixture
+def cwd(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that folder, in which a test runs."""
+    shutil.copytree(trained, tmp_path / "here", symlinks=True)
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+def source(run: str) -> CheckpointSource:
+    opened = open_source("ckpt", f"outputs/{run}")
+    assert isinstance(opened, CheckpointSource)
+    return opened
+
+
+def logits(model: GPT) -> Tensor:
+    with torch.no_grad():
+        tokens = torch.arange(16)[None]
+        out: Tensor = model(tokens)
+        return out
+
+
+def weights_of(run: str, name: str = "last") -> dict[str, Tensor]:
+    return load_file(f"outputs/{run}/checkpoints/{name}/model.safetensors")
+
+
+@pytest.mark.usefixtures("cwd")
+def test_a_checkpoint_holds_the_adapters_and_names_their_base() -> None:
+    names = {f"blocks.0.attention.{m}.lora_{n}" for m in "qkvo" for n in "AB"}
+    names |= {f"blocks.0.mlp.{m}.lora_{n}" for m in ("gate", "up", "down") for n in "AB"}
+    for name in ("last", "best"):
+        assert weights_of("lora", name).keys() == names
+    checkpoint = Checkpoint.open(Path("outputs/lora/checkpoints/last"))
+    assert checkpoint.finetune is not None and checkpoint.finetune.rank == 2
+    assert checkpoint.base is not None and checkpoint.base.init_from == "outputs/base"
+    assert checkpoint.base.digest == source("base").digest() != source("lora").digest()
+    assert not any("weight" in key for key in checkpoint.training())
+    base = Checkpoint.open(Path("outputs/base/checkpoints/last"))
+    assert base.finetune is base.base is None
+    with pytest.raises(Refused, match="has no weights of its own"):
+        checkpoint.load_model(CPU)
+
+
+@pytest.mark.usefixtures("cwd")
+def test_the_best_weights_are_those_of_the_base_until_training_lowers_the_loss() -> None:
+    for name in ("lora", "dora"):
+        rows = Path(f"outputs/{name}/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        assert '"step": 0' in rows[0] and '"val/loss"' in rows[0]
+        tuned, base = (read_summary(Path(f"outputs/{one}")) or {} for one in (name, "base"))
+        assert tuned["best_val_loss"] < base["best_val_loss"]
+
+
+@pytest.mark.parametrize("name", ["lora", "dora"])
+@pytest.mark.usefixtures("cwd")
+def test_a_loaded_network_is_the_base_with_its_adapters_merged(name: str) -> None:
+    checkpoint = Checkpoint.open(source(name).path)
+    assert checkpoint.finetune is not None
+    model = adapt(load_model(source("base"), CPU), checkpoint.finetune)
+    checkpoint.load_into(model)
+    merged = load_model(source(name), CPU)
+    assert float((logits(merged) - logits(model)).abs().max()) <= 1e-5
+    assert not torch.equal(logits(merged), logits(load_model(source("base"), CPU)))
+
+
+def test_a_continued_run_has_the_same_adapters_to_the_bit(cwd: Path) -> None:
+    run = cwd / "outputs/cut"
+    shutil.copytree(cwd / "outputs/lora", run, symlinks=True)
+    for later in ("step-00000006", "last", "best", "best-00000006"):
+        path = run / "checkpoints" / later
+        path.unlink() if path.is_symlink() else shutil.rmtree(path, ignore_errors=True)
+    (run / "summary.json").unlink()
+    assert Checkpoint.open(run / "checkpoints/step-00000004").step == 4
+    train(cwd, "resume=outputs/cut")
+    for file in ("model.safetensors", "training.safetensors"):
+        paths = [cwd / f"outputs/{one}/checkpoints/last/{file}" for one in ("cut", "lora")]
+        assert paths[0].read_bytes() == paths[1].read_bytes(), file
+
+
+def test_an_adapter_for_another_base_is_refused(cwd: Path) -> None:
+    shutil.move("outputs/base", "outputs/kept")
+    done = here("sample", "ckpt=outputs/lora", cwd=cwd)
+    assert_refused(done, "the base of outputs/lora/checkpoints/best cannot be opened: init_from=")
+    train(cwd, *DATA, *TINY_RUN, "run.name=base", "seed=2")
+    another = "is an adapter for another base: it needs the weights that outputs/base had"
+    assert_refused(here("sample", "ckpt=outputs/lora", cwd=cwd), another)
+    more = ["resume=outputs/lora", "trainer.max_steps=8"]
+    assert_refused(here("train", *more, cwd=cwd), another)
+    train(cwd, *more, "init_from=outputs/kept")  # the same weights in another place
+
+
+def test_the_same_command_again_is_the_same_run(cwd: Path) -> None:
+    again = here("train", *TUNED, "run.name=lora", cwd=cwd)
+    assert (again.returncode, "already" in again.stdout) == (0, True)
+    other = here("train", *TUNED, "finetune.alpha=8", "run.name=lora", cwd=cwd)
+    assert_refused(other, "finetune.alpha was 16.0, now 8.0")
+
+
+def test_adapters_can_be_trained_on_merged_adapters(cwd: Path) -> None:
+    words = [*DATA, *RUN, "init_from=outputs/lora", "finetune=lora", "run.name=second"]
+    train(cwd, *words, "optimizer.lr=1e-9")
+    torch.testing.assert_close(
+        logits(load_model(source("second"), CPU)), logits(load_model(source("lora"), CPU))
+    )
+    assert here("sample", "ckpt=outputs/second", "max_new_tokens=4", cwd=cwd).returncode == 0
+
+
+PARTS = [
+    (["finetune=head"], {"embed.weight", "norm.weight"}),
+    (["finetune=full", "finetune.freeze=[embed,blocks.0.mlp]"], None),
+]
+
+
+@pytest.mark.parametrize(("words", "expected"), PARTS)
+def test_a_frozen_part_is_neither_trained_nor_saved(
+    words: list[str], expected: set[str] | None, cwd: Path
+) -> None:
+    train(cwd, *DATA, *RUN, FROM, *words, "run.name=part", "trainer.max_steps=2")
+    saved, base = weights_of("part"), source("base").weights()
+    kept = {n for n in base if n.startswith(("embed", "blocks.0.mlp."))}
+    assert saved.keys() == (expected or base.keys() - kept)
+    whole = load_model(source("part"), CPU).state_dict()
+    assert {n for n in base if not torch.equal(whole[n], base[n])} == saved.keys()
+
+
+def test_all_weights_can_be_fine_tuned_into_a_complete_checkpoint(cwd: Path) -> None:
+    train(cwd, *DATA, *RUN, FROM, "finetune=full", "run.name=full", "trainer.max_steps=2")
+    checkpoint = Checkpoint.open(source("full").path)
+    assert checkpoint.base is None
+    shutil.rmtree("outputs/base")
+    assert checkpoint.load_model(CPU)
+
+
+@pytest.mark.usefixtures("cwd")
+def test_several_adapters_share_one_base_that_stays_as_it_is() -> None:
+    base = load_model(source("base"), CPU)
+    before = {name: weight.clone() for name, weight in base.state_dict().items()}
+    adapters = [source(name) for name in ("lora", "dora", "lora")]
+    for adapter, model in zip(adapters, with_adapters(base, source("base"), adapters), strict=True):
+        assert model.embed.weight.data_ptr() == base.embed.weight.data_ptr()
+        lay_out_for_decoding(model, 1)
+        torch.testing.assert_close(logits(model), logits(load_model(adapter, CPU)))
+    after = base.state_dict()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    for wrong, message in (("base", "holds a whole network"), ("lora", "for another base")):
+        adapter = source(wrong if wrong == "base" else "dora")
+        with pytest.raises(Refused, match=message):
+            next(with_adapters(base, source("lora"), [adapter]))
+
+
+HOSTILE: list[tuple[dict[str, Any], str]] = [
+    ({"base": None}, "has finetune and base that do not fit each other"),
+    ({"finetune": None}, "has finetune and base that do not fit each other"),
+    ({"finetune": {"name": "none"}}, "has finetune and base that do not fit each other"),
+    ({"finetune": {"name": "lora", "rank": 10**9}}, "rank=1000000000 must be at least 1 and"),
+    ({"finetune": {"name": "lora", "rank": 4}}, "this model needs"),
+    ({"finetune": {"name": "lora", "rank": 2, "targets": ["q"]}}, "that this model lacks"),
+    ({"finetune": {"name": "lora", "targets": {"q": 1}}}, "finetune.targets={'q': 1} must be"),
+    ({"base": {"init_from": 3, "digest": "d"}}, "init_from=3 must be text"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), HOSTILE)
+def test_a_manifest_that_contradicts_itself_is_refused(
+    changes: dict[str, Any], message: str, cwd: Path
+) -> None:
+    path = cwd / "outputs/lora/checkpoints/best/checkpoint.json"
+    values = opened(read_json(path), path) | changes
+    path.write_text(sealed(values), encoding="utf-8")
+    assert_refused(here("sample", "ckpt=outputs/lora", cwd=cwd), message)

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm.data.batches import Batch, evaluation_batches
+from llm.data.batches import Batch
 from llm.data.config import DataConfig
 from llm.data.dataset import LARGE, Dataset
 from llm.data.prepare import ready
@@ -80,8 +80,8 @@ class Job:
         from llm.evaluation.split import count_of_windows
 
         windows = count_of_windows(self.trainer.eval_batches)
-        ids, batch_size = self.dataset.splits["test"], self.trainer.micro_batch
-        return len(evaluation_batches(ids, self.model.block_size, batch_size, windows))
+        size, batch_size = self.model.block_size, self.trainer.micro_batch
+        return self.dataset.validation(size, batch_size, windows, "test")[0]
 
 
 def test_runs(

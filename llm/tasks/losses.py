@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,8 +10,8 @@ from typing import Any, Protocol
 from llm.data.dataset import LARGE, Dataset
 from llm.data.tokenizer import Tokenizer
 from llm.errors import Refused, require
-from llm.evaluation.loss import Evaluation
-from llm.evaluation.split import evaluate_split
+from llm.evaluation.loss import Evaluation, EvaluationProtocol
+from llm.evaluation.split import EVAL_BATCH, evaluate_split
 from llm.evaluation.text import evaluate_tokens, text_tokens
 from llm.experiment.rundir import CONFIG
 from llm.model.gpt import GPT
@@ -67,6 +68,8 @@ class SplitTask:
         )
         if self.settings.as_in_training:
             return self._as_in_training(subject, model, dataset, reading)
+        if dataset.template:
+            return self._of_answers(model, dataset, reading)
         lengths = tokenizer.byte_lengths
         found, windows = evaluate_tokens(
             model, dataset.splits[split], lengths, *window_of(self.settings, model), reading
@@ -75,6 +78,20 @@ class SplitTask:
             **_numbers(found), "split": split, "text": dataset.text, "window": windows.size,
             "stride": windows.stride, "windows": len(windows.starts()), "precision": "fp32",
         }  # fmt: skip
+
+    def _of_answers(self, model: GPT, dataset: Dataset, reading: Reading) -> Plain:
+        """The loss of the answers of conversations, each packed whole into a row."""
+        typed = self.settings.window or self.settings.stride
+        require(
+            not typed,
+            f"{dataset.folder} has conversations, which are not cut into windows: leave window and "
+            "stride out",
+        )
+        dataset.check(model.config.block_size, model.config.vocab_size or 0)
+        found, protocol = evaluate_split(
+            model, dataset, self.settings.split, nullcontext(), EVAL_BATCH, None, reading
+        )
+        return _with_protocol(found, protocol, "fp32")
 
     def _as_in_training(
         self, subject: Subject, model: GPT, dataset: Dataset, reading: Reading
@@ -91,11 +108,15 @@ class SplitTask:
             precision.autocast, trainer.micro_batch, trainer.eval_batches, reading,
         )  # fmt: skip
         model.float()  # for the next task
-        return {
-            **_numbers(found), "split": protocol.split, "text": protocol.text,
-            "window": protocol.block_size, "stride": protocol.stride,
-            "windows": protocol.windows, "precision": precision.name,
-        }  # fmt: skip
+        return _with_protocol(found, protocol, precision.name)
+
+
+def _with_protocol(found: Evaluation, protocol: EvaluationProtocol, precision: str) -> Plain:
+    return {
+        **_numbers(found), "split": protocol.split, "text": protocol.text,
+        "window": protocol.block_size, "stride": protocol.stride,
+        "windows": protocol.windows, "precision": precision,
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -203,3 +203,8 @@ def test_a_run_learns_answers_and_its_checkpoint_has_the_template(tmp_path: Path
     prepared = here("prepare", *typed[:4], "json=true", cwd=tmp_path)
     answer = json.loads(prepared.stdout.splitlines()[-1])
     assert answer["conversations"] == {"train": 36, "val": 4}
+    evaluated = here("eval", "ckpt=outputs/chat", "device=cpu", "json=true", cwd=tmp_path)
+    result = json.loads(evaluated.stdout.splitlines()[-1])["runs"][0]["tasks"]["loss"]
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    assert result["tokens"] == answer["answer_tokens"]["val"]
+    assert result["loss"] == pytest.approx(summary["best_val_loss"], rel=1e-5)

@@ -23,8 +23,12 @@ def head_loss(x: Tensor, head: Tensor, targets: Tensor, reduction: str, how: str
 
     ``reduction``: ``sum`` or ``mean`` over the targets that are not ``IGNORED``, or ``none``
     (N,), which makes all logits. ``how``: ``full``, ``chunked``, or the cheaper (``auto``).
-    If all targets are ignored, ``mean`` is NaN, as in torch, and all gradients are 0.
+    If all targets are ignored, ``mean`` is NaN, as in torch, and all gradients are 0. No logits are
+    computed for ignored targets, such as the questions of conversations.
     """
+    rows = None if reduction == "none" else counted_rows(targets)
+    if rows is not None:
+        x, targets = x.index_select(0, rows), targets[rows]
     if how == "full" or reduction == "none" or (how == "auto" and len(head) < LARGE_VOCABULARY):
         logits = F.linear(x, head).float()
         return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction=reduction)
@@ -34,6 +38,17 @@ def head_loss(x: Tensor, head: Tensor, targets: Tensor, reduction: str, how: str
     with torch.autocast(kind, enabled=False):  # autocast would round the float32 products
         total: Tensor = apply(x, head, targets, dtype, learning)
     return total / (targets != IGNORED).sum() if reduction == "mean" else total
+
+
+def counted_rows(targets: Tensor) -> Tensor | None:
+    """The positions of the targets that are not ignored; None if all of them count.
+
+    A compiled network computes all logits, because the number of rows would change its shapes.
+    """
+    if torch.compiler.is_compiling():
+        return None
+    rows = (targets != IGNORED).nonzero().flatten()
+    return None if len(rows) == len(targets) else rows
 
 
 class _ChunkedLoss(torch.autograd.Function):

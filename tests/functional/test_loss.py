@@ -42,6 +42,24 @@ def with_gradients(loss: Callable[[], Tensor], *inputs: Tensor) -> tuple[Tensor,
 
 
 @pytest.mark.parametrize("how", ["chunked", "full"])
+def test_ignored_targets_get_no_logits(how: str) -> None:
+    class Products(TorchDispatchMode):
+        rows = 0
+
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if func in (torch.ops.aten.mm.default, torch.ops.aten.mm.out):
+                self.rows += len(args[0])
+            return func(*args, **kwargs or {})
+
+    x, head, targets = problem(2 * CHUNK, "some")
+    with torch.no_grad(), Products() as products:
+        head_loss(x, head, targets, "sum", how)
+    assert products.rows == int((targets != IGNORED).sum()) < 2 * CHUNK
+
+
+@pytest.mark.parametrize("how", ["chunked", "full"])
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize("n", [1, CHUNK, 2 * CHUNK + 37])
 def test_loss_and_gradients_are_those_of_plain_torch(n: int, reduction: str, how: str) -> None:

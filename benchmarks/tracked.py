@@ -6,25 +6,25 @@ import unittest.mock
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from llm.functional import loss as losses
-from llm.memory.lora import LoRA
 from llm.memory.predict import Setup
+from llm.memory.weights import ALL
 from llm.model.config import CHECKPOINTED, LOSSES, MLPS, NORMS, POSITIONS, GPTConfig
+from llm.model.finetune import TARGETS, FinetuneOptions
 from llm.model.gpt import GPT
-from llm.model.layers import Linear
+from llm.model.lora import adapt
 from llm.sampling.generate import generate
 from llm.sampling.options import SamplingOptions
 from llm.training import optimizer as optimizers
 from llm.training.precision import Precision, to_precision
 from llm.training.update import Update, UpdateInBackward
 
-COUNT, OF_LORA = 40, 16
+COUNT, FINETUNED = 40, 24
 CPU = torch.device("cpu")
 # All options that change memory. Each value is used as often as the others.
 MODEL = {
@@ -53,12 +53,20 @@ RUN = {
     "activation_checkpointing": tuple(CHECKPOINTED),
     "step_in_backward": (False, False, True),
 }
-LORA = {"lora": (LoRA(4), LoRA(16), LoRA(8, ("q", "v")), LoRA(8, ("o", "up", "down")))}
+METHODS = tuple(
+    FinetuneOptions(name, rank, targets=list(targets), dropout=dropout, freeze=list(freeze))
+    for name, rank, targets, dropout, freeze in (
+        ("lora", 4, TARGETS, 0, ()), ("lora", 16, ("q", "k", "v"), 0, ()),
+        ("dora", 8, TARGETS, 0, ()), ("lora", 8, ("o", "up", "down"), 0.1, ()),
+        ("head", 8, (), 0, ()), ("full", 8, (), 0, ("embed", "blocks.0")),
+    )
+)  # fmt: skip
+PART = RUN | {"finetune": METHODS, "optimizer": ("adamw",)}
 
 
 def drawn() -> list[Setup]:
-    """``COUNT`` random setups that train all weights, and ``OF_LORA`` with LoRA."""
-    return [*_drawn(RUN, COUNT, 2024), *_drawn(RUN | LORA, OF_LORA, 2026)]
+    """``COUNT`` random setups that train all weights, and ``FINETUNED`` that train a part."""
+    return [*_drawn(RUN, COUNT, 2024), *_drawn(PART, FINETUNED, 2026)]
 
 
 def _drawn(options: Mapping[str, tuple[object, ...]], count: int, seed: int) -> list[Setup]:
@@ -141,27 +149,11 @@ def _built(setup: Setup) -> tuple[GPT, Precision, optimizers.Optimizer]:
     model, precision = GPT(**asdict(setup.model)), Precision(setup.precision, CPU)
     if setup.precision == "fp16":  # a fake tensor has no scale to read
         precision.scaler = torch.amp.GradScaler("cpu", enabled=False)
-    if setup.lora:
-        adapt(model, setup.lora)
+    if setup.finetune != ALL:
+        adapt(model, setup.finetune)
     to_precision(model, precision.weights)
     build = {"adamw": optimizers.adamw, "muon": optimizers.muon}[setup.optimizer]
     return model, precision, build(model, 1e-3, 0.1, [0.9, 0.95], state_bits=setup.state_bits)
-
-
-def adapt(model: GPT, lora: LoRA) -> None:
-    """Train only low-rank matrices beside those of the layers, as LoRA does: a reference."""
-    model.requires_grad_(False)
-    for name, matrix in list(model.blocks.named_modules()):
-        if isinstance(matrix, Linear) and lora.adapts(name):
-            matrix.lora_A = Linear(matrix.in_features, lora.rank, bias=False)
-            matrix.lora_B = Linear(lora.rank, matrix.out_features, bias=False)
-            matrix.register_forward_hook(_with_low_rank)
-
-
-def _with_low_rank(matrix: torch.nn.Module, inputs: Any, out: torch.Tensor) -> torch.Tensor:
-    low = matrix.lora_A(inputs[0]) * 2.0  # alpha / rank
-    sum_of_both: torch.Tensor = out + matrix.lora_B(low)
-    return sum_of_both
 
 
 def _tracked(

@@ -103,7 +103,15 @@ class Network(Operations):
         if not has_kernel:
             return self.attend_by_all(q, k, v, dropped)
         saved = [q.buffer, k.buffer, v.buffer, self.tape.new(self.tokens * config.n_head * 4)]
-        return self.tape.apply(q.numbers, q.width, [q, k, v], saved, saves_output=True)
+        shapes = [(x.size, x.needs_gradient) for x in (q, k, v)]
+
+        def backward(gradient: Buffer, saved: list[Buffer]) -> list[Buffer | None]:
+            made = [(self.tape.temporary(size), needed) for size, needed in shapes]
+            return [one if needed else None for one, needed in made]
+
+        return self.tape.apply(
+            q.numbers, q.width, [q, k, v], saved, saves_output=True, backward=backward
+        )
 
     def attend_by_all(self, q: Tensor, k: Tensor, v: Tensor, dropped: bool) -> Tensor:
         """Attention with the scores of all pairs of positions, where torch has no kernel."""
@@ -167,7 +175,7 @@ class Network(Operations):
     def full_loss(self, x: Tensor, V: int) -> Tensor:
         """All logits at once, and their log-softmax."""
         x = self.for_products(x)
-        logits = self.cast(self.matrix(x, self.head, self.config.n_embed, V), 4)
+        logits = self.cast(self.matrix(x, f"{self.head}.weight", self.config.n_embed, V), 4)
         del x
         return self.tape.apply(1, 4, [logits], [self.tape.new(logits.size)], scratch=logits.size)
 

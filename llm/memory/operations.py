@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 from llm.functional.sizes import RECOMPUTED_FROM
-from llm.memory.lora import LoRA
 from llm.memory.tape import Buffer, Parameter, Tape, Tensor
 from llm.model.config import GPTConfig
+from llm.model.finetune import FinetuneOptions
 
 
 class Operations:
@@ -13,10 +13,10 @@ class Operations:
 
     def __init__(
         self, tape: Tape, config: GPTConfig, batch: int, precision: str, device: str,
-        lora: LoRA | None,
+        finetune: FinetuneOptions,
     ) -> None:  # fmt: skip
         self.tape, self.config, self.batch, self.device = tape, config, batch, device
-        self.lora = lora
+        self.finetune = finetune
         self.tokens = batch * config.block_size
         self.width = 2 if precision == "bf16_weights" else 4  # bytes of a weight
         self.autocast = precision in ("bf16", "fp16")
@@ -26,7 +26,7 @@ class Operations:
 
     def is_trained(self, name: str) -> bool:
         """Whether a weight gets a gradient."""
-        return self.tape.learning and (self.lora is None or ".lora_" in name)
+        return self.tape.learning and self.finetune.trains(name, self.config.tie_embeddings)
 
     def weight(self, name: str, *shape: int, cast: bool = False) -> Tensor:
         """A weight; with ``cast``, autocast's copy in the type of matrix products."""
@@ -62,21 +62,38 @@ class Operations:
         saved = [x.buffer] * y.needs_gradient + [y.buffer] * x.needs_gradient
         return self.tape.apply(numbers, x.width, [x, y, *added], saved, scratch=scratch)
 
-    def matrix(self, x: Tensor, name: str, size: int, out: int, bias: bool = False) -> Tensor:
-        """(..., size) -> (..., out): x @ weight.T + bias."""
-        weight = self.weight(f"{name}.weight", out, size, cast=True)
-        added = [self.weight(f"{name}.bias", out, cast=True)] if bias else []
+    def matrix(self, x: Tensor, name: str, size: int, out: int, bias: str = "") -> Tensor:
+        """(..., size) -> (..., out): x @ weight.T + bias, by their names."""
+        weight = self.weight(name, out, size, cast=True)
+        added = [self.weight(bias, out, cast=True)] if bias else []
         return self.product(x.numbers // size * out, x, weight, *added)
 
     def linear(self, x: Tensor, name: str, size: int, out: int) -> Tensor:
-        """A linear layer, with LoRA's matrices A and B if it is a target."""
-        x = self.for_products(x)
-        y = self.matrix(x, name, size, out, self.config.bias)
-        if self.lora is None or not self.lora.adapts(name):
+        """A linear layer, with an adapter if it is a target."""
+        x, is_qkv = self.for_products(x), name.endswith((".q", ".k", ".v"))
+        has_bias = self.config.bias or (self.config.qkv_bias and is_qkv)
+        bias = f"{name}.bias" if has_bias else ""
+        if self.finetune.adapts(name):
+            return self.adapted(x, name, size, out, bias)
+        return self.matrix(x, f"{name}.weight", size, out, bias)
+
+    def adapted(self, x: Tensor, name: str, size: int, out: int, bias: str) -> Tensor:
+        """A frozen matrix with A and B, and with DoRA's magnitude: llm/model/lora.py."""
+        finetune, is_dora = self.finetune, self.finetune.name == "dora"
+        low = self.matrix(self.dropped(x, finetune.dropout), f"{name}.lora_A", size, finetune.rank)
+        low = self.pointwise(low)  # times alpha / rank
+        y = self.matrix(low, f"{name}.lora_B", finetune.rank, out, "" if is_dora else bias)
+        weight = self.weight(f"{name}.weight", out, size, cast=True)
+        saved = [weight.buffer] * x.needs_gradient
+        y = self.tape.apply(y.numbers, y.width, [y, x, weight], saved, passes=1)
+        del low, saved
+        if not is_dora:
             return y
-        rank = self.lora.rank
-        low = self.pointwise(self.matrix(x, f"{name}.lora_A", size, rank))  # times alpha / rank
-        return self.add(y, self.matrix(low, f"{name}.lora_B", rank, out))
+        if self.width == 2:
+            self.tape.temporary(4 * weight.numbers)  # for the lengths of its rows
+        magnitude = self.cast(self.weight(f"{name}.magnitude", out), y.width)
+        y = self.product(y.numbers, y, magnitude, scratch=y.size)
+        return self.add(y, self.cast(self.weight(bias, out), y.width)) if bias else y
 
     def embedding(self, name: str, rows: int, tokens: int) -> Tensor:
         """A row of the table (rows, n_embed) for each of ``tokens``."""
@@ -84,8 +101,12 @@ class Operations:
         return self.tape.apply(tokens * size, self.width, [self.weight(name, rows, size)])
 
     def dropout(self, x: Tensor) -> Tensor:
+        """Dropout of the network."""
+        return self.dropped(x, self.config.dropout)
+
+    def dropped(self, x: Tensor, rate: float) -> Tensor:
         """Dropout saves its mask: in the type of ``x`` on a CPU, in bytes on a GPU."""
-        if not self.config.dropout or not self.tape.learning:
+        if not rate or not self.tape.learning:
             return x
         return self.pointwise(x, self.tape.new(x.size if self.device == "cpu" else x.numbers))
 

@@ -4,16 +4,17 @@ One step of a few layers is simulated on a :class:`llm.memory.tape.Tape`; each f
 the same amount. tests/memory/ compares the result with torch's MemTracker.
 """
 
+import re
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from llm.memory.custom import CustomState
-from llm.memory.lora import LoRA
 from llm.memory.network import Network
 from llm.memory.tape import Meter, Parameter, Tape, aligned
 from llm.memory.updates import EIGHT_BIT_COPIES, state_bytes, step_bytes
-from llm.memory.weights import Weight, trained_weights, weights_of, without_layer
+from llm.memory.weights import ALL, Weight, trained_weights, weights_of, without_layer
 from llm.model.config import GPTConfig
+from llm.model.finetune import FinetuneOptions
 
 Lines = dict[str, int]  # bytes by kind of memory
 # The constants are measured on a CPU by python -m benchmarks.memory, in the rows named here.
@@ -44,7 +45,7 @@ class Setup:
     samples: bool = False  # whether text is sampled during training
     eval_only: bool = False
     saves_memory: bool = False  # tensors of narrow networks get pages of their own as well
-    lora: LoRA | None = None  # None: all weights are trained
+    finetune: FinetuneOptions = field(default_factory=lambda: ALL)  # of for_memory()
 
     @property
     def width(self) -> int:
@@ -54,7 +55,7 @@ class Setup:
     @property
     def trained(self) -> list[Weight]:
         """The weights that get gradients."""
-        return trained_weights(self.model, self.lora)
+        return trained_weights(self.model, self.finetune)
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def predict(setup: Setup, reserve: Lines) -> Prediction:
     if setup.eval_only:
         moments = {"evaluation": evaluation | without_state}
     if cpu:  # a checkpoint's weights are read into memory before they are copied into the network
-        numbers = sum(one.numbers * one.layers for one in weights_of(setup.model, setup.lora))
+        numbers = sum(one.numbers * one.layers for one in weights_of(setup.model, setup.finetune))
         moments["resume"] = constant | without_state | {"weights read": numbers * setup.width}
     if setup.samples and not setup.eval_only:
         moments["sample"] = _sample(setup) | constant
@@ -134,8 +135,8 @@ def _constant(setup: Setup) -> Lines:
     assert config.head_size
     angles = 4 * 2 * config.block_size * config.head_size  # rotary's table, always allocated
     lines = {"weights": aligned(angles)}
-    for weight in weights_of(config, setup.lora):
-        kind = "LoRA weights" if weight.is_lora else "weights"
+    for weight in weights_of(config, setup.finetune):
+        kind = "adapters" if weight.is_added else "weights"
         lines[kind] = lines.get(kind, 0) + aligned(weight.numbers * setup.width) * weight.layers
     state = (aligned(_state_bytes(setup, weight)) * weight.layers for weight in setup.trained)
     return lines | {"optimizer state": sum(state)}
@@ -175,6 +176,8 @@ def _phases(setup: Setup) -> dict[str, Counter[str]]:
     layers = setup.model.n_layer
     period = 2 if setup.activation_checkpointing == "every_2" else 1
     few = 2 * period + layers % period
+    if any(re.search(r"\d", part) for part in setup.finetune.frozen):  # no two layers are alike
+        return _simulated(setup, layers, layers)
     if layers <= few + period:
         return _simulated(setup, layers, period)
     less, more = _simulated(setup, few, period), _simulated(setup, few + period, period)
@@ -230,7 +233,7 @@ def _step(setup: Setup) -> Meter:
 
 
 def _network(tape: Tape, setup: Setup, batch: int) -> Network:
-    return Network(tape, setup.model, batch, setup.precision, setup.device, setup.lora)
+    return Network(tape, setup.model, batch, setup.precision, setup.device, setup.finetune)
 
 
 def _first_and_last(
@@ -250,7 +253,7 @@ def _first_and_last(
 def _without_gradients(setup: Setup, batch: int, with_loss: bool) -> Lines:
     """The peak of a forward pass under ``torch.no_grad``."""
     few = replace(setup.model, n_layer=min(setup.model.n_layer, 2))
-    key = repr((batch, with_loss, setup.precision, setup.device, setup.lora, few))
+    key = repr((batch, with_loss, setup.precision, setup.device, setup.finetune, few))
     if key not in _SIMULATED:
         meter = Meter()
         network = _network(Tape(meter, learning=False), replace(setup, model=few), batch)

@@ -2,13 +2,17 @@
 
 import math
 import re
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from functools import cache
+from typing import Any
 
-from llm.memory.lora import LoRA
 from llm.memory.network import Network
 from llm.memory.tape import Meter, Tape
 from llm.model.config import GPTConfig
+from llm.model.finetune import ADAPTER_WEIGHTS, FinetuneOptions
+
+ALL = FinetuneOptions("full", targets=[])  # all weights are trained
 
 
 @dataclass(frozen=True)
@@ -25,9 +29,9 @@ class Weight:
         return math.prod(self.shape)
 
     @property
-    def is_lora(self) -> bool:
-        """Whether LoRA adds it to the network."""
-        return ".lora_" in self.name
+    def is_added(self) -> bool:
+        """Whether an adapter adds it to the network."""
+        return self.name.rpartition(".")[2] in ADAPTER_WEIGHTS
 
 
 def without_layer(name: str) -> str:
@@ -35,36 +39,62 @@ def without_layer(name: str) -> str:
     return re.sub(r"^blocks\.\d+\.", "blocks.", name)
 
 
-def weights_of(config: GPTConfig, lora: LoRA | None = None) -> list[Weight]:
-    """All weights of the network, LoRA's included."""
+def for_memory(finetune: FinetuneOptions) -> FinetuneOptions:
+    """``finetune`` with one value for all options that memory does not depend on."""
+    if not finetune.has_adapters:
+        name = "head" if finetune.name == "head" else ALL.name
+        return replace(ALL, name=name, freeze=finetune.freeze)
+    return replace(
+        finetune, alpha=ALL.alpha, rslora=False, dropout=0.1 if finetune.dropout else 0.0,
+        bits=finetune.stored_bits,
+    )  # fmt: skip
+
+
+def weights_of(config: GPTConfig, finetune: FinetuneOptions = ALL) -> list[Weight]:
+    """All weights of the network, those of adapters included."""
     _, *others = (getattr(config, field.name) for field in fields(GPTConfig))  # n_layer is first
-    return _weights_of(config.n_layer, tuple(others), lora)
-
-
-@cache
-def _weights_of(n_layer: int, others: tuple[object, ...], lora: LoRA | None) -> list[Weight]:
-    return [
-        Weight(name, shape, n_layer if name.startswith("blocks.") else 1)
-        for name, shape in _shapes(others, lora).items()
+    added = (finetune.name, finetune.rank, finetune.target_names)
+    weights = [
+        Weight(name, shape, config.n_layer if name.startswith("blocks.") else 1)
+        for name, shape in _shapes(tuple(others), added).items()
     ]
+    if finetune.frozen:
+        weights = [_in_layers(w, finetune.adapts) if w.is_added else w for w in weights]
+    return [one for one in weights if one.layers]
 
 
 @cache
-def _shapes(others: tuple[object, ...], lora: LoRA | None) -> dict[str, tuple[int, ...]]:
+def _shapes(others: tuple[object, ...], added: tuple[Any, ...]) -> dict[str, tuple[int, ...]]:
     """The shapes of all weights by name, of a network with one layer."""
     config = GPTConfig(1, *others)  # type: ignore[arg-type]  # in the order of the fields
-    network = Network(Tape(Meter(), learning=False), config, 1, "fp32", "cpu", lora)
+    method, rank, targets = added
+    finetune = FinetuneOptions(method, rank, targets=list(targets))
+    network = Network(Tape(Meter(), learning=False), config, 1, "fp32", "cpu", finetune)
     network.forward()
     return {without_layer(one.name): one.shape for one in network.parameters.values()}
 
 
-def trained_weights(config: GPTConfig, lora: LoRA | None = None) -> list[Weight]:
-    """The weights that training changes: all, or only LoRA's."""
-    return [one for one in weights_of(config, lora) if one.is_lora or lora is None]
+def _in_layers(weight: Weight, chosen: Callable[[str], bool]) -> Weight:
+    """``weight`` of the layers in which its name, or for an adapter its matrix's, is ``chosen``."""
+    name = weight.name.rpartition(".")[0] if weight.is_added else weight.name
+    names = (name.replace("blocks.", f"blocks.{i}.", 1) for i in range(weight.layers))
+    return replace(weight, layers=sum(map(chosen, names)))
+
+
+def trained_weights(config: GPTConfig, finetune: FinetuneOptions = ALL) -> list[Weight]:
+    """The weights that training changes."""
+    weights = weights_of(config, finetune)
+    if finetune.has_adapters:
+        return [one for one in weights if one.is_added]
+    if finetune == ALL:
+        return weights
+    is_tied = config.tie_embeddings
+    trained = (_in_layers(one, lambda name: finetune.trains(name, is_tied)) for one in weights)
+    return [one for one in trained if one.layers]
 
 
 def n_parameters(config: GPTConfig) -> int:
-    """Parameters of the network, without LoRA's; tied weights count once."""
+    """Parameters of the network, without adapters; tied weights count once."""
     return sum(one.numbers * one.layers for one in weights_of(config))
 
 
@@ -83,6 +113,6 @@ def flops_per_token(config: GPTConfig) -> float:
     return 6.0 * weights + 12.0 * attention
 
 
-def n_trained(config: GPTConfig, lora: LoRA | None = None) -> int:
+def n_trained(config: GPTConfig, finetune: FinetuneOptions = ALL) -> int:
     """Parameters that training changes."""
-    return sum(one.numbers * one.layers for one in trained_weights(config, lora))
+    return sum(one.numbers * one.layers for one in trained_weights(config, finetune))

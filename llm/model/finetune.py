@@ -31,7 +31,7 @@ class FinetuneOptions:
     rslora: bool = False
     dropout: float = option(0.0, at_least=0, less_than=1)  # of the input of A
     targets: Any = field(default_factory=lambda: [*TARGETS])  # a name or a list of them
-    bits: int | None = option(None, one_of=(4, 8))  # of the frozen matrices; None: as they are
+    bits: int | None = option(None, one_of=(4, 8))  # of qlora's frozen matrices; None: 4
     freeze: Any = field(default_factory=list)  # parts of names of weights that stay as they are
 
     @property
@@ -48,6 +48,11 @@ class FinetuneOptions:
     def scale(self) -> float:
         """s in the output x W^T + s (x A^T) B^T."""
         return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+    @property
+    def stored_bits(self) -> int | None:
+        """Bits per number of the target matrices W; None: they stay as they are."""
+        return self.bits or 4 if self.name == "qlora" else None
 
     @property
     def target_names(self) -> tuple[str, ...]:

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from llm.errors import Refused, require
-from llm.memory.weights import n_trained
+from llm.errors import Refused
 from llm.planning.plan import BUDGET, Plan, find_largest, label, largest_line
 from llm.planning.reserve import planned_device, planned_limits
 from llm.planning.setup import setup_of, vocabulary
@@ -59,9 +58,6 @@ def _plan(settings: PlanSettings) -> Plan:
     setup = setup_of(settings, planned_device(device))
     if settings.resume is not None:
         refuse_plan_of_another_run(settings, vocabulary(settings) or 0)
-    if setup.lora is not None:
-        names, trained = ", ".join(setup.lora.targets), n_trained(setup.model, setup.lora)
-        require(trained, f"finetune.targets={names}: the network has none of these")
     reserve, budget = planned_limits(settings.memory, device)
     return Plan(
         setup, reserve, budget, settings.memory,

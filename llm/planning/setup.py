@@ -8,8 +8,8 @@ from llm.data.config import DataConfig
 from llm.data.meta import read_meta
 from llm.errors import Refused
 from llm.memory.fit import Fitted
-from llm.memory.lora import LoRA
 from llm.memory.predict import Setup
+from llm.memory.weights import for_memory, n_trained
 from llm.planning.custom_optimizer import optimizer_state
 from llm.settings.custom import Custom, state_bits
 from llm.settings.schema import Optimizer, TrainSettings
@@ -30,7 +30,12 @@ def setup_of(settings: TrainSettings, device: str) -> Setup:
     if precision == "auto":
         precision = "bf16" if cuda else "fp32"  # GPUs since 2020 have bfloat16
     resolved = settings.resolve(vocab_size, precision)
-    trainer, optimizer, tuned = resolved.trainer, resolved.optimizer, resolved.finetune
+    trainer, optimizer = resolved.trainer, resolved.optimizer
+    finetune = for_memory(resolved.finetune)
+    if not n_trained(resolved.model, finetune):
+        key = "targets" if finetune.has_adapters else "freeze"
+        names = ", ".join(finetune.target_names if finetune.has_adapters else finetune.frozen)
+        raise Refused(f"finetune.{key}={names} leaves nothing to train")
     return Setup(
         model=resolved.model,
         optimizer=optimizer.option if isinstance(optimizer, Custom) else optimizer.name,
@@ -46,7 +51,7 @@ def setup_of(settings: TrainSettings, device: str) -> Setup:
         samples=trainer.sample_interval is not None,
         eval_only=trainer.eval_only,
         saves_memory=saves_memory(settings),
-        lora=LoRA(tuned.rank, tuned.target_names) if tuned.has_adapters else None,
+        finetune=finetune,
     )
 
 

@@ -8,7 +8,7 @@ from rich.text import Text
 from llm.experiment.console import console, panel, say
 from llm.memory.fit import Fitted
 from llm.memory.options import EIGHT_BIT_NEEDS, has_eight_bit
-from llm.memory.weights import n_trained
+from llm.memory.weights import ALL, n_trained
 from llm.planning.picture import as_map, colours
 from llm.planning.plan import Plan, largest_line
 from llm.units import format_bytes
@@ -49,7 +49,7 @@ def _number(name: str) -> Column:
 
 
 def _show_run(plan: Plan) -> None:
-    setup, model, lora = plan.setup, plan.setup.model, plan.setup.lora
+    setup, model, finetune = plan.setup, plan.setup.model, plan.setup.finetune
     device = f"{setup.device}, {setup.precision}"
     if plan.device == "auto":
         driver = "an" if setup.device == "cuda" else "no"
@@ -60,9 +60,11 @@ def _show_run(plan: Plan) -> None:
         f"{model.n_embed}, {_plural(model.n_head or 0, 'head')} of {model.head_size}, "
         f"{model.vocab_size:,} tokens",
     }
-    if lora is not None:
-        numbers = f"{n_trained(model, lora):,} parameters are trained, of rank {lora.rank}"
-        facts["LoRA"] = numbers
+    if finetune != ALL:
+        rank = f", of rank {finetune.rank}" if finetune.has_adapters else ""
+        bits = f", beside matrices of {finetune.stored_bits} bits" if finetune.stored_bits else ""
+        trained = f"{n_trained(model, finetune):,} parameters are trained{rank}{bits}"
+        facts["finetune"] = f"{finetune.name}: {trained}"
     parts = setup.batch_size // setup.micro_batch
     split = f" in {parts} micro-batches" if parts > 1 else ""
     batch = f"{_plural(setup.batch_size, 'sequence')} of {model.block_size}"

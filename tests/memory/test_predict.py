@@ -39,7 +39,7 @@ def test_the_peak_of_an_evaluation_is_predicted_as_memtracker_sees_it(number: in
 
 # Sampling computes real numbers, so the networks are small; the last one has LoRA.
 SMALL = [n for n, one in enumerate(SETUPS) if one.model.n_embed < 768 and one.model.n_layer < 4]
-WITH_LORA = next(n for n in SMALL if SETUPS[n].lora)
+WITH_LORA = next(n for n in SMALL if SETUPS[n].finetune.has_adapters)
 
 
 @pytest.mark.parametrize("number", [*SMALL[:16:4], WITH_LORA])

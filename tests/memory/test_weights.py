@@ -1,50 +1,69 @@
 """Planned weights match the real network, with and without LoRA."""
 
+from collections import Counter
 from dataclasses import asdict, fields
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.tracked import adapt
 from llm.checkpoint.checkpoint import empty_model
 from llm.config.inside import compose_training
-from llm.memory.lora import TARGETS, LoRA
-from llm.memory.weights import flops_per_token, n_parameters, n_trained, weights_of, without_layer
+from llm.errors import Refused
+from llm.memory.weights import (
+    ALL,
+    flops_per_token,
+    n_parameters,
+    n_trained,
+    trained_weights,
+    weights_of,
+    without_layer,
+)
 from llm.model.config import LOSSES, MLPS, NORMS, POSITIONS, GPTConfig
+from llm.model.finetune import ADAPTER_WEIGHTS, TARGETS, FinetuneOptions
 from llm.model.gpt import GPT
+from llm.model.lora import adapt
 
-BOOLEANS = ("bias", "qk_norm", "tie_embeddings", "residual_scalars")
+BOOLEANS = ("bias", "qkv_bias", "qk_norm", "tie_embeddings", "residual_scalars")
 CONFIGS = st.fixed_dictionaries(
     {name: st.booleans() for name in BOOLEANS}
     | {"norm": st.sampled_from(NORMS), "mlp": st.sampled_from(MLPS)}
     | {"position": st.sampled_from(POSITIONS), "loss": st.sampled_from(LOSSES)}
     | {"n_kv_head": st.sampled_from([None, 1, 2]), "smear": st.integers(0, 3)}
 )
-LORAS = st.none() | st.builds(
-    LoRA, st.integers(1, 9), st.lists(st.sampled_from(TARGETS), min_size=1).map(tuple)
+METHODS = st.just(ALL) | st.builds(
+    FinetuneOptions,
+    st.sampled_from(["full", "head", "lora", "dora", "qlora"]),
+    st.integers(1, 9),
+    targets=st.lists(st.sampled_from(TARGETS), min_size=1),
+    freeze=st.lists(st.sampled_from(["embed", "blocks.1", "attention", "mlp.up"])),
 )
 
 
-@settings(max_examples=40, deadline=None)
-@given(CONFIGS, LORAS)
+@settings(max_examples=30, deadline=None)
+@given(CONFIGS, METHODS)
 def test_weights_have_the_names_and_shapes_of_the_real_network(
-    options: dict[str, object], lora: LoRA | None
+    options: dict[str, object], finetune: FinetuneOptions
 ) -> None:
     config = GPTConfig(n_layer=3, n_embed=32, head_size=8, block_size=16, vocab_size=11)
     config = GPTConfig(**asdict(config) | options).resolve()
     with torch.device("meta"):
         model = GPT(**asdict(config))
-        if lora is not None:
-            adapt(model, lora)
-    real = {(without_layer(name), tuple(p.shape)) for name, p in model.named_parameters()}
-    assert {(weight.name, weight.shape) for weight in weights_of(config, lora)} == real
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert n_trained(config, lora) == trained
-    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    assert n_parameters(config) == (frozen if lora else trained)
+    try:
+        adapt(model, finetune)
+    except Refused:
+        assume(False)
+    named = dict(model.named_parameters())
+    real = Counter((without_layer(name), tuple(p.shape)) for name, p in named.items())
+    assert {(one.name, one.shape): one.layers for one in weights_of(config, finetune)} == real
+    trained = {name: p for name, p in named.items() if p.requires_grad}
+    assert n_trained(config, finetune) == sum(p.numel() for p in trained.values())
+    counts = Counter(map(without_layer, trained))
+    assert {one.name: one.layers for one in trained_weights(config, finetune)} == counts
+    own = [p for name, p in named.items() if name.rpartition(".")[2] not in ADAPTER_WEIGHTS]
+    assert n_parameters(config) == sum(p.numel() for p in own)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 from llm.config.compose import read_settings
 from llm.errors import Refused
 from llm.memory.fit import Fitted
-from llm.memory.lora import LoRA
 from llm.memory.predict import predict
+from llm.memory.weights import ALL
 from llm.options import validate
 from llm.planning.plan import Plan, find_largest
 from llm.planning.points import Point, plan_points, refusal
@@ -65,10 +65,10 @@ def test_lora_is_planned_where_it_is_chosen() -> None:
     same = ["model=small", "optimizer=adamw"]
     (plain,) = plan_points(points(*same))
     (low,) = plan_points(points(*same, "finetune=lora", "finetune.targets=[q,v]"))
-    assert (plain.setup.lora, low.setup.lora) == (None, LoRA(8, ("q", "v")))
+    assert (plain.setup.finetune, low.setup.finetune.target_names) == (ALL, ("q", "v"))
     assert low.prediction.total < plain.prediction.total
     gate = ["model.mlp=swiglu,gelu", "finetune=lora", "finetune.targets=[gate]"]
-    with pytest.raises(Refused, match=r"job model.mlp=gelu cannot run: finetune.targets=gate: the"):
+    with pytest.raises(Refused, match=r"job model.mlp=gelu cannot run: finetune.targets=gate le"):
         plan_points(points(*gate))
 
 

@@ -56,7 +56,7 @@ RUN = {
 METHODS = tuple(
     FinetuneOptions(name, rank, targets=list(targets), dropout=dropout, freeze=list(freeze))
     for name, rank, targets, dropout, freeze in (
-        ("lora", 4, TARGETS, 0, ()), ("lora", 16, ("q", "k", "v"), 0, ()),
+        ("lora", 4, TARGETS, 0, ()), ("lora", 16, ("q", "v", "down"), 0, ()),
         ("dora", 8, TARGETS, 0, ()), ("lora", 8, ("o", "up", "down"), 0.1, ()),
         ("head", 8, (), 0, ()), ("full", 8, (), 0, ("embed", "blocks.0")),
     )

@@ -24,7 +24,7 @@ from llm.training import optimizer as optimizers
 from llm.training.precision import Precision, to_precision
 from llm.training.update import Update, UpdateInBackward
 
-COUNT, FINETUNED = 40, 24
+COUNT, FINETUNED = 40, 28
 CPU = torch.device("cpu")
 # All options that change memory. Each value is used as often as the others.
 MODEL = {
@@ -58,7 +58,8 @@ METHODS = tuple(
     for name, rank, targets, dropout, freeze in (
         ("lora", 4, TARGETS, 0, ()), ("lora", 16, ("q", "v", "down"), 0, ()),
         ("dora", 8, TARGETS, 0, ()), ("lora", 8, ("o", "up", "down"), 0.1, ()),
-        ("head", 8, (), 0, ()), ("full", 8, (), 0, ("embed", "blocks.0")),
+        ("qlora", 4, TARGETS, 0, ()), ("head", 8, (), 0, ()),
+        ("full", 8, (), 0, ("embed", "blocks.0")),
     )
 )  # fmt: skip
 PART = RUN | {"finetune": METHODS, "optimizer": ("adamw",)}

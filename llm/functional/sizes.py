@@ -13,3 +13,4 @@ STACKED = 2**22  # numbers in the matrices that Muon updates together (16 MiB)
 # 8-bit optimizer state, as in bitsandbytes: smaller parameters have 32-bit state, and each block
 # has one scale. PORTION is a multiple of the block.
 SMALLEST_8BIT, BLOCK_8BIT = 4096, 256  # numbers
+BLOCK_4BIT = 64  # numbers with one scale in a frozen matrix of 4 bits (llm/model/quantised.py)

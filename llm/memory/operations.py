@@ -83,17 +83,45 @@ class Operations:
         low = self.matrix(self.dropped(x, finetune.dropout), f"{name}.lora_A", size, finetune.rank)
         low = self.pointwise(low)  # times alpha / rank
         y = self.matrix(low, f"{name}.lora_B", finetune.rank, out, "" if is_dora else bias)
-        weight = self.weight(f"{name}.weight", out, size, cast=True)
-        saved = [weight.buffer] * x.needs_gradient
-        y = self.tape.apply(y.numbers, y.width, [y, x, weight], saved, passes=1)
-        del low, saved
+        del low
+        if finetune.stored_bits:
+            y = self.quantised_product(x, y, self.weight(f"{name}.weight", out, size))
+        else:
+            weight = self.weight(f"{name}.weight", out, size, cast=True)
+            saved = [weight.buffer] * x.needs_gradient
+            y = self.tape.apply(y.numbers, y.width, [y, x, weight], saved, passes=1)
+            del saved
         if not is_dora:
             return y
         if self.width == 2:
-            self.tape.temporary(4 * weight.numbers)  # for the lengths of its rows
+            self.tape.temporary(4 * size * out)  # for the lengths of its rows
         magnitude = self.cast(self.weight(f"{name}.magnitude", out), y.width)
         y = self.product(y.numbers, y, magnitude, scratch=y.size)
         return self.add(y, self.cast(self.weight(bias, out), y.width)) if bias else y
+
+    def quantised_product(self, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+        """y + x times a matrix that is made dense for each pass: llm/model/quantised.py."""
+        dense, needed = 4 * weight.numbers, x.needs_gradient
+        indices = 2 * weight.numbers if self.finetune.stored_bits == 4 else 0
+        cast = 0 if x.width == 4 else x.width * weight.numbers
+
+        def makes_dense(other: int) -> None:
+            whole = self.tape.temporary(dense)
+            self.tape.temporary(indices)
+            narrow = self.tape.temporary(cast)
+            if narrow.size:
+                del whole
+            self.tape.temporary(other)
+
+        def backward(gradient: Buffer, saved: list[Buffer]) -> list[Buffer | None]:
+            if not needed:
+                return [gradient, None]
+            makes_dense(x_size)
+            return [gradient, self.tape.temporary(x_size)]
+
+        x_size = x.size
+        makes_dense(y.size)
+        return self.tape.apply(y.numbers, y.width, [y, x], backward=backward)
 
     def embedding(self, name: str, rows: int, tokens: int) -> Tensor:
         """A row of the table (rows, n_embed) for each of ``tokens``."""

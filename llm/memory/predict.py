@@ -12,7 +12,7 @@ from llm.memory.custom import CustomState
 from llm.memory.network import Network
 from llm.memory.tape import Meter, Parameter, Tape, aligned
 from llm.memory.updates import EIGHT_BIT_COPIES, state_bytes, step_bytes
-from llm.memory.weights import ALL, Weight, trained_weights, weights_of, without_layer
+from llm.memory.weights import ALL, Weight, stored_bytes, trained_weights, weights_of, without_layer
 from llm.model.config import GPTConfig
 from llm.model.finetune import FinetuneOptions
 
@@ -108,7 +108,9 @@ def predict(setup: Setup, reserve: Lines) -> Prediction:
         moments = {"evaluation": evaluation | without_state}
     if cpu:  # a checkpoint's weights are read into memory before they are copied into the network
         numbers = sum(one.numbers * one.layers for one in weights_of(setup.model, setup.finetune))
-        moments["resume"] = constant | without_state | {"weights read": numbers * setup.width}
+        dense = sum(aligned(w.numbers * setup.width) * w.layers for w in weights_of(setup.model))
+        read = {"weights": dense, "weights read": numbers * setup.width}
+        moments["resume"] = constant | without_state | read
     if setup.samples and not setup.eval_only:
         moments["sample"] = _sample(setup) | constant
     narrow = cpu and setup.model.n_embed < WIDE and not setup.saves_memory
@@ -137,7 +139,8 @@ def _constant(setup: Setup) -> Lines:
     lines = {"weights": aligned(angles)}
     for weight in weights_of(config, setup.finetune):
         kind = "adapters" if weight.is_added else "weights"
-        lines[kind] = lines.get(kind, 0) + aligned(weight.numbers * setup.width) * weight.layers
+        size = stored_bytes(weight, setup.finetune, setup.width)
+        lines[kind] = lines.get(kind, 0) + size * weight.layers
     state = (aligned(_state_bytes(setup, weight)) * weight.layers for weight in setup.trained)
     return lines | {"optimizer state": sum(state)}
 

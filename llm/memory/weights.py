@@ -7,8 +7,9 @@ from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 
+from llm.functional.sizes import BLOCK_4BIT
 from llm.memory.network import Network
-from llm.memory.tape import Meter, Tape
+from llm.memory.tape import Meter, Tape, aligned
 from llm.model.config import GPTConfig
 from llm.model.finetune import ADAPTER_WEIGHTS, FinetuneOptions
 
@@ -91,6 +92,16 @@ def trained_weights(config: GPTConfig, finetune: FinetuneOptions = ALL) -> list[
     is_tied = config.tie_embeddings
     trained = (_in_layers(one, lambda name: finetune.trains(name, is_tied)) for one in weights)
     return [one for one in trained if one.layers]
+
+
+def stored_bytes(weight: Weight, finetune: FinetuneOptions, width: int) -> int:
+    """Bytes of one layer's ``weight``, of ``width`` bytes per number unless it is quantised."""
+    matrix, bits = weight.name.removesuffix(".weight"), finetune.stored_bits
+    if bits is None or matrix == weight.name or not finetune.adapts(matrix):
+        return aligned(weight.numbers * width)
+    scales = weight.shape[0] if bits == 8 else -(-weight.numbers // BLOCK_4BIT)
+    pairs = 4 * 2 * 256  # the table of llm/model/quantised.py
+    return aligned(weight.numbers * bits // 8) + aligned(4 * scales) + pairs
 
 
 def n_parameters(config: GPTConfig) -> int:

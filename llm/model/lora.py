@@ -15,6 +15,7 @@ from llm.errors import require
 from llm.model.finetune import ADAPTER_WEIGHTS, FinetuneOptions
 from llm.model.gpt import GPT
 from llm.model.layers import Linear
+from llm.model.quantised import Quantised, add_product, rounded
 
 A, B, MAGNITUDE = ADAPTER_WEIGHTS
 TINY = 1e-24  # a row of zeros has no direction, and stays as it is
@@ -26,10 +27,15 @@ class Adapted(Linear):
     Computes x W^T + s (x A^T) B^T, and DoRA scales each output by magnitude / |row of W + s B A|.
     """
 
+    weight: Any  # a Parameter, or Quantised
+
     def __init__(self, layer: nn.Linear, options: FinetuneOptions) -> None:
         nn.Module.__init__(self)  # the layer's own weight and bias are used, not new ones
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.weight, self.bias = layer.weight, layer.bias
+        if options.stored_bits and not layer.weight.is_meta:
+            del self.weight
+            self.weight = Quantised(layer.weight, options.stored_bits)
         self.scale, self.dropout = options.scale, options.dropout
         self.train(layer.training)
         like, rank = layer.weight, options.rank
@@ -58,7 +64,7 @@ class Adapted(Linear):
         change = F.linear(low, self.lora_B, bias)
         # The product with W comes last and is added to the change: W is frozen, so nothing of this
         # product is stored, and a recomputed MLP (llm/functional/recompute.py) skips it.
-        out = torch.addmm(change.flatten(0, -2), x.flatten(0, -2), self.weight.t())
+        out = add_product(change.flatten(0, -2), x.flatten(0, -2), self.weight)
         out = out.view(*x.shape[:-1], -1)
         if self.magnitude is None:
             return out
@@ -72,17 +78,22 @@ class Adapted(Linear):
         |w + s b A|^2 = |w|^2 + 2 s b (w A^T) + s^2 b (A A^T) b needs no matrix as large as W.
         """
         with torch.autocast(self.weight.device.type, enabled=False):
-            W, a, b = self.weight.float(), self.lora_A.float(), self.scale * self.lora_B.float()
+            W, a, b = self._dense().float(), self.lora_A.float(), self.scale * self.lora_B.float()
             squares: Tensor = torch.linalg.vector_norm(W, dim=1).square()
             squares += (b * torch.addmm(2 * (W @ a.t()), b, a @ a.t())).sum(1)
             return squares.clamp(min=TINY).sqrt().to(self.lora_A.dtype)
+
+    def _dense(self) -> Tensor:
+        """W, in full precision if it is quantised."""
+        dense: Tensor = self.weight
+        return self.weight.dense() if isinstance(self.weight, Quantised) else dense
 
     @torch.no_grad()
     def merged(self) -> Linear:
         """A plain layer that computes the same."""
         plain = Linear(1, 1, bias=False, device="meta")
         plain.in_features, plain.out_features = self.in_features, self.out_features
-        weight = merged_weight(self.weight, self.lora_A, self.lora_B, self.magnitude, self.scale)
+        weight = merged_weight(self._dense(), self.lora_A, self.lora_B, self.magnitude, self.scale)
         plain.weight, plain.bias = nn.Parameter(weight.to(self.weight.dtype)), self.bias
         return plain.train(self.training)
 
@@ -152,8 +163,8 @@ def merged_weights(
         if own == A:
             matrix = f"{layer}.weight"
             weights[matrix] = merged_weight(
-                base[matrix], tensor, trained[f"{layer}.{B}"], trained.get(f"{layer}.{MAGNITUDE}"),
-                options.scale,
+                rounded(base[matrix], options.stored_bits), tensor, trained[f"{layer}.{B}"],
+                trained.get(f"{layer}.{MAGNITUDE}"), options.scale,
             )  # fmt: skip
         elif own not in (B, MAGNITUDE):
             weights[name] = tensor

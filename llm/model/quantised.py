@@ -1,0 +1,101 @@
+"""A frozen matrix in 8 or 4 bits per number, in plain torch: it works on a CPU and on a GPU.
+
+8 bits: int8, with one scale per row. 4 bits: NF4 in blocks of 64 numbers (Dettmers et al. 2023,
+arXiv:2305.14314, section 3 and appendix E), equal to bitsandbytes' nf4 without its second
+quantisation of the scales.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from llm.functional.sizes import BLOCK_4BIT
+
+NF4 = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+    -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
+    0.7229568362236023, 1.0,
+)  # fmt: skip
+
+
+class Quantised(nn.Module):
+    """``weight`` (out, in) in ``bits`` bits per number, and its scales in float32.
+
+    The tensors are in no state_dict: a run quantises its base again when it is resumed.
+    """
+
+    packed: Tensor
+    scales: Tensor
+    pairs: Tensor
+
+    def __init__(self, weight: Tensor, bits: int) -> None:
+        super().__init__()
+        self.bits, self.shape, self.dtype = bits, weight.shape, weight.dtype
+        with torch.no_grad():
+            packed, scales = (_to_8_bits if bits == 8 else _to_4_bits)(weight.detach().float())
+        table = torch.tensor(NF4, device=weight.device)
+        # The two numbers of each byte
+        pairs = torch.stack([table.repeat_interleave(16), table.repeat(16)], dim=1)
+        for name, tensor in {"packed": packed, "scales": scales, "pairs": pairs}.items():
+            self.register_buffer(name, tensor, persistent=False)
+
+    @torch.no_grad()
+    def dense(self) -> Tensor:
+        """The matrix (out, in) in float32, rounded to what its bits can say."""
+        if self.bits == 8:
+            return self.packed * self.scales
+        blocks = F.embedding(self.packed.int(), self.pairs).view(-1, BLOCK_4BIT)
+        numbers = blocks.mul_(self.scales).view(-1)
+        return numbers[: self.shape.numel()].view(self.shape)
+
+
+def rounded(weight: Tensor, bits: int | None) -> Tensor:
+    """``weight`` as :class:`Quantised` would give it back; unchanged if ``bits`` is None."""
+    return weight if bits is None else Quantised(weight, bits).dense()
+
+
+def add_product(y: Tensor, x: Tensor, weight: "Tensor | Quantised") -> Tensor:
+    """y (N, out) + x (N, in) @ weight (out, in).T; the weight gets no gradient."""
+    if isinstance(weight, Quantised):
+        apply: Any = _Product.apply  # torch has no types for it
+        product: Tensor = apply(y, x, weight)
+        return product
+    return torch.addmm(y, x, weight.t())
+
+
+class _Product(torch.autograd.Function):
+    """Stores nothing: the matrix is made dense for the forward and for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, weight: Quantised) -> Tensor:
+        ctx.weight = weight
+        return torch.addmm(y, x, weight.dense().to(x.dtype).t())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        gradient, for_x = incoming[0], None
+        if ctx.needs_input_grad[1]:
+            for_x = gradient @ ctx.weight.dense().to(gradient.dtype)
+        return gradient, for_x, None
+
+
+def _to_8_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 (out, in), and the scale of each row (out, 1)."""
+    scales = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-30) / 127
+    return (weight / scales).round_().to(torch.int8), scales
+
+
+def _to_4_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Two numbers per byte, and the largest magnitude of each block (blocks, 1)."""
+    flat = weight.flatten()
+    blocks = F.pad(flat, (0, -len(flat) % BLOCK_4BIT)).view(-1, BLOCK_4BIT)
+    scales = blocks.abs().amax(dim=1, keepdim=True)
+    table = torch.tensor(NF4, device=weight.device)
+    between = (table[1:] + table[:-1]) / 2
+    nearest = torch.bucketize(blocks / scales.clamp(min=1e-30), between).to(torch.uint8).view(-1, 2)
+    return nearest[:, 0] << 4 | nearest[:, 1], scales

@@ -41,15 +41,17 @@ def test_the_peak_of_an_evaluation_is_predicted_as_memtracker_sees_it(number: in
 
 # Sampling computes real numbers, so the networks are small; the last one has LoRA.
 SMALL = [n for n, one in enumerate(SETUPS) if one.model.n_embed < 768 and one.model.n_layer < 4]
-WITH_LORA = next(n for n in SMALL if SETUPS[n].finetune.has_adapters)
+WITH_LORA = next(n for n in SMALL if SETUPS[n].finetune.name == "lora")
 
 
 @pytest.mark.parametrize("number", [*SMALL[:16:4], WITH_LORA])
 def test_a_text_takes_no_more_than_predicted(number: int) -> None:
     setup = SETUPS[number]
     error = moment("sample", setup) / tracked_sample(setup) - 1
-    # The prediction assumes a full window, so it is an upper bound.
-    assert 0 <= error <= 0.2, f"{error:+.2%} for {setup}"
+    # The prediction assumes a full window, so it is an upper bound; the window is a larger share of
+    # the memory where the optimizer has little state.
+    most = 0.2 if setup.finetune == ALL else 0.35
+    assert 0 <= error <= most, f"{error:+.2%} for {setup}"
 
 
 def test_the_parts_of_a_plan_have_the_same_order_in_every_process() -> None:

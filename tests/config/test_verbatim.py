@@ -75,12 +75,12 @@ def test_free_text_and_paths_of_a_training_run_survive_together() -> None:
         "logger.notes": "lr=1e-3, 'twice'\nand again",
         "logger.name": "${oc.env:HOME}",
         "run.dir": "outputs/a b=c",
-        "init_from": "outputs/~x\\y",
+        "run.note": "outputs/~x\\y",
     }
     arguments = quote_arguments([f"{key}={value}" for key, value in typed.items()])
     found = read_settings(composed("train", "data=text", *arguments), TrainSettings)
     back = [found.data.path, found.data.dir, found.logger.notes, found.logger.name]
-    assert [*back, found.run.dir, found.init_from] == list(typed.values())
+    assert [*back, found.run.dir, found.run.note] == list(typed.values())
 
 
 def test_null_stays_null_for_options_that_may_be_null() -> None:

@@ -1,0 +1,230 @@
+"""Fine-tuning with LoRA: python -m benchmarks.lora [--only ID[,ID]] [--json FILE] [--data FILE]
+
+``lora_speed`` and ``lora_memory`` train adapters of rank 8 beside all matrices of a network with
+SmolLM2's shape and random weights, on the same 4 x 256 tokens of which half are targets. Each side
+is a fresh process with 2 threads, and both take turns. The other rows train and run SmolLM2 itself,
+which is downloaded once.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.rows import Pair, Parser, Row, alternate, report, row
+
+ROOT = Path(__file__).resolve().parent.parent
+IDS = ("lora_speed", "lora_memory", "load_smollm2", "lora_smollm2")
+STEPS, TOKENS = 5, 4 * 256
+SHAPE = {
+    "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+    "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64,
+    "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
+}  # fmt: skip
+WORDS = (
+    "apple", "river", "stone", "cloud", "garden", "window", "paper", "silver", "candle", "forest",
+    "bridge", "morning",
+)  # fmt: skip
+
+
+def batch() -> tuple[Any, Any, Any]:
+    """Tokens (4, 256), the next token of each, and whether that is a target."""
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(SHAPE["vocab_size"], (4, 257), generator=generator)
+    counts = torch.rand(4, 256, generator=generator) < 0.5
+    return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), counts
+
+
+def our_loss(folder: Path) -> tuple[Any, Callable[[], Any]]:
+    """Our network with adapters, and its loss."""
+    import torch
+
+    from llm.device import tune_allocator
+    from llm.interchange.source import load_model, open_source
+    from llm.model.finetune import FinetuneOptions
+    from llm.model.lora import adapt
+
+    tune_allocator(int(str(SHAPE["hidden_size"])))
+    model = load_model(open_source("init_from", str(folder)), torch.device("cpu"))
+    adapt(model, FinetuneOptions("lora"))
+    x, y, counts = batch()
+    targets = y.masked_fill(~counts, -1)
+    return model.train(), lambda: model(x, targets)
+
+
+def their_loss(folder: Path) -> tuple[Any, Callable[[], Any]]:
+    """Transformers' network with peft's adapters, and its loss."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaForCausalLM
+
+    targets = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
+    config = LoraConfig(r=8, lora_alpha=16, target_modules=targets, task_type="CAUSAL_LM")
+    model = get_peft_model(LlamaForCausalLM.from_pretrained(folder), config)
+    x, y, counts = batch()
+    ignored = torch.full((4, 1), -100)  # its loss shifts the labels by one
+    labels = torch.cat([ignored, y.masked_fill(~counts, -100)], dim=1)[:, :-1]
+    return model.train(), lambda: model(input_ids=x, labels=labels).loss
+
+
+def train(side: str, folder: Path) -> None:
+    """Train; prints tokens per second and the process's peak memory in bytes."""
+    import resource
+
+    import torch
+
+    torch.set_num_threads(2)
+    model, loss_of = (our_loss if side == "ours" else their_loss)(folder)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4)
+    times = []
+    for _ in range(1 + STEPS):
+        start = time.perf_counter()
+        loss_of().backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        times.append(time.perf_counter() - start)
+    speed = TOKENS * STEPS / sum(times[1:])
+    print(speed, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def fresh(side: str, folder: Path) -> Pair:
+    """Tokens per second and peak bytes of one side, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.lora", "--side", side, str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    speed, peak = done.stdout.split()[-2:]
+    return float(speed), float(peak)
+
+
+def random_llama(folder: Path) -> None:
+    """Write a network of SmolLM2's shape."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**SHAPE)).save_pretrained(folder)
+
+
+def against_peft(only: list[str], repeats: int) -> Iterator[Row]:
+    """Speed and memory of the same steps."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        random_llama(folder)
+        pairs = alternate(
+            lambda _: fresh("ours", folder), lambda _: fresh("theirs", folder), repeats
+        )
+    what = "tokens/s of training; peft + transformers; ratio: speedup"
+    speeds = [(ours[0], theirs[0]) for ours, theirs in pairs]
+    if "lora_speed" in only:
+        yield row("lora_speed", what, speeds, lambda ours, theirs: ours / theirs)
+    what = "peak bytes of the process; peft + transformers; ratio: the first / the second"
+    peaks = [(ours[1], theirs[1]) for ours, theirs in pairs]
+    if "lora_memory" in only:
+        yield row("lora_memory", what, peaks, lambda ours, theirs: ours / theirs)
+
+
+def typed(command: str, *words: str, cwd: Path) -> str:
+    """The standard output of one of our commands."""
+    arguments = [sys.executable, str(ROOT / f"{command}.py"), *words]
+    done = subprocess.run(arguments, cwd=cwd, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return done.stdout
+
+
+def loads(repeats: int) -> Row:
+    """Seconds from the command to the first token."""
+    pairs = []
+    with tempfile.TemporaryDirectory() as name:
+        words = ("ckpt=smollm2", "prompt=Once", "max_new_tokens=1", "stream=false")
+        typed("run_sample", *words, cwd=Path(name))  # downloads and unpacks
+        for _ in range(repeats):
+            start = time.perf_counter()
+            typed("run_sample", *words, cwd=Path(name))
+            pairs.append((time.perf_counter() - start, 8.0))
+    what = "seconds from the command to a token; the goal; ratio: the first"
+    return row("load_smollm2", what, pairs, lambda ours, _: ours)
+
+
+def write_instructions(path: Path, count: int = 1200) -> None:
+    """Write ``count`` small tasks with words, no two with the same words."""
+    generator, seen, lines = random.Random(7), set(), []
+    while len(lines) < count:
+        words = generator.sample(WORDS, 4)
+        if (text := " ".join(words)) in seen:
+            continue
+        seen.add(text)
+        task, answer = generator.choice([
+            ("Reverse the order of the words", " ".join(reversed(words))),
+            ("Sort the words alphabetically", " ".join(sorted(words))),
+            ("Write the words in capitals", text.upper()),
+        ])  # fmt: skip
+        lines.append(json.dumps({"instruction": task, "input": text, "output": answer}))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def finetunes(data: Path | None) -> Iterator[Row]:
+    """100 steps of 4 x 256 tokens: the loss on the part that is not trained on, and the memory."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if data is None:
+            data = folder / "instructions.jsonl"
+            write_instructions(data)
+        typed(
+            "run_train", "init_from=smollm2", "finetune=lora", "data=instruct",
+            f"data.path={data.resolve()}", "data.template=chatml", "model.block_size=256",
+            "trainer.batch_size=4", "trainer.max_steps=100", "trainer.eval_interval=100",
+            "trainer.device=cpu", "logger.mode=disabled", "run.name=lora", "memory.fit=check",
+            cwd=folder,
+        )  # fmt: skip
+        run = folder / "outputs/lora"
+        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        text = (run / "metrics.jsonl").read_text(encoding="utf-8")
+        losses = [r["val/loss"] for r in map(json.loads, text.splitlines()) if "val/loss" in r]
+        sizes = [path.stat().st_size for path in run.glob("checkpoints/last*/model.safetensors")]
+        sizes = sizes or [path.stat().st_size for path in run.rglob("*.safetensors")]
+    after, before, seconds = losses[-1], losses[0], summary["wall_seconds"]
+    what = f"held-out loss after 100 steps; before; ratio: after / before ({seconds:.0f} s)"
+    yield row("lora_smollm2", what, [(after, before)], lambda ours, other: ours / other)
+    peak, planned = summary["peak_memory_bytes"], summary["predicted_memory_bytes"]
+    what = "peak bytes; predicted; ratio: the first / the second"
+    yield row("lora_smollm2_memory", what, [(peak, planned)], lambda ours, other: ours / other)
+    what = "bytes of the adapters; the goal; ratio: the first / the second"
+    yield row("lora_smollm2_bytes", what, [(min(sizes), 5e6)], lambda ours, other: ours / other)
+
+
+def rows(options: Namespace) -> Iterator[Row]:
+    """All rows that were asked for."""
+    if {"lora_speed", "lora_memory"} & set(options.only):
+        yield from against_peft(options.only, options.repeats)
+    if "load_smollm2" in options.only:
+        yield loads(options.repeats)
+    if "lora_smollm2" in options.only:
+        yield from finetunes(options.data)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure and print a table."""
+    parser = Parser("Fine-tuning with LoRA", IDS)
+    parser.add_argument("--data", type=Path, metavar="FILE", help="instructions, as JSONL")
+    parser.add_argument("--side", nargs=2, help="one side alone: ours or theirs, and its weights")
+    options = parser.parse_args(arguments)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    if options.side:
+        train(options.side[0], Path(options.side[1]))
+        return
+    report(rows(options), options.json)
+
+
+if __name__ == "__main__":
+    main()

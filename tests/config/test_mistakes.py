@@ -97,7 +97,7 @@ def test_a_boolean_may_be_0_or_1(value: str) -> None:
     assert read_settings(composed("train", f"trainer.profile={value}"), TrainSettings)
 
 
-def test_names_of_other_programs_lead_to_keys_that_exist() -> None:
+def test_names_of_other_programs_lead_to_keys_that_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(key in ALL_KEYS or is_key(key) for key in ELSEWHERE.values())
     assert not ELSEWHERE.keys() & KEYS["train"].keys()
     for name, key in {
@@ -107,6 +107,8 @@ def test_names_of_other_programs_lead_to_keys_that_exist() -> None:
         "dataset": "data", "dtype": "precision", "out_dir": "run.name", "start": "prompt",
         "trainer.max_iters": "trainer.max_steps",
     }.items():  # fmt: skip
+        command = "run_sample.py" if key == "prompt" else "run_train.py"
+        monkeypatch.setattr("sys.argv", [command])
         assert f"did you mean '{key}'?" in suggestion(name)
 
 

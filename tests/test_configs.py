@@ -146,7 +146,8 @@ def test_every_precision_and_logger_is_valid() -> None:
 def test_every_dataset_has_the_name_of_its_file_and_declares_its_vocabulary(name: str) -> None:
     data = settings_of(f"data={name}").data
     assert data.name == name
-    if data.corpus not in ("text", "conversations"):  # the characters of a user's text are unknown
+    # The vocabulary of a user's text, or of the weights to start from, is unknown here.
+    if data.corpus not in ("text", "conversations", "dialogues"):
         assert data.vocab_size is not None
     path = ["data.path=x.txt"] if data.path is not None else []
     prepared = read_settings(composed("prepare", f"data={name}", *path), PrepareSettings)

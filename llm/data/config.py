@@ -7,7 +7,8 @@ from llm.errors import require
 from llm.options import option
 
 TOKENIZERS = {"gpt2": 50_257, "char": None, "byte": 257}  # sizes of their vocabularies, if fixed
-CORPORA = ("shakespeare", "tinyshakespeare", "text", "conversations")
+WITH_TEMPLATE = ("conversations", "dialogues")  # corpora of messages and answers
+CORPORA = ("shakespeare", "tinyshakespeare", "text", *WITH_TEMPLATE)
 
 
 def padded(vocab_size: int, tokenizer: str) -> int:
@@ -66,10 +67,14 @@ class DataConfig:
         )
 
     def _check_conversations(self) -> None:
-        if self.corpus == "conversations":
+        if self.corpus in WITH_TEMPLATE:
             require(
-                self.path,
+                self.path or self.corpus == "dialogues",
                 "data.path is missing: data=chat and data=instruct need data.path=FILE",
+            )
+            require(
+                self.path is None or self.corpus == "conversations",
+                f"data=shakespeare_chat has its own conversations: for {self.path} use data=chat",
             )
             require(self.template, "data.template is null: take chatml, alpaca, llama2 or plain")
             require(not self.allow_special, "data.allow_special=true is not for conversations")

@@ -7,6 +7,7 @@ A conversation goes to a split by a hash of its messages, so that equal ones are
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -18,6 +19,7 @@ import numpy as np
 from llm.data.config import DataConfig
 from llm.data.conversations import Conversation, read_conversations
 from llm.data.corpus import Corpus, expanded, read_corpus
+from llm.data.dialogues import dialogues
 from llm.data.meta import META, SPLITS, ConversationMeta, Counts, Digests
 from llm.data.template import Template, read_template
 from llm.data.tokenizer import Tokenizer, build_tokenizer
@@ -69,7 +71,7 @@ def write_conversations(
 
     Raises :class:`llm.errors.Refused` for a file or a template that cannot be used.
     """
-    path, template = expanded(str(config.path)), read_template(str(config.template))
+    path, template = _file_of(folder, config, corpus), read_template(str(config.template))
     tokenizer = build_tokenizer(config.tokenizer, "\n")
     template.check(tokenizer)
     size = path.stat().st_size
@@ -101,6 +103,18 @@ def write_conversations(
     meta = describe(corpus, config, made_from, tokenizer, writers)
     meta = meta.with_conversations(_described(template, writers, mix))
     write_durably(folder / META, sealed(meta.plain()).encode())
+
+
+def _file_of(folder: Path, config: DataConfig, corpus: Corpus) -> Path:
+    """The file of the conversations. The dialogues of plays become one, as an example to read."""
+    if config.corpus != "dialogues":
+        return expanded(str(config.path))
+    path = folder / "conversations.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for play in corpus.load():
+            for messages in dialogues("".join(play.pieces())):
+                file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
+    return path
 
 
 def _key(conversation: Conversation) -> int:

@@ -114,6 +114,8 @@ def read_corpus(name: str, path: str | None = None) -> Corpus:
     """
     if name == "shakespeare":
         return Corpus("38 plays by Shakespeare", assets.PLAYS_WHEEL_SHA256, _plays)
+    if name == "dialogues":
+        return Corpus("dialogues of Shakespeare's plays", assets.PLAYS_WHEEL_SHA256, _plays)
     if path is None:
         return _tiny_shakespeare(assets.tiny_shakespeare)
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llm.data.assets import sha256
-from llm.data.config import DataConfig
+from llm.data.config import WITH_TEMPLATE, DataConfig
 from llm.data.conversation_writing import write_conversations
 from llm.data.corpus import Corpus, expanded, read_corpus
 from llm.data.dataset import Dataset
@@ -79,7 +79,7 @@ def folder_of(config: DataConfig) -> Path:
 
 
 def _folder(config: DataConfig, made_from: dict[str, Any]) -> Path:
-    if config.corpus not in ("text", "conversations"):
+    if config.corpus not in ("text", *WITH_TEMPLATE):
         return expanded(config.dir) / config.name
     digest = sha256(json.dumps(made_from, sort_keys=True).encode())
     return expanded(config.dir) / f"{config.name}-{digest[:12]}"
@@ -147,7 +147,7 @@ def _write(
     on_progress: Progress,
 ) -> None:  # fmt: skip
     try:
-        write = write_conversations if config.corpus == "conversations" else write_dataset
+        write = write_conversations if config.corpus in WITH_TEMPLATE else write_dataset
         write(folder, config, corpus, made_from, on_progress)
     except Refused:
         _require_unchanged(config, corpus)  # the change may be the cause

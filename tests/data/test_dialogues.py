@@ -1,6 +1,15 @@
 """Conversations from plays."""
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llm.data.config import DataConfig
 from llm.data.dialogues import LONGEST, dialogues
+from llm.data.prepare import prepare
+from llm.errors import Refused
 
 
 def play(*speeches: str) -> str:
@@ -41,3 +50,18 @@ def test_a_divided_speech_is_one_message() -> None:
 def test_a_long_exchange_is_divided() -> None:
     speeches = [f"{'AB'[i % 2]} {i}" for i in range(2 * LONGEST)]
     assert [len(one) for one in contents(play(*speeches))] == [LONGEST, LONGEST]
+
+
+def test_the_conversations_of_all_plays_are_prepared(tmp_path: Path) -> None:
+    config = DataConfig(
+        name="shakespeare_chat", corpus="dialogues", dir=str(tmp_path), tokenizer="byte",
+        val_fraction=0.1, template="plain",
+    )  # fmt: skip
+    folder = prepare(config)
+    rows = (folder / "conversations.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 8775
+    assert {"role": "assistant", "content": "Nay, answer me: stand, and unfold yourself."} in [
+        message for row in rows for message in json.loads(row)["messages"]
+    ]
+    with pytest.raises(Refused, match=r"has its own conversations: for x.jsonl use data=chat"):
+        prepare(replace(config, path="x.jsonl"))

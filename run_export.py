@@ -26,14 +26,15 @@ def main(cfg: DictConfig) -> None:
     # After the checks: --help and typing errors need no torch.
     with status("loading torch"), delayed():
         from llm.interchange.source import open_source
-        from llm.interchange.writing import export_hf, uses_of_hf
+        from llm.interchange.writing import FORMATS
 
     require_output()
     source, out = open_source("ckpt", str(settings.ckpt)), Path(str(settings.out))
+    write, uses_of = FORMATS[settings.format]
     with status(f"writing {out}"):
-        files = export_hf(source, out, settings.stored_dtype, settings.overwrite)
+        files = write(source, out, settings.stored_dtype, settings.overwrite)
     sizes = {str(path): path.stat().st_size for path in files}
-    uses = uses_of_hf(out, source.tokenizer)
+    uses = uses_of(out, source.tokenizer)
     answer(checkpoint=source.path, format=settings.format, out=out, files=sizes, uses=uses)
     for path, size in sizes.items():
         print(f"{path}  {format_bytes(size)}")

@@ -61,12 +61,20 @@ def write_durably(path: Path, raw: bytes) -> None:
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[BinaryIO]:
     """A new file to write, which replaces ``path`` when the block ends without an error."""
+    with replaced_by(path) as temporary, temporary.open("wb") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def replaced_by(path: Path) -> Iterator[Path]:
+    """The place of a new file to write, which replaces ``path`` when the block ends without an
+    error.
+    """
     # Several processes may write the same file of a cache at once.
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
+        yield temporary
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)

@@ -44,6 +44,23 @@ def test_an_export_can_be_replaced_and_answers_in_json(folder: Path) -> None:
     assert sizes == found["files"] and len(sizes) == len(FILES)
 
 
+def test_a_gguf_file_can_be_replaced_and_names_three_programs(folder: Path) -> None:
+    typed = ["export", "run", "format=gguf", "dtype=fp16", "out=new/my.gguf"]
+    done = here(*typed, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert listing(folder / "new") == {"my.gguf"}
+    file, *uses = done.stdout.splitlines()
+    assert file.startswith("new/my.gguf  ")
+    assert [line.partition(":")[0] for line in uses] == ["llama.cpp", "python", "ollama"]
+    assert all("/new/my.gguf" in line for line in uses)
+
+    assert here(*typed, cwd=folder).returncode == 2
+    done = here(*typed, "dtype=q8_0", "overwrite=true", "json=true", cwd=folder)
+    size = (folder / "new" / "my.gguf").stat().st_size
+    assert json.loads(done.stdout)["files"] == {"new/my.gguf": size}
+    assert listing(folder / "new") == {"my.gguf"}
+
+
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
@@ -54,6 +71,11 @@ def test_an_export_can_be_replaced_and_answers_in_json(folder: Path) -> None:
         (["run", "out=file", "overwrite=true"], "out=file has other files than an export"),
         (["run", "out=file/x"], "file/x cannot be written"),
         (["run", "out=hf", "dtype=int8"], "dtype=int8 must be one of fp32, fp16, bf16"),
+        (["run", "out=hf", "dtype=q8_0"], "dtype=q8_0 must be one of fp32, fp16, bf16 for format"),
+        (["run", "format=gguf"], "out is missing: give the file to write, as in out=exported.gguf"),
+        (["run", "out=full", "format=gguf"], "out=full exists: take another, or add overwrite"),
+        (["run", "out=full", "format=gguf", "overwrite=true"], "out=full is not a GGUF file"),
+        (["run", "out=file", "format=gguf", "overwrite=true"], "out=file is not a GGUF file"),
         (["run", "out=hf", "format=onnx"], "format=onnx must be"),
         (["gone", "out=hf"], "gone"),
         (

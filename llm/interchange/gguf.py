@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llm.data.tokenizer import Tokenizer
 from llm.errors import Refused, require
 from llm.interchange.files import FileSource, resolved
 from llm.interchange.gguf_file import MAGIC, Header, read_header, read_tensor
 from llm.interchange.gguf_tokenizer import tokenizer_of_keys
+from llm.interchange.gguf_vocabulary import own_tokenizer
 from llm.interchange.names import Names
 from llm.interchange.quants import dequantize
 from llm.model.config import GPTConfig
@@ -111,8 +113,13 @@ def open_gguf(place: str, file: Path | None = None) -> FileSource:
     model = resolved(_model(keys, header), path)
     return FileSource(
         kind="gguf", place=place, model=model, names=NAMES[keys.arch], files=(path,),
-        read=_reader(header), find_tokenizer=lambda: tokenizer_of_keys(header.values, path),
+        read=_reader(header), find_tokenizer=lambda: _tokenizer(header),
     )  # fmt: skip
+
+
+def _tokenizer(header: Header) -> Tokenizer:
+    """The tokenizer that our own export describes, or else the one in llama.cpp's keys."""
+    return own_tokenizer(header.values) or tokenizer_of_keys(header.values, header.path)
 
 
 def _model(keys: _Keys, header: Header) -> GPTConfig:
@@ -129,6 +136,7 @@ def _model(keys: _Keys, header: Header) -> GPTConfig:
     embedding = header.tensors.get("token_embd.weight")
     if embedding is None:
         raise Refused(f"{keys.path} has no tensor token_embd.weight")
+    has_bias = not is_gpt2 and "blk.0.attn_q.bias" in header.tensors
     norm = "layer_norm_epsilon" if is_gpt2 else "layer_norm_rms_epsilon"
     model = GPTConfig(
         n_layer=keys.whole("block_count"), n_embed=n_embed, n_head=n_head, head_size=head_size,
@@ -139,7 +147,8 @@ def _model(keys: _Keys, header: Header) -> GPTConfig:
         norm_eps=float(str(np.float32(keys.number(f"attention.{norm}")))),
         qk_norm=keys.arch == "qwen3",
         tie_embeddings="output.weight" not in header.tensors,
-        qkv_bias=not is_gpt2 and "blk.0.attn_q.bias" in header.tensors,
+        bias="blk.0.attn_output.bias" in header.tensors,
+        qkv_bias=has_bias and "blk.0.attn_output.bias" not in header.tensors,
     )  # fmt: skip
     if is_gpt2:
         return replace(model, norm="layernorm", mlp="gelu", position="learned", bias=True)

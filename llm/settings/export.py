@@ -8,7 +8,7 @@ from llm.errors import require
 from llm.options import option
 
 # The types of numbers that each format stores, the default first.
-DTYPES = {"hf": ("fp32", "fp16", "bf16")}
+DTYPES = {"hf": ("fp32", "fp16", "bf16"), "gguf": ("fp32", "fp16", "bf16", "q8_0")}
 
 
 @dataclass
@@ -34,9 +34,11 @@ class ExportSettings:
             "ckpt is missing: give a run or other weights, as in ckpt=outputs/<date>/<time>",
             key="ckpt", suggestions=newest,
         )  # fmt: skip
+        folder = self.format == "hf"
+        kind, example = ("folder", "exported") if folder else ("file", "exported.gguf")
         require(
-            self.out, "out is missing: give the folder to write, as in out=exported",
-            key="out", suggestions=["out=exported"],
+            self.out, f"out is missing: give the {kind} to write, as in out={example}",
+            key="out", suggestions=[f"out={example}"],
         )  # fmt: skip
         check_path("out", self.out or "")
         known = DTYPES[self.format]

@@ -48,7 +48,7 @@ def main(cfg: DictConfig) -> None:
     prompt = read_prompt(tokenizer, settings.prompt, settings.prompt_file, source.model.block_size)
     check_stops(tokenizer, settings.stops())
     model = load_model(source, select_device(settings.device, key="device"))
-    lay_out_for_decoding(model, settings.num_samples)
+    lay_out_for_decoding(model)
     name = source.path.resolve().name
     print(f"{name} of {settings.ckpt}", file=sys.stderr)
     answer(checkpoint=source.path.with_name(name))

@@ -46,7 +46,7 @@ def ours(shape: dict[str, Any], prompts: list[list[int]]) -> tuple[GPT, Generate
     """Our network, and a function that generates with it."""
     torch.manual_seed(0)
     model = GPT(**shape).eval()
-    lay_out_for_decoding(model, len(prompts))
+    lay_out_for_decoding(model)
     return model, writing(model, prompts)
 
 

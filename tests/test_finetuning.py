@@ -184,7 +184,7 @@ def test_several_adapters_share_one_base_that_stays_as_it_is() -> None:
     adapters = [source(name) for name in ("lora", "dora", "lora")]
     for adapter, model in zip(adapters, with_adapters(base, source("base"), adapters), strict=True):
         assert model.embed.weight.data_ptr() == base.embed.weight.data_ptr()
-        lay_out_for_decoding(model, 1)
+        lay_out_for_decoding(model)
         torch.testing.assert_close(logits(model), logits(load_model(adapter, CPU)))
     after = base.state_dict()
     assert all(torch.equal(after[name], weight) for name, weight in before.items())

@@ -173,7 +173,7 @@ class Run:
         check_stops(self.tokenizer, settings.stops())
         tokens = read_prompt(self.tokenizer, prompt, None, self.checkpoint.model.block_size)
         model = copy.deepcopy(self.model)  # the layout for decoding is not for training
-        lay_out_for_decoding(model, texts=1)
+        lay_out_for_decoding(model)
         return sample_text(
             model, self.tokenizer, tokens, settings, settings.seed, settings.echo, settings.stops()
         )

@@ -16,14 +16,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     float32 = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
     # Autocast would convert each part of the matrix again.
-    if torch.is_autocast_enabled("cpu") or not float32:
+    if torch.is_autocast_enabled("cpu") or not float32 or not weight.is_contiguous():
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return F.linear(x, weight, bias)
     rows, threads = x.shape[:-1].numel(), torch.get_num_threads()
     if rows == 1 and 1 < threads <= len(weight):
         out = _one_row(x.reshape(1, -1), weight, threads)
-    elif 1 < rows <= FEW and weight.is_contiguous():
+    elif 1 < rows <= FEW:
         out = torch.mm(weight, x.reshape(rows, -1).t()).t().contiguous()
     else:
         return F.linear(x, weight, bias)
@@ -41,10 +41,6 @@ def _one_row(x: Tensor, weight: Tensor, threads: int) -> Tensor:
     """x (1, C) -> (1, N), with a part of ``weight`` (N, C) for each thread."""
     cut = len(weight) - len(weight) % threads
     parts = weight[:cut].view(threads, -1, weight.shape[1])
-    # Two ways to the same product: which is faster depends on the layout and shape of the matrix
-    # (python -m benchmarks.functional, rows columns_*).
-    if weight.is_contiguous() and len(weight) > weight.shape[1]:
-        out = torch.bmm(parts, x.t().expand(threads, -1, -1)).view(1, -1)
-    else:
-        out = torch.bmm(x.expand(threads, -1, -1), parts.mT).view(1, -1)
+    # With the matrix as first factor, MKL reads it faster.
+    out = torch.bmm(parts, x.t().expand(threads, -1, -1)).view(1, -1)
     return out if cut == len(weight) else torch.cat([out, F.linear(x, weight[cut:])], dim=-1)

@@ -15,18 +15,24 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """
     if x.dtype != weight.dtype or x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.rms_norm(x, weight.shape, weight, eps)
+    if not torch.is_grad_enabled():  # autograd takes longer than the work of a single token
+        return _normalised(x, weight, eps)[0]
     apply: Any = _RMSNorm.apply  # torch has no types for it
     out: Tensor = apply(x, weight, eps)
     return out
 
 
+def _normalised(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
+    scale.div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (x * scale).mul_(weight), scale
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
-        scale.div_(x.shape[-1]).add_(eps).rsqrt_()
+        out, scale = _normalised(x, weight, eps)
         ctx.save_for_backward(x, weight, scale)
-        out: Tensor = (x * scale).mul_(weight)
         return out
 
     @staticmethod

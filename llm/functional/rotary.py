@@ -14,6 +14,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     takes about twice as long at width 768 on a CPU (python -m benchmarks.functional, rotate_*).
     """
     if x.dtype == cos.dtype and not torch.compiler.is_compiling():
+        if not torch.is_grad_enabled():  # autograd takes longer than the work of a single token
+            return _rotated(x, cos, sin)
         apply: Any = _Rotation.apply  # torch has no types for it
         out: Tensor = apply(x, cos, sin)
         return out

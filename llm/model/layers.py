@@ -170,6 +170,9 @@ class Attention(nn.Module):
 class SwiGLU(nn.Module):
     """Llama's gated MLP: down(silu(gate(x)) * up(x))."""
 
+    # For decoding, as in Attention: weight and bias of gate and up in one tensor.
+    gate_up: tuple[Tensor, Tensor | None] | None = None
+
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         assert config.intermediate_size
@@ -179,6 +182,10 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
+        if self.gate_up is not None:
+            gate, up = linear(x, *self.gate_up).chunk(2, dim=-1)
+            out: Tensor = self.down(F.silu(gate) * up)
+            return out
         is_random = self.training and self.down.dropout > 0
         return recomputed(
             lambda g, u: self.down(F.silu(g) * u), self.gate(x), self.up(x), is_random=is_random

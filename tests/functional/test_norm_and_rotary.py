@@ -59,3 +59,12 @@ def test_rotating_16_bit_numbers_rounds_once_at_the_end() -> None:
     cos, sin = rotary_angles(GPTConfig(head_size=8, block_size=6))
     x = drawn(2, 3, 6, 8).bfloat16()
     assert torch.equal(rotate(x, cos, sin), rotate(x.float(), cos, sin).bfloat16())
+
+
+def test_without_gradients_norm_and_rotation_give_the_same_bits() -> None:
+    x, weight = drawn(2, 3, 1, 8).requires_grad_(), drawn(8, seed=2)
+    cos, sin = rotary_angles(GPTConfig(n_embed=8, head_size=8, block_size=1, vocab_size=5))
+    learning = (rms_norm(x, weight, 1e-6), rotate(x, cos, sin))
+    with torch.no_grad():
+        found = (rms_norm(x, weight, 1e-6), rotate(x, cos, sin))
+    assert all(map(torch.equal, found, learning))

@@ -144,9 +144,9 @@ def test_adapters_are_drawn_by_the_seed() -> None:
 def test_decoding_refuses_adapters_that_its_layout_would_leave_out() -> None:
     model = tuned(METHODS["lora"]).eval()
     with pytest.raises(ValueError, match="the network has adapters: call"):
-        lay_out_for_decoding(model, 1)
+        lay_out_for_decoding(model)
     before = model(TOKENS)
-    lay_out_for_decoding(merge(model), 1)
+    lay_out_for_decoding(merge(model))
     with torch.no_grad():
         torch.testing.assert_close(model(TOKENS), before, atol=1e-5, rtol=1e-5)
 

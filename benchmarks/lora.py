@@ -3,7 +3,8 @@
 ``lora_speed`` and ``lora_memory`` train adapters of rank 8 beside all matrices of a network with
 SmolLM2's shape and random weights, on the same 4 x 256 tokens of which half are targets. Each side
 is a fresh process with 2 threads, and both take turns. The other rows train and run SmolLM2 itself,
-which is downloaded once.
+which is downloaded once. ``decode_smollm2`` compares the decoding of transformers with ours on the
+same random weights, in one process, since other work on the machine slows down both.
 """
 
 import json
@@ -19,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rows import Pair, Parser, Row, alternate, report, row
+from llm.config.cli import others_want_the_cores
 
 ROOT = Path(__file__).resolve().parent.parent
-IDS = ("lora_speed", "lora_memory", "load_smollm2", "lora_smollm2")
+IDS = ("lora_speed", "lora_memory", "decode_smollm2", "load_smollm2", "lora_smollm2")
 STEPS, TOKENS = 5, 4 * 256
 SHAPE = {
     "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
@@ -133,6 +135,40 @@ def against_peft(only: list[str], repeats: int) -> Iterator[Row]:
         yield row("lora_memory", what, peaks, lambda ours, theirs: ours / theirs)
 
 
+def decodes(repeats: int, new_tokens: int = 32) -> Row:
+    """Greedy decoding of one text in float32 with caches; several short turns per repeat."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    from benchmarks.decoding import rate, share, writing
+    from llm.device import tune_allocator
+    from llm.interchange.source import load_model, open_source
+    from llm.sampling.layout import lay_out_for_decoding
+
+    tune_allocator(int(str(SHAPE["hidden_size"])))
+    torch.set_num_threads(2)
+    with tempfile.TemporaryDirectory() as folder:
+        random_llama(Path(folder))
+        model = load_model(open_source("ckpt", folder), torch.device("cpu"))
+        other = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    lay_out_for_decoding(model)
+    prompt = torch.arange(32)[None]
+
+    def theirs(new_tokens: int) -> None:
+        other.generate(
+            prompt, attention_mask=torch.ones_like(prompt), do_sample=False, use_cache=True,
+            pad_token_id=0, min_new_tokens=new_tokens, max_new_tokens=new_tokens,
+        )  # fmt: skip
+
+    ours = writing(model, prompt.tolist())
+    for warm_up in (ours, theirs):
+        warm_up(4)
+    pairs = alternate(
+        lambda _: rate(ours, new_tokens), lambda _: rate(theirs, new_tokens), 4 * repeats
+    )
+    return row("decode_smollm2", "tokens/s of decoding; transformers; speedup", pairs, share)
+
+
 def typed(command: str, *words: str, cwd: Path) -> str:
     """The standard output of one of our commands."""
     arguments = [sys.executable, str(ROOT / f"{command}.py"), *words]
@@ -207,6 +243,8 @@ def rows(options: Namespace) -> Iterator[Row]:
     """All rows that were asked for."""
     if {"lora_speed", "lora_memory"} & set(options.only):
         yield from against_peft(options.only, options.repeats)
+    if "decode_smollm2" in options.only:
+        yield decodes(options.repeats)
     if "load_smollm2" in options.only:
         yield loads(options.repeats)
     if "lora_smollm2" in options.only:
@@ -220,6 +258,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--side", nargs=2, help="one side alone: ours or theirs, and its weights")
     options = parser.parse_args(arguments)
     os.environ["HF_HUB_OFFLINE"] = "1"
+    if others_want_the_cores():  # as our commands do, before torch is imported
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if options.side:
         train(options.side[0], Path(options.side[1]))
         return

@@ -62,7 +62,7 @@ def _answering(words: list[str]) -> Iterator[None]:
 
 def _command(main: Callable[[], Any]) -> None:
     follow_parent()
-    if _others_want_the_cores():
+    if others_want_the_cores():
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault(WANTED, os.environ.get(TRACEBACK, ""))
     os.environ[TRACEBACK] = "1"  # Hydra raises its errors, instead of printing them and exiting
@@ -184,7 +184,7 @@ def _as_typed() -> Iterator[None]:
         answer(output=text)
 
 
-def _others_want_the_cores(samples: int = 4) -> bool:
+def others_want_the_cores(samples: int = 4) -> bool:
     """Whether another process keeps running, by Linux's count of running processes.
 
     torch's OpenMP threads spin while they wait for each other, as sleeping takes up to twice as

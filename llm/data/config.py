@@ -1,21 +1,24 @@
 """The options of a dataset: text, splits and tokenizer."""
 
+import os
 from dataclasses import dataclass
 
 from llm.disk import check_name, check_path
-from llm.errors import require
+from llm.errors import did_you_mean, require
 from llm.options import option
 
 TOKENIZERS = {"gpt2": 50_257, "char": None, "byte": 257}  # sizes of their vocabularies, if fixed
 WITH_TEMPLATE = ("conversations", "dialogues")  # corpora of messages and answers
 CORPORA = ("shakespeare", "tinyshakespeare", "text", *WITH_TEMPLATE)
+DOWNLOADED = ("smollm2",)  # names of weights: llm/interchange/source.py
 
 
-def padded(vocab_size: int, tokenizer: str) -> int:
+def padded(vocab_size: int, tokenizer: str | None) -> int:
     """``vocab_size``, for BPE padded to a multiple of 64: matrix products are faster then (nanoGPT,
     commit 77e7e04).
     """
-    return -(-vocab_size // 64) * 64 if tokenizer == "gpt2" else vocab_size
+    is_bpe = tokenizer == "gpt2" or tokenizer not in TOKENIZERS  # other weights have BPE
+    return -(-vocab_size // 64) * 64 if is_bpe else vocab_size
 
 
 @dataclass
@@ -26,7 +29,7 @@ class DataConfig:
     corpus: str = option("shakespeare", one_of=CORPORA)
     dir: str = "data"
     path: str | None = None
-    tokenizer: str = option("char", one_of=TOKENIZERS)
+    tokenizer: str | None = "char"  # or a place as for init_from; None: see data_of_origin
     vocab_size: int | None = option(None, at_least=1)
     val_fraction: float | None = option(None, more_than=0, less_than=1)
     test_fraction: float | None = option(None, more_than=0, less_than=1)
@@ -59,7 +62,15 @@ class DataConfig:
         )
         self.name = check_name("data.name", self.name)
         check_path("data.dir", self.dir)
-        known_size, declared = TOKENIZERS[self.tokenizer], self.vocab_size
+        known = ", ".join(TOKENIZERS)
+        require(self.tokenizer is not None, f"data.tokenizer is null: take one of {known}")
+        typed = str(self.tokenizer)
+        require(
+            typed in TOKENIZERS or typed in DOWNLOADED or os.path.exists(typed),
+            f"data.tokenizer={typed} must be one of {known}, or a place as for init_from"
+            f"{did_you_mean(typed, TOKENIZERS)}",
+        )
+        known_size, declared = TOKENIZERS.get(typed), self.vocab_size
         require(
             declared is None or known_size in (None, declared),
             f"data.vocab_size={declared}, but the {self.tokenizer} tokenizer has {known_size}: "
@@ -92,4 +103,4 @@ class DataConfig:
 
     def declared_vocab_size(self) -> int | None:
         """Size of the vocabulary; None: unknown before the text is read."""
-        return self.vocab_size or TOKENIZERS.get(self.tokenizer)
+        return self.vocab_size or TOKENIZERS.get(str(self.tokenizer))

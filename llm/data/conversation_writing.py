@@ -72,7 +72,7 @@ def write_conversations(
     Raises :class:`llm.errors.Refused` for a file or a template that cannot be used.
     """
     path, template = _file_of(folder, config, corpus), read_template(str(config.template))
-    tokenizer = build_tokenizer(config.tokenizer, "\n")
+    tokenizer = build_tokenizer(str(config.tokenizer), "\n")
     template.check(tokenizer)
     size = path.stat().st_size
     keys = np.array(

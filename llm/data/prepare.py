@@ -12,6 +12,7 @@ from llm.data.corpus import Corpus, expanded, read_corpus
 from llm.data.dataset import Dataset
 from llm.data.meta import OTHER, Meta, read_meta
 from llm.data.template import read_template
+from llm.data.tokenizer import name_in_meta
 from llm.data.writing import Progress, write_dataset
 from llm.disk import published
 from llm.errors import DiskError, Refused, as_stop, require
@@ -90,7 +91,7 @@ def _made_from(config: DataConfig, corpus: Corpus) -> dict[str, Any]:
     made_from = {
         "corpus": config.corpus,
         "source_sha256": corpus.sha256,
-        "tokenizer": config.tokenizer,
+        "tokenizer": name_in_meta(str(config.tokenizer)),
         "val_fraction": config.val_fraction,
         "allow_special": config.allow_special,
     }

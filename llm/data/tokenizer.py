@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 
@@ -223,9 +224,37 @@ def from_json(saved: dict[str, Any]) -> Tokenizer:
     return cls(**values)
 
 
-def build_tokenizer(kind: str, alphabet: str) -> Tokenizer:
-    """A tokenizer for a new text, whose distinct characters are ``alphabet``."""
-    return CharTokenizer(alphabet) if kind == "char" else CLASSES[kind]()
+# Opens the tokenizer of a place such as init_from=; llm/interchange/source.py, which this room may
+# not import, sets it.
+open_place: Callable[[str], Tokenizer] | None = None
+
+
+def tokenizer_at(place: str) -> Tokenizer:
+    """The tokenizer of the weights at ``place``; :class:`llm.errors.Refused` if there is none."""
+    if open_place is None:
+        raise RuntimeError("llm.interchange.source is not imported")
+    return open_place(place)
+
+
+def build_tokenizer(name: str, alphabet: str) -> Tokenizer:
+    """A tokenizer for a new text, whose distinct characters are ``alphabet``.
+
+    ``name``: gpt2, char, byte, or a place.
+    """
+    if name == "char":
+        return CharTokenizer(alphabet)
+    return CLASSES[name]() if name in CLASSES else tokenizer_at(name)
+
+
+def name_in_meta(name: str) -> str:
+    """``name`` if it is gpt2, char or byte; for a place the kind of its tokenizer, with the digest
+    unless every one of its kind is the same: a place may move.
+    """
+    if name in CLASSES:
+        return name
+    tokenizer = tokenizer_at(name)
+    is_one = tokenizer.kind in ("gpt2", "byte")
+    return tokenizer.kind if is_one else f"{tokenizer.kind} {tokenizer.digest()}"
 
 
 def named(characters: list[str]) -> str:

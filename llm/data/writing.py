@@ -115,11 +115,11 @@ def write_dataset(
             lengths[-1] += len(piece)
             alphabet.update(piece)
     require(sum(lengths), f"{corpus.description} holds no text")
-    tokenizer = build_tokenizer(config.tokenizer, "".join(sorted(alphabet)))
+    tokenizer = build_tokenizer(str(config.tokenizer), "".join(sorted(alphabet)))
     require(
         config.vocab_size in (None, tokenizer.vocab_size),
         f"data.vocab_size={config.vocab_size}, but the text has {tokenizer.vocab_size} "
-        "different characters",
+        f"different {'characters' if tokenizer.kind == 'char' else 'tokens'}",
     )
     special = config.allow_special and tokenizer.end_of_text is not None
     parts = parts_of(config, documents, lengths)

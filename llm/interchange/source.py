@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -21,6 +21,7 @@ from llm.checkpoint.find import (
     read_manifest,
     read_model_config,
 )
+from llm.data import tokenizer as tokenizers
 from llm.data.assets import smollm2
 from llm.data.tokenizer import Tokenizer, from_json
 from llm.errors import require
@@ -131,6 +132,20 @@ def open_source(key: str, place: str) -> Source:
     path = find_checkpoint(key, place, others=FORMATS)
     manifest = read_manifest(path)
     return CheckpointSource(place, path, manifest, read_model_config(manifest, path))
+
+
+def open_tokenizer(place: str) -> Tokenizer:
+    """The tokenizer of the weights that ``data.tokenizer=place`` names."""
+    changed = os.stat(place).st_mtime_ns if os.path.exists(place) else 0
+    return _tokenizer_at(place, changed)
+
+
+@lru_cache(maxsize=4)  # a run asks several times, and a large vocabulary takes a second
+def _tokenizer_at(place: str, changed: int) -> Tokenizer:
+    return open_source("data.tokenizer", place).tokenizer
+
+
+tokenizers.open_place = open_tokenizer
 
 
 def load_model(source: Source, device: "torch.device") -> "GPT":

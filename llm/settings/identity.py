@@ -5,6 +5,7 @@ import json
 from dataclasses import asdict, fields
 from pathlib import Path
 
+from llm.data.config import TOKENIZERS
 from llm.errors import Refused
 from llm.model.config import GPTConfig
 from llm.sealed import Plain
@@ -51,6 +52,8 @@ def identity(plain: Plain, data_digest: str) -> Plain:
             if section == "data" and values.get("test_fraction") is not None:
                 keys = (*keys, "test_fraction")  # runs without a test split keep their digests
             values = {key: values.get(key, defaults[key]) for key in keys}
+            if section == "data" and values["tokenizer"] not in TOKENIZERS:
+                values["tokenizer"] = "of weights"  # data_digest says which; the place may move
             for key in LATER:
                 if key in values and values[key] == defaults[key]:
                     del values[key]

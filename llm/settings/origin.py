@@ -1,11 +1,12 @@
 """``init_from``: the network gets the shape of the weights that it starts from."""
 
+import os
 from collections.abc import Collection
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from llm.checkpoint.find import find_checkpoint
-from llm.data.config import padded
+from llm.data.config import DOWNLOADED, TOKENIZERS, DataConfig, padded
 from llm.errors import Refused, require
 from llm.model.config import GPTConfig
 from llm.sealed import Plain
@@ -42,6 +43,21 @@ def shape_of_origin(settings: TrainSettings, typed: Collection[str]) -> Plain:
             "asked for: leave it out, the network gets the shape of the weights",
         )
     return missing
+
+
+def data_of_origin(data: DataConfig, init_from: str | None) -> DataConfig:
+    """``data`` with the tokenizer of ``init_from``, without that GPT-2's, in place of null; and with
+    the size of the vocabulary, if the tokenizer is that of other weights.
+    """
+    tokenizer = data.tokenizer or init_from or "gpt2"
+    data = replace(data, tokenizer=tokenizer)
+    if tokenizer in TOKENIZERS:
+        return data
+    if not os.path.exists(tokenizer) and tokenizer not in DOWNLOADED:
+        return data  # refused later, with the known names
+    from llm.interchange.source import open_tokenizer
+
+    return replace(data, vocab_size=data.vocab_size or open_tokenizer(tokenizer).vocab_size)
 
 
 def _source(settings: TrainSettings) -> "Source":

@@ -46,8 +46,9 @@ def shape_of_origin(settings: TrainSettings, typed: Collection[str]) -> Plain:
 
 
 def data_of_origin(data: DataConfig, init_from: str | None) -> DataConfig:
-    """``data`` with the tokenizer of ``init_from``, without that GPT-2's, in place of null; and with
-    the size of the vocabulary, if the tokenizer is that of other weights.
+    """``data`` with the place of its tokenizer, if it is null, and the size of its vocabulary.
+
+    Null means the tokenizer of ``init_from``; without ``init_from``, GPT-2's.
     """
     tokenizer = data.tokenizer or init_from or "gpt2"
     data = replace(data, tokenizer=tokenizer)

@@ -20,6 +20,7 @@ from llm.sampling.layout import lay_out_for_decoding
 from llm.sealed import opened, read_json, sealed
 from tests.command_line import here
 from tests.conftest import TINY_RUN
+from tests.interchange.test_hf_writing import loaded
 from tests.test_bad_input import CHAR, assert_refused
 
 RUN = [word for word in TINY_RUN if not word.startswith("model.")]
@@ -107,6 +108,17 @@ def test_a_loaded_network_is_the_base_with_its_adapters_merged(name: str) -> Non
     merged = load_model(source(name), CPU)
     assert float((logits(merged) - logits(model)).abs().max()) <= 1e-5
     assert not torch.equal(logits(merged), logits(load_model(source("base"), CPU)))
+
+
+@pytest.mark.parametrize("name", ["lora", "dora"])
+def test_an_export_of_adapters_is_the_base_with_them_merged(name: str, cwd: Path) -> None:
+    done = here("export", f"outputs/{name}", "out=hf", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    tokens = torch.arange(16)[None]
+    with torch.no_grad():
+        exported = loaded(cwd / "hf")(tokens).logits
+    assert float((exported - logits(load_model(source(name), CPU))).abs().max()) <= 1e-5
+    assert float((exported - logits(load_model(source("base"), CPU))).abs().max()) > 1e-4
 
 
 def test_a_continued_run_has_the_same_adapters_to_the_bit(cwd: Path) -> None:

@@ -1,6 +1,6 @@
 """Fine-tuning with LoRA: python -m benchmarks.lora [--only ID[,ID]] [--json FILE] [--data FILE]
 
-``lora_speed`` and ``lora_memory`` train adapters of rank 8 beside all matrices of a network with
+``lora_speed`` and ``lora_memory`` train adapters of rank 4 beside all matrices of a network with
 SmolLM2's shape and random weights, on the same 4 x 256 tokens of which half are targets. Each side
 is a fresh process with 2 threads, and both take turns. The other rows train and run SmolLM2 itself,
 which is downloaded once. ``decode_smollm2`` compares the decoding of transformers with ours on the
@@ -69,8 +69,12 @@ def their_loss(folder: Path) -> tuple[Any, Callable[[], Any]]:
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaForCausalLM
 
-    targets = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
-    config = LoraConfig(r=8, lora_alpha=16, target_modules=targets, task_type="CAUSAL_LM")
+    from llm.model.finetune import TARGETS, FinetuneOptions
+
+    targets, ours = [f"{name}_proj" for name in TARGETS], FinetuneOptions("lora")
+    config = LoraConfig(
+        r=ours.rank, lora_alpha=ours.alpha, target_modules=targets, task_type="CAUSAL_LM"
+    )
     model = get_peft_model(LlamaForCausalLM.from_pretrained(folder), config)
     x, y, counts = batch()
     ignored = torch.full((4, 1), -100)  # its loss shifts the labels by one

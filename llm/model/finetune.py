@@ -26,8 +26,8 @@ class FinetuneOptions:
     """
 
     name: str = option("none", one_of=METHODS)
-    rank: int = option(8, at_least=1, at_most=1024)
-    alpha: float = option(16.0, more_than=0)
+    rank: int = option(4, at_least=1, at_most=1024)
+    alpha: float = option(8.0, more_than=0)
     rslora: bool = False
     dropout: float = option(0.0, at_least=0, less_than=1)  # of the input of A
     targets: Any = field(default_factory=lambda: [*TARGETS])  # a name or a list of them

@@ -21,7 +21,7 @@ from llm.settings.schema import DataConfig, Trainer, TrainSettings
 from tests.command_line import composed, here
 
 TUNED: dict[str, Any] = {
-    "finetune.name": "lora", "finetune.rank": 4, "finetune.alpha": 8.0, "finetune.rslora": True,
+    "finetune.name": "lora", "finetune.rank": 2, "finetune.alpha": 6.0, "finetune.rslora": True,
     "finetune.dropout": 0.1, "finetune.targets": ["q"], "finetune.bits": 8,
     "finetune.freeze": ["embed"],
 }  # fmt: skip

@@ -215,6 +215,7 @@ def test_the_results_are_added_to_the_offline_run_of_wandb(folder: Path) -> None
     typed = [word for word in TINY_RUN if word != "logger=none"]
     done = here("train", *DATA, *typed, "run.name=logged", "logger.mode=offline", cwd=folder)
     assert done.returncode == 0, done.stderr
+    read(folder / "outputs/logged")
     found = tasks_of(folder, "outputs/logged")["loss"]
     assert read(folder / "outputs/logged")["history"][-1]["val/loss"] > 0
     (path,) = folder.glob("outputs/logged/wandb/offline-run-*/*.wandb")

@@ -13,6 +13,7 @@ import wandb
 from llm.experiment import wandb_run
 from llm.experiment.loggers import open_logger
 from llm.settings.schema import LoggerSection
+from tests import wandb_file
 from tests.command_line import rows, started, summary, wait_until
 from tests.conftest import HANGS, TINY_RUN
 from tests.experiment.test_loggers import Saved
@@ -123,6 +124,7 @@ def test_a_run_that_began_offline_and_continues_online_is_complete(
 ) -> None:
     with open_logger(tmp_path, None, LoggerSection(), {}, 8, None) as logger:
         logger.log({"step": 0, "tokens": 0, "val/loss": 4.0})
+    wandb_file.read(tmp_path)
     checkpoint: Any = Saved(0, {"run_id": logger.run_id})
     with open_logger(tmp_path, checkpoint, ONLINE, {}, 8, None) as logger:
         logger.log({"step": 1, "tokens": 64, "val/loss": 3.0})
@@ -181,6 +183,7 @@ def test_a_resumed_run_whose_first_segment_was_uploaded_keeps_it_and_replaces_it
     with open_logger(tmp_path, None, LoggerSection(), {}, 8, None) as logger:
         logger.log({"step": 0, "tokens": 0, "val/loss": 4.0})
         logger.log({"step": 1, "tokens": 64, "val/loss": 3.0})
+    wandb_file.read(tmp_path)
     sync("wandb", cwd=tmp_path)
     (first,) = tmp_path.glob("wandb/offline-run-*")
     assert compared(server.runs[logger.run_id], tmp_path) == (2, 2, 0)
@@ -222,6 +225,7 @@ def test_wandb_sync_uploads_all_whole_rows_of_a_segment_whose_end_is_torn(
     with open_logger(tmp_path, None, LoggerSection(), {}, 8, None) as logger:
         for step in range(50):
             logger.log({"step": step, "tokens": 64 * step, "train/loss": 50.0 - step})
+    wandb_file.read(tmp_path)  # W&B's service would write behind the cut
     (segment,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     os.truncate(segment, segment.stat().st_size // 2)
     sync("wandb", cwd=tmp_path)

@@ -36,8 +36,11 @@ def records(path: Path) -> Iterator[Any]:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The only run in ``folder/wandb``; W&B's service writes its end just after ``finish()``."""
-    (path,) = folder.glob("wandb/*run-*/*.wandb")
+    """The only run in ``folder/wandb``, once W&B's service has written its end.
+
+    The service writes in a process of its own: ``finish()`` may return earlier.
+    """
+    (path,) = wait_until(lambda: list(folder.glob("wandb/*run-*/*.wandb")))
     wait_until(lambda: read_file(path)["exit_code"] is not None)
     return read_file(path)
 

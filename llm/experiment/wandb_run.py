@@ -49,7 +49,7 @@ class Wandb:
     ) -> None:
         self.start, self.folder, self.sweep = start, folder, sweep
         self.run = start(mode)
-        self.segments = Segments(folder, Path(self.run.settings.sync_file), sweep)
+        self.segments = Segments(folder.absolute(), Path(self.run.settings.sync_file), sweep)
 
     def log(self, row: Row) -> None:
         known = {key: value for key, value in row.items() if value is not None and key != "step"}
@@ -166,7 +166,8 @@ def _init_wandb(
             name=options.name or folder.name, tags=options.tags, notes=options.notes,
             group=sweep.name if sweep else None, job_type="train", id=run_id,
             resume="allow" if mode == "online" else None,
-            dir=str(folder), config=config, settings=settings,
+            dir=str(folder.absolute()),  # W&B's service may be running in another one
+            config=config, settings=settings,
         )  # fmt: skip
     run.define_metric("tokens")
     run.define_metric("*", step_metric="tokens")

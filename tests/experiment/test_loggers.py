@@ -167,10 +167,23 @@ def test_a_rollback_deletes_later_rows_and_writes_the_earlier_ones_to_one_new_se
     assert wandb_file.read_file(next(link.glob("*.wandb")))["raw"] == found["raw"]
 
 
+def test_a_run_is_logged_in_its_folder_though_the_process_has_moved(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("first", "second"):  # W&B's service stays where the first run has started it
+        (folder / name / "run").mkdir(parents=True)
+        monkeypatch.chdir(folder / name)
+        with open_logger(Path("run"), None, LoggerSection(), CONFIG, 4, None) as logger:
+            log(logger)
+        found = wandb_file.read(folder / name / "run")
+        assert [row["_step"] for row in found["history"]] == [0, 2, 4]
+
+
 def test_an_older_segment_stays_until_the_new_one_has_its_rows_on_the_disk(folder: Path) -> None:
     sweep = folder.parent
     with open_logger(folder, None, LoggerSection(), CONFIG, 4, sweep) as logger:
         log(logger)
+    wandb_file.read(folder)
     (first,) = folder.glob("wandb/offline-run-*")
     checkpoint: Any = Saved(4, {"run_id": logger.run_id})
     with open_logger(folder, checkpoint, LoggerSection(), CONFIG, 8, sweep) as logger:

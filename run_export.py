@@ -34,7 +34,7 @@ def main(cfg: DictConfig) -> None:
     with status(f"writing {out}"):
         files = write(source, out, settings.stored_dtype, settings.overwrite)
     sizes = {str(path): path.stat().st_size for path in files}
-    uses = uses_of(out, source.tokenizer)
+    uses = uses_of(source, out)
     answer(checkpoint=source.path, format=settings.format, out=out, files=sizes, uses=uses)
     for path, size in sizes.items():
         print(f"{path}  {format_bytes(size)}")

@@ -36,11 +36,16 @@ def their_tensors(
     for name, parts in joined.items():
         tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
         is_matrix = tensor.dim() == 2 and ".h." in name
-        cast = (tensor.T if names.transposed and is_matrix else tensor).to(dtype).contiguous()
-        finite = bool(cast.isfinite().all())
-        require(finite, f"{name} has values too large for {dtype}: take dtype=bf16 or fp32")
-        tensors[name] = cast
+        tensors[name] = cast(name, tensor.T if names.transposed and is_matrix else tensor, dtype)
     return tensors
+
+
+def cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``tensor`` in ``dtype``; :class:`llm.errors.Refused` if a value is too large for it."""
+    rounded = tensor.to(dtype).contiguous()
+    finite = bool(rounded.isfinite().all())
+    require(finite, f"{name} has values too large for {dtype}: take dtype=bf16 or fp32")
+    return rounded
 
 
 def expected_names(model: GPTConfig, names: Names) -> list[str]:
@@ -75,12 +80,13 @@ def write_hf(
     safetensors.torch.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     (folder / "model.safetensors").chmod(folder.stat().st_mode & 0o666)
     end, named = tokenizer.end_of_text, str(DTYPES[dtype]).removeprefix("torch.")
-    _write_json(folder / "config.json", config_json(model, family, end, named))
+    write_json(folder / "config.json", config_json(model, family, end, named))
     ends = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
-    _write_json(folder / "generation_config.json", ends | {"do_sample": False})
-    _write_json(folder / "tokenizer.json", tokenizer_json(tokenizer))
-    _write_json(folder / "tokenizer_config.json", tokenizer_config(tokenizer, model.block_size))
+    write_json(folder / "generation_config.json", ends | {"do_sample": False})
+    write_json(folder / "tokenizer.json", tokenizer_json(tokenizer))
+    write_json(folder / "tokenizer_config.json", tokenizer_config(tokenizer, model.block_size))
 
 
-def _write_json(path: Path, values: Plain) -> None:
+def write_json(path: Path, values: Plain) -> None:
+    """Write a new file, indented for people."""
     write_durably(path, (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())

@@ -3,23 +3,26 @@
 import os
 from pathlib import Path
 
-from llm.commands import for_shell
-from llm.data.tokenizer import Tokenizer
+from llm.checkpoint.checkpoint import Checkpoint
+from llm.commands import command_line, for_shell
 from llm.disk import cannot_use, free_bytes, published, replaced_by, writing
 from llm.errors import DiskError, Refused, require
+from llm.interchange.adapters import base_of
 from llm.interchange.families import choose_family
 from llm.interchange.gguf import is_gguf
 from llm.interchange.gguf_vocabulary import vocabulary
 from llm.interchange.gguf_writing import gguf_family, import_gguf, write_gguf
 from llm.interchange.hf_writing import write_hf
-from llm.interchange.source import Source
+from llm.interchange.peft import CONFIG, WEIGHTS
+from llm.interchange.peft_writing import write_peft
+from llm.interchange.source import CheckpointSource, Source, open_source
 from llm.units import format_bytes
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "q8_0": 2}  # of a weight; some stay in 16 bits
 NOT_WEIGHTS = 16 << 20  # bytes of room for the tokenizer and other files
 WRITTEN = {
     "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
-    "tokenizer_config.json",
+    "tokenizer_config.json", CONFIG, WEIGHTS,
 }  # fmt: skip
 
 
@@ -54,6 +57,49 @@ def export_gguf(source: Source, out: Path, dtype: str, overwrite: bool) -> list[
     with writing(out), replaced_by(out) as temporary:
         write_gguf(temporary, source.model, weights, tokenizer, dtype, out.stem)
     return [out]
+
+
+def export_merged(source: Source, out: Path, dtype: str, overwrite: bool) -> list[Path]:
+    """:func:`export_hf` of a run that trained only a part of its base, such as adapters."""
+    require(
+        _is_partial(source),
+        f"format=merged merges adapters into their base, and {source.place} has none: "
+        "take format=hf",
+        key="format", suggestions=["format=hf"],
+    )  # fmt: skip
+    return export_hf(source, out, dtype, overwrite)
+
+
+def export_peft(source: Source, out: Path, dtype: str, overwrite: bool) -> list[Path]:
+    """Write the adapters of ``source``, without their base, as a folder of PEFT; returns the files.
+
+    Raises as :func:`export_hf`, and :class:`llm.errors.Refused` for a run without adapters.
+    """
+    trained = source.manifest.finetune if isinstance(source, CheckpointSource) else None
+    has_adapters = trained is not None and trained.has_adapters
+    how = f"was trained with finetune={trained.name}" if trained else "holds a whole network"
+    require(
+        has_adapters, f"format=peft needs adapters, and {source.place} {how}: take format=hf",
+        key="format", suggestions=["format=hf"],
+    )  # fmt: skip
+    assert isinstance(source, CheckpointSource)
+    choose_family(source.model)
+    check_place(out, overwrite)
+    checkpoint = Checkpoint.open(source.path)
+    assert checkpoint.finetune is not None and checkpoint.base is not None
+    base, adapters = base_of(checkpoint).weights(), checkpoint.weights()
+    numbers = sum(tensor.numel() for tensor in adapters.values())
+    check_room(out, BYTES[dtype] * numbers + NOT_WEIGHTS)
+    with writing(out), published(out) as folder:
+        write_peft(
+            folder, checkpoint.model, checkpoint.finetune, adapters, base,
+            checkpoint.base.init_from, checkpoint.base.digest, dtype,
+        )  # fmt: skip
+    return sorted(out.iterdir())
+
+
+def _is_partial(source: Source) -> bool:
+    return isinstance(source, CheckpointSource) and source.manifest.base is not None
 
 
 def check_place(out: Path, overwrite: bool) -> None:
@@ -102,11 +148,11 @@ def check_room(out: Path, needed: int) -> None:
         )
 
 
-def uses_of_hf(out: Path, tokenizer: Tokenizer) -> dict[str, str]:
+def uses_of_hf(source: Source, out: Path) -> dict[str, str]:
     """A line for each program that can use the folder."""
     typed = str(out.resolve())
     uses = {"transformers": f"AutoModelForCausalLM.from_pretrained({typed!r})"}
-    if tokenizer.kind != "gpt2":  # llama.cpp's converter knows tokenizers by name only
+    if source.tokenizer.kind != "gpt2":  # llama.cpp's converter knows tokenizers by name only
         return uses
     return uses | {
         "llama.cpp": for_shell(["python", "convert_hf_to_gguf.py", typed]),
@@ -114,7 +160,7 @@ def uses_of_hf(out: Path, tokenizer: Tokenizer) -> dict[str, str]:
     }
 
 
-def uses_of_gguf(out: Path, tokenizer: Tokenizer) -> dict[str, str]:
+def uses_of_gguf(source: Source, out: Path) -> dict[str, str]:
     """A line for each program that can use the file."""
     typed = str(out.resolve())
     return {
@@ -122,6 +168,25 @@ def uses_of_gguf(out: Path, tokenizer: Tokenizer) -> dict[str, str]:
         "python": f"llama_cpp.Llama({typed!r})('Once upon a time')",
         "ollama": _ollama(out, typed),
     }
+
+
+def uses_of_peft(source: Source, out: Path) -> dict[str, str]:
+    """The lines that load the adapters, and the command that writes their base for transformers."""
+    assert isinstance(source, CheckpointSource) and source.manifest.base is not None
+    typed, base, uses = str(out.resolve()), source.manifest.base.init_from, {}
+    if open_source("init_from", base).kind != "hf":
+        words = [f"ckpt={base}", "format=hf", "out=BASE"]
+        uses["base for transformers"], base = command_line("run_export.py", *words), "BASE"
+    loaded = f"AutoModelForCausalLM.from_pretrained({base!r})"
+    uses["peft"] = f"PeftModel.from_pretrained({loaded}, {typed!r})"
+    finetune = source.manifest.finetune
+    if finetune is not None and finetune.stored_bits:
+        uses["note"] = (
+            f"the adapters were trained beside matrices of {finetune.stored_bits} bits, and peft "
+            "adds them to the exact ones unless the base is loaded in "
+            f"{finetune.stored_bits} bits (load_in_{finetune.stored_bits}bit=True)"
+        )
+    return uses
 
 
 def _ollama(out: Path, typed: str) -> str:
@@ -133,4 +198,9 @@ def _ollama(out: Path, typed: str) -> str:
 
 
 # What writes each format, and the lines that use the result elsewhere.
-FORMATS = {"hf": (export_hf, uses_of_hf), "gguf": (export_gguf, uses_of_gguf)}
+FORMATS = {
+    "hf": (export_hf, uses_of_hf),
+    "gguf": (export_gguf, uses_of_gguf),
+    "peft": (export_peft, uses_of_peft),
+    "merged": (export_merged, uses_of_hf),
+}

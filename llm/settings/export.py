@@ -8,7 +8,8 @@ from llm.errors import require
 from llm.options import option
 
 # The types of numbers that each format stores, the default first.
-DTYPES = {"hf": ("fp32", "fp16", "bf16"), "gguf": ("fp32", "fp16", "bf16", "q8_0")}
+FLOATS = ("fp32", "fp16", "bf16")
+DTYPES = {"hf": FLOATS, "gguf": (*FLOATS, "q8_0"), "peft": FLOATS, "merged": FLOATS}
 
 
 @dataclass
@@ -34,7 +35,7 @@ class ExportSettings:
             "ckpt is missing: give a run or other weights, as in ckpt=outputs/<date>/<time>",
             key="ckpt", suggestions=newest,
         )  # fmt: skip
-        folder = self.format == "hf"
+        folder = self.format != "gguf"
         kind, example = ("folder", "exported") if folder else ("file", "exported.gguf")
         require(
             self.out, f"out is missing: give the {kind} to write, as in out={example}",

@@ -193,6 +193,7 @@ def test_a_value_too_large_for_half_precision_leaves_no_file(tmp_path: Path) -> 
 
 
 def test_paths_with_spaces_are_quoted_for_the_shell(tmp_path: Path) -> None:
-    uses = uses_of_gguf(tmp_path / "my model.gguf", ByteTokenizer())
+    source = open_source("ckpt", saved(tmp_path / "run", ByteTokenizer()))
+    uses = uses_of_gguf(source, tmp_path / "my model.gguf")
     assert f"-m '{tmp_path}/my model.gguf' -no-cnv" in uses["llama.cpp"]
     assert uses["ollama"].endswith("ollama create my-model -f Modelfile")

@@ -1,0 +1,110 @@
+"""Write adapters as a folder that PEFT loads: adapter_config.json and adapter_model.safetensors."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from llm.interchange.families import choose_family
+from llm.interchange.hf_writing import DTYPES, cast, write_json
+from llm.interchange.peft import BASE_DIGEST, CONFIG, PREFIX, WEIGHTS, adapted_modules
+from llm.model.config import GPTConfig
+from llm.model.finetune import FinetuneOptions
+from llm.model.lora import MAGNITUDE, A, B
+from llm.sealed import Plain
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The adapter of one of their matrices (out, in)."""
+
+    a: Tensor  # (rank, in)
+    b: Tensor  # (out, rank)
+    magnitude: Tensor | None  # (out,), of DoRA
+
+
+def write_peft(
+    folder: Path, model: GPTConfig, options: FinetuneOptions, trained: Mapping[str, Tensor],
+    base: Mapping[str, Tensor], init_from: str, digest: str, dtype: str,
+) -> None:  # fmt: skip
+    """Fill ``folder`` with the ``trained`` tensors of a run with adapters.
+
+    ``base``: the weights they belong to, whose place is ``init_from``. Raises
+    :class:`llm.errors.Refused` for a network of no family.
+    """
+    names = choose_family(model).names(model)
+    modules = adapted_modules(model, names)
+    adapters = {
+        theirs: joined(ours, trained, base) for theirs, ours in modules.items()
+        if any(f"{layer}.{A}" in trained for layer in ours)
+    }  # fmt: skip
+    tensors = {name: cast(name, tensor, DTYPES[dtype]) for name, tensor in _stored(adapters)}
+    metadata = {"format": "pt", BASE_DIGEST: digest}
+    safetensors.torch.save_file(tensors, folder / WEIGHTS, metadata)
+    (folder / WEIGHTS).chmod(folder.stat().st_mode & 0o666)
+    config = config_json(options, adapters, [*modules], names.transposed)
+    write_json(folder / CONFIG, config | {"base_model_name_or_path": init_from})
+
+
+def joined(
+    layers: Sequence[str], trained: Mapping[str, Tensor], base: Mapping[str, Tensor]
+) -> Adapter:
+    """The adapter of a matrix that joins our ``layers``: of GPT-2's c_attn these are q, k and v.
+
+    Each A gets its own part of the rank, and B is zero outside the blocks of these parts, so that
+    the product has the rows of the layers' own products.
+    """
+    adapted = [layer for layer in layers if f"{layer}.{A}" in trained]
+    a = torch.cat([trained[f"{layer}.{A}"] for layer in adapted])
+    blocks, lengths = [], []
+    for layer in layers:
+        weight = base[f"{layer}.weight"]
+        blocks.append(trained.get(f"{layer}.{B}", a.new_zeros(len(weight), 0)))
+        # Rows of a layer without an adapter keep the length that they have.
+        own = trained.get(f"{layer}.{MAGNITUDE}")
+        lengths.append(torch.linalg.vector_norm(weight.float(), dim=1) if own is None else own)
+    b: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+    has_magnitude = f"{adapted[0]}.{MAGNITUDE}" in trained
+    return Adapter(a, b, torch.cat(lengths) if has_magnitude else None)
+
+
+def _stored(adapters: Mapping[str, Adapter]) -> Iterator[tuple[str, Tensor]]:
+    for module, adapter in adapters.items():
+        yield f"{PREFIX}{module}.lora_A.weight", adapter.a
+        yield f"{PREFIX}{module}.lora_B.weight", adapter.b
+        if adapter.magnitude is not None:
+            yield f"{PREFIX}{module}.lora_magnitude_vector", adapter.magnitude
+
+
+def config_json(
+    options: FinetuneOptions, adapters: Mapping[str, Adapter], modules: Sequence[str],
+    transposed: bool,
+) -> Plain:  # fmt: skip
+    """``adapter_config.json``. ``modules``: all matrices of the network that may have adapters."""
+    ranks = {name: len(one.a) for name, one in adapters.items()}
+    joined = {name: rank for name, rank in ranks.items() if rank != options.rank}
+    # alpha / rank, or alpha / sqrt(rank), is the same for matrices of a larger rank.
+    power = 0.5 if options.rslora else 1.0
+    alphas = {name: options.alpha * (rank / options.rank) ** power for name, rank in joined.items()}
+    return {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "inference_mode": True,
+        "r": options.rank, "lora_alpha": _short(options.alpha), "lora_dropout": options.dropout,
+        "target_modules": sorted(_shortest([*adapters], modules)), "rank_pattern": joined,
+        "alpha_pattern": {name: _short(alpha) for name, alpha in alphas.items()},
+        "use_rslora": options.rslora, "use_dora": options.name == "dora",
+        "bias": "none", "modules_to_save": None, "fan_in_fan_out": transposed,
+    }  # fmt: skip
+
+
+def _shortest(adapted: Sequence[str], modules: Sequence[str]) -> set[str]:
+    """``q_proj`` if all matrices of that name are adapted, otherwise their full names."""
+    rest = {name.rpartition(".")[2] for name in modules if name not in adapted}
+    last = {name: name.rpartition(".")[2] for name in adapted}
+    return {name if short in rest else short for name, short in last.items()}
+
+
+def _short(number: float) -> float:
+    return int(number) if number == int(number) else number

@@ -44,7 +44,7 @@ def main(cfg: DictConfig) -> None:
     if settings.chat:
         manifest = getattr(source, "manifest", None)  # other people's weights have none
         saved = getattr(manifest, "template", {})
-        template = choose_template(settings.chat_template, saved, tokenizer)
+        template = choose_template(settings.template, saved, tokenizer)
     prompt = read_prompt(tokenizer, settings.prompt, settings.prompt_file, source.model.block_size)
     check_stops(tokenizer, settings.stops())
     model = load_model(source, select_device(settings.device, key="device"))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # Keys of run_sample.py with which it does more than write one text
 NO_OPTIONS = ("ckpt", "prompt_file", "num_samples", "device", "stream", "logprobs",
-              "verify_cache", "benchmark", "chat", "chat_template", "system")  # fmt: skip
+              "verify_cache", "benchmark", "chat", "template", "system")  # fmt: skip
 
 # Fields of a record of a run
 COLUMNS = ("seed", "status", "reason", "note", "step", "tokens", "parameters", "best_val_loss",

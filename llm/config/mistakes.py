@@ -63,6 +63,8 @@ def _explained(error: BaseException) -> Refused | str:
             return str(cause)
         if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.key is not None:
             return _unknown_key(cause, file)
+        if found := re.match(r"Could not override '([\w@/.]+)'\. No match", str(cause)):
+            return _unknown_word(found[1])
     if file is not None:
         return _wrong_value(causes, file)
     text = ": ".join(dict.fromkeys(_first_line(cause) for cause in causes))
@@ -131,8 +133,12 @@ def _unknown_key(
     error: ConfigAttributeError | ConfigKeyError, file: "OptionFile | None"
 ) -> Refused | str:
     full = str(error.full_key)
+    if file is not None and not is_key(file.group.partition("/")[0]):
+        return _unknown_word(file.group)  # +data=text for a command that has no data
     if file is not None and file.lacks_package(full):
         return f"{file} lacks the line '{GLOBAL}': put it first, or its keys are under {full}"
+    if file is None and (longer := _typed_below(full)):
+        return _unknown_word(longer)  # data.template=plain for a command that has no data
     siblings = [] if error.parent_node is None else [str(key) for key in error.parent_node]
     section = full.rpartition(".")[0]
     where = f"{section} has" if section else "there is"
@@ -140,6 +146,18 @@ def _unknown_key(
     message = f"{before}{full} is unknown: {where} no key {error.key}{suggestion(full, siblings)}"
     words = [] if file is not None else words_instead(full, _typed_value(full), siblings)
     return Refused(message, key=full, suggestions=words)
+
+
+def _unknown_word(key: str) -> Refused:
+    """The refusal of a key that Hydra took for a group: a folder of this name is in conf/."""
+    message = f"{key} is unknown: there is no key {key}{suggestion(key)}"
+    return Refused(message, key=key, suggestions=words_instead(key, _typed_value(key)))
+
+
+def _typed_below(section: str) -> str | None:
+    """The first key on the command line in ``section``."""
+    keys = (word.lstrip("+~").partition("=")[0] for word in sys.argv[1:])
+    return next((key for key in keys if key.startswith(f"{section}.")), None)
 
 
 def _typed_value(key: str) -> str:

@@ -48,6 +48,9 @@ def parse(text: str) -> Definition:
     vocab, merges = model.get("vocab"), model.get("merges")
     require(isinstance(vocab, dict) and vocab, "tokenizer.json has no model.vocab")
     require(isinstance(merges, list), "tokenizer.json has no model.merges")
+    unknown = model.get("unk_token")
+    is_text = unknown is None or isinstance(unknown, str)
+    require(is_text, f"tokenizer.json has model.unk_token={unknown!r:.40}, which is not text")
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         require(not model.get(key), f"tokenizer.json has model.{key}={model.get(key)!r:.40}, which "
                 "is not supported")  # fmt: skip

@@ -1,6 +1,6 @@
 """A chat template: the texts around each message of a conversation, and what ends an answer.
 
-``conf/template/chatml.yaml`` explains each key. A template is plain text without a language of its
+``conf/templates/chatml.yaml`` explains each key. A template is plain text without a language of its
 own, so that a file from somebody else can do nothing but be read.
 """
 
@@ -18,7 +18,7 @@ from llm.options import from_plain
 from llm.plain_yaml import read_yaml
 from llm.sealed import Plain
 
-TEMPLATES = Path(__file__).resolve().parent.parent.parent / "conf" / "template"
+TEMPLATES = Path(__file__).resolve().parent.parent.parent / "conf" / "templates"
 ROLES = ("system", "user", "assistant")
 LONGEST_PART = 10_000  # characters of a text in a template
 
@@ -92,11 +92,12 @@ class Template:
         special = tokenizer.special_ids
         missing = [marker for marker in self.markers if marker not in special]
         few = ", ".join(list(special)[:5]) or "none"
+        needed = f"the special token{'s' * (len(missing) > 1)} {' and '.join(missing)}"
         require(
             not missing,
-            f"data.template needs the special token {', '.join(missing)}, and the special tokens "
-            f"of this tokenizer ({tokenizer.kind}) are {few}: take data.template=alpaca or plain, "
-            "or a tokenizer that has it",
+            f"data.template needs {needed}, and the special tokens of this tokenizer "
+            f"({tokenizer.kind}) are {few}: take data.template=alpaca or plain, or a tokenizer "
+            f"that has {'them' if len(missing) > 1 else 'it'}",
             key="data.template", suggestions=["data.template=alpaca", "data.template=plain"],
         )  # fmt: skip
         require(
@@ -189,7 +190,7 @@ def _encoded(tokenizer: Tokenizer, pieces: Iterable[Piece]) -> tuple[np.ndarray,
 
 
 def read_template(typed: str) -> Template:
-    """The template of ``data.template=typed``: a name in conf/template/, or the path of a file.
+    """The template of ``data.template=typed``: a name in conf/templates/, or the path of a file.
 
     Raises :class:`llm.errors.Refused` if there is none, or if it cannot be used.
     """

@@ -186,18 +186,18 @@ def choose_template(typed: str | None, saved: Plain, tokenizer: Tokenizer) -> Te
         require(
             "<|im_start|>" in tokenizer.special_ids,
             "the model was not trained on conversations: give the template of its answers, as in "
-            "chat_template=plain (chatml, alpaca, llama2, or a YAML file)",
-            key="chat_template",
-            suggestions=["chat_template=plain", "chat_template=chatml"],
+            "template=plain (chatml, alpaca, llama2, or a YAML file)",
+            key="template",
+            suggestions=["template=plain", "template=chatml"],
         )
         typed = "chatml"
     try:
         template = Template.from_plain(saved) if typed is None else read_template(typed)
         template.check(tokenizer)
     except Refused as refusal:  # a dataset calls the same setting data.template
-        message = str(refusal).replace("data.template", "chat_template")
-        better = [word.replace("data.template", "chat_template") for word in refusal.suggestions]
-        raise Refused(message, key="chat_template", suggestions=better) from None
+        message = str(refusal).replace("data.template", "template")
+        better = [word.replace("data.template", "template") for word in refusal.suggestions]
+        raise Refused(message, key="template", suggestions=better) from None
     return template
 
 

@@ -33,7 +33,8 @@ ELSEWHERE = {
     "dtype": "precision", "dataset": "data", "out_dir": "run.name", "output_dir": "run.name",
     "wandb_log": "logger.mode", "wandb_project": "logger.project", "wandb_run_name": "logger.name",
     "start": "prompt", "max_tokens": "max_new_tokens", "max_length": "max_new_tokens",
-    "checkpoint": "ckpt", "load_from": "init_from", "n_jobs": "hydra.launcher.n_jobs",
+    "checkpoint": "ckpt", "data": "data_path", "load_from": "init_from",
+    "n_jobs": "hydra.launcher.n_jobs",
 }  # fmt: skip
 
 

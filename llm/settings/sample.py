@@ -28,7 +28,7 @@ class SampleSettings(SamplingOptions):
     verify_cache: bool = False
     benchmark: bool = False
     chat: bool = False
-    chat_template: str | None = None
+    template: str | None = None
     system: str = ""
 
     def stops(self) -> list[str]:

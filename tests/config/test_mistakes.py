@@ -33,6 +33,13 @@ TYPED: list[tuple[str, list[str], list[str]]] = [
     ("train", ["--n_layer=4"], ["--n_layer is unknown", "without dashes", "'model.n_layer'?"]),
     ("plan", ["n_layer=4,8"], ["did you mean 'model.n_layer'?"]),
     ("sample", ["promt=What's this, (my lord)?"], ["promt is unknown", "did you mean 'prompt'?"]),
+    # the same setting of another command
+    ("sample", ["chat_template=plain"], ["did you mean 'template'?"]),
+    ("sample", ["data.template=plain"], ["no key data.template; did you mean 'template'?"]),
+    ("sample", ["data=chat"], ["data is unknown: there is no key data"]),
+    ("train", ["template=plain"], ["no key template; did you mean 'data.template'?"]),
+    ("eval", ["+data=chat"], ["data is unknown", "did you mean 'data_path'?"]),
+    ("eval", ["data.path=a.txt"], ["no key data.path; did you mean 'data_path'?"]),
     # values
     ("train", ["model.n_layer=four"], ["model.n_layer=four", "not be converted to Integer"]),
     ("train", ["model.n_layer=四"], ["model.n_layer=", "could not be converted to Integer"]),

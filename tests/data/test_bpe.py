@@ -171,12 +171,14 @@ def changed(**model: Any) -> str:
         (changed(vocab={"中": 9}), "not in the byte-level alphabet"),
         (changed(merges=[["a"]]), r"the merge \['a'\]"),
         (changed(merges={}), "no model.merges"),
+        (changed(unk_token=["<unk>"]), r"model.unk_token=\['<unk>'\], which is not text"),
+        (changed(unk_token=0), "model.unk_token=0, which is not text"),
         (changed(end_of_word_suffix="</w>"), "end_of_word_suffix='</w>'"),
         (changed().replace('"ByteLevel"', '"Whitespace"'), "neither byte-level"),
         (changed().replace('"ByteLevel"', '"Teleport"'), "neither byte-level"),
         (changed().replace('"use_regex": true', '"use_regex": 7'), "library tokenizers refuses"),
     ],
-    ids=range(18),
+    ids=range(20),
 )
 def test_a_definition_that_is_not_such_a_bpe_is_refused(definition: str, message: str) -> None:
     with pytest.raises(Refused, match=message) as refused:

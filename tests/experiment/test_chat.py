@@ -203,15 +203,13 @@ def test_a_chat_of_the_command_streams_answers_to_the_lines_of_a_pipe(
     done = here("sample", *typed, cwd=tmp_path, stdin=b"hi\n")
     assert done.returncode == 2
     assert "was not trained on conversations: give the template" in done.stderr
-    done = here("sample", *typed, "chat_template=plian", cwd=tmp_path)
-    assert done.returncode == 2 and " chat_template=plian is neither one of " in done.stderr
-    done = here("sample", *typed, "chat_template=chatml", cwd=tmp_path)
-    assert (
-        done.returncode == 2 and "chat_template needs the special token <|im_start|>" in done.stderr
-    )
-    done = here("sample", *typed, "chat_template=plain", "prompt=hi", cwd=tmp_path)
+    done = here("sample", *typed, "template=plian", cwd=tmp_path)
+    assert done.returncode == 2 and " template=plian is neither one of " in done.stderr
+    done = here("sample", *typed, "template=chatml", cwd=tmp_path)
+    assert done.returncode == 2 and "template needs the special tokens <|im_start|>" in done.stderr
+    done = here("sample", *typed, "template=plain", "prompt=hi", cwd=tmp_path)
     assert done.returncode == 2 and "leave out prompt and prompt_file" in done.stderr
-    plain = [*typed, "chat_template=plain", "json=true"]
+    plain = [*typed, "template=plain", "json=true"]
     done = here("sample", *plain, cwd=tmp_path, stdin=b"/temperature 0\nhi\n")
     assert done.returncode == 0, done.stderr
     user, assistant = json.loads(done.stdout)["conversation"]
@@ -233,7 +231,7 @@ def test_ctrl_c_on_a_real_terminal_stops_the_answer_and_then_ends_the_chat(
         == 0
     )
     ours, theirs = pty.openpty()
-    words = ["outputs/a", "chat=true", "chat_template=plain", "max_new_tokens=100000", "device=cpu"]
+    words = ["outputs/a", "chat=true", "template=plain", "max_new_tokens=100000", "device=cpu"]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "run_sample.py"), *words], cwd=tmp_path, stdin=theirs,
         stdout=theirs, stderr=theirs, start_new_session=True,

@@ -5,17 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from llm.data.bpe import LLAMA3_SPLIT, QWEN2_SPLIT, BPETokenizer
-from llm.data.definition import GPT2_SPLIT, MOST_IDS, Definition, added_token
+from llm.data.definition import GPT2_SPLIT, MOST_IDS, Definition
 from llm.data.tokenizer import Tokenizer
 from llm.errors import Refused, require
-from llm.interchange.sentencepiece import (
-    BYTE,
-    CONTROL,
-    NORMAL,
-    UNKNOWN,
-    USER,
-    definition_of_pieces,
-)
+from llm.interchange.sentencepiece import NORMAL, definition_of_pieces, divide_by_type
 
 
 def _split(pattern: str) -> Definition:
@@ -85,15 +78,7 @@ def _byte_level_definition(
         f"{path}: tokenizer.ggml.pre={pre!r:.60}, and this program has {', '.join(PRE_TOKENIZERS)}",
     )
     merges = _list(values, "merges", str, path)
-    numbered = list(zip(range(len(tokens)), tokens, types, strict=True))
-    added = [
-        added_token(number, token, special=kind != USER)
-        for number, token, kind in numbered
-        if kind in (UNKNOWN, CONTROL, USER)
-    ]
-    vocab = {token: number for number, token, kind in numbered if kind in (NORMAL, BYTE)}
-    normal = sum(kind in (NORMAL, BYTE) for kind in types)
-    require(len(vocab) == normal, f"{path}: tokenizer.ggml.tokens has a token twice")
+    vocab, added = divide_by_type(tokens, types)
     return {
         "version": "1.0", "added_tokens": added,
         "normalizer": {"type": "NFC"} if pre == "qwen2" else None,

@@ -85,6 +85,19 @@ def _varint(raw: bytes, at: int) -> tuple[int, int]:
     return 0, at
 
 
+def divide_by_type(pieces: list[str], types: list[int]) -> tuple[dict[str, int], list[Definition]]:
+    """The ids of the pieces that text is made of, and the entries of ``added_tokens``."""
+    numbered = list(zip(range(len(pieces)), pieces, types, strict=True))
+    vocab = {piece: number for number, piece, kind in numbered if kind in (NORMAL, BYTE)}
+    require(len(vocab) == sum(kind in (NORMAL, BYTE) for kind in types), "a token occurs twice")
+    added = [
+        added_token(number, piece, special=kind != USER)
+        for number, piece, kind in numbered
+        if kind in (UNKNOWN, CONTROL, USER)
+    ]
+    return vocab, added
+
+
 def definition_of_pieces(
     pieces: list[str], scores: list[float], types: list[int], prefix: bool,
     charsmap: bytes = b"", single_spaces: bool = False,
@@ -93,15 +106,9 @@ def definition_of_pieces(
     a space is put in front of a text; ``charsmap``: sentencepiece's compiled normalization;
     ``single_spaces``: white space at the ends is removed, and runs of it become one space.
     """
-    numbered = list(zip(range(len(pieces)), pieces, types, strict=True))
-    added = [
-        added_token(number, piece, special=kind != USER)
-        for number, piece, kind in numbered
-        if kind in (UNKNOWN, CONTROL, USER)
-    ]
-    vocab = {piece: number for number, piece, kind in numbered if kind in (NORMAL, BYTE)}
-    score = {piece: scores[number] for number, piece, kind in numbered if kind == NORMAL}
-    require(len(vocab) == sum(kind in (NORMAL, BYTE) for kind in types), "a piece occurs twice")
+    vocab, added = divide_by_type(pieces, types)
+    score = {piece: scores[vocab[piece]]
+             for piece, kind in zip(pieces, types, strict=True) if kind == NORMAL}  # fmt: skip
     longest = max(map(len, pieces), default=0)
     require(longest <= LONGEST, f"a piece of {longest:,} characters is too long")
     space = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_MARK}

@@ -32,6 +32,16 @@ def listening() -> Iterator[None]:
     listener.stop_listening()
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
+    """A folder with the run ``outputs/a``, which has seen no conversations."""
+    folder = tmp_path_factory.mktemp("trained")
+    data = ["data=text", f"data.path={text_file}", "data.tokenizer=byte"]
+    done = here("train", *data, *TINY_RUN, "model.block_size=1024", "run.name=a", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
@@ -189,51 +199,33 @@ def test_ctrl_d_ends_the_chat_below_the_prompt(
     assert capsys.readouterr().out == "> \n"
 
 
-def test_a_chat_of_the_command_streams_answers_to_the_lines_of_a_pipe(
-    tmp_path: Path, text_file: Path
-) -> None:
-    data = ["data=text", f"data.path={text_file}", "data.tokenizer=byte"]
-    assert (
-        here(
-            "train", *data, *TINY_RUN, "model.block_size=1024", "run.name=a", cwd=tmp_path
-        ).returncode
-        == 0
-    )
+def test_a_chat_of_the_command_streams_answers_to_the_lines_of_a_pipe(trained: Path) -> None:
     typed = ["outputs/a", "chat=true", "max_new_tokens=3", "device=cpu"]
-    done = here("sample", *typed, cwd=tmp_path, stdin=b"hi\n")
+    done = here("sample", *typed, cwd=trained, stdin=b"hi\n")
     assert done.returncode == 2
     assert "was not trained on conversations: give the template" in done.stderr
-    done = here("sample", *typed, "template=plian", cwd=tmp_path)
+    done = here("sample", *typed, "template=plian", cwd=trained)
     assert done.returncode == 2 and " template=plian is neither one of " in done.stderr
-    done = here("sample", *typed, "template=chatml", cwd=tmp_path)
+    done = here("sample", *typed, "template=chatml", cwd=trained)
     assert done.returncode == 2 and "template needs the special tokens <|im_start|>" in done.stderr
-    done = here("sample", *typed, "template=plain", "prompt=hi", cwd=tmp_path)
+    done = here("sample", *typed, "template=plain", "prompt=hi", cwd=trained)
     assert done.returncode == 2 and "leave out prompt and prompt_file" in done.stderr
     plain = [*typed, "template=plain", "json=true"]
-    done = here("sample", *plain, cwd=tmp_path, stdin=b"/temperature 0\nhi\n")
+    done = here("sample", *plain, cwd=trained, stdin=b"/temperature 0\nhi\n")
     assert done.returncode == 0, done.stderr
     user, assistant = json.loads(done.stdout)["conversation"]
     assert user == {"role": "user", "content": "hi"} and assistant["role"] == "assistant"
-    assert here("sample", *plain[:-1], cwd=tmp_path, stdin=b"/temperature 0\nhi\n").stdout == (
+    assert here("sample", *plain[:-1], cwd=trained, stdin=b"/temperature 0\nhi\n").stdout == (
         assistant["content"] + "\n"
     )
 
 
 @pytest.mark.slow
-def test_ctrl_c_on_a_real_terminal_stops_the_answer_and_then_ends_the_chat(
-    tmp_path: Path, text_file: Path
-) -> None:
-    data = ["data=text", f"data.path={text_file}", "data.tokenizer=byte"]
-    assert (
-        here(
-            "train", *data, *TINY_RUN, "model.block_size=1024", "run.name=a", cwd=tmp_path
-        ).returncode
-        == 0
-    )
+def test_ctrl_c_on_a_real_terminal_stops_the_answer_and_then_ends_the_chat(trained: Path) -> None:
     ours, theirs = pty.openpty()
     words = ["outputs/a", "chat=true", "template=plain", "max_new_tokens=100000", "device=cpu"]
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "run_sample.py"), *words], cwd=tmp_path, stdin=theirs,
+        [sys.executable, str(ROOT / "run_sample.py"), *words], cwd=trained, stdin=theirs,
         stdout=theirs, stderr=theirs, start_new_session=True,
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )  # fmt: skip

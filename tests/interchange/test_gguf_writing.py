@@ -16,26 +16,28 @@ from llm.interchange.families import choose_family
 from llm.interchange.gguf_file import read_header
 from llm.interchange.gguf_tokenizer import tokenizer_of_keys
 from llm.interchange.gguf_vocabulary import OWN_KEY, own_tokenizer, vocabulary
+from llm.interchange.gguf_writing import gguf_family
 from llm.interchange.hf_writing import their_tensors
 from llm.interchange.sentencepiece import definition_of_pieces
 from llm.interchange.source import open_source
 from llm.interchange.writing import export_gguf, uses_of_gguf
-from tests.interchange.test_hf_writing import GPT2_STYLE, LLAMA3_ROPE, TEXT, own_bpe, saved
+from llm.model.gpt import GPT
+from tests.interchange.test_hf_writing import (
+    COMMON_CASES,
+    GPT2_STYLE,
+    LLAMA3_ROPE,
+    SHAPE,
+    TEXT,
+    YARN,
+    own_bpe,
+    saved,
+)
 
 STANDARD_ROPE: dict[str, Any] = LLAMA3_ROPE | {"rope_original_size": 8192}
 CASES = [
-    pytest.param("llama", {}, id="llama"),
-    pytest.param("llama", {"tie_embeddings": False, "n_kv_head": 2, "bias": True}, id="biased"),
-    pytest.param("llama", {"head_size": 32, "norm_eps": 1e-5}, id="wide heads"),
+    *COMMON_CASES,
     pytest.param("llama", STANDARD_ROPE, id="llama3 rope"),
-    pytest.param("llama", {"rope_scaling": "linear", "rope_factor": 3.0}, id="linear rope"),
-    pytest.param("qwen3", {"qk_norm": True, "n_kv_head": 2, "rope_base": 100.0}, id="qwen3"),
-    pytest.param(
-        "qwen3", {"qk_norm": True, "rope_scaling": "yarn", "rope_factor": 4.0,
-                  "rope_original_size": 24, "rope_high": 32.0}, id="yarn",
-    ),
-    pytest.param("qwen2", {"qkv_bias": True, "n_kv_head": 1}, id="qwen2"),
-    pytest.param("gpt2", GPT2_STYLE, id="gpt2"),
+    pytest.param("qwen3", {"qk_norm": True} | YARN, id="yarn"),
     pytest.param("gpt2", GPT2_STYLE | {"bias": False, "tie_embeddings": False}, id="no biases"),
 ]  # fmt: skip
 
@@ -174,10 +176,15 @@ def test_a_tokenizer_that_llama_cpp_cannot_compute_is_refused() -> None:
     ],
 )
 def test_a_network_that_llama_cpp_cannot_compute_is_refused(
-    options: dict[str, Any], said: str, tmp_path: Path
+    options: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(Refused, match=said):
-        exported(tmp_path, ByteTokenizer(), **options)
+        gguf_family(GPT(**SHAPE | {"vocab_size": 257} | options).config)
+
+
+def test_a_refused_network_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=r"model\.smear=1"):
+        exported(tmp_path, ByteTokenizer(), smear=1)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 

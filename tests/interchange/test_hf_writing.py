@@ -29,20 +29,23 @@ GPT2_STYLE: dict[str, Any] = {
 LLAMA3_ROPE: dict[str, Any] = {
     "rope_scaling": "llama3", "rope_factor": 8.0, "rope_original_size": 32, "rope_base": 500.0,
 }  # fmt: skip
-CASES = [
+YARN: dict[str, Any] = {
+    "rope_scaling": "yarn", "rope_factor": 4.0, "rope_original_size": 24, "rope_high": 32.0,
+}  # fmt: skip
+COMMON_CASES = [
     pytest.param("llama", {}, id="llama"),
     pytest.param("llama", {"tie_embeddings": False, "n_kv_head": 2, "bias": True}, id="biased"),
     pytest.param("llama", {"head_size": 32, "norm_eps": 1e-5}, id="wide heads"),
-    pytest.param("llama", LLAMA3_ROPE, id="llama3 rope"),
     pytest.param("llama", {"rope_scaling": "linear", "rope_factor": 3.0}, id="linear rope"),
-    pytest.param(
-        "llama", {"rope_scaling": "yarn", "rope_factor": 4.0, "rope_original_size": 24,
-                  "rope_high": 32.0}, id="yarn rope",
-    ),
     pytest.param("qwen3", {"qk_norm": True, "n_kv_head": 2, "rope_base": 100.0}, id="qwen3"),
-    pytest.param("qwen3", {"qk_norm": True, "tie_embeddings": False}, id="untied qwen3"),
     pytest.param("qwen2", {"qkv_bias": True, "n_kv_head": 1}, id="qwen2"),
     pytest.param("gpt2", GPT2_STYLE, id="gpt2"),
+]
+CASES = [
+    *COMMON_CASES,
+    pytest.param("llama", LLAMA3_ROPE, id="llama3 rope"),
+    pytest.param("llama", YARN, id="yarn rope"),
+    pytest.param("qwen3", {"qk_norm": True, "tie_embeddings": False}, id="untied qwen3"),
     pytest.param("gpt2", GPT2_STYLE | {"mlp": "gelu_exact", "tie_embeddings": False}, id="untied"),
     pytest.param("gpt2", GPT2_STYLE | {"bias": False, "intermediate_size": 64}, id="no biases"),
 ]  # fmt: skip

@@ -45,6 +45,7 @@ class CheckpointFolder:
         self.template = template or {}
         # None unless only a part of the weights is trained. An older version reads a manifest
         # without them.
+        self.finetune = finetune or FinetuneOptions()
         parts = {"finetune": finetune, "base": base}
         self.partial = {key: asdict(one) for key, one in parts.items() if one is not None}
 

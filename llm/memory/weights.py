@@ -109,19 +109,27 @@ def n_parameters(config: GPTConfig) -> int:
     return sum(one.numbers * one.layers for one in weights_of(config))
 
 
-def flops_per_token(config: GPTConfig) -> float:
+def flops_per_token(config: GPTConfig, finetune: FinetuneOptions = ALL) -> float:
     """Floating point operations to train on one token, forward and backward.
 
-    6 per weight of a matrix product, and 12 n_layer n_head head_size block_size for attention
-    (Chowdhery et al. 2022, arXiv:2204.02311, appendix B). An embedding look-up is not a product; a
-    tied embedding is the matrix of the head as well.
+    For each weight of a matrix product, 2 forward, 2 for the gradient of the input and 2 for the
+    weight's own gradient; a frozen weight has none. Attention takes 12 n_layer n_head head_size
+    block_size (Chowdhery et al. 2022, arXiv:2204.02311, appendix B). An embedding look-up is not a
+    product; a tied embedding is the matrix of the head as well. With ``finetune=head`` gradients
+    do not go below the head.
     """
     assert config.n_head and config.head_size
     tables = {"position.weight"} if config.tie_embeddings else {"embed.weight", "position.weight"}
-    products = [one for one in weights_of(config) if one.name not in tables]
-    weights = sum(one.numbers * one.layers for one in products)
+
+    def numbers(weights: list[Weight]) -> int:
+        return sum(one.numbers * one.layers for one in weights if one.name not in tables)
+
+    used = numbers(weights_of(config, finetune))
+    trained = numbers(trained_weights(config, finetune))
     attention = config.n_layer * config.n_head * config.head_size * config.block_size
-    return 6.0 * weights + 12.0 * attention
+    if finetune.name == "head":
+        return 2.0 * used + 4.0 * trained + 4.0 * attention
+    return 4.0 * used + 2.0 * trained + 12.0 * attention
 
 
 def n_trained(config: GPTConfig, finetune: FinetuneOptions = ALL) -> int:

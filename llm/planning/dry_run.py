@@ -10,12 +10,14 @@ from llm.experiment.console import duration, panel, say, status
 from llm.experiment.ledger import show_already_run
 from llm.experiment.rundir import CONFIG, require_run_files
 from llm.experiment.tail import number
-from llm.experiment.watch import Rates
+from llm.experiment.watch import Forecast, Rates
 from llm.interchange.source import open_source
 from llm.planning.custom_optimizer import try_custom_classes
 from llm.planning.forecast import forecast, plan_of
+from llm.planning.guess import guessed_seconds
 from llm.planning.plain import plain_plan
 from llm.planning.plan import Plan
+from llm.planning.reserve import planned_device
 from llm.planning.setup import vocabulary
 from llm.planning.tables import show_plan
 from llm.settings.earlier import (
@@ -126,5 +128,15 @@ def _facts(settings: TrainSettings, earlier: Earlier) -> dict[str, str]:
         rates = Rates([(known.flops_per_token, known.flops_per_token * speed)] if speed else ())
         seconds = rates.train_seconds(known, number(earlier.summary, "tokens") or 0)
         answer(seconds=seconds)
-        facts["time"] = "known after the first steps" if seconds is None else duration(seconds)
+        facts["time"] = _guess(settings, known) if seconds is None else duration(seconds)
     return facts
+
+
+def _guess(settings: TrainSettings, known: Forecast) -> str:
+    guess, is_fp32 = None, settings.precision.name in ("auto", "fp32")
+    if is_fp32 and planned_device(settings.trainer.device) == "cpu":
+        guess = guessed_seconds(known)
+    if guess is None:
+        return "known after the first steps"
+    least, most = map(duration, guess)
+    return f"a guess: {least} to {most}; known after the first steps"

@@ -35,7 +35,8 @@ def _inputs(settings: TrainSettings) -> tuple[object, ...]:
     """All settings that a forecast depends on: not the seed or the learning rate."""
     trainer, optimizer = settings.trainer, settings.optimizer
     return (
-        settings.model, settings.data, getattr(optimizer, "state_bits", optimizer),
+        settings.model, settings.data, settings.finetune,
+        getattr(optimizer, "state_bits", optimizer),
         getattr(optimizer, "name", ""), settings.precision, settings.memory,
         trainer.max_steps, trainer.max_minutes, trainer.batch_size, trainer.micro_batch_size,
         trainer.activation_checkpointing, trainer.step_in_backward, trainer.compile,
@@ -53,7 +54,7 @@ def _forecast(settings: TrainSettings) -> Forecast | None:
         max_steps=steps,
         tokens=None if steps is None else steps * trainer.batch_size * model.block_size,
         minutes=trainer.max_minutes,
-        flops_per_token=flops_per_token(model),
+        flops_per_token=flops_per_token(model, plan.setup.finetune),
         peak=plan.taken.total,
         budget=plan.budget,
         fits=plan.started is not None,

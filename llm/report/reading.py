@@ -20,6 +20,7 @@ from llm.experiment.watch import WAITING
 from llm.lock import LOCK
 from llm.memory.weights import flops_per_token
 from llm.model.config import GPTConfig
+from llm.model.finetune import FinetuneOptions
 from llm.options import from_plain
 from llm.report.compared import compared_settings, digest_of
 from llm.report.record import DAMAGED, RUNNING, RunRecord
@@ -150,7 +151,9 @@ def _of_config(config: Plain, place: Place, summary: Plain, folder: Path) -> Pla
         "note": note,
         "data_digest": data_digest or _text(digests.get("data_digest")),
         "budget_bytes": int(budget * GIB) if budget is not None and budget < MOST_GIB else None,
-        "flops_per_token": _flops(json.dumps(config.get("model"))),
+        "flops_per_token": _flops(
+            json.dumps(config.get("model")), json.dumps(config.get("finetune"))
+        ),
     }
 
 
@@ -239,10 +242,11 @@ def _checkpoints(folder: Path) -> Plain:
 
 
 @cache
-def _flops(model: str) -> float | None:
+def _flops(model: str, finetune: str) -> float | None:
     """FLOPs per token of a network, given as JSON; None for one that cannot exist."""
     try:
         config = from_plain(GPTConfig, json.loads(model), "model.").resolve()
+        options = from_plain(FinetuneOptions, json.loads(finetune) or {}, "finetune.")
     except Refused:
         return None
-    return flops_per_token(config) if config.vocab_size else None
+    return flops_per_token(config, options) if config.vocab_size else None

@@ -68,7 +68,8 @@ class Trainer:
             precision.scaler.is_enabled(),
         )  # fmt: skip
         self.progress = Progress()
-        self.throughput = Throughput(model, self.device, precision.name)
+        tuned = checkpoints.finetune
+        self.throughput = Throughput(model.config, tuned, self.device, precision.name)
         self.stop = signals.listener  # ``received`` is the first signal
 
     def fit(self) -> Progress:

@@ -78,6 +78,22 @@ def test_flops_per_token_by_hand(options: dict[str, Any]) -> None:
     assert flops_per_token(config) == 6 * weights + attention
 
 
+@pytest.mark.parametrize("name", ["lora", "head", "full"])
+def test_flops_per_token_leave_out_the_gradients_of_frozen_weights(name: str) -> None:
+    config = GPTConfig(n_layer=3, n_embed=32, head_size=16, block_size=8, vocab_size=50).resolve()
+    attention = 12 * 3 * 2 * 16 * 8
+    layer = 4 * 32 * 32 + 3 * 32 * 128
+    norms, head = 3 * 2 * 32, 32 + 50 * 32
+    adapters = 3 * 4 * (4 * (32 + 32) + 3 * (32 + 128))
+    expected = {
+        "lora": 4 * (3 * layer + norms + head) + 6 * adapters + attention,
+        "head": 2 * (3 * layer + norms) + 6 * head + attention / 3,
+        "full": 4 * 3 * (layer) + 6 * head + 4 * norms + attention,
+    }
+    freeze = ["blocks"] if name == "full" else []
+    assert flops_per_token(config, FinetuneOptions(name, rank=4, freeze=freeze)) == expected[name]
+
+
 @pytest.mark.parametrize("preset", ["nano", "tiny", "small", "medium", "gpt2"])
 def test_flops_per_token_of_a_preset_count_each_matrix_of_the_real_network(preset: str) -> None:
     section = compose_training(f"model={preset}").model.resolve(500)

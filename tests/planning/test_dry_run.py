@@ -48,7 +48,7 @@ def test_a_new_run_is_shown_as_run_plan_shows_it(tmp_path: Path) -> None:
     plan = here("plan", *DATA, *TINY_RUN, cwd=tmp_path)
     assert plan.stdout.strip() in done.stdout
     for words in (
-        "384 tokens in 6 steps", "known after the first steps", "would be prepared in data/text-",
+        "384 tokens in 6 steps", "a guess: 0s to", "would be prepared in data/text-",
         "outputs/<date>/<time>: new", "nothing was started; to run it: python",
     ):  # fmt: skip
         assert words in done.stdout

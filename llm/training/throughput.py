@@ -6,8 +6,8 @@ import time
 import torch
 
 from llm.memory.weights import flops_per_token
-from llm.model.config import GPTConfig
 from llm.model.finetune import FinetuneOptions
+from llm.model.gpt import GPT
 from llm.training.logger import Row
 
 # Dense bf16 / fp16 TFLOP/s from vendors' sheets, as collected by nanochat and torchtitan (figures
@@ -24,12 +24,10 @@ PEAK_TFLOPS = {
 class Throughput:
     """Measures the speed of a run from one call of :meth:`measure` to the next."""
 
-    def __init__(
-        self, config: GPTConfig, finetune: FinetuneOptions, device: torch.device, precision: str
-    ) -> None:
-        self.flops_per_token = flops_per_token(config, finetune)
-        self.device, self.precision = device, precision
-        self.peak = peak_flops(device, precision)  # FLOP/s; None: unknown
+    def __init__(self, model: GPT, finetune: FinetuneOptions, precision: str) -> None:
+        self.flops_per_token = flops_per_token(model.config, finetune)
+        self.device, self.precision = model.embed.weight.device, precision
+        self.peak = peak_flops(self.device, precision)  # FLOP/s; None: unknown
         self.start(0, 0.0)
 
     def start(self, tokens: int, seconds: float) -> None:

@@ -68,8 +68,7 @@ class Trainer:
             precision.scaler.is_enabled(),
         )  # fmt: skip
         self.progress = Progress()
-        tuned = checkpoints.finetune
-        self.throughput = Throughput(model.config, tuned, self.device, precision.name)
+        self.throughput = Throughput(model, checkpoints.finetune, precision.name)
         self.stop = signals.listener  # ``received`` is the first signal
 
     def fit(self) -> Progress:

@@ -20,7 +20,8 @@ from llm.experiment.loggers import open_logger
 from llm.experiment.panels import show_already_finished, show_end, show_start
 from llm.experiment.rundir import read_summary, recording
 from llm.interchange.adapters import require_base
-from llm.interchange.source import CheckpointSource, open_source, start_from
+from llm.interchange.source import CheckpointSource, Source, open_source, start_from
+from llm.model.config import GPTConfig
 from llm.model.finetune import FinetuneOptions
 from llm.model.lora import adapt
 from llm.planning.fitting import fit_memory, retry_with_smaller_micro_batch
@@ -75,6 +76,14 @@ def train(settings: TrainSettings) -> Path:
     return retry_with_smaller_micro_batch(settings, plan, attempt)
 
 
+def _context(model: GPTConfig, checkpoint: Checkpoint | None, origin: Source | None) -> int | None:
+    """Tokens that the weights of ``init_from`` were made for, if more than the windows of this run;
+    None with learned positions, which the windows determine.
+    """
+    known = checkpoint.context if origin is None and checkpoint else origin and origin.context
+    return known if known and known > model.block_size and model.position == "rotary" else None
+
+
 def fit(
     settings: TrainSettings, run: Run, dataset: Dataset, device: torch.device, why: str, plan: Plan
 ) -> None:
@@ -92,16 +101,17 @@ def fit(
         if settings.init_from and (run.checkpoint is None or tuned.is_partial):
             origin = open_source("init_from", settings.init_from)
             start_from(model, origin, dataset.tokenizer)
-        partial: tuple[FinetuneOptions, Base] | tuple[()] = ()
+        finetune: FinetuneOptions | None = None
+        base: Base | None = None
         if tuned.is_partial and origin is not None:
             adapt(model, tuned)
-            partial = tuned, Base(origin.place, origin.digest())
+            finetune, base = tuned, Base(origin.place, origin.digest())
         sweep = run.folder.parent if settings.run.sweep else None
         own = custom_logger(settings.logger)
         options, max_steps = settings.trainer, settings.trainer.max_steps
         checkpoints = CheckpointFolder(
             run.folder, options.keep_last, model.config, dataset.tokenizer, run.identity,
-            dataset.template, *partial,
+            dataset.template, finetune, base, _context(model.config, run.checkpoint, origin),
         )  # fmt: skip
         with open_logger(
             run.folder, run.checkpoint, logger_options(settings), to_plain(settings), max_steps,

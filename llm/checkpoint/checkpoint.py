@@ -66,6 +66,7 @@ class Checkpoint:
     template: Plain = field(default_factory=dict)  # of a chat: llm.data.template; empty: none
     finetune: FinetuneOptions | None = None  # of a checkpoint that holds only what was trained
     base: Base | None = None  # the weights that it belongs to
+    context: int | None = None  # tokens that init_from was made for, if more than the block_size
     verified: set[str] = field(default_factory=set, compare=False)  # files with the right digest
 
     @classmethod
@@ -84,6 +85,7 @@ class Checkpoint:
         return cls(
             path, manifest.step, model, tokenizer, state, identity, files,
             template=manifest.template, finetune=manifest.finetune, base=manifest.base,
+            context=manifest.context,
         )  # fmt: skip
 
     @functools.cached_property

@@ -40,6 +40,8 @@ class Manifest:
     template: Plain = field(default_factory=dict)  # of a chat; empty: none
     finetune: FinetuneOptions | None = None  # of a run that trains a part; None: all weights
     base: Base | None = None  # of such a run
+    # Tokens that the weights of init_from were made for, if more than model.block_size
+    context: int | None = option(None, at_least=1, at_most=2**31)
 
 
 class TooNew(Refused):

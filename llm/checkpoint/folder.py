@@ -38,11 +38,11 @@ class CheckpointFolder:
     def __init__(
         self, run: Path, keep_last: int, model: GPTConfig, tokenizer: Tokenizer, identity: Plain,
         template: Plain | None = None, finetune: FinetuneOptions | None = None,
-        base: Base | None = None,
+        base: Base | None = None, context: int | None = None,
     ) -> None:  # fmt: skip
         self.folder, self.keep_last = run / FOLDER, keep_last
         self.model, self.tokenizer, self.identity = model, tokenizer, identity
-        self.template = template or {}
+        self.template, self.context = template or {}, context
         # None unless only a part of the weights is trained. An older version reads a manifest
         # without them.
         self.finetune = finetune or FinetuneOptions()
@@ -111,6 +111,8 @@ class CheckpointFolder:
             }
             if self.template:
                 manifest["template"] = self.template
+            if self.context:
+                manifest["context"] = self.context
             write_durably(temporary / MANIFEST, sealed(manifest).encode())
         link(self.folder, name, path)
 

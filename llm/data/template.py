@@ -75,9 +75,7 @@ class Template:
                 f'{role}: {{before: "", after: ""}}',
             )
         template = from_plain(cls, values, where)
-        texts = [text for part in template._arounds() for text in (part.before, part.after)]
-        texts += [template.start, template.default_system or "", template.end or ""]
-        longest = max(map(len, texts + list(template.markers)))
+        longest = max(map(len, [*template.texts(), *template.markers]))
         require(longest <= LONGEST_PART, f"{where}a text has {longest:,} characters: too long")
         require(all(template.markers), f"{where}markers must not be empty")
         require(template.end != "", f"{where}end is empty, so an answer would never end")
@@ -166,8 +164,11 @@ class Template:
             if part:
                 yield part, number % 2 == 1, is_learned
 
-    def _arounds(self) -> list[Around]:
-        return [self.user, self.assistant, self.input, self.system or Around()]
+    def texts(self) -> list[str]:
+        """The template's own texts, in no order."""
+        arounds = [self.user, self.assistant, self.input, self.system or Around()]
+        texts = [text for part in arounds for text in (part.before, part.after)]
+        return [*texts, self.start, self.default_system or "", self.end or ""]
 
 
 def _encoded(tokenizer: Tokenizer, pieces: Iterable[Piece]) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from llm.data.tokenizer import Tokenizer
 from llm.errors import Refused, require
+from llm.interchange.chat_template import Chat
 from llm.interchange.names import Names
 from llm.model.config import GPTConfig
 
@@ -33,6 +34,8 @@ class FileSource:
     files: tuple[Path, ...]  # of the weights
     read: "Callable[[tuple[Path, ...]], Mapping[str, Stored]]"  # imports torch
     find_tokenizer: Callable[[], Tokenizer]
+    context: int  # tokens that the network was made for
+    find_chat: Callable[[], Chat | None] = lambda: None
 
     @property
     def path(self) -> Path:
@@ -49,6 +52,11 @@ class FileSource:
             f"{size:,}: the tokenizer belongs to other weights",
         )
         return tokenizer
+
+    @property
+    def chat(self) -> Chat | None:
+        """The chat template beside the weights, as text."""
+        return self.find_chat()
 
     def digest(self) -> str:
         """sha256 of the file with the weights, or of the digests of several."""

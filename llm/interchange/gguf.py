@@ -10,6 +10,7 @@ import numpy as np
 
 from llm.data.tokenizer import Tokenizer
 from llm.errors import Refused, require
+from llm.interchange.chat_template import as_chat
 from llm.interchange.files import FileSource, resolved
 from llm.interchange.gguf_file import MAGIC, Header, read_header, read_tensor
 from llm.interchange.gguf_tokenizer import tokenizer_of_keys
@@ -48,6 +49,7 @@ KNOWN = {
     "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow",
 }  # fmt: skip
 ONLY = {"expert_count": 0, "expert_used_count": 0, "rope.scaling.attn_factor": 1.0}
+CHAT_KEY = "tokenizer.chat_template"
 # Llama 3's scaling of rotary positions, which a file gives as a tensor: low, high, original size.
 LLAMA3 = (1.0, 4.0, 8192)
 LLAMA3_FACTORS = (8.0, 32.0)  # of Llama 3.1 and of 3.2
@@ -110,10 +112,12 @@ def open_gguf(place: str, file: Path | None = None) -> FileSource:
         f"{path} is of the architecture {arch!r:.60}, and this program reads {known}",
     )
     keys = _Keys(header, str(arch))
-    model = resolved(_model(keys, header), path)
+    config = _model(keys, header)
     return FileSource(
-        kind="gguf", place=place, model=model, names=NAMES[keys.arch], files=(path,),
-        read=_reader(header), find_tokenizer=lambda: _tokenizer(header),
+        kind="gguf", place=place, model=resolved(config, path), names=NAMES[keys.arch],
+        files=(path,), read=_reader(header), context=config.block_size,
+        find_tokenizer=lambda: _tokenizer(header),
+        find_chat=lambda: as_chat(header.values.get(CHAT_KEY)),
     )  # fmt: skip
 
 

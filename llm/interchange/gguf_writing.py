@@ -13,8 +13,9 @@ from torch import Tensor
 from llm.data.tokenizer import Tokenizer
 from llm.errors import Refused, require
 from llm.functional.rotary import scaled
+from llm.interchange.chat_template import Chat
 from llm.interchange.families import LAYER_EPS, RMS_EPS, Family, choose_family
-from llm.interchange.gguf import LLAMA3, LLAMA3_FACTORS, NAMES
+from llm.interchange.gguf import CHAT_KEY, LLAMA3, LLAMA3_FACTORS, NAMES
 from llm.interchange.gguf_vocabulary import OWN_KEY, PREFIX, vocabulary
 from llm.interchange.hf_writing import expected_names, zero_bias
 from llm.interchange.quants import BLOCKS
@@ -56,7 +57,7 @@ def gguf_family(model: GPTConfig) -> Family:
 
 def write_gguf(
     path: Path, model: GPTConfig, weights: Mapping[str, Tensor], tokenizer: Tokenizer,
-    dtype: str, name: str,
+    dtype: str, name: str, chat: Chat | None = None,
 ) -> None:  # fmt: skip
     """Write the file ``path``; ``dtype``: a key of :data:`TYPES`; ``name``: a title.
 
@@ -72,6 +73,10 @@ def write_gguf(
         _add(writer, f"{family.name}.{key}", value)
     for key, value in vocabulary(tokenizer, model.vocab_size).items():
         _add(writer, PREFIX + key, value)
+    if chat is not None:
+        writer.add_string(CHAT_KEY, chat.template)
+        if chat.end not in (None, tokenizer.end_of_text):
+            writer.add_uint32(f"{PREFIX}eot_token_id", chat.end)
     writer.add_string(OWN_KEY, json.dumps(tokenizer.to_json(), ensure_ascii=False))
     for their_name, tensor in their_tensors(weights, model, family):
         kind = _kind(their_name, tensor, TYPES[dtype])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm.errors import require
+from llm.interchange.chat_template import chat_in_folder
 from llm.interchange.files import FileSource, require_file, resolved
 from llm.interchange.names import GPT2, LLAMA, Names
 from llm.interchange.rope import rope_options
@@ -176,10 +177,12 @@ def open_folder(place: str, path: Path) -> FileSource:
     """
     folder = path.parent
     fields_ = read_config(path)
-    model = resolved(fields_.model(path), path)
+    config = fields_.model(path)
     return FileSource(
-        kind="hf", place=place, model=model, names=fields_.names(), files=weight_files(folder),
-        read=_shards, find_tokenizer=lambda: tokenizer_of_folder(folder),
+        kind="hf", place=place, model=resolved(config, path), names=fields_.names(),
+        files=weight_files(folder), read=_shards, context=config.block_size,
+        find_tokenizer=lambda: tokenizer_of_folder(folder),
+        find_chat=lambda: chat_in_folder(folder),
     )  # fmt: skip
 
 

@@ -11,12 +11,14 @@ from torch import Tensor
 from llm.data.tokenizer import Tokenizer
 from llm.disk import write_durably
 from llm.errors import require
+from llm.interchange.chat_template import KEY, Chat
 from llm.interchange.families import Family, choose_family, config_json
 from llm.interchange.names import Names
 from llm.interchange.tokenizer_writing import tokenizer_config, tokenizer_json
 from llm.model.config import GPTConfig
 from llm.sealed import Plain
 
+GREEDY: Plain = {"do_sample": False}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -72,8 +74,9 @@ def zero_bias(weights: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def write_hf(
-    folder: Path, model: GPTConfig, weights: Mapping[str, Tensor], tokenizer: Tokenizer, dtype: str
-) -> None:
+    folder: Path, model: GPTConfig, weights: Mapping[str, Tensor], tokenizer: Tokenizer, dtype: str,
+    chat: Chat | None = None,
+) -> None:  # fmt: skip
     """Fill ``folder``. Raises :class:`llm.errors.Refused` for a network of no family."""
     family = choose_family(model)
     tensors = their_tensors(weights, model, family, DTYPES[dtype])
@@ -82,9 +85,18 @@ def write_hf(
     end, named = tokenizer.end_of_text, str(DTYPES[dtype]).removeprefix("torch.")
     write_json(folder / "config.json", config_json(model, family, end, named))
     ends = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
-    write_json(folder / "generation_config.json", ends | {"do_sample": False})
+    write_json(folder / "generation_config.json", ends | _chat_end(chat, end) | GREEDY)
     write_json(folder / "tokenizer.json", tokenizer_json(tokenizer))
-    write_json(folder / "tokenizer_config.json", tokenizer_config(tokenizer, model.block_size))
+    settings = tokenizer_config(tokenizer, model.block_size)
+    template = {} if chat is None else {KEY: chat.template}
+    write_json(folder / "tokenizer_config.json", settings | template)
+
+
+def _chat_end(chat: Chat | None, end: int | None) -> Plain:
+    """Generation also ends where an answer does, if that is another token."""
+    if chat is None or chat.end in (None, end):
+        return {}
+    return {"eos_token_id": chat.end if end is None else [end, chat.end]}
 
 
 def write_json(path: Path, values: Plain) -> None:

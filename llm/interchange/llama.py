@@ -83,7 +83,8 @@ def open_folder(place: str, file: Path) -> FileSource:
     )  # fmt: skip
     return FileSource(
         kind="llama", place=place, model=resolved(model, path), names=CONSOLIDATED,
-        files=(file,), read=_read, find_tokenizer=lambda: tokenizer_of_folder(folder),
+        files=(file,), read=_read, context=CONTEXT,
+        find_tokenizer=lambda: tokenizer_of_folder(folder),
     )  # fmt: skip
 
 

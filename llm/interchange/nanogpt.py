@@ -44,7 +44,8 @@ def open_file(place: str, file: Path) -> FileSource:
     )  # fmt: skip
     return FileSource(
         kind="nanogpt", place=place, model=resolved(model, file), names=NANOGPT, files=(file,),
-        read=_read, find_tokenizer=lambda: _tokenizer(file.parent, args.vocab_size),
+        read=_read, context=args.block_size,
+        find_tokenizer=lambda: _tokenizer(file.parent, args.vocab_size),
     )  # fmt: skip
 
 

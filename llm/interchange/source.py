@@ -26,6 +26,7 @@ from llm.data.assets import smollm2
 from llm.data.tokenizer import Tokenizer, from_json
 from llm.errors import require
 from llm.interchange import gguf, hf, llama, nanogpt
+from llm.interchange.chat_template import Chat, chat_of
 from llm.model.config import GPTConfig
 
 if TYPE_CHECKING:
@@ -71,6 +72,16 @@ class Source(Protocol):
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the weights; :class:`llm.errors.Refused` if it is missing or wrong."""
 
+    @property
+    def chat(self) -> Chat | None:
+        """How messages are formatted for the network; None: it was not trained on conversations, or
+        no other program can do it.
+        """
+
+    @property
+    def context(self) -> int:
+        """Tokens that the network was made for, at least ``model.block_size``."""
+
     def digest(self) -> str:
         """sha256 that identifies the weights."""
 
@@ -95,6 +106,16 @@ class CheckpointSource:
     def tokenizer(self) -> Tokenizer:
         """See :class:`Source`."""
         return from_json(self.manifest.tokenizer)
+
+    @property
+    def chat(self) -> Chat | None:
+        """See :class:`Source`."""
+        return chat_of(self.manifest.template, self.tokenizer)
+
+    @property
+    def context(self) -> int:
+        """See :class:`Source`."""
+        return self.manifest.context or self.model.block_size
 
     def digest(self) -> str:
         """The recorded sha256 of the weights; with that of the base, if they are a part of it."""

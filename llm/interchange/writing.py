@@ -1,6 +1,7 @@
 """``run_export.py``: publish a network in the format of another program."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from llm.checkpoint.checkpoint import Checkpoint
@@ -16,6 +17,7 @@ from llm.interchange.hf_writing import write_hf
 from llm.interchange.peft import CONFIG, WEIGHTS
 from llm.interchange.peft_writing import write_peft
 from llm.interchange.source import CheckpointSource, Source, open_source
+from llm.model.config import GPTConfig
 from llm.units import format_bytes
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "q8_0": 2}  # of a weight; some stay in 16 bits
@@ -39,7 +41,7 @@ def export_hf(source: Source, out: Path, dtype: str, overwrite: bool) -> list[Pa
     numbers = sum(tensor.numel() for tensor in weights.values())
     check_room(out, BYTES[dtype] * numbers + NOT_WEIGHTS)
     with writing(out), published(out) as folder:
-        write_hf(folder, source.model, weights, tokenizer, dtype)
+        write_hf(folder, whole_model(source), weights, tokenizer, dtype, source.chat)
     return sorted(out.iterdir())
 
 
@@ -55,7 +57,8 @@ def export_gguf(source: Source, out: Path, dtype: str, overwrite: bool) -> list[
     numbers = sum(tensor.numel() for tensor in weights.values())
     check_room(out, BYTES[dtype] * numbers + NOT_WEIGHTS)
     with writing(out), replaced_by(out) as temporary:
-        write_gguf(temporary, source.model, weights, tokenizer, dtype, out.stem)
+        model, chat = whole_model(source), source.chat
+        write_gguf(temporary, model, weights, tokenizer, dtype, out.stem, chat)
     return [out]
 
 
@@ -100,6 +103,14 @@ def export_peft(source: Source, out: Path, dtype: str, overwrite: bool) -> list[
 
 def _is_partial(source: Source) -> bool:
     return isinstance(source, CheckpointSource) and source.manifest.base is not None
+
+
+def whole_model(source: Source) -> GPTConfig:
+    """The options of the network with the whole context that it was made for."""
+    model = source.model
+    if model.rope_scaling != "none":  # else the original size would change with the context
+        model = replace(model, rope_original_size=model.rope_original_size or model.block_size)
+    return replace(model, block_size=source.context)
 
 
 def check_place(out: Path, overwrite: bool) -> None:
@@ -152,6 +163,9 @@ def uses_of_hf(source: Source, out: Path) -> dict[str, str]:
     """A line for each program that can use the folder."""
     typed = str(out.resolve())
     uses = {"transformers": f"AutoModelForCausalLM.from_pretrained({typed!r})"}
+    if source.chat is not None:
+        messages = "[{'role': 'user', 'content': 'Hi'}], add_generation_prompt=True"
+        uses["chat"] = f"AutoTokenizer.from_pretrained({typed!r}).apply_chat_template({messages})"
     if source.tokenizer.kind != "gpt2":  # llama.cpp's converter knows tokenizers by name only
         return uses
     return uses | {

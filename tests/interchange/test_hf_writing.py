@@ -16,7 +16,7 @@ from llm.data.tokenizer import ByteTokenizer, CharTokenizer, GPT2Tokenizer, Toke
 from llm.errors import Refused
 from llm.interchange.families import choose_family
 from llm.interchange.source import load_model, open_source
-from llm.interchange.writing import export_hf
+from llm.interchange.writing import export_gguf, export_hf
 from llm.model.gpt import GPT
 from tests.model.test_reference import randomised
 
@@ -220,3 +220,19 @@ def test_the_family_follows_from_the_options() -> None:
     for family, options in (one.values for one in CASES):
         config = GPT(**SHAPE | {"vocab_size": 8} | options).config  # type: ignore[operator]
         assert choose_family(config).name == family, asdict(config)
+
+
+@pytest.mark.parametrize("scaling", ["none", "yarn"])
+def test_an_export_has_the_whole_context_of_the_weights(scaling: str, tmp_path: Path) -> None:
+    options = {"rope_scaling": scaling, "rope_factor": 1.0 if scaling == "none" else 4.0}
+    place = saved(tmp_path / "run", ByteTokenizer(), block_size=4096, **options)
+    export_hf(open_source("ckpt", place), tmp_path / "hf", "fp32", False)
+    source = open_source("ckpt", str(tmp_path / "hf"))
+    assert (source.model.block_size, source.context) == (2048, 4096)
+    export_hf(source, tmp_path / "again", "fp32", False)
+    assert (tmp_path / "hf" / "config.json").read_text() == (
+        tmp_path / "again" / "config.json"
+    ).read_text()
+    assert their_tokenizer(tmp_path / "again").model_max_length == 4096
+    export_gguf(source, tmp_path / "a.gguf", "fp32", False)
+    assert open_source("ckpt", str(tmp_path / "a.gguf")).context == 4096

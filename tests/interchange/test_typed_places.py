@@ -11,6 +11,7 @@ import yaml
 
 from llm.data.tokenizer import CharTokenizer
 from llm.interchange import hf
+from llm.interchange.source import open_source
 from tests.command_line import here, listing
 from tests.conftest import ROOT, TINY_RUN
 from tests.interchange.theirs import VARIANTS, VOCABULARY, save_nanogpt
@@ -62,6 +63,10 @@ def test_a_run_starts_from_a_folder_of_hugging_face(
     assert done.returncode == 0, done.stderr
     model = yaml.safe_load((cwd / "outputs/a/config.yaml").read_text())["model"]
     assert (model["block_size"], model["qk_norm"], model["head_size"]) == (32, True, 8)
+    again = here("train", "resume=outputs/a", "trainer.max_steps=3", cwd=cwd)
+    assert again.returncode == 0, again.stderr
+    last = open_source("ckpt", str(cwd / "outputs/a/checkpoints/last"))
+    assert last.context == 128, "as qwen/config.json says"
     sampled = here("sample", "ckpt=qwen", "prompt=012", "max_new_tokens=3", cwd=cwd)
     assert sampled.returncode == 0, sampled.stderr
     assert sampled.stdout.startswith("012")

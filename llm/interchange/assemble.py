@@ -46,12 +46,13 @@ def assemble(
         require(is_known, f"{where} has a tensor {name} that such a model lacks")
         if name in wanted or name == head:
             ours = wanted.get(name, ["embed.weight"])
-            _check(where, name, found, _their_shape(names, [shapes[one] for one in ours], ours))
+            needed = _their_shape(names, [shapes[one] for one in ours], ours)
+            check_stored(where, name, found, needed)
     for name in wanted:
         require(name in stored, f"{where} has no tensor {name}")
     weights = {name: torch.zeros(shape) for name, shape in shapes.items() if names.is_zero(name)}
     for name, ours in wanted.items():
-        tensor = _read(where, name, stored[name])
+        tensor = read_stored(where, name, stored[name])
         if _is_transposed(names, ours[0], tensor.dim()):
             tensor = tensor.T
         rows = [shapes[one][0] for one in ours]
@@ -60,13 +61,14 @@ def assemble(
             if len(ours) > 1:
                 weights[one] = weights[one].clone()  # the joined tensor is freed
     if head in stored and head not in wanted:
-        same = torch.equal(_read(where, head, stored[head]), weights["embed.weight"])
+        same = torch.equal(read_stored(where, head, stored[head]), weights["embed.weight"])
         tied = f"{where} has a tensor {head} that is not the embedding, but the config ties them"
         require(same, f"{tied}: is tie_word_embeddings right?")
     return {name: weights[name] for name in shapes}
 
 
-def _check(where: Path, name: str, tensor: Stored, needed: tuple[int, ...]) -> None:
+def check_stored(where: Path, name: str, tensor: Stored, needed: tuple[int, ...]) -> None:
+    """Raise :class:`llm.errors.Refused` for another shape than ``needed``, and for other types."""
     found = tensor.shape
     require(found == needed, f"{where}: {name} has shape {found}, the config needs {needed}")
     expected = ", ".join(KINDS)
@@ -93,7 +95,8 @@ def _half_split(names: Names, model: GPTConfig, name: str, tensor: Tensor) -> Te
     return rows.transpose(1, 2).reshape(tensor.shape)
 
 
-def _read(where: Path, name: str, stored: Stored) -> Tensor:
+def read_stored(where: Path, name: str, stored: Stored) -> Tensor:
+    """The tensor, in float32 or bfloat16; :class:`llm.errors.Refused` unless it is finite."""
     try:
         tensor = stored.read()
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:

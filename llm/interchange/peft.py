@@ -1,12 +1,229 @@
-"""Adapters of PEFT: folders with adapter_config.json and adapter_model.safetensors."""
+"""Adapters of PEFT: folders with adapter_config.json and adapter_model.safetensors.
 
+As in llm/interchange/hf.py, a field of the config is understood, or known to be harmless, or the
+folder is refused naming it.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm.data.tokenizer import Tokenizer
+from llm.errors import Refused, require
+from llm.interchange.chat_template import Chat
+from llm.interchange.families import choose_family
+from llm.interchange.files import file_digest, require_file
 from llm.interchange.names import Names
 from llm.model.config import GPTConfig
 from llm.model.finetune import TARGETS
+from llm.options import from_plain, option
+from llm.sealed import Plain, read_json
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from llm.interchange.source import Source
+
+CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."  # of all names in such a file
-BASE_DIGEST = "base_digest"  # in the metadata of a file of ours: the digest of the base's weights
+BASE_DIGEST = "base_digest"  # in the metadata of a file that this program wrote
+# Initial values, dropout, and what other programs need to load the adapters. The tensors say which
+# matrices have one, so exclude_modules adds nothing.
+NO_MATHEMATICS = """
+    auto_mapping exclude_modules inference_mode layers_pattern lora_dropout megatron_core
+    peft_version qalora_group_size revision
+"""
+HARMLESS = frozenset(NO_MATHEMATICS.split())
+OFF: tuple[Any, ...] = (None, False, {}, [])  # values of an option of PEFT that is not used
+INITIAL = (True, False, "gaussian", "orthogonal")  # others, such as pissa, change the base
+# A stranger's pattern may take years to match. One of these characters repeats nothing.
+NAME = re.compile(r"[\w.\\^$-]{1,200}")
+
+
+@dataclass(frozen=True)
+class PeftFields:
+    """The fields that this program understands. Defaults are those of PEFT."""
+
+    base_model_name_or_path: str
+    peft_type: str = option(one_of=("LORA",))
+    task_type: str | None = option(None, one_of=("CAUSAL_LM",))
+    r: int = option(8, at_least=1)
+    lora_alpha: float = option(8, more_than=0)
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    target_modules: Any = None  # a list of ends of names, or a pattern
+    use_rslora: bool = False
+    use_dora: bool = False
+    fan_in_fan_out: bool = False  # the base stores matrices as (in, out)
+    bias: str = option("none", one_of=("none",))
+    init_lora_weights: Any = option(True, one_of=INITIAL)
+
+    def targets(self, module: str) -> bool | None:
+        """Whether ``target_modules`` names a matrix; None if it is a pattern, which is not run."""
+        names = self.target_modules
+        if isinstance(names, str):
+            return None
+        return any(f".{module}".endswith(f".{name}") for name in names)
+
+    def rank(self, module: str) -> int:
+        """The rank of the adapter of a matrix."""
+        return int(_matching(self.rank_pattern, module, self.r))
+
+    def scale(self, module: str) -> float:
+        """s in W + s B A."""
+        alpha, rank = _matching(self.alpha_pattern, module, self.lora_alpha), self.rank(module)
+        return alpha / (rank**0.5 if self.use_rslora else rank)
+
+
+def _matching(patterns: Mapping[str, float], module: str, default: float) -> float:
+    """The value of the first pattern that matches ``module`` or the end of it, as in PEFT."""
+    found = (number for name, number in patterns.items() if re.match(rf"(.*\.)?({name})$", module))
+    return next(found, default)
+
+
+@dataclass(frozen=True)
+class PeftSource:
+    """A base with the adapters of a folder merged in: see :class:`llm.interchange.source.Source`.
+
+    PEFT names the base without identifying its weights. A folder that this program wrote also has
+    their digest.
+    """
+
+    place: str
+    config: PeftFields
+    base: "Source"
+    kind: str = "peft"
+
+    @property
+    def path(self) -> Path:
+        """As typed."""
+        return Path(self.place)
+
+    @property
+    def model(self) -> GPTConfig:
+        """The network of the base."""
+        return self.base.model
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the base."""
+        return self.base.tokenizer
+
+    @property
+    def chat(self) -> Chat | None:
+        """The chat template of the base."""
+        return self.base.chat
+
+    @property
+    def context(self) -> int:
+        """The context of the base."""
+        return self.base.context
+
+    @cached_property
+    def names(self) -> Names:
+        """The names of the tensors of the base in transformers."""
+        own: Names | None = getattr(self.base, "names", None) if self.base.kind == "hf" else None
+        return own or choose_family(self.model).names(self.model)
+
+    def digest(self) -> str:
+        """sha256 of the digests of the adapters and of the base, and of the config."""
+        config = asdict(self.config) | {"base_model_name_or_path": None}
+        parts = [file_digest(self.path / WEIGHTS), self.base.digest(), config]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def weights(self) -> "dict[str, Tensor]":
+        """The weights of the base with the adapters merged in."""
+        return self.merged(self.base.weights())
+
+    def merged(self, base: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+        """``base`` with the adapters merged in; unchanged tensors are the same objects.
+
+        Raises :class:`llm.errors.Refused` for a file that is damaged or does not fit.
+        """
+        from llm.interchange.peft_reading import merged
+
+        return merged(self, base)
+
+
+def open_peft(place: str, path: Path, base: "Source | None" = None) -> PeftSource:
+    """The folder of ``path``, its adapter_config.json. ``base``: the weights that it is for; None:
+    those that it names. Raises :class:`llm.errors.Refused` for what this program does not support.
+    """
+    config = read_config(path)
+    weights = path.parent / WEIGHTS
+    if not weights.exists() and (path.parent / PICKLE).exists():
+        refused = f"{path.parent / PICKLE} is a pickle, which may run code: save the adapter anew"
+        require(False, f"{refused} by model.save_pretrained(FOLDER), which writes {WEIGHTS}")
+    require_file(weights)
+    source = PeftSource(place, config, base or named_base(config, path))
+    is_gpt2 = source.names.transposed
+    known = is_gpt2 or not config.fan_in_fan_out
+    require(known, f"{path}: fan_in_fan_out=true is of GPT-2, and the base is another network")
+    return source
+
+
+def named_base(config: PeftFields, path: Path) -> "Source":
+    """The weights that ``base_model_name_or_path`` names, which must be on this machine."""
+    from llm.interchange.source import DOWNLOADED, open_source
+
+    name = config.base_model_name_or_path
+    shown = f"the base of {path.parent} is {name:.200}"
+    require(
+        os.path.exists(name) or name in DOWNLOADED,
+        f"{shown}, which is not on this machine: put the path of its weights into "
+        f"base_model_name_or_path of {path}, or sample with ckpt=BASE adapters=[{path.parent}]",
+    )
+    is_adapter = os.path.isfile(Path(name) / CONFIG)
+    require(
+        not is_adapter, f"{shown}, an adapter itself: write it with run_export.py format=merged"
+    )
+    try:
+        return open_source("base_model_name_or_path", name)
+    except Refused as refusal:
+        raise Refused(f"{shown}, which cannot be opened: {refusal}") from None
+
+
+def read_config(path: Path) -> PeftFields:
+    """The fields of ``adapter_config.json``; :class:`llm.errors.Refused` for one that is in use and
+    neither understood nor harmless.
+    """
+    known, mine = {one.name for one in fields(PeftFields)}, Plain()
+    for key, value in read_json(path).items():
+        if key in known and value is not None:
+            mine[key] = value
+        require(
+            key in known or key in HARMLESS or value in OFF,
+            f"{path}: {key:.60}={value!r:.60} may change what the network computes, and this "
+            "program does not support it",
+        )
+    config = from_plain(PeftFields, mine, f"{path}: ")
+    for key in ("rank_pattern", "alpha_pattern"):
+        for name, number in getattr(config, key).items():
+            require(
+                _is_plain(name), f"{path}: {key} has {name!r:.60}, and only plain names are read"
+            )
+            require(number > 0, f"{path}: {key}.{name}={number} must be more than 0")
+    names = config.target_modules
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    require(
+        names and (is_list or isinstance(names, str)),
+        f"{path}: target_modules={names!s:.60} must be a list of names, or a pattern",
+    )
+    return config
+
+
+def _is_plain(name: str) -> bool:
+    """Whether ``name`` is a pattern without repetitions."""
+    try:
+        return NAME.fullmatch(name) is not None and re.compile(f"(.)?({name})") is not None
+    except re.error:
+        return False
 
 
 def adapted_modules(model: GPTConfig, names: Names) -> dict[str, list[str]]:

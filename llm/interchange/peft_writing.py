@@ -11,6 +11,7 @@ from torch import Tensor
 from llm.interchange.families import choose_family
 from llm.interchange.hf_writing import DTYPES, cast, write_json
 from llm.interchange.peft import BASE_DIGEST, CONFIG, PREFIX, WEIGHTS, adapted_modules
+from llm.interchange.peft_reading import weights_digest
 from llm.model.config import GPTConfig
 from llm.model.finetune import FinetuneOptions
 from llm.model.lora import MAGNITUDE, A, B
@@ -28,7 +29,7 @@ class Adapter:
 
 def write_peft(
     folder: Path, model: GPTConfig, options: FinetuneOptions, trained: Mapping[str, Tensor],
-    base: Mapping[str, Tensor], init_from: str, digest: str, dtype: str,
+    base: Mapping[str, Tensor], init_from: str, dtype: str,
 ) -> None:  # fmt: skip
     """Fill ``folder`` with the ``trained`` tensors of a run with adapters.
 
@@ -42,7 +43,7 @@ def write_peft(
         if any(f"{layer}.{A}" in trained for layer in ours)
     }  # fmt: skip
     tensors = {name: cast(name, tensor, DTYPES[dtype]) for name, tensor in _stored(adapters)}
-    metadata = {"format": "pt", BASE_DIGEST: digest}
+    metadata = {"format": "pt", BASE_DIGEST: weights_digest(base)}
     safetensors.torch.save_file(tensors, folder / WEIGHTS, metadata)
     (folder / WEIGHTS).chmod(folder.stat().st_mode & 0o666)
     config = config_json(options, adapters, [*modules], names.transposed)

@@ -25,7 +25,7 @@ from llm.data import tokenizer as tokenizers
 from llm.data.assets import smollm2
 from llm.data.tokenizer import Tokenizer, from_json
 from llm.errors import require
-from llm.interchange import gguf, hf, llama, nanogpt
+from llm.interchange import gguf, hf, llama, nanogpt, peft
 from llm.interchange.chat_template import Chat, chat_of
 from llm.model.config import GPTConfig
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 # The file in a folder by which other people's weights are known, and what reads it.
 FORMATS: dict[str, Callable[[str, Path], "Source"]] = {
+    peft.CONFIG: peft.open_peft,  # first: the folder may have its base too
     hf.CONFIG: hf.open_folder,
     llama.WEIGHTS: llama.open_folder,
     nanogpt.WEIGHTS: nanogpt.open_file,
@@ -51,7 +52,7 @@ class Source(Protocol):
 
     @property
     def kind(self) -> str:
-        """``checkpoint``, ``hf``, ``gguf``, ``llama`` or ``nanogpt``."""
+        """``checkpoint``, ``hf``, ``gguf``, ``llama``, ``nanogpt`` or ``peft``."""
 
     @property
     def place(self) -> str:

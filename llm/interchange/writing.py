@@ -80,6 +80,7 @@ def export_peft(source: Source, out: Path, dtype: str, overwrite: bool) -> list[
     """
     trained = source.manifest.finetune if isinstance(source, CheckpointSource) else None
     has_adapters = trained is not None and trained.has_adapters
+    require(source.kind != "peft", f"{source.place} is a folder of PEFT already")
     how = f"was trained with finetune={trained.name}" if trained else "holds a whole network"
     require(
         has_adapters, f"format=peft needs adapters, and {source.place} {how}: take format=hf",
@@ -96,13 +97,15 @@ def export_peft(source: Source, out: Path, dtype: str, overwrite: bool) -> list[
     with writing(out), published(out) as folder:
         write_peft(
             folder, checkpoint.model, checkpoint.finetune, adapters, base,
-            checkpoint.base.init_from, checkpoint.base.digest, dtype,
+            checkpoint.base.init_from, dtype,
         )  # fmt: skip
     return sorted(out.iterdir())
 
 
 def _is_partial(source: Source) -> bool:
-    return isinstance(source, CheckpointSource) and source.manifest.base is not None
+    if isinstance(source, CheckpointSource):
+        return source.manifest.base is not None
+    return source.kind == "peft"
 
 
 def whole_model(source: Source) -> GPTConfig:

@@ -83,9 +83,12 @@ def _source(settings: TrainSettings) -> "Source":
 
 def _shape(source: "Source", vocab_size: int | None) -> Plain:
     """``vocab_size``: of the settings; None: the data's."""
+    from llm.interchange.peft import PeftSource
     from llm.interchange.source import CheckpointSource
 
     keys = {key: getattr(source.model, key) for key in SHAPE}
+    if isinstance(source, PeftSource):
+        source = source.base
     if isinstance(source, CheckpointSource):
         # The data gives the usual vocab_size, and another alphabet is refused later by name.
         usual = padded(source.tokenizer.vocab_size, source.tokenizer.kind)

@@ -92,7 +92,7 @@ def test_a_network_that_this_program_lacks_is_refused_before_anything_is_written
 def test_a_folder_of_something_else_is_refused_with_what_is_read(cwd: Path) -> None:
     (cwd / "empty").mkdir()
     done = here("train", *RUN, "init_from=empty", cwd=cwd)
-    assert_refused(done, "init_from=empty holds no checkpoint, no config.json, no consolidated")
+    assert_refused(done, "init_from=empty holds no checkpoint, no adapter_config.json, no config")
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused(

@@ -1,0 +1,95 @@
+"""The tensors of a folder of PEFT, and a base with them merged in."""
+
+import hashlib
+from collections.abc import Mapping
+
+import safetensors
+from torch import Tensor
+
+from llm.checkpoint.checkpoint import weight_shapes
+from llm.errors import require
+from llm.interchange.assemble import Stored, check_stored, read_shards, read_stored
+from llm.interchange.peft import BASE_DIGEST, PREFIX, WEIGHTS, PeftSource, adapted_modules
+from llm.model.lora import merged_weight
+
+A, B, MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
+
+
+def merged(source: PeftSource, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """See :meth:`PeftSource.merged`. Names and shapes are checked before any value is read."""
+    path, config = source.path / WEIGHTS, source.config
+    modules = adapted_modules(source.model, source.names)
+    stored = adapters_in(source, modules)
+    _require_base(source, base)
+    weights = dict(base)
+    for module, parts in stored.items():
+        read = {
+            kind: read_stored(path, f"{PREFIX}{module}.{kind}", one).float()
+            for kind, one in parts.items()
+        }
+        row = 0
+        for layer in modules[module]:  # of GPT-2's c_attn: rows of q, then of k, then of v
+            name = f"{layer}.weight"
+            rows = slice(row, row + len(base[name]))
+            lengths = read[MAGNITUDE][rows] if config.use_dora else None
+            scale, row = config.scale(module), rows.stop
+            weights[name] = merged_weight(base[name], read[A], read[B][rows], lengths, scale)
+    return weights
+
+
+def adapters_in(
+    source: PeftSource, modules: Mapping[str, list[str]]
+) -> dict[str, dict[str, Stored]]:
+    """The tensors of each matrix that has an adapter: A, B, and the magnitude of DoRA.
+
+    ``modules``: all matrices that may have one. Raises :class:`llm.errors.Refused` naming the first
+    tensor that is missing, unexpected, or of another shape or type.
+    """
+    path, config = source.path / WEIGHTS, source.config
+    kinds = (A, B, MAGNITUDE) if config.use_dora else (A, B)
+    found: dict[str, dict[str, Stored]] = {}
+    for name, one in read_shards((path,)).items():
+        kind = next((kind for kind in kinds if name.endswith(f".{kind}")), "")
+        module = name.removeprefix(PREFIX).removesuffix(f".{kind}")
+        is_known = kind and name.startswith(PREFIX) and module in modules
+        require(is_known, f"{path} has a tensor {name:.200} that the adapters of a layer lack")
+        found.setdefault(module, {})[kind] = one
+    for module in modules:
+        is_target, first = config.targets(module), f"{PREFIX}{module}.{A}"
+        require(module in found or not is_target, f"{path} has no tensor {first}")
+        is_used = module not in found or is_target is not False
+        require(is_used, f"{path} has a tensor {first}, and target_modules does not name it")
+    shapes = weight_shapes(source.model)
+    for module, parts in found.items():
+        matrices = [shapes[f"{layer}.weight"] for layer in modules[module]]
+        rows, columns, rank = sum(one[0] for one in matrices), matrices[0][1], config.rank(module)
+        needed = {A: (rank, columns), B: (rows, rank), MAGNITUDE: (rows,)}
+        for kind in kinds:
+            name = f"{PREFIX}{module}.{kind}"
+            require(kind in parts, f"{path} has no tensor {name}")
+            check_stored(path, name, parts[kind], needed[kind])
+    require(found, f"{path} has no adapters")
+    return found
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """sha256 of the values in float32: the same for a checkpoint and for its export.
+
+    Without biases, because an export to GPT-2 has zeros for those that the network lacks.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(name for name in weights if name.endswith("weight")):
+        digest.update(name.encode())
+        digest.update(weights[name].detach().float().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _require_base(source: PeftSource, base: Mapping[str, Tensor]) -> None:
+    """Raise :class:`llm.errors.Refused` if the file says that it was trained on other weights."""
+    with safetensors.safe_open(source.path / WEIGHTS, "pt", backend="pread") as file:
+        expected = (file.metadata() or {}).get(BASE_DIGEST)
+    require(
+        expected is None or weights_digest(base) == expected,
+        f"{source.place} is an adapter for another base: it was trained on other weights than "
+        f"{source.base.place} has",
+    )

@@ -74,8 +74,7 @@ def replaced_by(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        sync_file(temporary)
         os.replace(temporary, path)
         sync_folder(path.parent)
     finally:
@@ -129,6 +128,12 @@ def delete(path: Path) -> None:
 
 def _hidden(folder: Path, ending: str) -> Path:
     return folder.with_name(f".{folder.name}{ending}")
+
+
+def sync_file(path: Path) -> None:
+    """Make the contents of a file durable that another library has written."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""One process at a time in a folder.
+"""One process at a time in a folder, or at a place that it replaces.
 
 The system releases its lock when the process dies, so a crash leaves no folder locked.
 """
@@ -15,7 +15,7 @@ from llm.errors import InUse, Refused
 
 LOCK = ".lock"  # contains the process id of its owner
 # The key that names a folder, for messages
-KEYS = {"run": "run.name", "sweep": "run.sweep", "report": "out"}
+KEYS = {"run": "run.name", "sweep": "run.sweep", "report": "out", "export": "out"}
 
 
 @contextlib.contextmanager
@@ -26,8 +26,23 @@ def locked(folder: Path, wait: bool = False, kind: str = "run") -> Iterator[str 
     key of :data:`KEYS`. Raises
     :class:`llm.errors.Refused` if no lock file can be made in ``folder``.
     """
-    path = folder / LOCK
-    handle, warning = _acquire(path, wait, kind)
+    with _locked(folder / LOCK, folder, wait, kind) as warning:
+        yield warning
+
+
+@contextlib.contextmanager
+def locked_beside(place: Path, kind: str) -> Iterator[None]:
+    """Lock a file or folder that the process will replace, by a hidden file beside it. Raises as
+    :func:`locked`.
+    """
+    with _locked(place.with_name(f".{place.name}{LOCK}"), place, False, kind):
+        yield
+
+
+@contextlib.contextmanager
+def _locked(path: Path, place: Path, wait: bool, kind: str) -> Iterator[str | None]:
+    """``path``: the file with the lock of ``place``."""
+    handle, warning = _acquire(path, place, wait, kind)
     try:
         os.ftruncate(handle, 0)
         os.write(handle, f"{os.getpid()}\n".encode())
@@ -58,7 +73,7 @@ def owner_of(folder: Path) -> str | None:
     return None
 
 
-def _acquire(path: Path, wait: bool, kind: str) -> tuple[int, str | None]:
+def _acquire(path: Path, place: Path, wait: bool, kind: str) -> tuple[int, str | None]:
     """A descriptor of the locked file ``path``, and a warning if it could not be locked."""
     while True:
         handle = _open(path)
@@ -68,11 +83,11 @@ def _acquire(path: Path, wait: bool, kind: str) -> tuple[int, str | None]:
             owner = os.read(handle, 20).decode(errors="replace").strip() or "unknown"
             os.close(handle)
             raise InUse(
-                f"{path.parent} is in use by another {kind} (process {owner}): wait for it, "
+                f"{place} is in use by another {kind} (process {owner}): wait for it, "
                 f"or take another {KEYS[kind]}"
             ) from None
         except OSError as error:  # some network file systems have no locks
-            reason = f"{path.parent} cannot be locked ({error.strerror})"
+            reason = f"{place} cannot be locked ({error.strerror})"
             return handle, f"{reason}: let no other run write to it"
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.stat(path), os.fstat(handle)):

@@ -1,12 +1,17 @@
 """``run_export.py`` as typed: its output, its files and its exit status."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from llm.data.tokenizer import CharTokenizer
+from llm.lock import locked_beside
 from tests.command_line import here, listing
+from tests.conftest import ROOT
 from tests.interchange.test_hf_writing import saved
 
 FILES = {
@@ -101,3 +106,62 @@ def test_a_full_disk_is_noticed_before_anything_is_written(
     done = here("export", "run", "out=hf", cwd=folder)
     assert done.returncode == 5 and "make room, or take a smaller dtype" in done.stderr
     assert not (folder / "hf").exists()
+
+
+@pytest.mark.parametrize("words", [["out=hf"], ["out=my.gguf", "format=gguf"]], ids=["hf", "gguf"])
+def test_two_exports_to_one_place_at_once_are_refused(words: list[str], folder: Path) -> None:
+    with locked_beside(folder / words[0].removeprefix("out="), "export"):
+        done = here("export", "run", *words, cwd=folder)
+        assert done.returncode == 2 and "is in use by another export (process" in done.stderr
+        assert here("export", "run", "out=other", cwd=folder).returncode == 0
+    assert here("export", "run", *words, cwd=folder).returncode == 0
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("words", [["out=hf"], ["out=my.gguf", "format=gguf"]], ids=["hf", "gguf"])
+def test_every_file_is_synced_before_it_gets_its_name(
+    words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, out, really = set(), folder / words[0].removeprefix("out="), os.fsync
+
+    def fsync(handle: int) -> None:
+        assert not out.exists() or os.path.samestat(os.fstat(handle), folder.stat())
+        synced.add(os.fstat(handle).st_ino)
+        really(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert here("export", "run", *words, cwd=folder).returncode == 0
+    assert {path.stat().st_ino for path in (folder, out, *out.glob("*"))} <= synced
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from llm.interchange import hf_writing, writing
+from llm.interchange.source import open_source
+
+hf_writing.write_json = lambda *_: os.kill(os.getpid(), 9)
+written = writing.write_gguf
+writing.write_gguf = lambda *_: (written(*_), os.kill(os.getpid(), 9))
+export = writing.export_gguf if sys.argv[1].endswith("gguf") else writing.export_hf
+export(open_source("ckpt", "run"), Path(sys.argv[1]), "fp32", True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["out=hf"], ["out=my.gguf", "format=gguf"]], ids=["hf", "gguf"])
+def test_a_kill_leaves_the_earlier_export_and_the_next_one_cleans_up(
+    words: list[str], folder: Path
+) -> None:
+    typed = ["export", "run", *words, "overwrite=true"]
+    assert here(*typed, cwd=folder).returncode == 0
+    out = words[0].removeprefix("out=")
+    before = {path: path.stat().st_ino for path in (folder / out, *(folder / out).glob("*"))}
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, out], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert killed.returncode == -9
+    assert any(path.name.endswith(".tmp") for path in folder.iterdir())
+    assert {path: path.stat().st_ino for path in before} == before
+    assert here(*typed, cwd=folder).returncode == 0
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]

@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from llm.disk import sync_file
 from llm.errors import require
 from llm.functional.sizes import BLOCK_8BIT
 
@@ -38,8 +39,17 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
 
     Takes no memory for tensors on the host. Tensors on a GPU are copied to the host all at once.
     """
+    save_durably(_separate(tensors), path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_durably(
+    tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a new file and sync it; raises ``OSError``, also for errors that the library words."""
     try:
-        safetensors.torch.save_file(_separate(tensors), path)
+        safetensors.torch.save_file(tensors, path, metadata)
     except safetensors.SafetensorError as error:
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
@@ -47,9 +57,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
     # The library makes files that only their owner can read. Be as open as the folder is.
     path.chmod(path.parent.stat().st_mode & 0o666)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    sync_file(path)
 
 
 def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

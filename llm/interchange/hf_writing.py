@@ -4,10 +4,10 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
+from llm.checkpoint.tensors import save_durably
 from llm.data.tokenizer import Tokenizer
 from llm.disk import write_durably
 from llm.errors import require
@@ -80,8 +80,7 @@ def write_hf(
     """Fill ``folder``. Raises :class:`llm.errors.Refused` for a network of no family."""
     family = choose_family(model)
     tensors = their_tensors(weights, model, family, DTYPES[dtype])
-    safetensors.torch.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    (folder / "model.safetensors").chmod(folder.stat().st_mode & 0o666)
+    save_durably(tensors, folder / "model.safetensors", {"format": "pt"})
     end, named = tokenizer.end_of_text, str(DTYPES[dtype]).removeprefix("torch.")
     write_json(folder / "config.json", config_json(model, family, end, named))
     ends = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
+from llm.checkpoint.tensors import save_durably
 from llm.interchange.families import choose_family
 from llm.interchange.hf_writing import DTYPES, cast, write_json
 from llm.interchange.peft import BASE_DIGEST, CONFIG, PREFIX, WEIGHTS, adapted_modules
@@ -44,8 +44,7 @@ def write_peft(
     }  # fmt: skip
     tensors = {name: cast(name, tensor, DTYPES[dtype]) for name, tensor in _stored(adapters)}
     metadata = {"format": "pt", BASE_DIGEST: weights_digest(base)}
-    safetensors.torch.save_file(tensors, folder / WEIGHTS, metadata)
-    (folder / WEIGHTS).chmod(folder.stat().st_mode & 0o666)
+    save_durably(tensors, folder / WEIGHTS, metadata)
     config = config_json(options, adapters, [*modules], names.transposed)
     write_json(folder / CONFIG, config | {"base_model_name_or_path": init_from})
 

@@ -1,12 +1,15 @@
 """``run_export.py``: publish a network in the format of another program."""
 
+import contextlib
 import os
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from llm.checkpoint.checkpoint import Checkpoint
 from llm.commands import command_line, for_shell
-from llm.disk import cannot_use, free_bytes, published, replaced_by, writing
+from llm.disk import TEMPORARY, cannot_use, free_bytes, published, replaced_by, writing
 from llm.errors import DiskError, Refused, require
 from llm.interchange.adapters import base_of
 from llm.interchange.families import choose_family
@@ -17,6 +20,7 @@ from llm.interchange.hf_writing import write_hf
 from llm.interchange.peft import CONFIG, WEIGHTS
 from llm.interchange.peft_writing import write_peft
 from llm.interchange.source import CheckpointSource, Source, open_source
+from llm.lock import locked_beside
 from llm.model.config import GPTConfig
 from llm.units import format_bytes
 
@@ -36,12 +40,12 @@ def export_hf(source: Source, out: Path, dtype: str, overwrite: bool) -> list[Pa
     """
     choose_family(source.model)
     tokenizer = source.tokenizer
-    check_place(out, overwrite)
-    weights = source.weights()
-    numbers = sum(tensor.numel() for tensor in weights.values())
-    check_room(out, BYTES[dtype] * numbers + NOT_WEIGHTS)
-    with writing(out), published(out) as folder:
-        write_hf(folder, whole_model(source), weights, tokenizer, dtype, source.chat)
+    with claimed(out, overwrite, check_place):
+        weights = source.weights()
+        numbers = sum(tensor.numel() for tensor in weights.values())
+        check_room(out, BYTES[dtype] * numbers + NOT_WEIGHTS)
+        with writing(out), published(out) as folder:
+            write_hf(folder, whole_model(source), weights, tokenizer, dtype, source.chat)
     return sorted(out.iterdir())
 
 
@@ -52,13 +56,13 @@ def export_gguf(source: Source, out: Path, dtype: str, overwrite: bool) -> list[
     tokenizer, size = source.tokenizer, source.model.vocab_size
     assert size
     vocabulary(tokenizer, size)
-    check_file(out, overwrite)
-    weights = source.weights()
-    numbers = sum(tensor.numel() for tensor in weights.values())
-    check_room(out, BYTES[dtype] * numbers + NOT_WEIGHTS)
-    with writing(out), replaced_by(out) as temporary:
-        model, chat = whole_model(source), source.chat
-        write_gguf(temporary, model, weights, tokenizer, dtype, out.stem, chat)
+    with claimed(out, overwrite, check_file):
+        weights = source.weights()
+        numbers = sum(tensor.numel() for tensor in weights.values())
+        check_room(out, BYTES[dtype] * numbers + NOT_WEIGHTS)
+        with writing(out), replaced_by(out) as temporary:
+            model, chat = whole_model(source), source.chat
+            write_gguf(temporary, model, weights, tokenizer, dtype, out.stem, chat)
     return [out]
 
 
@@ -88,17 +92,17 @@ def export_peft(source: Source, out: Path, dtype: str, overwrite: bool) -> list[
     )  # fmt: skip
     assert isinstance(source, CheckpointSource)
     choose_family(source.model)
-    check_place(out, overwrite)
-    checkpoint = Checkpoint.open(source.path)
-    assert checkpoint.finetune is not None and checkpoint.base is not None
-    base, adapters = base_of(checkpoint).weights(), checkpoint.weights()
-    numbers = sum(tensor.numel() for tensor in adapters.values())
-    check_room(out, BYTES[dtype] * numbers + NOT_WEIGHTS)
-    with writing(out), published(out) as folder:
-        write_peft(
-            folder, checkpoint.model, checkpoint.finetune, adapters, base,
-            checkpoint.base.init_from, dtype,
-        )  # fmt: skip
+    with claimed(out, overwrite, check_place):
+        checkpoint = Checkpoint.open(source.path)
+        assert checkpoint.finetune is not None and checkpoint.base is not None
+        base, adapters = base_of(checkpoint).weights(), checkpoint.weights()
+        numbers = sum(tensor.numel() for tensor in adapters.values())
+        check_room(out, BYTES[dtype] * numbers + NOT_WEIGHTS)
+        with writing(out), published(out) as folder:
+            write_peft(
+                folder, checkpoint.model, checkpoint.finetune, adapters, base,
+                checkpoint.base.init_from, dtype,
+            )  # fmt: skip
     return sorted(out.iterdir())
 
 
@@ -114,6 +118,21 @@ def whole_model(source: Source) -> GPTConfig:
     if model.rope_scaling != "none":  # else the original size would change with the context
         model = replace(model, rope_original_size=model.rope_original_size or model.block_size)
     return replace(model, block_size=source.context)
+
+
+@contextlib.contextmanager
+def claimed(out: Path, overwrite: bool, check: Callable[[Path, bool], None]) -> Iterator[None]:
+    """Inside, no other export writes ``out``. Raises as ``check`` does, and
+    :class:`llm.errors.InUse`.
+    """
+    check(out, overwrite)
+    with locked_beside(out, "export"):
+        check(out, overwrite)  # another process may have written it since
+        unfinished = re.compile(rf"\.{re.escape(out.name)}\.\d+{re.escape(TEMPORARY)}")
+        for path in out.parent.iterdir():  # of a killed process
+            if path.is_file() and unfinished.fullmatch(path.name):
+                path.unlink()
+        yield
 
 
 def check_place(out: Path, overwrite: bool) -> None:

@@ -26,6 +26,7 @@ def main(cfg: DictConfig) -> None:
     with status("loading torch"), delayed():
         from llm.device import select_device, tune_allocator
         from llm.experiment.chat import Chat, choose_template
+        from llm.experiment.networks import Networks
         from llm.experiment.samples import (
             check_stops,
             print_samples,
@@ -33,37 +34,46 @@ def main(cfg: DictConfig) -> None:
             print_verification,
             read_prompt,
         )  # fmt: skip
-        from llm.interchange.source import load_model, open_source
+        from llm.interchange.source import open_source
         from llm.sampling.conversation import Conversation
-        from llm.sampling.layout import lay_out_for_decoding
 
     require_output()
     source = open_source("ckpt", str(settings.ckpt))
     tokenizer = source.tokenizer
     tune_allocator(source.model.n_embed)
+    networks = Networks(source, settings.places())
+    first, *_ = names = networks.names
     if settings.chat:
-        manifest = getattr(source, "manifest", None)  # other people's weights have none
-        saved = getattr(manifest, "template", {})
-        template = choose_template(settings.template, saved, tokenizer)
+        templates = {
+            name: choose_template(settings.template, networks.saved_template(name), tokenizer)
+            for name in names
+        }
     prompt = read_prompt(tokenizer, settings.prompt, settings.prompt_file, source.model.block_size)
     check_stops(tokenizer, settings.stops())
-    model = load_model(source, select_device(settings.device, key="device"))
-    lay_out_for_decoding(model)
+    networks.load(select_device(settings.device, key="device"))
     name = source.path.resolve().name
     print(f"{name} of {settings.ckpt}", file=sys.stderr)
     answer(checkpoint=source.path.with_name(name))
     if settings.verify_cache:
-        print_verification(model, tokenizer, prompt, settings, settings.seed)
+        print_verification(networks.take(first), tokenizer, prompt, settings, settings.seed)
     if settings.benchmark:
-        print_speed(model, tokenizer, prompt, settings, settings.num_samples)
+        print_speed(networks.take(first), tokenizer, prompt, settings, settings.num_samples)
     if settings.chat:
-        talk = Conversation(model, tokenizer, template, settings.system, settings.stops())
-        answer(conversation=Chat(talk, settings, settings.seed).run())
-    elif not (settings.verify_cache or settings.benchmark):
-        samples = print_samples(
-            model, tokenizer, prompt, settings, settings.seeds(), stream=settings.stream,
-            echo=settings.echo, logprobs=settings.logprobs, stop=settings.stops(),
+        model, stops = networks.take(first), settings.stops()
+        talk = Conversation(model, tokenizer, templates[first], settings.system, stops)
+        chat = Chat(
+            talk, settings, settings.seed, settings.places(),
+            lambda name: (networks.take(name), templates[name]),
         )  # fmt: skip
+        answer(conversation=chat.run())
+    elif not (settings.verify_cache or settings.benchmark):
+        samples = []
+        for name in names:
+            samples += print_samples(
+                networks.take(name), tokenizer, prompt, settings, settings.seeds(), title=name,
+                stream=settings.stream, echo=settings.echo, logprobs=settings.logprobs,
+                stop=settings.stops(),
+            )  # fmt: skip
         answer(samples=samples)
 
 

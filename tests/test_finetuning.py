@@ -1,5 +1,7 @@
 """Runs that train adapters or a part of a network: checkpoints, resuming and their bases."""
 
+import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from torch import Tensor
 from llm.checkpoint.checkpoint import Checkpoint
 from llm.errors import Refused
 from llm.experiment.rundir import read_summary
-from llm.interchange.adapters import with_adapters
+from llm.interchange.adapters import open_adapter, with_adapter
 from llm.interchange.source import CheckpointSource, load_model, open_source
 from llm.model.gpt import GPT
 from llm.model.lora import adapt
@@ -193,17 +195,56 @@ def test_all_weights_can_be_fine_tuned_into_a_complete_checkpoint(cwd: Path) -> 
 def test_several_adapters_share_one_base_that_stays_as_it_is() -> None:
     base = load_model(source("base"), CPU)
     before = {name: weight.clone() for name, weight in base.state_dict().items()}
-    adapters = [source(name) for name in ("lora", "dora", "lora")]
-    for adapter, model in zip(adapters, with_adapters(base, source("base"), adapters), strict=True):
+    for name in ("lora", "dora", "lora"):
+        model = with_adapter(base, open_adapter("adapters", f"outputs/{name}", source("base")))
         assert model.embed.weight.data_ptr() == base.embed.weight.data_ptr()
         lay_out_for_decoding(model)
-        torch.testing.assert_close(logits(model), logits(load_model(adapter, CPU)))
+        torch.testing.assert_close(logits(model), logits(load_model(source(name), CPU)))
     after = base.state_dict()
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
-    for wrong, message in (("base", "holds a whole network"), ("lora", "for another base")):
-        adapter = source(wrong if wrong == "base" else "dora")
-        with pytest.raises(Refused, match=message):
-            next(with_adapters(base, source("lora"), [adapter]))
+
+
+SAMPLED = ["outputs/base", "prompt=SPEAKER", "max_new_tokens=5", "temperature=0"]
+
+
+def test_samples_of_each_adapter_have_its_name_and_are_its_own(cwd: Path) -> None:
+    done = here("export", "outputs/dora", "format=peft", "out=peft", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    places = ["outputs/lora", "peft", "outputs/dora/checkpoints/last"]
+    adapters = f"adapters=[{','.join(places)}]"
+    done = here("sample", *SAMPLED, adapters, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"^=== (.*) ===\nSPEAKER", done.stdout, flags=re.MULTILINE) == places
+
+    def samples(*typed: str) -> Any:
+        done = here("sample", *typed, *SAMPLED[1:], "num_samples=2", "logprobs=true", "json=true",
+                    cwd=cwd)  # fmt: skip
+        return json.loads(done.stdout.splitlines()[-1])["samples"]
+
+    alone = {place: samples(place) for place in places}
+    assert alone["outputs/lora"] != alone["peft"]
+    expected = [{"adapter": place} | one for place in places for one in alone[place]]
+    assert samples(SAMPLED[0], adapters) == expected
+
+
+@pytest.mark.parametrize(
+    ("adapters", "message"),
+    [
+        ("outputs/base", "outputs/base/checkpoints/best holds a whole network, not an adapter"),
+        (
+            "[outputs/lora,outputs/second]",
+            "outputs/second/checkpoints/best is an adapter for another",
+        ),
+        ("[outputs/gone]", "adapters=outputs/gone does not exist"),
+        ("[outputs/lora,outputs/lora]", "adapters names the same place twice"),
+        ("[1]", "adapters=1 must be a path: put it between quotes"),
+    ],
+)
+def test_adapters_of_another_base_are_refused(adapters: str, message: str, cwd: Path) -> None:
+    if "second" in adapters:
+        words = ["init_from=outputs/lora", "finetune=lora", "run.name=second"]
+        train(cwd, *DATA, *RUN, *words, "trainer.max_steps=2")
+    assert_refused(here("sample", *SAMPLED, f"adapters={adapters}", cwd=cwd), message)
 
 
 HOSTILE: list[tuple[dict[str, Any], str]] = [

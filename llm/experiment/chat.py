@@ -3,7 +3,7 @@
 import contextlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from llm.data.template import Template, read_template
 from llm.data.tokenizer import Tokenizer
 from llm.disk import replaced
 from llm.errors import Refused, as_line, require
+from llm.model.gpt import GPT
 from llm.options import validate
 from llm.sampling.conversation import Conversation
 from llm.sampling.options import SamplingOptions
@@ -22,6 +23,7 @@ HELP = """\
 /reset             forget all messages; the system text stays
 /system TEXT       set the system text; without TEXT: show it
 /temperature 0.7   0: always the most likely token; 1: the model's probabilities
+/adapter NAME      answer with another adapter; without NAME: list them
 /save FILE         write the conversation as a line of JSONL, which data=chat reads
 /exit              end the chat, as Ctrl-D does
 Ctrl-C stops an answer. A \\ at the end of a line continues the message on the next one.
@@ -29,16 +31,26 @@ A message that starts with / needs a space before it."""
 
 
 class Chat:
-    """Reads messages and commands from standard input, and prints the answers as they come."""
+    """Reads messages and commands from standard input, and prints the answers as they come.
 
-    def __init__(self, conversation: Conversation, options: SamplingOptions, seed: int) -> None:
+    ``adapters``: the places of those that can answer, the current one first. ``network``: returns
+    the network and the template of one of them.
+    """
+
+    def __init__(
+        self, conversation: Conversation, options: SamplingOptions, seed: int,
+        adapters: Sequence[str] = (), network: Callable[[str], tuple[GPT, Template]] | None = None,
+    ) -> None:  # fmt: skip
         self.conversation, self.options, self.seed = conversation, options, seed
+        self.adapters, self.network = list(adapters), network
+        self.current = self.adapters[0] if self.adapters else ""
         self.is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
         self.is_answering = self.is_stopped = self.is_over = False
         self.saved = set[Path]()  # files that this chat may replace
         self.commands: dict[str, Callable[[str], None]] = {
             "help": lambda _: say(HELP), "exit": self.exit, "reset": self.reset,
             "system": self.system, "temperature": self.temperature, "save": self.save,
+            "adapter": self.adapter,
         }  # fmt: skip
 
     def run(self) -> list[Plain]:
@@ -129,6 +141,21 @@ class Chat:
             validate(options, "/")
             self.options = options
         say(f"temperature: {self.options.temperature:g}")
+
+    def adapter(self, name: str) -> None:
+        """Answer with another adapter, named by its place or the end of it; without a name list
+        all.
+        """
+        require(self.adapters, "/adapter: the chat was started without adapters=[A,B]")
+        if name:
+            found = [one for one in self.adapters if name in (one, Path(one).name)]
+            known = ", ".join(self.adapters)
+            require(len(found) == 1, f"/adapter {name} must be one of {known}")
+            assert self.network is not None
+            self.conversation.switch(*self.network(found[0]))
+            self.current = found[0]
+        for one in self.adapters:
+            say(f"{'*' if one == self.current else ' '} {one}")
 
     def save(self, name: str) -> None:
         """Write the conversation to a file."""

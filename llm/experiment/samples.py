@@ -91,11 +91,13 @@ def print_samples(
     echo: bool,
     logprobs: bool,
     stop: Sequence[str] = (),
+    title: str = "",
 ) -> list[Plain]:
     """Print a sample for each seed: its text, or a line per token with its log-probability in nats.
 
     Samples are drawn :data:`TOGETHER` at a time; with ``stream`` the first of them is printed token
-    by token. Returns them as plain values.
+    by token. ``title``: a line above them, the adapter of the network. Returns the samples as plain
+    values.
     """
     is_empty = prompt == [tokenizer.end_of_text]
     shown = prompt if echo and not is_empty else []
@@ -103,6 +105,8 @@ def print_samples(
     scores = score_tokens(model, shown) if shown and logprobs else [None] * len(shown)
     repeats: list[Repeats] = []
     plain: list[Plain] = []
+    if title:
+        print(f"=== {title} ===")
     for first in range(0, len(seeds), TOGETHER):
         group = seeds[first : first + TOGETHER]
         samples = [SampleText(stop, logprobs) for _ in group]
@@ -136,7 +140,8 @@ def print_samples(
         for seed, sample, draws in zip(group, samples, drawn, strict=True):
             repeats.append(measure_repeats(tokenizer.decode([token for token, _ in draws])))
             plain.append(
-                {"seed": seed, "prompt": "" if is_empty else tokenizer.decode(prompt)}
+                ({"adapter": title} if title else {})
+                | {"seed": seed, "prompt": "" if is_empty else tokenizer.decode(prompt)}
                 | _plain(tokenizer, draws, stop, options.max_new_tokens, sample.stopped)
                 | {"scores": repeats[-1].scores}
                 | ({"logprobs": _logprobs(tokenizer, draws)} if logprobs else {})

@@ -1,12 +1,15 @@
 """Checkpoints that hold only what was trained of a base: adapters, the head, or some weights."""
 
-from collections.abc import Iterable, Iterator
+import os
+from pathlib import Path
 
 from torch import Tensor
 
 from llm.checkpoint.checkpoint import Checkpoint, empty_model, weight_shapes
 from llm.errors import Refused, require
-from llm.interchange.source import CheckpointSource, Source, open_source
+from llm.interchange.peft import CONFIG, PeftSource, open_peft
+from llm.interchange.peft_reading import recorded_digest
+from llm.interchange.source import DOWNLOADED, CheckpointSource, Source, open_source
 from llm.model.gpt import GPT
 from llm.model.layers import rotary_angles
 from llm.model.lora import merged_weights
@@ -50,24 +53,45 @@ def whole_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
     return merged_weights(base_of(checkpoint).weights(), trained, checkpoint.finetune)
 
 
-def with_adapters(
-    model: GPT, source: Source, adapters: Iterable[CheckpointSource]
-) -> Iterator[GPT]:  # fmt: skip
-    """For each adapter the network ``model`` with that adapter merged in, in evaluation mode.
+def open_adapter(key: str, place: str, base: Source) -> Source:
+    """The checkpoint or folder of PEFT that ``key=place`` names, an adapter for ``base``.
 
-    ``model`` is the one of ``source``, and stays as it is; the networks share its other weights, so
-    each takes the memory of its changed matrices only. Raises :class:`llm.errors.Refused` for an
-    adapter of another base.
+    Raises :class:`llm.errors.Refused` for weights that are no adapter, and for one of another base.
     """
-    base = model.state_dict()
-    device = model.embed.weight.device
-    for adapter in adapters:
+    config = Path(place) / CONFIG
+    if not os.path.isfile(config):
+        source = open_source(key, place)
+        is_run = isinstance(source, CheckpointSource)
+        require(is_run, f"{key}: {place} holds a whole network, not an adapter", key=key)
+        require_base(Checkpoint.open(source.path), base)
+        return source
+    adapter = open_peft(place, config, base)
+    named = adapter.config.base_model_name_or_path
+    if recorded_digest(adapter) is None and (os.path.exists(named) or named in DOWNLOADED):
+        require(
+            open_source(key, named).digest() == base.digest(),
+            f"{place} is an adapter for another base: it names {named:.200}, and {base.place} has "
+            "other weights",
+            key=key,
+        )
+    return adapter
+
+
+def with_adapter(model: GPT, adapter: Source) -> GPT:
+    """The network ``model`` with ``adapter`` (:func:`open_adapter`) merged in, for evaluation.
+
+    ``model`` is the network of its base, and stays as it is. Both share the weights that the
+    adapter does not change.
+    """
+    base, device = model.state_dict(), model.embed.weight.device
+    if isinstance(adapter, PeftSource):
+        weights = adapter.merged(base)
+    else:
         checkpoint = Checkpoint.open(adapter.path)
-        require_base(checkpoint, source)
         assert checkpoint.finetune is not None
         trained = {name: weight.to(device) for name, weight in checkpoint.weights().items()}
         weights = merged_weights(base, trained, checkpoint.finetune)
-        network = empty_model(checkpoint.model)
-        network.load_state_dict(weights, assign=True)  # the tensors themselves: none is copied
-        network.cos, network.sin = rotary_angles(checkpoint.model)
-        yield network.to(device).eval()
+    network = empty_model(adapter.model)
+    network.load_state_dict(weights, assign=True)  # the tensors themselves: none is copied
+    network.cos, network.sin = rotary_angles(adapter.model)
+    return network.to(device).eval()

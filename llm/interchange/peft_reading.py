@@ -21,10 +21,10 @@ def merged(source: PeftSource, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
     modules = adapted_modules(source.model, source.names)
     stored = adapters_in(source, modules)
     _require_base(source, base)
-    weights = dict(base)
+    weights, device = dict(base), base["embed.weight"].device
     for module, parts in stored.items():
         read = {
-            kind: read_stored(path, f"{PREFIX}{module}.{kind}", one).float()
+            kind: read_stored(path, f"{PREFIX}{module}.{kind}", one).float().to(device)
             for kind, one in parts.items()
         }
         row = 0
@@ -84,10 +84,18 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def recorded_digest(source: PeftSource) -> str | None:
+    """The :func:`weights_digest` of the base, if this program wrote the file."""
+    path = source.path / WEIGHTS
+    read_shards((path,))  # refuses a damaged file
+    with safetensors.safe_open(path, "pt", backend="pread") as file:
+        digest: str | None = (file.metadata() or {}).get(BASE_DIGEST)
+    return digest
+
+
 def _require_base(source: PeftSource, base: Mapping[str, Tensor]) -> None:
     """Raise :class:`llm.errors.Refused` if the file says that it was trained on other weights."""
-    with safetensors.safe_open(source.path / WEIGHTS, "pt", backend="pread") as file:
-        expected = (file.metadata() or {}).get(BASE_DIGEST)
+    expected = recorded_digest(source)
     require(
         expected is None or weights_digest(base) == expected,
         f"{source.place} is an adapter for another base: it was trained on other weights than "

@@ -26,11 +26,16 @@ class Conversation:
         self, model: GPT, tokenizer: Tokenizer, template: Template, system: str = "",
         stops: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        self.model, self.tokenizer, self.template = model, tokenizer, template
-        ends = [template.end] if template.end and template.end not in template.markers else []
-        self.system, self.stops = system, [*stops, *ends]
-        self.cache = ContinuedCache(model)
+        self.tokenizer, self.system, self.own_stops = tokenizer, system, stops
+        self.switch(model, template)
         self.reset()
+
+    def switch(self, model: GPT, template: Template) -> None:
+        """Answer with another network of the same tokenizer from now on; the messages stay."""
+        self.model, self.template = model, template
+        ends = [template.end] if template.end and template.end not in template.markers else []
+        self.stops = [*self.own_stops, *ends]
+        self.cache = ContinuedCache(model)
 
     def reset(self) -> None:
         """Forget all messages; the system text stays."""

@@ -30,12 +30,19 @@ class SampleSettings(SamplingOptions):
     chat: bool = False
     template: str | None = None
     system: str = ""
+    adapters: Any = None  # a place or a list of them
 
     def stops(self) -> list[str]:
         """The stop strings."""
         if self.stop is None:
             return []
         return self.stop if isinstance(self.stop, list) else [self.stop]
+
+    def places(self) -> list[str]:
+        """The places of the adapters."""
+        if self.adapters is None:
+            return []
+        return self.adapters if isinstance(self.adapters, list) else [self.adapters]
 
     def seeds(self) -> list[int]:
         """The seed of each sample."""
@@ -58,6 +65,17 @@ class SampleSettings(SamplingOptions):
             not (self.chat and (self.prompt or self.prompt_file)),
             "chat=true reads messages from standard input: leave out prompt and prompt_file",
             key="chat",
+        )
+        for place in self.places():
+            valid = isinstance(place, str) and place
+            require(valid, f"adapters={place!r} must be a path: put it between quotes")
+        require(
+            len(set(self.places())) == len(self.places()), "adapters names the same place twice"
+        )
+        require(
+            not (self.places() and (self.verify_cache or self.benchmark)),
+            "adapters are for samples and chat=true: leave out verify_cache and benchmark",
+            key="adapters",
         )
         for stop in self.stops():
             require(isinstance(stop, str), f"stop={stop!r} must be text")

@@ -11,18 +11,20 @@ import sys
 import termios
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llm.errors import Refused
 from llm.experiment import chat as module
 from llm.experiment.chat import Chat
 from llm.sampling.options import SamplingOptions
 from llm.signals import listener, raised
 from tests.command_line import here
 from tests.conftest import HANGS, ROOT, TINY_RUN
-from tests.sampling.test_conversation import conversation, network
+from tests.sampling.test_conversation import MARKED, conversation, network
 
 
 @pytest.fixture(autouse=True)
@@ -159,6 +161,24 @@ def test_reset_starts_anew_and_a_message_may_start_with_a_slash_after_a_space(
     chat = chatting(monkeypatch, "one\n/reset\n /usr is a folder\n")
     chat.run()
     assert contents(chat) == [" /usr is a folder", "xxxxxx"]
+
+
+def test_another_adapter_answers_the_same_conversation(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat = chatting(monkeypatch, "one\n/adapter b\ntwo\n/adapter\n/adapter c\n/adapter runs/a\n")
+    networks = {"runs/a": chat.conversation.model, "b": network(64, favourite=ord("y"))}
+    ended = replace(MARKED, end="yyy")
+    adapters: Any = lambda name: (networks[name], MARKED if name == "runs/a" else ended)  # noqa: E731
+    chat = Chat(chat.conversation, chat.options, 0, [*networks], adapters)
+    chat.run()
+    assert contents(chat) == ["one", "xxxxxx", "two", ""]
+    said = capsys.readouterr().err.splitlines()
+    listed = ["  runs/a", "* b"]
+    assert said == ["(cut: max_new_tokens=6)", *listed, *listed,
+                    "/adapter c must be one of runs/a, b", "* runs/a", "  b"]  # fmt: skip
+    with pytest.raises(Refused, match="without adapters="):
+        Chat(chat.conversation, chat.options, 0).take("/adapter b")
 
 
 def test_ctrl_c_stops_an_answer_and_not_the_chat(

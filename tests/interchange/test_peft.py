@@ -13,6 +13,7 @@ from torch import Tensor
 
 from llm.data.tokenizer import CharTokenizer
 from llm.errors import Refused
+from llm.interchange.adapters import open_adapter, with_adapter
 from llm.interchange.source import load_model, open_source
 from llm.interchange.writing import export_hf, export_peft
 from llm.model.finetune import FinetuneOptions
@@ -153,6 +154,22 @@ def test_the_base_may_be_another_file_with_the_same_weights(tmp_path: Path) -> N
     found = open_source("ckpt", folder).weights()
     for name, tensor in open_source("ckpt", run).weights().items():
         torch.testing.assert_close(found[name], tensor, atol=1e-6, rtol=1e-6)
+
+
+def test_an_adapter_of_another_machine_is_for_the_base_that_is_typed(tmp_path: Path) -> None:
+    exported(tmp_path, {}, {"name": "lora"})
+    folder, base = tmp_path / "peft", open_source("ckpt", str(tmp_path / "base"))
+    expected = open_source("ckpt", str(folder)).weights()
+    tensors(lambda loaded: None)(folder)  # without the digest, as peft saves it
+    config(base_model_name_or_path="org/model")(folder)
+    network = with_adapter(load_model(base, CPU), open_adapter("adapters", str(folder), base))
+    assert all(torch.equal(network.state_dict()[name], expected[name]) for name in expected)
+
+    other = str(tmp_path / "other")
+    export_hf(base, tmp_path / "other", "bf16", False)
+    config(base_model_name_or_path=other)(folder)
+    with pytest.raises(Refused, match=r"an adapter for another base: it names .*other, and"):
+        open_adapter("adapters", str(folder), base)
 
 
 def config(**values: Any) -> Change:

@@ -1,0 +1,50 @@
+"""The networks of ``run_sample.py``: one, or with ``adapters=[A,B]`` a base with each adapter."""
+
+from collections.abc import Sequence
+
+import torch
+
+from llm.interchange.adapters import open_adapter, with_adapter
+from llm.interchange.source import Source, load_model
+from llm.model.gpt import GPT
+from llm.sampling.layout import lay_out_for_decoding
+from llm.sealed import Plain
+
+
+class Networks:
+    """The base ``source`` with each adapter in ``places``, by its place as typed; without places
+    only the network of ``source``, whose name is empty.
+
+    The base stays in memory, and beside it the matrices that the current adapter changes. Raises
+    :class:`llm.errors.Refused` for an adapter of another base.
+    """
+
+    def __init__(self, source: Source, places: Sequence[str]) -> None:
+        self.source, self.names = source, [*places] or [""]
+        self.adapters = {place: open_adapter("adapters", place, source) for place in places}
+        self.base: GPT | None = None
+        self.current: tuple[str, GPT] | None = None
+
+    def load(self, device: torch.device) -> None:
+        """Read the weights of the base."""
+        self.base = load_model(self.source, device)
+
+    def take(self, name: str) -> GPT:
+        """The network of this name, laid out for decoding; the one before it is dropped."""
+        assert self.base is not None
+        if self.current is None or self.current[0] != name:
+            self.current = None
+            network = with_adapter(self.base, self.adapters[name]) if name else self.base
+            lay_out_for_decoding(network)
+            self.current = name, network
+        return self.current[1]
+
+    def saved_template(self, name: str) -> Plain:
+        """The template of the conversations that the adapter, or else the base, was trained on;
+        empty if there is none.
+        """
+        for source in (self.adapters.get(name), self.source):
+            manifest = getattr(source, "manifest", None)  # other people's weights have none
+            if manifest is not None and manifest.template:
+                return dict(manifest.template)
+        return {}

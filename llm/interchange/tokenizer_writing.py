@@ -43,6 +43,8 @@ def tokenizer_json(tokenizer: Tokenizer) -> Plain:
     """The values of ``tokenizer.json``."""
     if isinstance(tokenizer, BPETokenizer):
         values: Plain = json.loads(tokenizer.definition)
+        # The library gives a token the id in added_tokens only if the vocabulary has it too.
+        values["model"]["vocab"] = tokenizer.ids
         return values
     added = [
         {"id": number, "content": text, "special": True, "normalized": False,

@@ -139,13 +139,23 @@ def own_bpe() -> BPETokenizer:
     return BPETokenizer(library.to_str(), "<|end|>")
 
 
+def bpe_of_gguf() -> BPETokenizer:
+    """The same with the special tokens first, and only in the list of added tokens."""
+    values = json.loads(own_bpe().definition)
+    for number, token in enumerate(values["added_tokens"]):
+        token["id"] = number
+    words = [word for word in values["model"]["vocab"] if not word.startswith("<|")]
+    values["model"]["vocab"] = {word: number + 2 for number, word in enumerate(words)}
+    return BPETokenizer(json.dumps(values), "<|end|>")
+
+
 TOKENIZERS = [
-    GPT2Tokenizer, ByteTokenizer, own_bpe,
+    GPT2Tokenizer, ByteTokenizer, own_bpe, bpe_of_gguf,
     lambda: CharTokenizer("".join(sorted(set(TEXT)))),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("build", TOKENIZERS, ids=["gpt2", "byte", "bpe", "char"])
+@pytest.mark.parametrize("build", TOKENIZERS, ids=["gpt2", "byte", "bpe", "bpe2", "char"])
 def test_ids_decoded_text_and_the_end_of_a_text_are_the_same(build: Any, tmp_path: Path) -> None:
     tokenizer: Tokenizer = build()
     place = saved(tmp_path / "run", tokenizer, n_embed=16, n_head=2, head_size=8, n_layer=1)
@@ -161,6 +171,8 @@ def test_ids_decoded_text_and_the_end_of_a_text_are_the_same(build: Any, tmp_pat
     assert again.kind == tokenizer.kind and again.encode(TEXT).tolist() == whole
     assert again.digest() == tokenizer.digest() or tokenizer.kind == "bpe"
     assert theirs.eos_token_id == tokenizer.end_of_text
+    names = list(tokenizer.special_ids)
+    assert theirs.convert_tokens_to_ids(names) == list(tokenizer.special_ids.values())
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert config["eos_token_id"] == tokenizer.end_of_text
 

@@ -1,12 +1,15 @@
 """SmolLM2 from its GGUF file is the network that transformers reads from the same file."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from llm.data.assets import smollm2
+from llm.data.template import Message, read_template
 from llm.interchange.source import load_model, open_source
+from llm.interchange.writing import export_hf
 from tests.model.test_reference import LLAMA_NAMES
 
 MIXED = "Hello 世界! 12345 don't  you\n\n\tdef f(x):\n    return x**2 # é 🙂 العربية русский "
@@ -51,3 +54,20 @@ def _their_name(name: str) -> str:
     _, number, rest = name.split(".", 2)
     part, kind = rest.rsplit(".", 1)
     return f"model.layers.{number}.{LLAMA_NAMES[part]}.{kind}"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_an_export_of_smollm2_has_its_context_and_its_chat(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    source = open_source("ckpt", "smollm2")
+    export_hf(source, tmp_path / "hf", "bf16", False)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf", local_files_only=True)
+    assert theirs.model_max_length == source.context == 8192
+    ids = source.tokenizer.special_ids
+    assert theirs.convert_tokens_to_ids(list(ids)) == list(ids.values())
+    turns = [Message("user", TEXTS[1]), Message("assistant", TEXTS[0]), Message("user", MIXED)]
+    for messages in (turns, [Message("system", "Be brief."), *turns]):
+        plain = [{"role": one.role, "content": one.content} for one in messages]
+        found = theirs.apply_chat_template(plain, add_generation_prompt=True, return_dict=False)
+        assert found == read_template("chatml").prompt(source.tokenizer, messages).tolist()

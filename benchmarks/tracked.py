@@ -5,7 +5,7 @@ import random
 import unittest.mock
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -24,7 +24,7 @@ from llm.training import optimizer as optimizers
 from llm.training.precision import Precision, to_precision
 from llm.training.update import Update, UpdateInBackward
 
-COUNT, FINETUNED = 40, 28
+COUNT, FINETUNED, PACKED = 40, 28, 8
 CPU = torch.device("cpu")
 # All options that change memory. Each value is used as often as the others.
 MODEL = {
@@ -66,8 +66,11 @@ PART = RUN | {"finetune": METHODS, "optimizer": ("adamw",)}
 
 
 def drawn() -> list[Setup]:
-    """``COUNT`` random setups that train all weights, and ``FINETUNED`` that train a part."""
-    return [*_drawn(RUN, COUNT, 2024), *_drawn(PART, FINETUNED, 2026)]
+    """``COUNT`` random setups that train all weights, ``FINETUNED`` that train a part, and
+    ``PACKED`` with several documents in a row.
+    """
+    packed = [replace(setup, documents=True) for setup in _drawn(PART, PACKED, 2027)]
+    return [*_drawn(RUN, COUNT, 2024), *_drawn(PART, FINETUNED, 2026), *packed]
 
 
 def _drawn(options: Mapping[str, tuple[object, ...]], count: int, seed: int) -> list[Setup]:
@@ -96,18 +99,19 @@ def _drawn(options: Mapping[str, tuple[object, ...]], count: int, seed: int) -> 
 
 def tracked_peak(setup: Setup) -> int:
     """Peak bytes of an optimizer step with the real network, optimizer and update."""
-    with _fake_tensors():
+    with _fake_tensors(setup):
         model, precision, optimizer = _built(setup)
         model.checkpoint_every = CHECKPOINTED[setup.activation_checkpointing]
         kind = UpdateInBackward if setup.step_in_backward else Update
         update = kind(model, optimizer, precision, grad_clip=1.0)
         tokens, tracker = _tracked(setup, model, optimizer)
+        documents = tokens if setup.documents else None
         with tracker, warnings.catch_warnings():
             # MemTracker reads each gradient after the backward pass has used and freed it.
             warnings.filterwarnings("ignore", "Expected a tensor or a traceable wrapper")
             for _ in range(setup.batch_size // setup.micro_batch):
                 with precision.autocast:
-                    loss = model(tokens, tokens, reduction="sum") / tokens.numel()
+                    loss = model(tokens, tokens, documents, "sum") / tokens.numel()
                 update.backward(loss)
                 del loss
             update.norm()
@@ -118,11 +122,12 @@ def tracked_peak(setup: Setup) -> int:
 
 def tracked_evaluation(setup: Setup) -> int:
     """Peak bytes of an evaluation between two steps."""
-    with _fake_tensors():
+    with _fake_tensors(setup):
         model, precision, optimizer = _built(setup)
         tokens, tracker = _tracked(setup, model.eval(), optimizer)
+        documents = tokens if setup.documents else None
         with tracker, torch.no_grad(), precision.autocast:
-            model(tokens, tokens, reduction="sum")
+            model(tokens, tokens, documents, "sum")
     return _peak(tracker)
 
 
@@ -139,9 +144,12 @@ def tracked_sample(setup: Setup) -> int:
 
 
 @contextlib.contextmanager
-def _fake_tensors() -> Iterator[None]:
-    """Tensors without values, so that all targets count."""
-    patch = unittest.mock.patch.object(losses, "counted_rows", lambda targets: None)
+def _fake_tensors(setup: Setup) -> Iterator[None]:
+    """Tensors without values. All targets count; with documents their rows are copied all the same,
+    as for conversations, in which only answers count.
+    """
+    rows = torch.arange(setup.micro_batch * setup.model.block_size) if setup.documents else None
+    patch = unittest.mock.patch.object(losses, "counted_rows", lambda targets: rows)
     with FakeTensorMode(allow_non_fake_inputs=True), patch:
         yield
 

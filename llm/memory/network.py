@@ -18,6 +18,7 @@ class Network(Operations):
         assert config.vocab_size
         tape.enter("embedding")
         x = self.embedding("embed.weight", config.vocab_size, self.tokens)
+        self.mask = self.mask_between() if self.documents else None
         if config.smear:
             x = self.smeared(x)
         if config.position == "learned":
@@ -33,7 +34,11 @@ class Network(Operations):
         tape.enter("loss")
         x = self.norm(x, "norm", config.n_embed)
         del start
-        return self.loss(x, config.vocab_size) if with_loss else x
+        if not with_loss:
+            return x
+        if self.documents:  # only answers count: their rows are copied, at most all of them
+            x = self.pointwise(x)
+        return self.loss(x, config.vocab_size)
 
     def smeared(self, x: Tensor) -> Tensor:
         """Each position plus its weighted predecessors."""
@@ -41,10 +46,22 @@ class Network(Operations):
         weights = self.weight("smear", K, C)
         line = self.tape.apply(x.numbers + self.batch * K * C, x.width, [x])
         for _ in range(K):
+            # Predecessors in another document become zeros, in a copy.
+            earlier = self.pointwise(line) if self.documents else line
             x = self.tape.apply(
-                x.numbers, x.width, [x, weights, line], [line.buffer], passes=1, scratch=x.size
-            )
+                x.numbers, x.width, [x, weights, earlier], [earlier.buffer], passes=1,
+                scratch=x.size,
+            )  # fmt: skip
         return x
+
+    def mask_between(self) -> Buffer:
+        """The mask of packed documents, a number in the type of matrix products for each pair."""
+        pairs = self.tokens * self.config.block_size
+        booleans = [self.tape.temporary(pairs), self.tape.temporary(pairs)]
+        width = 2 if self.autocast else self.width
+        mask = self.tape.new(pairs * width)
+        del booleans
+        return mask
 
     def block(self, x: Tensor, start: Tensor, i: int) -> Tensor:
         """One layer."""
@@ -92,8 +109,6 @@ class Network(Operations):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Torch's flash kernel saves one float32 for each query and head."""
-        # Packed conversations are not counted here: GPT.hidden then has a mask of B * T * T bytes,
-        # which the kernel converts to the type of q.
         config = self.config
         assert config.n_head
         dropped = config.dropout > 0 and self.tape.learning
@@ -103,6 +118,7 @@ class Network(Operations):
         if not has_kernel:
             return self.attend_by_all(q, k, v, dropped)
         saved = [q.buffer, k.buffer, v.buffer, self.tape.new(self.tokens * config.n_head * 4)]
+        saved += [self.mask] if self.mask else []
         shapes = [(x.size, x.needs_gradient) for x in (q, k, v)]
 
         def backward(gradient: Buffer, saved: list[Buffer]) -> list[Buffer | None]:

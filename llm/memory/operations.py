@@ -13,10 +13,11 @@ class Operations:
 
     def __init__(
         self, tape: Tape, config: GPTConfig, batch: int, precision: str, device: str,
-        finetune: FinetuneOptions,
+        finetune: FinetuneOptions, documents: bool = False,
     ) -> None:  # fmt: skip
         self.tape, self.config, self.batch, self.device = tape, config, batch, device
         self.finetune = finetune
+        self.documents = documents  # whether a row holds several, each for itself
         self.tokens = batch * config.block_size
         self.width = 2 if precision == "bf16_weights" else 4  # bytes of a weight
         self.autocast = precision in ("bf16", "fp16")
@@ -93,8 +94,8 @@ class Operations:
             del saved
         if not is_dora:
             return y
-        if self.width == 2:
-            self.tape.temporary(4 * size * out)  # for the lengths of its rows
+        # The lengths of its rows: the matrix in float32, and four results of (out, rank)
+        self.tape.temporary(4 * size * out * (self.width == 2) + 4 * 4 * out * finetune.rank)
         magnitude = self.cast(self.weight(f"{name}.magnitude", out), y.width)
         y = self.product(y.numbers, y, magnitude, scratch=y.size)
         return self.add(y, self.cast(self.weight(bias, out), y.width)) if bias else y

@@ -46,6 +46,7 @@ class Setup:
     eval_only: bool = False
     saves_memory: bool = False  # tensors of narrow networks get pages of their own as well
     finetune: FinetuneOptions = field(default_factory=lambda: ALL)  # of for_memory()
+    documents: bool = False  # whether rows are packed conversations
 
     @property
     def width(self) -> int:
@@ -236,7 +237,9 @@ def _step(setup: Setup) -> Meter:
 
 
 def _network(tape: Tape, setup: Setup, batch: int) -> Network:
-    return Network(tape, setup.model, batch, setup.precision, setup.device, setup.finetune)
+    return Network(
+        tape, setup.model, batch, setup.precision, setup.device, setup.finetune, setup.documents
+    )
 
 
 def _first_and_last(
@@ -256,7 +259,8 @@ def _first_and_last(
 def _without_gradients(setup: Setup, batch: int, with_loss: bool) -> Lines:
     """The peak of a forward pass under ``torch.no_grad``."""
     few = replace(setup.model, n_layer=min(setup.model.n_layer, 2))
-    key = repr((batch, with_loss, setup.precision, setup.device, setup.finetune, few))
+    own = (setup.precision, setup.device, setup.finetune, setup.documents)
+    key = repr((batch, with_loss, own, few))
     if key not in _SIMULATED:
         meter = Meter()
         network = _network(Tape(meter, learning=False), replace(setup, model=few), batch)
@@ -271,6 +275,7 @@ def _sample(setup: Setup) -> Lines:
     config = setup.model
     assert config.n_kv_head and config.head_size
     precision = setup.precision if setup.width == 2 else "fp32"
-    lines = _without_gradients(replace(setup, precision=precision), 1, with_loss=False)
+    alone = replace(setup, precision=precision, documents=False)
+    lines = _without_gradients(alone, 1, with_loss=False)
     cached = 2 * config.n_layer * config.n_kv_head * config.head_size * config.block_size
     return lines | {"keys and values": cached * setup.width}

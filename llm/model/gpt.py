@@ -136,7 +136,7 @@ class GPT(nn.Module):
         else:
             angles = (self.cos[cache.positions][:, None], self.sin[cache.positions][:, None])
         # Rotary positions need not restart: attention depends only on their differences.
-        mask = None if documents is None else layers.mask_between(documents)
+        mask = None if documents is None else layers.added_mask(documents, x)
         start = x = self.drop(x)
         every = self.checkpoint_every if torch.is_grad_enabled() else 0
         for i, block in enumerate(self.blocks):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llm.functional.linear import linear
+from llm.functional.linear import for_products, linear
 from llm.functional.norm import rms_norm
 from llm.functional.recompute import recomputed
 from llm.functional.rotary import rotate, scaled
@@ -72,9 +72,19 @@ def positions_in(documents: Tensor) -> Tensor:
 
 def mask_between(documents: Tensor) -> Tensor:
     """(B, 1, T, T): whether a query (third dimension) attends to a key (fourth), which is not
-    later and in the same document. This is B * T * T bytes for the whole network.
+    later and in the same document.
     """
     return (documents[:, :, None] == documents[:, None, :]).tril()[:, None]
+
+
+def added_mask(documents: Tensor, like: Tensor) -> Tensor:
+    """:func:`mask_between` as numbers to add to the scores, in the type of matrix products.
+
+    Torch's kernels would convert a boolean mask in each layer, and store each result for the
+    backward pass. This one is stored once.
+    """
+    mask = mask_between(documents)
+    return for_products(like.new_zeros(mask.shape)).masked_fill_(~mask, float("-inf"))
 
 
 def smeared(
@@ -135,7 +145,7 @@ class Attention(nn.Module):
         self, x: Tensor, angles: Angles, cache: LayerCache | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """(B, T, C) -> (B, T, C). ``mask`` (B, 1, T, T) says which pairs attend; None: causal."""
+        """(B, T, C) -> (B, T, C). ``mask`` (B, 1, T, T) is added to the scores; None: causal."""
         B, T, _ = x.shape
         if self.qkv is not None:
             heads = linear(x, *self.qkv).view(B, T, -1, self.head_size)

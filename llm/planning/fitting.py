@@ -44,9 +44,12 @@ def fit_memory(settings: TrainSettings, device: torch.device) -> tuple[TrainSett
         settings = _with_saved_levers(settings, folder)
     with status(f"measuring the memory outside tensors on {device.type}"):
         process_bytes = process_memory(device)
-    measured = measured_reserve(device.type, process_bytes, uses_wandb(settings.logger))
+    setup = setup_of(settings, device.type)
+    tokens = setup.model.vocab_size if settings.init_from else None
+    uses_logger = uses_wandb(settings.logger)
+    measured = measured_reserve(device.type, process_bytes, uses_logger, tokens or 0)
     plan = Plan(
-        setup_of(settings, device.type),
+        setup,
         reserve_lines(options, measured),
         min(options.budget, total_memory(device) or options.budget),
         options,

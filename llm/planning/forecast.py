@@ -35,7 +35,7 @@ def _inputs(settings: TrainSettings) -> tuple[object, ...]:
     """All settings that a forecast depends on: not the seed or the learning rate."""
     trainer, optimizer = settings.trainer, settings.optimizer
     return (
-        settings.model, settings.data, settings.finetune,
+        settings.model, settings.data, settings.finetune, settings.init_from,
         getattr(optimizer, "state_bits", optimizer),
         getattr(optimizer, "name", ""), settings.precision, settings.memory,
         trainer.max_steps, trainer.max_minutes, trainer.batch_size, trainer.micro_batch_size,

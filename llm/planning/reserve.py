@@ -14,17 +14,20 @@ from llm.memory.predict import Lines
 # Bytes that a process on a CPU allocates outside tensors after it is measured: imports of the
 # training loop, stacks of threads, workspaces (python -m benchmarks.memory, rows rss_*).
 LIBRARIES, WANDB = 110 * 2**20, 40 * 2**20
+TOKENIZER = 1200  # bytes per token of a vocabulary: init_from's and the data's, each with its text
 GPU_TIMEOUT = 60  # seconds: some drivers hang
 DRIVERS = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidia0"))
 
 
-def measured_reserve(device: str, measured: int, wandb: bool) -> Lines:
+def measured_reserve(device: str, measured: int, wandb: bool, tokens: int = 0) -> Lines:
     """The reserve on a ``device`` (a torch device type) where a process without tensors takes
-    ``measured`` bytes.
+    ``measured`` bytes. ``tokens``: the vocabulary of ``init_from``.
     """
     if device == "cuda":
         return {"CUDA context and others (measured)": measured}
     lines = {"process (measured)": measured, "libraries": LIBRARIES}
+    if tokens:
+        lines["tokenizers"] = TOKENIZER * tokens
     return lines | {"W&B": WANDB} if wandb else lines
 
 

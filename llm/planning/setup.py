@@ -4,7 +4,7 @@ from dataclasses import astuple, replace
 from functools import cache
 from typing import Any
 
-from llm.data.config import DataConfig
+from llm.data.config import WITH_TEMPLATE, DataConfig
 from llm.data.meta import read_meta
 from llm.errors import Refused
 from llm.memory.fit import Fitted
@@ -52,6 +52,7 @@ def setup_of(settings: TrainSettings, device: str) -> Setup:
         eval_only=trainer.eval_only,
         saves_memory=saves_memory(settings),
         finetune=finetune,
+        documents=resolved.data.corpus in WITH_TEMPLATE,
     )
 
 
@@ -71,10 +72,13 @@ def apply_changes(settings: TrainSettings, fitted: Fitted) -> TrainSettings:
 
 
 def saves_memory(settings: TrainSettings) -> bool:
-    """Whether :func:`llm.device.tune_allocator` saves memory for narrow networks too, which costs
-    some speed. The two backward passes of ``step_in_backward`` leave large gaps in the heap.
+    """Whether :func:`llm.device.tune_allocator` also maps smaller tensors, which costs some speed
+    in narrow networks. Without it the heap has large gaps after the two backward passes of
+    ``step_in_backward``, after files of weights are read, and around the keys and values of few
+    heads, as other people's networks have them.
     """
-    return settings.memory.is_enforced or settings.trainer.step_in_backward
+    is_started = settings.init_from is not None
+    return settings.memory.is_enforced or settings.trainer.step_in_backward or is_started
 
 
 def vocabulary(settings: TrainSettings) -> int | None:

@@ -24,7 +24,7 @@ from llm.training import optimizer as optimizers
 from llm.training.precision import Precision, to_precision
 from llm.training.update import Update, UpdateInBackward
 
-COUNT, FINETUNED, PACKED = 40, 28, 8
+COUNT, FINETUNED, PACKED = 40, 28, 4
 CPU = torch.device("cpu")
 # All options that change memory. Each value is used as often as the others.
 MODEL = {

@@ -18,6 +18,7 @@ from llm.experiment.watch import Watched
 from llm.lock import locked
 from llm.report.writing import Reporter
 from tests.command_line import wait_until
+from tests.conftest import HANGS
 
 FILES = {"report.html", "report.json", "plotly.min.js"}
 
@@ -52,8 +53,9 @@ def set_aside(sweep: Path, number: int) -> Callable[[], None]:
 
 
 def test_the_report_is_made_at_the_end_and_its_first_sentences_printed(
-    sweep: Path, capsys: pytest.CaptureFixture[str]
+    sweep: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sweep_report, "SECONDS", HANGS)  # a refresh would print no sentences
     with SweepReport(sweep, watched(sweep), "does depth pay?"):
         pass
     best, other, noise, path = capsys.readouterr().out.splitlines()

@@ -53,6 +53,10 @@ class ConversationDataset(Dataset):
         """The template that the conversations are written in."""
         return {} if self.facts is None else self.facts.template
 
+    def epochs(self, sequences: int, block_size: int) -> float:
+        """How often training reads the conversations in so many rows, some of general text."""
+        return sequences * (1 - self.mix) / max(1, len(self.rows("train", block_size)))
+
     @property
     def size(self) -> int:
         """Bytes of all files."""

@@ -91,6 +91,10 @@ class Dataset:
         """Warnings about training on rows of ``block_size``."""
         return []
 
+    def epochs(self, sequences: int, block_size: int) -> float:
+        """How often training reads the data in so many sequences."""
+        return sequences * block_size / max(1, len(self.train))
+
     @property
     def template(self) -> dict[str, Any]:
         """The values of the chat template; empty for text."""

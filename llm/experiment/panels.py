@@ -22,7 +22,7 @@ def show_start(
     micro_batches = options.batch_size // options.micro_batch
     length = f"{minutes(options.max_minutes or 0)} of training"
     if (steps := trainer.progress.last_step(options)) is not None:
-        epochs = steps * tokens / max(1, len(dataset.train))
+        epochs = dataset.epochs(steps * options.batch_size, config.block_size)
         length = f"{plural(steps, 'step')} make {epochs:.2g} epochs"
     facts = {
         "device": describe(trainer.device),

@@ -31,7 +31,7 @@ class Progress:
     """The counters of a run. Seconds are summed over interruptions."""
 
     step: int = option(0, at_least=0)  # optimizer steps done
-    tokens: int = option(0, at_least=0)  # targets trained on
+    tokens: int = option(0, at_least=0)  # that the network read, whether their loss counts or not
     val_loss: float | None = None
     best_val_loss: float | None = None
     best_bits_per_byte: float | None = None  # of the evaluation with the best loss

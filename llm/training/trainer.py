@@ -191,7 +191,7 @@ class Trainer:
         self.update.drop()
         self.progress.skipped += not admitted
         self.precision.adapt_scale(step, grad_norm)
-        self.progress.tokens += n_targets
+        self.progress.tokens += batch[0].size
         return loss, grad_norm
 
     def training_row(self, loss: float, grad_norm: float) -> Row:

@@ -88,6 +88,13 @@ def test_an_evaluation_reads_each_answer_once_and_says_how(tmp_path: Path) -> No
     assert dataset.protocol(64, 1)["windows"] == 1
 
 
+def test_an_epoch_reads_every_row_once(tmp_path: Path) -> None:
+    dataset = opened(tmp_path)
+    rows = len(dataset.rows("train", 64))
+    assert dataset.epochs(3 * rows, 64) == 3
+    assert dataset.mixed(0.25).epochs(4 * rows, 64) == 3, "a quarter of the rows is general text"
+
+
 def test_cut_conversations_are_counted_and_those_without_an_answer_left_out(tmp_path: Path) -> None:
     long = [{"instruction": "x" * 60, "output": "y"}, {"instruction": "z", "output": "w" * 60}]
     dataset = opened(tmp_path, [row(n) for n in range(20)] + [
@@ -161,7 +168,7 @@ def test_the_same_file_is_prepared_once_and_another_template_again(tmp_path: Pat
             {},
             "chat.jsonl, line 2 has an empty message of assistant",
         ),
-        (None, {"template": "chatml"}, "needs the special token <|im_start|>, <|im_end|>"),
+        (None, {"template": "chatml"}, "needs the special tokens <|im_start|> and <|im_end|>"),
         (None, {"template": "nothing"}, "data.template=nothing is neither one of alpaca"),
         (None, {"template": None}, "data.template is null"),
         (None, {"tokenizer": "char"}, "has no end-of-text token to end an answer"),

@@ -62,12 +62,12 @@ class Bounds:
 
 
 def option(default: Any = MISSING, **bounds: Any) -> Any:
-    """A dataclass field with :class:`Bounds`, which hold for each item of a list; None is always
-    allowed.
+    """A dataclass field with :class:`Bounds`, which hold for each item of a list or dict; None is
+    always allowed.
     """
     metadata = {BOUNDS: Bounds(**bounds)}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
+    if isinstance(default, list | dict):
+        return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 

@@ -235,6 +235,10 @@ def test_samples_of_each_adapter_have_its_name_and_are_its_own(cwd: Path) -> Non
             "[outputs/lora,outputs/second]",
             "outputs/second/checkpoints/best is an adapter for another",
         ),
+        (
+            "[outputs/lora,second_peft]",
+            "second_peft is an adapter for another base: it was trained",
+        ),
         ("[outputs/gone]", "adapters=outputs/gone does not exist"),
         ("[outputs/lora,outputs/lora]", "adapters names the same place twice"),
         ("[1]", "adapters=1 must be a path: put it between quotes"),
@@ -244,6 +248,8 @@ def test_adapters_of_another_base_are_refused(adapters: str, message: str, cwd: 
     if "second" in adapters:
         words = ["init_from=outputs/lora", "finetune=lora", "run.name=second"]
         train(cwd, *DATA, *RUN, *words, "trainer.max_steps=2")
+        done = here("export", "outputs/second", "format=peft", "out=second_peft", cwd=cwd)
+        assert done.returncode == 0, done.stderr
     assert_refused(here("sample", *SAMPLED, f"adapters={adapters}", cwd=cwd), message)
 
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from llm.checkpoint.checkpoint import Checkpoint, empty_model, weight_shapes
 from llm.errors import Refused, require
 from llm.interchange.peft import CONFIG, PeftSource, open_peft
-from llm.interchange.peft_reading import recorded_digest
+from llm.interchange.peft_reading import adapters_in, recorded_digests
+from llm.interchange.peft_reading import require_base as require_peft_base
 from llm.interchange.source import DOWNLOADED, CheckpointSource, Source, open_source
 from llm.model.gpt import GPT
 from llm.model.layers import rotary_angles
@@ -66,8 +67,10 @@ def open_adapter(key: str, place: str, base: Source) -> Source:
         require_base(Checkpoint.open(source.path), base)
         return source
     adapter = open_peft(place, config, base)
+    adapters_in(adapter)  # refuses other names and shapes
+    require_peft_base(adapter)
     named = adapter.config.base_model_name_or_path
-    if recorded_digest(adapter) is None and (os.path.exists(named) or named in DOWNLOADED):
+    if not recorded_digests(adapter) and (os.path.exists(named) or named in DOWNLOADED):
         require(
             open_source(key, named).digest() == base.digest(),
             f"{place} is an adapter for another base: it names {named:.200}, and {base.place} has "

@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from llm.interchange.families import choose_family
 from llm.interchange.files import file_digest, require_file
 from llm.interchange.names import Names
 from llm.model.config import GPTConfig
-from llm.model.finetune import TARGETS
+from llm.model.finetune import LARGEST_ALPHA, TARGETS
 from llm.options import from_plain, option
 from llm.sealed import Plain, read_json
 
@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."  # of all names in such a file
-BASE_DIGEST = "base_digest"  # in the metadata of a file that this program wrote
+# In the metadata of a file that this program wrote: Source.digest() of the base, and the digest of
+# its values, which a copy in another format has too.
+BASE_DIGEST, BASE_VALUES = "base_digest", "base_values_digest"
 # Initial values, dropout, and what other programs need to load the adapters. The tensors say which
 # matrices have one, so exclude_modules adds nothing.
 NO_MATHEMATICS = """
@@ -54,9 +56,9 @@ class PeftFields:
     peft_type: str = option(one_of=("LORA",))
     task_type: str | None = option(None, one_of=("CAUSAL_LM",))
     r: int = option(8, at_least=1)
-    lora_alpha: float = option(8, more_than=0)
-    rank_pattern: dict[str, int] = field(default_factory=dict)
-    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    lora_alpha: float = option(8, more_than=0, at_most=LARGEST_ALPHA)
+    rank_pattern: dict[str, int] = option({}, at_least=1)
+    alpha_pattern: dict[str, float] = option({}, more_than=0, at_most=LARGEST_ALPHA)
     target_modules: Any = None  # a list of ends of names, or a pattern
     use_rslora: bool = False
     use_dora: bool = False
@@ -139,16 +141,20 @@ class PeftSource:
 
     def weights(self) -> "dict[str, Tensor]":
         """The weights of the base with the adapters merged in."""
-        return self.merged(self.base.weights())
+        from llm.interchange.peft_reading import require_base
+
+        base = self.base.weights()
+        require_base(self, base)
+        return self.merged(base)
 
     def merged(self, base: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
         """``base`` with the adapters merged in; unchanged tensors are the same objects.
 
         Raises :class:`llm.errors.Refused` for a file that is damaged or does not fit.
         """
-        from llm.interchange.peft_reading import merged
+        from llm.interchange.peft_reading import merge_adapters
 
-        return merged(self, base)
+        return merge_adapters(self, base)
 
 
 def open_peft(place: str, path: Path, base: "Source | None" = None) -> PeftSource:
@@ -204,11 +210,9 @@ def read_config(path: Path) -> PeftFields:
         )
     config = from_plain(PeftFields, mine, f"{path}: ")
     for key in ("rank_pattern", "alpha_pattern"):
-        for name, number in getattr(config, key).items():
-            require(
-                _is_plain(name), f"{path}: {key} has {name!r:.60}, and only plain names are read"
-            )
-            require(number > 0, f"{path}: {key}.{name}={number} must be more than 0")
+        for name in getattr(config, key):
+            plain = _is_plain(name)
+            require(plain, f"{path}: {key} has {name!r:.60}, and only plain names are read")
     names = config.target_modules
     is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
     require(

@@ -9,18 +9,26 @@ from torch import Tensor
 from llm.checkpoint.checkpoint import weight_shapes
 from llm.errors import require
 from llm.interchange.assemble import Stored, check_stored, read_shards, read_stored
-from llm.interchange.peft import BASE_DIGEST, PREFIX, WEIGHTS, PeftSource, adapted_modules
+from llm.interchange.peft import (
+    BASE_DIGEST,
+    BASE_VALUES,
+    PREFIX,
+    WEIGHTS,
+    PeftSource,
+    adapted_modules,
+)
 from llm.model.lora import merged_weight
 
 A, B, MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
 
 
-def merged(source: PeftSource, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """See :meth:`PeftSource.merged`. Names and shapes are checked before any value is read."""
+def merge_adapters(source: PeftSource, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """See :meth:`llm.interchange.peft.PeftSource.merged`. Names and shapes are checked before any
+    value is read.
+    """
     path, config = source.path / WEIGHTS, source.config
     modules = adapted_modules(source.model, source.names)
-    stored = adapters_in(source, modules)
-    _require_base(source, base)
+    stored = adapters_in(source)
     weights, device = dict(base), base["embed.weight"].device
     for module, parts in stored.items():
         read = {
@@ -33,18 +41,20 @@ def merged(source: PeftSource, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
             rows = slice(row, row + len(base[name]))
             lengths = read[MAGNITUDE][rows] if config.use_dora else None
             scale, row = config.scale(module), rows.stop
-            weights[name] = merged_weight(base[name], read[A], read[B][rows], lengths, scale)
+            merged = merged_weight(base[name], read[A], read[B][rows], lengths, scale)
+            finite = bool(merged.isfinite().all())
+            require(finite, f"{path}: {module} with its adapter has values that are not finite")
+            weights[name] = merged
     return weights
 
 
-def adapters_in(
-    source: PeftSource, modules: Mapping[str, list[str]]
-) -> dict[str, dict[str, Stored]]:
+def adapters_in(source: PeftSource) -> dict[str, dict[str, Stored]]:
     """The tensors of each matrix that has an adapter: A, B, and the magnitude of DoRA.
 
-    ``modules``: all matrices that may have one. Raises :class:`llm.errors.Refused` naming the first
-    tensor that is missing, unexpected, or of another shape or type.
+    Raises :class:`llm.errors.Refused` naming the first tensor that is missing, unexpected, or of
+    another shape or type.
     """
+    modules = adapted_modules(source.model, source.names)
     path, config = source.path / WEIGHTS, source.config
     kinds = (A, B, MAGNITUDE) if config.use_dora else (A, B)
     found: dict[str, dict[str, Stored]] = {}
@@ -84,20 +94,26 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def recorded_digest(source: PeftSource) -> str | None:
-    """The :func:`weights_digest` of the base, if this program wrote the file."""
+def recorded_digests(source: PeftSource) -> dict[str, str]:
+    """The digests of the base, if this program wrote the file; otherwise empty."""
     path = source.path / WEIGHTS
     read_shards((path,))  # refuses a damaged file
     with safetensors.safe_open(path, "pt", backend="pread") as file:
-        digest: str | None = (file.metadata() or {}).get(BASE_DIGEST)
-    return digest
+        metadata = file.metadata() or {}
+    return {key: metadata[key] for key in (BASE_DIGEST, BASE_VALUES) if key in metadata}
 
 
-def _require_base(source: PeftSource, base: Mapping[str, Tensor]) -> None:
-    """Raise :class:`llm.errors.Refused` if the file says that it was trained on other weights."""
-    expected = recorded_digest(source)
+def require_base(source: PeftSource, base: Mapping[str, Tensor] | None = None) -> None:
+    """Raise :class:`llm.errors.Refused` if the file says that it was trained on other weights.
+
+    ``base``: the weights of ``source.base``, if they have been read.
+    """
+    recorded = recorded_digests(source)
+    if not recorded or recorded.get(BASE_DIGEST) == source.base.digest():
+        return
+    weights = source.base.weights() if base is None else base
     require(
-        expected is None or weights_digest(base) == expected,
+        recorded.get(BASE_VALUES) == weights_digest(weights),
         f"{source.place} is an adapter for another base: it was trained on other weights than "
         f"{source.base.place} has",
     )

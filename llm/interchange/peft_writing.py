@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from llm.checkpoint.find import Base
 from llm.checkpoint.tensors import save_durably
 from llm.interchange.families import choose_family
 from llm.interchange.hf_writing import DTYPES, cast, write_json
-from llm.interchange.peft import BASE_DIGEST, CONFIG, PREFIX, WEIGHTS, adapted_modules
+from llm.interchange.peft import BASE_DIGEST, BASE_VALUES, CONFIG, PREFIX, WEIGHTS, adapted_modules
 from llm.interchange.peft_reading import weights_digest
 from llm.model.config import GPTConfig
 from llm.model.finetune import FinetuneOptions
@@ -29,12 +30,12 @@ class Adapter:
 
 def write_peft(
     folder: Path, model: GPTConfig, options: FinetuneOptions, trained: Mapping[str, Tensor],
-    base: Mapping[str, Tensor], init_from: str, dtype: str,
+    base: Mapping[str, Tensor], place: Base, dtype: str,
 ) -> None:  # fmt: skip
     """Fill ``folder`` with the ``trained`` tensors of a run with adapters.
 
-    ``base``: the weights they belong to, whose place is ``init_from``. Raises
-    :class:`llm.errors.Refused` for a network of no family.
+    ``base``: the weights that they belong to, at ``place``. Raises :class:`llm.errors.Refused` for
+    a network of no family.
     """
     names = choose_family(model).names(model)
     modules = adapted_modules(model, names)
@@ -43,10 +44,10 @@ def write_peft(
         if any(f"{layer}.{A}" in trained for layer in ours)
     }  # fmt: skip
     tensors = {name: cast(name, tensor, DTYPES[dtype]) for name, tensor in _stored(adapters)}
-    metadata = {"format": "pt", BASE_DIGEST: weights_digest(base)}
-    save_durably(tensors, folder / WEIGHTS, metadata)
+    digests = {BASE_DIGEST: place.digest, BASE_VALUES: weights_digest(base)}
+    save_durably(tensors, folder / WEIGHTS, {"format": "pt"} | digests)
     config = config_json(options, adapters, [*modules], names.transposed)
-    write_json(folder / CONFIG, config | {"base_model_name_or_path": init_from})
+    write_json(folder / CONFIG, config | {"base_model_name_or_path": place.init_from})
 
 
 def joined(
@@ -59,16 +60,16 @@ def joined(
     """
     adapted = [layer for layer in layers if f"{layer}.{A}" in trained]
     a = torch.cat([trained[f"{layer}.{A}"] for layer in adapted])
+    is_dora = f"{adapted[0]}.{MAGNITUDE}" in trained
     blocks, lengths = [], []
     for layer in layers:
-        weight = base[f"{layer}.weight"]
+        weight, own = base[f"{layer}.weight"], trained.get(f"{layer}.{MAGNITUDE}")
         blocks.append(trained.get(f"{layer}.{B}", a.new_zeros(len(weight), 0)))
-        # Rows of a layer without an adapter keep the length that they have.
-        own = trained.get(f"{layer}.{MAGNITUDE}")
-        lengths.append(torch.linalg.vector_norm(weight.float(), dim=1) if own is None else own)
+        if is_dora and own is None:  # rows without an adapter keep their length
+            own = torch.linalg.vector_norm(weight.float(), dim=1)
+        lengths += [] if own is None else [own]
     b: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
-    has_magnitude = f"{adapted[0]}.{MAGNITUDE}" in trained
-    return Adapter(a, b, torch.cat(lengths) if has_magnitude else None)
+    return Adapter(a, b, torch.cat(lengths) if is_dora else None)
 
 
 def _stored(adapters: Mapping[str, Adapter]) -> Iterator[tuple[str, Tensor]]:

@@ -100,8 +100,8 @@ def export_peft(source: Source, out: Path, dtype: str, overwrite: bool) -> list[
         check_room(out, BYTES[dtype] * numbers + NOT_WEIGHTS)
         with writing(out), published(out) as folder:
             write_peft(
-                folder, checkpoint.model, checkpoint.finetune, adapters, base,
-                checkpoint.base.init_from, dtype,
+                folder, checkpoint.model, checkpoint.finetune, adapters, base, checkpoint.base,
+                dtype,
             )  # fmt: skip
     return sorted(out.iterdir())
 

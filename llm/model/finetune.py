@@ -10,6 +10,7 @@ from llm.options import option
 METHODS = ("none", "full", "head", "lora", "dora", "qlora")
 ADAPTERS = ("lora", "dora", "qlora")  # methods that freeze the weights and train A and B
 ADAPTER_WEIGHTS = ("lora_A", "lora_B", "magnitude")
+LARGEST_ALPHA = 1_000_000  # larger ones may overflow float32
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")  # the matrices of a layer
 
 
@@ -27,7 +28,7 @@ class FinetuneOptions:
 
     name: str = option("none", one_of=METHODS)
     rank: int = option(4, at_least=1, at_most=1024)
-    alpha: float = option(8.0, more_than=0)
+    alpha: float = option(8.0, more_than=0, at_most=LARGEST_ALPHA)
     rslora: bool = False
     dropout: float = option(0.0, at_least=0, less_than=1)  # of the input of A
     targets: Any = field(default_factory=lambda: [*TARGETS])  # a name or a list of them

@@ -48,7 +48,7 @@ def main(cfg: DictConfig) -> None:
             name: choose_template(settings.template, networks.saved_template(name), tokenizer)
             for name in names
         }
-    prompt = read_prompt(tokenizer, settings.prompt, settings.prompt_file, source.model.block_size)
+    prompt = read_prompt(tokenizer, settings.prompt, settings.prompt_file, networks.block_size)
     check_stops(tokenizer, settings.stops())
     networks.load(select_device(settings.device, key="device"))
     name = source.path.resolve().name

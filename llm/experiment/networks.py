@@ -25,6 +25,12 @@ class Networks:
         self.base: GPT | None = None
         self.current: tuple[str, GPT] | None = None
 
+    @property
+    def block_size(self) -> int:
+        """Tokens that each of the networks sees."""
+        sources = [self.adapters[name] if name else self.source for name in self.names]
+        return min(source.model.block_size for source in sources)
+
     def load(self, device: torch.device) -> None:
         """Read the weights of the base."""
         self.base = load_model(self.source, device)

@@ -44,7 +44,7 @@ NO_MATHEMATICS = """
 HARMLESS = frozenset(NO_MATHEMATICS.split())
 OFF: tuple[Any, ...] = (None, False, {}, [])  # values of an option of PEFT that is not used
 INITIAL = (True, False, "gaussian", "orthogonal")  # others, such as pissa, change the base
-# A stranger's pattern may take years to match. One of these characters repeats nothing.
+# A stranger's pattern may take years to match. A pattern of these characters repeats nothing.
 NAME = re.compile(r"[\w.\\^$-]{1,200}")
 
 
@@ -93,8 +93,8 @@ def _matching(patterns: Mapping[str, float], module: str, default: float) -> flo
 class PeftSource:
     """A base with the adapters of a folder merged in: see :class:`llm.interchange.source.Source`.
 
-    PEFT names the base without identifying its weights. A folder that this program wrote also has
-    their digest.
+    The config names the base and does not identify its weights. A file that this program wrote
+    has their digest too.
     """
 
     place: str
@@ -168,9 +168,8 @@ def open_peft(place: str, path: Path, base: "Source | None" = None) -> PeftSourc
         require(False, f"{refused} by model.save_pretrained(FOLDER), which writes {WEIGHTS}")
     require_file(weights)
     source = PeftSource(place, config, base or named_base(config, path))
-    is_gpt2 = source.names.transposed
-    known = is_gpt2 or not config.fan_in_fan_out
-    require(known, f"{path}: fan_in_fan_out=true is of GPT-2, and the base is another network")
+    fits = source.names.transposed or not config.fan_in_fan_out
+    require(fits, f"{path}: fan_in_fan_out=true is for GPT-2, and the base is another network")
     return source
 
 
@@ -186,9 +185,7 @@ def named_base(config: PeftFields, path: Path) -> "Source":
         f"base_model_name_or_path of {path}, or sample with ckpt=BASE adapters=[{path.parent}]",
     )
     is_adapter = os.path.isfile(Path(name) / CONFIG)
-    require(
-        not is_adapter, f"{shown}, an adapter itself: write it with run_export.py format=merged"
-    )
+    require(not is_adapter, f"{shown}, an adapter itself: merge it by run_export.py format=merged")
     try:
         return open_source("base_model_name_or_path", name)
     except Refused as refusal:

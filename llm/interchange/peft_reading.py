@@ -62,7 +62,8 @@ def adapters_in(source: PeftSource) -> dict[str, dict[str, Stored]]:
         kind = next((kind for kind in kinds if name.endswith(f".{kind}")), "")
         module = name.removeprefix(PREFIX).removesuffix(f".{kind}")
         is_known = kind and name.startswith(PREFIX) and module in modules
-        require(is_known, f"{path} has a tensor {name:.200} that the adapters of a layer lack")
+        readable = "only adapters of the matrices of attention and MLP are read"
+        require(is_known, f"{path} has a tensor {name:.200}, and {readable}")
         found.setdefault(module, {})[kind] = one
     for module in modules:
         is_target, first = config.targets(module), f"{PREFIX}{module}.{A}"

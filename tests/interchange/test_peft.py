@@ -216,7 +216,7 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "QALoRA": (config(use_qalora=True), "use_qalora=True may change"),
     "an unknown option": (config(warp=9), "warp=9 may change"),
     "a changed base": (config(init_lora_weights="pissa"), "init_lora_weights=pissa must be"),
-    "transposed": (config(fan_in_fan_out=True), "fan_in_fan_out=true is of GPT-2"),
+    "transposed": (config(fan_in_fan_out=True), "fan_in_fan_out=true is for GPT-2"),
     "no rank": (config(r=0), "r=0 must be at least 1"),
     "a rank that is text": (config(r="8"), "r=8 must be a whole number"),
     "another rank": (config(r=4), r"lora_A.weight has shape \(8, \d+\), the config needs \(4,"),
@@ -246,8 +246,8 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "no B": (tensors(lambda t: t.pop(B)), "no tensor .*lora_B.weight"),
     "no magnitude": (
         tensors(lambda t: t.pop(f"{Q}lora_magnitude_vector")), "no tensor .*lora_magnitude_vector"),
-    "magnitudes of LoRA": (config(use_dora=False), "has a tensor .*lora_magnitude_vector that"),
-    "an adapted head": (tensors(lambda t: t.update({HEAD: torch.ones(8, 24)})), f"{HEAD} that"),
+    "magnitudes of LoRA": (config(use_dora=False), "has a tensor .*lora_magnitude_vector, and"),
+    "an adapted head": (tensors(lambda t: t.update({HEAD: torch.ones(8, 24)})), f"{HEAD}, and"),
     "another start": (
         tensors(lambda t: t.update({A.removeprefix("base_model.model."): t.pop(A)})),
         "has a tensor model.layers.0"),

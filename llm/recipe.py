@@ -3,12 +3,13 @@
 The loop is in :mod:`llm.training.trainer`. ``run_train.py`` and :mod:`llm.api` call :func:`train`.
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
 from llm.answer import answer
-from llm.checkpoint.checkpoint import Checkpoint
+from llm.checkpoint.checkpoint import Checkpoint, without_memory
 from llm.checkpoint.find import Base
 from llm.checkpoint.folder import CheckpointFolder
 from llm.data.dataset import LARGE, Dataset
@@ -96,11 +97,14 @@ def fit(
             warn(note)
         seed_everything(settings.seed)
         precision = Precision(settings.precision.name, device)
-        model = to_precision(build(settings.model), precision.weights).to(device)
         origin, tuned = None, settings.finetune
         if settings.init_from and (run.checkpoint is None or tuned.is_partial):
             origin = open_source("init_from", settings.init_from)
-            start_from(model, origin, dataset.tokenizer)
+        with without_memory() if origin else nullcontext():
+            model = to_precision(build(settings.model), precision.weights)
+        if origin is not None:
+            start_from(model, origin, dataset.tokenizer, tuned)
+        model = model.to(device)
         finetune: FinetuneOptions | None = None
         base: Base | None = None
         if tuned.is_partial and origin is not None:

@@ -15,7 +15,8 @@ and each file's digest and each tensor's name, shape and type are checked before
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -176,9 +177,16 @@ class _SkipInit(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def empty_model(config: GPTConfig) -> GPT:
-    """The network of ``config`` on torch's meta device: names and shapes without memory."""
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """A network that is built inside is on torch's meta device: it has only names and shapes."""
     with torch.device("meta"), _SkipInit():
+        yield
+
+
+def empty_model(config: GPTConfig) -> GPT:
+    """The network of ``config`` on torch's meta device."""
+    with without_memory():
         return GPT(**asdict(config))
 
 

@@ -1,7 +1,7 @@
 """Tensors under other people's names become the weights of our network."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,8 +29,8 @@ class Stored(NamedTuple):
 
 def assemble(
     where: Path, model: GPTConfig, names: Names, stored: Mapping[str, Stored]
-) -> dict[str, Tensor]:
-    """The tensors of ``GPT.state_dict()``, in float32 or bfloat16, read one after another.
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of ``GPT.state_dict()``, in float32 or bfloat16, each read when its turn comes.
 
     Raises :class:`llm.errors.Refused` naming the first tensor that is missing, unexpected, of
     another shape or type, or not finite. Nothing is read before all names and shapes are checked.
@@ -50,21 +50,21 @@ def assemble(
             check_stored(where, name, found, needed)
     for name in wanted:
         require(name in stored, f"{where} has no tensor {name}")
-    weights = {name: torch.zeros(shape) for name, shape in shapes.items() if names.is_zero(name)}
+    if head in stored and head not in wanted:
+        embed = names.theirs("embed.weight")
+        both = (read_stored(where, name, stored[name]) for name in (head, embed))
+        tied = f"{where} has a tensor {head} that is not the embedding, but the config ties them"
+        require(torch.equal(*both), f"{tied}: is tie_word_embeddings right?")
+    yield from ((name, torch.zeros(shapes[name])) for name in shapes if names.is_zero(name))
     for name, ours in wanted.items():
         tensor = read_stored(where, name, stored[name])
         if _is_transposed(names, ours[0], tensor.dim()):
             tensor = tensor.T
         rows = [shapes[one][0] for one in ours]
         for one, part in zip(ours, torch.split(tensor, rows), strict=True):
-            weights[one] = _half_split(names, model, one, part).contiguous()
-            if len(ours) > 1:
-                weights[one] = weights[one].clone()  # the joined tensor is freed
-    if head in stored and head not in wanted:
-        same = torch.equal(read_stored(where, head, stored[head]), weights["embed.weight"])
-        tied = f"{where} has a tensor {head} that is not the embedding, but the config ties them"
-        require(same, f"{tied}: is tie_word_embeddings right?")
-    return {name: weights[name] for name in shapes}
+            weight = _half_split(names, model, one, part).contiguous()
+            # A copy, so that the joined tensor is freed
+            yield one, weight.clone() if len(ours) > 1 else weight
 
 
 def check_stored(where: Path, name: str, tensor: Stored, needed: tuple[int, ...]) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -67,6 +67,10 @@ class FileSource:
 
     def weights(self) -> "dict[str, Tensor]":
         """The tensors of ``GPT.state_dict()``."""
+        return dict(self.tensors())
+
+    def tensors(self) -> "Iterator[tuple[str, Tensor]]":
+        """The same, read one after another."""
         from llm.interchange.assemble import assemble
 
         where = self.files[0] if len(self.files) == 1 else self.path

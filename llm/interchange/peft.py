@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -146,6 +146,12 @@ class PeftSource:
         base = self.base.weights()
         require_base(self, base)
         return self.merged(base)
+
+    def tensors(self) -> "Iterator[tuple[str, Tensor]]":
+        """See :class:`llm.interchange.source.Source`."""
+        weights = self.weights()
+        for name in list(weights):
+            yield name, weights.pop(name)
 
     def merged(self, base: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
         """``base`` with the adapters merged in; unchanged tensors are the same objects.

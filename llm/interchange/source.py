@@ -7,7 +7,7 @@ which network it holds, without torch; the weights themselves are read later.
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -28,6 +28,7 @@ from llm.errors import require
 from llm.interchange import gguf, hf, llama, nanogpt, peft
 from llm.interchange.chat_template import Chat, chat_of
 from llm.model.config import GPTConfig
+from llm.model.finetune import FinetuneOptions
 
 if TYPE_CHECKING:
     import torch
@@ -92,6 +93,9 @@ class Source(Protocol):
         Raises :class:`llm.errors.Refused` for a file that is damaged or does not fit ``model``.
         """
 
+    def tensors(self) -> "Iterator[tuple[str, Tensor]]":
+        """The same by name, in any order. Files of other programs are read one tensor at a time."""
+
 
 @dataclass(frozen=True)
 class CheckpointSource:
@@ -134,6 +138,12 @@ class CheckpointSource:
 
         return whole_weights(Checkpoint.open(self.path))
 
+    def tensors(self) -> "Iterator[tuple[str, Tensor]]":
+        """See :class:`Source`."""
+        weights = self.weights()
+        for name in list(weights):
+            yield name, weights.pop(name)
+
 
 def open_source(key: str, place: str) -> Source:
     """The network that ``key=place`` names.
@@ -173,18 +183,16 @@ tokenizers.open_place = open_tokenizer
 def load_model(source: Source, device: "torch.device") -> "GPT":
     """The network with its weights in float32, in evaluation mode, on ``device``."""
     from llm.checkpoint.checkpoint import empty_model
-    from llm.model.layers import rotary_angles
 
-    model, weights = empty_model(source.model), source.weights()
-    for name in weights:  # one after another: bfloat16 and float32 would take more memory at once
-        weights[name] = weights[name].float()
-    model.load_state_dict(weights, assign=True)  # the tensors themselves: nothing is copied
-    model.cos, model.sin = rotary_angles(source.model)
+    model = empty_model(source.model)
+    fill(model, source)
     return model.to(device).eval()
 
 
-def start_from(model: "GPT", source: Source, tokenizer: Tokenizer) -> None:
-    """Copy the weights of ``init_from`` into ``model``.
+def start_from(
+    model: "GPT", source: Source, tokenizer: Tokenizer, finetune: FinetuneOptions | None = None
+) -> None:
+    """Give ``model`` the weights of ``init_from``: see :func:`fill`.
 
     Raises :class:`llm.errors.Refused` naming the first weight of another shape, before any is read,
     and for weights that were trained with another tokenizer than the data's, ``tokenizer``: their
@@ -200,4 +208,31 @@ def start_from(model: "GPT", source: Source, tokenizer: Tokenizer) -> None:
         "trained on, or train without init_from",
     )
     require_shapes(model, weight_shapes(source.model), source.path)
-    model.load_state_dict(source.weights())
+    fill(model, source, finetune)
+
+
+def fill(model: "GPT", source: Source, finetune: FinetuneOptions | None = None) -> None:
+    """Give ``model``, which may be on torch's meta device, the weights of ``source`` on the CPU.
+
+    Each weight is converted to the type that the model's has, or quantised if ``finetune`` says so,
+    before the next one is read: the network never exists twice.
+    """
+    import torch
+
+    from llm.model.layers import rotary_angles
+    from llm.model.quantised import Quantised
+
+    bits = finetune.stored_bits if finetune else None
+    for name, tensor in source.tensors():
+        place, _, own = name.rpartition(".")
+        layer = model.get_submodule(place)
+        dtype = getattr(layer, own).dtype
+        if bits and finetune and own == "weight" and finetune.adapts(place):
+            delattr(layer, own)
+            layer.weight = Quantised(tensor.to(dtype), bits)
+        else:
+            # In memory that torch allocates, aligned for its kernels
+            copy = torch.empty(tensor.shape, dtype=dtype).copy_(tensor)
+            setattr(layer, own, torch.nn.Parameter(copy))
+        del tensor
+    model.cos, model.sin = rotary_angles(model.config)

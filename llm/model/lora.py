@@ -33,18 +33,19 @@ class Adapted(Linear):
         nn.Module.__init__(self)  # the layer's own weight and bias are used, not new ones
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.weight, self.bias = layer.weight, layer.bias
-        if options.stored_bits and not layer.weight.is_meta:
+        is_dense = not isinstance(layer.weight, Quantised)  # llm.interchange.source.fill
+        if options.stored_bits and is_dense and not layer.weight.is_meta:
             del self.weight
             self.weight = Quantised(layer.weight, options.stored_bits)
         self.scale, self.dropout = options.scale, options.dropout
         self.train(layer.training)
-        like, rank = layer.weight, options.rank
-        self.lora_A = nn.Parameter(like.new_empty(rank, self.in_features))
-        self.lora_B = nn.Parameter(like.new_zeros(self.out_features, rank))
+        like = torch.empty(0, dtype=layer.weight.dtype, device=layer.weight.device)
+        self.lora_A = nn.Parameter(like.new_empty(options.rank, self.in_features))
+        self.lora_B = nn.Parameter(like.new_zeros(self.out_features, options.rank))
         self.magnitude: nn.Parameter | None = None
         if options.name == "dora":
             self.magnitude = nn.Parameter(like.new_empty(self.out_features))
-        if not layer.weight.is_meta:  # on meta there are only shapes
+        if not like.is_meta:  # on meta there are only shapes
             self._initialise()
 
     @torch.no_grad()

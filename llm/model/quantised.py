@@ -43,6 +43,11 @@ class Quantised(nn.Module):
         for name, tensor in {"packed": packed, "scales": scales, "pairs": pairs}.items():
             self.register_buffer(name, tensor, persistent=False)
 
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return self.packed.device
+
     @torch.no_grad()
     def dense(self) -> Tensor:
         """The matrix (out, in) in float32, rounded to what its bits can say."""

@@ -17,6 +17,7 @@ from llm.model.config import GPTConfig
 from llm.model.finetune import FinetuneOptions
 
 Lines = dict[str, int]  # bytes by kind of memory
+QUANTISING = 17  # bytes per number while llm/model/quantised.py quantises a matrix
 # The constants are measured on a CPU by python -m benchmarks.memory, in the rows named here.
 COMPILE_HEADROOM = 400 * 2**20  # torch.compile and the code it makes (compile_headroom)
 COMPILER_IMPORTED = 90 * 2**20  # activation checkpointing and bitsandbytes import it (rss_*)
@@ -47,6 +48,7 @@ class Setup:
     saves_memory: bool = False  # tensors of narrow networks get pages of their own as well
     finetune: FinetuneOptions = field(default_factory=lambda: ALL)  # of for_memory()
     documents: bool = False  # whether rows are packed conversations
+    reads_whole: bool = True  # whether all weights of a base are read before the first is used
 
     @property
     def width(self) -> int:
@@ -63,7 +65,8 @@ class Setup:
 class Prediction:
     """Bytes at the peak of each kind of work; ``reserve`` is added to each."""
 
-    moments: dict[str, Lines]  # "training step", "evaluation", "sample", "checkpoint", "resume"
+    # "training step", "evaluation", "sample", "checkpoint", and "resume" or "start"
+    moments: dict[str, Lines]
     reserve: Lines
 
     @property
@@ -107,17 +110,34 @@ def predict(setup: Setup, reserve: Lines) -> Prediction:
     without_state = {"optimizer state": 0}
     if setup.eval_only:
         moments = {"evaluation": evaluation | without_state}
-    if cpu:  # a checkpoint's weights are read into memory before they are copied into the network
-        numbers = sum(one.numbers * one.layers for one in weights_of(setup.model, setup.finetune))
-        dense = sum(aligned(w.numbers * setup.width) * w.layers for w in weights_of(setup.model))
-        read = {"weights": dense, "weights read": numbers * setup.width}
-        moments["resume"] = constant | without_state | read
+    if cpu:
+        name = "start" if setup.finetune.is_partial else "resume"
+        moments[name] = constant | without_state | _reading(setup)
     if setup.samples and not setup.eval_only:
         moments["sample"] = _sample(setup) | constant
     narrow = cpu and setup.model.n_embed < WIDE and not setup.saves_memory
     for lines in moments.values():
         lines["fragments"] = int((NARROW_FRAGMENTS if narrow else FRAGMENTS) * total(lines))
     return Prediction(moments, reserve | _libraries(setup))
+
+
+def _reading(setup: Setup) -> Lines:
+    """Weights in memory while they are read: a checkpoint's are read before they are copied, those
+    of a base become the network's one after another (``fill`` in llm/interchange/source.py).
+    """
+    numbers = [w.numbers for w in weights_of(setup.model) for _ in range(w.layers)]
+    dense = sum(aligned(number * setup.width) for number in numbers)
+    if not setup.finetune.is_partial:
+        return {"weights": dense, "weights read": dense}
+    trained = sum(w.numbers * w.layers for w in setup.trained) * setup.width  # the resumed run's
+    largest = 4 * max(numbers)
+    if setup.finetune.stored_bits:  # a matrix and the intermediate results of its quantisation
+        matrices = [
+            w for w in weights_of(setup.model, setup.finetune) if w.name.startswith("blocks.")
+        ]
+        largest = max(largest, QUANTISING * max(w.numbers for w in matrices))
+    one = {"weights read": largest + trained}
+    return {"weights": dense} | one if setup.reads_whole else one
 
 
 def _libraries(setup: Setup) -> Lines:

@@ -102,5 +102,6 @@ def _to_4_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
     scales = blocks.abs().amax(dim=1, keepdim=True)
     table = torch.tensor(NF4, device=weight.device)
     between = (table[1:] + table[:-1]) / 2
-    nearest = torch.bucketize(blocks / scales.clamp(min=1e-30), between).to(torch.uint8).view(-1, 2)
+    nearest = torch.bucketize(blocks / scales.clamp(min=1e-30), between, out_int32=True)
+    nearest = nearest.to(torch.uint8).view(-1, 2)
     return nearest[:, 0] << 4 | nearest[:, 1], scales

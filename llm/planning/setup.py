@@ -53,6 +53,7 @@ def setup_of(settings: TrainSettings, device: str) -> Setup:
         saves_memory=saves_memory(settings),
         finetune=finetune,
         documents=resolved.data.corpus in WITH_TEMPLATE,
+        reads_whole=settings.init_from is not None and _reads_whole(settings.init_from),
     )
 
 
@@ -79,6 +80,13 @@ def saves_memory(settings: TrainSettings) -> bool:
     """
     is_started = settings.init_from is not None
     return settings.memory.is_enforced or settings.trainer.step_in_backward or is_started
+
+
+@cache
+def _reads_whole(place: str) -> bool:
+    from llm.interchange.source import open_source
+
+    return open_source("init_from", place).kind in ("checkpoint", "peft")
 
 
 def vocabulary(settings: TrainSettings) -> int | None:

@@ -1,16 +1,24 @@
 """init_from takes only weights that were trained with the same tokenizer."""
 
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from llm.checkpoint.checkpoint import empty_model
 from llm.checkpoint.folder import CheckpointFolder
 from llm.data.tokenizer import ByteTokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer
 from llm.errors import Refused
-from llm.interchange.source import open_source, start_from
+from llm.interchange.files import FileSource
+from llm.interchange.source import fill, load_model, open_source, start_from
+from llm.model.finetune import FinetuneOptions
 from llm.model.gpt import GPT
+from llm.model.lora import adapt
+from llm.training.precision import to_precision
 from tests.checkpoint.conftest import IDENTITY, STATE
+from tests.interchange.theirs import VARIANTS
 
 SHAPE = {"n_layer": 1, "n_embed": 16, "head_size": 8, "block_size": 8}
 
@@ -56,3 +64,52 @@ def test_weights_of_the_same_tokenizer_are_loaded_if_their_shape_fits(tmp_path: 
     assert torch.equal(other.embed.weight, model.embed.weight)
     with pytest.raises(Refused, match=r"embed\.weight has shape"):
         start_from(GPT(**SHAPE, vocab_size=64), source, CharTokenizer("abé"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("llama")
+    VARIANTS["Llama"].save(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "options", [None, FinetuneOptions("qlora", bits=4), FinetuneOptions("qlora", bits=8)]
+)
+def test_a_network_without_memory_is_filled_as_one_with_weights(
+    folder: str, options: FinetuneOptions | None, dtype: torch.dtype
+) -> None:
+    source = open_source("init_from", folder)
+    model = to_precision(empty_model(source.model), dtype)
+    fill(model, source, options)
+    usual = to_precision(load_model(source, torch.device("cpu")), dtype)
+    for one in (model, usual) if options else ():
+        torch.manual_seed(1)
+        adapt(one, options)
+    assert not any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
+    names = [[name for name, _ in one.named_parameters()] for one in (model, usual)]
+    assert names[0] == names[1]
+    tokens = torch.arange(8)[None]
+    with torch.no_grad():
+        assert torch.equal(model.eval()(tokens), usual(tokens))
+
+
+def test_each_weight_is_freed_before_the_next_one_is_read(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source("init_from", folder)
+    assert isinstance(source, FileSource)
+    read, alive = source.tensors, []
+
+    def watched(self: FileSource) -> Iterator[tuple[str, torch.Tensor]]:
+        last: weakref.ref[torch.Tensor] | None = None
+        for name, tensor in read():
+            alive.append(last is not None and last() is not None)
+            last = weakref.ref(tensor)
+            yield name, tensor
+            del tensor
+
+    monkeypatch.setattr(FileSource, "tensors", watched)
+    fill(empty_model(source.model), source)
+    assert len(alive) > 10 and not any(alive)

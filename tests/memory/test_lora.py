@@ -6,7 +6,7 @@ import pytest
 
 from llm.memory.fit import fit
 from llm.memory.predict import Setup, predict, training_step
-from llm.memory.weights import n_parameters, n_trained
+from llm.memory.weights import for_memory, n_parameters, n_trained
 from llm.model.config import GPTConfig
 from llm.model.finetune import FinetuneOptions
 
@@ -27,7 +27,17 @@ def test_only_trained_weights_have_gradients_and_optimizer_state() -> None:
     for moment in ("checkpoint", "evaluation"):
         assert "adapters" in of_lora.moments[moment]
         assert "adapters" not in of_whole.moments[moment]
-    assert of_lora.moments["resume"]["weights read"] == 4 * (n_parameters(config) + numbers)
+    start = of_lora.moments["start"]
+    assert start["weights read"] == 4 * (config.vocab_size * config.n_embed + numbers)
+    assert start["weights"] == of_whole.moments["resume"]["weights"]
+
+
+def test_a_base_in_a_file_of_another_program_is_quantised_as_it_is_read() -> None:
+    config = GPTConfig(n_layer=6, n_embed=256, vocab_size=5_000).resolve()
+    ours = Setup(config, finetune=for_memory(FinetuneOptions("qlora")), reads_whole=True)
+    theirs = predict(replace(ours, reads_whole=False), {}).moments["start"]
+    assert theirs["weights"] < 0.5 * predict(ours, {}).moments["start"]["weights"]
+    assert theirs["weights"] == pytest.approx(theirs["weights read"] + 4.7e6 / 2 / 8 * 9, rel=0.2)
 
 
 def test_fit_works_with_lora() -> None:

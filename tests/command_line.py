@@ -16,10 +16,14 @@ from typing import Any
 from unittest.mock import patch
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.singleton import Singleton
 from omegaconf import DictConfig
 
 import llm.config.cli  # noqa: F401  (registers the schemas and plugins that conf/ names)
 from llm.experiment.console import console
+from llm.experiment.rundir import read_summary
+from llm.experiment.sweep import Job
 from llm.planning.setup import _prepared_vocabulary
 from llm.signals import listener
 from tests.conftest import HANGS, ROOT
@@ -48,6 +52,18 @@ def here(command: str, *typed: str, cwd: Path, stdin: bytes = b"", **environment
         finally:
             listener.stop_listening()  # a process of its own would end here
     return Done([script, *typed], status, out.getvalue(), err.getvalue())
+
+
+def jobs_here(batch: list[Job], *_: object) -> dict[int, dict[str, Any]]:
+    """In place of :func:`llm.experiment.sweep.run_jobs`: the same commands without processes."""
+    for job in batch:
+        sweep = Singleton.get_state()  # Hydra allows one configuration at a time
+        GlobalHydra.instance().clear()
+        try:
+            here("train", *job.command[2:], cwd=Path.cwd())
+        finally:
+            Singleton.set_state(sweep)
+    return {job.number: read_summary(job.folder) or {} for job in batch}
 
 
 @contextlib.contextmanager

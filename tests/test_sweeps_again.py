@@ -6,12 +6,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
+from llm.config import launcher
 from llm.experiment import rundir
 from llm.experiment.rundir import write_summary
-from tests.command_line import Done, here, listing, rows, started, summary, wait_until
+from tests.command_line import Done, here, jobs_here, listing, rows, started, summary, wait_until
 from tests.conftest import HANGS, ROOT, TINY_RUN
 
 SEEDS = "seed=1,2,3"
@@ -26,7 +28,8 @@ def text(text_file: Path) -> list[str]:
 def done(tmp_path_factory: pytest.TempPathFactory, text: list[str]) -> Path:
     """A folder in which the sweep ``s`` over three seeds has finished."""
     folder = tmp_path_factory.mktemp("done")
-    found = sweep(folder, text, SEEDS)
+    with patch.object(launcher, "run_jobs", jobs_here):
+        found = sweep(folder, text, SEEDS)
     assert found.returncode == 0, found.stderr
     return folder
 

@@ -6,9 +6,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 os.environ["WANDB_ERROR_REPORTING"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks here are too small for more
@@ -16,6 +19,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks here are too small
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from hypothesis import HealthCheck, settings
+from omegaconf import OmegaConf
+from omegaconf._utils import get_yaml_loader
 
 from llm.data.config import DataConfig
 from llm.data.dataset import Dataset
@@ -116,6 +121,26 @@ def known_cpu() -> Iterator[None]:
     """Each trainer asks how fast the CPU is, which takes longer than most trainings here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(throughput, "measured_matmul_flops", measured_once)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parsed_once() -> Iterator[None]:
+    """Each command reads the files of ``conf/``: equal texts are parsed once."""
+    load = OmegaConf.load
+    parsed = functools.cache(partial(yaml.load, Loader=get_yaml_loader()))
+
+    def inner(file: Any) -> Any:
+        try:
+            values = parsed(file.read())
+            return OmegaConf.create({} if values is None else values)
+        except (AttributeError, ValueError, yaml.YAMLError):  # the real one names the file
+            if hasattr(file, "seek"):
+                file.seek(0)
+            return load(file)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OmegaConf, "load", inner)
         yield
 
 

@@ -164,7 +164,10 @@ def test_the_largest_value_that_fits_fits_and_the_next_does_not(key: str, tmp_pa
     [
         (["model.n_layer=4,x"], "job model.n_layer=x cannot run: model.n_layer=x: Value 'x' of"),
         (["model.n_layer=x"], "model.n_layer=x: Value 'x' of type 'str' could not be converted"),
-        (["modl.n_layer=4,8"], "job modl.n_layer=4 cannot run: modl is unknown: there is no key"),
+        (
+            ["modl.n_layer=4,8"],
+            "job modl.n_layer=4 cannot run: modl.n_layer is unknown: there is no",
+        ),
         (["model=smal", "seed=1,2"], "model=smal is unknown: take one of"),
         (["memory.largest=n_head"], "memory.largest=n_head must be one of n_layer, n_em"),
         (["memory.budget_gib=-1"], "memory.budget_gib=-1.0 must be more than 0"),

@@ -1,5 +1,6 @@
 """Every file of conf/ composes, fits its schema, explains its knobs and builds what it names."""
 
+import functools
 import inspect
 import math
 import re
@@ -73,6 +74,7 @@ def keys(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in found.items()}
 
 
+@functools.cache
 def settings_of(*overrides: str) -> TrainSettings:
     own = any(f"data={name}" in overrides for name in ("text", "chat", "instruct"))
     text = ["data.path=x.txt"] if own else []

@@ -21,14 +21,14 @@ from tests import wandb_file
 from tests.command_line import here, rows, summary
 from tests.conftest import HANGS, ROOT, TINY_RUN
 
-KILLED_AFTER_60 = """
+KILLED_AFTER_24 = """
 import os, runpy, signal, sys
 import llm.start
 from llm.experiment.loggers import RunLogger
 
 def killed(self, step):
     tick(self, step)
-    if step == 60:
+    if step == 24:
         os.kill(os.getpid(), signal.SIGKILL)
 
 tick, RunLogger.tick = RunLogger.tick, killed
@@ -46,32 +46,32 @@ def text(text_file: Path) -> list[str]:
 def test_a_killed_run_and_an_interrupted_run_are_resumed_to_the_end(
     tmp_path: Path, text: list[str]
 ) -> None:
-    steps = ["trainer.max_steps=250", "trainer.checkpoint_interval=25", "trainer.eval_interval=60"]
+    steps = ["trainer.max_steps=60", "trainer.checkpoint_interval=10", "trainer.eval_interval=25"]
     command = [*text, *TINY, *steps, "run.name=long"]
     run = tmp_path / "outputs" / "long"
     killed = subprocess.run(
-        [sys.executable, "-c", KILLED_AFTER_60, str(ROOT / "run_train.py"), *command],
+        [sys.executable, "-c", KILLED_AFTER_24, str(ROOT / "run_train.py"), *command],
         cwd=tmp_path, timeout=HANGS, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert killed.returncode == -signal.SIGKILL
     assert not (run / "summary.json").exists()
-    assert max(row["step"] for row in rows(run)) == 59
+    assert max(row["step"] for row in rows(run)) == 23
     newest, _ = newest_valid(run)
-    assert newest is not None and newest.step == 50
+    assert newest is not None and newest.step == 20
 
-    def stopped_after_110(self: RunLogger, step: int) -> None:
+    def stopped_after_44(self: RunLogger, step: int) -> None:
         tick(self, step)
-        if step == 110:
+        if step == 44:
             os.kill(os.getpid(), signal.SIGTERM)
 
     tick = RunLogger.tick
     wandb.teardown()  # the service of an earlier test would write to the folder of that test
-    with patch.object(RunLogger, "tick", stopped_after_110):
+    with patch.object(RunLogger, "tick", stopped_after_44):
         stopped = here("train", *command, cwd=tmp_path)
     assert stopped.returncode == 75, stopped
     found = summary(run)
-    assert (found["status"], found["step"]) == ("interrupted", 110)
-    assert rows(run)[-1]["step"] == 110
+    assert (found["status"], found["step"]) == ("interrupted", 44)
+    assert rows(run)[-1]["step"] == 44
     assert found["reason"].startswith("SIGTERM at step")
     assert stopped.stderr.startswith("run_train.py: SIGTERM at step")
     again = shlex.split(stopped.stderr.partition("to continue: ")[2])
@@ -79,12 +79,12 @@ def test_a_killed_run_and_an_interrupted_run_are_resumed_to_the_end(
 
     done = here("train", *again[2:], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert [row["step"] for row in rows(run)] == list(range(251))
+    assert [row["step"] for row in rows(run)] == list(range(61))
     tokens = [row["tokens"] for row in rows(run)]  # the last window of an epoch may be shorter
     assert all(0 < after - before <= 64 for before, after in pairwise(tokens))
-    assert (summary(run)["status"], summary(run)["step"]) == ("finished", 250)
+    assert (summary(run)["status"], summary(run)["step"]) == ("finished", 60)
     assert summary(run)["wall_seconds"] > found["wall_seconds"]
-    assert [row["_step"] for row in wandb_file.read(run)["history"]] == list(range(251))
+    assert [row["_step"] for row in wandb_file.read(run)["history"]] == list(range(61))
     assert here("train", *command, cwd=tmp_path).stdout.startswith("outputs/long is finished")
 
 

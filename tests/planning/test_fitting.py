@@ -20,7 +20,7 @@ from tests.conftest import HANGS, ROOT, needs_linux
 
 DATA = ["data=shakespeare_char", "data.dir=data"]
 SHORT = [
-    "logger=none", "trainer.max_steps=4", "trainer.eval_interval=4", "trainer.eval_batches=1",
+    "logger=none", "trainer.max_steps=2", "trainer.eval_interval=2", "trainer.eval_batches=1",
     "trainer.log_interval=1", "trainer.checkpoint_interval=2",
 ]  # fmt: skip
 # The measured reserve differs from one test run to the next, so it is set.
@@ -79,7 +79,7 @@ def test_auto_runs_within_the_budget_at_the_same_tokens_per_step_and_to_the_same
                  "memory.fit=auto", cwd=prepared)  # fmt: skip
     assert "is finished already" in again.stdout
     # A resumed run keeps its micro-batch, although a larger one would fit now.
-    more = here("train", "resume=outputs/fitted", "trainer.max_steps=6", "memory.budget_gib=4",
+    more = here("train", "resume=outputs/fitted", "trainer.max_steps=3", "memory.budget_gib=4",
                 cwd=prepared)  # fmt: skip
     assert more.returncode == 0, more.stderr
     size = found["memory_changes"][0].partition("=")[2]
@@ -213,7 +213,7 @@ def test_a_run_out_of_memory_continues_from_its_last_checkpoint_with_half_the_mi
 
     monkeypatch.setattr(Trainer, "optimizer_step", optimizer_step)
     done = here("train", *DATA, *SHORT, "run.name=half", "trainer.batch_size=64",
-                "memory.fit=auto", cwd=prepared)  # fmt: skip
+                "trainer.max_steps=4", "memory.fit=auto", cwd=prepared)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "out of memory: trying once more with trainer.micro_batch_size=32" in done.stdout
     assert calls == [64, 64, 64, 64, 32, 32]  # the checkpoint is of step 2

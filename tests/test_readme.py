@@ -5,14 +5,20 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from benchmarks.made_runs import make_run, make_sweep
 from llm.config import launcher
+from llm.data.bpe import BPETokenizer
+from llm.interchange.hf_writing import write_hf
+from llm.model.config import GPTConfig
+from llm.model.gpt import GPT
 from tests.command_line import here, jobs_here
 from tests.conftest import HANGS, PLAY, ROOT
+from tests.data.test_bpe import library
 
 SHRINK = [
     "model.n_embed=32", "model.head_size=16", "model.block_size=16", "trainer.max_steps=4",
@@ -62,7 +68,10 @@ def shrunk(command: str, newest: str) -> str:
     command = command.replace("trainer.max_minutes=5", "trainer.max_minutes=0.001")
     pairs = "model.n_layer=1,2 model.n_embed=32,64 seed=1"
     command = command.replace("sweep=width_depth", f"sweep=width_depth {pairs}")
-    as_it_is = ("run_prepare", "run_report", "run_eval", "resume=")
+    command = command.replace("=smollm2", "=tiny_llama")
+    if "tiny_llama" in command:  # its weights say how large it is
+        return " ".join([command, *(one for one in SHRINK if not one.startswith("model."))])
+    as_it_is = ("run_prepare", "run_report", "run_eval", "run_export", "resume=")
     if any(word in command for word in as_it_is):
         return command
     if "run_sample" in command:
@@ -87,7 +96,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             losses = [3.0, loss + seed / 100]
             make_run(path / f"outputs/{name}-{seed}", values, losses, rows=1)
     make_sweep(path / "multirun/depth", {"model.n_layer": [2, 4]}, rows=1)
+    make_tiny_llama(path / "tiny_llama")
     return path
+
+
+def make_tiny_llama(folder: Path) -> None:
+    """Random weights in the place of SmolLM2, with its kind of tokenizer."""
+    tokenizer = BPETokenizer(library("smollm").to_str(), "<|im_end|>")
+    config = GPTConfig(1, 32, head_size=16, block_size=1024, vocab_size=tokenizer.vocab_size)
+    model = GPT(**asdict(config))
+    folder.mkdir()
+    write_hf(folder, model.config, model.state_dict(), tokenizer, "fp32")
 
 
 def newest_run(folder: Path) -> str:

@@ -2,7 +2,9 @@
 
 
 def format_bytes(count: float) -> str:
-    """Bytes as ``127 KiB``, ``12 MiB`` or ``1.50 GiB``."""
+    """Bytes as ``84 bytes``, ``127 KiB``, ``12 MiB`` or ``1.50 GiB``."""
+    if 0 < count < 1000:
+        return f"{count:.0f} bytes"
     if count < 2**20:
         return f"{count / 2**10:.0f} KiB"
     return f"{count / 2**20:.0f} MiB" if count < 2**30 else f"{count / 2**30:.2f} GiB"

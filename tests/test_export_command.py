@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +37,11 @@ def test_it_prints_files_sizes_and_how_transformers_loads_them(folder: Path) -> 
     assert done.returncode == 0, done.stderr
     assert listing(folder / "new") == {"hf", *(f"hf/{name}" for name in FILES)}
     lines = done.stdout.splitlines()
-    assert lines[-1].startswith("transformers: AutoModelForCausalLM.from_pretrained('/")
+    assert lines[-2].startswith("transformers: AutoModelForCausalLM.from_pretrained('/")
+    program, _, command = lines[-1].partition(": ")
+    assert program == "llama.cpp and ollama"
+    done = here("export", *shlex.split(command)[2:], cwd=folder)
+    assert done.returncode == 0, "the command works as it is"
     assert all(any(name in line for line in lines) for name in FILES)
 
 

@@ -9,6 +9,7 @@ from llm.units import format_bytes, format_count
     ("count", "text"),
     [
         (0, "0 KiB"),
+        (84, "84 bytes"),
         (130_000, "127 KiB"),
         (2**20, "1 MiB"),
         (2**30, "1.00 GiB"),

@@ -188,19 +188,22 @@ def uses_of_hf(source: Source, out: Path) -> dict[str, str]:
     if source.chat is not None:
         messages = "[{'role': 'user', 'content': 'Hi'}], add_generation_prompt=True"
         uses["chat"] = f"AutoTokenizer.from_pretrained({typed!r}).apply_chat_template({messages})"
-    if source.tokenizer.kind != "gpt2":  # llama.cpp's converter knows tokenizers by name only
-        return uses
-    return uses | {
-        "llama.cpp": for_shell(["python", "convert_hf_to_gguf.py", typed]),
-        "ollama": _ollama(out, typed),
-    }
+    if source.tokenizer.kind == "gpt2":  # llama.cpp's converter knows tokenizers by name only
+        return uses | {
+            "llama.cpp": for_shell(["python", "convert_hf_to_gguf.py", typed]),
+            "ollama": _ollama(out, typed),
+        }
+    words = [f"ckpt={source.place}", "format=gguf", f"out={out}.gguf"]
+    return uses | {"llama.cpp and ollama": command_line("run_export.py", *words)}
 
 
 def uses_of_gguf(source: Source, out: Path) -> dict[str, str]:
     """A line for each program that can use the file."""
     typed = str(out.resolve())
+    # With a chat template llama-cli starts a chat.
+    prompt = ["-no-cnv", "-p", "Once upon a time"] if source.chat is None else []
     return {
-        "llama.cpp": for_shell(["llama-cli", "-m", typed, "-no-cnv", "-p", "Once upon a time"]),
+        "llama.cpp": for_shell(["llama-cli", "-m", typed, *prompt]),
         "python": f"llama_cpp.Llama({typed!r})('Once upon a time')",
         "ollama": _ollama(out, typed),
     }

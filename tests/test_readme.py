@@ -69,14 +69,14 @@ def shrunk(command: str, newest: str) -> str:
     pairs = "model.n_layer=1,2 model.n_embed=32,64 seed=1"
     command = command.replace("sweep=width_depth", f"sweep=width_depth {pairs}")
     command = command.replace("=smollm2", "=tiny_llama").replace("max_steps=100", "max_steps=4")
-    if "tiny_llama" in command:  # its weights say how large it is
-        return " ".join([command, *(one for one in SHRINK if not one.startswith(("model.", "trainer.max")))])
     as_it_is = ("run_prepare", "run_report", "run_eval", "run_export", "resume=")
     if any(word in command for word in as_it_is):
         return command
     if "run_sample" in command:
         return command if "max_new_tokens" in command else f"{command} max_new_tokens=5"
     typed = {word.partition("=")[0] for word in shlex.split(command)}
+    if "tiny_llama" in command:  # its weights say how large it is
+        typed |= {"model.n_embed", "model.head_size", "model.block_size"}
     return " ".join([command, *(o for o in SHRINK if o.partition("=")[0] not in typed)])
 
 

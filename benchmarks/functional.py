@@ -1,7 +1,8 @@
 """llm/functional and sampling beside plain torch: python -m benchmarks.functional [--json FILE]
 
 Times of forward and backward on this machine's CPU in float32; of ``linear_*``, ``columns_*`` and
-``draw_*``, which only decoding uses, the forward. ``ratio`` is plain torch's time over ours.
+``draw_*``, which only decoding uses, and of ``product_*`` the forward. ``ratio`` is plain torch's
+time over ours.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.rows import Parser, Row, alternate, report, row, seconds_per_call
-from llm.functional.linear import linear
+from llm.functional.linear import linear, product
 from llm.functional.loss import head_loss
 from llm.functional.norm import rms_norm
 from llm.functional.rotary import rotate
@@ -111,6 +112,20 @@ def products() -> list[Case]:
     ]
 
 
+def frozen() -> list[Case]:
+    """1,024 rows times the matrices of a network of SmolLM2's shape, which fine-tuning freezes."""
+    shapes = [(576, 576), (192, 576), (1536, 576), (576, 1536)] * 3
+    matrices = [torch.randn(shape) for shape in shapes]
+    cases = [
+        ("product_1024", "1024 rows times 12 matrices", 1024, matrices),
+        ("product_head", "128 rows times a head of 49,152", 128, [torch.randn(49_152, 576)]),
+    ]
+    return [
+        (id, what, through(product, matrices, rows), through(F.linear, matrices, rows))
+        for id, what, rows, matrices in cases
+    ]
+
+
 def layouts() -> list[Case]:
     """One row times matrices stored by rows; other: the same matrices stored by columns."""
     cases: list[Case] = []
@@ -181,7 +196,7 @@ def void(_: object) -> None:
 def main() -> None:
     """Measure all and print a table."""
     typed = Parser("llm/functional beside plain torch", repeats=5).parse_args()
-    cases = (*products(), *layouts(), *draws(), *elementwise(), *losses())
+    cases = (*products(), *frozen(), *layouts(), *draws(), *elementwise(), *losses())
     report((measure(case, typed.repeats) for case in cases), typed.json)
 
 

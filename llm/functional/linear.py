@@ -1,4 +1,8 @@
-"""Matrix products with few rows, as in decoding, where reading the matrix takes most time."""
+"""Matrix products that are faster than torch's: with few rows, and on CPUs that are not Intel's."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +39,38 @@ def for_products(x: Tensor) -> Tensor:
     """``x`` in autocast's type, for several products: each would make and store its own copy."""
     kind = x.device.type
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
+def prefers_onednn(x: Tensor) -> bool:
+    """Whether :func:`product` with ``x`` takes oneDNN, not MKL."""
+    return x.dtype == torch.float32 and x.device.type == "cpu" and has_slow_mkl()
+
+
+@cache
+def has_slow_mkl() -> bool:
+    """Whether torch multiplies float32 matrices with MKL on a CPU that is not Intel's.
+
+    MKL does not use AVX-512 there: on an AMD EPYC oneDNN, which torch takes for convolutions, needs
+    half the time (python -m benchmarks.functional, rows product_*).
+    """
+    backends: Any = torch.backends  # torch has no types for it
+    maker = Path("/proc/cpuinfo")
+    if not (backends.mkl.is_available() and backends.mkldnn.is_available() and maker.exists()):
+        return False
+    return "GenuineIntel" not in maker.read_text(encoding="utf-8")
+
+
+def product(x: Tensor, weight: Tensor, added: Tensor | None = None) -> Tensor:
+    """x (N, K) @ weight (M, K).T + added (N, M), without gradients."""
+    if prefers_onednn(x):
+        onednn: Any = torch.ops.mkldnn._linear_pointwise  # torch.compile's
+        out: Tensor
+        if added is None:
+            out = onednn(x, weight, None, "none", [], "")
+        else:
+            out = onednn.binary(x, added, weight, None, "add")
+        return out
+    return x @ weight.t() if added is None else torch.addmm(added, x, weight.t())
 
 
 def _one_row(x: Tensor, weight: Tensor, threads: int) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from llm.functional import IGNORED
+from llm.functional.linear import prefers_onednn, product
 from llm.functional.sizes import CHUNK, LARGE_VOCABULARY, ROWS
 
 # Softmax minus one-hot is between -1 and 1, and the largest power of 2 in float16 is 2^15.
@@ -65,15 +66,18 @@ class _ChunkedLoss(torch.autograd.Function):
         for_x, for_head = (learning and needed for needed in ctx.needs_input_grad[:2])
         gradients = _Gradients(x, head, weight, for_x, for_head)
         # Buffers for all chunks: allocating them costs as much as a pass over them.
-        products = torch.empty((min(CHUNK, len(x)), len(head)), dtype=dtype, device=x.device)
-        probabilities = torch.empty_like(products, dtype=torch.float32)
+        shape, is_fast = (min(CHUNK, len(x)), len(head)), prefers_onednn(weight)
+        products = torch.empty((0,) if is_fast else shape, dtype=dtype, device=x.device)
+        probabilities = torch.empty(shape, dtype=torch.float32, device=x.device)
         for start in range(0, len(x), CHUNK):
             part = slice(start, start + CHUNK)
             inputs, target = x[part].to(dtype), targets[part, None]
             counted = target != IGNORED
             target = target.masked_fill(~counted, 0)
-            torch.mm(inputs, weight.T, out=products[: len(inputs)])
-            logits = products[: len(inputs)].float()
+            if is_fast:
+                logits = product(inputs, weight)
+            else:
+                logits = torch.mm(inputs, weight.T, out=products[: len(inputs)]).float()
             logits = torch.log_softmax(logits, dim=-1, out=probabilities[: len(inputs)])
             total -= (logits.gather(1, target) * counted).sum()
             if learning:
@@ -148,7 +152,7 @@ class _Gradients:
         if narrow and self.for_x is not None:
             self.for_x[part] = wide_product(gradient, self.weight).div_(self.scale)
         elif self.for_x is not None:
-            self.for_x[part] = gradient.to(self.weight.dtype) @ self.weight
+            self.for_x[part] = product(gradient.to(self.weight.dtype), self.weight.t())
         if not self.parts:
             return
         for rows, columns in zip(self.parts, torch.split(gradient, ROWS, dim=1), strict=True):

@@ -81,7 +81,11 @@ class Operations:
     def adapted(self, x: Tensor, name: str, size: int, out: int, bias: str) -> Tensor:
         """A frozen matrix with A and B, and with DoRA's magnitude: llm/model/lora.py."""
         finetune, is_dora = self.finetune, self.finetune.name == "dora"
-        low = self.matrix(self.dropped(x, finetune.dropout), f"{name}.lora_A", size, finetune.rank)
+        dropped = self.dropped(x, finetune.dropout)
+        if dropped is x:  # this gradient is added to that of the product with W, in place
+            dropped = Tensor(x.buffer, x.numbers, x.width)
+        low = self.matrix(dropped, f"{name}.lora_A", size, finetune.rank)
+        del dropped
         low = self.pointwise(low)  # times alpha / rank
         y = self.matrix(low, f"{name}.lora_B", finetune.rank, out, "" if is_dora else bias)
         del low

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm.errors import require
+from llm.functional.low_rank import narrowed, widened
 from llm.model.finetune import ADAPTER_WEIGHTS, FinetuneOptions
 from llm.model.gpt import GPT
 from llm.model.layers import Linear
-from llm.model.quantised import Quantised, add_product, rounded
+from llm.model.quantised import Quantised, add_product, dense, rounded
 
 A, B, MAGNITUDE = ADAPTER_WEIGHTS
 TINY = 1e-24  # a row of zeros has no direction, and stays as it is
@@ -60,13 +61,16 @@ class Adapted(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        low = F.linear(F.dropout(x, self.dropout, self.training), self.lora_A) * self.scale
+        shape, x = x.shape[:-1], x.flatten(0, -2)
+        if self.dropout and self.training:
+            low = F.linear(F.dropout(x, self.dropout), self.lora_A)
+        else:
+            low, x = narrowed(x, self.lora_A)
         bias = self.bias if self.magnitude is None else None
-        change = F.linear(low, self.lora_B, bias)
+        change = widened(low * self.scale, self.lora_B, bias)
         # The product with W comes last and is added to the change: W is frozen, so nothing of this
         # product is stored, and a recomputed MLP (llm/functional/recompute.py) skips it.
-        out = add_product(change.flatten(0, -2), x.flatten(0, -2), self.weight)
-        out = out.view(*x.shape[:-1], -1)
+        out = add_product(change, x, self.weight).view(*shape, -1)
         if self.magnitude is None:
             return out
         out = out * (self.magnitude / self._norms()).to(out.dtype)
@@ -79,22 +83,23 @@ class Adapted(Linear):
         |w + s b A|^2 = |w|^2 + 2 s b (w A^T) + s^2 b (A A^T) b needs no matrix as large as W.
         """
         with torch.autocast(self.weight.device.type, enabled=False):
-            W, a, b = self._dense().float(), self.lora_A.float(), self.scale * self.lora_B.float()
+            W, a, b = (
+                dense(self.weight).float(),
+                self.lora_A.float(),
+                self.scale * self.lora_B.float(),
+            )
             squares: Tensor = torch.linalg.vector_norm(W, dim=1).square()
             squares += (b * torch.addmm(2 * (W @ a.t()), b, a @ a.t())).sum(1)
             return squares.clamp(min=TINY).sqrt().to(self.lora_A.dtype)
-
-    def _dense(self) -> Tensor:
-        """W, in full precision if it is quantised."""
-        dense: Tensor = self.weight
-        return self.weight.dense() if isinstance(self.weight, Quantised) else dense
 
     @torch.no_grad()
     def merged(self) -> Linear:
         """A plain layer that computes the same."""
         plain = Linear(1, 1, bias=False, device="meta")
         plain.in_features, plain.out_features = self.in_features, self.out_features
-        weight = merged_weight(self._dense(), self.lora_A, self.lora_B, self.magnitude, self.scale)
+        weight = merged_weight(
+            dense(self.weight), self.lora_A, self.lora_B, self.magnitude, self.scale
+        )
         plain.weight, plain.bias = nn.Parameter(weight.to(self.weight.dtype)), self.bias
         return plain.train(self.training)
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from llm.functional.linear import prefers_onednn, product
 from llm.functional.sizes import BLOCK_4BIT
 
 NF4 = (
@@ -63,29 +64,35 @@ def rounded(weight: Tensor, bits: int | None) -> Tensor:
     return weight if bits is None else Quantised(weight, bits).dense()
 
 
+def dense(weight: "Tensor | Quantised") -> Tensor:
+    """The matrix, in full precision if it is quantised."""
+    return weight if isinstance(weight, Tensor) else weight.dense()
+
+
 def add_product(y: Tensor, x: Tensor, weight: "Tensor | Quantised") -> Tensor:
     """y (N, out) + x (N, in) @ weight (out, in).T; the weight gets no gradient."""
-    if isinstance(weight, Quantised):
-        apply: Any = _Product.apply  # torch has no types for it
-        product: Tensor = apply(y, x, weight)
-        return product
-    return torch.addmm(y, x, weight.t())
+    is_fast = prefers_onednn(y) and not torch.compiler.is_compiling()
+    if isinstance(weight, Tensor) and not is_fast:
+        return torch.addmm(y, x, weight.t())
+    apply: Any = _Product.apply  # torch has no types for it
+    out: Tensor = apply(y, x, weight)
+    return out
 
 
 class _Product(torch.autograd.Function):
-    """Stores nothing: the matrix is made dense for the forward and for the backward pass."""
+    """Stores nothing: a quantised matrix is made dense for the forward and the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor, weight: Quantised) -> Tensor:
-        ctx.weight = weight
-        return torch.addmm(y, x, weight.dense().to(x.dtype).t())
+    def forward(ctx: Any, y: Tensor, x: Tensor, weight: "Tensor | Quantised") -> Tensor:
+        ctx.weight = weight  # frozen, so it is not saved as a tensor of autograd
+        return product(x.to(y.dtype), dense(weight).to(y.dtype), y)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor, Tensor | None, None]:
         gradient, for_x = incoming[0], None
         if ctx.needs_input_grad[1]:
-            for_x = gradient @ ctx.weight.dense().to(gradient.dtype)
+            for_x = product(gradient, dense(ctx.weight).to(gradient.dtype).t())
         return gradient, for_x, None
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llm.functional.linear import FEW, linear
+from llm.functional.linear import FEW, has_slow_mkl, linear, prefers_onednn, product
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -62,3 +62,34 @@ def test_only_float32_products_avoid_torchs_linear(
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert linear(x, weight).dtype == torch.bfloat16
         assert len(calls) == 2
+
+
+@pytest.mark.parametrize("is_slow", [False, True])
+@pytest.mark.parametrize("is_added", [False, True])
+@pytest.mark.parametrize("by_columns", [False, True])
+def test_a_product_of_either_library_is_the_exact_one(
+    by_columns: bool, is_added: bool, is_slow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_slow and not torch.backends.mkldnn.is_available():
+        pytest.skip("torch was built without oneDNN")
+    monkeypatch.setattr("llm.functional.linear.has_slow_mkl", lambda: is_slow)
+    generator = torch.Generator().manual_seed(2)
+    x, weight = (torch.randn(n, 64, generator=generator) for n in (40, 24))
+    if by_columns:
+        weight = weight.t().contiguous().t()
+    added = torch.randn(40, 24, generator=generator) if is_added else None
+    exact = x.double() @ weight.double().t() + (0 if added is None else added.double())
+    torch.testing.assert_close(product(x, weight, added).double(), exact, atol=1e-5, rtol=1e-5)
+    assert prefers_onednn(x) == is_slow
+    assert not prefers_onednn(x.bfloat16())
+
+
+@pytest.mark.parametrize("maker", ["GenuineIntel", "AuthenticAMD"])
+def test_mkl_is_slow_only_on_cpus_of_other_makers(
+    maker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f"vendor_id : {maker}\n"
+    monkeypatch.setattr("pathlib.Path.exists", lambda _: True)
+    monkeypatch.setattr("pathlib.Path.read_text", lambda _, encoding: text)
+    has_both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    assert has_slow_mkl.__wrapped__() == (has_both and maker != "GenuineIntel")

@@ -1,9 +1,10 @@
-"""A chat template: the texts around each message of a conversation, and what ends an answer.
+"""A chat template: the texts around each message of a conversation, and the end of an answer.
 
-``conf/templates/chatml.yaml`` explains each key. A template is plain text without a language of its
-own, so that a file from somebody else can do nothing but be read.
+``conf/templates/chatml.yaml`` explains each key. A template is plain text and contains no code, so
+a file from somebody else is safe to read.
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llm.data.corpus import expanded
 from llm.data.tokenizer import Tokenizer
 from llm.errors import Refused, did_you_mean, require
 from llm.options import from_plain
@@ -25,7 +27,7 @@ LONGEST_PART = 10_000  # characters of a text in a template
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation; ``input`` goes with an instruction, the content of a user."""
+    """One message of a conversation. ``input``: the input of an instruction, beside its content."""
 
     role: str
     content: str
@@ -40,8 +42,7 @@ class Around:
     after: str = ""
 
 
-# A text, whether it is a special token, and whether it is learned. The special token "" is the
-# end-of-text token of the tokenizer.
+# (text, is_special, is_learned). The special token "" is the end-of-text token of the tokenizer.
 Piece = tuple[str, bool, bool]
 
 
@@ -63,22 +64,28 @@ class Template:
 
     @classmethod
     def from_plain(cls, values: Plain, where: str = "template: ") -> "Template":
-        """The template with these values, perhaps a stranger's; ``where`` starts a message.
+        """The template with these values; ``where`` starts an error message.
 
-        Raises :class:`llm.errors.Refused`, also for a template without an answer.
+        Raises :class:`llm.errors.Refused` for a wrong value, and if ``user`` or ``assistant`` is
+        missing.
         """
-        for role, name in (("assistant", "answer"), ("user", "question")):
-            is_there = isinstance(values.get(role), dict)
+        for role in ("assistant", "user"):
             require(
-                is_there,
-                f"{where}the {name} is missing: give the texts around it, as in "
+                isinstance(values.get(role), dict),
+                f"{where}{role} is missing: give the texts around its messages, as in "
                 f'{role}: {{before: "", after: ""}}',
             )
         template = from_plain(cls, values, where)
         longest = max(map(len, [*template.texts(), *template.markers]))
-        require(longest <= LONGEST_PART, f"{where}a text has {longest:,} characters: too long")
+        require(
+            longest <= LONGEST_PART,
+            f"{where}a text has {longest:,} characters: give at most {LONGEST_PART:,}",
+        )
         require(all(template.markers), f"{where}markers must not be empty")
-        require(template.end != "", f"{where}end is empty, so an answer would never end")
+        require(
+            template.end != "",
+            f"{where}end is empty, so an answer would never end: give a text, or null",
+        )
         return template
 
     def plain(self) -> Plain:
@@ -89,13 +96,14 @@ class Template:
         """Raise :class:`llm.errors.Refused` unless each marker is one id of ``tokenizer``."""
         special = tokenizer.special_ids
         missing = [marker for marker in self.markers if marker not in special]
-        few = ", ".join(list(special)[:5]) or "none"
+        few = ", ".join(list(special)[:5])
         needed = f"the special token{'s' * (len(missing) > 1)} {' and '.join(missing)}"
+        has = f"has only {few}" if few else "has no special tokens"
         require(
             not missing,
-            f"data.template needs {needed}, and the special tokens of this tokenizer "
-            f"({tokenizer.kind}) are {few}: take data.template=alpaca or plain, or a tokenizer "
-            f"that has {'them' if len(missing) > 1 else 'it'}",
+            f"data.template needs {needed}, and this tokenizer ({tokenizer.kind}) {has}: take "
+            f"data.template=alpaca or plain, or a tokenizer that has "
+            f"{'them' if len(missing) > 1 else 'it'}",
             key="data.template", suggestions=["data.template=alpaca", "data.template=plain"],
         )  # fmt: skip
         require(
@@ -108,16 +116,18 @@ class Template:
     def encode(
         self, tokenizer: Tokenizer, messages: Sequence[Message]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Ids (uint32), and which of them belong to an answer or end one (bool)."""
+        """The ids of a conversation (uint32), and for each whether it is part of an answer or of
+        its end (bool).
+        """
         return _encoded(tokenizer, self._pieces(messages))
 
     def prompt(self, tokenizer: Tokenizer, messages: Sequence[Message]) -> np.ndarray:
-        """Ids (uint32) up to where the answer to the last message starts."""
+        """The ids (uint32) of a conversation up to the start of its next answer."""
         pieces = [*self._pieces(messages), *self._literal(self.assistant.before)]
         return _encoded(tokenizer, pieces)[0]
 
     def _pieces(self, messages: Sequence[Message]) -> Iterator[Piece]:
-        """The parts of a conversation in order."""
+        """The pieces of a conversation in order."""
         system, turns = self._system(messages)
         yield from self._literal(self.start)
         if not self.system_in_user:
@@ -138,8 +148,13 @@ class Template:
             yield from self._literal(around.after)
 
     def _system(self, messages: Sequence[Message]) -> tuple[list[Piece], Sequence[Message]]:
-        """The parts of the system message, perhaps the default one, and the other messages."""
+        """The pieces of the system message or of the default one, and the other messages."""
         if messages and messages[0].role == "system":
+            require(
+                self.system is not None,
+                "the template has no system message: add one to it, as in "
+                'system: {before: "", after: "\\n"}',
+            )
             text, messages = messages[0].content, messages[1:]
         elif messages and messages[0].input and self.default_system_with_input is not None:
             text = self.default_system_with_input
@@ -154,7 +169,7 @@ class Template:
         return text.strip() if self.strip else text
 
     def _literal(self, text: str | None, is_learned: bool = False) -> Iterator[Piece]:
-        """The parts of one of the template's own texts, in which markers are special tokens."""
+        """The pieces of one of the template's own texts, in which markers are special tokens."""
         if text is None:
             yield "", True, is_learned
             return
@@ -165,17 +180,18 @@ class Template:
                 yield part, number % 2 == 1, is_learned
 
     def texts(self) -> list[str]:
-        """The template's own texts, in no order."""
+        """All of the template's own texts, in any order."""
         arounds = [self.user, self.assistant, self.input, self.system or Around()]
         texts = [text for part in arounds for text in (part.before, part.after)]
-        return [*texts, self.start, self.default_system or "", self.end or ""]
+        defaults = [self.default_system or "", self.default_system_with_input or ""]
+        return [*texts, *defaults, self.start, self.end or ""]
 
 
 def _encoded(tokenizer: Tokenizer, pieces: Iterable[Piece]) -> tuple[np.ndarray, np.ndarray]:
-    """Ids (uint32) and which of them are learned (bool).
+    """The ids of all pieces (uint32), and for each whether it is learned (bool).
 
     Neighbouring texts are encoded as one, as other programs do it: a token may cover the end of one
-    and the start of the next. Only an answer starts anew, as it does in decoding.
+    and the start of the next. An answer is encoded by itself, because decoding starts there.
     """
     ids, learned = [np.zeros(0, np.uint32)], [np.zeros(0, bool)]
     for (is_special, is_learned), group in groupby(pieces, key=lambda piece: piece[1:]):
@@ -193,11 +209,11 @@ def _encoded(tokenizer: Tokenizer, pieces: Iterable[Piece]) -> tuple[np.ndarray,
 def read_template(typed: str) -> Template:
     """The template of ``data.template=typed``: a name in conf/templates/, or the path of a file.
 
-    Raises :class:`llm.errors.Refused` if there is none, or if it cannot be used.
+    Raises :class:`llm.errors.Refused` for an unknown name and for a file that is not a template.
     """
     known = sorted(path.stem for path in TEMPLATES.glob("*.yaml"))
-    path = TEMPLATES / f"{typed}.yaml" if typed in known else Path(typed).expanduser()
-    if not path.is_file():
+    path = TEMPLATES / f"{typed}.yaml" if typed in known else expanded(typed)
+    if not os.path.isfile(path):  # Path.is_file raises if the name is too long
         raise Refused(
             f"data.template={typed} is neither one of {', '.join(known)} nor a file"
             f"{did_you_mean(typed, known)}",

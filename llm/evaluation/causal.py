@@ -3,21 +3,23 @@
 A network that sees the token it predicts has a low loss and writes nonsense.
 """
 
+import math
+
 import torch
 
 from llm.model.gpt import GPT
 
 LONGEST = 256  # tokens: enough for any option, and quick
 TEXTS = 2
-TOLERANCE = 1e-4  # of the largest logit; other tokens may change the last bits of a product
+TOLERANCE = 1e-4  # times the largest logit: rounding may change the last bits of a product
 
 
 @torch.no_grad()
 def largest_change(model: GPT, seed: int = 0) -> tuple[float, float]:
     """The largest change of a logit when all later tokens change, and the largest logit.
 
-    The suffix is replaced from each of several places on, down to the last token alone. The
-    change is infinite if a logit is not finite.
+    The suffix is replaced from several places on, up to the last token alone. The change is
+    infinite if a logit is not finite.
     """
     vocab_size, length = model.config.vocab_size or 1, min(model.config.block_size, LONGEST)
     generator = torch.Generator().manual_seed(seed)
@@ -36,5 +38,5 @@ def largest_change(model: GPT, seed: int = 0) -> tuple[float, float]:
 
 
 def is_causal(change: float, scale: float) -> bool:
-    """Whether a :func:`largest_change` is only rounding."""
-    return change <= TOLERANCE * max(1.0, scale)
+    """Whether a :func:`largest_change` is only rounding; False if a logit is not finite."""
+    return math.isfinite(scale) and change <= TOLERANCE * max(1.0, scale)

@@ -171,15 +171,19 @@ def test_a_template_comes_back_from_plain_values(name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ('user: {before: "", after: ""}', "the answer is missing"),
-        ('assistant: {before: ""}', "the question is missing"),
-        ("assistant: no\nuser: {}", "the answer is missing"),
+        ('user: {before: "", after: ""}', "assistant is missing"),
+        ('assistant: {before: ""}', "user is missing"),
+        ("assistant: no\nuser: {}", "assistant is missing"),
         ('assistant: {}\nuser: {}\nend: ""', "an answer would never end"),
         ("assistant: {}\nuser: {}\nmarkers: [1]", "markers=1 must be text"),
         ('assistant: {}\nuser: {}\nmarkers: [""]', "markers must not be empty"),
         ("assistant: {}\nuser: {}\ncode: x", "code is an unknown key"),
         ("assistant: {}\nuser: {_target_: os.system}", "has the key '_target_'"),
-        (f"assistant: {{}}\nuser: {{before: {'x' * 10_001}}}", "too long"),
+        (f"assistant: {{}}\nuser: {{before: {'x' * 10_001}}}", "give at most 10,000"),
+        (
+            f"assistant: {{}}\nuser: {{}}\ndefault_system_with_input: {'x' * 10_001}",
+            "at most 10,000",
+        ),
         ("- 1", "holds no settings"),
         ("a: [", "cannot be read"),
     ],
@@ -197,6 +201,16 @@ def test_another_file_is_refused_in_one_line(text: str, reason: str, tmp_path: A
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     with pytest.raises(Refused, match="chatml, llama2, plain nor a file; did you mean 'chatml'"):
         read_template("chatlm")
+    for typed in ("~nobody/mine.yaml", "x" * 300, "a\0b"):
+        with pytest.raises(Refused, match="nor a file"):
+            read_template(typed)
+
+
+def test_a_system_message_is_refused_by_a_template_that_has_none() -> None:
+    template = Template.from_plain({"user": {}, "assistant": {}})
+    assert len(ids(template, ByteTokenizer(), CHAT[1:3]))
+    with pytest.raises(Refused, match="the template has no system message: add one"):
+        ids(template, ByteTokenizer(), CHAT[:3])
 
 
 def test_a_tokenizer_without_the_markers_is_refused_with_what_to_take_instead() -> None:

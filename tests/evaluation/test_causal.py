@@ -50,6 +50,14 @@ def test_a_network_that_sees_the_next_token_or_the_mean_of_the_text_is_found() -
         assert not is_causal(*largest_change(model))
 
 
+def test_a_network_whose_logits_are_not_finite_does_not_pass() -> None:
+    for value in (torch.inf, -torch.inf, torch.nan):
+        model = network()
+        model.norm.register_forward_hook(lambda _, __, out, value=value: out * value)
+        assert not is_causal(*largest_change(model))
+    assert not is_causal(0.1, torch.inf) and not is_causal(torch.inf, torch.inf)
+
+
 @pytest.mark.parametrize("shape", [{"block_size": 1}, {"block_size": 2}, {"vocab_size": 1}])
 def test_the_smallest_networks_are_causal(shape: dict[str, int]) -> None:
     small = {"n_layer": 1, "n_embed": 8, "head_size": 4, "block_size": 4, "vocab_size": 5}

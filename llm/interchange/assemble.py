@@ -114,8 +114,8 @@ def read_shards(files: tuple[Path, ...]) -> dict[str, Stored]:
     """
     stored: dict[str, Stored] = {}
     for path in files:
-        _check_start(path)
         try:
+            _check_start(path)
             file: Any = safetensors.safe_open(path, "pt", backend="pread")
             for name in list(file.keys()):
                 require(name not in stored, f"{path} has a tensor {name} that another file has too")

@@ -1,5 +1,6 @@
 """Chat templates of other programs: Jinja text, which is written and copied but never run here."""
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from llm.sealed import Plain, read_bounded, read_json
 
 FILE, SETTINGS, KEY = "chat_template.jinja", "tokenizer_config.json", "chat_template"
 LARGEST = 1 << 20  # bytes
+SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character, which UTF-8 cannot write
 ESCAPES = str.maketrans({"\\": r"\\", "'": r"\'", "\n": r"\n", "\r": r"\r", "\t": r"\t"})
 
 
@@ -25,7 +27,7 @@ class Chat(NamedTuple):
 def chat_in_folder(folder: Path) -> Chat | None:
     """The chat template in a folder of Hugging Face; None if it has none."""
     try:
-        return Chat(read_bounded(folder / FILE, LARGEST).decode("utf-8"))
+        return as_chat(read_bounded(folder / FILE, LARGEST).decode("utf-8"))
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:
@@ -37,11 +39,16 @@ def chat_in_folder(folder: Path) -> Chat | None:
 
 
 def as_chat(value: object) -> Chat | None:
-    """The template in a setting: its text, or the one named ``default`` in a list of several."""
+    """The template in a setting: its text, or the one named ``default`` in a list of several.
+
+    None for anything else, and for a text that is empty, too long or not valid Unicode.
+    """
     if isinstance(value, list):
         named = [one for one in value if isinstance(one, dict) and one.get("name") == "default"]
         value = named[0].get("template") if named else None
-    return Chat(value) if isinstance(value, str) and 0 < len(value) <= LARGEST else None
+    if not isinstance(value, str) or SURROGATE.search(value):
+        return None
+    return Chat(value) if 0 < len(value) <= LARGEST else None
 
 
 def chat_of(values: Plain, tokenizer: Tokenizer) -> Chat | None:

@@ -104,8 +104,11 @@ def require_file(path: Path) -> None:
 def file_digest(path: Path) -> str:
     """sha256 of a file: a second or two per gigabyte, once in a process."""
     require_file(path)
-    status = path.stat()
-    return _digest(path.resolve(), status.st_size, status.st_mtime_ns)
+    try:
+        status = path.stat()
+        return _digest(path.resolve(), status.st_size, status.st_mtime_ns)
+    except OSError as error:
+        raise Refused(f"{path} cannot be read: {error.strerror}") from None
 
 
 @cache

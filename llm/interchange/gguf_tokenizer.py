@@ -53,8 +53,11 @@ def tokenizer_of_keys(values: dict[str, Any], path: Path) -> Tokenizer:
     require(len(types) == len(tokens) <= MOST_IDS, f"{path}: tokenizer.ggml.token_type is of the "
             f"length {len(types):,}, and there are {len(tokens):,} tokens")  # fmt: skip
     end = values.get("tokenizer.ggml.eos_token_id")
-    is_end = end is None or (type(end) is int and end < len(tokens))
-    require(is_end, f"{path}: tokenizer.ggml.eos_token_id={end!r:.40}")
+    require(
+        end is None or (type(end) is int and 0 <= end < len(tokens)),
+        f"{path}: tokenizer.ggml.eos_token_id={end!r:.40} is not the id of one of its "
+        f"{len(tokens):,} tokens",
+    )
     try:
         if kind == "gpt2":
             definition = _byte_level_definition(values, tokens, types, path)

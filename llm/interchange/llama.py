@@ -31,7 +31,7 @@ class Params:
     vocab_size: int = option()
     n_kv_heads: int | None = None
     multiple_of: int = option(256, at_least=1)
-    ffn_dim_multiplier: float | None = option(None, more_than=0)
+    ffn_dim_multiplier: float | None = option(None, more_than=0, at_most=100)
     norm_eps: float = 1e-5
     rope_theta: float = 10_000.0
     use_scaled_rope: bool = False

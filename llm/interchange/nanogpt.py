@@ -36,7 +36,12 @@ class ModelArgs:
 
 def open_file(place: str, file: Path) -> FileSource:
     """The network in ``file`` (ckpt.pt)."""
-    args = from_plain(ModelArgs, _part(file, "model_args"), f"{file}: model_args.")
+    values = _part(file, "model_args")
+    for key in values:  # a pickle may have keys of other types
+        require(
+            isinstance(key, str), f"{file}: model_args has the key {key!s:.60}, which is not text"
+        )
+    args = from_plain(ModelArgs, values, f"{file}: model_args.")
     model = GPTConfig(
         n_layer=args.n_layer, n_embed=args.n_embd, n_head=args.n_head, head_size=None,
         block_size=args.block_size, vocab_size=args.vocab_size, bias=args.bias, norm="layernorm",

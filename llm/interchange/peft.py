@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,7 @@ OFF: tuple[Any, ...] = (None, False, {}, [])  # values of an option of PEFT that
 INITIAL = (True, False, "gaussian", "orthogonal")  # others, such as pissa, change the base
 # A stranger's pattern may take years to match. A pattern of these characters repeats nothing.
 NAME = re.compile(r"[\w.\\^$-]{1,200}")
+MOST_PATTERNS = 4096  # one for each matrix of 512 layers, and some more
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,15 @@ class PeftFields:
 
 def _matching(patterns: Mapping[str, float], module: str, default: float) -> float:
     """The value of the first pattern that matches ``module`` or the end of it, as in PEFT."""
-    found = (number for name, number in patterns.items() if re.match(rf"(.*\.)?({name})$", module))
-    return next(found, default)
+    for name, number in patterns.items():
+        if _compiled(name).match(module):
+            return number
+    return default
+
+
+@lru_cache(2 * MOST_PATTERNS)
+def _compiled(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(.*\.)?({name})$")
 
 
 @dataclass(frozen=True)
@@ -213,7 +221,12 @@ def read_config(path: Path) -> PeftFields:
         )
     config = from_plain(PeftFields, mine, f"{path}: ")
     for key in ("rank_pattern", "alpha_pattern"):
-        for name in getattr(config, key):
+        patterns = getattr(config, key)
+        few = len(patterns) <= MOST_PATTERNS
+        require(
+            few, f"{path}: {key} has {len(patterns):,} names, and at most {MOST_PATTERNS} are read"
+        )
+        for name in patterns:
             plain = _is_plain(name)
             require(plain, f"{path}: {key} has {name!r:.60}, and only plain names are read")
     names = config.target_modules
@@ -228,7 +241,7 @@ def read_config(path: Path) -> PeftFields:
 def _is_plain(name: str) -> bool:
     """Whether ``name`` is a pattern without repetitions."""
     try:
-        return NAME.fullmatch(name) is not None and re.compile(f"(.)?({name})") is not None
+        return NAME.fullmatch(name) is not None and _compiled(name) is not None
     except re.error:
         return False
 

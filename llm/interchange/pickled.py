@@ -66,5 +66,5 @@ def _check_archive(path: Path) -> None:
                 is_pickle = entry.filename.endswith(".pkl")
                 fits = not is_pickle or entry.file_size <= LARGEST_PICKLE
                 require(fits, f"{path} has {entry.file_size:,} bytes of names and shapes")
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
         raise Refused(f"{path} is not a file of torch.save (1.6 or later): {error}") from None

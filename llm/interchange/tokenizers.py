@@ -48,8 +48,8 @@ def tokenizer_of_folder(path: Path) -> Tokenizer:
     except Refused as error:
         raise Refused(f"{found}: {error}") from None
     except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise Refused(f"{found} cannot be read: {reason}") from None
+        file, reason = getattr(error, "filename", None), getattr(error, "strerror", None)
+        raise Refused(f"{file or found} cannot be read: {reason or error}") from None
 
 
 def _text(values: Definition) -> str:

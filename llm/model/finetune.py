@@ -102,12 +102,11 @@ class FinetuneOptions:
         """Raise :class:`llm.errors.Refused` for a key among ``typed`` that has no effect, such as
         ``finetune.rank`` without adapters.
         """
+        methods = {"name": METHODS, "freeze": METHODS[1:], "bits": ("qlora",)}
         for one in fields(self):
-            key = f"finetune.{one.name}"
-            needs = "full" if one.name == "freeze" else "lora"
-            unused = self.name == "none" or not (self.has_adapters or one.name == "freeze")
-            if key in typed and one.name != "name" and unused:
+            key, used_by = f"finetune.{one.name}", methods.get(one.name, ADAPTERS)
+            if key in typed and self.name not in used_by:
                 raise Refused(
-                    f"{key} has no effect with finetune={self.name}: add finetune={needs}",
-                    key=key, suggestions=[f"finetune={needs}"],
+                    f"{key} has no effect with finetune={self.name}: add finetune={used_by[0]}",
+                    key=key, suggestions=[f"finetune={used_by[0]}"],
                 )  # fmt: skip

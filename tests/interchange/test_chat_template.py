@@ -145,12 +145,14 @@ def test_no_template_is_written_that_would_give_other_ids() -> None:
     [
         ([{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}], "d"),
         ("t", "t"), ([{"name": "rag", "template": "r"}], None), ([1], None), (7, None),
-        ({"default": "d"}, None), ("", None), ("x" * (LARGEST + 1), None),
+        ({"default": "d"}, None), ("", None), ("x" * (LARGEST + 1), None), ("\ud800", None),
     ],
-    ids=range(8),
+    ids=range(9),
 )  # fmt: skip
 def test_only_text_is_taken_from_a_strangers_settings(
     value: Any, text: str | None, tmp_path: Path
 ) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
     assert chat_in_folder(tmp_path) == (None if text is None else Chat(text))
+    (tmp_path / "chat_template.jinja").write_text("")
+    assert chat_in_folder(tmp_path) is None, "the file counts, and it is empty"

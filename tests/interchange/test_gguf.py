@@ -2,6 +2,7 @@
 
 import hashlib
 import resource
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +215,13 @@ def test_a_file_and_a_name_open_as_a_source(
     Path("net.gguf").write_text("no")
     with pytest.raises(Refused, match=r"net\.gguf is damaged, or not GGUF"):
         source.open_source("ckpt", "net.gguf")
+
+
+@pytest.mark.parametrize("end", [-1, -99_999, len(gguf_files.TOKENS)])
+def test_an_end_token_that_does_not_exist_is_refused(end: int, tmp_path: Path) -> None:
+    path = gguf_files.write(tmp_path / "a.gguf")
+    key = b"tokenizer.ggml.eos_token_id"
+    before, after = path.read_bytes().split(key)
+    path.write_bytes(before + key + struct.pack("<Ii", 5, end) + after[8:])  # 5: int32
+    with pytest.raises(Refused, match=rf"eos_token_id={end} is not the id of one of its 261"):
+        _ = open_gguf(str(path)).tokenizer

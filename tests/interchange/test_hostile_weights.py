@@ -109,6 +109,9 @@ CASES: dict[str, tuple[str, Change, str]] = {
     "a device": (
         "Llama", lambda f: ((f / WEIGHTS).unlink(), (f / WEIGHTS).symlink_to("/dev/zero")),
         "not a regular file"),
+    "a file that fails": (
+        "Llama", lambda f: ((f / WEIGHTS).unlink(), (f / WEIGHTS).symlink_to("/proc/self/mem")),
+        "cannot be read"),
     "no weights": ("Llama", lambda f: (f / WEIGHTS).unlink(), "model.safetensors is missing"),
     "only a pickle": (
         "Llama", lambda f: (f / WEIGHTS).rename(f / "pytorch_model.bin"), "save_pretrained"),
@@ -256,7 +259,18 @@ def compressed(folder: Path) -> None:
 def nanogpt(**args: Any) -> Change:
     shape = {"n_layer": 2, "n_head": 4, "n_embd": 48, "block_size": 128, "bias": True,
              "vocab_size": 61}  # fmt: skip
-    return lambda folder: save_nanogpt(folder, model_args=shape | args)
+    return nanogpt_args(shape | args)
+
+
+def nanogpt_args(args: dict[Any, Any]) -> Change:
+    return lambda folder: save_nanogpt(folder, model_args=args)
+
+
+def newer_archive(folder: Path) -> None:
+    raw = bytearray((folder / "ckpt.pt").read_bytes())
+    entry = raw.rindex(b"PK\x01\x02")  # of the directory at the end
+    raw[entry + 6] = 255  # the version of zip that is needed to read it
+    (folder / "ckpt.pt").write_bytes(raw)
 
 
 def params(**values: Any) -> Change:
@@ -294,7 +308,10 @@ PICKLED: dict[str, tuple[str, Change, str]] = {
     "an unknown parameter": ("meta", params(moe_args={}), "moe_args is an unknown key"),
     "a scaling without its factor": ("meta", params(use_scaled_rope=True), "8 for Llama 3.1"),
     "another width": ("meta", params(multiple_of=96), r"w1.weight has shape \(128, 48\)"),
-    "a width beyond numbers": ("meta", params(ffn_dim_multiplier=1e300), "intermediate_size"),
+    "an endless width": ("meta", params(ffn_dim_multiplier=1e308), "multiplier=1e.308 must be"),
+    "a width beyond the bounds": ("meta", params(multiple_of=2**40), "intermediate_size=1099511"),
+    "a key that is a number": ("nanogpt", nanogpt_args({1: 2}), "has the key 1, which is not text"),
+    "a newer archive": ("nanogpt", newer_archive, "is not a file of torch.save .* version 25.5"),
 }  # fmt: skip
 
 

@@ -223,6 +223,8 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "an endless pattern": (
         config(alpha_pattern={"(a+)+": 2}), r"alpha_pattern has '\(a\+\)\+', and only plain"),
     "half a pattern": (config(rank_pattern={"q\\": 2}), "rank_pattern has .* only plain"),
+    "patterns without end": (
+        config(rank_pattern={str(n): 8 for n in range(5000)}), "rank_pattern has 5,000 names, and"),
     "a rank of 0": (config(rank_pattern={"q": 0}), "rank_pattern.q=0 must be at least 1"),
     "an alpha without end": (config(lora_alpha=1e308), r"lora_alpha=1e\+308 must be more than 0"),
     "a negative alpha": (config(alpha_pattern={"q": -1}), "alpha_pattern.q=-1 must be more than"),

@@ -129,7 +129,8 @@ def test_the_folder_says_what_it_belongs_to_and_how_to_load_it(folder: Path) -> 
     weights = open_source("ckpt", "base_hf").weights()
     assert digests["base_values_digest"] == weights_digest(weights)
     assert "ckpt=base format=hf out=BASE" in done.stdout
-    assert f"PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained('BASE'), '{folder}/new"
+    loaded = "PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained('BASE'), "
+    assert f"{loaded}'{folder}/new')" in done.stdout
 
 
 def test_adapters_of_a_rounded_base_come_with_a_note(folder: Path) -> None:

@@ -240,10 +240,14 @@ def test_options_that_train_nothing_are_refused(options: FinetuneOptions, messag
 
 @pytest.mark.parametrize(
     ("name", "key", "needs"),
-    [("none", "rank", "lora"), ("full", "dropout", "lora"), ("none", "freeze", "full")],
-)
+    [
+        ("none", "rank", "lora"), ("full", "dropout", "lora"), ("none", "freeze", "full"),
+        ("lora", "bits", "qlora"), ("head", "bits", "qlora"),
+    ],
+)  # fmt: skip
 def test_a_typed_key_without_effect_is_refused(name: str, key: str, needs: str) -> None:
     with pytest.raises(Refused, match=f"no effect with finetune={name}: add finetune={needs}"):
         FinetuneOptions(name).check_typed({f"finetune.{key}"})
     FinetuneOptions("full").check_typed({"finetune", "finetune.name", "finetune.freeze"})
     FinetuneOptions("lora").check_typed({"finetune.rank", "finetune.freeze"})
+    FinetuneOptions("qlora").check_typed({"finetune.bits", "finetune.alpha"})

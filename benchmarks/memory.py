@@ -12,6 +12,8 @@
 - ``rss``, ``compile_headroom``, ``oom_deaths``: real runs beside their prediction
   (:mod:`benchmarks.real_runs`).
 - ``plan``: seconds of run_plan.py for one point and for a thousand.
+- ``finetune``: what fits in 4 GiB when a network is fine-tuned, also as a table
+  (:mod:`benchmarks.finetune`).
 - ``levers_loss``, ``levers``, ``few_tokens``, ``auto_vs_best``: the cost of saving memory
   (:mod:`benchmarks.levers`).
 - ``prediction_error``, ``largest_in_4gib``: predictions beside torch's MemTracker
@@ -37,7 +39,8 @@ BATCH_SIZE, BLOCK_SIZE, VOCAB_SIZE, STEPS = 12, 128, 50_257, 4
 # In the order of measuring: first rows that start processes, then rows that make tensors here.
 IDS = [
     "step_memory", "step_memory_all_levers", "rss", "compile_headroom", "oom_deaths", "plan",
-    "levers_loss", "levers", "few_tokens", "auto_vs_best", "prediction_error", "largest_in_4gib",
+    "finetune", "levers_loss", "levers", "few_tokens", "auto_vs_best", "prediction_error",
+    "largest_in_4gib",
 ]  # fmt: skip
 NEED_CLONE = ("step_memory", "step_memory_all_levers", "largest_in_4gib")
 
@@ -179,6 +182,11 @@ def rows_of(id: str, typed: argparse.Namespace) -> Iterator[Row]:
         from benchmarks.planning import plans
 
         yield from plans(typed.repeats)
+    elif id == "finetune":
+        from benchmarks import finetune
+
+        yield from finetune.rows()
+        print("\n".join(finetune.table()))
     elif id in ("prediction_error", "largest_in_4gib"):
         from benchmarks import largest
 

@@ -48,10 +48,10 @@ class Network(Operations):
         for _ in range(K):
             # Predecessors in another document become zeros, in a copy.
             earlier = self.pointwise(line) if self.documents else line
+            saved = [earlier.buffer] * weights.needs_gradient
             x = self.tape.apply(
-                x.numbers, x.width, [x, weights, earlier], [earlier.buffer], passes=1,
-                scratch=x.size,
-            )  # fmt: skip
+                x.numbers, x.width, [x, weights, earlier], saved, passes=1, scratch=x.size
+            )
         return x
 
     def mask_between(self) -> Buffer:

@@ -6,7 +6,6 @@ import pytest
 
 from benchmarks.tracked import MODEL, RUN, drawn, tracked_evaluation, tracked_peak, tracked_sample
 from llm.memory.predict import Setup, predict, training_step
-from llm.memory.weights import ALL
 
 SETUPS = drawn()
 
@@ -45,8 +44,7 @@ def test_the_peak_of_a_training_step_is_predicted_as_memtracker_sees_it(number: 
     setup = SETUPS[number]
     predicted = max(sum(lines.values()) for lines in training_step(setup).values())
     error = predicted / tracked_peak(setup) - 1
-    most = 0.03 if setup.finetune == ALL else 0.05
-    assert -0.02 <= error <= most, f"{error:+.2%} for {setup}"
+    assert -0.01 <= error <= 0.005, f"{error:+.2%} for {setup}"
 
 
 def moment(name: str, setup: Setup) -> int:
@@ -74,10 +72,8 @@ WITH_LORA = next(n for n in SMALL if SETUPS[n].finetune.name == "lora")
 def test_a_text_takes_no_more_than_predicted(number: int) -> None:
     setup = SETUPS[number]
     error = moment("sample", setup) / tracked_sample(setup) - 1
-    # The prediction assumes a full window, so it is an upper bound; the window is a larger share of
-    # the memory where the optimizer has little state.
-    most = 0.2 if setup.finetune == ALL else 0.35
-    assert 0 <= error <= most, f"{error:+.2%} for {setup}"
+    # The prediction assumes a full window, so it is an upper bound.
+    assert 0 <= error <= 0.1, f"{error:+.2%} for {setup}"
 
 
 def test_the_parts_of_a_plan_have_the_same_order_in_every_process() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks.tracked import MODEL, RUN, drawn, tracked_evaluation, tracked_peak, tracked_sample
 from llm.memory.predict import Setup, predict, training_step
+from llm.memory.weights import ALL
 
 SETUPS = drawn()
 

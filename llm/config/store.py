@@ -82,12 +82,17 @@ def _mode_of(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
 
     def again(config_name: str, overrides: list[str], run_mode: RunMode, **options: bool) -> Any:
         del loader.load_configuration  # only the next composition is the same
-        if run_mode != RunMode.RUN or [one for one in overrides if one != AS_RUN] != typed:
+        added = overrides[len(typed) :]  # Hydra names the mode, if there was none
+        is_the_same = overrides[: len(typed)] == typed and len(added) <= 1
+        if not is_the_same or (cfg is None and run_mode != RunMode.RUN):
             return _compose(loader, config_name, overrides, run_mode, **options)
         parsed = OverridesParser.create().parse_overrides(overrides)
         loader.validate_sweep_overrides_legal(parsed, run_mode, from_shell=True)
         if error is not None:
             raise error
+        if added and cfg is not None:
+            cfg.hydra.overrides.hydra.extend(added)
+            cfg.hydra.mode = run_mode
         return cfg
 
     loader.load_configuration = again

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
@@ -413,7 +414,8 @@ def test_a_bug_leaves_a_document_and_a_traceback(
     monkeypatch.setattr(PLACES["plan"], bug)
     out = io.StringIO()
     monkeypatch.setattr(sys, "argv", [str(ROOT / "run_plan.py"), "json=true"])
-    with contextlib.redirect_stdout(out), pytest.raises(KeyError):
+    environment = patch.dict(os.environ)  # a process of its own would end here
+    with environment, contextlib.redirect_stdout(out), pytest.raises(KeyError):
         runpy.run_path(sys.argv[0], run_name="__main__")
     listener.stop_listening()
     found = json.loads(out.getvalue())

@@ -4,6 +4,7 @@ import functools
 import random
 import time
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -69,10 +70,16 @@ def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(
     assert_same_run(interrupted_and_resumed(make_trainer, step, **options), whole)
 
 
-@pytest.mark.parametrize("optimizer", [adamw, muon])
-@pytest.mark.parametrize("bits", [32, 8])
-@pytest.mark.parametrize("in_backward", [False, True])
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16_weights"])
+# Every second combination, which has every pair of values; the others are slow tests.
+LEVERS = [
+    pytest.param(*one, marks=[pytest.mark.slow] * (number.bit_count() % 2))
+    for number, one in enumerate(
+        product(["fp32", "fp16", "bf16_weights"], [False, True], [32, 8], [adamw, muon])
+    )
+]
+
+
+@pytest.mark.parametrize(("precision", "in_backward", "bits", "optimizer"), LEVERS)
 def test_it_does_with_every_lever_that_saves_memory(
     make_trainer: MakeTrainer, precision: str, in_backward: bool, bits: int, optimizer: Any
 ) -> None:

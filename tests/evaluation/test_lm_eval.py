@@ -12,6 +12,7 @@ from llm.data.tokenizer import GPT2Tokenizer
 from llm.evaluation.accuracy import answer_questions
 from llm.evaluation.questions import Question
 from llm.interchange.source import load_model, open_source
+from tests.interchange.test_hf_writing import saved
 
 TASKS = {
     "own_choice": """
@@ -110,3 +111,22 @@ def test_our_adapter_and_the_route_by_transformers_have_the_same_figures(
             assert mine[metric] == pytest.approx(other[metric], abs=1e-5)
     found = answer_questions(model, source.tokenizer, questions)
     report(f"built in: acc {found['acc']:.6f}, acc_norm {found['acc_norm']:.6f}")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_benchmark_finds_the_same_figures_by_our_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval")
+    for key in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(key, "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    from benchmarks.evaluation import compared
+
+    place, tasks = saved(tmp_path / "run", GPT2Tokenizer(), block_size=64), tmp_path / "tasks"
+    tasks.mkdir()
+    rows = list(compared(place, tasks, 1))
+    lm_eval = [row for row in rows if row.id.startswith("lm_eval")]
+    assert len(lm_eval) == 3 and len(rows) == 5
+    assert all(row.ours == pytest.approx(row.other, abs=1e-5) for row in lm_eval)

@@ -205,7 +205,7 @@ def start_from(
         theirs.digest() == tokenizer.digest(),
         f"init_from={source.place} was trained on {theirs.described(tokenizer)}, and "
         f"data.tokenizer={tokenizer.kind} has {tokenizer.described(theirs)}: take the data it was "
-        "trained on, or train without init_from",
+        "trained on, or its tokenizer (data.tokenizer=null), or train without init_from",
     )
     require_shapes(model, weight_shapes(source.model), source.path)
     fill(model, source, finetune)

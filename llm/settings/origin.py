@@ -28,7 +28,7 @@ def shape_of_origin(settings: TrainSettings, typed: Collection[str]) -> Plain:
     """
     if not settings.init_from or settings.resume:
         return {}
-    theirs, missing = _shape(_source(settings), settings.model.vocab_size), {}
+    theirs, missing = _shape(_source(settings), settings), {}
     for key, wanted in theirs.items():
         value: Any = getattr(settings.model, key)
         is_typed = f"model.{key}" in typed or "model" in typed
@@ -81,8 +81,7 @@ def _source(settings: TrainSettings) -> "Source":
         return open_source("run.name", started)
 
 
-def _shape(source: "Source", vocab_size: int | None) -> Plain:
-    """``vocab_size``: of the settings; None: the data's."""
+def _shape(source: "Source", settings: TrainSettings) -> Plain:
     from llm.interchange.peft import PeftSource
     from llm.interchange.source import CheckpointSource
 
@@ -90,9 +89,10 @@ def _shape(source: "Source", vocab_size: int | None) -> Plain:
     if isinstance(source, PeftSource):
         source = source.base
     if isinstance(source, CheckpointSource):
+        named = settings.data.tokenizer in TOKENIZERS  # and not the tokenizer of these weights
         # The data gives the usual vocab_size, and another alphabet is refused later by name.
         usual = padded(source.tokenizer.vocab_size, source.tokenizer.kind)
-        if vocab_size is None and keys["vocab_size"] == usual:
+        if named and settings.model.vocab_size is None and keys["vocab_size"] == usual:
             del keys["vocab_size"]
     elif keys["position"] == "rotary":
         keys["block_size"] = min(keys["block_size"], WINDOW)

@@ -8,12 +8,15 @@ import pytest
 from llm.data.config import DataConfig
 from llm.data.dataset import Dataset
 from llm.data.prepare import prepare
+from llm.data.tokenizer import CharTokenizer
 from llm.errors import Refused
 from llm.interchange.source import open_source
 from llm.options import validate
 from llm.settings.identity import identity
-from llm.settings.origin import data_of_origin
+from llm.settings.origin import data_of_origin, shape_of_origin
+from llm.settings.schema import TrainSettings
 from tests.interchange import gguf_files
+from tests.interchange.test_start_from import trained
 
 
 def test_a_place_gives_its_tokenizer_and_may_move(tmp_path: Path) -> None:
@@ -40,3 +43,13 @@ def test_a_tokenizer_that_cannot_be_found_is_refused() -> None:
     assert data_of_origin(DataConfig(tokenizer=None), None).tokenizer == "gpt2"
     with pytest.raises(Refused, match=r"data\.tokenizer=gtp2 must be one of gpt2, .*'gpt2'\?"):
         validate(DataConfig(tokenizer="gtp2"), "data.")
+
+
+@pytest.mark.parametrize("tokenizer", [None, "char"])
+def test_a_vocabulary_of_characters_is_not_padded(tmp_path: Path, tokenizer: str | None) -> None:
+    _, place = trained(tmp_path, CharTokenizer("abc"), vocab_size=3)
+    settings = TrainSettings(init_from=place)
+    settings.data = data_of_origin(DataConfig(tokenizer=tokenizer), place)
+    for key, value in shape_of_origin(settings, []).items():
+        setattr(settings.model, key, value)
+    assert settings.resolve(3, "fp32").model.vocab_size == 3

@@ -90,7 +90,7 @@ def test_a_gguf_file_can_be_replaced_and_names_three_programs(folder: Path) -> N
         (["gone", "out=hf"], "gone"),
         (
             ["smeared", "out=hf"],
-            "no architecture of transformers and llama.cpp has model.mlp=relu2",
+            "transformers and llama.cpp have no architecture with model.mlp=relu2",
         ),
     ],
     ids=str,

@@ -1,4 +1,4 @@
-"""Checkpoints that hold only what was trained of a base: adapters, the head, or some weights."""
+"""Checkpoints with only the trained part of a network: adapters, the head, or some weights."""
 
 import os
 from pathlib import Path
@@ -17,9 +17,9 @@ from llm.model.lora import merged_weights
 
 
 def base_of(checkpoint: Checkpoint) -> Source:
-    """The weights that a checkpoint of adapters belongs to.
+    """The weights on which a checkpoint's part was trained.
 
-    Raises :class:`llm.errors.Refused` if they are not in their place any more.
+    Raises :class:`llm.errors.Refused` if their place no longer has them.
     """
     assert checkpoint.base is not None
     try:
@@ -31,9 +31,7 @@ def base_of(checkpoint: Checkpoint) -> Source:
 
 
 def require_base(checkpoint: Checkpoint, source: Source) -> None:
-    """Raise :class:`llm.errors.Refused` unless ``source`` has the weights that ``checkpoint``
-    belongs to.
-    """
+    """Raise :class:`llm.errors.Refused` unless ``checkpoint`` was trained on ``source``."""
     base = checkpoint.base
     require(base is not None, f"{checkpoint.path} holds a whole network, not an adapter")
     assert base is not None
@@ -47,7 +45,7 @@ def require_base(checkpoint: Checkpoint, source: Source) -> None:
 
 
 def whole_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The tensors of ``GPT.state_dict()``: what the checkpoint holds, merged into its base."""
+    """The tensors of ``GPT.state_dict()``: the checkpoint's, merged into its base if it has one."""
     trained = checkpoint.weights()
     if checkpoint.base is None or checkpoint.finetune is None:
         return trained
@@ -57,7 +55,7 @@ def whole_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
 def open_adapter(key: str, place: str, base: Source) -> Source:
     """The checkpoint or folder of PEFT that ``key=place`` names, an adapter for ``base``.
 
-    Raises :class:`llm.errors.Refused` for weights that are no adapter, and for one of another base.
+    Raises :class:`llm.errors.Refused` for a whole network, and for an adapter for another base.
     """
     config = Path(place) / CONFIG
     if not os.path.isfile(config):
@@ -95,6 +93,6 @@ def with_adapter(model: GPT, adapter: Source) -> GPT:
         trained = {name: weight.to(device) for name, weight in checkpoint.weights().items()}
         weights = merged_weights(base, trained, checkpoint.finetune)
     network = empty_model(adapter.model)
-    network.load_state_dict(weights, assign=True)  # the tensors themselves: none is copied
+    network.load_state_dict(weights, assign=True)  # nothing is copied
     network.cos, network.sin = rotary_angles(adapter.model)
     return network.to(device).eval()

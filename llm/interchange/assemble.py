@@ -1,4 +1,4 @@
-"""Tensors under other people's names become the weights of our network."""
+"""Turn the tensors of another program into the weights of our network."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -36,10 +36,7 @@ def assemble(
     another shape or type, or not finite. Nothing is read before all names and shapes are checked.
     """
     names, shapes = names.as_in(stored), weight_shapes(model)
-    wanted: dict[str, list[str]] = {}  # their name -> our names
-    for name in shapes:
-        if not names.is_zero(name):
-            wanted.setdefault(names.theirs(name), []).append(name)
+    wanted = names.joined(name for name in shapes if not names.is_zero(name))
     head = names.theirs("head.weight")
     for name, found in stored.items():
         is_known = name in wanted or name == head or re.fullmatch(names.ignored, name)
@@ -62,13 +59,14 @@ def assemble(
             tensor = tensor.T
         rows = [shapes[one][0] for one in ours]
         for one, part in zip(ours, torch.split(tensor, rows), strict=True):
-            weight = _half_split(names, model, one, part).contiguous()
+            weight = reordered(model, one, part, False) if names.interleaved else part
+            weight = weight.contiguous()
             # A copy, so that the joined tensor is freed
             yield one, weight.clone() if len(ours) > 1 else weight
 
 
 def check_stored(where: Path, name: str, tensor: Stored, needed: tuple[int, ...]) -> None:
-    """Raise :class:`llm.errors.Refused` for another shape than ``needed``, and for other types."""
+    """Raise :class:`llm.errors.Refused` unless it has the shape ``needed`` and a type of KINDS."""
     found = tensor.shape
     require(found == needed, f"{where}: {name} has shape {found}, the config needs {needed}")
     expected = ", ".join(KINDS)
@@ -84,15 +82,17 @@ def _is_transposed(names: Names, name: str, dimensions: int) -> bool:
     return names.transposed and name.startswith("blocks.") and dimensions == 2
 
 
-def _half_split(names: Names, model: GPTConfig, name: str, tensor: Tensor) -> Tensor:
-    """Rows of queries and keys with rotary pairs (i, i + D / 2)."""
-    is_rotated = ".attention.q." in name or ".attention.k." in name
-    if not (names.interleaved and is_rotated):
+def reordered(model: GPTConfig, name: str, tensor: Tensor, interleaved: bool) -> Tensor:
+    """Rows of queries and keys in the other order of rotary pairs: (2i, 2i + 1) if ``interleaved``,
+    otherwise (i, i + D / 2). Other tensors stay as they are.
+    """
+    if ".attention.q." not in name and ".attention.k." not in name:
         return tensor
     heads = model.n_head if ".q." in name else model.n_kv_head
     assert heads
-    rows = tensor.reshape(heads, tensor.shape[0] // heads // 2, 2, -1)
-    return rows.transpose(1, 2).reshape(tensor.shape)
+    half = tensor.shape[0] // heads // 2
+    pairs = (2, half) if interleaved else (half, 2)
+    return tensor.reshape(heads, *pairs, -1).transpose(1, 2).reshape(tensor.shape)
 
 
 def read_stored(where: Path, name: str, stored: Stored) -> Tensor:
@@ -101,7 +101,7 @@ def read_stored(where: Path, name: str, stored: Stored) -> Tensor:
         tensor = stored.read()
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         raise Refused(f"{where}: {name} cannot be read: {error}") from None
-    # One pass instead of the three of isfinite().all(); NaN is both the least and the greatest.
+    # One pass instead of the three of isfinite().all(). With a NaN, aminmax returns NaN twice.
     finite = not tensor.numel() or all(bool(end.isfinite()) for end in tensor.aminmax())
     require(finite, f"{where}: {name} has values that are not finite")
     return tensor.float() if tensor.dtype == torch.float16 else tensor
@@ -133,7 +133,7 @@ def _reader(file: Any, name: str) -> Callable[[], Tensor]:
 
 
 def _check_start(path: Path) -> None:
-    """Refuse a header without bounds, and a file that git has not downloaded."""
+    """Refuse a header that is too large, and a file that git has not downloaded."""
     with path.open("rb") as file:
         start = file.read(len(LFS))
     pointer = f"{path} is a Git LFS pointer and not the file itself: run git lfs pull"

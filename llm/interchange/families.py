@@ -1,4 +1,4 @@
-"""Which architecture of other programs computes what our network does, and its ``config.json``."""
+"""The architecture of transformers that computes the same as our network, and its config.json."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,19 +11,19 @@ from llm.sealed import Plain
 
 RMS_EPS, LAYER_EPS = 1e-6, 1e-5  # as in llm/model/layers.py
 GELUS = {"gelu": "gelu_new", "gelu_exact": "gelu"}  # our name -> theirs
-OURS_ONLY: Plain = {"smear": 0, "residual_scalars": False}  # what no other architecture has
+OURS_ONLY: Plain = {"smear": 0, "residual_scalars": False}  # options that no other architecture has
 
 
 @dataclass(frozen=True)
 class Family:
-    """An architecture: ``needs`` are the values of our options with which it is our network."""
+    """An architecture. ``needs``: the values of our options that it can compute."""
 
     name: str  # model_type of transformers; also the architecture in GGUF
     architecture: str
     needs: dict[str, tuple[Any, ...]]
 
     def in_the_way(self, model: GPTConfig) -> list[str]:
-        """The settings that this family does not have, with their values."""
+        """The settings of ``model`` that this architecture cannot compute: ``model.key=value``."""
         needs = self.needs | {key: (value,) for key, value in OURS_ONLY.items()}
         wrong = [key for key, values in needs.items() if getattr(model, key) not in values]
         found = [f"model.{key}={_shown(getattr(model, key))}" for key in wrong]
@@ -34,7 +34,7 @@ class Family:
         return found
 
     def names(self, model: GPTConfig) -> Names:
-        """The names of its tensors; modules without biases are unbiased."""
+        """The names of its tensors; modules without a bias are listed as unbiased."""
         if self.name == "gpt2":
             return GPT2
         parts = {
@@ -62,7 +62,7 @@ FAMILIES = (
 def choose_family(model: GPTConfig) -> Family:
     """The architecture that computes the same as ``model``.
 
-    Raises :class:`llm.errors.Refused` naming all settings in the way of the most similar one.
+    Raises :class:`llm.errors.Refused` naming all settings that the most similar one lacks.
     """
     best = min(FAMILIES, key=lambda family: len(family.in_the_way(model)))
     found = best.in_the_way(model)
@@ -70,15 +70,16 @@ def choose_family(model: GPTConfig) -> Family:
         return best
     advice = command_line("run_train.py", "experiment=exportable")
     raise Refused(
-        f"no architecture of transformers and llama.cpp has {', '.join(found)} "
+        f"transformers and llama.cpp have no architecture with {', '.join(found)} "
         f"(the most similar is {best.architecture}): train without, as in {advice}",
         key=found[0].partition("=")[0],
     )
 
 
 def config_json(model: GPTConfig, family: Family, end: int | None, dtype: str) -> Plain:
-    """``config.json`` for transformers 4 and 5; ``end``: the id that ends a text; ``dtype``:
-    torch's name of the type of the weights. No field is left to a default that may differ.
+    """``config.json`` for transformers 4 and 5, with every field whose default may differ.
+
+    ``end``: the id that ends a text; ``dtype``: torch's name of the type of the weights.
     """
     common = {
         "architectures": [family.architecture], "model_type": family.name,

@@ -1,4 +1,4 @@
-"""Weights of other programs: files on the disk, whose tensors have names of their own."""
+"""Files with weights of other programs: everything that the formats share."""
 
 import hashlib
 import os
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llm.data.tokenizer import Tokenizer
 from llm.errors import Refused, require
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from llm.interchange.assemble import Stored
 
-LONGEST_CONTEXT = 2048  # tokens; a window of more is typed: model.block_size
+LONGEST_CONTEXT = 2048  # tokens; type model.block_size for a longer window
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class FileSource:
     files: tuple[Path, ...]  # of the weights
     read: "Callable[[tuple[Path, ...]], Mapping[str, Stored]]"  # imports torch
     find_tokenizer: Callable[[], Tokenizer]
-    context: int  # tokens that the network was made for
+    context: int  # tokens
     find_chat: Callable[[], Chat | None] = lambda: None
 
     @property
     def path(self) -> Path:
-        """As typed."""
+        """The place as typed."""
         return Path(self.place)
 
     @cached_property
@@ -59,7 +59,7 @@ class FileSource:
         return self.find_chat()
 
     def digest(self) -> str:
-        """sha256 of the file with the weights, or of the digests of several."""
+        """sha256 of the file with the weights; of several files, of their digests."""
         digests = [file_digest(path) for path in self.files]
         if len(digests) == 1:
             return digests[0]
@@ -78,8 +78,11 @@ class FileSource:
 
 
 def resolved(config: GPTConfig, path: Path) -> GPTConfig:
-    """The shape that ``path`` describes; a window of at most :data:`LONGEST_CONTEXT` tokens if no
-    weight depends on it. Raises :class:`llm.errors.Refused` naming ``path``.
+    """``config`` with every ``None`` filled in.
+
+    With rotary positions no weight depends on ``block_size``, so it is cut to
+    :data:`LONGEST_CONTEXT`. Raises :class:`llm.errors.Refused`, naming ``path``, for numbers that
+    do not fit together.
     """
     if config.position == "rotary":
         config = replace(config, block_size=min(config.block_size, LONGEST_CONTEXT))
@@ -87,6 +90,24 @@ def resolved(config: GPTConfig, path: Path) -> GPTConfig:
         return config.resolve()
     except Refused as error:
         raise Refused(f"{path}: {error}") from None
+
+
+def require_supported(condition: object, where: str, value: Any) -> None:
+    """Raise :class:`llm.errors.Refused` for an option that may change the logits.
+
+    ``where``: the file and the key.
+    """
+    reason = "may change what the network computes, and this program does not support it"
+    require(condition, f"{where}={value!r:.60} {reason}")
+
+
+def refuse_pickle(path: Path, what: str, better: str) -> None:
+    """Raise :class:`llm.errors.Refused` if ``path`` exists; ``better``: a safe file."""
+    require(
+        not path.exists(),
+        f"{path} is a pickle, which may run code: save the {what} anew with "
+        f"model.save_pretrained(FOLDER), which writes {better}",
+    )
 
 
 def require_file(path: Path) -> None:
@@ -102,7 +123,7 @@ def require_file(path: Path) -> None:
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file: a second or two per gigabyte, once in a process."""
+    """sha256 of a file. It takes a second or two per gigabyte, once in a process."""
     require_file(path)
     try:
         status = path.stat()

@@ -1,8 +1,9 @@
 """GGUF files, as llama.cpp and ollama read them: Llama, Qwen2, Qwen3 and GPT-2."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from llm.data.tokenizer import Tokenizer
 from llm.errors import Refused, require
 from llm.interchange.chat_template import as_chat
-from llm.interchange.files import FileSource, resolved
+from llm.interchange.files import FileSource, require_supported, resolved
 from llm.interchange.gguf_file import MAGIC, Header, read_header, read_tensor
 from llm.interchange.gguf_tokenizer import tokenizer_of_keys
 from llm.interchange.gguf_vocabulary import own_tokenizer
@@ -39,7 +40,7 @@ LLAMA = replace(QWEN, interleaved=True)  # llama.cpp rotates pairs (2i, 2i + 1) 
 JOINED = {f"attention.{part}": "blk.N.attn_qkv" for part in "qkv"}
 GPT2 = replace(QWEN, modules=QWEN.modules | JOINED)
 NAMES = {"llama": LLAMA, "qwen2": QWEN, "qwen3": QWEN, "gpt2": GPT2}
-# Keys below the name of the architecture. Any other may change what the network computes.
+# The keys of an architecture that this program reads. Any other may change the logits.
 KNOWN = {
     "block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size",
     "attention.head_count", "attention.head_count_kv", "attention.key_length",
@@ -65,12 +66,8 @@ class _Keys:
             if key.startswith(prefix)
         }  # fmt: skip
         for key, value in self.values.items():
-            is_usual = key in ONLY and value == ONLY[key]
-            require(
-                key in KNOWN or is_usual,
-                f"{self.path}: {prefix}{key:.60}={value!r:.60} may change what the network "
-                "computes, and this program does not support it",
-            )
+            is_allowed = key in KNOWN or (key in ONLY and value == ONLY[key])
+            require_supported(is_allowed, f"{self.path}: {prefix}{key:.60}", value)
 
     def whole(self, key: str, default: int | None = None) -> int:
         return int(self._number(key, default, (int,)))
@@ -82,12 +79,14 @@ class _Keys:
         value: Any = self.values.get(key, default)
         require(value is not None, f"{self.path} has no {self.arch}.{key}")
         is_number = type(value) in types and 0 < value < 1 << 40
-        require(is_number, f"{self.path}: {self.arch}.{key}={value!r:.60} is not such a number")
+        kind = "number" if float in types else "whole number"
+        shown = f"{self.path}: {self.arch}.{key}={value!r:.60}"
+        require(is_number, f"{shown} must be a positive {kind} below 2^40")
         return value
 
 
 def is_gguf(place: str) -> bool:
-    """Whether ``place`` is a file that says it is GGUF, or is named so."""
+    """Whether ``place`` is a file that starts with GGUF's magic bytes, or ends in ``.gguf``."""
     if not os.path.isfile(place):  # Path.is_file raises if the name is too long
         return False
     try:
@@ -98,10 +97,10 @@ def is_gguf(place: str) -> bool:
 
 
 def open_gguf(place: str, file: Path | None = None) -> FileSource:
-    """The network in a GGUF file: the place, or ``file`` if that is a name of one.
+    """The network in a GGUF file: ``file``, or the file at ``place``.
 
-    Raises :class:`llm.errors.Refused` for another architecture, and for a key that changes the
-    mathematics.
+    Raises :class:`llm.errors.Refused` for another architecture, and for a key that may change the
+    logits.
     """
     path = Path(place) if file is None else file
     header = read_header(path)
@@ -115,14 +114,14 @@ def open_gguf(place: str, file: Path | None = None) -> FileSource:
     config = _model(keys, header)
     return FileSource(
         kind="gguf", place=place, model=resolved(config, path), names=NAMES[keys.arch],
-        files=(path,), read=_reader(header), context=config.block_size,
+        files=(path,), read=partial(_stored, header), context=config.block_size,
         find_tokenizer=lambda: _tokenizer(header),
         find_chat=lambda: as_chat(header.values.get(CHAT_KEY)),
     )  # fmt: skip
 
 
 def _tokenizer(header: Header) -> Tokenizer:
-    """The tokenizer that our own export describes, or else the one in llama.cpp's keys."""
+    """The tokenizer in the key of our own exports, or the one in llama.cpp's keys."""
     return own_tokenizer(header.values) or tokenizer_of_keys(header.values, header.path)
 
 
@@ -163,7 +162,9 @@ def _rope(keys: _Keys, header: Header) -> dict[str, Any]:
     """How rotary positions are scaled for longer texts."""
     kind = keys.values.get("rope.scaling.type", "none")
     if "rope_freqs.weight" in header.tensors:
-        require(kind == "none", f"{keys.path} has rope_freqs.weight and rope.scaling.type={kind}")
+        require(
+            kind == "none", f"{keys.path} has rope_freqs.weight and rope.scaling.type={kind!r:.60}"
+        )
         return _llama3(keys, header)
     factor = keys.number("rope.scaling.factor", 1.0)
     if kind == "none" or factor == 1:
@@ -185,7 +186,7 @@ def _rope(keys: _Keys, header: Header) -> dict[str, Any]:
 
 
 def _llama3(keys: _Keys, header: Header) -> dict[str, Any]:
-    """Llama 3's scaling whose divisors of the frequencies are ``rope_freqs.weight``."""
+    """Llama 3's scaling. ``rope_freqs.weight`` has its divisors of the frequencies."""
     tensor = header.tensors["rope_freqs.weight"]
     size = keys.whole("embedding_length") // keys.whole("attention.head_count")
     count = keys.whole("attention.key_length", size) // 2
@@ -209,24 +210,18 @@ def _llama3(keys: _Keys, header: Header) -> dict[str, Any]:
     )
 
 
-def _reader(header: Header) -> "Callable[[tuple[Path, ...]], Mapping[str, Stored]]":
-    def read(files: tuple[Path, ...]) -> "Mapping[str, Stored]":
-        from llm.interchange.assemble import Stored
+def _stored(header: Header, files: tuple[Path, ...]) -> "Mapping[str, Stored]":
+    from llm.interchange.assemble import Stored
 
-        return {
-            name: Stored(tensor.shape, "F32", _weights(header, name))
-            for name, tensor in header.tensors.items()
-        }
-
-    return read
+    return {
+        name: Stored(tensor.shape, "F32", partial(_weights, header, name))
+        for name, tensor in header.tensors.items()
+    }
 
 
-def _weights(header: Header, name: str) -> "Callable[[], Tensor]":
-    def read() -> "Tensor":
-        import torch
+def _weights(header: Header, name: str) -> "Tensor":
+    import torch
 
-        tensor = header.tensors[name]
-        weights = dequantize(read_tensor(header.path, tensor), tensor.kind)
-        return torch.from_numpy(weights.reshape(tensor.shape))
-
-    return read
+    tensor = header.tensors[name]
+    weights = dequantize(read_tensor(header.path, tensor), tensor.kind)
+    return torch.from_numpy(weights.reshape(tensor.shape))

@@ -56,7 +56,7 @@ class _Reader:
         self.path, self.raw, self.at, self.values = path, raw, 0, 0
 
     def take(self, count: int) -> bytes:
-        self.require(count <= len(self.raw) - self.at, "it ends in its header")
+        self.require(count <= len(self.raw) - self.at, "it ends inside its header")
         self.at += count
         return self.raw[self.at - count : self.at]
 

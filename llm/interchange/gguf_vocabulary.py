@@ -55,9 +55,9 @@ def own_tokenizer(values: dict[str, Any]) -> Tokenizer | None:
 
 
 def _characters(tokenizer: CharTokenizer, size: int) -> dict[str, Any]:
-    """RWKV's kind takes the longest token that matches. It is the only kind without an end token
-    unless a key names one, and this vocabulary has no id to spare for it. An unknown character
-    becomes the id -1, which llama.cpp refuses.
+    """llama.cpp's tokenizer of RWKV takes the longest token that matches. All others need an end
+    token, and a vocabulary of characters has no spare id for one. An unknown character becomes the
+    id -1, which llama.cpp refuses.
     """
     tokens = ["".join(_escaped(byte) for byte in c.encode()) for c in tokenizer.characters]
     # No text contains the byte FF, so padding is never found in one.
@@ -129,7 +129,9 @@ def _unused(size: int) -> tuple[list[str], list[int]]:
 
 
 def _add_named(tokenizer: Tokenizer, tokens: list[str], kinds: list[int]) -> None:
-    """Put in the tokens that are found in a text before words are, and those that never are."""
+    """Set the added tokens, which are found before a text is divided into words, and the special
+    tokens, which no text becomes.
+    """
     if isinstance(tokenizer, BPETokenizer):
         for token in tokenizer.added:
             number = tokenizer.ids[token["content"]]
@@ -145,8 +147,8 @@ def _add_named(tokenizer: Tokenizer, tokens: list[str], kinds: list[int]) -> Non
 
 
 def _end(tokenizer: Tokenizer, kinds: list[int]) -> int:
-    """The id that ends a text. Without a key, llama.cpp would take the token 11 or 2 for it, so a
-    tokenizer without such an id gets one that stands for no text.
+    """The id that ends a text. A tokenizer without one gets an unused id, because llama.cpp would
+    otherwise end a text at the id 11 or 2.
     """
     if tokenizer.end_of_text is not None:
         return tokenizer.end_of_text
@@ -173,9 +175,7 @@ def _merges(tokenizer: BPETokenizer) -> list[tuple[str, str]]:
         tuple(pair.split(" ") if isinstance(pair, str) else pair)
         for pair in tokenizer.values["model"]["merges"]
     ]
-    return [
-        (left, right) for left, right in pairs if {left, right, left + right} <= usual
-    ]  # fmt: skip
+    return [(left, right) for left, right in pairs if {left, right, left + right} <= usual]
 
 
 def _pre_tokenizer(values: Definition) -> str:

@@ -13,11 +13,12 @@ from torch import Tensor
 from llm.data.tokenizer import Tokenizer
 from llm.errors import Refused, require
 from llm.functional.rotary import scaled
+from llm.interchange.assemble import reordered
 from llm.interchange.chat_template import Chat
 from llm.interchange.families import LAYER_EPS, RMS_EPS, Family, choose_family
 from llm.interchange.gguf import CHAT_KEY, LLAMA3, LLAMA3_FACTORS, NAMES
 from llm.interchange.gguf_vocabulary import OWN_KEY, PREFIX, vocabulary
-from llm.interchange.hf_writing import expected_names, zero_bias
+from llm.interchange.hf_writing import expected_names, weight_or_zeros
 from llm.interchange.quants import BLOCKS
 from llm.model.config import GPTConfig
 
@@ -31,7 +32,7 @@ FILE_TYPES = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16", "Q8_
 def gguf_family(model: GPTConfig) -> Family:
     """The architecture of llama.cpp that computes the same as ``model``.
 
-    Raises :class:`llm.errors.Refused` naming the setting in the way.
+    Raises :class:`llm.errors.Refused` naming the setting that llama.cpp lacks.
     """
     family = choose_family(model)
     require(
@@ -46,7 +47,7 @@ def gguf_family(model: GPTConfig) -> Family:
     )
     values = (model.rope_low, model.rope_high, model.rope_original_size or model.block_size)
     is_known = values == LLAMA3 and model.rope_factor in LLAMA3_FACTORS
-    require(  # the file has the result of the scaling only, from which we find these values again
+    require(  # a file has only the scaled frequencies, from which a reader finds these values
         model.rope_scaling != "llama3" or is_known,
         "format=gguf takes model.rope_scaling=llama3 only with the values of Llama 3.1 and 3.2: "
         "take format=hf",
@@ -61,7 +62,7 @@ def write_gguf(
 ) -> None:  # fmt: skip
     """Write the file ``path``; ``dtype``: a key of :data:`TYPES`; ``name``: a title.
 
-    Vectors and learned positions stay in float32, as llama.cpp's own converter has it. A matrix
+    Vectors and learned positions stay in float32, as in llama.cpp's own converter. A matrix
     whose rows Q8_0 cannot divide into blocks of 32 is stored in F16.
     """
     library, family = import_gguf(), gguf_family(model)
@@ -138,30 +139,19 @@ def their_tensors(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The weights in float32 by GGUF's names, one after another."""
     names = NAMES[family.name]
-    joined: dict[str, list[str]] = {}
-    for name in expected_names(model, family.names(model)):
-        joined.setdefault(names.theirs(name), []).append(name)
+    joined = names.joined(expected_names(model, family.names(model)))
     for their_name, ours in joined.items():
-        parts = [weights[one] if one in weights else zero_bias(weights, one) for one in ours]
+        parts = [weight_or_zeros(weights, name) for name in ours]
         if names.interleaved:
-            parts = [_interleaved(one, part, model) for one, part in zip(ours, parts, strict=True)]
+            named = zip(ours, parts, strict=True)
+            parts = [reordered(model, name, part, interleaved=True) for name, part in named]
         yield their_name, torch.cat(parts).float().contiguous().numpy()
     if model.rope_scaling == "llama3":
         yield "rope_freqs.weight", _divisors(model)
 
 
-def _interleaved(name: str, tensor: Tensor, model: GPTConfig) -> Tensor:
-    """Rows of queries and keys with rotary pairs (2i, 2i + 1) instead of (i, i + D / 2)."""
-    if ".attention.q." not in name and ".attention.k." not in name:
-        return tensor
-    heads = model.n_head if ".q." in name else model.n_kv_head
-    assert heads
-    rows = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, -1)
-    return rows.transpose(1, 2).reshape(tensor.shape)
-
-
 def _divisors(model: GPTConfig) -> np.ndarray:
-    """What Llama 3's scaling divides each rotary frequency by: (head_size / 2,) float32."""
+    """The divisors of the rotary frequencies in Llama 3's scaling: (head_size / 2,) float32."""
     assert model.head_size
     exponent = -torch.arange(0, model.head_size, 2, dtype=torch.float32) / model.head_size
     frequency, original = model.rope_base**exponent, model.rope_original_size or model.block_size

@@ -1,7 +1,7 @@
 """Folders of Hugging Face: config.json, safetensors files, a tokenizer.
 
-A config may say more than our network can do, and transformers ignores no such field. So a field
-is either understood, or known to be harmless, or the folder is refused naming the field.
+A config may have fields for computations that our network does not have. So each field must be
+understood or known to be harmless; otherwise the folder is refused, naming the field.
 """
 
 import re
@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from llm.errors import require
 from llm.interchange.chat_template import chat_in_folder
-from llm.interchange.files import FileSource, require_file, resolved
+from llm.interchange.files import (
+    FileSource,
+    refuse_pickle,
+    require_file,
+    require_supported,
+    resolved,
+)
 from llm.interchange.names import GPT2, LLAMA, Names
 from llm.interchange.rope import rope_options
 from llm.interchange.tokenizers import tokenizer_of_folder
@@ -27,7 +33,8 @@ CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.
 PICKLE = "pytorch_model.bin"
 SHARD = re.compile(r"[\w.-]{1,200}\.safetensors")
 MOST_SHARDS = 1000
-# Initialisation, dropout, generation, classification heads, how transformers runs the model.
+# Fields that do not change the logits: initialisation, dropout, generation, classification heads,
+# and how transformers runs the model.
 NO_MATHEMATICS = """
     _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path architectures
     attention_dropout attn_pdrop begin_suppress_tokens bos_token_id decoder_start_token_id
@@ -44,7 +51,7 @@ NO_MATHEMATICS = """
     unsloth_version use_bfloat16 use_cache
 """
 HARMLESS = frozenset(NO_MATHEMATICS.split())
-# The only value of a field with which the mathematics is ours.
+# The only value of each of these fields that our network computes.
 ONLY: Plain = {
     "add_cross_attention": False, "chunk_size_feed_forward": 0, "diversity_penalty": 0.0,
     "encoder_no_repeat_ngram_size": 0, "is_encoder_decoder": False, "partial_rotary_factor": 1.0,
@@ -56,7 +63,7 @@ ONLY: Plain = {
 
 @dataclass
 class LlamaFields:
-    """What Llama, Qwen2 and Qwen3 have in common. Defaults are those of transformers."""
+    """The fields that Llama, Qwen2 and Qwen3 share, with the defaults of transformers."""
 
     vocab_size: int = option()
     hidden_size: int = option()
@@ -172,8 +179,10 @@ FAMILIES: dict[str, tuple[str, type[LlamaFields] | type[GPT2Fields]]] = {
 
 
 def open_folder(place: str, path: Path) -> FileSource:
-    """The network of ``path`` (config.json) and the files beside it; :class:`llm.errors.Refused` if
-    it is another architecture, or has a field that changes the mathematics.
+    """The network that ``path`` (config.json) and the files beside it describe.
+
+    Raises :class:`llm.errors.Refused` for another architecture, and for a field that may change the
+    logits.
     """
     folder = path.parent
     fields_ = read_config(path)
@@ -219,11 +228,8 @@ def understood(
     values = {key: value for key, value in values.items() if value is not None}
     for key, value in values.items():
         is_same = key in ONLY and type(value) in (type(ONLY[key]), int) and value == ONLY[key]
-        require(
-            key in known or key in HARMLESS or is_same,
-            f"{path}: {key:.60}={value!r:.60} may change what the network computes, and this "
-            "program does not support it",
-        )
+        is_allowed = key in known or key in HARMLESS or is_same
+        require_supported(is_allowed, f"{path}: {key:.60}", value)
     mine = {key: value for key, value in values.items() if key in known}
     return from_plain(kind, mine, f"{path}: ")
 
@@ -241,9 +247,8 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     names = [WEIGHTS]
     if not (folder / WEIGHTS).exists() and (folder / INDEX).exists():
         names = _shard_names(folder / INDEX)
-    elif not (folder / WEIGHTS).exists() and (folder / PICKLE).exists():
-        refused = f"{folder / PICKLE} is a pickle, which may run code: save the model anew by"
-        require(False, f"{refused} model.save_pretrained(FOLDER), which writes {WEIGHTS}")
+    elif not (folder / WEIGHTS).exists():
+        refuse_pickle(folder / PICKLE, "model", WEIGHTS)
     for name in names:
         path = folder / name
         shard = f"{folder / INDEX} names {name}, which" if len(names) > 1 else str(path)
@@ -261,5 +266,6 @@ def _shard_names(index: Path) -> list[str]:
         good = isinstance(name, str) and SHARD.fullmatch(name)
         require(good, f"{index} names {name!r:.60}: not the name of a safetensors file beside it")
     names = sorted(set(places.values()))
-    require(len(names) <= MOST_SHARDS, f"{index} names {len(names):,} files")
+    few = len(names) <= MOST_SHARDS
+    require(few, f"{index} names {len(names):,} files, and at most {MOST_SHARDS:,} are read")
     return names

@@ -30,12 +30,9 @@ def their_tensors(
     Raises :class:`llm.errors.Refused` for a value that is too large for ``dtype``.
     """
     names = family.names(model)
-    joined: dict[str, list[Tensor]] = {}
-    for name in expected_names(model, names):
-        tensor = weights[name] if name in weights else zero_bias(weights, name)
-        joined.setdefault(names.theirs(name), []).append(tensor)
     tensors = {}
-    for name, parts in joined.items():
+    for name, ours in names.joined(expected_names(model, names)).items():
+        parts = [weight_or_zeros(weights, one) for one in ours]
         tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
         is_matrix = tensor.dim() == 2 and ".h." in name
         tensors[name] = cast(name, tensor.T if names.transposed and is_matrix else tensor, dtype)
@@ -68,8 +65,10 @@ def expected_names(model: GPTConfig, names: Names) -> list[str]:
     return found + ([] if model.tie_embeddings else ["head.weight"])
 
 
-def zero_bias(weights: Mapping[str, Tensor], name: str) -> Tensor:
-    """Zeros for the bias ``name`` that our network does not have."""
+def weight_or_zeros(weights: Mapping[str, Tensor], name: str) -> Tensor:
+    """The weight ``name``, or zeros if it is a bias that our network does not have."""
+    if name in weights:
+        return weights[name]
     return torch.zeros(weights[name.removesuffix("bias") + "weight"].shape[0])
 
 
@@ -77,7 +76,7 @@ def write_hf(
     folder: Path, model: GPTConfig, weights: Mapping[str, Tensor], tokenizer: Tokenizer, dtype: str,
     chat: Chat | None = None,
 ) -> None:  # fmt: skip
-    """Fill ``folder``. Raises :class:`llm.errors.Refused` for a network of no family."""
+    """Fill ``folder``. Raises :class:`llm.errors.Refused` if no architecture computes the same."""
     family = choose_family(model)
     tensors = their_tensors(weights, model, family, DTYPES[dtype])
     save_durably(tensors, folder / "model.safetensors", {"format": "pt"})
@@ -92,7 +91,7 @@ def write_hf(
 
 
 def _chat_end(chat: Chat | None, end: int | None) -> Plain:
-    """Generation also ends where an answer does, if that is another token."""
+    """The ids that end generation, if an answer ends with another one than a text."""
     if chat is None or chat.end in (None, end):
         return {}
     return {"eos_token_id": chat.end if end is None else [end, chat.end]}

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from llm.interchange.assemble import Stored
 
 WEIGHTS, SECOND, PARAMS = "consolidated.00.pth", "consolidated.01.pth", "params.json"
-CONTEXT = 2048  # tokens: the file does not say it, and all versions have at least these
+CONTEXT = 2048  # tokens: params.json has no context length, and every version has at least this
 SCALED_FROM = 8192  # tokens: the original context of Llama 3
 
 
 @dataclass
 class Params:
-    """The contents of params.json. Defaults are those of Meta's program."""
+    """The contents of params.json, with the defaults of Meta's program."""
 
     dim: int = option(at_least=1)
     n_layers: int = option()
@@ -54,7 +54,7 @@ class Params:
             return {}
         require(
             self.rope_scaling_factor is not None,
-            f"{path}: use_scaled_rope=true without rope_scaling_factor (8 for Llama 3.1, 32 for "
+            f"{path}: use_scaled_rope=true needs rope_scaling_factor (8 for Llama 3.1, 32 for "
             "3.2): add it, or take the Hugging Face folder",
         )
         return {
@@ -70,10 +70,11 @@ def open_folder(place: str, file: Path) -> FileSource:
     require(path.exists(), f"{file} needs {PARAMS} beside it")
     require_file(file)
     second = (folder / SECOND).exists()
-    require(not second, f"{folder} splits each tensor over several files: take one that does not")
+    advice = f"take a folder whose only file of weights is {WEIGHTS}"
+    require(not second, f"{folder} splits each tensor over several files: {advice}")
     values = {key: value for key, value in read_json(path).items() if value is not None}
     params = from_plain(Params, values, f"{path}: ")
-    if params.vocab_size == -1:  # Llama 1 and 2: it is the tokenizer's
+    if params.vocab_size == -1:  # Llama 1 and 2: the tokenizer has it
         params.vocab_size = tokenizer_of_folder(folder).vocab_size
     model = GPTConfig(
         n_layer=params.n_layers, n_embed=params.dim, n_head=params.n_heads, head_size=None,

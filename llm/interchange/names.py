@@ -9,17 +9,17 @@ BLOCK = re.compile(r"^blocks\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Names:
-    """Their name of each of our modules; ``N`` stands for the number of a block.
+    """The other program's name of each of our modules; ``N`` stands for the number of a block.
 
     Modules with the same name are joined into one tensor, in the order of the table.
     """
 
     modules: dict[str, str]
-    outer: str = ""  # start of their names that some files leave out
+    outer: str = ""  # prefix of their names that some files leave out
     transposed: bool = False  # matrices of blocks are stored as (in, out)
     interleaved: bool = False  # rotary pairs are (2i, 2i + 1), not (i, i + D / 2)
-    unbiased: tuple[str, ...] = ()  # parts of modules without biases, which then are zeros
-    ignored: str = r"(?!)"  # pattern of names of buffers, which are computed here
+    unbiased: tuple[str, ...] = ()  # modules whose missing biases become zeros: parts of names
+    ignored: str = r"(?!)"  # regular expression of buffers that we compute
 
     def theirs(self, name: str) -> str:
         """``blocks.3.attention.q.weight`` -> ``model.layers.3.self_attn.q_proj.weight``"""
@@ -30,8 +30,15 @@ class Names:
         part = self.modules[module[block.end() :]].replace(".N.", f".{block[1]}.")
         return f"{part}.{kind}"
 
+    def joined(self, names: Iterable[str]) -> dict[str, list[str]]:
+        """Their name of each tensor -> the ones of our ``names`` that it joins, in their order."""
+        found: dict[str, list[str]] = {}
+        for name in names:
+            found.setdefault(self.theirs(name), []).append(name)
+        return found
+
     def is_zero(self, name: str) -> bool:
-        """Whether ``name`` is a bias that the weights lack."""
+        """Whether ``name`` is a bias that the file lacks, so that ours is zero."""
         return name.endswith(".bias") and any(part in name for part in self.unbiased)
 
     def as_in(self, stored: Iterable[str]) -> "Names":

@@ -1,4 +1,4 @@
-"""nanoGPT's ckpt.pt. Its shape is inside the pickle, so opening it imports torch."""
+"""nanoGPT's ckpt.pt. The shape of the network is in the pickle, so opening it imports torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -71,8 +71,8 @@ def _read(files: tuple[Path, ...]) -> "Mapping[str, Stored]":
 
 
 def _tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
-    """GPT-2's, or the characters of a text: nanoGPT keeps them in a pickle of its own, meta.pkl,
-    which is not read.
+    """GPT-2's, or the characters in characters.txt: nanoGPT's own list is in a pickle, meta.pkl,
+    which this program does not read.
     """
     if vocab_size in (50_257, 50_304):  # 50,304: padded
         return GPT2Tokenizer()

@@ -1,7 +1,7 @@
 """Adapters of PEFT: folders with adapter_config.json and adapter_model.safetensors.
 
-As in llm/interchange/hf.py, a field of the config is understood, or known to be harmless, or the
-folder is refused naming it.
+As in llm/interchange/hf.py, each field of the config must be understood or known to be harmless;
+otherwise the folder is refused, naming the field.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from llm.data.tokenizer import Tokenizer
 from llm.errors import Refused, require
 from llm.interchange.chat_template import Chat
 from llm.interchange.families import choose_family
-from llm.interchange.files import file_digest, require_file
+from llm.interchange.files import file_digest, refuse_pickle, require_file, require_supported
 from llm.interchange.names import Names
 from llm.model.config import GPTConfig
 from llm.model.finetune import LARGEST_ALPHA, TARGETS
@@ -32,26 +32,28 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."  # of all names in such a file
-# In the metadata of a file that this program wrote: Source.digest() of the base, and the digest of
-# its values, which a copy in another format has too.
+# Their ends: A, B, and the magnitude of DoRA
+THEIR_A, THEIR_B, THEIR_MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
+# This program adds to the metadata of its files: Source.digest() of the base, and a digest of the
+# base's values, which is the same in every format.
 BASE_DIGEST, BASE_VALUES = "base_digest", "base_values_digest"
-# Initial values, dropout, and what other programs need to load the adapters. The tensors say which
-# matrices have one, so exclude_modules adds nothing.
+# Fields that do not change the logits: dropout, and how other programs load the adapters. The
+# tensors show which matrices have adapters, so exclude_modules is not needed either.
 NO_MATHEMATICS = """
     auto_mapping exclude_modules inference_mode layers_pattern lora_dropout megatron_core
     peft_version qalora_group_size revision
 """
 HARMLESS = frozenset(NO_MATHEMATICS.split())
-OFF: tuple[Any, ...] = (None, False, {}, [])  # values of an option of PEFT that is not used
+OFF: tuple[Any, ...] = (None, False, {}, [])  # values that switch an option of PEFT off
 INITIAL = (True, False, "gaussian", "orthogonal")  # others, such as pissa, change the base
-# A stranger's pattern may take years to match. A pattern of these characters repeats nothing.
+# A hostile pattern may take years to match. One of these characters has no repetition.
 NAME = re.compile(r"[\w.\\^$-]{1,200}")
 MOST_PATTERNS = 4096  # one for each matrix of 512 layers, and some more
 
 
 @dataclass(frozen=True)
 class PeftFields:
-    """The fields that this program understands. Defaults are those of PEFT."""
+    """The fields that this program understands, with the defaults of PEFT."""
 
     base_model_name_or_path: str
     peft_type: str = option(one_of=("LORA",))
@@ -101,8 +103,8 @@ def _compiled(name: str) -> re.Pattern[str]:
 class PeftSource:
     """A base with the adapters of a folder merged in: see :class:`llm.interchange.source.Source`.
 
-    The config names the base and does not identify its weights. A file that this program wrote
-    has their digest too.
+    The config names the base, but has no digest of its weights. A file that this program wrote has
+    one in its metadata.
     """
 
     place: str
@@ -112,7 +114,7 @@ class PeftSource:
 
     @property
     def path(self) -> Path:
-        """As typed."""
+        """The place as typed."""
         return Path(self.place)
 
     @property
@@ -172,14 +174,15 @@ class PeftSource:
 
 
 def open_peft(place: str, path: Path, base: "Source | None" = None) -> PeftSource:
-    """The folder of ``path``, its adapter_config.json. ``base``: the weights that it is for; None:
-    those that it names. Raises :class:`llm.errors.Refused` for what this program does not support.
+    """The adapters in the folder of ``path``, an adapter_config.json.
+
+    ``base``: the weights to merge them into; None: the weights that the config names. Raises
+    :class:`llm.errors.Refused` for an option that this program does not support.
     """
     config = read_config(path)
     weights = path.parent / WEIGHTS
-    if not weights.exists() and (path.parent / PICKLE).exists():
-        refused = f"{path.parent / PICKLE} is a pickle, which may run code: save the adapter anew"
-        require(False, f"{refused} by model.save_pretrained(FOLDER), which writes {WEIGHTS}")
+    if not weights.exists():
+        refuse_pickle(path.parent / PICKLE, "adapter", WEIGHTS)
     require_file(weights)
     source = PeftSource(place, config, base or named_base(config, path))
     fits = source.names.transposed or not config.fan_in_fan_out
@@ -199,7 +202,9 @@ def named_base(config: PeftFields, path: Path) -> "Source":
         f"base_model_name_or_path of {path}, or sample with ckpt=BASE adapters=[{path.parent}]",
     )
     is_adapter = os.path.isfile(Path(name) / CONFIG)
-    require(not is_adapter, f"{shown}, an adapter itself: merge it by run_export.py format=merged")
+    require(
+        not is_adapter, f"{shown}, an adapter itself: merge it with run_export.py format=merged"
+    )
     try:
         return open_source("base_model_name_or_path", name)
     except Refused as refusal:
@@ -214,11 +219,8 @@ def read_config(path: Path) -> PeftFields:
     for key, value in read_json(path).items():
         if key in known and value is not None:
             mine[key] = value
-        require(
-            key in known or key in HARMLESS or value in OFF,
-            f"{path}: {key:.60}={value!r:.60} may change what the network computes, and this "
-            "program does not support it",
-        )
+        is_allowed = key in known or key in HARMLESS or value in OFF
+        require_supported(is_allowed, f"{path}: {key:.60}", value)
     config = from_plain(PeftFields, mine, f"{path}: ")
     for key in ("rank_pattern", "alpha_pattern"):
         patterns = getattr(config, key)
@@ -247,12 +249,11 @@ def _is_plain(name: str) -> bool:
 
 
 def adapted_modules(model: GPTConfig, names: Names) -> dict[str, list[str]]:
-    """Their name of each matrix that may have an adapter, and our layers that it joins."""
+    """PEFT's name of each matrix that may have an adapter -> our layers that it joins."""
     parts = [part for part in names.modules if part.rpartition(".")[2] in TARGETS]
-    modules: dict[str, list[str]] = {}
-    for number in range(model.n_layer):
-        for part in parts:
-            layer = f"blocks.{number}.{part}"
-            theirs = names.theirs(f"{layer}.weight").removesuffix(".weight")
-            modules.setdefault(theirs, []).append(layer)
-    return modules
+    layers = [f"blocks.{number}.{part}" for number in range(model.n_layer) for part in parts]
+    joined = names.joined(f"{layer}.weight" for layer in layers)
+    return {
+        theirs.removesuffix(".weight"): [name.removesuffix(".weight") for name in ours]
+        for theirs, ours in joined.items()
+    }

@@ -13,13 +13,16 @@ from llm.interchange.peft import (
     BASE_DIGEST,
     BASE_VALUES,
     PREFIX,
+    THEIR_A,
+    THEIR_B,
+    THEIR_MAGNITUDE,
     WEIGHTS,
     PeftSource,
     adapted_modules,
 )
 from llm.model.lora import merged_weight
 
-A, B, MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
+A, B, MAGNITUDE = THEIR_A, THEIR_B, THEIR_MAGNITUDE
 
 
 def merge_adapters(source: PeftSource, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -86,7 +89,7 @@ def adapters_in(source: PeftSource) -> dict[str, dict[str, Stored]]:
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
     """sha256 of the values in float32: the same for a checkpoint and for its export.
 
-    Without biases, because an export to GPT-2 has zeros for those that the network lacks.
+    Biases are left out, because an export to GPT-2 adds zeros for missing ones.
     """
     digest = hashlib.sha256()
     for name in sorted(name for name in weights if name.endswith("weight")):

@@ -11,7 +11,17 @@ from llm.checkpoint.find import Base
 from llm.checkpoint.tensors import save_durably
 from llm.interchange.families import choose_family
 from llm.interchange.hf_writing import DTYPES, cast, write_json
-from llm.interchange.peft import BASE_DIGEST, BASE_VALUES, CONFIG, PREFIX, WEIGHTS, adapted_modules
+from llm.interchange.peft import (
+    BASE_DIGEST,
+    BASE_VALUES,
+    CONFIG,
+    PREFIX,
+    THEIR_A,
+    THEIR_B,
+    THEIR_MAGNITUDE,
+    WEIGHTS,
+    adapted_modules,
+)
 from llm.interchange.peft_reading import weights_digest
 from llm.model.config import GPTConfig
 from llm.model.finetune import FinetuneOptions
@@ -21,7 +31,7 @@ from llm.sealed import Plain
 
 @dataclass(frozen=True)
 class Adapter:
-    """The adapter of one of their matrices (out, in)."""
+    """The adapter of a matrix (out, in) of transformers."""
 
     a: Tensor  # (rank, in)
     b: Tensor  # (out, rank)
@@ -34,8 +44,8 @@ def write_peft(
 ) -> None:  # fmt: skip
     """Fill ``folder`` with the ``trained`` tensors of a run with adapters.
 
-    ``base``: the weights that they belong to, at ``place``. Raises :class:`llm.errors.Refused` for
-    a network of no family.
+    ``base``: the weights that they were trained on, at ``place``. Raises
+    :class:`llm.errors.Refused` if no architecture computes the same.
     """
     names = choose_family(model).names(model)
     modules = adapted_modules(model, names)
@@ -53,10 +63,10 @@ def write_peft(
 def joined(
     layers: Sequence[str], trained: Mapping[str, Tensor], base: Mapping[str, Tensor]
 ) -> Adapter:
-    """The adapter of a matrix that joins our ``layers``: of GPT-2's c_attn these are q, k and v.
+    """One adapter for a matrix that joins our ``layers``, as GPT-2's c_attn joins q, k and v.
 
-    Each A gets its own part of the rank, and B is zero outside the blocks of these parts, so that
-    the product has the rows of the layers' own products.
+    The layers' A are stacked, and their B become the blocks of a block-diagonal B, so that B A has
+    the rows of the layers' own products.
     """
     adapted = [layer for layer in layers if f"{layer}.{A}" in trained]
     a = torch.cat([trained[f"{layer}.{A}"] for layer in adapted])
@@ -74,10 +84,10 @@ def joined(
 
 def _stored(adapters: Mapping[str, Adapter]) -> Iterator[tuple[str, Tensor]]:
     for module, adapter in adapters.items():
-        yield f"{PREFIX}{module}.lora_A.weight", adapter.a
-        yield f"{PREFIX}{module}.lora_B.weight", adapter.b
+        yield f"{PREFIX}{module}.{THEIR_A}", adapter.a
+        yield f"{PREFIX}{module}.{THEIR_B}", adapter.b
         if adapter.magnitude is not None:
-            yield f"{PREFIX}{module}.lora_magnitude_vector", adapter.magnitude
+            yield f"{PREFIX}{module}.{THEIR_MAGNITUDE}", adapter.magnitude
 
 
 def config_json(
@@ -87,7 +97,7 @@ def config_json(
     """``adapter_config.json``. ``modules``: all matrices of the network that may have adapters."""
     ranks = {name: len(one.a) for name, one in adapters.items()}
     joined = {name: rank for name, rank in ranks.items() if rank != options.rank}
-    # alpha / rank, or alpha / sqrt(rank), is the same for matrices of a larger rank.
+    # A joined matrix has a larger rank. With this alpha its scale is the same.
     power = 0.5 if options.rslora else 1.0
     alphas = {name: options.alpha * (rank / options.rank) ** power for name, rank in joined.items()}
     return {

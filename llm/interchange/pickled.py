@@ -1,9 +1,8 @@
-"""Files of ``torch.save``: the only place that unpickles, and it makes nothing but tensors and
+"""Read files of ``torch.save``. No other module unpickles, and this one creates only tensors and
 plain values (``weights_only=True``). docs/reliability.md explains it.
 """
 
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ LARGEST_PICKLE = 16 << 20  # bytes of names, shapes and plain values; the tensor
 
 
 def read_pickled(path: Path) -> Any:
-    """The plain values in ``path``, with tensors that are mapped and not read yet.
+    """The plain values in ``path``. Its tensors are mapped into memory, and not read yet.
 
     Raises :class:`llm.errors.Refused` for a file that holds anything else.
     """
@@ -45,15 +44,11 @@ def stored_tensors(path: Path, values: Any) -> dict[str, Stored]:
             f"{path}: {name!s:.60} is not a plain tensor",
         )
         kind = TYPES.get(tensor.dtype, str(tensor.dtype))
-        stored[name] = Stored(tuple(tensor.shape), kind, _reader(tensor))
-    # Tensors may share memory, as a tied head does, but not so often that a small file is huge.
+        stored[name] = Stored(tuple(tensor.shape), kind, tensor.detach().clone)
+    # Tensors may share memory, as a tied head does, but a small file must not claim huge ones.
     size, most = sum(tensor.nbytes for tensor in values.values()), 2 * path.stat().st_size
     require(size <= most, f"{path} is too small for its tensors of {size:,} bytes")
     return stored
-
-
-def _reader(tensor: Tensor) -> Callable[[], Tensor]:
-    return lambda: tensor.detach().clone()
 
 
 def _check_archive(path: Path) -> None:

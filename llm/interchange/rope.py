@@ -1,4 +1,4 @@
-"""Rotary positions in a config.json: the base, and how it is scaled for longer texts."""
+"""Rotary positions in a config.json: the base, and its scaling for longer texts."""
 
 import math
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ ROPE_KEYS = {
     },
 }  # fmt: skip
 ALWAYS = {"rope_type", "rope_theta", "partial_rotary_factor"}
-REQUIRED = {"factor", "low_freq_factor", "high_freq_factor"}  # where they have a meaning
+REQUIRED = {"factor", "low_freq_factor", "high_freq_factor"}  # by the types that have them
 
 
 @dataclass
@@ -55,7 +55,7 @@ def rope_options(sections: Plain, theta: float | None, context: int, path: Path)
         raise Refused(f"{path}: rope_parameters.{key} does not go with rope_type={kind}")
     for key in REQUIRED & ROPE_KEYS[kind]:
         require(key in given, f"{path}: rope_parameters.{key} is missing")
-    differs = f"{path}: rope_theta is {theta}, and in rope_parameters {base}: which one is right?"
+    differs = f"{path}: rope_theta is {theta}, and {base} in rope_parameters: correct one of them"
     require(base is None or theta is None or base == theta, differs)
     options: Plain = {"rope_base": float(base or theta or 10_000.0)}
     if kind == "default":
@@ -74,8 +74,9 @@ def rope_options(sections: Plain, theta: float | None, context: int, path: Path)
 
 
 def _merged(sections: Plain, path: Path) -> Plain:
-    """The values of both sections, which must not disagree; ``rope_type`` for the older ``type``,
-    and no nulls.
+    """The values of both sections without nulls; the older key ``type`` becomes ``rope_type``.
+
+    Raises :class:`llm.errors.Refused` for sections that contradict each other.
     """
     merged: Plain = {}
     for name, section in sections.items():

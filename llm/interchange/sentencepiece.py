@@ -86,7 +86,7 @@ def _varint(raw: bytes, at: int) -> tuple[int, int]:
 
 
 def divide_by_type(pieces: list[str], types: list[int]) -> tuple[dict[str, int], list[Definition]]:
-    """The ids of the pieces that text is made of, and the entries of ``added_tokens``."""
+    """The ids of the ordinary pieces and bytes, and the entries of ``added_tokens``."""
     numbered = list(zip(range(len(pieces)), pieces, types, strict=True))
     vocab = {piece: number for number, piece, kind in numbered if kind in (NORMAL, BYTE)}
     require(len(vocab) == sum(kind in (NORMAL, BYTE) for kind in types), "a token occurs twice")
@@ -136,7 +136,7 @@ def definition_of_pieces(
 
 
 def _merges(score: dict[str, float]) -> list[list[str]]:
-    """Each pair of pieces that makes a piece, the ones that make a better piece first."""
+    """Each pair of pieces that joins into a piece, ordered by the score of that piece."""
     pairs = []
     for piece in sorted(score, key=lambda piece: -score[piece]):
         for middle in range(1, len(piece)):

@@ -36,15 +36,15 @@ if TYPE_CHECKING:
 
     from llm.model.gpt import GPT
 
-# The file in a folder by which other people's weights are known, and what reads it.
+# The file that identifies a folder of each format, and the function that opens it.
 FORMATS: dict[str, Callable[[str, Path], "Source"]] = {
-    peft.CONFIG: peft.open_peft,  # first: the folder may have its base too
+    peft.CONFIG: peft.open_peft,  # first: the base may be in the same folder
     hf.CONFIG: hf.open_folder,
     llama.WEIGHTS: llama.open_folder,
     nanogpt.WEIGHTS: nanogpt.open_file,
 }
-ENDINGS = {".pth": llama.open_folder, ".pt": nanogpt.open_file}  # of a file that is typed itself
-# Names of weights to download, unless there is a file or folder of that name.
+ENDINGS = {".pth": llama.open_folder, ".pt": nanogpt.open_file}  # of a file that is typed
+# Names that stand for a download, unless a file or folder has this name.
 DOWNLOADED: dict[str, Callable[[], Path]] = {"smollm2": smollm2}
 
 
@@ -57,11 +57,11 @@ class Source(Protocol):
 
     @property
     def place(self) -> str:
-        """As typed."""
+        """The place as typed."""
 
     @property
     def path(self) -> Path:
-        """The checkpoint in the place, or the place."""
+        """The folder of the checkpoint, or of other programs' files the place."""
 
     @property
     def model(self) -> GPTConfig:
@@ -76,13 +76,13 @@ class Source(Protocol):
 
     @property
     def chat(self) -> Chat | None:
-        """How messages are formatted for the network; None: it was not trained on conversations, or
-        no other program can do it.
+        """The chat template; None if the network was not trained on conversations, or if other
+        programs cannot make the same ids.
         """
 
     @property
     def context(self) -> int:
-        """Tokens that the network was made for, at least ``model.block_size``."""
+        """The context length of the weights in tokens, at least ``model.block_size``."""
 
     def digest(self) -> str:
         """sha256 that identifies the weights."""
@@ -94,7 +94,10 @@ class Source(Protocol):
         """
 
     def tensors(self) -> "Iterator[tuple[str, Tensor]]":
-        """The same by name, in any order. Files of other programs are read one tensor at a time."""
+        """Yields :meth:`weights` by name, in any order.
+
+        Files of other programs are read one tensor at a time.
+        """
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,9 @@ class CheckpointSource:
         return self.manifest.context or self.model.block_size
 
     def digest(self) -> str:
-        """The recorded sha256 of the weights; with that of the base, if they are a part of it."""
+        """The recorded sha256 of the weights. If only a part was trained, a sha256 of the part's
+        digest, the base's digest and the options of ``finetune``.
+        """
         files, finetune, base = self.manifest.files, self.manifest.finetune, self.manifest.base
         require(WEIGHTS in files, f"{self.path / MANIFEST} has no usable files")
         if finetune is None or base is None:
@@ -148,8 +153,8 @@ class CheckpointSource:
 def open_source(key: str, place: str) -> Source:
     """The network that ``key=place`` names.
 
-    Raises :class:`llm.errors.Refused` for a network that this program does not have, and, naming
-    the newest runs, if there is none.
+    Raises :class:`llm.errors.Refused` for an architecture that this program does not support, and
+    for a place without weights; the message then names the newest runs.
     """
     if place in DOWNLOADED and not os.path.exists(place):
         return gguf.open_gguf(place, DOWNLOADED[place]())
@@ -192,11 +197,10 @@ def load_model(source: Source, device: "torch.device") -> "GPT":
 def start_from(
     model: "GPT", source: Source, tokenizer: Tokenizer, finetune: FinetuneOptions | None = None
 ) -> None:
-    """Give ``model`` the weights of ``init_from``: see :func:`fill`.
+    """Give ``model`` the weights of ``init_from``: see :func:`fill`. ``tokenizer``: the data's.
 
-    Raises :class:`llm.errors.Refused` naming the first weight of another shape, before any is read,
-    and for weights that were trained with another tokenizer than the data's, ``tokenizer``: their
-    ids have other meanings.
+    Raises :class:`llm.errors.Refused` if the weights were trained with another tokenizer, whose ids
+    have other meanings, and naming the first weight of another shape. No weight is read before.
     """
     from llm.checkpoint.checkpoint import require_shapes, weight_shapes
 
@@ -214,8 +218,8 @@ def start_from(
 def fill(model: "GPT", source: Source, finetune: FinetuneOptions | None = None) -> None:
     """Give ``model``, which may be on torch's meta device, the weights of ``source`` on the CPU.
 
-    Each weight is converted to the type that the model's has, or quantised if ``finetune`` says so,
-    before the next one is read: the network never exists twice.
+    Each weight is converted to the dtype of ``model``, or quantised if ``finetune`` asks for it,
+    before the next one is read: memory never holds the network twice.
     """
     import torch
 
@@ -224,15 +228,15 @@ def fill(model: "GPT", source: Source, finetune: FinetuneOptions | None = None) 
 
     bits = finetune.stored_bits if finetune else None
     for name, tensor in source.tensors():
-        place, _, own = name.rpartition(".")
-        layer = model.get_submodule(place)
-        dtype = getattr(layer, own).dtype
-        if bits and finetune and own == "weight" and finetune.adapts(place):
-            delattr(layer, own)
+        module, _, parameter = name.rpartition(".")
+        layer = model.get_submodule(module)
+        dtype = getattr(layer, parameter).dtype
+        if bits and finetune and parameter == "weight" and finetune.adapts(module):
+            delattr(layer, parameter)
             layer.weight = Quantised(tensor.to(dtype), bits)
         else:
-            # In memory that torch allocates, aligned for its kernels
+            # Memory that torch allocates is aligned for its kernels
             copy = torch.empty(tensor.shape, dtype=dtype).copy_(tensor)
-            setattr(layer, own, torch.nn.Parameter(copy))
+            setattr(layer, parameter, torch.nn.Parameter(copy))
         del tensor
     model.cos, model.sin = rotary_angles(model.config)

@@ -1,7 +1,8 @@
 """Our tokenizers as ``tokenizer.json`` of Hugging Face's ``tokenizers``: the same ids.
 
-What a vocabulary of characters lacks is refused there too: such a model has no unknown token.
-Theirs read ``<|endoftext|>`` in a text as the special token. Ours read it as ordinary text.
+A character that a vocabulary of characters lacks raises an exception there too: the model has no
+unknown token. The library reads ``<|endoftext|>`` in a text as the special token, and our
+tokenizers read it as ordinary text.
 """
 
 import json
@@ -71,8 +72,8 @@ def tokenizer_json(tokenizer: Tokenizer) -> Plain:
 
 
 def our_tokenizer(values: Plain) -> Tokenizer | None:
-    """The tokenizer of which :func:`tokenizer_json` made ``values``, if it is of characters or
-    bytes; else None.
+    """Our tokenizer of characters or bytes for which :func:`tokenizer_json` gives ``values``; None
+    for any other values.
     """
     model = values.get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None

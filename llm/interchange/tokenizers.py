@@ -35,16 +35,17 @@ def tokenizer_of_folder(path: Path) -> Tokenizer:
     try:
         raw = read_bounded(found, LARGEST)
         if found.name == JSON:
-            definition = raw.decode("utf-8")
+            values = json.loads(raw.decode("utf-8"))
+            require(isinstance(values, dict), "it is not a JSON object")
         elif found.name == PIECES:
             values, usual = read_model(raw)
-            definition, end = _text(values), end or usual
+            end = end or usual
         else:
             merges = read_bounded(path / MERGES, LARGEST).decode("utf-8")
             values = _byte_level(json.loads(raw), merges)
-            definition = _text(values)
-        ours = our_tokenizer(_values(definition)) or _gpt2(definition, end)
-        return ours or BPETokenizer(_compact(definition), end)
+        ours = our_tokenizer(values) or _gpt2(values, end)
+        # The same without how transformers cuts and pads batches
+        return ours or BPETokenizer(_text(values | {"truncation": None, "padding": None}), end)
     except Refused as error:
         raise Refused(f"{found}: {error}") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -54,17 +55,6 @@ def tokenizer_of_folder(path: Path) -> Tokenizer:
 
 def _text(values: Definition) -> str:
     return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
-
-
-def _compact(definition: str) -> str:
-    """The same without indentation, and without how transformers cuts and pads batches."""
-    return _text(_values(definition) | {"truncation": None, "padding": None})
-
-
-def _values(definition: str) -> Definition:
-    values = json.loads(definition)
-    require(isinstance(values, dict), "it is not a JSON object")
-    return dict(values)
 
 
 def _byte_level(vocab: Any, merges: str) -> Definition:
@@ -79,12 +69,11 @@ def _byte_level(vocab: Any, merges: str) -> Definition:
     }  # fmt: skip
 
 
-def _gpt2(definition: str, end: str) -> GPT2Tokenizer | None:
-    """Our tokenizer of GPT-2 if ``definition`` is the same: its merges in the same order, its split
-    into words and its one special token.
+def _gpt2(values: Definition, end: str) -> GPT2Tokenizer | None:
+    """Our tokenizer of GPT-2 if ``values`` have its merges in the same order, its split into words
+    and its one special token.
     """
-    values = json.loads(definition)
-    model = values.get("model") if isinstance(values, dict) else None
+    model = values.get("model")
     merges = model.get("merges") if isinstance(model, dict) else None
     if not isinstance(merges, list) or len(merges) != GPT2_MERGES or end not in ("", END):
         return None
@@ -92,7 +81,7 @@ def _gpt2(definition: str, end: str) -> GPT2Tokenizer | None:
     text = "\n".join(["#version: 0.2", *lines, ""])
     if assets.sha256(text.encode()) != assets.GPT2_MERGES_SHA256:
         return None
-    theirs, ours = BPETokenizer(definition, END), GPT2Tokenizer(text)
+    theirs, ours = BPETokenizer(_text(values), END), GPT2Tokenizer(text)
     same = (
         theirs.values.get("normalizer") is None
         and theirs.values.get("pre_tokenizer") in GPT2_SPELLINGS

@@ -3,9 +3,11 @@
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+
+from torch import Tensor
 
 from llm.checkpoint.checkpoint import Checkpoint
 from llm.commands import command_line, for_shell
@@ -35,15 +37,14 @@ WRITTEN = {
 def export_hf(source: Source, out: Path, dtype: str, overwrite: bool) -> list[Path]:
     """Write ``source`` as a folder of Hugging Face; returns the files.
 
-    Raises :class:`llm.errors.Refused` for a network of no other architecture and for a folder that
-    exists, and :class:`llm.errors.DiskError` without room, before anything is written.
+    Raises :class:`llm.errors.Refused` if no architecture computes the same or the folder exists,
+    and :class:`llm.errors.DiskError` if the disk has no room; nothing is written then.
     """
     choose_family(source.model)
     tokenizer = source.tokenizer
     with claimed(out, overwrite, check_place):
         weights = source.weights()
-        numbers = sum(tensor.numel() for tensor in weights.values())
-        check_room(out, BYTES[dtype] * numbers + NOT_WEIGHTS)
+        check_room(out, weights, dtype)
         with writing(out), published(out) as folder:
             write_hf(folder, whole_model(source), weights, tokenizer, dtype, source.chat)
     return sorted(out.iterdir())
@@ -58,8 +59,7 @@ def export_gguf(source: Source, out: Path, dtype: str, overwrite: bool) -> list[
     vocabulary(tokenizer, size)
     with claimed(out, overwrite, check_file):
         weights = source.weights()
-        numbers = sum(tensor.numel() for tensor in weights.values())
-        check_room(out, BYTES[dtype] * numbers + NOT_WEIGHTS)
+        check_room(out, weights, dtype)
         with writing(out), replaced_by(out) as temporary:
             model, chat = whole_model(source), source.chat
             write_gguf(temporary, model, weights, tokenizer, dtype, out.stem, chat)
@@ -96,8 +96,7 @@ def export_peft(source: Source, out: Path, dtype: str, overwrite: bool) -> list[
         checkpoint = Checkpoint.open(source.path)
         assert checkpoint.finetune is not None and checkpoint.base is not None
         base, adapters = base_of(checkpoint).weights(), checkpoint.weights()
-        numbers = sum(tensor.numel() for tensor in adapters.values())
-        check_room(out, BYTES[dtype] * numbers + NOT_WEIGHTS)
+        check_room(out, adapters, dtype)
         with writing(out), published(out) as folder:
             write_peft(
                 folder, checkpoint.model, checkpoint.finetune, adapters, base, checkpoint.base,
@@ -122,21 +121,22 @@ def whole_model(source: Source) -> GPTConfig:
 
 @contextlib.contextmanager
 def claimed(out: Path, overwrite: bool, check: Callable[[Path, bool], None]) -> Iterator[None]:
-    """Inside, no other export writes ``out``. Raises as ``check`` does, and
-    :class:`llm.errors.InUse`.
+    """Keep other exports from writing ``out`` inside the ``with`` block.
+
+    Raises as ``check`` does, and :class:`llm.errors.InUse`.
     """
     check(out, overwrite)
     with locked_beside(out, "export"):
         check(out, overwrite)  # another process may have written it since
         unfinished = re.compile(rf"\.{re.escape(out.name)}\.\d+{re.escape(TEMPORARY)}")
-        for path in out.parent.iterdir():  # of a killed process
+        for path in out.parent.iterdir():  # left by a killed process
             if path.is_file() and unfinished.fullmatch(path.name):
                 path.unlink()
         yield
 
 
 def check_place(out: Path, overwrite: bool) -> None:
-    """Refuse ``out`` if it exists, or with ``overwrite`` if it has files of another origin."""
+    """Refuse ``out`` if it exists, or with ``overwrite`` if it is not the folder of an export."""
     if os.path.lexists(out):
         _require_overwrite(out, overwrite)
         is_export = out.is_dir() and not out.is_symlink() and _names(out) <= WRITTEN
@@ -171,8 +171,9 @@ def _names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def check_room(out: Path, needed: int) -> None:
-    """Raise :class:`llm.errors.DiskError` unless the disk has room for ``needed`` bytes."""
+def check_room(out: Path, weights: Mapping[str, Tensor], dtype: str) -> None:
+    """Raise :class:`llm.errors.DiskError` unless the disk has room for ``weights``."""
+    needed = BYTES[dtype] * sum(tensor.numel() for tensor in weights.values()) + NOT_WEIGHTS
     free = free_bytes(out)
     if free < needed:
         raise DiskError(
@@ -236,7 +237,7 @@ def _ollama(out: Path, typed: str) -> str:
     return f"{modelfile} && ollama create {name} -f Modelfile"
 
 
-# What writes each format, and the lines that use the result elsewhere.
+# The functions that write each format, and that say how other programs use the result.
 FORMATS = {
     "hf": (export_hf, uses_of_hf),
     "gguf": (export_gguf, uses_of_gguf),

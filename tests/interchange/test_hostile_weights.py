@@ -177,7 +177,7 @@ CASES: dict[str, tuple[str, Change, str]] = {
         "GPT-2", config(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx"),
     "no scale": ("GPT-2", config(scale_attn_weights=False), "scale_attn_weights=False may change"),
     "a number for a switch": ("GPT-2", config(scale_attn_weights=1.0), "scale_attn_weights=1.0"),
-    "two bases": ("Llama", config(rope_theta=5e5), "rope_theta is 500000.0, and in rope_param"),
+    "two bases": ("Llama", config(rope_theta=5e5), "rope_theta is 500000.0, and 10000.0 in"),
     "dynamic": (
         "Llama", config(rope_parameters={"rope_type": "dynamic", "factor": 2.0}), "=dynamic must"),
     "two scalings": (

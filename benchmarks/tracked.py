@@ -11,6 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
+from llm.functional import linear as products
 from llm.functional import loss as losses
 from llm.memory.predict import Setup
 from llm.memory.weights import ALL
@@ -145,12 +146,15 @@ def tracked_sample(setup: Setup) -> int:
 
 @contextlib.contextmanager
 def _fake_tensors(setup: Setup) -> Iterator[None]:
-    """Tensors without values. All targets count; with documents their rows are copied all the same,
-    as for conversations, in which only answers count.
+    """Tensors without values, which oneDNN's products refuse.
+
+    All targets count; with documents their rows are copied all the same, as for conversations, in
+    which only answers count.
     """
     rows = torch.arange(setup.micro_batch * setup.model.block_size) if setup.documents else None
-    patch = unittest.mock.patch.object(losses, "counted_rows", lambda targets: rows)
-    with FakeTensorMode(allow_non_fake_inputs=True), patch:
+    counted = unittest.mock.patch.object(losses, "counted_rows", lambda targets: rows)
+    by_mkl = unittest.mock.patch.object(products, "has_slow_mkl", lambda: False)
+    with FakeTensorMode(allow_non_fake_inputs=True), counted, by_mkl:
         yield
 
 

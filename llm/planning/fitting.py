@@ -42,9 +42,9 @@ def fit_memory(settings: TrainSettings, device: torch.device) -> tuple[TrainSett
     options, typed, folder = settings.memory, settings, _existing_folder(settings)
     if folder is not None:
         settings = _with_saved_levers(settings, folder)
+    setup = setup_of(settings, device.type)  # first: it may open the weights of init_from
     with status(f"measuring the memory outside tensors on {device.type}"):
         process_bytes = process_memory(device)
-    setup = setup_of(settings, device.type)
     tokens = setup.model.vocab_size if settings.init_from else None
     uses_logger = uses_wandb(settings.logger)
     measured = measured_reserve(device.type, process_bytes, uses_logger, tokens or 0)

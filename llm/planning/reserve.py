@@ -14,7 +14,7 @@ from llm.memory.predict import Lines
 # Bytes that a process on a CPU allocates outside tensors after it is measured: imports of the
 # training loop, stacks of threads, workspaces (python -m benchmarks.memory, rows rss_*).
 LIBRARIES, WANDB = 110 * 2**20, 40 * 2**20
-TOKENIZER = 1200  # bytes per token of a vocabulary: init_from's and the data's, each with its text
+TOKENIZER = 2000  # bytes per token of a vocabulary: init_from's and the data's, each with its text
 GPU_TIMEOUT = 60  # seconds: some drivers hang
 DRIVERS = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidia0"))
 

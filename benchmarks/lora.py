@@ -1,15 +1,17 @@
-"""Fine-tuning with LoRA: python -m benchmarks.lora [--only ID[,ID]] [--json FILE] [--data FILE]
+"""Fine-tuning with LoRA: python -m benchmarks.lora [--only ID[,ID]] [--json FILE] [--steps N]
 
 ``lora_speed`` and ``lora_memory`` train adapters of rank 4 beside all matrices of a network with
-SmolLM2's shape and random weights, on the same 4 x 256 tokens of which half are targets. Each side
-is a fresh process with 2 threads, and both take turns. The other rows train and run SmolLM2 itself,
-which is downloaded once. ``decode_smollm2`` compares the decoding of transformers with ours on the
-same random weights, in one process, since other work on the machine slows down both.
+SmolLM2's shape and random weights, on the same 4 x 256 tokens of which half are targets; in
+``lora_speed_all`` all are. Each side is a fresh process with 2 threads, and both take turns. Speeds
+are of the median step. The other rows train and run SmolLM2 itself, which is downloaded once;
+``lora_smollm2`` is a run of run_train.py. ``decode_smollm2`` compares the decoding of transformers
+with ours on the same random weights, in one process, since other work on the machine slows down
+both.
 """
 
 import json
 import os
-import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,30 +25,29 @@ from benchmarks.rows import Pair, Parser, Row, alternate, report, row
 from llm.config.cli import others_want_the_cores
 
 ROOT = Path(__file__).resolve().parent.parent
-IDS = ("lora_speed", "lora_memory", "decode_smollm2", "load_smollm2", "lora_smollm2")
+IDS = (
+    "lora_speed", "lora_memory", "lora_speed_all", "decode_smollm2", "load_smollm2",
+    "lora_smollm2",
+)  # fmt: skip
 STEPS, TOKENS = 5, 4 * 256
 SHAPE = {
     "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
     "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64,
     "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
 }  # fmt: skip
-WORDS = (
-    "apple", "river", "stone", "cloud", "garden", "window", "paper", "silver", "candle", "forest",
-    "bridge", "morning",
-)  # fmt: skip
 
 
-def batch() -> tuple[Any, Any, Any]:
-    """Tokens (4, 256), the next token of each, and whether that is a target."""
+def batch(share: float) -> tuple[Any, Any, Any]:
+    """Tokens (4, 256), the next token of each, and which of these are targets: a ``share``."""
     import torch
 
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(SHAPE["vocab_size"], (4, 257), generator=generator)
-    counts = torch.rand(4, 256, generator=generator) < 0.5
+    counts = torch.rand(4, 256, generator=generator) < share
     return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), counts
 
 
-def our_loss(folder: Path) -> tuple[Any, Callable[[], Any]]:
+def our_loss(folder: Path, share: float) -> tuple[Any, Callable[[], Any]]:
     """Our network with adapters, and its loss."""
     import torch
 
@@ -58,12 +59,12 @@ def our_loss(folder: Path) -> tuple[Any, Callable[[], Any]]:
     tune_allocator(int(str(SHAPE["hidden_size"])))
     model = load_model(open_source("init_from", str(folder)), torch.device("cpu"))
     adapt(model, FinetuneOptions("lora"))
-    x, y, counts = batch()
+    x, y, counts = batch(share)
     targets = y.masked_fill(~counts, -1)
     return model.train(), lambda: model(x, targets)
 
 
-def their_loss(folder: Path) -> tuple[Any, Callable[[], Any]]:
+def their_loss(folder: Path, share: float) -> tuple[Any, Callable[[], Any]]:
     """Transformers' network with peft's adapters, and its loss."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -76,20 +77,20 @@ def their_loss(folder: Path) -> tuple[Any, Callable[[], Any]]:
         r=ours.rank, lora_alpha=ours.alpha, target_modules=targets, task_type="CAUSAL_LM"
     )
     model = get_peft_model(LlamaForCausalLM.from_pretrained(folder), config)
-    x, y, counts = batch()
+    x, y, counts = batch(share)
     ignored = torch.full((4, 1), -100)  # its loss shifts the labels by one
     labels = torch.cat([ignored, y.masked_fill(~counts, -100)], dim=1)[:, :-1]
     return model.train(), lambda: model(input_ids=x, labels=labels).loss
 
 
-def train(side: str, folder: Path) -> None:
+def train(side: str, folder: Path, share: float) -> None:
     """Train; prints tokens per second and the process's peak memory in bytes."""
     import resource
 
     import torch
 
     torch.set_num_threads(2)
-    model, loss_of = (our_loss if side == "ours" else their_loss)(folder)
+    model, loss_of = (our_loss if side == "ours" else their_loss)(folder, share)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
     times = []
@@ -100,13 +101,13 @@ def train(side: str, folder: Path) -> None:
         optimizer.step()
         optimizer.zero_grad()
         times.append(time.perf_counter() - start)
-    speed = TOKENS * STEPS / sum(times[1:])
+    speed = TOKENS / statistics.median(times[1:])
     print(speed, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
-def fresh(side: str, folder: Path) -> Pair:
+def fresh(side: str, folder: Path, share: float) -> Pair:
     """Tokens per second and peak bytes of one side, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.lora", "--side", side, str(folder)]
+    command = [sys.executable, "-m", "benchmarks.lora", "--side", side, str(folder), f"{share}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     speed, peak = done.stdout.split()[-2:]
     return float(speed), float(peak)
@@ -126,17 +127,20 @@ def against_peft(only: list[str], repeats: int) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         random_llama(folder)
-        pairs = alternate(
-            lambda _: fresh("ours", folder), lambda _: fresh("theirs", folder), repeats
-        )
-    what = "tokens/s of training; peft + transformers; ratio: speedup"
-    speeds = [(ours[0], theirs[0]) for ours, theirs in pairs]
-    if "lora_speed" in only:
-        yield row("lora_speed", what, speeds, lambda ours, theirs: ours / theirs)
-    what = "peak bytes of the process; peft + transformers; ratio: the first / the second"
-    peaks = [(ours[1], theirs[1]) for ours, theirs in pairs]
-    if "lora_memory" in only:
-        yield row("lora_memory", what, peaks, lambda ours, theirs: ours / theirs)
+        for end, share in (("", 0.5), ("_all", 1.0)):
+            if not {f"lora_speed{end}", f"lora_memory{end}"} & set(only):
+                continue
+            pairs = alternate(
+                lambda _, share=share: fresh("ours", folder, share),
+                lambda _, share=share: fresh("theirs", folder, share),
+                repeats,
+            )
+            what = f"tokens/s, {share:.0%} are targets; peft + transformers; ratio: speedup"
+            speeds = [(ours[0], theirs[0]) for ours, theirs in pairs]
+            yield row(f"lora_speed{end}", what, speeds, lambda ours, theirs: ours / theirs)
+            what = "peak bytes of the process; peft + transformers; ratio: the first / the second"
+            peaks = [(ours[1], theirs[1]) for ours, theirs in pairs]
+            yield row(f"lora_memory{end}", what, peaks, lambda ours, theirs: ours / theirs)
 
 
 def decodes(repeats: int, new_tokens: int = 32) -> Row:
@@ -196,76 +200,54 @@ def loads(repeats: int) -> Row:
     return row("load_smollm2", what, pairs, lambda ours, _: ours)
 
 
-def write_instructions(path: Path, count: int = 1200) -> None:
-    """Write ``count`` small tasks with words, no two with the same words."""
-    generator, seen, lines = random.Random(7), set(), []
-    while len(lines) < count:
-        words = generator.sample(WORDS, 4)
-        if (text := " ".join(words)) in seen:
-            continue
-        seen.add(text)
-        task, answer = generator.choice([
-            ("Reverse the order of the words", " ".join(reversed(words))),
-            ("Sort the words alphabetically", " ".join(sorted(words))),
-            ("Write the words in capitals", text.upper()),
-        ])  # fmt: skip
-        lines.append(json.dumps({"instruction": task, "input": text, "output": answer}))
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def finetunes(data: Path | None) -> Iterator[Row]:
-    """100 steps of 4 x 256 tokens: the loss on the part that is not trained on, and the memory."""
+def finetunes(steps: int) -> Iterator[Row]:
+    """Steps of 4 x 256 tokens on dialogues of Shakespeare: loss, memory and bytes of adapters."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        if data is None:
-            data = folder / "instructions.jsonl"
-            write_instructions(data)
         typed(
-            "run_train", "init_from=smollm2", "finetune=lora", "data=instruct",
-            f"data.path={data.resolve()}", "data.template=chatml", "model.block_size=256",
-            "trainer.batch_size=4", "trainer.max_steps=100", "trainer.eval_interval=100",
-            "trainer.device=cpu", "logger.mode=disabled", "run.name=lora", "memory.fit=check",
-            cwd=folder,
+            "run_train", "init_from=smollm2", "finetune=lora", "data=shakespeare_chat",
+            "model.block_size=256", "trainer.batch_size=4", f"trainer.max_steps={steps}",
+            f"trainer.eval_interval={steps}", "trainer.checkpoint_interval=null",
+            "trainer.device=cpu", "logger=none", "run.name=lora", cwd=Path(name),
         )  # fmt: skip
-        run = folder / "outputs/lora"
+        run = Path(name) / "outputs/lora"
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
         text = (run / "metrics.jsonl").read_text(encoding="utf-8")
         losses = [r["val/loss"] for r in map(json.loads, text.splitlines()) if "val/loss" in r]
-        sizes = [path.stat().st_size for path in run.glob("checkpoints/last*/model.safetensors")]
-        sizes = sizes or [path.stat().st_size for path in run.rglob("*.safetensors")]
-    after, before, seconds = losses[-1], losses[0], summary["wall_seconds"]
-    what = f"held-out loss after 100 steps; before; ratio: after / before ({seconds:.0f} s)"
-    yield row("lora_smollm2", what, [(after, before)], lambda ours, other: ours / other)
+        size = (run / "checkpoints/last/model.safetensors").stat().st_size
+    targets, what = summary["evaluation"]["tokens"], f"held-out loss after {steps} steps; before"
+    training, whole = (summary[f"{part}_seconds"] / 60 for part in ("train", "wall"))
+    what += f" ({targets} targets; {training:.1f} minutes of training, {whole:.1f} in all)"
+    yield row("lora_smollm2", what, [(losses[-1], losses[0])], lambda ours, other: ours / other)
     peak, planned = summary["peak_memory_bytes"], summary["predicted_memory_bytes"]
     what = "peak bytes; predicted; ratio: the first / the second"
     yield row("lora_smollm2_memory", what, [(peak, planned)], lambda ours, other: ours / other)
     what = "bytes of the adapters; the goal; ratio: the first / the second"
-    yield row("lora_smollm2_bytes", what, [(min(sizes), 5e6)], lambda ours, other: ours / other)
+    yield row("lora_smollm2_bytes", what, [(size, 5e6)], lambda ours, other: ours / other)
 
 
 def rows(options: Namespace) -> Iterator[Row]:
     """All rows that were asked for."""
-    if {"lora_speed", "lora_memory"} & set(options.only):
+    if any(one.startswith(("lora_speed", "lora_memory")) for one in options.only):
         yield from against_peft(options.only, options.repeats)
     if "decode_smollm2" in options.only:
         yield decodes(options.repeats)
     if "load_smollm2" in options.only:
         yield loads(options.repeats)
     if "lora_smollm2" in options.only:
-        yield from finetunes(options.data)
+        yield from finetunes(options.steps)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure and print a table."""
     parser = Parser("Fine-tuning with LoRA", IDS)
-    parser.add_argument("--data", type=Path, metavar="FILE", help="instructions, as JSONL")
-    parser.add_argument("--side", nargs=2, help="one side alone: ours or theirs, and its weights")
+    parser.add_argument("--steps", type=int, default=100, metavar="N", help="of lora_smollm2")
+    parser.add_argument("--side", nargs=3, help="one side alone: ours or theirs, weights, targets")
     options = parser.parse_args(arguments)
     os.environ["HF_HUB_OFFLINE"] = "1"
     if others_want_the_cores():  # as our commands do, before torch is imported
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if options.side:
-        train(options.side[0], Path(options.side[1]))
+        train(options.side[0], Path(options.side[1]), float(options.side[2]))
         return
     report(rows(options), options.json)
 

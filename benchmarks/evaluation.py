@@ -7,7 +7,7 @@ task files, the questions and the export, so that both programs can be typed:
 
     python run_eval.py PLACE tasks=[lm_eval:ends] include_path=FOLDER
     lm_eval run --model hf --model_args pretrained=FOLDER/hf,dtype=float32 --tasks ends \
-        --include_path FOLDER --device cpu
+        --include_path FOLDER --device cpu --batch_size 16
 """
 
 import io

@@ -175,6 +175,22 @@ def test_int8_shows_the_size_beside_the_loss_of_both(folder: Path) -> None:
     assert f"{small['bytes'] / 1024:.0f} KiB  loss {small['loss']:.4f}" in done.stdout
 
 
+def test_the_stored_size_counts_only_weights_and_those_of_the_base_too(folder: Path) -> None:
+    def stored(*typed: str) -> int:
+        (result,) = tasks_of(folder, *typed, "int8=true").values()
+        return int(result["sizes"]["stored"]["bytes"])
+
+    adapters = ["finetune=lora", "init_from=outputs/fp32", "run.name=lora"]
+    assert here("train", *DATA, *TINY_RUN, *adapters, cwd=folder).returncode == 0
+    own, base = (folder / f"outputs/{name}/checkpoints/best" for name in ("lora", "fp32"))
+    sizes = [(path / "model.safetensors").stat().st_size for path in (own, base)]
+    assert sizes[0] < sizes[1] and stored("outputs/lora") == sum(sizes)
+    assert here("export", "outputs/fp32", "out=hf", cwd=folder).returncode == 0
+    (folder / "hf/training_args.bin").write_bytes(b"not weights")
+    size = (folder / "hf/model.safetensors").stat().st_size
+    assert stored("hf", "data_path=play.txt") == size
+
+
 def test_a_causal_network_passes_and_a_broken_one_exits_with_1(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,7 +201,10 @@ def test_a_causal_network_passes_and_a_broken_one_exits_with_1(
     monkeypatch.setattr(GPT, "logits", lambda self, x: whole(self, x + x.roll(-1, dims=1)))
     done = here("eval", "outputs/fp32", "verify_causal=true", "device=cpu", cwd=folder)
     assert done.returncode == 1 and "NOT causal" in done.stdout
-    assert done.stderr.endswith("fp32: a changed suffix moves the logits of its prefix\n")
+    assert done.stderr.endswith("in outputs/fp32 logits depend on later tokens\n")
+    monkeypatch.setattr(GPT, "logits", lambda self, x: whole(self, x) * torch.inf)
+    done = here("eval", "outputs/fp32", "verify_causal=true", "device=cpu", cwd=folder)
+    assert done.returncode == 1 and "NOT causal: logits are not finite" in done.stdout
 
 
 def test_a_report_has_the_results_of_the_best_checkpoint(folder: Path) -> None:
@@ -255,10 +274,16 @@ def refusal(folder: Path, *typed: str) -> str:
             ["outputs/fp32", "data_path=nowhere"],
             "data_path=nowhere is neither a text file nor a prepared",
         ),
+        (["outputs/fp32", "data_path=" + "x" * 300], "is neither a text file nor a prepared"),
+        (["outputs/fp32", "tasks=[a/same.txt,b/same.txt]"], "two results with the name same.txt"),
+        (
+            ["outputs/fp32", "as_in_training=true", "tasks=[loss,grammar]"],
+            "evaluate grammar without",
+        ),
         (["outputs/fp32", "tasks=cyrillic.txt"], "cyrillic.txt: not in this vocabulary of"),
-        (["outputs/fp32", "tasks=binary.txt"], "binary.txt is not UTF-8 text: byte 0 is invalid"),
-        (["outputs/fp32", "tasks=empty.txt"], "the text has fewer than two tokens"),
-        (["outputs/fp32", "as_in_training=true", "window=3"], "leave window out"),
+        (["outputs/fp32", "tasks=binary.txt"], "binary.txt is not UTF-8: byte 0xff at offset 0"),
+        (["outputs/fp32", "tasks=empty.txt"], "empty.txt: the text has fewer than two tokens"),
+        (["outputs/fp32", "as_in_training=true", "window=3"], "leave out window"),
         (["outputs/fp32/checkpoints/best/model.safetensors"], "ckpt="),
         (["data"], "data has no runs in it"),
     ],
@@ -270,12 +295,30 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     (trained / "cyrillic.txt").write_text("\u0434\u0430", encoding="utf-8")
     (trained / "binary.txt").write_bytes(b"\xff\xfe")
     (trained / "empty.txt").write_bytes(b"")
+    for name in "ab":
+        (trained / name).mkdir(exist_ok=True)
+        (trained / name / "same.txt").write_text("What", encoding="utf-8")
     good = {"context": "What", "choices": ["say", "sat"], "answer": 0}
     rows = {"bad": [good, good | {"answer": 5}], "long": [good | {"choices": ["a", "say " * 5]}]}
     for name, lines in rows.items():
         write_rows(trained / f"{name}.jsonl", lines)
     assert said in refusal(trained, *typed, "device=cpu")
     assert not list(trained.glob("outputs/*/eval.json"))
+
+
+def test_other_data_is_read_as_training_reads_it_and_has_a_result_of_its_own(folder: Path) -> None:
+    own = tasks_of(folder, "outputs/fp32")
+    data = next(Path("data").glob("text-*"))
+    typed = ["outputs/fp32", f"data_path={data}"]
+    assert tasks_of(folder, *typed) == {data.name: own["loss"]}
+    assert list(tasks_of(folder, *typed, "split=test")) == [f"{data.name}_test"]
+    for raw in (b"What say\nyou", b"\xef\xbb\xbfWhat say\r\nyou"):
+        (folder / "mine.txt").write_bytes(raw)
+        found = tasks_of(folder, "outputs/fp32", "data_path=mine.txt")
+        assert found["mine.txt"]["tokens"] == len("hat say\nyou")
+    written = json.loads((folder / "outputs/fp32/eval.json").read_text())["tasks"]
+    assert set(written) == {"loss", data.name, f"{data.name}_test", "mine.txt"}
+    assert written["loss"] == own["loss"]
 
 
 def test_data_of_another_tokenizer_is_refused_and_a_text_is_not(folder: Path) -> None:

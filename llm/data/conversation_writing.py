@@ -27,6 +27,7 @@ from llm.data.writing import Progress, TokenWriter, describe
 from llm.disk import write_durably
 from llm.errors import Refused, require
 from llm.sealed import sealed
+from llm.units import plural
 
 ANSWERS, STARTS, MIX = "{}.answers.bin", "{}.starts.bin", "mix.bin"
 
@@ -91,12 +92,19 @@ def write_conversations(
             if split != "test" or config.test_fraction is not None
         }
         for one in read_conversations(path, lambda done: progress(size + done, 2 * size)):
-            ids, is_answer = template.encode(tokenizer, one.messages)
+            try:
+                ids, is_answer = template.encode(tokenizer, one.messages)
+            except Refused as refusal:  # such as a character that is not in the vocabulary
+                raise Refused(f"{path}, line {one.line}: {refusal}") from None
             key = _key(one)
             writers[next(split for split, border in borders if key <= border)].add(ids, is_answer)
         for split, writer in writers.items():
             writer.finish()
-            require(writer.count, f"the fractions of val and test leave {split} no conversation")
+            require(
+                writer.count,
+                "data.val_fraction and data.test_fraction leave no conversation for the split "
+                f"{split}: change them",
+            )
         mix = None if config.mix_path is None else TokenWriter(opened(MIX), tokenizer)
         if mix is not None:
             _write_text(mix, str(config.mix_path))
@@ -133,8 +141,8 @@ def _borders(keys: np.ndarray, config: DataConfig) -> list[tuple[str, int]]:
     different = len(np.unique(keys))
     require(
         different >= least,
-        f"data.path={config.path} has {different} different conversations, and each of the "
-        f"{least} splits needs one",
+        f"data.path={config.path} has only {plural(different, 'different conversation')}: each "
+        f"of the {least} splits needs one",
     )
     for split, share in wanted.items():
         if share:

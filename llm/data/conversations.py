@@ -240,10 +240,10 @@ class _ListReader:
                 value, end = JSON.raw_decode(self.text)
                 break
             except json.JSONDecodeError as error:  # perhaps only its end is not read yet
-                if self.at_end:
+                if self.at_end or len(self.text) > LONGEST_ROW:
+                    or_long = f", or a row is longer than {LONGEST_ROW:,} bytes"
                     self.skip(error.pos)
-                    raise self.fault(error.msg) from None
-                _require_short(len(self.text), self.path, self.line)
+                    raise self.fault(error.msg + ("" if self.at_end else or_long)) from None
                 self.more(max(PIECE, len(self.text)))
             except (ValueError, RecursionError) as error:
                 raise self.fault(str(error)) from None

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from llm.sampling.options import SamplingOptions
 from llm.sealed import Plain
 from llm.signals import ctrl_c_calls
 
-LONGEST_LINE = 2**20  # bytes of one line of a pipe
+LONGEST_LINE = 2**20  # bytes of a line from a pipe
 HELP = """\
 /reset             forget all messages; the system text stays
 /system TEXT       set the system text; without TEXT: show it
@@ -161,9 +162,9 @@ class Chat:
         """Write the conversation to a file."""
         require(name, "/save needs a file: /save chat.jsonl")
         require(self.conversation.history, "/save: nothing was said yet")
-        path = Path(name).expanduser().absolute()
+        path = Path(os.path.expanduser(name)).absolute()
         require(
-            path in self.saved or not (path.exists() or path.is_symlink()),
+            path in self.saved or not os.path.lexists(path),
             f"/save {name} exists already: take another name",
         )
         line = json.dumps({"messages": self.plain()}, ensure_ascii=False)
@@ -199,7 +200,10 @@ class Chat:
             raw = sys.stdin.buffer.readline(LONGEST_LINE + 1)
             if not raw:
                 raise EOFError
-            require(len(raw) <= LONGEST_LINE, f"a line has more than {LONGEST_LINE:,} bytes")
+            if len(raw) > LONGEST_LINE:
+                while raw and not raw.endswith(b"\n"):  # the rest of the line is not a message
+                    raw = sys.stdin.buffer.readline(LONGEST_LINE)
+                raise Refused(f"a message has more than {LONGEST_LINE:,} bytes: shorten it")
             return raw.decode("utf-8").removesuffix("\n").removesuffix("\r")
         except UnicodeDecodeError as error:
             raise Refused(f"the message is not UTF-8: offset {error.start}") from None

@@ -29,7 +29,7 @@ class EvalSettings:
     device: str = "auto"
 
     def names(self) -> list[str]:
-        """The tasks, as they were typed."""
+        """The tasks as typed."""
         return self.tasks if isinstance(self.tasks, list) else [self.tasks]
 
     def cross_check(self) -> None:
@@ -45,15 +45,24 @@ class EvalSettings:
         for name in self.names():
             is_text = isinstance(name, str) and name
             require(is_text, f"tasks={name!r:.60} must be names of tasks or paths of files")
-        require(self.data_path != "", "data_path is empty: give a file of text, or leave it out")
+        require(
+            self.data_path != "",
+            "data_path is empty: give a text file or a prepared folder, or leave it out",
+        )
         require(
             self.window is None or self.stride is None or self.stride <= self.window,
-            f"stride={self.stride} is larger than window={self.window}: it would skip tokens",
+            f"stride={self.stride} is larger than window={self.window}, so it would skip tokens",
         )
         typed = [
             key for key in ("window", "stride", "batch_size", "data_path") if getattr(self, key)
         ]
         require(
             not (self.as_in_training and typed),
-            f"as_in_training=true evaluates as the run did: leave {', '.join(typed)} out",
+            f"as_in_training=true takes the values of the run: leave out {', '.join(typed)}",
+        )
+        # It may round the weights to bfloat16, which would change the other results.
+        others = [name for name in self.names() if name != "loss"]
+        require(
+            not (self.as_in_training and others),
+            f"as_in_training=true is for tasks=[loss]: evaluate {', '.join(others)} without it",
         )

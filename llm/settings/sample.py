@@ -61,6 +61,13 @@ class SampleSettings(SamplingOptions):
             not (self.prompt and self.prompt_file),
             "prompt and prompt_file are both given: take one",
         )
+        for key in ("template", "system"):
+            require(
+                self.chat or not getattr(self, key),
+                f"{key} is only for a chat: add chat=true",
+                key=key,
+                suggestions=["chat=true"],
+            )
         require(
             not (self.chat and (self.prompt or self.prompt_file)),
             "chat=true reads messages from standard input: leave out prompt and prompt_file",
@@ -69,16 +76,15 @@ class SampleSettings(SamplingOptions):
         for place in self.places():
             valid = isinstance(place, str) and place
             require(valid, f"adapters={place!r} must be a path: put it between quotes")
-        require(
-            len(set(self.places())) == len(self.places()), "adapters names the same place twice"
-        )
+            is_once = self.places().count(place) == 1
+            require(is_once, f"adapters names {place} twice: leave one out")
         require(
             not (self.places() and (self.verify_cache or self.benchmark)),
             "adapters are for samples and chat=true: leave out verify_cache and benchmark",
             key="adapters",
         )
         for stop in self.stops():
-            require(isinstance(stop, str), f"stop={stop!r} must be text")
+            require(isinstance(stop, str), f"stop={stop!r} must be text: put it between quotes")
             require(stop, "stop is empty: give some text, or leave it out")
             # Python turns bytes of the command line that are not UTF-8 into surrogates (PEP 383).
             require(not any("\ud800" <= c <= "\udfff" for c in stop), "stop is not UTF-8")

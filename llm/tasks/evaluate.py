@@ -2,6 +2,7 @@
 ``eval.json`` in its folder.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from llm.answer import answer
 from llm.data.batches import Batch
+from llm.data.corpus import Document
 from llm.data.meta import META
 from llm.errors import Refused, Stop, did_you_mean, require
 from llm.evaluation.causal import is_causal, largest_change
@@ -28,10 +30,20 @@ LARGEST_TEXT = 1 << 28  # bytes
 
 
 def open_tasks(settings: EvalSettings) -> list[Task]:
-    """The tasks that were typed; raises :class:`llm.errors.Refused` for one that is unknown or
-    whose file cannot be used.
+    """The tasks that were typed.
+
+    Raises :class:`llm.errors.Refused` for an unknown task, a file that cannot be used, and two
+    results with one name.
     """
-    return [_open_task(name, settings) for name in dict.fromkeys(settings.names())]
+    tasks = [_open_task(name, settings) for name in dict.fromkeys(settings.names())]
+    names = [task.name for task in tasks]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    require(
+        twice is None,
+        f"tasks has two results with the name {twice}, and eval.json would keep one: rename a file",
+        key="tasks",
+    )
+    return tasks
 
 
 def _open_task(name: str, settings: EvalSettings) -> Task:
@@ -55,9 +67,13 @@ def _open_loss(settings: EvalSettings) -> Task:
     if settings.data_path is None:
         return SplitTask(settings)
     path = Path(settings.data_path)
-    if (path / META).is_file():
+    if os.path.isfile(path / META):  # Path.is_file raises if the name is too long
         return SplitTask(settings, path)
-    require(path.is_file(), f"data_path={path} is neither a text file nor a prepared folder")
+    require(
+        os.path.isfile(path),
+        f"data_path={path} is neither a text file nor a prepared folder (run_prepare.py)",
+        key="data_path",
+    )
     return _open_text(path, settings)
 
 
@@ -68,18 +84,19 @@ BUILT_IN: dict[str, Callable[[EvalSettings], Task]] = {
 
 def _open_text(path: Path, settings: EvalSettings) -> TextTask:
     try:
-        text = read_bounded(path, LARGEST_TEXT).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise Refused(f"{path} is not UTF-8 text: byte {error.start} is invalid") from None
+        raw = read_bounded(path, LARGEST_TEXT)
+    except OSError as error:
+        raise Refused(f"{path} cannot be read: {error.strerror}") from None
+    text = "".join(Document(str(path), raw).pieces())  # as training reads a text
     return TextTask(path.name, text, settings)
 
 
 def evaluate_all(
     subjects: Sequence[Subject], tasks: Sequence[Task], settings: EvalSettings
 ) -> None:
-    """Evaluate each network. If one of several is refused, its ``reason`` says why.
+    """Evaluate each network. A network that is refused gets a ``reason`` instead of results.
 
-    Raises :class:`llm.errors.Refused` if all are refused.
+    Raises :class:`llm.errors.Refused` if all networks are refused.
     """
     for subject in subjects:
         try:
@@ -116,9 +133,9 @@ def _size(n_bytes: int, result: Plain) -> Plain:
 
 
 def verify_causal(subjects: Sequence[Subject], device: str) -> None:
-    """Check that no logits depend on later tokens; prints a line for each network.
+    """Check that no logit depends on a later token, and print a line for each network.
 
-    Raises :class:`llm.errors.Stop` if some do.
+    Raises :class:`llm.errors.Stop` for a network that fails.
     """
     found: list[Plain] = []
     for subject in subjects:
@@ -127,12 +144,17 @@ def verify_causal(subjects: Sequence[Subject], device: str) -> None:
         found.append(
             {"place": subject.place, "change": change, "largest_logit": scale, "causal": passed}
         )
-        verdict = "causal" if passed else "NOT causal: its logits depend on later tokens"
+        verdict = "causal" if passed else f"NOT causal: {_failure(change)}"
         say(f"{subject.place}: {verdict} (largest change {change:.2g}, largest logit {scale:.3g})")
     answer(verify_causal=found)
     broken = [one["place"] for one in found if not one["causal"]]
     if broken:
-        raise Stop(f"{', '.join(broken)}: a changed suffix moves the logits of its prefix")
+        reason = f"in {', '.join(broken)} {_failure(max(one['change'] for one in found))}"
+        raise Stop(reason)
+
+
+def _failure(change: float) -> str:
+    return "logits depend on later tokens" if math.isfinite(change) else "logits are not finite"
 
 
 def _reading(

@@ -12,7 +12,7 @@ from llm.data.tokenizer import Tokenizer
 from llm.errors import Refused, require
 from llm.evaluation.loss import Evaluation, EvaluationProtocol
 from llm.evaluation.split import EVAL_BATCH, evaluate_split
-from llm.evaluation.text import evaluate_tokens, text_tokens
+from llm.evaluation.text import TOO_SHORT, evaluate_tokens, text_tokens
 from llm.experiment.rundir import CONFIG
 from llm.model.gpt import GPT
 from llm.options import from_plain
@@ -28,11 +28,11 @@ Reading = Callable[[Iterator[Any], int], Iterable[Any]]  # batches and their num
 
 
 class Task(Protocol):
-    """Something to measure. It has read its file before any network is loaded."""
+    """A measurement of a network. Its file is read before any network is loaded."""
 
     @property
     def name(self) -> str:
-        """The key of its result."""
+        """The key of the result in ``eval.json``."""
 
     def evaluate(self, subject: Subject, model: GPT, reading: Reading) -> Plain:
         """The result as plain values."""
@@ -40,16 +40,19 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class SplitTask:
-    """``loss``: of a split of the data of the run, or of other prepared data."""
+    """The loss of a split: of the data of the run, or of the prepared data in ``folder``."""
 
     settings: EvalSettings
     folder: Path | None = None
 
     @property
     def name(self) -> str:
-        """``loss`` on the validation split, ``loss_test`` on another."""
+        """``loss`` on the validation split of the run, ``loss_test`` on its test split; of other
+        data the name of the folder: ``novels``, ``novels_test``.
+        """
         split = self.settings.split
-        return "loss" if split == "val" else f"loss_{split}"
+        name = "loss" if self.folder is None else self.folder.resolve().name
+        return name if split == "val" else f"{name}_{split}"
 
     def evaluate(self, subject: Subject, model: GPT, reading: Reading) -> Plain:
         """The loss, and how it was measured."""
@@ -58,14 +61,15 @@ class SplitTask:
         require(
             dataset.tokenizer.digest() == tokenizer.digest(),
             f"{subject.place} has {tokenizer.described(dataset.tokenizer)}, and {dataset.folder} "
-            f"has {dataset.tokenizer.described(tokenizer)}: give data_path=FILE.txt, which any "
-            "tokenizer can read",
+            f"has {dataset.tokenizer.described(tokenizer)}: give the text as data_path=FILE.txt",
+            key="data_path",
         )
         require(
             split in dataset.splits,
-            f"split={split}: {dataset.folder} has no such split (data.test_fraction=null)",
-            key="split",
-        )
+            f"split={split}: {dataset.folder} was prepared without it (data.test_fraction=null): "
+            "take split=val",
+            key="split", suggestions=["split=val"],
+        )  # fmt: skip
         if self.settings.as_in_training:
             return self._as_in_training(subject, model, dataset, reading)
         if dataset.template:
@@ -80,23 +84,24 @@ class SplitTask:
         }  # fmt: skip
 
     def _of_answers(self, model: GPT, dataset: Dataset, reading: Reading) -> Plain:
-        """The loss of the answers of conversations, each packed whole into a row."""
+        """The loss of the answers of conversations, in packed rows as in training."""
         typed = self.settings.window or self.settings.stride
         require(
             not typed,
-            f"{dataset.folder} has conversations, which are not cut into windows: leave window and "
-            "stride out",
+            f"{dataset.folder} has conversations, which are not cut into windows: leave out window "
+            "and stride",
         )
         dataset.check(model.config.block_size, model.config.vocab_size or 0)
+        rows = self.settings.batch_size or EVAL_BATCH
         found, protocol = evaluate_split(
-            model, dataset, self.settings.split, nullcontext(), EVAL_BATCH, None, reading
+            model, dataset, self.settings.split, nullcontext(), rows, None, reading
         )
         return _with_protocol(found, protocol, "fp32")
 
     def _as_in_training(
         self, subject: Subject, model: GPT, dataset: Dataset, reading: Reading
     ) -> Plain:
-        require(subject.run, f"as_in_training=true: {subject.place} is no run of this program")
+        require(subject.run, f"as_in_training=true needs a run, and {subject.place} is none")
         assert subject.run is not None
         plain, where = load_plain(subject.run), f"{subject.run / CONFIG}: "
         trainer = from_plain(TrainerOptions, plain.get("trainer"), f"{where}trainer.")
@@ -132,7 +137,8 @@ class TextTask:
         tokenizer = subject.source.tokenizer
         try:
             tokens = text_tokens(tokenizer, self.text)
-        except Refused as refusal:  # a character that is not in the vocabulary
+            require(len(tokens) > 1, TOO_SHORT)
+        except Refused as refusal:  # such as a character that is not in the vocabulary
             raise Refused(f"{self.name}: {refusal}") from None
         found, windows = evaluate_tokens(
             model, tokens, tokenizer.byte_lengths, *window_of(self.settings, model), reading
@@ -155,13 +161,16 @@ def _numbers(found: Evaluation) -> Plain:
 
 
 def first_token(tokenizer: Tokenizer) -> str | None:
-    """The special token that stands before a text; None if the tokenizer has none."""
+    """The special token that is put before a text; None if the tokenizer has no such token."""
     end = tokenizer.end_of_text
     return next((name for name, token in tokenizer.special_ids.items() if token == end), None)
 
 
 def window_of(settings: EvalSettings, model: GPT) -> tuple[int, int | None, int | None]:
-    """Window, stride and windows in a batch; :class:`llm.errors.Refused` beyond block_size."""
+    """The window, the stride, and the number of windows in a batch.
+
+    Raises :class:`llm.errors.Refused` for a window beyond ``block_size``.
+    """
     most = model.config.block_size
     require(
         (settings.window or 0) <= most,
@@ -171,8 +180,8 @@ def window_of(settings: EvalSettings, model: GPT) -> tuple[int, int | None, int 
     size = settings.window or most
     require(
         (settings.stride or 0) <= size,
-        f"stride={settings.stride} is larger than the window of {size} tokens: "
-        "it would skip tokens",
+        f"stride={settings.stride} is larger than the window of {size} tokens, so it would skip "
+        f"tokens: give at most {size}",
         key="stride", suggestions=[f"stride={size}"],
     )  # fmt: skip
     return size, settings.stride, settings.batch_size

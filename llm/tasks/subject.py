@@ -4,14 +4,17 @@ import os
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 
-from llm.checkpoint.checkpoint import TRAINING, Checkpoint
-from llm.checkpoint.find import FOLDER, MANIFEST, find_checkpoint
+from llm.checkpoint.checkpoint import Checkpoint
+from llm.checkpoint.find import FOLDER, MANIFEST, WEIGHTS, find_checkpoint
 from llm.data.config import DataConfig
 from llm.data.dataset import Dataset
 from llm.device import select_device
 from llm.errors import require
 from llm.experiment.console import count_progress
 from llm.experiment.rundir import CONFIG
+from llm.interchange import peft
+from llm.interchange.adapters import base_of
+from llm.interchange.files import FileSource
 from llm.interchange.source import FORMATS, Source, load_model, open_source
 from llm.model.gpt import GPT
 from llm.options import from_plain
@@ -20,12 +23,10 @@ from llm.report.testing import open_prepared
 from llm.sealed import Plain
 from llm.settings.saved import load_plain
 
-WEIGHTS = (".safetensors", ".gguf", ".pth", ".pt", ".bin")  # endings of files with weights
-
 
 @dataclass
 class Subject:
-    """A network to evaluate, and the results so far, by the name of their task."""
+    """A network to evaluate, and its results so far, by the names of their tasks."""
 
     place: str
     source: Source
@@ -46,19 +47,15 @@ class Subject:
         return load_model(self.source, select_device(device_name, key="device"))
 
     def bytes_on_disk(self) -> int:
-        """The size of the files with the weights."""
-        path = Path(getattr(self.source, "path", self.place))
-        if path.is_file():
-            return path.stat().st_size
-        found = (one for one in path.iterdir() if one.suffix in WEIGHTS and one.name != TRAINING)
-        return sum(one.stat().st_size for one in found)
+        """The size of the files with the weights; adapters count together with their base."""
+        return sum(path.stat().st_size for path in _weight_files(self.source))
 
     def dataset(self) -> Dataset:
         """The data that the run was trained on; :class:`llm.errors.Refused` if it has changed."""
         require(
             self.run is not None,
-            f"{self.place} is no run of this program, so its data is not known: "
-            "give data_path=FILE.txt, or take FILE.txt as a task",
+            f"{self.place} is not a run of this program, so its data is unknown: give "
+            "data_path=FILE.txt",
             key="data_path",
         )
         assert self.run is not None
@@ -68,8 +65,9 @@ class Subject:
         expected = Checkpoint.open(self.run / self.checkpoint).identity.get("data_digest")
         require(
             dataset.digest == expected,
-            f"{dataset.folder} is not the data that {self.run} was trained on: "
-            "its digest is another",
+            f"{dataset.folder} has changed since {self.run} was trained on it: give data_path="
+            f"{dataset.folder} to evaluate on the new data",
+            key="data_path",
         )
         return dataset
 
@@ -91,6 +89,16 @@ def find_subjects(ckpt: str) -> list[Subject]:
     finished = [record for record in records if record.is_finished and record.best_checkpoint]
     require(finished, f"ckpt={ckpt} has no finished run with a checkpoint", key="ckpt")
     return [_subject(record.folder) for record in finished]
+
+
+def _weight_files(source: Source) -> list[Path]:
+    if isinstance(source, FileSource):
+        return list(source.files)
+    if isinstance(source, peft.PeftSource):
+        return [source.path / peft.WEIGHTS, *_weight_files(source.base)]
+    checkpoint = Checkpoint.open(source.path)
+    base = [] if checkpoint.base is None else _weight_files(base_of(checkpoint))
+    return [source.path / WEIGHTS, *base]
 
 
 def _subject(place: str) -> Subject:

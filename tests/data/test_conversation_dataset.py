@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from llm.data.config import DataConfig
 from llm.data.conversation_dataset import ConversationDataset, conversation_counts
@@ -15,6 +16,7 @@ from llm.data.meta import read_meta
 from llm.data.prepare import prepare
 from llm.errors import Refused
 from llm.functional import IGNORED
+from llm.model.gpt import GPT
 from llm.options import validate
 from tests.command_line import here
 
@@ -161,8 +163,13 @@ def test_the_same_file_is_prepared_once_and_another_template_again(tmp_path: Pat
 @pytest.mark.parametrize(
     ("rows", "options", "reason"),
     [
-        ([row(1), row(1)], {}, "has 1 different conversations, and each of the 2 splits needs one"),
+        ([row(1), row(1)], {}, "has only 1 different conversation: each of the 2 splits needs one"),
         ([row(1), row(2)], {"test_fraction": 0.1}, "each of the 3 splits needs one"),
+        (
+            [row(1), row(2), row(3) | {"system": "x"}],
+            {"template": "none.yaml"},
+            "chat.jsonl, line 3: the template has no system message",
+        ),
         (
             [row(1), {"instruction": "x"}],
             {},
@@ -182,6 +189,9 @@ def test_the_same_file_is_prepared_once_and_another_template_again(tmp_path: Pat
 def test_a_mistake_is_one_line_and_leaves_nothing(
     rows: list[Any] | None, options: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
+    (tmp_path / "none.yaml").write_text("user: {}\nassistant: {}\n", encoding="utf-8")
+    if options.get("template") == "none.yaml":
+        options = {"template": str(tmp_path / "none.yaml")}
     with pytest.raises(Refused) as refusal:
         prepare(config(tmp_path, rows, **options))
     assert reason in str(refusal.value) and "\n" not in str(refusal.value)
@@ -192,7 +202,9 @@ def test_the_options_of_conf_are_valid() -> None:
     validate(DataConfig(corpus="conversations", path="x", template="alpaca", val_fraction=0.1))
 
 
-def test_a_run_learns_answers_and_its_checkpoint_has_the_template(tmp_path: Path) -> None:
+def test_a_run_learns_answers_and_its_checkpoint_has_the_template(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = config(tmp_path).path
     typed = [
         "data=instruct", f"data.path={path}", "data.tokenizer=byte", "data.template=plain",
@@ -215,3 +227,13 @@ def test_a_run_learns_answers_and_its_checkpoint_has_the_template(tmp_path: Path
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     assert result["tokens"] == answer["answer_tokens"]["val"]
     assert result["loss"] == pytest.approx(summary["best_val_loss"], rel=1e-5)
+    rows, hidden = [], GPT.hidden
+
+    def counted(self: GPT, tokens: Tensor, *others: Any, **more: Any) -> Tensor:
+        rows.append(len(tokens))
+        return hidden(self, tokens, *others, **more)
+
+    monkeypatch.setattr(GPT, "hidden", counted)
+    again = here("eval", "outputs/chat", "batch_size=1", "device=cpu", "json=true", cwd=tmp_path)
+    again_result = json.loads(again.stdout.splitlines()[-1])["runs"][0]["tasks"]["loss"]
+    assert set(rows) == {1} and again_result["loss"] == pytest.approx(result["loss"], rel=1e-5)

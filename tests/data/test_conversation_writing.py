@@ -46,9 +46,9 @@ def test_each_conversation_starts_where_the_last_one_ends_and_its_answer_is_mark
 @pytest.mark.parametrize(
     ("different", "options", "said"),
     [
-        (1, {}, "has 1 different conversations, and each of the 2 splits needs one"),
-        (2, {"test_fraction": 0.1}, "has 2 different conversations, and each of the 3 splits"),
-        (2, {"val_fraction": 0.99}, "the fractions of val and test leave train no conversation"),
+        (1, {}, "has only 1 different conversation: each of the 2 splits needs one"),
+        (2, {"test_fraction": 0.1}, "has only 2 different conversations: each of the 3 splits"),
+        (2, {"val_fraction": 0.99}, "leave no conversation for the split train"),
     ],
     ids=str,
 )

@@ -142,8 +142,10 @@ def test_a_row_that_is_not_a_conversation_is_refused_with_its_line(
         ("\0\0", "line 1 is not JSON"),
         (lines(ROW) + lines(ROW | {"output": "x" * LONGEST_ROW}), "line 2: a row is longer than"),
         (b"[" + lines(ROW | {"output": "x" * LONGEST_ROW}).encode(), "line 1: a row is longer"),
+        (b"[" + lines(ROW).encode() + b',\n{"a" "b"},\n' + b"x" * 3 * LONGEST_ROW,
+         "line 3 is not JSON: Expecting ':' delimiter, or a row is longer than"),
     ],
-    ids=range(23),
+    ids=range(24),
 )  # fmt: skip
 def test_a_damaged_file_is_refused_in_one_line(
     raw: str | bytes, reason: str, tmp_path: Path

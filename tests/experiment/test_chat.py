@@ -97,6 +97,9 @@ def test_mistakes_take_one_line_and_the_chat_goes_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     typed = "/dance\n/temperature hot\n/temperature -1\n/save\n/save a\n" + "a" * 99 + "\nhello\n"
+    monkeypatch.setattr(module, "LONGEST_LINE", 400)
+    long = "c" * 300
+    typed += "b" * 1000 + f"\n/save ~nobody/a\n/save {long}\n"
     chat = chatting(monkeypatch, typed.encode() + b"\xff\n/temperature 0.5\n/system be kind\n")
     chat.run()
     printed = capsys.readouterr()
@@ -110,6 +113,9 @@ def test_mistakes_take_one_line_and_the_chat_goes_on(
         "the message needs 101 tokens, with the system text and the template, "
         "and there is room for 58: shorten it",
         "(cut: max_new_tokens=6)",
+        "a message has more than 400 bytes: shorten it",
+        "/save ~nobody/a: No such file or directory",
+        f"/save {long}: File name too long",
         "the message is not UTF-8: offset 0",
         "temperature: 0.5",
         "system: be kind",
@@ -230,6 +236,8 @@ def test_a_chat_of_the_command_streams_answers_to_the_lines_of_a_pipe(trained: P
     assert done.returncode == 2 and "template needs the special tokens <|im_start|>" in done.stderr
     done = here("sample", *typed, "template=plain", "prompt=hi", cwd=trained)
     assert done.returncode == 2 and "leave out prompt and prompt_file" in done.stderr
+    done = here("sample", "outputs/a", "template=plain", "prompt=hi", cwd=trained)
+    assert done.returncode == 2 and "template is only for a chat: add chat=true" in done.stderr
     plain = [*typed, "template=plain", "json=true"]
     done = here("sample", *plain, cwd=trained, stdin=b"/temperature 0\nhi\n")
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""A prepared folder of conversations: batches of packed rows, whose targets are the answers."""
+"""A dataset of conversations: batches of packed rows, in which only answers are targets."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ class ConversationDataset(Dataset):
 
     @classmethod
     def of(cls, plain: Dataset) -> "ConversationDataset":
-        """The folder of ``plain`` with its further files, whose sizes are checked."""
+        """The dataset in the folder of ``plain``; the sizes of its additional files are checked."""
         folder, meta = plain.folder, read_meta(plain.folder)
         facts = meta.conversations
         assert facts is not None
@@ -50,11 +50,13 @@ class ConversationDataset(Dataset):
 
     @property
     def template(self) -> dict[str, Any]:
-        """The template that the conversations are written in."""
+        """The values of the template of the conversations."""
         return {} if self.facts is None else self.facts.template
 
     def epochs(self, sequences: int, block_size: int) -> float:
-        """How often training reads the conversations in so many rows, some of general text."""
+        """How often training reads each conversation in ``sequences`` rows; the share ``mix`` of
+        them is general text.
+        """
         return sequences * (1 - self.mix) / max(1, len(self.rows("train", block_size)))
 
     @property
@@ -107,14 +109,14 @@ class ConversationDataset(Dataset):
         }  # fmt: skip
 
     def check(self, block_size: int, vocab_size: int) -> None:
-        """Raise :class:`llm.errors.Refused` if a model of this shape cannot be trained on it."""
+        """Raise :class:`llm.errors.Refused` if a model of this shape cannot train on the data."""
         self.check_vocabulary(vocab_size)
         for split, one in self.conversations.items():
             advice = self._advice(split)
             require(
                 len(self.rows(split, block_size)),
-                f"{self.folder}: none of the {len(one.lengths):,} conversations of {split} has an "
-                f"answer within model.block_size={block_size}: {advice}",
+                f"{self.folder}: no answer of the {len(one.lengths):,} conversations in {split} "
+                f"fits into model.block_size={block_size}: {advice}",
                 key="model.block_size",
                 suggestions=[f"model.block_size={one.size_for(USUAL)}"],
             )
@@ -127,7 +129,7 @@ class ConversationDataset(Dataset):
             )
 
     def notes_on(self, block_size: int) -> list[str]:
-        """What is lost of conversations that are longer than a row."""
+        """Warnings about conversations that are longer than a row."""
         notes = []
         for split, one in self.conversations.items():
             rows = self.rows(split, block_size)
@@ -141,7 +143,7 @@ class ConversationDataset(Dataset):
         return notes
 
     def verify(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Also compare the digests of the further files."""
+        """Also compare the digests of the additional files."""
         super().verify(on_progress)
         facts = read_meta(self.folder).conversations
         assert facts is not None

@@ -1,9 +1,10 @@
-"""Conversations -> token files, and two more for each split: ``train.answers.bin`` says of each
-token whether it belongs to an answer (uint8), ``train.starts.bin`` where conversations start
-(uint64).
+"""Writes the files of a dataset of conversations.
 
-The file is read twice: first to check each row and divide the conversations, then to tokenize them.
-A conversation goes to a split by a hash of its messages, so that equal ones are never divided.
+Beside ``train.bin`` there are ``train.answers.bin`` (uint8: 1 for each token of an answer) and
+``train.starts.bin`` (uint64: where each conversation starts), and the same for the other splits.
+
+The file is read twice: first to check each row and to divide the conversations, then to tokenize
+them. A hash of its messages assigns a conversation to a split: equal conversations stay together.
 """
 
 import hashlib
@@ -33,7 +34,7 @@ ANSWERS, STARTS, MIX = "{}.answers.bin", "{}.starts.bin", "mix.bin"
 
 
 class ConversationWriter(TokenWriter):
-    """Writes the three files of a split. ``bytes`` counts the text of all tokens."""
+    """Writes the three files of a split. ``bytes``: the bytes of text of all tokens."""
 
     def __init__(self, opened: Callable[[str], BinaryIO], split: str, tokenizer: Tokenizer) -> None:
         super().__init__(opened(f"{split}.bin"), tokenizer)
@@ -53,7 +54,7 @@ class ConversationWriter(TokenWriter):
         self.count += 1
 
     def finish(self) -> None:
-        """Write where the last conversation ends, and wait until all is on the disk."""
+        """Write the end of the last conversation, and wait until all files are on the disk."""
         self._write(STARTS, np.array([self.tokens], "<u8"))
         for file in self.others.values():
             file.flush()
@@ -114,7 +115,7 @@ def write_conversations(
 
 
 def _file_of(folder: Path, config: DataConfig, corpus: Corpus) -> Path:
-    """The file of the conversations. The dialogues of plays become one, as an example to read."""
+    """The file of the conversations. Dialogues of plays are written to such a file first."""
     if config.corpus != "dialogues":
         return expanded(str(config.path))
     path = folder / "conversations.jsonl"
@@ -131,8 +132,9 @@ def _key(conversation: Conversation) -> int:
 
 
 def _borders(keys: np.ndarray, config: DataConfig) -> list[tuple[str, int]]:
-    """Splits with the largest key that goes to each. Raises :class:`llm.errors.Refused` unless each
-    can have a conversation.
+    """Each split with the largest key that it takes.
+
+    Raises :class:`llm.errors.Refused` for fewer conversations than splits.
     """
     count = len(keys)
     wanted = {"val": config.val_fraction or 0.0, "test": config.test_fraction or 0.0}
@@ -152,7 +154,7 @@ def _borders(keys: np.ndarray, config: DataConfig) -> list[tuple[str, int]]:
 
 
 def _write_text(writer: TokenWriter, path: str) -> None:
-    """Tokenize the text that is mixed in; its documents end with the end-of-text token."""
+    """Tokenize the general text; each of its documents ends with the end-of-text token."""
     try:
         for document in read_corpus("text", path).load():
             for piece in document.pieces():

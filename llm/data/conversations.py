@@ -1,7 +1,7 @@
 """Reads conversations from JSON Lines or a JSON list, row by row, so that a file may be larger than
 memory.
 
-A row has one of three shapes, whose roles ``human`` and ``gpt`` are ``user`` and ``assistant``::
+A row has one of three shapes. The roles ``human`` and ``gpt`` mean ``user`` and ``assistant``::
 
     {"instruction": "Spell it.", "input": "freind", "output": "friend"}
     {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
@@ -33,13 +33,13 @@ SPACE = " \t\r\n"
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages that end with an answer, and the line where they start in their file."""
+    """Messages that end with an answer, and the line of the file where they start."""
 
     line: int
     messages: tuple[Message, ...]
 
     def identity(self) -> bytes:
-        """Equal for equal conversations."""
+        """Bytes that are equal for equal conversations."""
         turns = [[one.role, one.content, one.input] for one in self.messages]
         return json.dumps(turns, ensure_ascii=False).encode()
 
@@ -64,12 +64,12 @@ def read_conversations(
 
 
 def messages_of(row: Any, where: str) -> list[Message]:
-    """The messages of one row; ``where`` starts a refusal: ``chat.jsonl, line 3``."""
+    """The messages of one row; ``where`` starts an error message: ``chat.jsonl, line 3``."""
     require(isinstance(row, dict), f"{where} is not a JSON object with keys")
     shapes = [key for key in (*LISTS, "instruction") if key in row]
     known = "messages, conversations, or instruction and output"
-    require(shapes, f"{where} has none of {known}, only {_few(row)}")
-    require(len(shapes) == 1, f"{where} has both {' and '.join(shapes)}: leave one of them")
+    require(shapes, f"{where} needs {known}, and has {_few(row)}")
+    require(len(shapes) == 1, f"{where} has both {' and '.join(shapes)}: keep one of them")
     if shapes[0] in LISTS:
         messages = list(_turns(row[shapes[0]], f"{where}: {shapes[0]}"))
     else:
@@ -87,14 +87,14 @@ def messages_of(row: Any, where: str) -> list[Message]:
 def _turns(values: Any, where: str) -> Iterator[Message]:
     """The messages of a list of turns."""
     is_list = isinstance(values, list) and values
-    require(is_list, f"{where} must be a list of messages, and has none")
+    require(is_list, f"{where} must be a list of messages that is not empty")
     for number, turn in enumerate(values, start=1):
         here = f"{where}, message {number}"
         require(isinstance(turn, dict), f"{here} is not a JSON object with keys")
         role_key = "role" if "role" in turn else "from"
         content_key = "content" if "content" in turn else "value"
         for key, other in ((role_key, "role"), (content_key, "content")):
-            require(key in turn, f"{here} has no {other}, only {_few(turn)}")
+            require(key in turn, f"{here} has no {other}: it has {_few(turn)}")
         role = _text(turn, role_key, here)
         known = ", ".join(ROLE_OF)
         require(role in ROLE_OF, f"{here} has the unknown role {role[:40]!r}: known are {known}")
@@ -102,7 +102,7 @@ def _turns(values: Any, where: str) -> Iterator[Message]:
 
 
 def _check(messages: list[Message], where: str) -> None:
-    """Questions and answers must take turns, and end with an answer."""
+    """Raise :class:`llm.errors.Refused` unless questions and answers take turns, an answer last."""
     turns = messages[1:] if messages[0].role == "system" else messages
     for number, message in enumerate(turns):
         wanted = ("user", "assistant")[number % 2]
@@ -113,11 +113,12 @@ def _check(messages: list[Message], where: str) -> None:
         )
         is_empty = not message.content.strip()
         require(not is_empty, f"{where} has an empty message of {message.role}")
-    require(len(turns) % 2 == 0 and turns, f"{where} has no answer: it must end with an assistant")
+    ends_well = turns and len(turns) % 2 == 0
+    require(ends_well, f"{where} has no answer: its last message must be of assistant")
 
 
 def _text(row: Plain, key: str, where: str) -> str:
-    """The text of a key; empty for a missing one or null."""
+    """The text of a key; empty if the key is missing or null."""
     value = row.get(key)
     value = "" if value is None else value
     require(isinstance(value, str), f"{where}: {key} must be text, not {value!r:.40}")
@@ -130,8 +131,11 @@ def _text(row: Plain, key: str, where: str) -> str:
 
 
 def _few(row: Plain) -> str:
-    names = ", ".join(f"{key:.20}" for key in list(row)[:5])
-    return names + ", ..." * (len(row) > 5) if row else "no key"
+    """``only the keys id, text``"""
+    if not row:
+        return "no keys"
+    names = [f"{key:.20}" for key in list(row)[:5]] + ["..."] * (len(row) > 5)
+    return f"only the key{'s' * (len(row) > 1)} {', '.join(names)}"
 
 
 def _parsed(raw: bytes, where: str) -> Any:
@@ -145,16 +149,16 @@ def _parsed(raw: bytes, where: str) -> Any:
     except json.JSONDecodeError as error:
         raise Refused(f"{where} is not JSON: {error.msg} at column {error.colno}") from None
     except (ValueError, RecursionError) as error:
-        raise Refused(f"{where} is not JSON that can be read: {error}") from None
+        raise Refused(f"{where} cannot be read as JSON: {error}") from None
 
 
 def _first_bytes(file: BinaryIO, path: Path) -> bytes:
-    """The first bytes of a file, which is then read from the start but a byte order mark."""
+    """The first bytes of a file, which is then read from its start, after a byte order mark."""
     first = file.read(PIECE)
     require(first.strip(), f"{path} is empty")
-    require(not first.startswith(GZIP), f"{path} is compressed: unpack it first, as by gunzip")
+    require(not first.startswith(GZIP), f"{path} is compressed: unpack it first, as with gunzip")
     for mark, encoding in MARKS.items():
-        converted = f"convert it to UTF-8, as by iconv -f {encoding} -t UTF-8"
+        converted = f"convert it to UTF-8, as with iconv -f {encoding} -t UTF-8"
         require(not first.startswith(mark), f"{path} is {encoding}, not UTF-8: {converted}")
     marked = len(codecs.BOM_UTF8) if first.startswith(codecs.BOM_UTF8) else 0
     file.seek(marked)
@@ -188,7 +192,7 @@ def _rows_of_list(file: BinaryIO, path: Path) -> Iterator[tuple[int, Any]]:
 
 
 class _ListReader:
-    """Takes a JSON list apart without reading it whole: ``text`` is the next part of the file."""
+    """Reads a JSON list one element at a time. ``text``: what was read and is not parsed yet."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self.file, self.path = file, path
@@ -196,7 +200,7 @@ class _ListReader:
         self.decoder = codecs.getincrementaldecoder("utf-8")()
 
     def fault(self, what: str) -> Refused:
-        """The refusal of the current line."""
+        """An error in the current line."""
         return Refused(f"{self.path}, line {self.line} is not JSON: {what}")
 
     def more(self, size: int) -> None:
@@ -239,7 +243,7 @@ class _ListReader:
             try:
                 value, end = JSON.raw_decode(self.text)
                 break
-            except json.JSONDecodeError as error:  # perhaps only its end is not read yet
+            except json.JSONDecodeError as error:  # or the rest of the row has not been read
                 if self.at_end or len(self.text) > LONGEST_ROW:
                     or_long = f", or a row is longer than {LONGEST_ROW:,} bytes"
                     self.skip(error.pos)

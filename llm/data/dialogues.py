@@ -16,17 +16,22 @@ def dialogues(play: str) -> list[list[Message]]:
     run: list[tuple[str, str]] = []  # (speaker, speech)
 
     def close() -> None:
-        pairs = len(run) // 2 * 2  # every question needs its answer
-        roles = ("user", "assistant")
-        messages = [{"role": roles[i % 2], "content": run[i][1]} for i in range(pairs)]
+        messages = [
+            {"role": ("user", "assistant")[number % 2], "content": text}
+            for number, (_, text) in enumerate(run)
+        ]
+        if len(messages) % 2:
+            messages.pop()  # a question without an answer
         if messages:
             found.append(messages)
         run.clear()
 
     for paragraph in play.split("\n\n"):
         match = SPEECH.fullmatch(paragraph.strip())
-        if match is None:  # the rest of a speech, which was divided
-            run[-1:] = [(speaker, f"{text}\n{paragraph.strip()}") for speaker, text in run[-1:]]
+        if match is None:  # the next paragraph of the last speech
+            if run:
+                speaker, text = run.pop()
+                run.append((speaker, f"{text}\n{paragraph.strip()}"))
             continue
         speaker, text = match.groups()
         if len(run) == LONGEST or (run and speaker == run[-1][0]):

@@ -1,8 +1,8 @@
-"""Conversations side by side in rows of ``block_size``, and batches of these rows.
+"""Packs conversations side by side into rows of ``block_size``, and draws batches of these rows.
 
-A conversation of L tokens takes L - 1 places, each with a token and the token after it as target.
-The targets outside of answers are ``IGNORED``. A longer conversation than a row has is cut at its
-end; without any answer left, it is left out.
+A conversation of L tokens takes L - 1 places, each with a token and the next token as its target.
+Targets outside of answers are ``IGNORED``. A conversation that is longer than a row is cut at its
+end, and left out if no answer remains.
 """
 
 from dataclasses import dataclass
@@ -15,18 +15,16 @@ from llm.data.meta import AGAIN
 from llm.errors import Refused
 from llm.functional import IGNORED
 
-PARTS = 1_000_000  # a share of rows is a whole number of these
+PARTS = 1_000_000  # a share of rows is rounded to millionths
 
 
 @dataclass(frozen=True)
 class Conversations:
-    """The conversations of a split: ``tokens``, for each whether it is part of an answer, and where
-    conversations start (and, last, where they end).
-    """
+    """The conversations of a split, one after the other."""
 
     tokens: np.ndarray
-    is_answer: np.ndarray  # uint8
-    starts: np.ndarray  # one more than there are conversations
+    is_answer: np.ndarray  # uint8: 1 for each token of an answer
+    starts: np.ndarray  # where each conversation starts, and at last where the last one ends
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -46,7 +44,7 @@ class Rows:
         self.vocab_size = vocab_size
         lengths, starts = conversations.lengths - 1, conversations.starts.astype(np.int64)
         too_long = np.flatnonzero(lengths > block_size)
-        # Of the tokens of a row and the target of the last one
+        # A row has block_size tokens, and its last target is one token further.
         ends = starts[too_long] + block_size + 1
         left_out = [
             number
@@ -64,7 +62,7 @@ class Rows:
         return len(self.first) - 1
 
     def position(self, row: int) -> int:
-        """Where the first conversation of a row starts in the tokens."""
+        """The place in the tokens where the first conversation of a row starts."""
         return int(self.conversations.starts[self.members[self.first[row]]])
 
     def read(self, rows: np.ndarray) -> Batch:
@@ -72,21 +70,19 @@ class Rows:
         shape = (len(rows), self.block_size)
         inputs, targets = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
         documents = np.full(shape, -1, np.int64)  # padding
-        for line, row in enumerate(rows):
+        for index, row in enumerate(rows):
             at = 0
             for number in self.members[self.first[row] : self.first[row + 1]]:
-                start, end = (
-                    int(place) for place in self.conversations.starts[number : number + 2]
-                )
+                start, end = map(int, self.conversations.starts[number : number + 2])
                 count = min(end - start - 1, self.block_size)
                 here, place = slice(at, at + count), slice(start + 1, start + 1 + count)
-                inputs[line, here] = self.conversations.tokens[start : start + count]
+                inputs[index, here] = self.conversations.tokens[start : start + count]
                 answers = self.conversations.is_answer[place] != 0
-                targets[line, here][answers] = self.conversations.tokens[place][answers]
-                documents[line, here] = start  # differs between the conversations of a row
+                targets[index, here][answers] = self.conversations.tokens[place][answers]
+                documents[index, here] = start  # a different number for each conversation
                 at += count
         largest = max(int(inputs.max(initial=0)), int(targets.max(initial=0)))
-        if largest >= self.vocab_size:  # a large dataset is not verified at the start
+        if largest >= self.vocab_size:  # large datasets are not verified when a run starts
             name = getattr(self.conversations.tokens, "filename", "the data")
             raise Refused(
                 f"{name} holds token id {largest}, beyond its vocabulary of {self.vocab_size}: "
@@ -98,7 +94,8 @@ class Rows:
 def pack(lengths: np.ndarray, size: int) -> np.ndarray:
     """The row of each of the ``lengths`` (1 .. size), so that no row has more than ``size``.
 
-    Best fit, the longest first: each goes into the row with the least space that is enough.
+    Best fit decreasing: the longest is packed first, each into the row with the least space that
+    is enough.
     """
     rows, count = np.empty(len(lengths), np.int64), 0
     waiting: list[list[int]] = [[] for _ in range(size + 1)]  # rows by their space
@@ -121,7 +118,7 @@ def pack(lengths: np.ndarray, size: int) -> np.ndarray:
 
 
 class RowSampler:
-    """Training batches of packed rows, of which the share ``mix_share`` are windows of ``text``.
+    """Training batches of packed rows; the share ``mix_share`` of them are windows of ``text``.
 
     In each epoch every row is read once. As in :class:`llm.data.batches.BatchSampler`, the order
     is a keyed bijection, so that a batch is a pure function of (seed, step).
@@ -159,9 +156,7 @@ class RowSampler:
         return whole[0], whole[1], whole[2]
 
     def positions(self, step: int) -> np.ndarray:
-        """Where the rows start in the tokens: (batch_size,) int64. Windows of the text that is
-        mixed in have their place there.
-        """
+        """Where each row starts in the tokens, or a window in its text: (batch_size,) int64."""
         places, is_text = self.places(step)
         found = [
             max(0, int(place)) if from_text else self.rows.position(place)
@@ -170,7 +165,9 @@ class RowSampler:
         return np.array(found, np.int64)
 
     def places(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of a step, or where its windows of text start, and which are text."""
+        """For each row of a step, its number or the start of its window of text, and whether it is
+        text.
+        """
         index = step - 1 if self.overfit_batches == 0 else (step - 1) % self.overfit_batches
         block, place = divmod(index, AHEAD)
         if self.cached is None or self.cached[0] != block:
@@ -192,7 +189,7 @@ class RowSampler:
         return places.reshape(shape), is_text.reshape(shape)
 
     def _rows_of(self, sequence: np.ndarray) -> np.ndarray:
-        """The rows with these numbers in the order of training."""
+        """The rows at these places in the order of training."""
         epoch, place = np.divmod(sequence.astype(np.uint64), np.uint64(len(self.rows)))
         key = mix(epoch + mix(np.uint64(self.seed)))
         return permute(place, len(self.rows), key).astype(np.int64)

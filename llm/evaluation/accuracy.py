@@ -1,4 +1,4 @@
-"""How many questions a network answers correctly, and how sure that share is."""
+"""The share of questions that a network answers correctly, with its confidence interval."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ NORMAL = 1.959963984540054  # 97.5 % of a normal distribution lie below
 
 @dataclass(frozen=True)
 class Share:
-    """``correct`` of ``n`` answers."""
+    """``correct`` of ``n`` answers are correct."""
 
     correct: int
     n: int
@@ -54,11 +54,12 @@ def answer_questions(
     size: int | None = None, rows: int | None = None,
     reading: Reading[list[int]] = lambda batches, count: batches,
 ) -> Plain:  # fmt: skip
-    """The results of ``questions`` (docs/evaluation.md); ``where`` names them in a message.
+    """The results of ``questions`` (docs/evaluation.md); ``where`` names their file in a message.
 
-    A question counts as correct if the right choice has a higher score than all others: the sum of
-    its log-probabilities (``acc``), or that sum divided by its characters (``acc_norm``). Raises
-    :class:`llm.errors.Refused` for a choice that does not fit into the window.
+    A question counts as correct if the right choice has a higher score than every other choice. The
+    score of a choice is the sum of its log-probabilities (``acc``), or this sum divided by the
+    number of its characters (``acc_norm``). Raises :class:`llm.errors.Refused` for a choice that
+    does not fit into the window.
     """
     size = size or model.config.block_size
     requests = [
@@ -95,15 +96,17 @@ def _request(
     except Refused as refusal:  # a character that is not in the vocabulary
         raise Refused(f"{where}: {refusal}") from None
     count = len(request.continuation)
-    require(count <= size, f"{where}: a choice has {count} tokens, and the window {size}")
+    require(count <= size, f"{where}: a choice has {count} tokens, and the window only {size}")
     scored = count - (not request.context)
-    require(scored > 0, f"{where}: the tokenizer makes no token of {choice!r:.40} to predict")
+    require(scored > 0, f"{where}: the choice {choice!r:.40} has no token to score")
     return request
 
 
 def _is_right(question: Question, scores: Sequence[Score], by_length: bool) -> bool:
-    pairs = zip(question.choices, scores, strict=True)
-    values = [one.logprob / (len(text.strip()) or 1 if by_length else 1) for text, one in pairs]
+    values = []
+    for choice, one in zip(question.choices, scores, strict=True):
+        length = max(1, len(choice.strip())) if by_length else 1
+        values.append(one.logprob / length)
     others = values[: question.answer] + values[question.answer + 1 :]
     return values[question.answer] > max(others)
 

@@ -81,7 +81,7 @@ def agreement_be() -> Iterator[Pair]:
         subject = f"The {_number(person, many)}"
         yield (
             f"{subject} {_number(verb, many)} {state}.",
-            (f"{subject} {_number(verb, not many)} {state}."),
+            f"{subject} {_number(verb, not many)} {state}.",
         )
 
 
@@ -94,7 +94,7 @@ def determiner_noun() -> Iterator[Pair]:
         start, noun = f"The {person[0]} {verb}", _number(thing, many)
         yield (
             f"{start} {_number(these, many)} {noun}.",
-            (f"{start} {_number(these, not many)} {noun}."),
+            f"{start} {_number(these, not many)} {noun}.",
         )
 
 
@@ -164,7 +164,7 @@ PHENOMENA: dict[str, Callable[[], Iterator[Pair]]] = {
 
 
 def rows() -> list[Plain]:
-    """All pairs: 40 of each phenomenon, evenly spread over what its lists allow."""
+    """All pairs: 40 of each phenomenon, evenly spread over all that its lists can make."""
     found = []
     for name, generate in PHENOMENA.items():
         pairs = list(generate())
@@ -176,9 +176,9 @@ def rows() -> list[Plain]:
 
 
 def _step(count: int) -> int:
-    """A number without a factor in common with ``count``, so that its multiples are all places.
+    """A step that is coprime to ``count``, so that its multiples reach every index once.
 
-    It is near ``count`` times the golden ratio, whose multiples are evenly spread.
+    It is near ``count`` times the golden ratio, so that these multiples are evenly spread.
     """
     step = int(count * 0.618)
     while gcd(step, count) > 1:

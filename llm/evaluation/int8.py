@@ -1,4 +1,4 @@
-"""What a network loses if its matrices are rounded to 8 bits.
+"""Rounds the matrices of a network to 8 bits, to measure the cost.
 
 Each row of a matrix becomes whole numbers from -127 to 127 and one scale, the largest absolute
 value of the row divided by 127.
@@ -15,7 +15,7 @@ SCALE_BYTES, OTHER_BYTES = 4, 4  # float32
 
 @torch.no_grad()
 def rounded(model: GPT) -> tuple[GPT, int]:
-    """A copy whose matrices were rounded to 8 bits and back, and the bytes of its weights so.
+    """A copy whose matrices were rounded to 8 bits and back, and the bytes that such weights take.
 
     Vectors, such as the weights of norms, stay in float32.
     """

@@ -23,7 +23,9 @@ Scores = list[tuple[float, bool]]
 
 
 class Adapter(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
-    """A network that scores continuations for lm-eval; ``rows``: requests in a batch."""
+    """A network that scores continuations for lm-eval. ``size``: the tokens of a window; ``rows``:
+    requests in a batch.
+    """
 
     backend = "causal"
 
@@ -37,7 +39,7 @@ class Adapter(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     @property
     def eot_token_id(self) -> int:
-        """The id that ends a text, which lm-eval also puts before an empty context."""
+        """The id of the end-of-text token. lm-eval also puts it before a text without context."""
         assert self.tokenizer.end_of_text is not None
         return self.tokenizer.end_of_text
 
@@ -52,13 +54,18 @@ class Adapter(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     ) -> Scores:
         """Called by lm-eval with (texts, context ids, continuation ids)."""
         mine = [Request(tuple(context), tuple(after)) for _, context, after in requests]
+        longest = max((len(one.continuation) for one in mine), default=0)
+        require(
+            longest <= self.size,
+            f"lm_eval: a continuation has {longest:,} tokens, and the window only {self.size:,}",
+        )
         found = score(self.model, mine, self.size, self.rows)
         return [(one.logprob, one.is_greedy) for one in found]
 
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
-        """The log-probability of whole texts, all their windows in common batches."""
+        """The log-probability of whole texts; the windows of all texts share batches."""
         windows, counts = list[tuple[None, list[int], list[int]]](), list[int]()
         for request in requests:
             found = get_rolling_token_windows(
@@ -73,19 +80,20 @@ class Adapter(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return [float(part.sum()) for part in parts]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Not supported: a task of this kind is refused."""
-        require(False, "lm_eval: tasks that write text (generate_until) are not supported")
+        """Raises :class:`llm.errors.Refused`: only tasks that score given texts are supported."""
+        require(False, "lm_eval: tasks that generate text (generate_until) are not supported")
         return []
 
 
 def run(adapter: Any, name: str, include_path: Path) -> Plain:
     """The metrics of the task ``name``, defined in a YAML file below ``include_path``.
 
-    Raises :class:`llm.errors.Refused` if there is no such task.
+    Raises :class:`llm.errors.Refused` for an unknown task and for a group of tasks.
     """
     tasks = TaskManager(include_path=str(include_path), include_defaults=False)
-    known = sorted(tasks.all_tasks)
-    require(name in known, f"lm_eval:{name} is not in {include_path}: it has {', '.join(known)}")
+    known = sorted(tasks.all_subtasks)
+    advice = f"take one of {', '.join(known)}" if known else "give another include_path"
+    require(name in known, f"lm_eval:{name} is not a task in {include_path}: {advice}", key="tasks")
     done = simple_evaluate(
         model=adapter, tasks=[name], task_manager=tasks, bootstrap_iters=0, log_samples=False
     )

@@ -1,13 +1,12 @@
 """Questions with several answers, and pairs of a good and a bad sentence, from JSONL files."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llm.errors import Refused, require
-from llm.sealed import Plain, read_bounded
+from llm.sealed import JSON, Plain, read_bounded
 
 LARGEST = 1 << 28  # bytes of a file
 LONGEST_LINE = 1 << 20  # characters
@@ -29,21 +28,24 @@ class Question:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Plain]]:
-    """The objects of a JSONL file with the numbers of their lines; empty lines are skipped.
+    """The JSON objects of a JSONL file with their line numbers; empty lines are skipped.
 
     Raises :class:`llm.errors.Refused` naming the first line that is not a JSON object.
     """
     try:
         text = read_bounded(path, LARGEST).decode("utf-8-sig")
+    except OSError as error:
+        raise Refused(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise Refused(f"{path} is not UTF-8 text: byte {error.start} is invalid") from None
     is_empty = True
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        require(len(line) <= LONGEST_LINE, f"{path}, line {number} is longer than a million")
+        is_short = len(line) <= LONGEST_LINE
+        require(is_short, f"{path}, line {number} has more than {LONGEST_LINE:,} characters")
         try:
-            row = json.loads(line)
+            row = JSON.decode(line)
         except (ValueError, RecursionError) as error:
             raise Refused(f"{path}, line {number} is not JSON: {error}") from None
         require(isinstance(row, dict), f"{path}, line {number} is not a JSON object")
@@ -73,7 +75,9 @@ def read_questions(path: Path) -> tuple[str, list[Question]]:
             f"{where} has neither choices and answer nor sentence_good and sentence_bad",
         )
         kind = kind or str(found)
-        require(kind == found, f"{where} is not of the same kind as the lines before it")
+        require(
+            kind == found, f"{where} is of another kind than the lines before it: make two files"
+        )
         make = pair if kind == PAIRS else _choice
         questions.append(make(row, where, number))
     return kind, questions
@@ -95,21 +99,24 @@ def _choice(row: Plain, where: str, line: int) -> Question:
     choices = row["choices"]
     is_list = isinstance(choices, list) and all(isinstance(one, str) and one for one in choices)
     require(is_list, f"{where}: choices must be a list of texts that are not empty")
-    require(2 <= len(choices) <= MOST_CHOICES, f"{where} has {len(choices)} choices, not 2 to 100")
+    require(
+        2 <= len(choices) <= MOST_CHOICES,
+        f"{where} must have 2 to 100 choices, and has {len(choices)}",
+    )
     answer = _answer(row.get("answer"), len(choices), where)
-    # A word follows its context after a space, unless either has one.
+    # A space separates a choice from its context, unless one of them has it already.
     space = "" if not context or context[-1].isspace() else " "
     texts = tuple(one if one[0].isspace() else space + one for one in choices)
     return Question(context, texts, answer, _phenomenon(row), line)
 
 
 def _answer(value: Any, count: int, where: str) -> int:
-    """The index of an answer that is given as one, from 0, or as a letter, from A."""
+    """The index of the answer, which is given as an index (from 0) or as a letter (from A)."""
     index = value
     if isinstance(value, str):
         letter = value.strip().upper()
         index = LETTERS.index(letter) if len(letter) == 1 and letter in LETTERS else None
-    allowed = f"an index from 0 to {count - 1}, or a letter"
+    allowed = f"an index from 0 to {count - 1} or a letter from A to {LETTERS[:count][-1]}"
     require(type(index) is int, f"{where}: answer={value!r:.40} is not {allowed}")
     require(0 <= index < count, f"{where}: answer={value!r:.40} is out of range: give {allowed}")
     return int(index)
@@ -127,5 +134,5 @@ def _text(row: Plain, key: str, where: str) -> str:
 
 
 def phenomena(questions: Sequence[Question]) -> list[str]:
-    """The phenomena of questions, in their order; empty if they name none."""
+    """The phenomena of the questions, in order of appearance."""
     return [one for one in dict.fromkeys(question.phenomenon for question in questions) if one]

@@ -1,4 +1,4 @@
-"""Log-probabilities of continuations, many at once, as tasks with several choices need them."""
+"""Log-probabilities of continuations, computed in batches, for tasks with several choices."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -44,7 +44,8 @@ def request_of(tokenizer: Tokenizer, context: str, continuation: str) -> Request
     """The ids of a context and its continuation, cut as lm-eval cuts them.
 
     White space at the end of the context belongs to the continuation, because tokens start with a
-    space. The continuation is the rest of the ids of the whole text behind those of the context.
+    space. Both texts are encoded as one: the context gets as many ids as it has alone, and the
+    continuation gets the rest.
     The context starts with the end-of-text token if the tokenizer has one.
     """
     kept = context.rstrip()
@@ -60,11 +61,11 @@ def score(
     model: GPT, requests: Sequence[Request], size: int | None = None, rows: int | None = None,
     reading: Reading[list[int]] = lambda batches, count: batches,
 ) -> list[Score]:  # fmt: skip
-    """The score of each request, in order. Longer ones are cut on the left.
+    """The scores of the requests, in order. A request longer than the window loses its start.
 
-    ``size``: the most tokens that the model sees at once (``block_size``); a continuation has at
-    most that many. ``rows``: requests in a batch; by default as many as :data:`TOGETHER` tokens.
-    ``reading`` gets the batches, as numbers of requests, and their number.
+    ``size``: tokens of the window (``block_size``); a continuation must fit into it. ``rows``:
+    requests in a batch; by default as many as :data:`TOGETHER` tokens hold. ``reading`` gets the
+    batches (lists of indices of ``requests``) and their number.
     """
     size = size or model.config.block_size
     found: list[Score | None] = [None] * len(requests)
@@ -77,8 +78,8 @@ def score(
 
 
 def batched(lengths: Sequence[int], size: int, rows: int | None) -> list[list[int]]:
-    """The numbers of texts in batches of similar length, the longest first: running out of memory
-    shows at once, and little is padded.
+    """The indices of texts in batches of similar length, which need little padding. The longest
+    come first, so that running out of memory shows at once.
     """
     order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
     batches: list[list[int]] = []
@@ -95,13 +96,13 @@ def _score_batch(model: GPT, requests: Sequence[Request], size: int) -> list[Sco
     on_device = to_device([inputs, targets], model.embed.weight.device)
     tokens, wanted = on_device
     counted = wanted != IGNORED
-    # Only continuations are scored, so no other logits are made.
+    # Logits are computed for continuations only.
     logits = model.logits(model.hidden(tokens)[counted])
     ids = wanted[counted]
     logprobs = torch.log_softmax(logits, dim=-1).gather(1, ids[:, None])[:, 0]
     is_best = logits.argmax(dim=-1) == ids
     row = counted.nonzero()[:, 0]
-    # Summed in float64: a sum of hundreds of tokens would lose digits.
+    # Sum in float64: in float32 a sum over hundreds of tokens would lose digits.
     sums = torch.zeros(len(requests), dtype=torch.float64)
     sums.index_add_(0, row.cpu(), logprobs.double().cpu())
     misses = torch.zeros(len(requests), dtype=torch.int64)
@@ -111,9 +112,9 @@ def _score_batch(model: GPT, requests: Sequence[Request], size: int) -> list[Sco
 
 
 def _padded(requests: Sequence[Request], size: int) -> tuple[np.ndarray, np.ndarray, list[bool]]:
-    """Inputs and targets (B, T), padded on the right, and which contexts are cut.
+    """Inputs and targets (B, T), padded on the right, and for each request whether it is cut.
 
-    The padding changes nothing: a position sees only those before it.
+    The padding changes no score: a token sees only the tokens before it.
     """
     rows = [(*one.context, *one.continuation) for one in requests]
     kept = [row[-(size + 1) :] for row in rows]

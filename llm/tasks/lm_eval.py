@@ -13,7 +13,7 @@ from llm.tasks.losses import Reading, window_of
 from llm.tasks.subject import Subject
 
 PREFIX = "lm_eval:"
-MISSING = "lm_eval: is not installed: pip install 'lm-eval>=0.4.13'"
+MISSING = "tasks=lm_eval:NAME needs the library lm-eval: pip install 'one-gpu-llm[lm_eval]'"
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class LmEvalTask:
 
 
 def open_lm_eval(name: str, settings: EvalSettings) -> LmEvalTask:
-    """Raises :class:`llm.errors.Refused` without lm-eval, or without a folder of task files."""
-    require(find_spec("lm_eval") is not None, MISSING)
+    """The task; :class:`llm.errors.Refused` without lm-eval or without a folder of task files."""
+    require(find_spec("lm_eval") is not None, MISSING, key="tasks")
     folder = settings.include_path
     require(
         folder and os.path.isdir(folder),
-        f"{name:.60} needs include_path=FOLDER with its task file (YAML)",
+        f"{name:.60} needs include_path=FOLDER, the folder of its task file (YAML)",
         key="include_path",
     )
-    # Nothing is downloaded: the libraries read this when they are imported.
+    # The libraries read this when they are imported, and then download nothing.
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     return LmEvalTask(name, Path(str(folder)), settings)

@@ -111,7 +111,7 @@ def test_cut_conversations_are_counted_and_those_without_an_answer_left_out(tmp_
     assert f"and {left_out} of them have no answer left and are left out" in first
     assert "keeps 95% of them whole" in first
     assert dataset.notes_on(128) == []
-    with pytest.raises(Refused, match=r"none of the 32 conversations of train has an answer within "
+    with pytest.raises(Refused, match=r"no answer of the 32 conversations in train fits into "
                        r"model.block_size=1: model.block_size=\d+ keeps 95%"):  # fmt: skip
         dataset.check(1, 300)
     with pytest.raises(Refused, match="is smaller than the vocabulary"):
@@ -133,7 +133,7 @@ def test_general_text_is_mixed_into_training_rows_only(tmp_path: Path) -> None:
     assert len(dataset.sampler(32, 4, seed=1, overfit_batches=2).batch(7)) == 3
 
 
-def test_damage_of_a_further_file_is_found(tmp_path: Path) -> None:
+def test_damage_of_an_additional_file_is_found(tmp_path: Path) -> None:
     dataset = opened(tmp_path)
     for name in ("train.answers.bin", "val.starts.bin"):
         path = dataset.folder / name

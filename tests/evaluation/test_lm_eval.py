@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from llm.data.tokenizer import GPT2Tokenizer
+from llm.errors import Refused
 from llm.evaluation.accuracy import answer_questions
 from llm.evaluation.questions import Question
 from llm.interchange.source import load_model, open_source
@@ -109,6 +110,12 @@ def test_our_adapter_and_the_route_by_transformers_have_the_same_figures(
         for metric in metrics:
             report(f"{name} {metric}: ours {mine[metric]:.6f}, by HF {other[metric]:.6f}")
             assert mine[metric] == pytest.approx(other[metric], abs=1e-5)
+    (tmp_path / "tasks" / "both.yaml").write_text("group: both\ntask: [own_choice, own_text]\n")
+    for name in ("both", "nothing"):
+        with pytest.raises(Refused, match=r"is not a task in .*: take one of own_choice, own_text"):
+            run(ours, name, tmp_path / "tasks")
+    with pytest.raises(Refused, match="a continuation has 33 tokens, and the window only 32"):
+        ours._loglikelihood_tokens([("", [1], [2] * 33)])
     found = answer_questions(model, source.tokenizer, questions)
     report(f"built in: acc {found['acc']:.6f}, acc_norm {found['acc_norm']:.6f}")
 

@@ -103,12 +103,12 @@ def test_a_long_context_is_cut_and_counted_and_a_long_choice_is_refused() -> Non
     long = Question("a long context", (" b", " c"), 0, line=1)
     assert answer_questions(model, tokenizer, [long, Question("a", (" b", " c"), 0)])["cut"] == 1
     too_long = Question("a", (" b", " a longer choice"), 0, line=7)
-    with pytest.raises(Refused, match=r"x.jsonl, line 7: a choice has 16 tokens, and the window 8"):
+    with pytest.raises(Refused, match=r"x.jsonl, line 7: a choice has 16 tokens, and the"):
         answer_questions(model, tokenizer, [long, too_long], "x.jsonl")
 
 
 def test_a_single_token_without_a_context_cannot_be_scored() -> None:
-    with pytest.raises(Refused, match="makes no token of 'a' to predict"):
+    with pytest.raises(Refused, match="the choice 'a' has no token to score"):
         answer_questions(network(3), CharTokenizer(" ab"), [Question("", ("a", "ab"), 0)])
 
 

@@ -92,7 +92,7 @@ def test_a_checkpoint_holds_the_adapters_and_names_their_base() -> None:
 
 
 @pytest.mark.usefixtures("cwd")
-def test_the_best_weights_are_those_of_the_base_until_training_lowers_the_loss() -> None:
+def test_the_base_is_evaluated_before_the_first_step_and_training_lowers_its_loss() -> None:
     for name in ("lora", "dora"):
         rows = Path(f"outputs/{name}/metrics.jsonl").read_text(encoding="utf-8").splitlines()
         assert '"step": 0' in rows[0] and '"val/loss"' in rows[0]

@@ -1,4 +1,4 @@
-"""The shape of a network as plain numbers. No torch here: planning a run shall start quickly."""
+"""The shape of a network as plain numbers. Without torch, so that planning a run starts quickly."""
 
 from dataclasses import dataclass, replace
 
@@ -41,7 +41,7 @@ class GPTConfig:
     loss: str = option("auto", one_of=LOSSES)  # the same value, in more or less memory
     residual_scalars: bool = False
     smear: int = option(0, at_least=0, at_most=64)  # previous embeddings mixed into each position
-    # What other people's weights need: llm/interchange/. Presets keep the defaults.
+    # For other people's weights (llm/interchange/). Presets keep the defaults.
     qkv_bias: bool = False  # biases of queries, keys and values only (Qwen2)
     norm_eps: float | None = option(None, more_than=0, less_than=1)  # None: as Llama or GPT-2
     rope_base: float = option(10_000.0, more_than=1)
@@ -85,9 +85,9 @@ class GPTConfig:
                 f"model.head_size={self.head_size} is odd, and rotary positions turn pairs: "
                 "take an even one",
             )
-
-        wrong = self.rope_scaling in ("llama3", "yarn") and self.rope_low >= self.rope_high
-        require(not wrong, f"model.rope_low={self.rope_low:g} must be less than model.rope_high")
+        low, high = self.rope_low, self.rope_high
+        wrong = self.rope_scaling in ("llama3", "yarn") and low >= high
+        require(not wrong, f"model.rope_low={low:g} must be less than model.rope_high={high:g}")
 
     def default_intermediate_size(self) -> int:
         """Width of the MLP: 4 n_embed, or with a gate two thirds of it, rounded up to a multiple of

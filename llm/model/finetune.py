@@ -8,7 +8,7 @@ from llm.errors import Refused, require
 from llm.options import option
 
 METHODS = ("none", "full", "head", "lora", "dora", "qlora")
-ADAPTERS = ("lora", "dora", "qlora")  # methods that freeze the weights and train A and B
+ADAPTERS = ("lora", "dora", "qlora")  # methods that train A and B, and freeze all other weights
 ADAPTER_WEIGHTS = ("lora_A", "lora_B", "magnitude")
 LARGEST_ALPHA = 1_000_000  # larger ones may overflow float32
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")  # the matrices of a layer
@@ -16,9 +16,9 @@ TARGETS = ("q", "k", "v", "o", "gate", "up", "down")  # the matrices of a layer
 
 @dataclass
 class FinetuneOptions:
-    """``finetune``: ``none`` and ``full`` train all weights, ``head`` the last norm and the head,
-    which is the embedding if they are tied, ``lora`` two thin matrices A and B beside each target
-    W.
+    """``finetune``. ``none`` and ``full`` train all weights. ``head`` trains the last norm and the
+    head, which is the embedding if they are tied. ``lora`` trains two thin matrices A and B beside
+    each target matrix W.
 
     LoRA (Hu et al. 2021, arXiv:2106.09685): the output is x W^T + s (x A^T) B^T with
     s = alpha / rank, or alpha / sqrt(rank) with ``rslora`` (arXiv:2312.03732). ``dora`` also trains
@@ -33,7 +33,7 @@ class FinetuneOptions:
     dropout: float = option(0.0, at_least=0, less_than=1)  # of the input of A
     targets: Any = field(default_factory=lambda: [*TARGETS])  # a name or a list of them
     bits: int | None = option(None, one_of=(4, 8))  # of qlora's frozen matrices; None: 4
-    freeze: Any = field(default_factory=list)  # parts of names of weights that stay as they are
+    freeze: Any = field(default_factory=list)  # parts of names of frozen weights
 
     @property
     def has_adapters(self) -> bool:
@@ -42,7 +42,7 @@ class FinetuneOptions:
 
     @property
     def is_partial(self) -> bool:
-        """Whether some weights stay as they are, so that a checkpoint needs its base."""
+        """Whether some weights are frozen, so that a checkpoint needs its base."""
         return self.name in (*ADAPTERS, "head") or (self.name == "full" and bool(self.frozen))
 
     @property
@@ -52,7 +52,7 @@ class FinetuneOptions:
 
     @property
     def stored_bits(self) -> int | None:
-        """Bits per number of the target matrices W; None: they stay as they are."""
+        """Bits per number of the target matrices W; None: they are not quantised."""
         return self.bits or 4 if self.name == "qlora" else None
 
     @property
@@ -85,8 +85,8 @@ class FinetuneOptions:
         return in_method and not self.freezes(name, self.frozen)
 
     def cross_check(self) -> None:
-        """Raise :class:`llm.errors.Refused` for targets that no layer has, and for weights that
-        shall stay as they are where nothing is fine-tuned.
+        """Raise :class:`llm.errors.Refused` for unknown targets, and for frozen weights without
+        fine-tuning.
         """
         require(
             self.name != "none" or not self.frozen,

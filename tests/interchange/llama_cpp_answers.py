@@ -1,4 +1,4 @@
-"""Run by an interpreter that has llama-cpp-python: what llama.cpp makes of GGUF files.
+"""llama.cpp's answers for GGUF files, in an interpreter that has llama-cpp-python.
 
 Standard input: a JSON list of {"file", "text", "ids"}. Writes ``<file>.npz`` with ``ids`` of the
 text, ``decoded`` bytes, ``logits`` (T, vocab) after each of ``ids``, and ``greedy``, the 16 tokens

@@ -36,7 +36,7 @@ def difference(ours: GPT, theirs: nn.Module) -> tuple[float, float]:
 
 
 def same_tokens(ours: GPT, theirs: Any) -> int:
-    """Of :data:`LENGTH` greedy tokens, how many are the same before the first other one."""
+    """The number of equal greedy tokens, of :data:`LENGTH`, before the first difference."""
     prompt = [3, 1, 4, 1, 5]
     options = SamplingOptions(temperature=0.0, max_new_tokens=LENGTH)
     mine = [token for token, _ in generate(ours, prompt, options, 1, VOCABULARY)]

@@ -1,4 +1,4 @@
-"""GGUF files: tensors equal the library gguf's, logits transformers', hostile files one line."""
+"""GGUF files have the tensors of gguf and the logits of transformers; hostile ones are refused."""
 
 import hashlib
 import resource
@@ -121,7 +121,7 @@ def test_the_tokenizer_splits_words_and_knows_its_special_tokens(tmp_path: Path)
         ("llama", {}, {"x": np.ones((2, 64), np.float64)}, "x is of type F64, and this program"),
     ],
 )  # fmt: skip
-def test_what_would_change_the_mathematics_is_refused_by_name(
+def test_keys_and_tensors_that_would_change_the_logits_are_refused_by_name(
     tmp_path: Path, arch: str, keys: dict[str, Any], tensors: dict[str, Any], message: str
 ) -> None:
     path = tmp_path / "a.gguf"

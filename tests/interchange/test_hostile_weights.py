@@ -1,5 +1,5 @@
-"""Other people's files that are damaged, contradict themselves or need another network: refused in
-one line before much is read.
+"""Files of other programs that are damaged, contradictory or for another network are refused in one
+line, before much is read.
 """
 
 import json
@@ -103,7 +103,7 @@ CASES: dict[str, tuple[str, Change, str]] = {
     "a cut file": ("Llama", lambda f: os.truncate(f / WEIGHTS, 20_000), "cannot be read"),
     "an empty file": ("Llama", raw(b""), "cannot be read"),
     "a huge header": ("Llama", raw((1 << 40).to_bytes(8, "little") + b"{}"), "not safetensors"),
-    "a file without end": ("Llama", sparse, "of memory"),
+    "a file larger than memory": ("Llama", sparse, "of memory"),
     "a Git LFS pointer": ("Llama", raw(b"version https://git-lfs.github.com/spec/v1\n"), "git lfs"),
     "a pipe": ("Llama", lambda f: ((f / WEIGHTS).unlink(), os.mkfifo(f / WEIGHTS)), "regular"),
     "a device": (
@@ -182,7 +182,7 @@ CASES: dict[str, tuple[str, Change, str]] = {
         "Llama", config(rope_parameters={"rope_type": "dynamic", "factor": 2.0}), "=dynamic must"),
     "two scalings": (
         "Llama", config(rope_scaling={"type": "linear", "factor": 2.0}), "rope_type.* elsewhere"),
-    "a factor of nothing": (
+    "a factor without a type": (
         "Llama", config(rope_parameters={"factor": 2.0}), "factor does not go with rope_type=def"),
     "yarn with another attention": (
         "Llama", config(rope_parameters=YARN | {"attention_factor": 1.0}), "attention_factor=1.0"),

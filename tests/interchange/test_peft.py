@@ -220,19 +220,19 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "no rank": (config(r=0), "r=0 must be at least 1"),
     "a rank that is text": (config(r="8"), "r=8 must be a whole number"),
     "another rank": (config(r=4), r"lora_A.weight has shape \(8, \d+\), the config needs \(4,"),
-    "an endless pattern": (
+    "a pattern that repeats": (
         config(alpha_pattern={"(a+)+": 2}), r"alpha_pattern has '\(a\+\)\+', and only plain"),
     "half a pattern": (config(rank_pattern={"q\\": 2}), "rank_pattern has .* only plain"),
-    "patterns without end": (
+    "too many patterns": (
         config(rank_pattern={str(n): 8 for n in range(5000)}), "rank_pattern has 5,000 names, and"),
     "a rank of 0": (config(rank_pattern={"q": 0}), "rank_pattern.q=0 must be at least 1"),
-    "an alpha without end": (config(lora_alpha=1e308), r"lora_alpha=1e\+308 must be more than 0"),
+    "a huge alpha": (config(lora_alpha=1e308), r"lora_alpha=1e\+308 must be more than 0"),
     "a negative alpha": (config(alpha_pattern={"q": -1}), "alpha_pattern.q=-1 must be more than"),
     "no targets": (config(target_modules=None), "target_modules=None must be a list"),
     "targets that are numbers": (config(target_modules=[1]), r"target_modules=\[1\] must be"),
-    "an adapter too few": (
+    "a missing adapter": (
         config(target_modules=["q_proj", "down_proj", "k_proj"]), "no tensor .*0.*k_proj"),
-    "an adapter too many": (
+    "an unexpected adapter": (
         config(target_modules=["q_proj"]), "down_proj.*, and target_modules does not name"),
     "no base": (config(**{BASE: None}), f"{BASE} is missing"),
     "a base elsewhere": (

@@ -1,4 +1,4 @@
-"""Exported adapters load in peft without a word, and compute what our adapted network does."""
+"""Exported adapters load in peft without a warning, and compute the same as our adapted network."""
 
 import json
 import logging
@@ -157,7 +157,7 @@ def test_merged_is_the_hf_folder_of_a_run_with_a_base(folder: Path) -> None:
     ],
     ids=str,
 )
-def test_what_has_no_adapters_is_refused(typed: list[str], said: str, folder: Path) -> None:
+def test_a_place_without_adapters_is_refused(typed: list[str], said: str, folder: Path) -> None:
     before = listing(folder)
     done = here("export", *typed, "out=new", cwd=folder)
     assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1

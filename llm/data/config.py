@@ -67,7 +67,7 @@ class DataConfig:
         typed = str(self.tokenizer)
         require(
             typed in TOKENIZERS or typed in DOWNLOADED or os.path.exists(typed),
-            f"data.tokenizer={typed} must be one of {known}, or a place as for init_from"
+            f"data.tokenizer={typed} must be one of {known}, or an existing place as for init_from"
             f"{did_you_mean(typed, TOKENIZERS)}",
         )
         known_size, declared = TOKENIZERS.get(typed), self.vocab_size

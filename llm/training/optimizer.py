@@ -244,8 +244,8 @@ def muon(
         {"params": same_shape, "lr": lr, "rule": "muon", **options}
         for same_shape in shapes.values()
     ]
-    width = (heads or embeddings or matrices)[0].shape[1]
-    head_lr_ratio /= width
+    readers = heads or embeddings or matrices
+    head_lr_ratio /= readers[0].shape[1] if readers else 1  # none: only adapters are trained
     if not heads:  # tied: the embeddings are the head too
         embed_lr_ratio = min(embed_lr_ratio, head_lr_ratio)
     rule = {"rule": "adamw", "betas": betas, "eps": 1e-10}

@@ -14,6 +14,7 @@ from llm.model.gpt import GPT
 from llm.model.lora import Adapted, adapt, merge, merged_weights, trained_weights
 from llm.sampling.layout import lay_out_for_decoding
 from llm.training.muon import split
+from llm.training.optimizer import muon
 from tests.model.test_reference import LLAMA_NAMES, as_llama, filled, randomised
 
 SHAPE: dict[str, Any] = {
@@ -189,9 +190,12 @@ def test_frozen_weights_get_no_gradient() -> None:
 
 
 def test_muon_leaves_the_adapters_to_adamw() -> None:
-    matrices, embeddings, heads, others = split(tuned(METHODS["dora"]))
+    model = tuned(METHODS["dora"])
+    matrices, embeddings, heads, others = split(model)
     assert not (matrices or embeddings or heads)
     assert len(others) == 2 * 7 * 3
+    (group,) = muon(model, lr=1e-3, weight_decay=0.1, betas=[0.9, 0.95]).param_groups
+    assert (group["rule"], group["lr"], len(group["params"])) == ("adamw", 1.5e-3, len(others))
 
 
 TRAINED = [

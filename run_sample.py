@@ -4,6 +4,7 @@ import llm.start  # noqa: F401  (first: from here on signals are handled)
 
 # isort: split
 import sys
+from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
@@ -52,7 +53,8 @@ def main(cfg: DictConfig) -> None:
     check_stops(tokenizer, settings.stops())
     networks.load(select_device(settings.device, key="device"))
     name = source.path.resolve().name
-    print(f"{name} of {settings.ckpt}", file=sys.stderr)
+    place = str(settings.ckpt)
+    print(place if Path(place).name == name else f"{name} of {place}", file=sys.stderr)
     answer(checkpoint=source.path.with_name(name))
     if settings.verify_cache:
         print_verification(networks.take(first), tokenizer, prompt, settings, settings.seed)

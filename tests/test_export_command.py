@@ -54,6 +54,15 @@ def test_an_export_can_be_replaced_and_answers_in_json(folder: Path) -> None:
     assert sizes == found["files"] and len(sizes) == len(FILES)
 
 
+@pytest.mark.parametrize(("out", "form"), [("hf", "hf"), ("net.gguf", "gguf")])
+def test_the_exported_weights_are_not_replaced(out: str, form: str, folder: Path) -> None:
+    words = [f"format={form}", "overwrite=true", "dtype=fp16"]
+    assert here("export", "run", f"out={out}", *words, cwd=folder).returncode == 0
+    done = here("export", out, f"out=./{out}", *words, cwd=folder)
+    assert done.returncode == 2
+    assert f"out={out} holds the weights that are exported: take another" in done.stderr
+
+
 def test_a_gguf_file_can_be_replaced_and_names_three_programs(folder: Path) -> None:
     typed = ["export", "run", "format=gguf", "dtype=fp16", "out=new/my.gguf"]
     done = here(*typed, cwd=folder)

@@ -192,6 +192,20 @@ def test_all_weights_can_be_fine_tuned_into_a_complete_checkpoint(cwd: Path) -> 
 
 
 @pytest.mark.usefixtures("cwd")
+def test_a_base_is_not_overwritten_and_a_complete_checkpoint_continues_without_it(
+    cwd: Path,
+) -> None:
+    assert here("export", "outputs/base", "out=hf", cwd=cwd).returncode == 0
+    typed = [*DATA, *RUN, "init_from=hf", "data.tokenizer=null"]
+    train(cwd, *typed, "finetune=lora", "run.name=adapters")
+    done = here("export", "outputs/adapters", "out=hf", "overwrite=true", cwd=cwd)
+    assert_refused(done, "out=hf holds the weights that are exported")
+    train(cwd, *typed, "finetune=full", "run.name=full")
+    shutil.rmtree(cwd / "hf")
+    train(cwd, "resume=outputs/full", "trainer.max_steps=7")
+    assert (read_summary(cwd / "outputs/full") or {})["step"] == 7
+
+
 def test_several_adapters_share_one_base_that_stays_as_it_is() -> None:
     base = load_model(source("base"), CPU)
     before = {name: weight.clone() for name, weight in base.state_dict().items()}

@@ -61,7 +61,7 @@ def read_settings(cfg: DictConfig, kind: type[Settings]) -> Settings:
         settings.typed = typed_keys(of_hydra)
         shaped = shape_of_origin(settings, settings.typed)
         settings.model = replace(settings.model, **shaped)
-        settings.data = data_of_origin(settings.data, settings.init_from)
+        settings.data = data_of_origin(settings.data, settings.init_from, settings.run)
         settings.model.settle()
     elif isinstance(settings, PrepareSettings):
         settings.data = data_of_origin(settings.data, None)

@@ -19,7 +19,7 @@ from llm.interchange.gguf import is_gguf
 from llm.interchange.gguf_vocabulary import vocabulary
 from llm.interchange.gguf_writing import gguf_family, import_gguf, write_gguf
 from llm.interchange.hf_writing import write_hf
-from llm.interchange.peft import CONFIG, WEIGHTS
+from llm.interchange.peft import CONFIG, WEIGHTS, PeftSource
 from llm.interchange.peft_writing import write_peft
 from llm.interchange.source import CheckpointSource, Source, open_source
 from llm.lock import locked_beside
@@ -42,7 +42,7 @@ def export_hf(source: Source, out: Path, dtype: str, overwrite: bool) -> list[Pa
     """
     choose_family(source.model)
     tokenizer = source.tokenizer
-    with claimed(out, overwrite, check_place):
+    with claimed(source, out, overwrite, check_place):
         weights = source.weights()
         check_room(out, weights, dtype)
         with writing(out), published(out) as folder:
@@ -57,7 +57,7 @@ def export_gguf(source: Source, out: Path, dtype: str, overwrite: bool) -> list[
     tokenizer, size = source.tokenizer, source.model.vocab_size
     assert size
     vocabulary(tokenizer, size)
-    with claimed(out, overwrite, check_file):
+    with claimed(source, out, overwrite, check_file):
         weights = source.weights()
         check_room(out, weights, dtype)
         with writing(out), replaced_by(out) as temporary:
@@ -92,7 +92,7 @@ def export_peft(source: Source, out: Path, dtype: str, overwrite: bool) -> list[
     )  # fmt: skip
     assert isinstance(source, CheckpointSource)
     choose_family(source.model)
-    with claimed(out, overwrite, check_place):
+    with claimed(source, out, overwrite, check_place):
         checkpoint = Checkpoint.open(source.path)
         assert checkpoint.finetune is not None and checkpoint.base is not None
         base, adapters = base_of(checkpoint).weights(), checkpoint.weights()
@@ -120,12 +120,17 @@ def whole_model(source: Source) -> GPTConfig:
 
 
 @contextlib.contextmanager
-def claimed(out: Path, overwrite: bool, check: Callable[[Path, bool], None]) -> Iterator[None]:
+def claimed(
+    source: Source, out: Path, overwrite: bool, check: Callable[[Path, bool], None]
+) -> Iterator[None]:
     """Keep other exports from writing ``out`` inside the ``with`` block.
 
-    Raises as ``check`` does, and :class:`llm.errors.InUse`.
+    Raises as ``check`` does, :class:`llm.errors.InUse`, and :class:`llm.errors.Refused` if
+    ``source`` is read from ``out``.
     """
     check(out, overwrite)
+    is_read = os.path.lexists(out) and any(out.samefile(place) for place in _places(source))
+    require(not is_read, f"out={out} holds the weights that are exported: take another", key="out")
     with locked_beside(out, "export"):
         check(out, overwrite)  # another process may have written it since
         unfinished = re.compile(rf"\.{re.escape(out.name)}\.\d+{re.escape(TEMPORARY)}")
@@ -133,6 +138,17 @@ def claimed(out: Path, overwrite: bool, check: Callable[[Path, bool], None]) -> 
             if path.is_file() and unfinished.fullmatch(path.name):
                 path.unlink()
         yield
+
+
+def _places(source: Source) -> Iterator[str]:
+    """Where ``source`` and its base are, as far as these places exist."""
+    if os.path.exists(source.place):
+        yield source.place
+    if isinstance(source, PeftSource):
+        yield from _places(source.base)
+    elif isinstance(source, CheckpointSource) and source.manifest.base:
+        with contextlib.suppress(Refused):  # refused when it is read
+            yield from _places(open_source("init_from", source.manifest.base.init_from))
 
 
 def check_place(out: Path, overwrite: bool) -> None:

@@ -10,7 +10,7 @@ from llm.data.config import DOWNLOADED, TOKENIZERS, DataConfig, padded
 from llm.errors import Refused, require
 from llm.model.config import GPTConfig
 from llm.sealed import Plain
-from llm.settings.schema import Model, TrainSettings
+from llm.settings.schema import Model, RunSection, TrainSettings
 
 if TYPE_CHECKING:
     from llm.interchange.source import Source
@@ -45,40 +45,50 @@ def shape_of_origin(settings: TrainSettings, typed: Collection[str]) -> Plain:
     return missing
 
 
-def data_of_origin(data: DataConfig, init_from: str | None) -> DataConfig:
+def data_of_origin(
+    data: DataConfig, init_from: str | None, run: RunSection | None = None
+) -> DataConfig:
     """``data`` with the place of its tokenizer, if it is null, and the size of its vocabulary.
 
-    Null means the tokenizer of ``init_from``; without ``init_from``, GPT-2's.
+    Null means the tokenizer of ``init_from``; without ``init_from``, GPT-2's. If ``init_from``
+    does not exist any more, the checkpoints of ``run`` have its tokenizer.
     """
     tokenizer = data.tokenizer or init_from or "gpt2"
     data = replace(data, tokenizer=tokenizer)
     if tokenizer in TOKENIZERS:
         return data
     if not os.path.exists(tokenizer) and tokenizer not in DOWNLOADED:
-        return data  # refused later, with the known names
+        started = _started(run) if run and tokenizer == init_from else None
+        if not started:
+            return data  # refused later, with the known names
+        data = replace(data, tokenizer=started)
     from llm.interchange.source import open_tokenizer
 
-    return replace(data, vocab_size=data.vocab_size or open_tokenizer(tokenizer).vocab_size)
+    return replace(
+        data, vocab_size=data.vocab_size or open_tokenizer(str(data.tokenizer)).vocab_size
+    )
 
 
 def _source(settings: TrainSettings) -> "Source":
     """The weights of ``init_from``, or of the run that has started from them."""
     from llm.interchange.source import open_source  # imports numpy: not needed without init_from
 
-    run = settings.run
-    started = run.dir or (f"outputs/{run.name}" if run.name else None)
     try:
         return open_source("init_from", str(settings.init_from))
     except (Refused, OSError):
-        if not started:
-            raise
-        try:
-            find_checkpoint("run.name", started)
-        except Refused:
-            started = None
+        started = _started(settings.run)
         if not started:
             raise
         return open_source("run.name", started)
+
+
+def _started(run: RunSection) -> str | None:
+    """The folder of a run that has a checkpoint; None: it has not started."""
+    folder = run.dir or (f"outputs/{run.name}" if run.name else None)
+    try:
+        return folder if folder and find_checkpoint("run.name", folder) else None
+    except Refused:
+        return None
 
 
 def _shape(source: "Source", settings: TrainSettings) -> Plain:

@@ -191,7 +191,6 @@ def test_all_weights_can_be_fine_tuned_into_a_complete_checkpoint(cwd: Path) -> 
     assert checkpoint.load_model(CPU)
 
 
-@pytest.mark.usefixtures("cwd")
 def test_a_base_is_not_overwritten_and_a_complete_checkpoint_continues_without_it(
     cwd: Path,
 ) -> None:
@@ -206,6 +205,7 @@ def test_a_base_is_not_overwritten_and_a_complete_checkpoint_continues_without_i
     assert (read_summary(cwd / "outputs/full") or {})["step"] == 7
 
 
+@pytest.mark.usefixtures("cwd")
 def test_several_adapters_share_one_base_that_stays_as_it_is() -> None:
     base = load_model(source("base"), CPU)
     before = {name: weight.clone() for name, weight in base.state_dict().items()}

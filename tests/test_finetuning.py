@@ -254,7 +254,7 @@ def test_samples_of_each_adapter_have_its_name_and_are_its_own(cwd: Path) -> Non
             "second_peft is an adapter for another base: it was trained",
         ),
         ("[outputs/gone]", "adapters=outputs/gone does not exist"),
-        ("[outputs/lora,outputs/lora]", "adapters names the same place twice"),
+        ("[outputs/lora,outputs/lora]", "adapters names outputs/lora twice"),
         ("[1]", "adapters=1 must be a path: put it between quotes"),
     ],
 )

@@ -47,7 +47,8 @@ class Chat:
         self.current = self.adapters[0] if self.adapters else ""
         self.is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
         self.is_answering = self.is_stopped = self.is_over = False
-        self.saved = set[Path]()  # files that this chat may replace
+        self.number = 0  # of the conversation: /reset starts the next one
+        self.saved = dict[Path, dict[int, str]]()  # lines of the files that this chat has written
         self.commands: dict[str, Callable[[str], None]] = {
             "help": lambda _: say(HELP), "exit": self.exit, "reset": self.reset,
             "system": self.system, "temperature": self.temperature, "save": self.save,
@@ -124,6 +125,7 @@ class Chat:
     def reset(self, _: str) -> None:
         """Forget all messages."""
         self.conversation.reset()
+        self.number += 1
         say("forgotten")
 
     def system(self, text: str) -> None:
@@ -159,7 +161,7 @@ class Chat:
             say(f"{'*' if one == self.current else ' '} {one}")
 
     def save(self, name: str) -> None:
-        """Write the conversation to a file."""
+        """Write the conversation to a file, below the earlier ones that this chat saved there."""
         require(name, "/save needs a file: /save chat.jsonl")
         require(self.conversation.history, "/save: nothing was said yet")
         path = Path(os.path.expanduser(name)).absolute()
@@ -168,13 +170,14 @@ class Chat:
             f"/save {name} exists already: take another name",
         )
         line = json.dumps({"messages": self.plain()}, ensure_ascii=False)
+        lines = self.saved.get(path, {}) | {self.number: line}
         try:
             with replaced(path) as file:
-                file.write(line.encode("utf-8") + b"\n")
+                file.writelines(f"{one}\n".encode() for one in lines.values())
         except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
             reason = getattr(error, "strerror", None) or str(error)
             raise Refused(f"/save {name}: {reason}") from None
-        self.saved.add(path)
+        self.saved[path] = lines
         say(f"saved: {name}")
 
     def _on_ctrl_c(self) -> None:

@@ -151,13 +151,15 @@ def test_only_a_file_of_this_chat_is_replaced(
 ) -> None:
     (tmp_path / "other").write_text("precious", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    chat = chatting(monkeypatch, "a\n/save mine\nb\n/save mine\n/save other\n/save no/folder\n")
+    typed = "a\n/save mine\nb\n/save mine\n/save other\n/save no/folder\n/reset\nc\n/save mine\n"
+    chat = chatting(monkeypatch, typed)
     chat.run()
     said = capsys.readouterr().err
     assert "/save other exists already: take another name\n" in said
     assert "/save no/folder: No such file or directory\n" in said
     assert (tmp_path / "other").read_text(encoding="utf-8") == "precious"
-    assert len(json.loads((tmp_path / "mine").read_text(encoding="utf-8"))["messages"]) == 4
+    saved = [json.loads(line) for line in (tmp_path / "mine").read_text("utf-8").splitlines()]
+    assert [len(one["messages"]) for one in saved] == [4, 2], "a line for each conversation"
     assert {path.name for path in tmp_path.iterdir()} == {"mine", "other"}
 
 

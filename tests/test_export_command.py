@@ -86,6 +86,7 @@ def test_a_gguf_file_can_be_replaced_and_names_three_programs(folder: Path) -> N
         (["out=hf"], "ckpt is missing: give a run or other weights"),
         (["run"], "out is missing: give the folder to write, as in out=exported"),
         (["run", "out=full", "overwrite=true"], "out=full has other files than an export"),
+        (["run", "out=.", "overwrite=true"], "out=. has no name: give the path of a new folder"),
         (["run", "out=full"], "out=full exists: take another, or add overwrite=true"),
         (["run", "out=file", "overwrite=true"], "out=file has other files than an export"),
         (["run", "out=file/x"], "file/x cannot be written"),

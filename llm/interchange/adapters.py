@@ -68,14 +68,23 @@ def open_adapter(key: str, place: str, base: Source) -> Source:
     adapters_in(adapter)  # refuses other names and shapes
     require_peft_base(adapter)
     named = adapter.config.base_model_name_or_path
-    if not recorded_digests(adapter) and (os.path.exists(named) or named in DOWNLOADED):
-        require(
-            open_source(key, named).digest() == base.digest(),
-            f"{place} is an adapter for another base: it names {named:.200}, and {base.place} has "
-            "other weights",
-            key=key,
-        )
+    require(
+        recorded_digests(adapter) or not _has_other_weights(named, base),
+        f"{place} is an adapter for another base: it names {named:.200}, and {base.place} has "
+        "other weights",
+        key=key,
+    )
     return adapter
+
+
+def _has_other_weights(named: str, base: Source) -> bool:
+    """Whether the place ``named`` has weights on this machine that differ from ``base``."""
+    if not os.path.exists(named) and named not in DOWNLOADED:
+        return False
+    try:
+        return open_source("base_model_name_or_path", named).digest() != base.digest()
+    except Refused:  # a folder without weights that happens to have this name
+        return False
 
 
 def with_adapter(model: GPT, adapter: Source) -> GPT:

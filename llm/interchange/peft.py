@@ -195,7 +195,7 @@ def named_base(config: PeftFields, path: Path) -> "Source":
     from llm.interchange.source import DOWNLOADED, open_source
 
     name = config.base_model_name_or_path
-    shown = f"the base of {path.parent} is {name:.200}"
+    shown = f"the base of {path.parent} is {name!r:.200}"
     require(
         os.path.exists(name) or name in DOWNLOADED,
         f"{shown}, which is not on this machine: put the path of its weights into "

@@ -128,6 +128,8 @@ def claimed(
     Raises as ``check`` does, :class:`llm.errors.InUse`, and :class:`llm.errors.Refused` if
     ``source`` is read from ``out``.
     """
+    has_name = out.name not in ("", "..")  # as in out=. and out=/
+    require(has_name, f"out={out} has no name: give the path of a new folder or file", key="out")
     check(out, overwrite)
     is_read = os.path.lexists(out) and any(out.samefile(place) for place in _places(source))
     require(not is_read, f"out={out} holds the weights that are exported: take another", key="out")

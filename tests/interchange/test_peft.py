@@ -166,6 +166,9 @@ def test_an_adapter_of_another_machine_is_for_the_base_that_is_typed(tmp_path: P
     network = with_adapter(load_model(base, CPU), open_adapter("adapters", str(folder), base))
     assert all(torch.equal(network.state_dict()[name], expected[name]) for name in expected)
 
+    config(base_model_name_or_path=str(tmp_path))(folder)  # an unrelated folder with this name
+    assert open_adapter("adapters", str(folder), base).model == base.model
+
     other = str(tmp_path / "other")
     export_hf(base, tmp_path / "other", "bf16", False)
     config(base_model_name_or_path=other)(folder)
@@ -235,9 +238,10 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "an unexpected adapter": (
         config(target_modules=["q_proj"]), "down_proj.*, and target_modules does not name"),
     "no base": (config(**{BASE: None}), f"{BASE} is missing"),
+    "a base without a name": (config(**{BASE: ""}), "is '', which is not on this machine"),
     "a base elsewhere": (
         config(**{BASE: "org/model"}),
-        "is org/model, which is not on this machine: put the path .* ckpt=BASE adapters="),
+        "is 'org/model', which is not on this machine: put the path .* ckpt=BASE adapters="),
     "itself as base": (lambda f: config(**{BASE: str(f)})(f), "adapter itself"),
     "an empty base": (lambda f: config(**{BASE: str(f.parent)})(f), "cannot be opened: "),
     "another base": (base_elsewhere, "is an adapter for another base"),

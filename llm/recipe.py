@@ -140,4 +140,4 @@ def fit(
                     trainer.fit()
             finally:
                 summary |= trainer.outcome()
-    show_end(run.folder, trainer.progress, summary)
+    show_end(run.folder, trainer.progress, summary, is_chat=bool(dataset.template))

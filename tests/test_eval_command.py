@@ -263,6 +263,7 @@ def refusal(folder: Path, *typed: str) -> str:
         (["outputs/fp32", "tasks=[]"], "tasks is empty"),
         (["outputs/fp32", "tasks=[7]"], "tasks=7 must be names of tasks or paths of files"),
         (["outputs/fp32", "tasks=los"], "path of a file; did you mean 'loss'?"),
+        (["outputs/fp32", "tasks=outputs/fp32/summary.json"], "summary.json is JSON: questions"),
         (["outputs/fp32", "tasks=blimp"], "blimp needs its files in data/blimp: git clone"),
         (["outputs/fp32", "tasks=[loss,bad.jsonl]"], "bad.jsonl, line 2: answer=5 is out of range"),
         (["outputs/fp32", "tasks=long.jsonl"], "long.jsonl, line 1: a choice has 21 tokens, and"),

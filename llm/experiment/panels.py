@@ -36,6 +36,10 @@ def show_start(
         "data": f"{dataset.folder}: {len(dataset.train):,} training tokens, {length}",
         "run folder": str(folder),
     }
+    weights = trainer.model.parameters()
+    trained = sum(one.numel() for one in weights if one.requires_grad)
+    if trained < trainer.model.n_parameters():
+        facts["trained"] = f"{trained:,} of the parameters"
     if note:
         facts["note"] = note
     if flops := trainer.throughput.peak:
@@ -55,8 +59,13 @@ def show_start(
     panel("training", facts)
 
 
-def show_end(folder: Path, progress: Progress, summary: dict[str, Any]) -> None:
-    """Best loss, throughput, where the time went, where the files are, and what to type next."""
+def show_end(
+    folder: Path, progress: Progress, summary: dict[str, Any], is_chat: bool = False
+) -> None:
+    """Best loss, throughput, where the time went, where the files are, and what to type next.
+
+    ``is_chat``: the run was trained on conversations.
+    """
     other = summary["wall_seconds"] - progress.seconds
     facts = {}
     if reason := summary.get("reason"):
@@ -93,7 +102,8 @@ def show_end(folder: Path, progress: Progress, summary: dict[str, Any]) -> None:
     if (folder / "wandb").is_dir():
         say(f"W&B:  wandb sync {for_shell([str(folder)])}/wandb")
     if (folder / "checkpoints").is_dir():
-        say(f'next: {command_line("run_sample.py", f"ckpt={folder}")} prompt="..."')
+        typed = "chat=true" if is_chat else 'prompt="..."'
+        say(f"next: {command_line('run_sample.py', f'ckpt={folder}')} {typed}")
 
 
 def show_already_finished(folder: Path, reason: str | None, more: str) -> None:

@@ -60,6 +60,12 @@ def _open_task(name: str, settings: EvalSettings) -> Task:
         key="tasks", suggestions=[f"tasks={one}" for one in close],
     )  # fmt: skip
     path = Path(name)
+    require(
+        path.suffix != ".json",
+        f"tasks={name:.60} is JSON: questions and pairs are read from .jsonl, and the loss of "
+        "conversations is measured on the splits of a run (tasks=[loss])",
+        key="tasks",
+    )
     return open_questions(path, settings) if path.suffix == ".jsonl" else _open_text(path, settings)
 
 

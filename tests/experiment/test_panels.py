@@ -28,11 +28,15 @@ def test_the_first_panel_shows_the_step_of_a_resumed_run_and_that_it_is_determin
     text = shown(capsys)
     assert "fp32, as configured" in text and "outputs/a" in text
     assert "continues" not in text and "deterministic" not in text
+    assert "trained" not in text, "all parameters are"
     trainer = make_trainer(deterministic=True)
     trainer.progress.step = 4
+    trainer.model.embed.requires_grad_(False)
     show_start(Path("outputs/a"), trainer, trainer.dataset, "fp32, as configured", "1 MiB")
     text = shown(capsys)
     assert "continues after step 4" in text
+    kept = trainer.model.n_parameters() - trainer.model.embed.weight.numel()
+    assert f"trained {kept:,} of the parameters" in text
     assert "deterministic the same bits each time" in text
 
 
@@ -60,6 +64,15 @@ def test_a_budget_in_minutes_is_in_both_panels(
     progress = Progress(step=8, train_seconds=306.0, horizon=horizon)
     show_end(Path("outputs/a"), progress, SUMMARY)
     assert "budget 5.10 of 5 minutes of training: 8 steps" in shown(capsys)
+
+
+def test_the_next_command_of_a_run_on_conversations_is_a_chat(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    for is_chat, typed in ((True, "chat=true"), (False, 'prompt="..."')):
+        show_end(tmp_path, Progress(), SUMMARY, is_chat)
+        assert shown(capsys).endswith(typed)
 
 
 def test_an_evaluation_before_the_first_step_has_no_budget(

@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 NEVER_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
 SAFE_NORMALIZERS = {"NFC", "NFD", "NFKC", "NFKD", "Prepend", "Replace"}
-# How text is divided into words before BPE. All of these end a word before white space that
-# follows a letter or digit, before a space that follows anything else but white space, and before
-# punctuation that follows a letter or digit.
+# Patterns that divide a text into words before BPE. All of them start a new word at white space or
+# punctuation after a letter or digit, and at a space after any other character but white space.
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -84,7 +83,7 @@ class BPETokenizer(Tokenizer):
 
     def _encode(self, library: "tokenizers.Tokenizer", text: str) -> np.ndarray:
         refuse_surrogates(text)
-        if self.missing:  # the library would leave these characters out without a word
+        if self.missing:  # the library would silently drop these characters
             absent = sorted(c for c in set(text) if self.missing & set(c.encode()))
             require(not absent, f"not in this vocabulary of {self.kind}: {named(absent)}")
         with tokenizer_json.one_line():
@@ -96,12 +95,16 @@ class BPETokenizer(Tokenizer):
 
     @cached_property
     def _library_for_the_rest(self) -> "tokenizers.Tokenizer":
-        """Tokenizes text that is not the start of a document: without a space in front."""
+        """Tokenizes text that continues a document: it adds no space in front."""
         rest = tokenizer_json.without_prefix(self.values)
         return self.library if rest == self.values else self._build(rest)
 
     def _missing_bytes(self) -> set[int]:
-        """The bytes of UTF-8 that no token spells; raises for tokens that spell no bytes."""
+        """The bytes of UTF-8 that have no token.
+
+        Raises :class:`llm.errors.Refused` for a token outside the byte-level alphabet, and for a
+        vocabulary that is not byte-level and lacks byte tokens.
+        """
         if self.is_byte_level:
             added = {token["content"] for token in self.added} | self.special.keys()
             foreign = next((t for t in self.ids.keys() - added if set(t) - ALPHABET.keys()), None)
@@ -110,8 +113,8 @@ class BPETokenizer(Tokenizer):
         require(
             self.values["model"].get("byte_fallback") is True
             and all(f"<0x{byte:02X}>" in self.ids for byte in range(256)),
-            "this BPE is neither byte-level nor has it 256 tokens to fall back to, <0x00> to "
-            "<0xFF>: such a vocabulary cannot spell every text",
+            "this BPE is not byte-level and lacks some of the 256 byte tokens <0x00> to <0xFF>, so "
+            "it cannot encode every text: take other weights",
         )
         return set()
 
@@ -123,7 +126,7 @@ class BPETokenizer(Tokenizer):
 
     @cached_property
     def _cut(self) -> re.Pattern[str] | None:
-        """Matches the text up to its last place to cut; None: there is no safe place."""
+        """Matches the text up to its last safe place to cut; None: no place is safe."""
         ordinary = [token for token in self.added if token["content"] not in self.special]
         inside = "".join(token["content"] for token in ordinary)
         normalizers = tokenizer_json.types({"normalizer": self.values.get("normalizer")})
@@ -135,7 +138,7 @@ class BPETokenizer(Tokenizer):
             not_inside = f"(?![{re.escape(inside)}])" if inside else ""
             words = rf"[^\W_](?={not_inside}[{SPACE}{PUNCTUATION}])"
             return re.compile(rf"(?s).*(?:[^{SPACE}](?= )|{words})")
-        # BPE joins nothing across this place if no token has such characters side by side.
+        # No token contains a space after another character, so BPE merges nothing across it.
         marks = "Ġ\t\n\r\v\fĉĊčċČ" if self.is_byte_level else SPACE_MARK
         tokens = "\0".join(self.ids.keys() - self.special.keys())
         if re.search(rf"[^\0{marks}]{marks[0]}", tokens):

@@ -1,4 +1,4 @@
-"""The values of a ``tokenizer.json``: checked before the library reads them."""
+"""Reads a ``tokenizer.json`` and checks its values before the library ``tokenizers`` gets them."""
 
 import json
 from collections.abc import Iterator
@@ -43,8 +43,8 @@ def parse(text: str) -> Definition:
     require(isinstance(model, dict), "tokenizer.json has no model")
     assert isinstance(model, dict)
     is_bpe = "merges" in model and isinstance(model.get("vocab"), dict)
-    kind = model.get("type", "BPE" if is_bpe else None)  # old files do not say
-    require(kind == "BPE", f"a tokenizer of type {kind!r:.40}, and only BPE is supported")
+    kind = model.get("type", "BPE" if is_bpe else None)  # old files lack the type
+    require(kind == "BPE", f"tokenizer.json has model.type={kind!r:.40}: only BPE is supported")
     vocab, merges = model.get("vocab"), model.get("merges")
     require(isinstance(vocab, dict) and vocab, "tokenizer.json has no model.vocab")
     require(isinstance(merges, list), "tokenizer.json has no model.merges")
@@ -71,19 +71,22 @@ def added_tokens(values: Definition) -> list[Definition]:
 
 
 def added_token(number: int, content: str, special: bool) -> Definition:
-    """An entry of ``added_tokens``, found in a text before words are."""
+    """An entry of ``added_tokens``: a token that is found before text is divided into words."""
     return {"id": number, "content": content} | dict.fromkeys(FLAGS, False) | {"special": special}
 
 
 def ids_by_text(values: Definition, added: list[Definition]) -> dict[str, int]:
-    """The id of every token; raises unless ids are distinct and bounded."""
+    """The id of every token.
+
+    Raises :class:`llm.errors.Refused` for an id that is too large or occurs twice.
+    """
     ids: dict[str, int] = dict(values["model"]["vocab"])
     for token in added:
         text = token["content"]
         same = ids.setdefault(text, token["id"]) == token["id"]
         require(same, f"tokenizer.json has two ids for the token {text[:60]!r}")
     wrong = next((n for n in ids.values() if type(n) is not int or not 0 <= n < MOST_IDS), None)
-    require(wrong is None, f"tokenizer.json has the id {wrong!r:.40}: at most {MOST_IDS - 1:,}")
+    require(wrong is None, f"tokenizer.json has the id {wrong!r:.40}, not 0 to {MOST_IDS - 1:,}")
     require(len(set(ids.values())) == len(ids), "tokenizer.json has one id for two tokens")
     try:
         "".join(ids).encode()
@@ -93,11 +96,11 @@ def ids_by_text(values: Definition, added: list[Definition]) -> dict[str, int]:
 
 
 def _steps(value: object, depth: int = 0) -> Iterator[Definition]:
-    """The normalizers, pre-tokenizers or decoders in ``value``, also those of sequences."""
+    """The normalizers, pre-tokenizers or decoders in ``value``, also inside of sequences."""
     if value is None:
         return
     is_step = isinstance(value, dict) and isinstance(value.get("type"), str)
-    require(is_step and depth < DEEPEST, f"tokenizer.json has a step {value!r:.60}")
+    require(is_step and depth < DEEPEST, f"tokenizer.json has the unusable step {value!r:.60}")
     assert isinstance(value, dict)
     if value["type"] != "Sequence":
         yield value
@@ -125,7 +128,7 @@ def splits(values: Definition) -> set[str]:
 
 
 def without_prefix(values: Definition) -> Definition:
-    """The same definition, which puts no space in front of a text."""
+    """The same definition without the space that it would put in front of a text."""
     return values | {key: _without_prefix(values.get(key)) for key in STEPS[:2]}
 
 
@@ -151,9 +154,9 @@ def _without_prefix(step: Any) -> Any:
 def build(
     values: Definition, vocab: dict[str, int], added: list[Definition]
 ) -> "tokenizers.Tokenizer":
-    """The library's tokenizer with this vocabulary, and with ``added`` found in a text first.
+    """The library's tokenizer with this vocabulary; the tokens ``added`` are found in a text first.
 
-    Merges into a token that is not in ``vocab`` are left out.
+    Merges that make a token outside of ``vocab`` are left out.
     """
     try:
         import tokenizers
@@ -188,7 +191,7 @@ def _merges(merges: list[Any], vocab: dict[str, int]) -> list[tuple[str, str]]:
         pair = merge.split(" ") if isinstance(merge, str) else merge
         is_pair = isinstance(pair, list) and len(pair) == 2
         require(is_pair and all(isinstance(part, str) for part in pair),
-                f"tokenizer.json has the merge {merge!r:.60}")  # fmt: skip
+                f"tokenizer.json has the merge {merge!r:.60}, not a pair")  # fmt: skip
         left, right = pair
         if left in vocab and right in vocab and left + right in vocab:
             pairs.append((left, right))
@@ -197,7 +200,7 @@ def _merges(merges: list[Any], vocab: dict[str, int]) -> list[tuple[str, str]]:
 
 @contextmanager
 def one_line() -> Iterator[None]:
-    """Turns what the library raises, a panic of Rust included, into one line."""
+    """Turns any error of the library, also a panic of Rust, into a refusal of one line."""
     try:
         yield
     except Refused:
@@ -206,4 +209,4 @@ def one_line() -> Iterator[None]:
         # pyo3's PanicException is a BaseException
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise Refused(f"the library tokenizers refuses this one: {as_line(str(error))}") from None
+        raise Refused(f"the library tokenizers fails: {as_line(str(error))}") from None

@@ -34,8 +34,8 @@ A message that starts with / needs a space before it."""
 class Chat:
     """Reads messages and commands from standard input, and prints the answers as they come.
 
-    ``adapters``: the places of those that can answer, the current one first. ``network``: returns
-    the network and the template of one of them.
+    ``adapters``: the places of the adapters that can answer, the current one first. ``network``
+    returns the network and the template of one of these places.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Chat:
             say("(the oldest messages no longer fit: the model sees "
                 f"{talk.model.config.block_size:,} tokens)")  # fmt: skip
         self.is_stopped, self.is_answering = False, True
-        # Of a different seed each time, so that a question asked again may get another answer
+        # Each answer has its own seed, so a question that is asked again may get another answer
         for piece in talk.answer(prompt, options, self.seed + len(talk.history)):
             print(piece, end="", flush=True)
             if self.is_stopped:
@@ -146,14 +146,14 @@ class Chat:
         say(f"temperature: {self.options.temperature:g}")
 
     def adapter(self, name: str) -> None:
-        """Answer with another adapter, named by its place or the end of it; without a name list
-        all.
+        """Answer with another adapter, named by its place or the last part of it; without a name,
+        list all adapters.
         """
         require(self.adapters, "/adapter: the chat was started without adapters=[A,B]")
         if name:
             found = [one for one in self.adapters if name in (one, Path(one).name)]
             known = ", ".join(self.adapters)
-            require(len(found) == 1, f"/adapter {name} must be one of {known}")
+            require(len(found) == 1, f"/adapter {name} is unknown: take one of {known}")
             assert self.network is not None
             self.conversation.switch(*self.network(found[0]))
             self.current = found[0]
@@ -186,7 +186,7 @@ class Chat:
         self.is_stopped = True
 
     def _message(self) -> str:
-        """The next line, and those that it continues on. Raises ``EOFError`` at the end."""
+        """The next line with its continuation lines; ``EOFError`` at the end of the input."""
         lines = [self._line("> ")]
         while lines[-1].endswith("\\"):
             lines[-1] = lines[-1][:-1]
@@ -213,14 +213,14 @@ class Chat:
 
 
 def choose_template(typed: str | None, saved: Plain, tokenizer: Tokenizer) -> Template:
-    """The template that was ``typed``, or the one ``saved`` in the checkpoint, or ChatML if
-    the tokenizer has its tokens. Raises :class:`llm.errors.Refused` if there is none.
+    """The ``typed`` template, else the one ``saved`` in the checkpoint, else ChatML if its tokens
+    are in the vocabulary. Raises :class:`llm.errors.Refused` if no template is left.
     """
     if typed is None and not saved:
         require(
             "<|im_start|>" in tokenizer.special_ids,
-            "the model was not trained on conversations: give the template of its answers, as in "
-            "template=plain (chatml, alpaca, llama2, or a YAML file)",
+            "the model was not trained on conversations: give a template, as in template=plain "
+            "(or chatml, alpaca, llama2, or a YAML file)",
             key="template",
             suggestions=["template=plain", "template=chatml"],
         )
@@ -236,5 +236,5 @@ def choose_template(typed: str | None, saved: Plain, tokenizer: Tokenizer) -> Te
 
 
 def say(text: str) -> None:
-    """Print a line that is no answer."""
+    """Print a line to standard error: standard output has only answers."""
     print(text, file=sys.stderr, flush=True)

@@ -31,9 +31,9 @@ class EvalFile:
 
 
 def read_results(folder: Path) -> EvalFile | None:
-    """The results in the folder of a run; None if there are none.
+    """The results in the folder of a run; None without the file.
 
-    Raises :class:`llm.errors.Refused` for a file that ``run_eval.py`` has not written.
+    Raises :class:`llm.errors.Refused` for a file that is damaged or of another version.
     """
     path = folder / EVAL
     try:
@@ -45,7 +45,7 @@ def read_results(folder: Path) -> EvalFile | None:
 
 
 def write_results(folder: Path, checkpoint: str, weights: str, results: Plain) -> None:
-    """Add ``results`` to ``eval.json``, or replace it if it is of other weights or damaged."""
+    """Add ``results`` to ``eval.json``, and delete results of other weights or a damaged file."""
     earlier: EvalFile | None = None
     with contextlib.suppress(Refused):
         earlier = read_results(folder)
@@ -60,7 +60,8 @@ def write_results(folder: Path, checkpoint: str, weights: str, results: Plain) -
 def scores(tasks: Plain) -> dict[str, float]:
     """The main numbers of results, as columns: ``{"loss": 1.61, "bits/byte": 2.3, "mine": 0.8}``.
 
-    Of a loss both it and its bits per byte, of questions the share of correct answers.
+    A loss gives two columns, itself and its bits per byte; questions give the share of correct
+    answers.
     """
     found: dict[str, float] = {}
     for name, result in tasks.items():

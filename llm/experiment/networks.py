@@ -12,10 +12,10 @@ from llm.sealed import Plain
 
 
 class Networks:
-    """The base ``source`` with each adapter in ``places``, by its place as typed; without places
-    only the network of ``source``, whose name is empty.
+    """The base ``source`` with each adapter in ``places``. A network is named by the place of its
+    adapter; without adapters there is one network, with an empty name.
 
-    The base stays in memory, and beside it the matrices that the current adapter changes. Raises
+    In memory are the base and the matrices that the current adapter changes. Raises
     :class:`llm.errors.Refused` for an adapter of another base.
     """
 
@@ -27,7 +27,7 @@ class Networks:
 
     @property
     def block_size(self) -> int:
-        """Tokens that each of the networks sees."""
+        """The tokens that every network sees: the smallest ``block_size``."""
         sources = [self.adapters[name] if name else self.source for name in self.names]
         return min(source.model.block_size for source in sources)
 
@@ -36,7 +36,7 @@ class Networks:
         self.base = load_model(self.source, device)
 
     def take(self, name: str) -> GPT:
-        """The network of this name, laid out for decoding; the one before it is dropped."""
+        """The network of this name, laid out for decoding; the previous one is dropped."""
         assert self.base is not None
         if self.current is None or self.current[0] != name:
             self.current = None
@@ -46,9 +46,7 @@ class Networks:
         return self.current[1]
 
     def saved_template(self, name: str) -> Plain:
-        """The template of the conversations that the adapter, or else the base, was trained on;
-        empty if there is none.
-        """
+        """The template that the adapter was trained with, else the base's; empty without one."""
         for source in (self.adapters.get(name), self.source):
             manifest = getattr(source, "manifest", None)  # other people's weights have none
             if manifest is not None and manifest.template:

@@ -96,8 +96,8 @@ def print_samples(
     """Print a sample for each seed: its text, or a line per token with its log-probability in nats.
 
     Samples are drawn :data:`TOGETHER` at a time; with ``stream`` the first of them is printed token
-    by token. ``title``: a line above them, the adapter of the network. Returns the samples as plain
-    values.
+    by token. ``title``: the name of the adapter, printed above its samples. Returns the samples as
+    plain values.
     """
     is_empty = prompt == [tokenizer.end_of_text]
     shown = prompt if echo and not is_empty else []

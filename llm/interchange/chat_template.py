@@ -93,9 +93,12 @@ def _jinja(template: Template, tokenizer: Tokenizer) -> str:
         system = _text(around.before) + "{{ system" + trim + " }}" + _text(around.after)
         system = "{% if system %}" + system + "{% endif %}"
     first = "{% if loop.first %}" + system + "{% endif %}"
+    starts_with_system = "messages and messages[0]['role'] == 'system'"
+    if around is None:
+        starts_with_system = "false"  # a system message is then refused like any unknown role
     return "".join([
         "{% for message in messages %}", _refusal(template, end), "{% endfor %}",
-        "{% if messages and messages[0]['role'] == 'system' %}",
+        "{% if ", starts_with_system, " %}",
         "{% set system = messages[0]['content'] %}{% set turns = messages[1:] %}{% else %}",
         "{% set system = ", _quoted(template.default_system or ""), " %}",
         "{% set turns = messages %}{% endif %}",

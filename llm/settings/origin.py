@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from llm.interchange.source import Source
 
 SHAPE = [field.name for field in fields(GPTConfig) if field.name not in ("dropout", "loss")]
-WINDOW = 512  # tokens: other people's networks are trained on longer ones only if that is typed
+WINDOW = 512  # tokens; other people's networks get a longer block_size only if it is typed
 
 
 def shape_of_origin(settings: TrainSettings, typed: Collection[str]) -> Plain:
@@ -70,7 +70,7 @@ def data_of_origin(
 
 
 def _source(settings: TrainSettings) -> "Source":
-    """The weights of ``init_from``, or of the run that has started from them."""
+    """The weights of ``init_from``; if they are gone, of the run that started from them."""
     from llm.interchange.source import open_source  # imports numpy: not needed without init_from
 
     try:

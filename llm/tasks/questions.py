@@ -26,13 +26,13 @@ HOW_TO_GET = (
 
 @dataclass(frozen=True)
 class QuestionTask:
-    """The share of questions that a network answers correctly."""
+    """Measures the share of questions that a network answers correctly."""
 
     name: str
     kind: str
     questions: Sequence[Question]
     settings: EvalSettings
-    where: str  # names the questions in a message
+    where: str  # their file, for error messages
 
     def evaluate(self, subject: Subject, model: GPT, reading: Reading) -> Plain:
         """The accuracy, and how it was measured."""
@@ -43,15 +43,15 @@ class QuestionTask:
 
 
 def open_grammar(settings: EvalSettings) -> QuestionTask:
-    """Our own minimal pairs: :mod:`llm.evaluation.grammar`."""
+    """Our own minimal pairs, see :mod:`llm.evaluation.grammar`."""
     questions = [pair(row) for row in grammar.rows()]
     return QuestionTask("grammar", PAIRS, questions, settings, "grammar")
 
 
 def open_blimp(settings: EvalSettings) -> QuestionTask:
-    """BLiMP (Warstadt et al. 2020) in ``data/blimp``; a file is one phenomenon's paradigm.
+    """BLiMP (Warstadt et al. 2020) in ``data/blimp``, with one paradigm per file.
 
-    Raises :class:`llm.errors.Refused` saying where to get it if it is not there.
+    Raises :class:`llm.errors.Refused` naming its source if the folder has no files.
     """
     paths = sorted(BLIMP.glob("*.jsonl"))
     require(paths, f"blimp needs its files in {BLIMP}: {HOW_TO_GET}", key="tasks")

@@ -1,4 +1,4 @@
-"""The networks that ``run_eval.py`` evaluates: one, or those of all finished runs of a folder."""
+"""The networks that ``run_eval.py`` evaluates: one network, or all finished runs of a folder."""
 
 import os
 from dataclasses import astuple, dataclass, field, replace
@@ -73,9 +73,9 @@ class Subject:
 
 
 def find_subjects(ckpt: str) -> list[Subject]:
-    """The network that ``ckpt`` names, or those of all finished runs in a folder of runs.
+    """The network that ``ckpt`` names, or the networks of all finished runs in a folder of runs.
 
-    Raises :class:`llm.errors.Refused` if there is none.
+    Raises :class:`llm.errors.Refused` if ``ckpt`` has no network.
     """
     path = Path(ckpt)
     below = ("", FOLDER, f"{FOLDER}/best", f"{FOLDER}/last", "best", "last")

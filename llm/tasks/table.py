@@ -1,4 +1,4 @@
-"""The results of ``run_eval.py`` on the screen."""
+"""Prints the results of ``run_eval.py``."""
 
 from collections.abc import Sequence
 
@@ -34,7 +34,7 @@ def show(subjects: Sequence[Subject]) -> None:
 
 
 def result_lines(results: Plain) -> list[str]:
-    """Lines with the numbers of each task."""
+    """The lines with the numbers of each task."""
     lines = []
     for name, result in results.items():
         if result["kind"] == "loss":

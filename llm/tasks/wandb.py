@@ -1,4 +1,4 @@
-"""The results of ``run_eval.py`` in the W&B run of a run, as summary keys ``eval/NAME``."""
+"""Adds the results of ``run_eval.py`` to a run in W&B, as summary keys ``eval/NAME``."""
 
 from llm.checkpoint.find import FOLDER, read_manifest
 from llm.errors import Refused
@@ -16,9 +16,9 @@ from llm.training.state import read_run_id
 
 
 def log_scores(subject: Subject) -> None:
-    """Add the main numbers to the W&B run of an ended run that has one; else do nothing.
+    """Add the main numbers of a finished run to its run in W&B, if it has one.
 
-    A failure is one warning, because the results are in eval.json already.
+    A failure only prints a warning, because the results are in eval.json already.
     """
     folder = subject.run
     if folder is None or not (folder / "wandb").is_dir() or not (folder / SUMMARY).is_file():

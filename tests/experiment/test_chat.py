@@ -184,7 +184,7 @@ def test_another_adapter_answers_the_same_conversation(
     said = capsys.readouterr().err.splitlines()
     listed = ["  runs/a", "* b"]
     assert said == ["(cut: max_new_tokens=6)", *listed, *listed,
-                    "/adapter c must be one of runs/a, b", "* runs/a", "  b"]  # fmt: skip
+                    "/adapter c is unknown: take one of runs/a, b", "* runs/a", "  b"]  # fmt: skip
     with pytest.raises(Refused, match="without adapters="):
         Chat(chat.conversation, chat.options, 0).take("/adapter b")
 
@@ -231,7 +231,7 @@ def test_a_chat_of_the_command_streams_answers_to_the_lines_of_a_pipe(trained: P
     typed = ["outputs/a", "chat=true", "max_new_tokens=3", "device=cpu"]
     done = here("sample", *typed, cwd=trained, stdin=b"hi\n")
     assert done.returncode == 2
-    assert "was not trained on conversations: give the template" in done.stderr
+    assert "was not trained on conversations: give a template" in done.stderr
     done = here("sample", *typed, "template=plian", cwd=trained)
     assert done.returncode == 2 and " template=plian is neither one of " in done.stderr
     done = here("sample", *typed, "template=chatml", cwd=trained)

@@ -1,6 +1,7 @@
 """Exported chat templates: transformers makes our ids of the same messages, or refuses them."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,17 @@ def test_any_texts_of_a_template_are_written_as_they_are(texts: list[str]) -> No
         conversations=[plain([Message("user", content)])], chat_template=chat.template
     )
     assert rendered == [system + before + content + after]
+
+
+def test_a_template_without_system_refuses_a_system_message() -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    chat = chat_of({"user": {}, "assistant": {}}, ByteTokenizer())
+    assert chat is not None
+    for start, known in (([], True), ([SYSTEM], False)):
+        messages = [plain([*start, Message("user", "Hi")])]
+        with nullcontext() if known else pytest.raises(Exception, match="roles are system"):
+            assert render_jinja_template(messages, chat_template=chat.template)[0] == ["Hi"]
 
 
 def test_generation_ends_where_an_answer_does(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def test_a_damaged_model_is_refused_in_one_line(
     [
         ({}, "has no tokenizer: none of tokenizer.json"),
         ({"tokenizer.json": "{"}, r"tokenizer\.json cannot be read"),
-        ({"tokenizer.json": '{"model": {"type": "Unigram"}}'}, "json: a tokenizer of type 'Unigr"),
+        ({"tokenizer.json": '{"model": {"type": "Unigram"}}'}, "json has model.type='Unigram'"),
         ({"tokenizer.json": "\ud800"}, r"tokenizer\.json cannot be read"),
         ({"vocab.json": "[]", "merges.txt": ""}, "not an object of tokens"),
         ({"vocab.json": "{}"}, r"merges\.txt cannot be read: No such file"),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from llm.data.template import Template, read_template
+from llm.data.template import Message, Template, read_template
 from llm.data.tokenizer import Tokenizer
 from llm.disk import replaced
 from llm.errors import Refused, as_line, require
@@ -86,7 +86,7 @@ class Chat:
 
     def plain(self) -> list[Plain]:
         """The messages as JSON has them."""
-        return [{"role": m.role, "content": m.content} for m in self.conversation.messages]
+        return _plain(self.conversation.messages)
 
     def take(self, line: str) -> None:
         """Obey a command, or answer a message. Raises :class:`llm.errors.Refused`."""
@@ -161,15 +161,23 @@ class Chat:
             say(f"{'*' if one == self.current else ' '} {one}")
 
     def save(self, name: str) -> None:
-        """Write the conversation to a file, below the earlier ones that this chat saved there."""
+        """Write the conversation to a file, below the earlier ones that this chat saved there.
+
+        Questions without an answer are left out: data=chat refuses empty messages.
+        """
         require(name, "/save needs a file: /save chat.jsonl")
-        require(self.conversation.history, "/save: nothing was said yet")
+        history = self.conversation.history
+        messages = [one for one in self.conversation.messages if one.role == "system"]
+        for question, reply in zip(history[::2], history[1::2], strict=False):
+            if reply.content.strip():
+                messages += [question, reply]
+        require(messages and messages[-1].role == "assistant", "/save: there is no answer yet")
         path = Path(os.path.expanduser(name)).absolute()
         require(
             path in self.saved or not os.path.lexists(path),
             f"/save {name} exists already: take another name",
         )
-        line = json.dumps({"messages": self.plain()}, ensure_ascii=False)
+        line = json.dumps({"messages": _plain(messages)}, ensure_ascii=False)
         lines = self.saved.get(path, {}) | {self.number: line}
         try:
             with replaced(path) as file:
@@ -210,6 +218,10 @@ class Chat:
             return raw.decode("utf-8").removesuffix("\n").removesuffix("\r")
         except UnicodeDecodeError as error:
             raise Refused(f"the message is not UTF-8: offset {error.start}") from None
+
+
+def _plain(messages: Sequence[Message]) -> list[Plain]:
+    return [{"role": one.role, "content": one.content} for one in messages]
 
 
 def choose_template(typed: str | None, saved: Plain, tokenizer: Tokenizer) -> Template:

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from llm.data.conversations import read_conversations
+from llm.data.template import Message
 from llm.errors import Refused
 from llm.experiment import chat as module
 from llm.experiment.chat import Chat
@@ -109,7 +111,7 @@ def test_mistakes_take_one_line_and_the_chat_goes_on(
         "/temperature hot must be a number, such as 0.7",
         "/temperature=-1.0 must be at least 0",
         "/save needs a file: /save chat.jsonl",
-        "/save: nothing was said yet",
+        "/save: there is no answer yet",
         "the message needs 101 tokens, with the system text and the template, "
         "and there is room for 58: shorten it",
         "(cut: max_new_tokens=6)",
@@ -161,6 +163,26 @@ def test_only_a_file_of_this_chat_is_replaced(
     saved = [json.loads(line) for line in (tmp_path / "mine").read_text("utf-8").splitlines()]
     assert [len(one["messages"]) for one in saved] == [4, 2], "a line for each conversation"
     assert {path.name for path in tmp_path.iterdir()} == {"mine", "other"}
+
+
+def test_a_saved_conversation_is_data_even_if_an_answer_was_empty(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    chat = chatting(monkeypatch, f"a\nb\n/save {tmp_path}/chat\n", system="brief")
+    answer = chat.conversation.answer
+
+    def empty_at_first(prompt: list[int], *others: Any) -> Iterator[str]:
+        answered = answer(prompt, *others)
+        if len(chat.conversation.history) > 1:
+            yield from answered
+        else:
+            chat.conversation.history.append(Message("assistant", " "))
+
+    monkeypatch.setattr(chat.conversation, "answer", empty_at_first)
+    chat.run()
+    (saved,) = read_conversations(tmp_path / "chat")
+    assert [one.content for one in saved.messages] == ["brief", "b", "xxxxxx"]
+    assert contents(chat) == ["brief", "a", " ", "b", "xxxxxx"]
 
 
 def test_reset_starts_anew_and_a_message_may_start_with_a_slash_after_a_space(

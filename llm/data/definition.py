@@ -85,8 +85,8 @@ def ids_by_text(values: Definition, added: list[Definition]) -> dict[str, int]:
         text = token["content"]
         same = ids.setdefault(text, token["id"]) == token["id"]
         require(same, f"tokenizer.json has two ids for the token {text[:60]!r}")
-    wrong = next((n for n in ids.values() if type(n) is not int or not 0 <= n < MOST_IDS), None)
-    require(wrong is None, f"tokenizer.json has the id {wrong!r:.40}, not 0 to {MOST_IDS - 1:,}")
+    for wrong in (n for n in ids.values() if type(n) is not int or not 0 <= n < MOST_IDS):
+        raise Refused(f"tokenizer.json has the id {wrong!r:.40}, not 0 to {MOST_IDS - 1:,}")
     require(len(set(ids.values())) == len(ids), "tokenizer.json has one id for two tokens")
     try:
         "".join(ids).encode()

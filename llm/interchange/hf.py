@@ -237,7 +237,8 @@ def understood(
 def _require_full_attention(layer_types: Any, n_layer: int, path: Path) -> None:
     if layer_types is None:
         return
-    is_full = isinstance(layer_types, list) and layer_types == ["full_attention"] * n_layer
+    is_full = isinstance(layer_types, list) and len(layer_types) == n_layer
+    is_full = is_full and all(one == "full_attention" for one in layer_types)
     shown = f"{path}: layer_types={layer_types!s:.80}"
     require(is_full, f"{shown} must be full_attention for each of the {n_layer} layers")
 

@@ -166,6 +166,7 @@ def changed(**model: Any) -> str:
         (changed(vocab={"a": -1}), "id -1"),
         (changed(vocab={"a": 2**40}), "id 1099511627776"),
         (changed(vocab={"a": True}), "id True"),
+        (changed(vocab={"a": None}), "id None"),
         (changed(vocab={"a": 5, "b": 5}), "one id for two tokens"),
         (changed(vocab={"\ud800": 9}), "not Unicode"),
         (changed(vocab={"中": 9}), "not in the byte-level alphabet"),
@@ -178,7 +179,7 @@ def changed(**model: Any) -> str:
         (changed().replace('"ByteLevel"', '"Teleport"'), "is not byte-level and lacks"),
         (changed().replace('"use_regex": true', '"use_regex": 7'), "library tokenizers fails"),
     ],
-    ids=range(20),
+    ids=range(21),
 )
 def test_a_definition_that_is_not_such_a_bpe_is_refused(definition: str, message: str) -> None:
     with pytest.raises(Refused, match=message) as refused:

@@ -167,6 +167,7 @@ CASES: dict[str, tuple[str, Change, str]] = {
     "a window in Llama": ("Llama", config(sliding_window=64), "sliding_window=64 may change"),
     "layers with a window": (
         "Qwen3", config(layer_types=["full_attention", "sliding_attention"]), "layer_types="),
+    "endless layers": ("Qwen2", config(num_hidden_layers=2**62), "each of the 46116860184273"),
     "a softcap": ("Llama", config(final_logit_softcapping=30.0), "final_logit_softcapping=30.0"),
     "multipliers": ("Llama", config(attention_multiplier=0.1), "attention_multiplier=0.1"),
     "part of the rotation": ("Llama", config(partial_rotary_factor=0.5), "partial_rotary_factor"),

@@ -48,8 +48,9 @@ class GPTConfig:
     rope_scaling: str = option("none", one_of=ROPE_SCALINGS)
     rope_factor: float = option(1.0, at_least=1)  # how much longer than rope_original_size
     rope_original_size: int | None = option(None, at_least=1, at_most=2**20)
-    rope_low: float = option(1.0, more_than=0)  # llama3: low_freq_factor; yarn: beta_slow
-    rope_high: float = option(4.0, more_than=0)  # llama3: high_freq_factor; yarn: beta_fast
+    # llama3: low_freq_factor and high_freq_factor; yarn: beta_slow and beta_fast
+    rope_low: float = option(1.0, at_least=1e-6, at_most=1e6)
+    rope_high: float = option(4.0, at_least=1e-6, at_most=1e6)
 
     def resolve(self, vocab_size: int | None = None) -> "GPTConfig":
         """The same shape with every ``None`` replaced by its number.

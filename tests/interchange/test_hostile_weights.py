@@ -187,6 +187,10 @@ CASES: dict[str, tuple[str, Change, str]] = {
         "Llama", config(rope_parameters={"factor": 2.0}), "factor does not go with rope_type=def"),
     "yarn with another attention": (
         "Llama", config(rope_parameters=YARN | {"attention_factor": 1.0}), "attention_factor=1.0"),
+    "yarn with endless turns": (
+        "Llama", config(rope_parameters=YARN | {"beta_fast": 1e308}), "rope_high=1e.308 must be"),
+    "yarn with almost no turns": (
+        "Llama", config(rope_parameters=YARN | {"beta_slow": 1e-310}), "rope_low=1e-310 must be"),
     "yarn in the wrong order": (
         "Llama", config(rope_parameters=YARN | {"beta_fast": 1, "beta_slow": 32}), "rope_low=32"),
     "rope that is a list": ("Llama", config(rope_parameters=[1]), "must be a section of keys"),

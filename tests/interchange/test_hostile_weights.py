@@ -9,6 +9,7 @@ import re
 import shutil
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llm.errors import Refused
 from llm.interchange.source import load_model, open_source
+from tests.interchange.changes import Change, changed_json, changed_tensors
 from tests.interchange.theirs import VARIANTS, YARN, save_consolidated, save_nanogpt
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-Change = Callable[[Path], Any]
+config, tensors = partial(changed_json, CONFIG), partial(changed_tensors, WEIGHTS)
 
 
 @pytest.fixture(scope="module")
@@ -48,23 +49,6 @@ def refusal(folder: Path) -> str:
     said = str(refused.value)
     assert "\n" not in said and len(said) < 600
     return said
-
-
-def config(**values: Any) -> Change:
-    def change(folder: Path) -> None:
-        path = folder / CONFIG
-        path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-    return change
-
-
-def tensors(edit: Callable[[dict[str, Tensor]], Any]) -> Change:
-    def change(folder: Path) -> None:
-        loaded = load_file(folder / WEIGHTS)
-        edit(loaded)
-        save_file(loaded, folder / WEIGHTS)
-
-    return change
 
 
 def text(name: str, content: str) -> Change:

@@ -2,14 +2,13 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from llm.data.tokenizer import CharTokenizer
 from llm.errors import Refused
@@ -20,6 +19,7 @@ from llm.model.finetune import FinetuneOptions
 from llm.model.lora import merged_weight
 from tests.command_line import here
 from tests.conftest import TINY_RUN
+from tests.interchange.changes import Change, changed_json, changed_tensors
 from tests.interchange.test_hf_writing import GPT2_STYLE, saved
 from tests.interchange.test_peft_writing import CASES, SMALL, tuned
 from tests.interchange.theirs import VARIANTS
@@ -28,7 +28,7 @@ from tests.test_bad_input import CHAR
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CPU = torch.device("cpu")
 Q = "base_model.model.model.layers.0.self_attn.q_proj."
-Change = Callable[[Path], Any]
+config, tensors = partial(changed_json, CONFIG), partial(changed_tensors, WEIGHTS)
 
 
 def exported(path: Path, shape: dict[str, Any], options: dict[str, Any]) -> tuple[str, str]:
@@ -174,23 +174,6 @@ def test_an_adapter_of_another_machine_is_for_the_base_that_is_typed(tmp_path: P
     config(base_model_name_or_path=other)(folder)
     with pytest.raises(Refused, match=r"an adapter for another base: it names .*other, and"):
         open_adapter("adapters", str(folder), base)
-
-
-def config(**values: Any) -> Change:
-    def change(folder: Path) -> None:
-        path = folder / CONFIG
-        path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-    return change
-
-
-def tensors(edit: Callable[[dict[str, Tensor]], Any]) -> Change:
-    def change(folder: Path) -> None:
-        loaded = load_file(folder / WEIGHTS)
-        edit(loaded)
-        save_file(loaded, folder / WEIGHTS)
-
-    return change
 
 
 @pytest.fixture(scope="module")

@@ -86,7 +86,7 @@ class Ours:
             optimizer=build(settings.optimizer, model=self.model),
             schedule=build(settings.schedule),
             precision=Precision(precision, CPU),
-            checkpoints=None,  # a step neither saves nor logs
+            checkpoints=SimpleNamespace(finetune=settings.finetune),  # a step saves nothing
             logger=SimpleNamespace(warn=lambda message, kind="": None, run_id="benchmark"),
             seed=settings.seed,
         )

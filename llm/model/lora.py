@@ -19,7 +19,7 @@ from llm.model.layers import Linear
 from llm.model.quantised import Quantised, add_product, dense, rounded
 
 A, B, MAGNITUDE = ADAPTER_WEIGHTS
-TINY = 1e-24  # a row of zeros has no direction, and stays as it is
+TINY = 1e-24  # a row of zeros stays zero instead of becoming NaN
 
 
 class Adapted(Linear):
@@ -34,7 +34,9 @@ class Adapted(Linear):
         nn.Module.__init__(self)  # the layer's own weight and bias are used, not new ones
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.weight, self.bias = layer.weight, layer.bias
-        is_dense = not isinstance(layer.weight, Quantised)  # llm.interchange.source.fill
+        is_dense = not isinstance(
+            layer.weight, Quantised
+        )  # already quantised by llm.interchange.source.fill
         if options.stored_bits and is_dense and not layer.weight.is_meta:
             del self.weight
             self.weight = Quantised(layer.weight, options.stored_bits)
@@ -51,7 +53,7 @@ class Adapted(Linear):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """With B = 0 the output is that of the base. A is drawn as in peft."""
+        """With B = 0 the output equals the base's. A is drawn as in peft."""
         # torch's generator for the CPU: the same numbers on every device.
         drawn = torch.empty(self.lora_A.shape)
         nn.init.kaiming_uniform_(drawn, a=5**0.5)  # uniform within 1 / sqrt(in)
@@ -131,16 +133,16 @@ def adapt(model: GPT, options: FinetuneOptions) -> GPT:
         )
     for name, layer in list(model.named_modules()):
         if isinstance(layer, Linear) and options.adapts(name):
-            parent, _, own = name.rpartition(".")
-            setattr(model.get_submodule(parent), own, Adapted(layer, options))
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, Adapted(layer, options))
     is_tied = model.head is None
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(options.trains(name, is_tied))
     targets = ", ".join(options.target_names)
-    why = "finetune.freeze: every weight is frozen"
+    reason = "finetune.freeze: every weight is frozen"
     if options.has_adapters:
-        why = f"finetune.targets={targets}: the network has none of these, or all are frozen"
-    require(trained_weights(model), why)
+        reason = f"finetune.targets={targets}: the network has no such matrix, or all are frozen"
+    require(trained_weights(model), reason)
     return model
 
 
@@ -151,28 +153,28 @@ def merge(model: GPT) -> GPT:
     """
     for name, layer in list(model.named_modules()):
         if isinstance(layer, Adapted):
-            parent, _, own = name.rpartition(".")
-            setattr(model.get_submodule(parent), own, layer.merged())
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, layer.merged())
     return model.requires_grad_(True)
 
 
 def merged_weights(
     base: Mapping[str, Tensor], trained: Mapping[str, Tensor], options: FinetuneOptions
 ) -> dict[str, Tensor]:
-    """The weights of a plain network, from those of the base and those that were trained.
+    """The base's weights with the trained ones merged in.
 
     The tensors of ``base`` stay as they are; an unchanged one is the same object.
     """
     weights = dict(base)
     for name, tensor in trained.items():
-        layer, _, own = name.rpartition(".")
-        if own == A:
+        layer, _, parameter = name.rpartition(".")
+        if parameter == A:
             matrix = f"{layer}.weight"
             weights[matrix] = merged_weight(
                 rounded(base[matrix], options.stored_bits), tensor, trained[f"{layer}.{B}"],
                 trained.get(f"{layer}.{MAGNITUDE}"), options.scale,
             )  # fmt: skip
-        elif own not in (B, MAGNITUDE):
+        elif parameter not in (B, MAGNITUDE):
             weights[name] = tensor
     return weights
 

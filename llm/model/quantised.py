@@ -26,7 +26,7 @@ NF4 = (
 class Quantised(nn.Module):
     """``weight`` (out, in) in ``bits`` bits per number, and its scales in float32.
 
-    The tensors are in no state_dict: a run quantises its base again when it is resumed.
+    The tensors are not part of state_dict(): a run quantises its base again when it is resumed.
     """
 
     packed: Tensor
@@ -51,7 +51,7 @@ class Quantised(nn.Module):
 
     @torch.no_grad()
     def dense(self) -> Tensor:
-        """The matrix (out, in) in float32, rounded to what its bits can say."""
+        """The matrix (out, in) in float32, rounded to the numbers that its bits can represent."""
         if self.bits == 8:
             return self.packed * self.scales
         blocks = F.embedding(self.packed.int(), self.pairs).view(-1, BLOCK_4BIT)
@@ -60,7 +60,7 @@ class Quantised(nn.Module):
 
 
 def rounded(weight: Tensor, bits: int | None) -> Tensor:
-    """``weight`` as :class:`Quantised` would give it back; unchanged if ``bits`` is None."""
+    """``weight`` quantised and made dense again; unchanged if ``bits`` is None."""
     return weight if bits is None else Quantised(weight, bits).dense()
 
 

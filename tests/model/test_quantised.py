@@ -36,7 +36,7 @@ def test_4_bits_are_the_nearest_of_16_numbers_in_each_block() -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_what_was_rounded_stays_the_same_and_zeros_stay_zeros(bits: int) -> None:
+def test_rounding_twice_changes_nothing_and_zeros_stay_zeros(bits: int) -> None:
     once = rounded(matrix(), bits)
     torch.testing.assert_close(rounded(once, bits), once)
     assert not rounded(torch.zeros(3, 64), bits).any()
@@ -87,7 +87,7 @@ def test_the_matrices_take_the_bits_that_were_asked_for_and_are_in_no_checkpoint
     assert not any("packed" in name or name.endswith("up.weight") for name in model.state_dict())
 
 
-def test_4_bits_are_those_of_bitsandbytes() -> None:
+def test_4_bits_equal_bitsandbytes() -> None:
     functional = pytest.importorskip("bitsandbytes.functional")
     weight = matrix(32, 64)
     packed, state = functional.quantize_4bit(weight, quant_type="nf4", blocksize=64)

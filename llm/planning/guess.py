@@ -7,9 +7,10 @@ import numpy as np
 from llm.experiment.sweep import usable_cores
 from llm.experiment.watch import Forecast
 
-# Share of numpy's FLOP/s in a large product that training reaches: networks of width 128 on a busy
-# machine have the first, those of width 576 on an idle one the second.
-REACHED = (0.2, 0.8)
+# Training's FLOP/s over those of a large product in numpy, whose library is slower than torch's: a
+# network of width 128 on a busy machine reaches the first, one of width 576 on an idle machine the
+# second.
+REACHED = (0.25, 1.25)
 
 
 def guessed_seconds(known: Forecast) -> tuple[float, float] | None:

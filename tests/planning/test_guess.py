@@ -20,7 +20,7 @@ def test_the_time_follows_from_the_operations_and_the_speed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(guess, "product_flops", lambda: 1e9)
-    assert guessed_seconds(RUN) == pytest.approx((640 * 6e6 / 0.8e9, 640 * 6e6 / 0.2e9))
+    assert guessed_seconds(RUN) == pytest.approx((640 * 6e6 / 1.25e9, 640 * 6e6 / 0.25e9))
     assert guessed_seconds(replace(RUN, tokens=None, minutes=5.0)) is None
 
 

@@ -75,7 +75,7 @@ class _ChunkedLoss(torch.autograd.Function):
             counted = target != IGNORED
             target = target.masked_fill(~counted, 0)
             if is_fast:
-                logits = product(inputs, weight)
+                logits = chunk_product(inputs, weight)
             else:
                 logits = torch.mm(inputs, weight.T, out=products[: len(inputs)]).float()
             logits = torch.log_softmax(logits, dim=-1, out=probabilities[: len(inputs)])
@@ -104,6 +104,13 @@ class _ChunkedLoss(torch.autograd.Function):
             if gradient is not None:
                 gradient.data.mul_(factor)
         return *ctx.saved_tensors, *[None] * 3
+
+
+def chunk_product(x: Tensor, weight: Tensor) -> Tensor:
+    """x (N, K) @ weight (M, K).T. oneDNN gets whole chunks only: it compiles a kernel for every N
+    and keeps it, and the last chunk of each step has another N.
+    """
+    return product(x, weight) if len(x) == CHUNK else x @ weight.t()
 
 
 def has_wide_sums(device: torch.device) -> bool:
@@ -152,7 +159,7 @@ class _Gradients:
         if narrow and self.for_x is not None:
             self.for_x[part] = wide_product(gradient, self.weight).div_(self.scale)
         elif self.for_x is not None:
-            self.for_x[part] = product(gradient.to(self.weight.dtype), self.weight.t())
+            self.for_x[part] = chunk_product(gradient.to(self.weight.dtype), self.weight.t())
         if not self.parts:
             return
         for rows, columns in zip(self.parts, torch.split(gradient, ROWS, dim=1), strict=True):

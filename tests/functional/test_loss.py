@@ -253,3 +253,19 @@ def test_evaluation_computes_no_gradients() -> None:
     names = ("aten::mm", "mkldnn::_linear_pointwise")
     products = [event for event in profile.events() if event.name in names]
     assert len(products) == 2 and not loss.requires_grad  # one for each chunk
+
+
+def test_onednn_compiles_kernels_for_whole_chunks_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = []
+
+    def counted(x: Tensor, weight: Tensor) -> Tensor:
+        rows.append(len(x))
+        return x @ weight.t()
+
+    monkeypatch.setattr("llm.functional.loss.prefers_onednn", lambda x: True)
+    monkeypatch.setattr("llm.functional.loss.product", counted)
+    x, head, targets = problem(2 * CHUNK + 3, "none")
+    found = with_gradients(lambda: head_loss(x, head, targets, "mean", "chunked"), x, head)
+    expected = with_gradients(lambda: plain(x, head, targets, "mean"), x, head)
+    torch.testing.assert_close(found, expected)
+    assert rows == [CHUNK] * 4, "logits of two chunks, and their gradients"

@@ -66,15 +66,15 @@ class _ChunkedLoss(torch.autograd.Function):
         for_x, for_head = (learning and needed for needed in ctx.needs_input_grad[:2])
         gradients = _Gradients(x, head, weight, for_x, for_head)
         # Buffers for all chunks: allocating them costs as much as a pass over them.
-        shape, is_fast = (min(CHUNK, len(x)), len(head)), prefers_onednn(weight)
-        products = torch.empty((0,) if is_fast else shape, dtype=dtype, device=x.device)
+        shape = (min(CHUNK, len(x)), len(head))
+        products = torch.empty((0,) if gradients.onednn else shape, dtype=dtype, device=x.device)
         probabilities = torch.empty(shape, dtype=torch.float32, device=x.device)
         for start in range(0, len(x), CHUNK):
             part = slice(start, start + CHUNK)
             inputs, target = x[part].to(dtype), targets[part, None]
             counted = target != IGNORED
             target = target.masked_fill(~counted, 0)
-            if is_fast:
+            if gradients.onednn:
                 logits = chunk_product(inputs, weight)
             else:
                 logits = torch.mm(inputs, weight.T, out=products[: len(inputs)]).float()
@@ -107,10 +107,13 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def chunk_product(x: Tensor, weight: Tensor) -> Tensor:
-    """x (N, K) @ weight (M, K).T. oneDNN gets whole chunks only: it compiles a kernel for every N
-    and keeps it, and the last chunk of each step has another N.
+    """x (n, K) @ weight (M, K).T by oneDNN.
+
+    oneDNN gets ``CHUNK`` rows: it compiles a kernel for every number of rows and keeps it, and the
+    last chunk of each step has another number.
     """
-    return product(x, weight) if len(x) == CHUNK else x @ weight.t()
+    whole = x if len(x) == CHUNK else F.pad(x, (0, 0, 0, CHUNK - len(x)))
+    return product(whole, weight)[: len(x)]
 
 
 def has_wide_sums(device: torch.device) -> bool:
@@ -135,6 +138,8 @@ class _Gradients:
         self, x: Tensor, head: Tensor, weight: Tensor, for_x: bool, for_head: bool
     ) -> None:
         self.x, self.dtype = x, weight.dtype
+        # With fewer rows a whole chunk would take more memory than planned.
+        self.onednn = prefers_onednn(weight) and len(x) >= CHUNK
         self.wide_sums, half = has_wide_sums(x.device), self.dtype == torch.float16
         self.scale = HALF_SCALE if half and self.wide_sums else 1.0
         self.weight = head.float() if half and not self.wide_sums else weight
@@ -159,7 +164,11 @@ class _Gradients:
         if narrow and self.for_x is not None:
             self.for_x[part] = wide_product(gradient, self.weight).div_(self.scale)
         elif self.for_x is not None:
-            self.for_x[part] = chunk_product(gradient.to(self.weight.dtype), self.weight.t())
+            rounded = gradient.to(self.weight.dtype)
+            if self.onednn:
+                self.for_x[part] = chunk_product(rounded, self.weight.t())
+            else:
+                self.for_x[part] = rounded @ self.weight
         if not self.parts:
             return
         for rows, columns in zip(self.parts, torch.split(gradient, ROWS, dim=1), strict=True):

@@ -58,10 +58,12 @@ def test_ignored_targets_get_no_logits(how: str) -> None:
                 self.rows += len(args[0])
             return func(*args, **kwargs or {})
 
-    x, head, targets = problem(2 * CHUNK, "some")
+    x, head, targets = problem(6 * CHUNK, "some")
     with torch.no_grad(), Products() as products:
         head_loss(x, head, targets, "sum", how)
-    assert products.rows == int((targets != IGNORED).sum()) < 2 * CHUNK
+    counted = int((targets != IGNORED).sum())
+    whole_chunks = -(-counted // CHUNK) * CHUNK  # oneDNN's last chunk is filled up
+    assert products.rows in (counted, whole_chunks) and whole_chunks < 6 * CHUNK
 
 
 @pytest.mark.parametrize("how", ["chunked", "full"])

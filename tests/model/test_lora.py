@@ -232,7 +232,7 @@ def test_a_frozen_matrix_gets_no_adapter() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (FinetuneOptions("lora", targets="gate"), "finetune.targets=gate: the network has none of"),
+        (FinetuneOptions("lora", targets="gate"), "finetune.targets=gate: the network has no such"),
         (FinetuneOptions("full", freeze=["x"]), "finetune.freeze=x must be a part of a weight's"),
         (FinetuneOptions("head", freeze=["norm", "embed"]), "finetune.freeze: every weight is"),
     ],

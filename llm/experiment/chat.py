@@ -98,20 +98,25 @@ class Chat:
             self.answer(line)
 
     def answer(self, text: str) -> None:
-        """Print the answer to ``text``."""
+        """Print the answer to ``text``. From here on Ctrl-C stops the answer, not the chat."""
+        self.is_stopped, self.is_answering = False, True
+        try:
+            self._print_answer(text)
+        finally:
+            self.is_answering = False
+
+    def _print_answer(self, text: str) -> None:
         talk, options = self.conversation, self.options
         forgotten = talk.first
         prompt = talk.ask(text, options.max_new_tokens)
         if talk.first and not forgotten:
             say("(the oldest messages no longer fit: the model sees "
                 f"{talk.model.config.block_size:,} tokens)")  # fmt: skip
-        self.is_stopped, self.is_answering = False, True
         # Each answer has its own seed, so a question that is asked again may get another answer
         for piece in talk.answer(prompt, options, self.seed + len(talk.history)):
             print(piece, end="", flush=True)
             if self.is_stopped:
                 break
-        self.is_answering = False
         print(flush=True)
         if talk.ended_by in ("window", "max_new_tokens"):
             limit = f"max_new_tokens={options.max_new_tokens}"

@@ -2,8 +2,6 @@
 
 import time
 
-import numpy as np
-
 from llm.experiment.sweep import usable_cores
 from llm.experiment.watch import Forecast
 
@@ -29,6 +27,8 @@ def product_flops(n: int = 1024, repeats: int = 3) -> float:
 
     Counts CPU seconds, not wall time, so that other programs do not change the result.
     """
+    import numpy as np  # its library starts threads, and most commands need none
+
     a = np.ones((n, n), dtype=np.float32)
     fastest = float("inf")
     for _ in range(repeats + 1):  # the first one warms up

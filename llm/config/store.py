@@ -64,7 +64,7 @@ _compose = ConfigLoaderImpl.load_configuration
 
 
 def _mode_of(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
-    """The mode in the configuration; None if there is none, or the configuration is wrong.
+    """The mode that the configuration names; None if it names no mode, or is wrong.
 
     Hydra composes everything once to find the mode, and again to run, which is a third of the time
     that a refused command takes. Here the second composition returns or raises what the first did.
@@ -82,7 +82,7 @@ def _mode_of(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
 
     def again(config_name: str, overrides: list[str], run_mode: RunMode, **options: bool) -> Any:
         del loader.load_configuration  # only the next composition is the same
-        added = overrides[len(typed) :]  # Hydra names the mode, if there was none
+        added = overrides[len(typed) :]  # Hydra adds the mode if nobody typed one
         is_the_same = overrides[: len(typed)] == typed and len(added) <= 1
         if not is_the_same or (cfg is None and run_mode != RunMode.RUN):
             return _compose(loader, config_name, overrides, run_mode, **options)

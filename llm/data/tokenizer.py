@@ -230,7 +230,7 @@ open_place: Callable[[str], Tokenizer] | None = None
 
 
 def tokenizer_at(place: str) -> Tokenizer:
-    """The tokenizer of the weights at ``place``; :class:`llm.errors.Refused` if there is none."""
+    """The tokenizer of the weights at ``place``. Raises :class:`llm.errors.Refused` without one."""
     if open_place is None:
         raise RuntimeError("llm.interchange.source is not imported")
     return open_place(place)

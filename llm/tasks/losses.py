@@ -101,7 +101,7 @@ class SplitTask:
     def _as_in_training(
         self, subject: Subject, model: GPT, dataset: Dataset, reading: Reading
     ) -> Plain:
-        require(subject.run, f"as_in_training=true needs a run, and {subject.place} is none")
+        require(subject.run, f"as_in_training=true needs a run, and {subject.place} is not a run")
         assert subject.run is not None
         plain, where = load_plain(subject.run), f"{subject.run / CONFIG}: "
         trainer = from_plain(TrainerOptions, plain.get("trainer"), f"{where}trainer.")

@@ -18,8 +18,8 @@ import torch
 from llm.data.tokenizer import ByteTokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer
 from llm.interchange.source import load_model, open_source
 from llm.interchange.writing import export_gguf
-from tests.interchange.test_gguf_writing import sentencepiece
-from tests.interchange.test_hf_writing import GPT2_STYLE, own_bpe, saved
+from tests.interchange.test_gguf_writing import STANDARD_ROPE, sentencepiece
+from tests.interchange.test_hf_writing import GPT2_STYLE, YARN, own_bpe, saved
 
 pytestmark = pytest.mark.slow
 INTERPRETER = os.environ.get("LLAMA_CPP_PYTHON", "")
@@ -30,12 +30,7 @@ SHAPE: dict[str, Any] = {"n_embed": 64, "n_head": 4, "head_size": 16, "intermedi
 # Of the largest logit. llama.cpp rounds keys and values to 16 bits, and with bf16 and q8_0
 # activations to the type of the weights.
 LIMITS = {"fp32": 0.005, "fp16": 0.01, "bf16": 0.05, "q8_0": 0.1}
-LLAMA3: dict[str, Any] = {
-    "rope_scaling": "llama3", "rope_factor": 8.0, "rope_original_size": 8192, "rope_base": 1e6,
-}  # fmt: skip
-YARN: dict[str, Any] = {
-    "rope_scaling": "yarn", "rope_factor": 4.0, "rope_original_size": 24, "rope_high": 32.0,
-}  # fmt: skip
+LLAMA3 = STANDARD_ROPE | {"rope_base": 1e6}
 
 
 def characters() -> Tokenizer:

@@ -99,11 +99,12 @@ def is_gguf(place: str) -> bool:
 def open_gguf(place: str, file: Path | None = None) -> FileSource:
     """The network in a GGUF file: ``file``, or the file at ``place``.
 
-    Raises :class:`llm.errors.Refused` for another architecture, and for a key that may change the
-    logits.
+    Raises :class:`llm.errors.Refused` for another architecture, for a part of a split file, and
+    for a key that may change the logits.
     """
     path = Path(place) if file is None else file
     header = read_header(path)
+    _require_whole(header)
     arch = header.values.get("general.architecture")
     known = ", ".join(NAMES)
     require(
@@ -118,6 +119,15 @@ def open_gguf(place: str, file: Path | None = None) -> FileSource:
         find_tokenizer=lambda: _tokenizer(header),
         find_chat=lambda: as_chat(header.values.get(CHAT_KEY)),
     )  # fmt: skip
+
+
+def _require_whole(header: Header) -> None:
+    count = header.values.get("split.count")
+    require(
+        type(count) is not int or count < 2,
+        f"{header.path} is one of {count} parts of a network: merge them first, with "
+        "llama-gguf-split --merge FIRST_PART.gguf MERGED.gguf",
+    )
 
 
 def _tokenizer(header: Header) -> Tokenizer:

@@ -55,10 +55,13 @@ def shapes(arch: str) -> dict[str, tuple[int, ...]]:
 
 def write(
     path: Path, arch: str = "llama", kind: str = "F32", pre: str | None = "gpt-2",
-    keys: dict[str, Any] | None = None, **tensors: np.ndarray,
+    keys: dict[str, Any] | None = None, part: int = 0, **tensors: np.ndarray,
 ) -> Path:  # fmt: skip
-    """A network with random weights; ``keys`` and ``tensors`` (``__`` for a dot) are added."""
-    writer = gguf.GGUFWriter(path, arch)
+    """A network with random weights; ``keys`` and ``tensors`` (``__`` for a dot) are added.
+
+    ``part``: tensors in each of several files, as ``path-00001-of-00002.gguf``; 0: one file.
+    """
+    writer = gguf.GGUFWriter(path, arch, split_max_tensors=part)
     writer.add_block_count(LAYERS)
     writer.add_context_length(32)
     writer.add_embedding_length(EMBED)

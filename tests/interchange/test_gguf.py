@@ -135,6 +135,18 @@ def test_keys_and_tensors_that_would_change_the_logits_are_refused_by_name(
         open_gguf(str(path)).weights()
 
 
+def test_a_part_of_a_split_file_is_refused_saying_how_to_merge_the_parts(tmp_path: Path) -> None:
+    gguf_files.write(tmp_path / "a.gguf", part=9)
+    parts = sorted(tmp_path.glob("a-0000?-of-00003.gguf"))
+    assert len(parts) == 3
+    for path in parts:  # only the first part names the architecture
+        with pytest.raises(Refused) as refused:
+            source.open_source("ckpt", str(path))
+        merge = "merge them first, with llama-gguf-split --merge FIRST_PART.gguf MERGED.gguf"
+        assert str(refused.value) == f"{path} is one of 3 parts of a network: {merge}"
+        assert refused.value.exit_status == 2
+
+
 def test_llama_3s_tensor_of_frequencies_becomes_its_scaling(tmp_path: Path) -> None:
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS

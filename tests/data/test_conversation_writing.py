@@ -38,6 +38,7 @@ def test_each_conversation_starts_where_the_last_one_ends_and_its_answer_is_mark
     assert tokenizer.decode(tokens[is_answer].tolist()) == "".join(answer for _, answer in WORDS)
     n_bytes = len("".join(answer for _, answer in WORDS).encode())
     assert (writer.count, writer.answer_tokens, writer.answer_bytes) == (3, n_bytes, n_bytes)
+    assert set(writer.digests) == {ANSWERS, STARTS}
     for name, digest in writer.digests.items():
         content = (tmp_path / name.format("train")).read_bytes()
         assert digest.hexdigest() == hashlib.sha256(content).hexdigest()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from llm.checkpoint.folder import CheckpointFolder
@@ -97,12 +97,12 @@ def test_a_marker_in_a_message_is_refused_there(case: Any, role: str, exported: 
 def test_any_texts_of_a_template_are_written_as_they_are(texts: list[str]) -> None:
     from transformers.utils.chat_template_utils import render_jinja_template
 
+    assume("<|endoftext|>" not in "".join(texts))
     system, before, after, content = texts
     values = {"user": {"before": before, "after": after}, "assistant": {}, "end": "x",
               "system": {}, "default_system": system}  # fmt: skip
     chat = chat_of(values, ByteTokenizer())
-    if chat is None:  # one of the texts contains the special token
-        return
+    assert chat is not None
     rendered, _ = render_jinja_template(
         conversations=[plain([Message("user", content)])], chat_template=chat.template
     )

@@ -194,7 +194,7 @@ def test_a_damaged_file_is_one_line_in_bounded_memory(
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         opened = open_gguf(str(path))
-        assert opened.tokenizer.encode("the") is not None
+        opened.tokenizer.encode("the")
         opened.weights()
     except Refused as refused:
         assert "\n" not in str(refused) and len(str(refused)) < 600

@@ -63,8 +63,9 @@ def saved(folder: Path, tokenizer: Tokenizer, padding: int = 0, **options: Any) 
 
 def loaded(folder: Path) -> Any:
     """The network that transformers makes of ``folder``, which must fit exactly."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, logging
 
+    logging.enable_propagation()  # otherwise caplog sees none of its warnings
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model, info = AutoModelForCausalLM.from_pretrained(

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from llm.errors import CANNOT_WRITE, DiskError, Refused, Stop, require
+from llm.errors import CANNOT_WRITE, DiskError, Refused, Stop, reason_for, require
 from llm.units import format_bytes
 
 LONGEST_NAME = 200  # bytes; file systems allow 255, and some names get a suffix
@@ -188,4 +188,4 @@ def cannot_use(path: Path, error: OSError, kind: str = "") -> Stop:
     """
     if error.errno in CANNOT_WRITE:
         return could_not_write(path, error)
-    return Refused(f"{kind}{path} cannot be written: {error.strerror}")
+    return Refused(f"{kind}{path} cannot be written: {reason_for(path, error)}")

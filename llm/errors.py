@@ -5,6 +5,7 @@ program, shown with its traceback and exit status 1.
 """
 
 import errno
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
@@ -125,6 +126,15 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``"; did you mean 'n_layer'?"`` for the closest of ``known``, or an empty string."""
     close = get_close_matches(word, list(known), n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def reason_for(path: Path, error: Exception) -> str:
+    """The reason of an error at ``path``, without the path; names a file in place of a folder."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOTDIR, errno.EEXIST):
+        for place in (path, *path.parents):
+            if os.path.lexists(place) and not place.is_dir():
+                return f"{'it' if place == path else place} is not a folder"
+    return getattr(error, "strerror", None) or str(error)
 
 
 def as_stop(error: BaseException, advice: str = "") -> Stop | None:

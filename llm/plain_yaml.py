@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from yaml.constructor import SafeConstructor
 
-from llm.errors import Refused, require
+from llm.errors import Refused, reason_for, require
 from llm.sealed import Plain, read_bounded
 
 LARGEST = 1 << 17  # bytes; the config.yaml of a run has 2,500
@@ -40,7 +40,7 @@ def read_yaml(path: Path) -> Plain:
 
 def unreadable(path: Path, error: Exception) -> Refused:
     """The refusal of a file, with the first line of the error."""
-    return Refused(f"{path} cannot be read: {str(error).splitlines()[0]}")
+    return Refused(f"{path} cannot be read: {reason_for(path, error).splitlines()[0]}")
 
 
 def _composed(text: str) -> yaml.Node | None:

@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from llm.errors import Refused, require
+from llm.errors import Refused, reason_for, require
 
 Plain = dict[str, Any]  # strings, numbers, booleans, None, lists and dicts of them
 LARGEST = 40 << 20  # bytes; a vocabulary of 151,643 tokens takes 8 million
@@ -34,7 +34,7 @@ def read_json(path: Path) -> Plain:
     except FileNotFoundError:
         raise
     except (OSError, ValueError, RecursionError) as error:
-        raise Refused(f"{path} cannot be read: {error}") from None
+        raise Refused(f"{path} cannot be read: {reason_for(path, error)}") from None
     require(isinstance(values, dict), f"{path} is not a JSON object")
     return dict(values)
 

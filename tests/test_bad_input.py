@@ -137,12 +137,35 @@ def test_an_id_beyond_the_vocabulary_in_data_too_large_to_verify_ends_a_run_in_o
 def test_a_run_folder_that_cannot_be_written_is_refused(folder: Path) -> None:
     text = [*CHAR, "data.path=play.txt", *TINY_RUN]
     for where, words in (
-        ("play.txt/run", ["run folder play.txt/run cannot be written: Not a directory"]),
+        ("play.txt/run", ["run folder play.txt/run cannot be written: play.txt is not a folder"]),
         ("play.txt", ["run folder play.txt is a file"]),
         (".", ["run folder . has other files in it"]),
     ):
         assert_refused(here("train", *text, f"run.dir={where}", cwd=folder), *words)
     assert {name.partition("/")[0] for name in listing(folder)} == {"play.txt", "data"}
+
+
+def test_a_place_below_a_file_is_refused_naming_the_file_and_each_path_once(
+    folder: Path, trained: Path
+) -> None:
+    text = [*CHAR, "data.path=play.txt"]
+    (folder / "data").mkdir()
+    (folder / "data/shakespeare_char").touch()
+    (folder / "broken").symlink_to("nowhere")
+    shutil.copytree(trained / "outputs/a", folder / "a")
+    not_folder = "cannot be written: play.txt is not a folder"
+    for command, typed, words in (
+        ("prepare", [*text, "data.dir=play.txt/x"], not_folder),
+        ("prepare", [], "meta.json cannot be read: data/shakespeare_char is not a folder"),
+        ("train", [*text, *TINY_RUN, "run.dir=broken/x"], "broken/x cannot be written: broken is "),
+        ("sample", ["a", "prompt_file=play.txt/x"], "x cannot be read: play.txt is not a folder"),
+        ("export", ["a", "out=play.txt/x"], f"out=play.txt/x {not_folder}"),
+    ):
+        done = here(command, *typed, cwd=folder)
+        assert_refused(done, words)
+        assert "Errno" not in done.stderr and "File exists" not in done.stderr
+        paths = re.findall(r"[\w./=-]*/[\w./-]*\w", done.stderr)
+        assert len(paths) == len(set(paths)), done.stderr
 
 
 def test_weights_that_are_missing_or_do_not_fit_are_refused_and_leave_no_run(

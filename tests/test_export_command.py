@@ -89,7 +89,7 @@ def test_a_gguf_file_can_be_replaced_and_names_three_programs(folder: Path) -> N
         (["run", "out=.", "overwrite=true"], "out=. has no name: give the path of a new folder"),
         (["run", "out=full"], "out=full exists: take another, or add overwrite=true"),
         (["run", "out=file", "overwrite=true"], "out=file has other files than an export"),
-        (["run", "out=file/x"], "file/x cannot be written"),
+        (["run", "out=file/x"], "out=file/x cannot be written: file is not a folder"),
         (["run", "out=hf", "dtype=int8"], "dtype=int8 must be one of fp32, fp16, bf16"),
         (["run", "out=hf", "dtype=q8_0"], "dtype=q8_0 must be one of fp32, fp16, bf16 for format"),
         (["run", "format=gguf"], "out is missing: give the file to write, as in out=exported.gguf"),

@@ -144,7 +144,10 @@ def test_paths_without_runs_are_refused_in_one_line(tmp_path: Path) -> None:
         (["nowhere"], "run_report.py: nowhere does not exist"),
         (["file"], "run_report.py: file is a file"),
         (["outputs/a", "out=file"], "run_report.py: report folder file is a file: take another"),
-        (["outputs/a", "out=file/x"], "run_report.py: report folder file/x cannot be written"),
+        (
+            ["outputs/a", "out=file/x"],
+            "run_report.py: report folder file/x cannot be written: file is not a folder",
+        ),
         (["outputs/a", "metric=mean"], "run_report.py: metric=mean must be one of best, last"),
         (["outputs/a", "n_layer=4"], "run_report.py: n_layer is unknown"),
     ):

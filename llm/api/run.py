@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm.errors import Refused, did_you_mean, require
+from llm.errors import Refused, did_you_mean, reason_for, require
 
 if TYPE_CHECKING:
     from llm.checkpoint.checkpoint import Checkpoint
@@ -127,7 +127,8 @@ class Run:
         except FileNotFoundError:
             return []
         except (OSError, ValueError, RecursionError) as error:
-            raise Refused(f"{self.folder / METRICS} cannot be read: {error}") from None
+            path = self.folder / METRICS
+            raise Refused(f"{path} cannot be read: {reason_for(path, error)}") from None
         return rows
 
     @cached_property

@@ -42,7 +42,7 @@ from llm.checkpoint.tensors import (
     require_size,
 )
 from llm.data.tokenizer import Tokenizer, from_json
-from llm.errors import Refused, require
+from llm.errors import Refused, reason_for, require
 from llm.model.config import GPTConfig
 from llm.model.finetune import FinetuneOptions
 from llm.model.gpt import GPT
@@ -162,7 +162,8 @@ class Checkpoint:
         try:
             return read_tensors(self.path / name, allowed)
         except (OSError, safetensors.SafetensorError) as error:
-            raise Refused(f"{self.path / name} cannot be read: {error}") from None
+            path = self.path / name
+            raise Refused(f"{path} cannot be read: {reason_for(path, error)}") from None
 
 
 class _SkipInit(TorchFunctionMode):

@@ -15,7 +15,7 @@ from llm.data.template import read_template
 from llm.data.tokenizer import name_in_meta
 from llm.data.writing import Progress, write_dataset
 from llm.disk import published
-from llm.errors import DiskError, Refused, as_stop, require
+from llm.errors import DiskError, Refused, as_stop, reason_for, require
 from llm.lock import locked
 from llm.options import validate
 
@@ -43,8 +43,10 @@ def prepare(config: DataConfig, on_progress: Progress = lambda done, total: None
                     _write(temporary, config, corpus, made_from, on_progress)
     except OSError as error:
         stop = DiskError if isinstance(as_stop(error), DiskError) else Refused
-        where = f" ({error.filename})" if error.filename else ""
-        raise stop(f"{folder} cannot be written: {error.strerror}{where}") from None
+        place, verb = Path(error.filename or folder), "used"
+        if place.is_relative_to(folder.parent) or place in folder.parents:
+            place, verb = folder, "written"
+        raise stop(f"{place} cannot be {verb}: {reason_for(place, error)}") from None
     finally:
         for parent in created:
             with contextlib.suppress(OSError):  # not empty, or already gone

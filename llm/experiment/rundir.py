@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import math
+import os
 import platform
 import shutil
 import subprocess
@@ -76,11 +77,13 @@ def make_folder(path: Path, exist_ok: bool = True, kind: str = "run") -> Path:
         probe.write_bytes(b"better to fail now than at the first checkpoint")
         probe.unlink()
         sync_folder(path.parent)
-    except FileExistsError:
-        if exist_ok:
-            raise Refused(f"{kind} folder {path} is a file: take another {KEYS[kind]}") from None
-        raise
     except OSError as error:
+        if isinstance(error, FileExistsError) and os.path.lexists(path):
+            if exist_ok:
+                raise Refused(
+                    f"{kind} folder {path} is a file: take another {KEYS[kind]}"
+                ) from None
+            raise
         raise cannot_use(path, error, f"{kind} folder ") from None
     return path
 

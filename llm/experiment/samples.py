@@ -2,11 +2,12 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from llm.answer import answer
 from llm.data.tokenizer import Tokenizer
 from llm.device import describe
-from llm.errors import Refused, Stop, require
+from llm.errors import Refused, Stop, reason_for, require
 from llm.model.gpt import GPT
 from llm.sampling.cache import KVCache
 from llm.sampling.checks import compare_with_uncached, measure_speed
@@ -67,7 +68,7 @@ def _read_file(name: str) -> str:
     except UnicodeDecodeError as error:
         raise Refused(f"prompt_file={name} is not UTF-8: offset {error.start}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = reason_for(Path(name), error)
         raise Refused(f"prompt_file={name} cannot be read: {reason}") from None
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llm.checkpoint.checkpoint import weight_shapes
 from llm.checkpoint.tensors import LARGEST_HEADER
-from llm.errors import Refused, require
+from llm.errors import Refused, reason_for, require
 from llm.interchange.names import Names
 from llm.model.config import GPTConfig
 
@@ -100,7 +100,7 @@ def read_stored(where: Path, name: str, stored: Stored) -> Tensor:
     try:
         tensor = stored.read()
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        raise Refused(f"{where}: {name} cannot be read: {error}") from None
+        raise Refused(f"{where}: {name} cannot be read: {reason_for(where, error)}") from None
     # One pass instead of the three of isfinite().all(). With a NaN, aminmax returns NaN twice.
     finite = not tensor.numel() or all(bool(end.isfinite()) for end in tensor.aminmax())
     require(finite, f"{where}: {name} has values that are not finite")
@@ -123,7 +123,7 @@ def read_shards(files: tuple[Path, ...]) -> dict[str, Stored]:
                 shape, kind = tuple(described.get_shape()), described.get_dtype()
                 stored[name] = Stored(shape, kind, _reader(file, name))
         except (OSError, safetensors.SafetensorError) as error:
-            raise Refused(f"{path} cannot be read: {error}") from None
+            raise Refused(f"{path} cannot be read: {reason_for(path, error)}") from None
     return stored
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from llm.data.bpe import BPETokenizer
 from llm.data.template import Template
 from llm.data.tokenizer import Tokenizer
-from llm.errors import Refused
+from llm.errors import Refused, reason_for
 from llm.interchange.tokenizer_writing import end_text
 from llm.sealed import Plain, read_bounded, read_json
 
@@ -31,7 +31,8 @@ def chat_in_folder(folder: Path) -> Chat | None:
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:
-        raise Refused(f"{folder / FILE} cannot be read: {error}") from None
+        path = folder / FILE
+        raise Refused(f"{path} cannot be read: {reason_for(path, error)}") from None
     try:
         return as_chat(read_json(folder / SETTINGS).get(KEY))
     except FileNotFoundError:

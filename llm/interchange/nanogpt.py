@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm.data.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer
-from llm.errors import Refused, require
+from llm.errors import Refused, reason_for, require
 from llm.interchange.files import FileSource, resolved
 from llm.interchange.names import NANOGPT
 from llm.model.config import GPTConfig
@@ -85,7 +85,7 @@ def _tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
     try:
         text = read_bounded(path, LARGEST_ALPHABET).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise Refused(f"{path} cannot be read: {error}") from None
+        raise Refused(f"{path} cannot be read: {reason_for(path, error)}") from None
     characters = "".join(sorted(set(text)))
     found = len(characters)
     require(found == vocab_size, f"{path} has {found} characters, and the model {vocab_size} ids")

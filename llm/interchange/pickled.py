@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from llm.checkpoint.tensors import TYPES
-from llm.errors import Refused, Stop, require
+from llm.errors import Refused, Stop, reason_for, require
 from llm.interchange.assemble import Stored
 from llm.interchange.files import require_file
 
@@ -62,4 +62,5 @@ def _check_archive(path: Path) -> None:
                 fits = not is_pickle or entry.file_size <= LARGEST_PICKLE
                 require(fits, f"{path} has {entry.file_size:,} bytes of names and shapes")
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
-        raise Refused(f"{path} is not a file of torch.save (1.6 or later): {error}") from None
+        reason = reason_for(path, error)
+        raise Refused(f"{path} is not a file of torch.save (1.6 or later): {reason}") from None

@@ -180,7 +180,7 @@ def _check_parent(out: Path) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise cannot_use(out, error) from None
+        raise cannot_use(out, error, "out=") from None
     if not os.access(out.parent, os.W_OK):
         raise Refused(f"out={out} cannot be written: {out.parent} is not writable", key="out")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from llm.disk import replaced
-from llm.errors import Refused, as_stop
+from llm.errors import Refused, as_stop, reason_for
 from llm.planning.plan import Plan
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def save(path: Path, plans: Sequence[Plan], is_grid: bool) -> list[Path]:
                 file.write(to_csv(plans).encode())
             written.append(table)
     except OSError as error:
-        reason = f"picture: {path.parent} cannot be written: {error.strerror}"
+        reason = f"picture: {path} cannot be written: {reason_for(path, error)}"
         raise as_stop(error) or Refused(reason) from None
     return written
 

@@ -161,7 +161,7 @@ def test_a_refused_preparation_leaves_nothing_behind(config: DataConfig, tmp_pat
 def test_a_place_that_cannot_be_written_is_refused_by_name(
     config: DataConfig, text_file: Path
 ) -> None:
-    with pytest.raises(Refused, match=rf"{text_file}/.* cannot be written: File exists"):
+    with pytest.raises(Refused, match=rf"{text_file}/.* cannot be written: {text_file} is not a"):
         prepare(replace(config, dir=str(text_file)))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from llm.checkpoint.checkpoint import Checkpoint
 from llm.checkpoint.find import Base
@@ -131,6 +132,28 @@ def test_the_folder_says_what_it_belongs_to_and_how_to_load_it(folder: Path) -> 
     assert "ckpt=base format=hf out=BASE" in done.stdout
     loaded = "PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained('BASE'), "
     assert f"{loaded}'{folder}/new')" in done.stdout
+
+
+def test_the_folder_has_the_options_of_the_run_and_the_dtype_of_the_export(
+    tmp_path: Path,
+) -> None:
+    base = saved(tmp_path / "run", CharTokenizer("abc"), **SMALL | GPT2_STYLE)
+    options = FinetuneOptions(
+        "dora", 2, 3.0, rslora=True, dropout=0.1, targets=["q", "v", "down"],
+        freeze=["blocks.0.attention", "blocks.1.mlp"],
+    )  # fmt: skip
+    place = tuned(tmp_path / "tuned", base, options)
+    export_peft(open_source("ckpt", place), tmp_path / "peft", "bf16", False)
+    config = json.loads((tmp_path / "peft/adapter_config.json").read_text())
+    joined = "transformer.h.1.attn.c_attn"  # of q and v, so its rank is 4
+    assert config | {
+        "r": 2, "lora_alpha": 3, "lora_dropout": 0.1, "use_rslora": True, "use_dora": True,
+        "rank_pattern": {joined: 4}, "alpha_pattern": {joined: pytest.approx(3 * 2**0.5)},
+        "fan_in_fan_out": True, "inference_mode": True,
+        "target_modules": ["transformer.h.0.mlp.c_proj", joined],
+    } == config  # fmt: skip
+    tensors = load_file(tmp_path / "peft/adapter_model.safetensors").values()
+    assert {tensor.dtype for tensor in tensors} == {torch.bfloat16}
 
 
 def test_adapters_of_a_rounded_base_come_with_a_note(folder: Path) -> None:

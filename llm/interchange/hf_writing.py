@@ -11,7 +11,7 @@ from llm.checkpoint.tensors import save_durably
 from llm.data.tokenizer import Tokenizer
 from llm.disk import write_durably
 from llm.errors import require
-from llm.interchange.chat_template import KEY, Chat
+from llm.interchange.chat_template import KEY, SETTINGS, Chat
 from llm.interchange.families import Family, choose_family, config_json
 from llm.interchange.names import Names
 from llm.interchange.tokenizer_writing import tokenizer_config, tokenizer_json
@@ -84,10 +84,14 @@ def write_hf(
     write_json(folder / "config.json", config_json(model, family, end, named))
     ends = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
     write_json(folder / "generation_config.json", ends | _chat_end(chat, end) | GREEDY)
+    write_tokenizer(folder, tokenizer, model.block_size, chat)
+
+
+def write_tokenizer(folder: Path, tokenizer: Tokenizer, context: int, chat: Chat | None) -> None:
+    """Write the tokenizer and the chat template. ``context``: tokens that the model reads."""
     write_json(folder / "tokenizer.json", tokenizer_json(tokenizer))
-    settings = tokenizer_config(tokenizer, model.block_size)
     template = {} if chat is None else {KEY: chat.template}
-    write_json(folder / "tokenizer_config.json", settings | template)
+    write_json(folder / SETTINGS, tokenizer_config(tokenizer, context) | template)
 
 
 def _chat_end(chat: Chat | None, end: int | None) -> Plain:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm.data.tokenizer import Tokenizer
 from llm.errors import Refused, require
-from llm.interchange.chat_template import Chat
+from llm.interchange.chat_template import Chat, chat_in_folder
 from llm.interchange.families import choose_family
 from llm.interchange.files import file_digest, refuse_pickle, require_file, require_supported
 from llm.interchange.names import Names
@@ -129,8 +129,8 @@ class PeftSource:
 
     @property
     def chat(self) -> Chat | None:
-        """The chat template of the base."""
-        return self.base.chat
+        """The chat template in the folder, or else of the base."""
+        return chat_in_folder(self.path) or self.base.chat
 
     @property
     def context(self) -> int:

@@ -18,7 +18,7 @@ from llm.interchange.families import choose_family
 from llm.interchange.gguf import is_gguf
 from llm.interchange.gguf_vocabulary import vocabulary
 from llm.interchange.gguf_writing import gguf_family, import_gguf, write_gguf
-from llm.interchange.hf_writing import write_hf
+from llm.interchange.hf_writing import write_hf, write_tokenizer
 from llm.interchange.peft import CONFIG, WEIGHTS, PeftSource
 from llm.interchange.peft_writing import write_peft
 from llm.interchange.source import CheckpointSource, Source, open_source
@@ -78,7 +78,8 @@ def export_merged(source: Source, out: Path, dtype: str, overwrite: bool) -> lis
 
 
 def export_peft(source: Source, out: Path, dtype: str, overwrite: bool) -> list[Path]:
-    """Write the adapters of ``source``, without their base, as a folder of PEFT; returns the files.
+    """Write the adapters of ``source``, without their base, as a folder of PEFT, with the tokenizer
+    and the chat template; returns the files.
 
     Raises as :func:`export_hf`, and :class:`llm.errors.Refused` for a run without adapters.
     """
@@ -92,6 +93,7 @@ def export_peft(source: Source, out: Path, dtype: str, overwrite: bool) -> list[
     )  # fmt: skip
     assert isinstance(source, CheckpointSource)
     choose_family(source.model)
+    tokenizer = source.tokenizer
     with claimed(source, out, overwrite, check_place):
         checkpoint = Checkpoint.open(source.path)
         assert checkpoint.finetune is not None and checkpoint.base is not None
@@ -102,6 +104,7 @@ def export_peft(source: Source, out: Path, dtype: str, overwrite: bool) -> list[
                 folder, checkpoint.model, checkpoint.finetune, adapters, base, checkpoint.base,
                 dtype,
             )  # fmt: skip
+            write_tokenizer(folder, tokenizer, source.context, source.chat)
     return sorted(out.iterdir())
 
 
@@ -204,9 +207,7 @@ def uses_of_hf(source: Source, out: Path) -> dict[str, str]:
     """A line for each program that can use the folder."""
     typed = str(out.resolve())
     uses = {"transformers": f"AutoModelForCausalLM.from_pretrained({typed!r})"}
-    if source.chat is not None:
-        messages = "[{'role': 'user', 'content': 'Hi'}], add_generation_prompt=True"
-        uses["chat"] = f"AutoTokenizer.from_pretrained({typed!r}).apply_chat_template({messages})"
+    uses |= _use_of_chat(source, typed)
     if source.tokenizer.kind == "gpt2":  # llama.cpp's converter knows tokenizers by name only
         return uses | {
             "llama.cpp": for_shell(["python", "convert_hf_to_gguf.py", typed]),
@@ -237,6 +238,7 @@ def uses_of_peft(source: Source, out: Path) -> dict[str, str]:
         uses["base for transformers"], base = command_line("run_export.py", *words), "BASE"
     loaded = f"AutoModelForCausalLM.from_pretrained({base!r})"
     uses["peft"] = f"PeftModel.from_pretrained({loaded}, {typed!r})"
+    uses |= _use_of_chat(source, typed)
     finetune = source.manifest.finetune
     if finetune is not None and finetune.stored_bits:
         uses["note"] = (
@@ -245,6 +247,14 @@ def uses_of_peft(source: Source, out: Path) -> dict[str, str]:
             f"{finetune.stored_bits} bits (load_in_{finetune.stored_bits}bit=True)"
         )
     return uses
+
+
+def _use_of_chat(source: Source, typed: str) -> dict[str, str]:
+    """The line that formats messages with the folder ``typed``, if it has a chat template."""
+    if source.chat is None:
+        return {}
+    messages = "[{'role': 'user', 'content': 'Hi'}], add_generation_prompt=True"
+    return {"chat": f"AutoTokenizer.from_pretrained({typed!r}).apply_chat_template({messages})"}
 
 
 def _ollama(out: Path, typed: str) -> str:

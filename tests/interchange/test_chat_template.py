@@ -16,9 +16,12 @@ from llm.data.tokenizer import ByteTokenizer, GPT2Tokenizer, Tokenizer
 from llm.interchange.chat_template import LARGEST, Chat, chat_in_folder, chat_of
 from llm.interchange.gguf_file import read_header
 from llm.interchange.source import open_source
-from llm.interchange.writing import export_gguf, export_hf
+from llm.interchange.writing import export_gguf, export_hf, export_peft
+from llm.model.finetune import FinetuneOptions
 from llm.model.gpt import GPT
 from tests.data.test_bpe import library
+from tests.interchange.test_hf_writing import saved
+from tests.interchange.test_peft_writing import tuned
 
 QUESTION = Message("user", "What's 2 + 2?\n\n")
 CHAT = [
@@ -90,6 +93,25 @@ def test_a_marker_in_a_message_is_refused_there(case: Any, role: str, exported: 
         messages = [{"role": role, "content": f"a {marker} b"}, *plain([QUESTION])]
         with pytest.raises(Exception, match="a message contains a special token"):
             exported[case].apply_chat_template(messages)
+
+
+def test_exported_adapters_have_the_tokenizer_and_the_template_of_their_run(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    base, template = saved(tmp_path / "base", ByteTokenizer()), read_template("alpaca")
+    options = FinetuneOptions("lora")
+    source = open_source("ckpt", tuned(tmp_path / "run", base, options, template.plain()))
+    export_hf(source, tmp_path / "hf", "fp32", False)
+    export_peft(source, tmp_path / "peft", "fp32", False)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "peft" / name).read_bytes() == (tmp_path / "hf" / name).read_bytes()
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "peft", local_files_only=True)
+    found = theirs.apply_chat_template(
+        plain([QUESTION]), add_generation_prompt=True, return_dict=False
+    )
+    assert found == template.prompt(source.tokenizer, [QUESTION]).tolist()
+    again = open_source("ckpt", str(tmp_path / "peft")).chat
+    assert again is not None and again.template == source.chat.template  # type: ignore[union-attr]
 
 
 @settings(max_examples=40, deadline=None, database=None)

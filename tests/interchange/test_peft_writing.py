@@ -21,6 +21,7 @@ from llm.interchange.writing import export_hf, export_peft
 from llm.model.finetune import FinetuneOptions
 from llm.model.gpt import GPT
 from llm.model.lora import adapt, trained_weights
+from llm.sealed import Plain
 from tests.command_line import here, listing
 from tests.interchange.test_hf_writing import GPT2_STYLE, loaded, saved
 
@@ -28,7 +29,7 @@ CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {"n_embed": 24, "n_head": 2, "head_size": 12}
 
 
-def tuned(folder: Path, base: str, options: FinetuneOptions) -> str:
+def tuned(folder: Path, base: str, options: FinetuneOptions, template: Plain | None = None) -> str:
     """A checkpoint with random adapters for the weights in ``base``, as a place to open."""
     source = open_source("ckpt", base)
     model = adapt(load_model(source, CPU), options)
@@ -42,7 +43,7 @@ def tuned(folder: Path, base: str, options: FinetuneOptions) -> str:
     folder.mkdir(exist_ok=True)
     identity = {"config_digest": "c", "data_digest": "d"}
     checkpoints = CheckpointFolder(
-        folder, 1, source.model, source.tokenizer, identity, finetune=options,
+        folder, 1, source.model, source.tokenizer, identity, template, finetune=options,
         base=Base(base, source.digest()),
     )  # fmt: skip
     return str(checkpoints.save_best(1, trained, {}))

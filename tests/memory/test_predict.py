@@ -1,12 +1,19 @@
 """Predictions compared with torch's MemTracker on the real network, optimizer and update."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from benchmarks.tracked import MODEL, RUN, drawn, tracked_evaluation, tracked_peak, tracked_sample
+from llm.functional.sizes import SMALLEST_8BIT
 from llm.memory.predict import Setup, predict, training_step
-from llm.memory.weights import ALL
+from llm.memory.updates import state_bytes
+from llm.memory.weights import ALL, Weight, without_layer
+from llm.model.config import GPTConfig
+from llm.model.gpt import GPT
+from llm.training import optimizer as optimizers
+from llm.training.optimizer import layout_bytes
 
 SETUPS = drawn()
 
@@ -46,6 +53,42 @@ def test_the_peak_of_a_training_step_is_predicted_as_memtracker_sees_it(number: 
     predicted = max(sum(lines.values()) for lines in training_step(setup).values())
     error = predicted / tracked_peak(setup) - 1
     assert -0.01 <= error <= 0.005, f"{error:+.2%} for {setup}"
+
+
+SMALL_PASS: dict[str, Any] = {"block_size": 16, "head_size": 64, "loss": "chunked"}
+UPDATES = {
+    "rounding in portions": Setup(
+        GPTConfig(1, 64, vocab_size=20_000, **SMALL_PASS), precision="bf16_weights"),
+    "stacked matrices": Setup(GPTConfig(4, 768, vocab_size=96, **SMALL_PASS), optimizer="muon"),
+    "a tall matrix, rounded": Setup(
+        GPTConfig(1, 768, vocab_size=96, **SMALL_PASS), optimizer="muon", precision="bf16_weights"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_the_peak_of_an_update_is_predicted_as_memtracker_sees_it(name: str) -> None:
+    setup = replace(UPDATES[name], model=UPDATES[name].model.resolve(), batch_size=1, micro_batch=1)
+    moments = {phase: sum(lines.values()) for phase, lines in training_step(setup).items()}
+    assert max(moments, key=moments.__getitem__) == "update"
+    error = moments["update"] / tracked_peak(setup) - 1
+    assert -0.01 <= error <= 0.005, f"{error:+.2%}"
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_the_state_of_each_weight_is_predicted_as_the_optimizer_stores_it(
+    name: str, bits: int
+) -> None:
+    model = GPT(n_layer=2, n_embed=64, head_size=32, vocab_size=71, block_size=8, bias=True)
+    options = {"lr": 1e-3, "weight_decay": 0.1, "betas": [0.9, 0.95]}
+    layout = getattr(optimizers, name)(model, **options, state_bits=bits).full_layout()
+    sizes = {name: Weight(without_layer(name), (*p.shape,)) for name, p in model.named_parameters()}
+    assert {one.numbers < SMALLEST_8BIT for one in sizes.values()} == {True, False}
+    for weight, one in sizes.items():
+        start = f"optimizer/{weight}/"
+        entries = [entry for entry in layout if entry.startswith(start) and entry != f"{start}step"]
+        stored = layout_bytes({entry: layout[entry] for entry in entries})
+        assert state_bytes(name, bits, one) == stored, weight
 
 
 def moment(name: str, setup: Setup) -> int:

@@ -1,11 +1,25 @@
 """An adapter's two thin products. Their gradients are faster than autograd's."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from llm.functional.linear import product
+
+
+class Packed(Protocol):
+    """A matrix in few bits: see :mod:`llm.model.quantised`."""
+
+    def dense(self) -> Tensor:
+        """The matrix in float32."""
+
+
+def dense(weight: Tensor | Packed) -> Tensor:
+    """The matrix, in full precision if it is quantised."""
+    return weight if isinstance(weight, Tensor) else weight.dense()
 
 
 def narrowed(x: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
@@ -21,15 +35,18 @@ def narrowed(x: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
     return low, same
 
 
-def widened(low: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """low (N, rank) @ b (out, rank).T + bias, which gets no gradient.
+def adapted(
+    x: Tensor, weight: Tensor | Packed, low: Tensor, b: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """x (N, in) @ weight (out, in).T + bias + low (N, rank) @ b (out, rank).T, in low's type.
 
-    The gradient of b is computed as low.T @ gradient, which reads the large gradient row by row.
+    Weight and bias get no gradient. Nothing is stored as a tensor of autograd, so a recomputed MLP
+    (llm/functional/recompute.py) stops before this product.
     """
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return F.linear(low, b, bias)
-    apply: Any = _Widened.apply
-    out: Tensor = apply(low, b, bias)
+    if torch.compiler.is_compiling() and isinstance(weight, Tensor):
+        return F.linear(x, weight, bias) + F.linear(low, b)
+    apply: Any = _Adapted.apply
+    out: Tensor = apply(x, weight, low, b, bias)
     return out
 
 
@@ -51,15 +68,23 @@ class _Narrowed(torch.autograd.Function):
         return for_x.addmm_(for_low.to(for_x.dtype), a.to(for_x.dtype)), for_a
 
 
-class _Widened(torch.autograd.Function):
+class _Adapted(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, low: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(low, b)
-        return F.linear(low, b, bias)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | Packed, low: Tensor, b: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        ctx.weight, ctx.low, ctx.b = weight, low, b
+        out = product(x.to(low.dtype), dense(weight).to(low.dtype))
+        if bias is not None:
+            out += bias.to(out.dtype)
+        return out.addmm_(low, b.to(out.dtype).t())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor, Tensor, None]:
-        (low, b), gradient = ctx.saved_tensors, incoming[0]
-        for_b = (low.t() @ gradient).t().to(b.dtype)
-        return gradient @ b.to(gradient.dtype), for_b, None
+    def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, for_x = incoming[0], None
+        if ctx.needs_input_grad[0]:
+            for_x = product(gradient, dense(ctx.weight).to(gradient.dtype).t())
+        # Reads the large gradient row by row, unlike gradient.T @ low.
+        for_b = (ctx.low.t() @ gradient).t().to(ctx.b.dtype)
+        return for_x, None, gradient @ ctx.b.to(gradient.dtype), for_b, None

@@ -104,7 +104,7 @@ class Network(Operations):
         """Rotary positions save nothing for backward; 16-bit tensors are rotated in float32."""
         if x.width == 4:
             return self.pointwise(x)
-        self.tape.temporary(7 * x.size)
+        self.tape.temporary(6 * x.size)
         return self.pointwise(x, scratch=5 * x.size)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -168,7 +168,8 @@ class Network(Operations):
     def activated(self, x: Tensor, up: Tensor | None = None) -> Tensor:
         """silu(x) * up, gelu(x), or relu(x) ** 2."""
         if up is not None:
-            return self.product(up.numbers, self.pointwise(x, x.buffer), up)
+            # The gradient of x takes the place of the output's.
+            return self.tape.apply(up.numbers, up.width, [x, up], [x.buffer, up.buffer], passes=1)
         if self.config.mlp != "relu2":
             return self.pointwise(x, x.buffer)
         relu = self.pointwise(x, saves_output=True)

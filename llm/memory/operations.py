@@ -87,15 +87,8 @@ class Operations:
         low = self.matrix(dropped, f"{name}.lora_A", size, finetune.rank)
         del dropped
         low = self.pointwise(low)  # times alpha / rank
-        y = self.matrix(low, f"{name}.lora_B", finetune.rank, out, "" if is_dora else bias)
+        y = self.frozen_product(x, low, name, size, out, "" if is_dora else bias)
         del low
-        if finetune.stored_bits:
-            y = self.quantised_product(x, y, self.weight(f"{name}.weight", out, size))
-        else:
-            weight = self.weight(f"{name}.weight", out, size, cast=True)
-            saved = [weight.buffer] * x.needs_gradient
-            y = self.tape.apply(y.numbers, y.width, [y, x, weight], saved, passes=1)
-            del saved
         if not is_dora:
             return y
         # The lengths of its rows: the matrix in float32, and four results of (out, rank)
@@ -104,29 +97,40 @@ class Operations:
         y = self.product(y.numbers, y, magnitude, scratch=y.size)
         return self.add(y, self.cast(self.weight(bias, out), y.width)) if bias else y
 
-    def quantised_product(self, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-        """y + x times a matrix that is made dense for each pass: llm/model/quantised.py."""
-        dense, needed = 4 * weight.numbers, x.needs_gradient
-        indices = 2 * weight.numbers if self.finetune.stored_bits == 4 else 0
-        cast = 0 if x.width == 4 else x.width * weight.numbers
+    def frozen_product(
+        self, x: Tensor, low: Tensor, name: str, size: int, out: int, bias: str
+    ) -> Tensor:
+        """x @ W.T + low @ B.T + bias: ``adapted`` in llm/functional/low_rank.py.
 
-        def makes_dense(other: int) -> None:
+        In both passes W is made dense if it is quantised, and converted to the type of ``x``.
+        """
+        weight = self.weight(f"{name}.weight", out, size)
+        b = self.weight(f"{name}.lora_B", out, self.finetune.rank)
+        if bias:
+            self.weight(bias, out)
+        bits, cast = self.finetune.stored_bits, x.width * weight.numbers
+        dense = 4 * weight.numbers if bits else 0
+        indices = 2 * weight.numbers if bits == 4 else 0
+        narrow = cast if x.width < (4 if bits else weight.width) else 0
+        x_size, low_size, needed = x.size, low.size, x.needs_gradient
+        if self.tape.learning:
+            self.tape.kept.append(low.buffer)
+
+        def product_of(other: int) -> Buffer:
             whole = self.tape.temporary(dense)
             self.tape.temporary(indices)
-            narrow = self.tape.temporary(cast)
-            if narrow.size:
+            converted = self.tape.temporary(narrow)
+            if converted.size:
                 del whole
-            self.tape.temporary(other)
+            return self.tape.temporary(other)
 
         def backward(gradient: Buffer, saved: list[Buffer]) -> list[Buffer | None]:
-            if not needed:
-                return [gradient, None]
-            makes_dense(x_size)
-            return [gradient, self.tape.temporary(x_size)]
+            for_x = product_of(x_size) if needed else None
+            return [for_x, self.tape.temporary(low_size), self.tape.temporary(b.size)]
 
-        x_size = x.size
-        makes_dense(y.size)
-        return self.tape.apply(y.numbers, y.width, [y, x], backward=backward)
+        numbers = x.numbers // size * out
+        product_of(numbers * x.width)
+        return self.tape.apply(numbers, x.width, [x, low, b], backward=backward)
 
     def embedding(self, name: str, rows: int, tokens: int) -> Tensor:
         """A row of the table (rows, n_embed) for each of ``tokens``."""

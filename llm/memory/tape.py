@@ -87,25 +87,32 @@ class Input:
 
 
 class Node:
-    """A recorded operation: its place in the network, its saved buffers, its backward pass."""
+    """A recorded operation: its place in the network, its saved buffers, its backward pass.
+
+    The first run of a checkpointed function ``saves`` buffers that it does not keep.
+    """
 
     def __init__(
-        self, place: str, inputs: Sequence[Tensor], saved: list[Buffer], backward: "Backward"
-    ) -> None:
-        self.place, self.saved, self.backward = place, saved, backward
+        self, place: str, inputs: Sequence[Tensor], saved: list[Buffer], saves: bool,
+        backward: "Backward",
+    ) -> None:  # fmt: skip
+        self.place, self.saved, self.saves, self.backward = place, saved, saves, backward
         self.sources = [tensor.source for tensor in inputs]
 
 
 class Checkpoint:
     """A part of the forward pass that saves only its inputs, as under torch.utils.checkpoint.
 
-    The backward pass runs ``function`` again, until it has saved ``count`` buffers.
+    The backward pass runs ``function`` again, until it has saved ``count`` buffers. If the ``last``
+    operation saves nothing, torch computes its gradients before that.
     """
 
     def __init__(
-        self, place: str, function: "Callable[..., Tensor]", inputs: Sequence[Tensor], count: int
-    ) -> None:
+        self, place: str, function: "Callable[..., Tensor]", inputs: Sequence[Tensor], count: int,
+        last: "Source",
+    ) -> None:  # fmt: skip
         self.place, self.function, self.count = place, function, count
+        self.last = last if isinstance(last, Node) and not last.saves else None
         self.saved = list(inputs)
         self.sources = [tensor.source for tensor in inputs]
 
@@ -122,6 +129,7 @@ class Tape:
         self.meter, self.learning = meter, learning
         self.nodes: list[Node | Checkpoint] = []
         self.uses: Counter[Parameter] = Counter()  # the number of operations that read each
+        self.kept: list[Buffer] = []  # by operations themselves, until the whole graph is freed
         self.place = ""  # in the network
         self.kind = "activations"  # the kind of memory that operations allocate
         self.recording = True  # off in the first run of a checkpointed function
@@ -155,7 +163,8 @@ class Tape:
         buffers = [*saved, output] if output else list(saved)
         self.saves_left -= len(buffers)
         backward = backward or self._default_backward(inputs, scratch, passes)
-        node = Node(self.place, inputs, buffers if self.recording else [], backward)
+        kept = buffers if self.recording else []
+        node = Node(self.place, inputs, kept, bool(buffers), backward)
         self._record(node, inputs)
         return Tensor(output or self.new(numbers * width, kind), numbers, width, node)
 
@@ -184,9 +193,9 @@ class Tape:
         output = function(*_detached(inputs))
         count = limit - self.saves_left
         self.recording, self.saves_left = recording, left
-        if not output.needs_gradient:
+        if output.source is None:
             return output
-        node = Checkpoint(self.place, function, inputs if recording else (), count)
+        node = Checkpoint(self.place, function, inputs if recording else (), count, output.source)
         self._record(node, inputs)
         return Tensor(output.buffer, output.numbers, output.width, node)
 
@@ -218,13 +227,18 @@ class Tape:
                     send(source, gradients.pop(0))
 
         def through(part: Checkpoint, nested: bool) -> list[Buffer | None]:
+            early = part.last.backward(pending.pop(part), []) if part.last else []
             inputs = _detached(part.saved)
             ends = [tensor.source for tensor in inputs]
             if nested:  # torch frees recomputed inputs now, others with the last saved buffer
                 part.saved.clear()
             source, nodes = self._recompute(part, inputs)
             del inputs
-            pending[source] = pending.pop(part)
+            if part.last:
+                for end in nodes.pop().sources:
+                    send(end, early.pop(0))
+            else:
+                pending[source] = pending.pop(part)
             run(nodes, nested=True)
             return [pending.pop(end, None) if end else None for end in ends]
 
@@ -249,13 +263,13 @@ class Tape:
         self, part: Checkpoint, inputs: Sequence[Tensor]
     ) -> tuple[Source, list[Node | Checkpoint]]:
         """Run the function of ``part`` again; the source of its output, and the new nodes."""
-        nodes, uses, kind = self.nodes, self.uses, self.kind
-        self.nodes, self.uses, self.kind = [], Counter(), "temporaries"
+        nodes, uses, kind, kept = self.nodes, self.uses, self.kind, self.kept
+        self.nodes, self.uses, self.kind, self.kept = [], Counter(), "temporaries", []
         self.saves_left = part.count
         source = part.function(*inputs).source
         self.saves_left = UNLIMITED
         recorded = self.nodes
-        self.nodes, self.uses, self.kind = nodes, uses, kind
+        self.nodes, self.uses, self.kind, self.kept = nodes, uses, kind, kept
         assert source is not None
         return source, recorded
 

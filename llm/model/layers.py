@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llm.functional.gated import gated
 from llm.functional.linear import for_products, linear
 from llm.functional.norm import rms_norm
 from llm.functional.recompute import recomputed
@@ -194,11 +195,11 @@ class SwiGLU(nn.Module):
         """(B, T, C) -> (B, T, C)."""
         if self.gate_up is not None:
             gate, up = linear(x, *self.gate_up).chunk(2, dim=-1)
-            out: Tensor = self.down(F.silu(gate) * up)
+            out: Tensor = self.down(gated(gate, up))
             return out
         is_random = self.training and self.down.dropout > 0
         return recomputed(
-            lambda g, u: self.down(F.silu(g) * u), self.gate(x), self.up(x), is_random=is_random
+            lambda g, u: self.down(gated(g, u)), self.gate(x), self.up(x), is_random=is_random
         )
 
 

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm.errors import require
-from llm.functional.low_rank import narrowed, widened
+from llm.functional.low_rank import adapted, dense, narrowed
 from llm.model.finetune import ADAPTER_WEIGHTS, FinetuneOptions
 from llm.model.gpt import GPT
 from llm.model.layers import Linear
-from llm.model.quantised import Quantised, add_product, dense, rounded
+from llm.model.quantised import Quantised, rounded
 
 A, B, MAGNITUDE = ADAPTER_WEIGHTS
 TINY = 1e-24  # a row of zeros stays zero instead of becoming NaN
@@ -69,10 +69,7 @@ class Adapted(Linear):
         else:
             low, x = narrowed(x, self.lora_A)
         bias = self.bias if self.magnitude is None else None
-        change = widened(low * self.scale, self.lora_B, bias)
-        # The product with W comes last and is added to the change: W is frozen, so nothing of this
-        # product is stored, and a recomputed MLP (llm/functional/recompute.py) skips it.
-        out = add_product(change, x, self.weight).view(*shape, -1)
+        out = adapted(x, self.weight, low * self.scale, self.lora_B, bias).view(*shape, -1)
         if self.magnitude is None:
             return out
         out = out * (self.magnitude / self._norms()).to(out.dtype)

@@ -5,14 +5,10 @@ arXiv:2305.14314, section 3 and appendix E), equal to bitsandbytes' nf4 without 
 quantisation of the scales.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from llm.functional.linear import prefers_onednn, product
 from llm.functional.sizes import BLOCK_4BIT
 
 NF4 = (
@@ -62,38 +58,6 @@ class Quantised(nn.Module):
 def rounded(weight: Tensor, bits: int | None) -> Tensor:
     """``weight`` quantised and made dense again; unchanged if ``bits`` is None."""
     return weight if bits is None else Quantised(weight, bits).dense()
-
-
-def dense(weight: "Tensor | Quantised") -> Tensor:
-    """The matrix, in full precision if it is quantised."""
-    return weight if isinstance(weight, Tensor) else weight.dense()
-
-
-def add_product(y: Tensor, x: Tensor, weight: "Tensor | Quantised") -> Tensor:
-    """y (N, out) + x (N, in) @ weight (out, in).T; the weight gets no gradient."""
-    is_fast = prefers_onednn(y) and not torch.compiler.is_compiling()
-    if isinstance(weight, Tensor) and not is_fast:
-        return torch.addmm(y, x, weight.t())
-    apply: Any = _Product.apply  # torch has no types for it
-    out: Tensor = apply(y, x, weight)
-    return out
-
-
-class _Product(torch.autograd.Function):
-    """Stores nothing: a quantised matrix is made dense for the forward and the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor, weight: "Tensor | Quantised") -> Tensor:
-        ctx.weight = weight  # frozen, so it is not saved as a tensor of autograd
-        return product(x.to(y.dtype), dense(weight).to(y.dtype), y)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *incoming: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        gradient, for_x = incoming[0], None
-        if ctx.needs_input_grad[1]:
-            for_x = product(gradient, dense(ctx.weight).to(gradient.dtype).t())
-        return gradient, for_x, None
 
 
 def _to_8_bits(weight: Tensor) -> tuple[Tensor, Tensor]:

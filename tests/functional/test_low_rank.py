@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llm.functional.low_rank import narrowed, widened
-from llm.model.quantised import add_product
+from llm.functional.low_rank import adapted, narrowed
 
 ROWS, IN, RANK, OUT = 12, 10, 3, 7
 
@@ -30,7 +29,7 @@ def test_gradients_are_those_of_autograd(
     leaves = [x, a, b] if x_learns else [a, b]
 
     low, same = narrowed(x, a)
-    found = add_product(widened(2 * low, b, bias), same, weight)
+    found = adapted(same, weight, 2 * low, b, bias)
     expected = F.linear(x, weight, bias) + 2 * x @ a.t() @ b.t()
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     gradient = drawn(ROWS, OUT, seed=6, learns=False)
@@ -49,6 +48,6 @@ def test_without_gradients_nothing_is_recorded() -> None:
     x, a, b = drawn(ROWS, IN, seed=1), drawn(RANK, IN, seed=2), drawn(OUT, RANK, seed=3)
     with torch.no_grad():
         low, same = narrowed(x, a)
-        out = widened(low, b)
+        out = adapted(same, torch.zeros(OUT, IN), low, b)
     assert same is x and not out.requires_grad
     torch.testing.assert_close(out, (x @ a.t() @ b.t()).detach())

@@ -2,8 +2,10 @@
 
 ``lora_speed`` and ``lora_memory`` train adapters of rank 4 beside all matrices of a network with
 SmolLM2's shape and random weights, on the same 4 x 256 tokens. 39% of these are targets, as in the
-rows of ``data=shakespeare_chat``; in ``lora_speed_all`` all are. Each side is a fresh process with
-2 threads, and both take turns. Speeds are of the median step. The other rows train and run SmolLM2
+rows of ``data=shakespeare_chat``; in ``lora_speed_all`` all are. ``lora_heap`` compares our step
+with tensors from the heap with one whose tensors are mapped one by one, as in full training (see
+``tune_allocator`` in llm/device.py). Each side is a fresh process with 2 threads, and both take
+turns. Speeds are of the median step. The other rows train and run SmolLM2
 itself, which is downloaded once; ``lora_smollm2`` is a run of run_train.py. ``decode_smollm2``
 compares the decoding of transformers with ours on the same random weights, in one process, since
 other work on the machine slows down both.
@@ -18,6 +20,7 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +29,8 @@ from llm.config.cli import others_want_the_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 IDS = (
-    "lora_speed", "lora_memory", "lora_speed_all", "decode_smollm2", "load_smollm2",
-    "lora_smollm2",
+    "lora_speed", "lora_memory", "lora_speed_all", "lora_heap", "decode_smollm2",
+    "load_smollm2", "lora_smollm2",
 )  # fmt: skip
 STEPS, TOKENS = 5, 4 * 256
 SHAPE = {
@@ -47,7 +50,7 @@ def batch(share: float) -> tuple[Any, Any, Any]:
     return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), counts
 
 
-def our_loss(folder: Path, share: float) -> tuple[Any, Callable[[], Any]]:
+def our_loss(folder: Path, share: float, from_heap: bool = True) -> tuple[Any, Callable[[], Any]]:
     """Our network with adapters, and its loss."""
     import torch
 
@@ -56,7 +59,7 @@ def our_loss(folder: Path, share: float) -> tuple[Any, Callable[[], Any]]:
     from llm.model.finetune import FinetuneOptions
     from llm.model.lora import adapt
 
-    tune_allocator(int(str(SHAPE["hidden_size"])))
+    tune_allocator(int(str(SHAPE["hidden_size"])), adapters=from_heap)
     model = load_model(open_source("init_from", str(folder)), torch.device("cpu"))
     adapt(model, FinetuneOptions("lora"))
     x, y, counts = batch(share)
@@ -90,7 +93,8 @@ def train(side: str, folder: Path, share: float) -> None:
     import torch
 
     torch.set_num_threads(2)
-    model, loss_of = (our_loss if side == "ours" else their_loss)(folder, share)
+    losses = {"ours": our_loss, "mapped": partial(our_loss, from_heap=False), "theirs": their_loss}
+    model, loss_of = losses[side](folder, share)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
     times = []
@@ -122,25 +126,34 @@ def random_llama(folder: Path) -> None:
     LlamaForCausalLM(LlamaConfig(**SHAPE)).save_pretrained(folder)
 
 
-def against_peft(only: list[str], repeats: int) -> Iterator[Row]:
+# Names of two rows, the side that ours is compared with, and the share of targets
+COMPARED = (
+    ("lora_speed", "lora_memory", "theirs", 0.39),
+    ("lora_speed_all", "lora_memory_all", "theirs", 1.0),
+    ("lora_heap", "lora_heap_memory", "mapped", 0.39),
+)
+OTHERS = {"theirs": "peft + transformers", "mapped": "ours with mapped tensors"}
+
+
+def compared(only: list[str], repeats: int) -> Iterator[Row]:
     """Speed and memory of the same steps."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         random_llama(folder)
-        for end, share in (("", 0.39), ("_all", 1.0)):
-            if not {f"lora_speed{end}", f"lora_memory{end}"} & set(only):
+        for speed, memory, other, share in COMPARED:
+            if not {speed, memory} & set(only):
                 continue
             pairs = alternate(
                 lambda _, share=share: fresh("ours", folder, share),
-                lambda _, share=share: fresh("theirs", folder, share),
+                lambda _, other=other, share=share: fresh(other, folder, share),
                 repeats,
             )
-            what = f"tokens/s, {share:.0%} are targets; peft + transformers; ratio: speedup"
+            what = f"tokens/s, {share:.0%} are targets; {OTHERS[other]}; ratio: speedup"
             speeds = [(ours[0], theirs[0]) for ours, theirs in pairs]
-            yield row(f"lora_speed{end}", what, speeds, lambda ours, theirs: ours / theirs)
-            what = "peak bytes of the process; peft + transformers; ratio: the first / the second"
+            yield row(speed, what, speeds, lambda ours, theirs: ours / theirs)
+            what = f"peak bytes of the process; {OTHERS[other]}; ratio: the first / the second"
             peaks = [(ours[1], theirs[1]) for ours, theirs in pairs]
-            yield row(f"lora_memory{end}", what, peaks, lambda ours, theirs: ours / theirs)
+            yield row(memory, what, peaks, lambda ours, theirs: ours / theirs)
 
 
 def decodes(repeats: int, new_tokens: int = 32) -> Row:
@@ -227,8 +240,8 @@ def finetunes(steps: int) -> Iterator[Row]:
 
 def rows(options: Namespace) -> Iterator[Row]:
     """All rows that were asked for."""
-    if any(one.startswith(("lora_speed", "lora_memory")) for one in options.only):
-        yield from against_peft(options.only, options.repeats)
+    if any(one.startswith(("lora_speed", "lora_memory", "lora_heap")) for one in options.only):
+        yield from compared(options.only, options.repeats)
     if "decode_smollm2" in options.only:
         yield decodes(options.repeats)
     if "load_smollm2" in options.only:
@@ -241,7 +254,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure and print a table."""
     parser = Parser("Fine-tuning with LoRA", IDS)
     parser.add_argument("--steps", type=int, default=100, metavar="N", help="of lora_smollm2")
-    parser.add_argument("--side", nargs=3, help="one side alone: ours or theirs, weights, targets")
+    parser.add_argument("--side", nargs=3, help="ours, mapped or theirs; weights; targets")
     options = parser.parse_args(arguments)
     os.environ["HF_HUB_OFFLINE"] = "1"
     if others_want_the_cores():  # as our commands do, before torch is imported

@@ -81,10 +81,11 @@ def set_deterministic(is_deterministic: bool) -> None:
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 HUGE_PAGE = 2 * 2**20  # bytes: torch asks for huge pages for blocks from this size on
+HEAP_MOST = 16 * HUGE_PAGE  # the largest threshold that glibc accepts
 WIDE = 512
 
 
-def tune_allocator(n_embed: int, saves_memory: bool = False) -> None:
+def tune_allocator(n_embed: int, saves_memory: bool = False, adapters: bool = False) -> None:
     """Return the memory of large CPU tensors to the system as soon as they are freed (Linux).
 
     Call it before the first tensor is made. glibc (2.36) rarely reuses a freed block for an aligned
@@ -92,17 +93,29 @@ def tune_allocator(n_embed: int, saves_memory: bool = False) -> None:
     mapped alone is returned whole; huge pages make mapping cheap. Networks narrower than
     :data:`WIDE` have little to save, and their blocks are slow to map, so their blocks are mapped
     only with ``saves_memory``.
+
+    A step of ``adapters`` makes many tensors of a few MiB and frees most of them soon. From the
+    heap, and without huge pages, which need another alignment, it takes a twentieth more memory and
+    is 1.4 times as fast (python -m benchmarks.lora, row lora_heap).
     """
     # On CUDA, segments that can grow leave fewer gaps (torch reads this when it first allocates).
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     is_set_by_user = "MALLOC_MMAP_THRESHOLD_" in os.environ
-    if sys.platform == "linux" and (saves_memory or n_embed >= WIDE) and not is_set_by_user:
+    adapters = adapters and not saves_memory
+    if (
+        sys.platform != "linux"
+        or is_set_by_user
+        or not (adapters or saves_memory or n_embed >= WIDE)
+    ):
+        return
+    threshold = HEAP_MOST if adapters else HUGE_PAGE // 4 if saves_memory else HUGE_PAGE
+    if not adapters:
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages: torch reads it once
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-        if mallopt:
-            mallopt(M_MMAP_THRESHOLD, HUGE_PAGE // 4 if saves_memory else HUGE_PAGE)
-            mallopt(M_TRIM_THRESHOLD, 128 * HUGE_PAGE)  # with the default, glibc would trim often
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if mallopt:
+        mallopt(M_MMAP_THRESHOLD, threshold)
+        mallopt(M_TRIM_THRESHOLD, 128 * HUGE_PAGE)  # with the default, glibc would trim often
 
 
 def to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:

@@ -43,7 +43,7 @@ def train(settings: TrainSettings) -> Path:
     Raises :class:`llm.errors.Refused` before anything is written, and another
     :class:`llm.errors.Stop` if the run ends early.
     """
-    tune_allocator(settings.model.n_embed, saves_memory(settings))
+    tune_allocator(settings.model.n_embed, saves_memory(settings), settings.finetune.has_adapters)
     device = select_device(settings.trainer.device, compiles=settings.trainer.compile)
     set_deterministic(settings.trainer.deterministic)
     if vocabulary(settings) is None:  # the size follows from the characters of the user's text

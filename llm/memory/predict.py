@@ -24,8 +24,9 @@ COMPILER_IMPORTED = 90 * 2**20  # activation checkpointing and bitsandbytes impo
 BITSANDBYTES = 50 * 2**20  # the library itself (rss_*)
 # Memory that the allocator cannot use, as a share of the tensors. CUDA's allocator takes pages of
 # 2 MiB and keeps freed ones (assumed, not yet measured on a GPU). On a CPU the tensors of narrow
-# networks are too small for pages of their own: see llm.device.tune_allocator (rss_*).
-FRAGMENTS, NARROW_FRAGMENTS, WIDE = 0.03, 0.5, 512
+# networks are too small for pages of their own, and those of a step of adapters come from the heap:
+# see llm.device.tune_allocator (rss_*).
+FRAGMENTS, NARROW_FRAGMENTS, ADAPTER_FRAGMENTS, WIDE = 0.03, 0.5, 0.25, 512
 
 
 @dataclass(frozen=True)
@@ -115,10 +116,18 @@ def predict(setup: Setup, reserve: Lines) -> Prediction:
         moments[name] = constant | without_state | _reading(setup)
     if setup.samples and not setup.eval_only:
         moments["sample"] = _sample(setup) | constant
-    narrow = cpu and setup.model.n_embed < WIDE and not setup.saves_memory
     for lines in moments.values():
-        lines["fragments"] = int((NARROW_FRAGMENTS if narrow else FRAGMENTS) * total(lines))
+        lines["fragments"] = int(_fragments(setup) * total(lines))
     return Prediction(moments, reserve | _libraries(setup))
+
+
+def _fragments(setup: Setup) -> float:
+    """Memory that the allocator cannot use, as a share of the tensors."""
+    if setup.device != "cpu" or setup.saves_memory:
+        return FRAGMENTS
+    if setup.finetune.has_adapters:
+        return ADAPTER_FRAGMENTS
+    return NARROW_FRAGMENTS if setup.model.n_embed < WIDE else FRAGMENTS
 
 
 def _reading(setup: Setup) -> Lines:

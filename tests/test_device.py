@@ -125,9 +125,12 @@ def test_the_peak_of_a_process_does_not_start_at_the_peak_of_its_parent() -> Non
     assert int(found.stdout) < array.nbytes
 
 
-@pytest.mark.skipif(
+needs_glibc = pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="other C libraries have allocators of their own"
 )
+
+
+@needs_glibc
 def test_a_tuned_allocator_returns_large_tensors_to_the_system() -> None:
     program = """
 from pathlib import Path
@@ -148,6 +151,31 @@ print(resident() - before)
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
     )
     assert int(found.stdout) < 8 << 20
+
+
+@needs_glibc
+@pytest.mark.parametrize(
+    ("tuned", "is_reused"),
+    [("adapters=True", True), ("adapters=True, saves_memory=True", False), ("", False)],
+)
+def test_a_tensor_of_adapters_takes_the_memory_of_the_last_one(tuned: str, is_reused: bool) -> None:
+    program = f"""
+import resource
+from llm.device import WIDE, tune_allocator
+tune_allocator(WIDE, {tuned})
+import torch
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+size = 9 << 18  # 2.25 MiB: as pages, most of them small
+torch.empty(size, dtype=torch.uint8).fill_(1)
+before = faults()
+torch.empty(size, dtype=torch.uint8).fill_(1)
+print(faults() - before)
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    assert (int(found.stdout) < 20) == is_reused
 
 
 @pytest.mark.parametrize(("name", "index"), [("cuda", 1), ("cuda:0", 0)])

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from llm.functional.gated import gated
 from llm.functional.norm import rms_norm
 from llm.functional.rotary import rotate
 from llm.model.config import GPTConfig
@@ -34,6 +35,23 @@ def test_rms_norm_passes_torchs_numerical_check() -> None:
     x = drawn(3, 4, 8, dtype=torch.double).requires_grad_()
     weight = drawn(8, seed=2, dtype=torch.double).requires_grad_()
     assert torch.autograd.gradcheck(lambda x, w: rms_norm(x, w, 1e-6), (x, weight))
+
+
+def test_swiglu_gives_the_bits_of_its_definition_and_stores_its_inputs_only() -> None:
+    found, stored = [], []
+    for function in (gated, lambda gate, up: F.silu(gate) * up):
+        gate, up = drawn(5, 8).requires_grad_(), drawn(5, 8, seed=2).requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: stored.append(tensor) or tensor, lambda tensor: tensor
+        ):
+            y = function(gate, up)
+        y.backward(drawn(5, 8, seed=3))
+        found.append((y, gate.grad, up.grad))
+        if function is gated:
+            assert [one.data_ptr() for one in stored] == [gate.data_ptr(), up.data_ptr()]
+    assert all(map(torch.equal, *found))
+    with torch.no_grad():
+        assert torch.equal(gated(gate, up), found[0][0])
 
 
 @pytest.mark.parametrize("rows", [1, 2], ids=["shared positions", "positions by row"])

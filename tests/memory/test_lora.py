@@ -48,3 +48,13 @@ def test_fit_works_with_lora() -> None:
     assert found and found.changes
     assert found.setup.finetune == setup.finetune
     assert found.prediction.total <= budget
+
+
+def test_on_a_cpu_adapters_leave_gaps_in_the_heap_unless_memory_is_saved() -> None:
+    config = GPTConfig(n_layer=2, n_embed=512, vocab_size=500).resolve()
+    lora = Setup(config, finetune=FinetuneOptions("lora"))
+    shares = []
+    for setup in (lora, replace(lora, saves_memory=True), replace(lora, device="cuda")):
+        predicted = predict(setup, {})
+        shares.append(predicted.lines["fragments"] / predicted.tensors)
+    assert shares == pytest.approx([0.25, 0.03, 0.03], abs=0.001)

@@ -7,8 +7,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llm.functional import recompute
+from llm.functional import low_rank, recompute
+from llm.functional.linear import product
+from llm.model.finetune import TARGETS, FinetuneOptions
 from llm.model.gpt import GPT
+from llm.model.lora import adapt
 
 SHAPE: dict[str, Any] = {
     "n_layer": 3, "n_embed": 32, "head_size": 16, "block_size": 16, "vocab_size": 40,
@@ -91,6 +94,24 @@ def test_only_checkpointed_blocks_repeat_matrix_products(
     plain, again = products(0), products(1)
     monkeypatch.setattr(recompute, "RECOMPUTED_FROM", 1)
     assert products(0) == plain < again
+
+
+def test_a_recomputed_mlp_with_adapters_repeats_no_product_with_a_frozen_matrix(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    products = []
+
+    def counted(*inputs: Tensor) -> Tensor:
+        products.append(inputs)
+        return product(*inputs)
+
+    monkeypatch.setattr(low_rank, "product", counted)
+    monkeypatch.setattr(recompute, "RECOMPUTED_FROM", 1)
+    model = adapt(GPT(**SHAPE), FinetuneOptions("lora")).train()
+    tokens = torch.zeros(2, 16, dtype=torch.long)
+    model(tokens, tokens).backward()
+    first = 3  # q, k and v of the first block read the frozen embedding, which needs no gradient
+    assert len(products) == 2 * 3 * len(TARGETS) - first
 
 
 def test_evaluation_recomputes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

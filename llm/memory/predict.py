@@ -25,7 +25,7 @@ BITSANDBYTES = 50 * 2**20  # the library itself (rss_*)
 # Memory that the allocator cannot use, as a share of the tensors. CUDA's allocator takes pages of
 # 2 MiB and keeps freed ones (assumed, not yet measured on a GPU). On a CPU the tensors of narrow
 # networks are too small for pages of their own, and those of a step of adapters come from the heap:
-# see llm.device.tune_allocator (rss_*).
+# see llm.device.tune_allocator (rss_*, and tests/planning/test_real_peaks.py).
 FRAGMENTS, NARROW_FRAGMENTS, ADAPTER_FRAGMENTS, WIDE = 0.03, 0.5, 0.25, 512
 
 

@@ -435,7 +435,7 @@ def test_each_lever_is_measured_beside_a_step_without(monkeypatch: pytest.Monkey
 
 def test_what_auto_picks_is_among_all_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(levers, "tune_allocator", lambda n_embed: None)
-    monkeypatch.setattr(levers, "CASES", {"small": small_setup()})
+    monkeypatch.setattr(levers, "CASES", {"small": small_setup(batch_size=8, micro_batch=8)})
     (found,) = levers.choices(repeats=1)
     assert found.id == "auto_vs_best_small"
     assert found.ratio > 0 and "settings of 32 bits that fit" in found.what

@@ -194,8 +194,7 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         if self.gate_up is not None:
-            gate, up = linear(x, *self.gate_up).chunk(2, dim=-1)
-            out: Tensor = self.down(gated(gate, up))
+            out: Tensor = self.down(gated(*linear(x, *self.gate_up).chunk(2, dim=-1)))
             return out
         is_random = self.training and self.down.dropout > 0
         return recomputed(

@@ -15,7 +15,7 @@ RESERVE = {"reserve (assumed)": 600 * MIB}
 def plan(
     budget_gib: float = 4, fit: str = "off", values: dict[str, str] | None = None, **shape: Any
 ) -> Plan:
-    """The plan of 8 sequences on a CPU, 0.85 GiB unless ``shape`` is larger."""
+    """The plan of 8 sequences on a CPU, 0.79 GiB unless ``shape`` is larger."""
     model = GPTConfig(**{"n_layer": 2, "n_embed": 512, "n_head": 8} | shape).resolve(5000)
     memory = MemoryOptions(budget_gib=budget_gib, fit=fit)
     return Plan(Setup(model), RESERVE, memory.budget, memory, device="cpu", values=values or {})

@@ -43,16 +43,16 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_check_refuses_before_data_is_prepared_and_names_changes_that_fit(tmp_path: Path) -> None:
-    done = here("train", *DATA, *SHORT, *BUDGET, "memory.budget_gib=0.18", "memory.fit=check",
+    done = here("train", *DATA, *SHORT, *BUDGET, "memory.budget_gib=0.17", "memory.fit=check",
                 cwd=tmp_path)  # fmt: skip
     assert done.returncode == 2
     assert list(tmp_path.iterdir()) == []
     said = done.stderr.strip()
     assert "\n" not in said
-    assert "more than memory.budget_gib=0.18; the largest part is " in said
+    assert "more than memory.budget_gib=0.17; the largest part is " in said
     ways = said.partition("fastest first: ")[2].split(" | ")
     assert 1 <= len(ways) <= 3
-    fits = here("plan", *DATA, *SHORT, *BUDGET, "memory.budget_gib=0.18", "memory.fit=check",
+    fits = here("plan", *DATA, *SHORT, *BUDGET, "memory.budget_gib=0.17", "memory.fit=check",
                 *ways[0].split(), cwd=tmp_path)  # fmt: skip
     assert fits.returncode == 0, fits.stdout
 
@@ -61,13 +61,13 @@ def test_auto_runs_within_the_budget_at_the_same_tokens_per_step_and_to_the_same
     prepared: Path,
 ) -> None:
     plain = here("train", *DATA, *SHORT, *BUDGET, "run.name=plain", cwd=prepared)
-    fitted = here("train", *DATA, *SHORT, *BUDGET, "run.name=fitted", "memory.budget_gib=0.18",
+    fitted = here("train", *DATA, *SHORT, *BUDGET, "run.name=fitted", "memory.budget_gib=0.17",
                   "memory.fit=auto", cwd=prepared)  # fmt: skip
     assert plain.returncode == fitted.returncode == 0, fitted.stderr
     found = summary(prepared / "outputs/fitted")
     assert found["memory_changes"]
     assert found["memory_changes"][0] in fitted.stdout
-    assert found["predicted_memory_bytes"] <= 0.18 * 2**30
+    assert found["predicted_memory_bytes"] <= 0.17 * 2**30
     assert summary(prepared / "outputs/plain")["memory_changes"] == []
     one, other = (rows(prepared / "outputs" / name) for name in ("plain", "fitted"))
     assert [row["tokens"] for row in one] == [row["tokens"] for row in other]
@@ -75,7 +75,7 @@ def test_auto_runs_within_the_budget_at_the_same_tokens_per_step_and_to_the_same
         for key in ("train/loss", "val/loss"):
             if key in mine:
                 assert mine[key] == pytest.approx(theirs[key], rel=1e-4)
-    again = here("train", *DATA, *SHORT, *BUDGET, "run.name=fitted", "memory.budget_gib=0.18",
+    again = here("train", *DATA, *SHORT, *BUDGET, "run.name=fitted", "memory.budget_gib=0.17",
                  "memory.fit=auto", cwd=prepared)  # fmt: skip
     assert "is finished already" in again.stdout
     # A resumed run keeps its micro-batch, although a larger one would fit now.

@@ -58,7 +58,7 @@ def test_a_run_that_does_not_fit_is_refused_only_with_fit_check(tmp_path: Path) 
     assert "does not fit memory.budget_gib=2: it takes" in done.stdout
     checked = here("plan", *large, "memory.fit=check", cwd=tmp_path)
     assert checked.returncode == 2
-    assert checked.stderr.startswith("run_plan.py: the run would take 31.23 GiB (training step), ")
+    assert checked.stderr.startswith("run_plan.py: the run would take 30.54 GiB (training step), ")
     assert checked.stderr.count("\n") == 1
     assert checked.stdout == done.stdout
     impossible = [*large, "memory.fit=auto", "model.n_layer=512", "model.n_embed=8192"]

@@ -115,7 +115,9 @@ def test_a_single_run_is_refused_as_run_train_would() -> None:
     why = message([plan(0.75, "check")], 1)
     assert why is not None
     assert why.startswith("the run would take 806 MiB (training step), more than memory.budget_gi")
-    assert why.endswith("; it fits with, fastest first: trainer.micro_batch_size=2")
+    assert why.endswith(
+        "; it fits with, fastest first: model.loss=chunked | trainer.micro_batch_size=2"
+    )
     why = message([plan(0.65, "auto")], 1)
     assert why is not None and why.endswith("makes it fit: take a smaller model")
 

@@ -61,7 +61,8 @@ UPDATES = {
         GPTConfig(1, 64, vocab_size=20_000, **SMALL_PASS), precision="bf16_weights"),
     "stacked matrices": Setup(GPTConfig(4, 768, vocab_size=96, **SMALL_PASS), optimizer="muon"),
     "a tall matrix, rounded": Setup(
-        GPTConfig(1, 768, vocab_size=96, **SMALL_PASS), optimizer="muon", precision="bf16_weights"),
+        GPTConfig(1, 512, vocab_size=96, intermediate_size=8192, **SMALL_PASS),
+        optimizer="muon", precision="bf16_weights"),
 }  # fmt: skip
 
 

@@ -3,8 +3,8 @@
 ``lora_speed`` and ``lora_memory`` train adapters of rank 4 beside all matrices of a network with
 SmolLM2's shape and random weights, on the same 4 x 256 tokens. 39% of these are targets, as in the
 rows of ``data=shakespeare_chat``; in ``lora_speed_all`` all are. ``lora_heap`` compares our step
-with tensors from the heap with one whose tensors are mapped one by one, as in full training (see
-``tune_allocator`` in llm/device.py). Each side is a fresh process with 2 threads, and both take
+with tensors from the heap with one whose tensors are mapped one by one, as in training from scratch
+(``tune_allocator`` in llm/device.py). Each side is a fresh process with 2 threads, and both take
 turns. Speeds are of the median step. The other rows train and run SmolLM2
 itself, which is downloaded once; ``lora_smollm2`` is a run of run_train.py. ``decode_smollm2``
 compares the decoding of transformers with ours on the same random weights, in one process, since

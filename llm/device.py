@@ -86,17 +86,18 @@ WIDE = 512
 
 
 def tune_allocator(n_embed: int, saves_memory: bool = False, adapters: bool = False) -> None:
-    """Return the memory of large CPU tensors to the system as soon as they are freed (Linux).
+    """Decide where glibc takes the memory of large CPU tensors (Linux): mapped one by one, to be
+    returned when they are freed, or from the heap.
 
-    Call it before the first tensor is made. glibc (2.36) rarely reuses a freed block for an aligned
-    one of the same size, so a training step takes far more memory than it needs. A block that is
-    mapped alone is returned whole; huge pages make mapping cheap. Networks narrower than
-    :data:`WIDE` have little to save, and their blocks are slow to map, so their blocks are mapped
-    only with ``saves_memory``.
+    Call it before the first tensor is made: the first run of a process decides on huge pages.
+    glibc (2.36) rarely reuses a freed block for an aligned one of the same size, so a training step
+    takes far more memory than it needs. A block that is mapped alone is returned whole; huge pages
+    make mapping cheap. Networks narrower than :data:`WIDE` have little to save, and their blocks
+    are slow to map, so their blocks are mapped only with ``saves_memory``.
 
     A step of ``adapters`` makes many tensors of a few MiB and frees most of them soon. From the
-    heap, and without huge pages, which need another alignment, it takes a twentieth more memory and
-    is 1.4 times as fast (python -m benchmarks.lora, row lora_heap).
+    heap, and without huge pages, which need another alignment, such a step takes 6% more memory and
+    is 1.46 times as fast (python -m benchmarks.lora, row lora_heap).
     """
     # On CUDA, segments that can grow leave fewer gaps (torch reads this when it first allocates).
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:

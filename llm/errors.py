@@ -129,10 +129,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def reason_for(path: Path, error: Exception) -> str:
-    """The reason of an error at ``path``, without the path; names a file in place of a folder."""
+    """Why ``path`` cannot be used, without repeating it. Names a file that stands in place of a
+    folder.
+    """
     if isinstance(error, OSError) and error.errno in (errno.ENOTDIR, errno.EEXIST):
         for place in (path, *path.parents):
-            if os.path.lexists(place) and not place.is_dir():
+            if os.path.lexists(place) and not os.path.isdir(place):
                 return f"{'it' if place == path else place} is not a folder"
     return getattr(error, "strerror", None) or str(error)
 

@@ -44,7 +44,7 @@ def prepare(config: DataConfig, on_progress: Progress = lambda done, total: None
     except OSError as error:
         stop = DiskError if isinstance(as_stop(error), DiskError) else Refused
         place, verb = Path(error.filename or folder), "used"
-        if place.is_relative_to(folder.parent) or place in folder.parents:
+        if place in (folder, *folder.parents) or folder.name in place.name:
             place, verb = folder, "written"
         raise stop(f"{place} cannot be {verb}: {reason_for(place, error)}") from None
     finally:

@@ -12,7 +12,7 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, of tensors of one shape and type (arXiv:2002.05202).
 
     Only the two inputs are stored. The incoming gradient is changed in place, so nothing else may
-    read it: give the output to one matrix product.
+    read it: give the output to matrix products.
     """
     if torch.compiler.is_compiling():
         return F.silu(gate) * up

@@ -40,8 +40,9 @@ def adapted(
 ) -> Tensor:
     """x (N, in) @ weight (out, in).T + bias + low (N, rank) @ b (out, rank).T, in low's type.
 
-    Weight and bias get no gradient. Nothing is stored as a tensor of autograd, so a recomputed MLP
-    (llm/functional/recompute.py) stops before this product.
+    Weight and bias get no gradient. Nothing goes through save_for_backward, so a recomputed MLP
+    (llm/functional/recompute.py) stops before this product; ``low`` stays until the graph is freed.
+    b must not change before the backward pass.
     """
     if torch.compiler.is_compiling() and isinstance(weight, Tensor):
         return F.linear(x, weight, bias) + F.linear(low, b)

@@ -15,7 +15,7 @@ def recomputed(
     """``function(*inputs)``; if the inputs are large, only they are stored for the backward pass.
 
     Intermediate tensors are computed again there, up to the last one needed: a matrix product at
-    the end is not repeated. A SwiGLU stores two tensors instead of four. ``is_random``: the
+    the end is not repeated. A SwiGLU stores two tensors instead of three. ``is_random``: the
     function has dropout, which must be the same in both passes.
     """
     # torch.compile decides by itself what to recompute.

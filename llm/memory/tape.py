@@ -89,7 +89,8 @@ class Input:
 class Node:
     """A recorded operation: its place in the network, its saved buffers, its backward pass.
 
-    The first run of a checkpointed function ``saves`` buffers that it does not keep.
+    ``saves``: whether it saves anything. In the first run of a checkpointed function ``saved`` is
+    empty all the same.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class Checkpoint:
     """A part of the forward pass that saves only its inputs, as under torch.utils.checkpoint.
 
     The backward pass runs ``function`` again, until it has saved ``count`` buffers. If the ``last``
-    operation saves nothing, torch computes its gradients before that.
+    operation saves nothing, torch computes its gradients before it runs ``function``.
     """
 
     def __init__(

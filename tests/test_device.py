@@ -167,15 +167,16 @@ import torch
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 size = 9 << 18  # 2.25 MiB: as pages, most of them small
-torch.empty(size, dtype=torch.uint8).fill_(1)
-before = faults()
-torch.empty(size, dtype=torch.uint8).fill_(1)
-print(faults() - before)
+for n in range(60):
+    if n == 40:  # the heap has grown to its size
+        before = faults()
+    torch.empty(size, dtype=torch.uint8).fill_(1)
+print((faults() - before) / 20)
 """
     found = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
     )
-    assert (int(found.stdout) < 20) == is_reused
+    assert (float(found.stdout) < 20) == is_reused  # of 576 small pages, or 65 if one is huge
 
 
 @pytest.mark.parametrize(("name", "index"), [("cuda", 1), ("cuda:0", 0)])

@@ -83,13 +83,17 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 HUGE_PAGE = 2 * 2**20  # bytes: torch asks for huge pages for blocks from this size on
 HEAP_MOST = 16 * HUGE_PAGE  # the largest threshold that glibc accepts
 WIDE = 512
+HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # 1 or 0: torch reads it once, at its first large tensor
+decided: dict[str, str] = {}  # what it was set to in this process
 
 
 def tune_allocator(n_embed: int, saves_memory: bool = False, adapters: bool = False) -> None:
     """Decide where glibc takes the memory of large CPU tensors (Linux): mapped one by one, to be
     returned when they are freed, or from the heap.
 
-    Call it before the first tensor is made: the first run of a process decides on huge pages.
+    Call it before the first tensor is made: the first run of a process decides on huge pages, and
+    the tensors of adapters are mapped too if they come after a run with huge pages.
+
     glibc (2.36) rarely reuses a freed block for an aligned one of the same size, so a training step
     takes far more memory than it needs. A block that is mapped alone is returned whole; huge pages
     make mapping cheap. Networks narrower than :data:`WIDE` have little to save, and their blocks
@@ -103,16 +107,16 @@ def tune_allocator(n_embed: int, saves_memory: bool = False, adapters: bool = Fa
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     is_set_by_user = "MALLOC_MMAP_THRESHOLD_" in os.environ
-    adapters = adapters and not saves_memory
-    if (
-        sys.platform != "linux"
-        or is_set_by_user
-        or not (adapters or saves_memory or n_embed >= WIDE)
-    ):
+    from_heap = adapters and not saves_memory
+    is_tuned = from_heap or saves_memory or n_embed >= WIDE
+    if sys.platform != "linux" or is_set_by_user or not is_tuned:
         return
-    threshold = HEAP_MOST if adapters else HUGE_PAGE // 4 if saves_memory else HUGE_PAGE
-    if not adapters:
-        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages: torch reads it once
+    # Not setdefault: a process inherits what another one has set here.
+    os.environ[HUGE_PAGES] = decided.setdefault(HUGE_PAGES, "0" if from_heap else "1")
+    if from_heap and decided[HUGE_PAGES] == "0":
+        threshold = HEAP_MOST
+    else:
+        threshold = HUGE_PAGE // 4 if saves_memory or adapters else HUGE_PAGE
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
     if mallopt:
         mallopt(M_MMAP_THRESHOLD, threshold)

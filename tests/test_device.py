@@ -156,8 +156,12 @@ print(resident() - before)
 @needs_glibc
 @pytest.mark.parametrize(
     ("tuned", "is_reused"),
-    [("adapters=True", True), ("adapters=True, saves_memory=True", False), ("", False)],
-)
+    [
+        ("adapters=True", True), ("adapters=True, saves_memory=True", False), ("", False),
+        ("adapters=True); tune_allocator(WIDE", False),
+        ("); tune_allocator(WIDE, adapters=True", False),
+    ],
+)  # fmt: skip
 def test_a_tensor_of_adapters_takes_the_memory_of_the_last_one(tuned: str, is_reused: bool) -> None:
     program = f"""
 import resource
@@ -173,8 +177,9 @@ for n in range(60):
     torch.empty(size, dtype=torch.uint8).fill_(1)
 print((faults() - before) / 20)
 """
+    inherited = os.environ | {"THP_MEM_ALLOC_ENABLE": "1"}  # of a process that was tuned
     found = subprocess.run(
-        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, env=inherited
     )
     assert (float(found.stdout) < 20) == is_reused  # of 576 small pages, or 65 if one is huge
 

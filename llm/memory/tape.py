@@ -104,18 +104,27 @@ class Node:
 class Checkpoint:
     """A part of the forward pass that saves only its inputs, as under torch.utils.checkpoint.
 
-    The backward pass runs ``function`` again, until it has saved ``count`` buffers. If the ``last``
-    operation saves nothing, torch computes its gradients before it runs ``function``.
+    The backward pass runs ``function`` again, until it has saved ``count`` buffers. ``ends`` and
+    ``first`` are the sources of the inputs and the operations of the first run. Its last operations
+    may save nothing: torch computes their gradients before it runs ``function`` again.
     """
 
     def __init__(
         self, place: str, function: "Callable[..., Tensor]", inputs: Sequence[Tensor], count: int,
-        last: "Source",
+        ends: "list[Source | None]", first: "list[Node | Checkpoint]",
     ) -> None:  # fmt: skip
         self.place, self.function, self.count = place, function, count
-        self.last = last if isinstance(last, Node) and not last.saves else None
+        self.ends, self.first = ends, first
         self.saved = list(inputs)
         self.sources = [tensor.source for tensor in inputs]
+
+    @property
+    def early(self) -> "list[Node | Checkpoint]":
+        """The last operations of the first run, as far as they save nothing."""
+        late = [
+            n for n, node in enumerate(self.first) if isinstance(node, Checkpoint) or node.saves
+        ]
+        return self.first[late[-1] + 1 :] if late else []
 
 
 Source = Node | Checkpoint | Parameter | Input
@@ -182,21 +191,22 @@ class Tape:
 
     def _record(self, node: Node | Checkpoint, inputs: Sequence[Tensor]) -> None:
         self.uses.update(t.source for t in inputs if isinstance(t.source, Parameter))
-        if self.recording:
-            self.nodes.append(node)
+        self.nodes.append(node)
 
     def checkpoint(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """``function(*inputs)``, recomputed in the backward pass: only the inputs are saved."""
         self.saves_left -= len(inputs)
-        recording, left = self.recording, self.saves_left
+        recording, left, nodes = self.recording, self.saves_left, self.nodes
         limit = UNLIMITED if left > 0 else 0
-        self.recording, self.saves_left = False, limit
-        output = function(*_detached(inputs))
-        count = limit - self.saves_left
-        self.recording, self.saves_left = recording, left
-        if output.source is None:
+        self.recording, self.saves_left, self.nodes = False, limit, []
+        ends = _detached(inputs)
+        output = function(*ends)
+        count, first = limit - self.saves_left, self.nodes
+        self.recording, self.saves_left, self.nodes = recording, left, nodes
+        if not output.needs_gradient:
             return output
-        node = Checkpoint(self.place, function, inputs if recording else (), count, output.source)
+        kept = inputs if recording else ()
+        node = Checkpoint(self.place, function, kept, count, [t.source for t in ends], first)
         self._record(node, inputs)
         return Tensor(output.buffer, output.numbers, output.width, node)
 
@@ -228,18 +238,19 @@ class Tape:
                     send(source, gradients.pop(0))
 
         def through(part: Checkpoint, nested: bool) -> list[Buffer | None]:
-            early = part.last.backward(pending.pop(part), []) if part.last else []
+            pending[part.first[-1]] = pending.pop(part)
+            early = part.early
+            run(list(early), nested=True)
             inputs = _detached(part.saved)
             ends = [tensor.source for tensor in inputs]
             if nested:  # torch frees recomputed inputs now, others with the last saved buffer
                 part.saved.clear()
-            source, nodes = self._recompute(part, inputs)
+            nodes = self._recompute(part, inputs)
             del inputs
-            if part.last:
-                for end in nodes.pop().sources:
-                    send(end, early.pop(0))
-            else:
-                pending[source] = pending.pop(part)
+            for old, new in zip([*part.ends, *part.first], [*ends, *nodes], strict=True):
+                if old in pending and new:
+                    pending[new] = pending.pop(old)
+            del nodes[len(nodes) - len(early) :]
             run(nodes, nested=True)
             return [pending.pop(end, None) if end else None for end in ends]
 
@@ -260,19 +271,16 @@ class Tape:
         run(list(self.nodes) if retain else self.nodes)
         assert not pending, "a gradient has not arrived"
 
-    def _recompute(
-        self, part: Checkpoint, inputs: Sequence[Tensor]
-    ) -> tuple[Source, list[Node | Checkpoint]]:
-        """Run the function of ``part`` again; the source of its output, and the new nodes."""
+    def _recompute(self, part: Checkpoint, inputs: Sequence[Tensor]) -> list[Node | Checkpoint]:
+        """Run the function of ``part`` again; its operations."""
         nodes, uses, kind, kept = self.nodes, self.uses, self.kind, self.kept
         self.nodes, self.uses, self.kind, self.kept = [], Counter(), "temporaries", []
         self.saves_left = part.count
-        source = part.function(*inputs).source
+        part.function(*inputs)
         self.saves_left = UNLIMITED
         recorded = self.nodes
         self.nodes, self.uses, self.kind, self.kept = nodes, uses, kind, kept
-        assert source is not None
-        return source, recorded
+        return recorded
 
 
 def _detached(inputs: Sequence[Tensor]) -> list[Tensor]:

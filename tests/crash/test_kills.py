@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -116,7 +117,11 @@ def time_of_phases(command: list[str], run: Path, cwd: Path) -> dict[str, float]
 
 def start(command: list[str], cwd: Path) -> int:
     """The id of a fork of this process that runs the command."""
-    assert len(os.listdir("/proc/self/task")) == 1, "a fork would lose threads"
+    end = time.monotonic() + 30  # a thread of the command before may still be ending
+    while len(os.listdir("/proc/self/task")) > 1 and time.monotonic() < end:
+        time.sleep(0.01)
+    tasks = [comm.read_text().strip() for comm in Path("/proc/self/task").glob("*/comm")]
+    assert len(tasks) == 1, f"a fork would lose threads: {tasks}, {threading.enumerate()}"
     child = os.fork()
     if child == 0:
         status = 1

@@ -101,7 +101,7 @@ def tune_allocator(n_embed: int, saves_memory: bool = False, adapters: bool = Fa
 
     A step of ``adapters`` makes many tensors of a few MiB and frees most of them soon. From the
     heap, and without huge pages, which need another alignment, such a step takes 6% more memory and
-    is 1.46 times as fast (python -m benchmarks.lora, row lora_heap).
+    is 1.5 times as fast (python -m benchmarks.lora, row lora_heap).
     """
     # On CUDA, segments that can grow leave fewer gaps (torch reads this when it first allocates).
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:

@@ -105,6 +105,10 @@ class Listener:
         if number == signal.SIGINT and self.on_ctrl_c is not None:
             self.on_ctrl_c()
             return
+        if frame is not None and frame.f_code.co_name == "__del__":
+            # Python ignores what is raised there, so the signal comes again a moment later.
+            threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
+            return
         if self.received is not None:
             if number == signal.SIGINT and self.is_guest:
                 raise KeyboardInterrupt

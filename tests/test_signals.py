@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,6 +94,17 @@ def test_a_signal_whose_exception_was_swallowed_is_recorded_for_the_loop() -> No
             os.kill(os.getpid(), signal.SIGTERM)
         with remembered() as stop:
             assert stop.received is signal.SIGTERM
+
+
+def test_a_signal_in_a_destructor_raises_a_moment_later() -> None:
+    class Dying:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGHUP)  # an exception here would be printed and ignored
+
+    with pytest.raises(Signalled, match="SIGHUP"), raised():
+        one = Dying()
+        del one
+        time.sleep(HANGS)
 
 
 def test_an_error_after_a_swallowed_signal_becomes_the_signal() -> None:

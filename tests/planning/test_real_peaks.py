@@ -47,4 +47,4 @@ def test_the_peak_of_a_process_is_at_most_its_prediction(
     run = [*SHORT, "logger=none", "trainer.batch_size=4", f"finetune={method}"]
     _, summary = trained([*data, *run, f"init_from={place}", "model.block_size=256"], cwd)
     share = summary["peak_memory_bytes"] / summary["predicted_memory_bytes"]
-    assert 0.9 <= share <= 1, f"{share:.1%} of {summary['predicted_memory_bytes']:,} bytes"
+    assert 0.85 <= share <= 1, f"{share:.1%} of {summary['predicted_memory_bytes']:,} bytes"

@@ -62,17 +62,13 @@ def has_slow_mkl() -> bool:
     return "GenuineIntel" not in maker.read_text(encoding="utf-8")
 
 
-def product(x: Tensor, weight: Tensor, added: Tensor | None = None) -> Tensor:
-    """x (N, K) @ weight (M, K).T + added (N, M), without gradients."""
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """x (N, K) @ weight (M, K).T, without gradients."""
     if prefers_onednn(x):
         onednn: Any = torch.ops.mkldnn._linear_pointwise  # torch.compile's
-        out: Tensor
-        if added is None:
-            out = onednn(x, weight, None, "none", [], "")
-        else:
-            out = onednn.binary(x, added, weight, None, "add")
+        out: Tensor = onednn(x, weight, None, "none", [], "")
         return out
-    return x @ weight.t() if added is None else torch.addmm(added, x, weight.t())
+    return x @ weight.t()
 
 
 def _one_row(x: Tensor, weight: Tensor, threads: int) -> Tensor:

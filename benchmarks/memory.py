@@ -9,7 +9,7 @@
   process less its memory before the network was built. Overrides such as
   trainer.activation_checkpointing=full apply to ours only; without them, these are also rows of
   :mod:`benchmarks.vs_nanogpt`. ``step_memory_all_levers``: with all settings that save memory.
-- ``rss``, ``compile_headroom``, ``oom_deaths``: real runs beside their prediction
+- ``rss``, ``rss_smollm2``, ``compile_headroom``, ``oom_deaths``: real runs beside their prediction
   (:mod:`benchmarks.real_runs`).
 - ``plan``: seconds of run_plan.py for one point and for a thousand.
 - ``finetune``: what fits in 4 GiB when a network is fine-tuned, also as a table
@@ -38,9 +38,9 @@ from benchmarks.rows import ALL_LEVERS, Parser, Row, alternate, clone_of_nanogpt
 BATCH_SIZE, BLOCK_SIZE, VOCAB_SIZE, STEPS = 12, 128, 50_257, 4
 # In the order of measuring: first rows that start processes, then rows that make tensors here.
 IDS = [
-    "step_memory", "step_memory_all_levers", "rss", "compile_headroom", "oom_deaths", "plan",
-    "finetune", "levers_loss", "levers", "few_tokens", "auto_vs_best", "prediction_error",
-    "largest_in_4gib",
+    "step_memory", "step_memory_all_levers", "rss", "rss_smollm2", "compile_headroom",
+    "oom_deaths", "plan", "finetune", "levers_loss", "levers", "few_tokens", "auto_vs_best",
+    "prediction_error", "largest_in_4gib",
 ]  # fmt: skip
 NEED_CLONE = ("step_memory", "step_memory_all_levers", "largest_in_4gib")
 
@@ -169,15 +169,18 @@ def rows_of(id: str, typed: argparse.Namespace) -> Iterator[Row]:
         yield from compare(typed.nanogpt, typed.overrides, typed.repeats)
     elif id == "step_memory_all_levers":
         yield from compare(typed.nanogpt, ALL_LEVERS, typed.repeats, id)
-    elif id in ("rss", "compile_headroom", "oom_deaths"):
+    elif id in ("rss", "rss_smollm2", "compile_headroom", "oom_deaths"):
         from benchmarks import real_runs
 
+        rows = {
+            "rss": real_runs.resident,
+            "rss_smollm2": real_runs.finetuned,
+            "compile_headroom": real_runs.compiled,
+        }
         if id == "oom_deaths":
             yield real_runs.deaths(typed.jobs)
         else:
-            yield from {"rss": real_runs.resident, "compile_headroom": real_runs.compiled}[id](
-                typed.repeats
-            )
+            yield from rows[id](typed.repeats)
     elif id == "plan":
         from benchmarks.planning import plans
 

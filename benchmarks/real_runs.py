@@ -1,5 +1,5 @@
-"""The memory of real runs beside its prediction: rows ``oom_deaths``, ``rss_*`` and
-``compile_headroom_*`` of :mod:`benchmarks.memory`.
+"""The memory of real runs beside its prediction: rows ``oom_deaths``, ``rss_*``, ``rss_smollm2_*``
+and ``compile_headroom_*`` of :mod:`benchmarks.memory`.
 
 Each run is a ``run_train.py`` of a few steps in a process and a folder of its own. Nothing here
 imports torch at the top (:mod:`benchmarks.memory` says why).
@@ -225,6 +225,18 @@ def resident(repeats: int) -> Iterator[Row]:
                 pairs = [(s["peak_memory_bytes"], s["predicted_memory_bytes"]) for s in found]
                 what = f"peak bytes of a run, {' '.join(own)} optimizer={optimizer}; predicted"
                 yield row(f"rss_{model}_{optimizer}", what, pairs, lambda ours, other: ours / other)
+
+
+def finetuned(repeats: int) -> Iterator[Row]:
+    """The peak of whole processes that fine-tune SmolLM2, which is downloaded once."""
+    data = ["data=shakespeare_chat", "model.block_size=256", "trainer.batch_size=4"]
+    with tempfile.TemporaryDirectory() as name:
+        for method in ("lora", "dora", "qlora", "head", "full"):
+            overrides = ["init_from=smollm2", f"finetune={method}", *data, *SHORT]
+            found = [trained(overrides, Path(name))[1] for _ in range(repeats)]
+            pairs = [(s["peak_memory_bytes"], s["predicted_memory_bytes"]) for s in found]
+            what = f"peak bytes of a run, SmolLM2 finetune={method}; predicted"
+            yield row(f"rss_smollm2_{method}", what, pairs, lambda ours, other: ours / other)
 
 
 def compiled(repeats: int) -> Iterator[Row]:

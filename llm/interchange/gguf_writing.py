@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llm.data.tokenizer import Tokenizer
 from llm.errors import Refused, require
-from llm.functional.rotary import scaled
+from llm.functional.rotary import frequencies, scaled
 from llm.interchange.assemble import reordered
 from llm.interchange.chat_template import Chat
 from llm.interchange.families import LAYER_EPS, RMS_EPS, Family, choose_family
@@ -153,8 +153,8 @@ def their_tensors(
 def _divisors(model: GPTConfig) -> np.ndarray:
     """The divisors of the rotary frequencies in Llama 3's scaling: (head_size / 2,) float32."""
     assert model.head_size
-    exponent = -torch.arange(0, model.head_size, 2, dtype=torch.float32) / model.head_size
-    frequency, original = model.rope_base**exponent, model.rope_original_size or model.block_size
+    frequency = frequencies(model.rope_base, model.head_size)
+    original = model.rope_original_size or model.block_size
     scaling = (model.rope_scaling, model.rope_factor, original, model.rope_low, model.rope_high)
     slower, _ = scaled(frequency, model.rope_base, *scaling)
     divisors: np.ndarray = (frequency / slower).numpy()

@@ -15,7 +15,7 @@ from llm.functional.gated import gated
 from llm.functional.linear import for_products, linear
 from llm.functional.norm import rms_norm
 from llm.functional.recompute import recomputed
-from llm.functional.rotary import rotate, scaled
+from llm.functional.rotary import frequencies, rotate, scaled
 from llm.model.config import GPTConfig
 
 RMS_EPS, LAYER_EPS = 1e-6, 1e-5  # of Llama and Qwen3; of GPT-2
@@ -56,10 +56,10 @@ def rotary_angles(config: GPTConfig) -> tuple[Tensor, Tensor]:
     (Su et al. 2021, arXiv:2104.09864, section 3.2.2).
     """
     assert config.head_size
-    exponent = -torch.arange(0, config.head_size, 2, dtype=torch.float32) / config.head_size
     original = config.rope_original_size or config.block_size
     scaling = (config.rope_scaling, config.rope_factor, original, config.rope_low, config.rope_high)
-    frequency, scale = scaled(config.rope_base**exponent, config.rope_base, *scaling)
+    frequency = frequencies(config.rope_base, config.head_size)
+    frequency, scale = scaled(frequency, config.rope_base, *scaling)
     angle = torch.arange(config.block_size, dtype=torch.float32)[:, None] * frequency.repeat(2)
     return angle.cos() * scale, angle.sin() * scale
 

@@ -13,9 +13,12 @@ from llm.model.gpt import GPT
 from llm.sampling.generate import generate
 from llm.sampling.options import SamplingOptions
 from tests.interchange.theirs import (
+    LLAMA3,
     VARIANTS,
     VOCABULARY,
+    YARN,
     Variant,
+    rope,
     save_consolidated,
     save_nanogpt,
 )
@@ -26,9 +29,9 @@ PROGRAMS: dict[str, Save] = {name: variant.save for name, variant in VARIANTS.it
 PROGRAMS |= {"Meta's Llama": save_consolidated, "nanoGPT": save_nanogpt}
 
 
-def difference(ours: GPT, theirs: nn.Module) -> tuple[float, float]:
+def difference(ours: GPT, theirs: nn.Module, rows: int = 2, T: int = 100) -> tuple[float, float]:
     """The largest difference of two logits, and the largest logit."""
-    tokens = torch.randint(VOCABULARY, (2, 100), generator=torch.Generator().manual_seed(6))
+    tokens = torch.randint(VOCABULARY, (rows, T), generator=torch.Generator().manual_seed(6))
     with torch.no_grad():
         found, wanted = ours(tokens), theirs(input_ids=tokens).logits
     assert wanted.std() > 0.5  # not a comparison of zeros
@@ -64,6 +67,30 @@ def test_logits_and_greedy_text_equal_those_of_transformers(
         if apart >= LARGEST_DIFFERENCE or same < LENGTH:
             wrong.append(name)
     assert not wrong
+
+
+@torch.no_grad()
+def test_logits_equal_those_of_transformers_at_the_end_of_a_long_text(
+    tmp_path: Path, report: Callable[[str], None]
+) -> None:
+    """Rounding of a rotary frequency grows with the position. See llm/functional/rotary.py."""
+    T = 2048
+    scalings: dict[str, dict[str, Any]] = {
+        "Llama": {},
+        "Llama, yarn": rope(**YARN | {"factor": 8.0, "original_max_position_embeddings": 256}),
+        "Llama, llama3": rope(**LLAMA3 | {"original_max_position_embeddings": 256}),
+    }
+    report(f"{f'network, {T} tokens':30} {'difference':>10} {'of':>5}")
+    for number, (name, options) in enumerate(scalings.items()):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        theirs: Any = Variant("Llama", options | {"max_position_embeddings": T}).save(folder)
+        ours = load_model(open_source("ckpt", str(folder)), torch.device("cpu"))
+        apart, largest = difference(ours, theirs, 1, T)
+        report(f"{name:30} {apart:10.1e} {largest:5.1f}")
+        assert apart < LARGEST_DIFFERENCE, name
+        cos, sin = theirs.model.rotary_emb(torch.zeros(1), torch.arange(T)[None])
+        assert torch.equal(ours.cos, cos[0]) and torch.equal(ours.sin, sin[0]), name
 
 
 def test_a_network_in_several_files_is_read_from_all_of_them(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from llm.data.meta import AGAIN, META, ConversationMeta, of_splits, read_meta
 from llm.data.packing import Conversations, Rows, RowSampler
 from llm.errors import Refused, require
 
-USUAL = 0.95  # the share of conversations that a suggested block_size keeps whole
+# The shares of conversations that a suggested block_size keeps whole: the first that is larger
+SHARES = {0.95: "95%", 0.99: "99%", 1.0: "all"}
 
 
 @dataclass(frozen=True)
@@ -112,14 +113,14 @@ class ConversationDataset(Dataset):
         """Raise :class:`llm.errors.Refused` if a model of this shape cannot train on the data."""
         self.check_vocabulary(vocab_size)
         for split, one in self.conversations.items():
-            advice = self._advice(split)
-            require(
-                len(self.rows(split, block_size)),
-                f"{self.folder}: no answer of the {len(one.lengths):,} conversations in {split} "
-                f"fits into model.block_size={block_size}: {advice}",
-                key="model.block_size",
-                suggestions=[f"model.block_size={one.size_for(USUAL)}"],
-            )
+            if len(self.rows(split, block_size)) == 0:
+                larger, advice = self._larger(split, block_size)
+                raise Refused(
+                    f"{self.folder}: no answer of the {len(one.lengths):,} conversations in "
+                    f"{split} fits into model.block_size={block_size}: {advice}",
+                    key="model.block_size",
+                    suggestions=[larger],
+                )
         if self.general is not None and self.mix:
             n = len(self.general)
             require(
@@ -138,7 +139,7 @@ class ConversationDataset(Dataset):
                 notes.append(
                     f"{rows.cut:,} of {len(one.lengths):,} conversations of {split} are longer "
                     f"than block_size={block_size} and are cut at their end"
-                    f"{lost if rows.left_out else ''}: {self._advice(split)}"
+                    f"{lost if rows.left_out else ''}: {self._larger(split, block_size)[1]}"
                 )
         return notes
 
@@ -161,9 +162,12 @@ class ConversationDataset(Dataset):
                     f"{AGAIN}"
                 )
 
-    def _advice(self, split: str) -> str:
-        size = self.conversations[split].size_for(USUAL)
-        return f"model.block_size={size} keeps {USUAL:.0%} of them whole"
+    def _larger(self, split: str, block_size: int) -> tuple[str, str]:
+        """A larger ``block_size`` for conversations that are cut, as typed, and what it keeps."""
+        sizes = {text: self.conversations[split].size_for(share) for share, text in SHARES.items()}
+        text, size = next((text, size) for text, size in sizes.items() if size > block_size)
+        typed = f"model.block_size={size}"
+        return typed, f"{typed} keeps {text} of them whole"
 
 
 def facts_of(folder: Path) -> dict[str, str]:

@@ -118,6 +118,25 @@ def test_cut_conversations_are_counted_and_those_without_an_answer_left_out(tmp_
         dataset.check(32, 20)
 
 
+def test_the_suggested_block_size_is_a_larger_one_that_keeps_the_share_it_names(
+    tmp_path: Path,
+) -> None:
+    answers = ["x" * (n % 50 + 1 if n % 200 else 100) for n in range(1000)]
+    rows = [{"instruction": f"{n}", "output": answer} for n, answer in enumerate(answers)]
+    dataset = opened(tmp_path, rows)
+    needed, named = dataset.conversations["train"].lengths - 1, set[str]()
+    longest = int(needed.max())
+    for block_size in range(8, longest):
+        note = dataset.notes_on(block_size)[0].rpartition(": model.block_size=")[2]
+        size, text = note.removesuffix(" of them whole").split(" keeps ")
+        share = 1 if text == "all" else int(text[:-1]) / 100
+        assert int(size) > block_size and (needed <= int(size)).mean() >= share
+        assert (needed < int(size)).mean() < share, "a smaller one would do"
+        named.add(text)
+    assert named == {"95%", "99%", "all"}
+    assert not any(" of train " in note for note in dataset.notes_on(longest))
+
+
 def test_general_text_is_mixed_into_training_rows_only(tmp_path: Path) -> None:
     text = tmp_path / "general.txt"
     text.write_text("The quick brown fox jumps over the lazy dog. " * 40, encoding="utf-8")

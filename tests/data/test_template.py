@@ -2,6 +2,7 @@
 of the template.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -124,14 +125,18 @@ def test_a_prompt_continues_to_the_same_ids_as_in_training(name: str, smollm: BP
 
 
 @pytest.mark.parametrize("name", ["chatml", "llama2"])
-@pytest.mark.parametrize("place", range(3))
+@pytest.mark.parametrize("place", [0, 1, 2, "input"])
 def test_markers_that_somebody_writes_stay_text(
-    name: str, place: int, smollm: BPETokenizer, llama2: BPETokenizer
+    name: str, place: int | str, smollm: BPETokenizer, llama2: BPETokenizer
 ) -> None:
     tokenizer, template = smollm if name == "chatml" else llama2, read_template(name)
-    harmless = [Message("system", "s"), Message("user", "u"), Message("assistant", "a")]
-    injected = [*harmless]
-    injected[place] = Message(harmless[place].role, INJECTED)
+    texts, roles = [("s", ""), ("u", "i"), ("a", "")], ("system", "user", "assistant")
+    harmless = [Message(role, *text) for role, text in zip(roles, texts, strict=True)]
+    injected = [
+        replace(message, input=INJECTED) if (place, message.role) == ("input", "user")
+        else replace(message, content=INJECTED) if number == place else message
+        for number, message in enumerate(harmless)
+    ]  # fmt: skip
     special = set(tokenizer.special_ids.values())
 
     def specials(messages: list[Message]) -> list[int]:

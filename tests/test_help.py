@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.command_line import composed, here
 from tests.conftest import HANGS, ROOT
 
 HELP = ["model=small data=shakespeare", "cosine, wsd", "max_steps: ", "-sc install"]
@@ -47,3 +48,22 @@ def test_help_and_completion_answer_without_torch(
     assert not list(tmp_path.iterdir())
     if typed[0] == "--cfg":
         assert yaml.safe_load(done.stdout)["model"]["n_layer"] == 10
+
+
+@pytest.mark.parametrize("name", ["train", "prepare"])
+def test_help_lists_all_options_by_the_words_that_choose_them(name: str, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/mine$.yaml").write_text("defaults: [text]\n", encoding="utf-8")
+    done = here(name, "--help", "--config-dir", str(tmp_path), cwd=tmp_path)
+    lines = done.stdout.partition("choose with group=option ==\n")[2].partition("\n\n")[0]
+    listed = {group: options.split(", ") for group, _, options in
+              (line.partition(": ") for line in lines.splitlines())}  # fmt: skip
+    listed["data"].remove("mine$")
+    folders = {"data.template": "templates"}
+    for group, options in listed.items():
+        files = (ROOT / "conf" / folders.get(group, group)).glob("*.yaml")
+        assert options == sorted(path.stem for path in files)
+    composed(name, *(f"{group}={options[-1]}" for group, options in listed.items()))
+    known = {path.name for path in (ROOT / "conf").iterdir() if path.is_dir()}
+    complete = known - {"hydra", "templates"} | {"data.template"}
+    assert listed.keys() == (complete if name != "prepare" else {"data", "data.template"})

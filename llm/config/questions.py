@@ -1,4 +1,5 @@
-"""The list of named sweeps that ``--help`` prints: each with its title and the question it answers.
+"""The lists that ``--help`` prints: the options of each group, and the named sweeps, each with its
+title and the question it answers.
 
 A sweep file says both in a comment at its top: ``# Depth: does depth pay at this width?``
 """
@@ -7,7 +8,7 @@ import re
 from itertools import takewhile
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich.cells import cell_len, set_cell_size
 
 from llm import commands
@@ -15,6 +16,9 @@ from llm.config.compose import CONF
 
 # "# Depth: does depth pay?", also in full-width punctuation
 QUESTION = re.compile(r"# *([^@:\uff1a]+)(?:: |\uff1a ?)(.+[?\uff1f])\s*")
+
+# Files of conf/ that are no option of a group: a key names one of them.
+FOLDER_OF = {"data.template": "templates"}
 
 
 def question_of(path: Path) -> tuple[str, str] | None:
@@ -42,4 +46,20 @@ def list_sweeps() -> str:
     return "\n".join(lines).replace("$", "$$")  # Hydra fills in the words after a $
 
 
+def list_groups(*keys: str, _root_: DictConfig) -> str:
+    """A line for each of ``keys`` with the options that it takes, also those in a user's folder.
+
+    Hydra's own list has every folder of ``conf/``, also those that a command does not take.
+    """
+    sources = _root_.hydra.runtime.config_sources
+    folders = [Path(one.path) for one in sources if one.schema == "file"]
+    lines = []
+    for key in keys:
+        place = FOLDER_OF.get(key, key)
+        options = {path.stem for folder in folders for path in folder.glob(f"{place}/*.yaml")}
+        lines.append(f"{key}: {', '.join(sorted(options))}")
+    return "\n".join(lines).replace("$", "$$")
+
+
+OmegaConf.register_new_resolver("list_groups", list_groups, replace=True)
 OmegaConf.register_new_resolver("list_sweeps", list_sweeps, replace=True)  # for conf/training.yaml

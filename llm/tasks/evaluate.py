@@ -60,13 +60,9 @@ def _open_task(name: str, settings: EvalSettings) -> Task:
         key="tasks", suggestions=[f"tasks={one}" for one in close],
     )  # fmt: skip
     path = Path(name)
-    require(
-        path.suffix != ".json",
-        f"tasks={name:.60} is JSON: questions and pairs are read from .jsonl, and the loss of "
-        "conversations is measured on the splits of a run (tasks=[loss])",
-        key="tasks",
-    )
-    return open_questions(path, settings) if path.suffix == ".jsonl" else _open_text(path, settings)
+    if path.suffix == ".jsonl":
+        return open_questions(path, settings)
+    return _open_text("tasks", path, settings)
 
 
 def _open_loss(settings: EvalSettings) -> Task:
@@ -80,7 +76,7 @@ def _open_loss(settings: EvalSettings) -> Task:
         f"data_path={path} is neither a text file nor a prepared folder (run_prepare.py)",
         key="data_path",
     )
-    return _open_text(path, settings)
+    return _open_text("data_path", path, settings)
 
 
 BUILT_IN: dict[str, Callable[[EvalSettings], Task]] = {
@@ -88,7 +84,14 @@ BUILT_IN: dict[str, Callable[[EvalSettings], Task]] = {
 }  # fmt: skip
 
 
-def _open_text(path: Path, settings: EvalSettings) -> TextTask:
+def _open_text(key: str, path: Path, settings: EvalSettings) -> TextTask:
+    require(
+        path.suffix not in (".json", ".jsonl"),
+        f"{key}={path} is JSON: questions and pairs are read by tasks=[FILE.jsonl], and "
+        f"conversations by python run_prepare.py data=chat data.path={path} "
+        f"data.tokenizer={settings.ckpt}, whose folder is then given as data_path",
+        key=key,
+    )
     try:
         raw = read_bounded(path, LARGEST_TEXT)
     except OSError as error:

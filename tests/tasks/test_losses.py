@@ -3,6 +3,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,23 @@ def test_bits_per_byte_of_a_text_file_divide_by_the_bytes_of_its_text(
     assert (found["tokens"], found["bytes"], found["starts_with"]) == (len(ids), n_bytes, end)
     assert found["loss"] == pytest.approx(nats / len(ids), rel=1e-5)
     assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / n_bytes, rel=1e-5)
+
+
+@pytest.mark.parametrize("file", ["chat.jsonl", "chat.json"])
+def test_the_loss_of_json_is_refused_with_the_command_that_prepares_it(
+    file: str, tmp_path: Path
+) -> None:
+    place = saved(tmp_path / "run", OURS["smollm"])
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "my lord"}]
+    rows = [{"messages": [turns[0] | {"content": f"Hi {n}"}, turns[1]]} for n in range(40)]
+    lines = [json.dumps(row) for row in rows]
+    text = f"[{','.join(lines)}]" if file == "chat.json" else "\n".join(lines)
+    (tmp_path / file).write_text(text, encoding="utf-8")
+    done = here("eval", place, f"data_path={file}", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert f"data_path={file} is JSON: questions and pairs are read by tasks=" in done.stderr
+    (typed,) = re.findall(r"python run_prepare.py (.*), whose folder", done.stderr)
+    assert here("prepare", *typed.split(), cwd=tmp_path).returncode == 0
+    (data,) = (tmp_path / "data").iterdir()
+    done = here("eval", place, f"data_path={data}", "device=cpu", cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.startswith(f"{data.name}: loss "), done.stderr

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import chdir
@@ -17,7 +18,6 @@ from llm.evaluation.text import evaluate_tokens
 from llm.model.gpt import GPT
 from tests.command_line import Done, here, summary
 from tests.conftest import PLAY, TINY_RUN
-from tests.wandb_file import read, records
 
 DATA = ["data=text", "data.path=play.txt", "data.tokenizer=char", "data.test_fraction=0.2"]
 RUNS = {
@@ -110,14 +110,19 @@ def test_all_finished_runs_of_a_folder_are_evaluated_with_one_table(folder: Path
     broken = folder / "outputs" / "running"
     shutil.copytree("outputs/fp32", broken, symlinks=True)
     (broken / "summary.json").unlink()
-    done = here("eval", "outputs", "device=cpu", cwd=folder)
+    done = here("eval", "outputs", "int8=true", "device=cpu", cwd=folder)
     assert done.returncode == 0, done.stderr
     heading, *rows = done.stdout.splitlines()
-    assert heading.split() == ["run", "loss", "bits/byte"]
+    titles = ["run", "loss", "bits/byte", "on disk", "in int8", "int8 bits/byte"]
+    assert re.split(r" {2,}", heading) == titles
     assert [row.split()[0] for row in rows] == ["outputs/bf16", "outputs/fp32"]
-    for name in RUNS:
+    for row, name in zip(rows, ("bf16", "fp32"), strict=True):
         written = json.loads((folder / "outputs" / name / "eval.json").read_text())
-        assert f"{written['tasks']['loss']['loss']:.4f}" in done.stdout
+        loss = written["tasks"]["loss"]
+        stored, small = loss["sizes"]["stored"], loss["sizes"]["int8"]
+        numbers = [f"{loss['loss']:.4f}", f"{loss['bits_per_byte']:.4f}"]
+        sizes = [f"{one['bytes'] / 1024:.0f} KiB" for one in (stored, small)]
+        assert re.split(r" {2,}", row)[1:] == [*numbers, *sizes, f"{small['bits_per_byte']:.4f}"]
     assert not (broken / "eval.json").exists()
 
 
@@ -173,11 +178,15 @@ def test_int8_shows_the_size_beside_the_loss_of_both(folder: Path) -> None:
     assert stored["bits_per_byte"] == found["bits_per_byte"]
     assert 0 < abs(small["bits_per_byte"] - stored["bits_per_byte"]) < 0.05
     assert f"{small['bytes'] / 1024:.0f} KiB  loss {small['loss']:.4f}" in done.stdout
+    shown = f"{stored['bytes'] / 1024:.0f} KiB on disk)"
+    assert shown in done.stdout.splitlines()[0]
+    done = here("eval", "outputs/fp32", "device=cpu", cwd=folder)
+    assert done.stdout.count("\n") == 1 and shown in done.stdout
 
 
 def test_the_stored_size_counts_only_weights_and_those_of_the_base_too(folder: Path) -> None:
     def stored(*typed: str) -> int:
-        (result,) = tasks_of(folder, *typed, "int8=true").values()
+        (result,) = tasks_of(folder, *typed).values()
         return int(result["sizes"]["stored"]["bytes"])
 
     adapters = ["finetune=lora", "init_from=outputs/fp32", "run.name=lora"]
@@ -228,24 +237,6 @@ def test_a_report_has_the_results_of_the_best_checkpoint(folder: Path) -> None:
     heading, *rows = csv.reader((folder / "report/summary.csv").read_text("utf-8-sig").splitlines())
     column = heading.index("eval/loss")
     assert sorted(bool(row[column]) for row in rows) == [False, True]
-
-
-def test_the_results_are_added_to_the_offline_run_of_wandb(folder: Path) -> None:
-    typed = [word for word in TINY_RUN if word != "logger=none"]
-    done = here("train", *DATA, *typed, "run.name=logged", "logger.mode=offline", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    read(folder / "outputs/logged")
-    found = tasks_of(folder, "outputs/logged")["loss"]
-    assert read(folder / "outputs/logged")["history"][-1]["val/loss"] > 0
-    (path,) = folder.glob("outputs/logged/wandb/offline-run-*/*.wandb")
-    kinds = [record for record in records(path) if record.WhichOneof("record_type") == "summary"]
-    logged = {
-        item.key or ".".join(item.nested_key): json.loads(item.value_json)
-        for record in kinds
-        for item in record.summary.update
-    }
-    assert logged["eval/loss"] == found["loss"]
-    assert logged["eval/bits/byte"] == found["bits_per_byte"]
 
 
 def refusal(folder: Path, *typed: str) -> str:

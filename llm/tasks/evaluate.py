@@ -124,12 +124,11 @@ def evaluate_subject(subject: Subject, tasks: Sequence[Task], settings: EvalSett
         with count_progress(f"{subject.place}: {task.name}") as on_progress:
             reading = partial(_reading, on_progress)
             result = task.evaluate(subject, model, reading)
-            if small is not None and result["kind"] == "loss":
-                again = task.evaluate(subject, small, reading)
-                result["sizes"] = {
-                    "stored": _size(subject.bytes_on_disk(), result),
-                    "int8": _size(n_bytes, again),
-                }
+            if result["kind"] == "loss":
+                result["sizes"] = {"stored": _size(subject.bytes_on_disk(), result)}
+                if small is not None:
+                    again = task.evaluate(subject, small, reading)
+                    result["sizes"]["int8"] = _size(n_bytes, again)
             subject.results[task.name] = result
     if subject.run is not None:
         digest = subject.source.digest()

@@ -13,9 +13,8 @@ from llm.errors import require
 from llm.experiment.console import count_progress
 from llm.experiment.rundir import CONFIG
 from llm.interchange import peft
-from llm.interchange.adapters import base_of
 from llm.interchange.files import FileSource
-from llm.interchange.source import FORMATS, Source, load_model, open_source
+from llm.interchange.source import FORMATS, CheckpointSource, Source, load_model, open_source
 from llm.model.gpt import GPT
 from llm.options import from_plain
 from llm.report.runs import find_runs
@@ -96,9 +95,10 @@ def _weight_files(source: Source) -> list[Path]:
         return list(source.files)
     if isinstance(source, peft.PeftSource):
         return [source.path / peft.WEIGHTS, *_weight_files(source.base)]
-    checkpoint = Checkpoint.open(source.path)
-    base = [] if checkpoint.base is None else _weight_files(base_of(checkpoint))
-    return [source.path / WEIGHTS, *base]
+    assert isinstance(source, CheckpointSource)
+    base = source.manifest.base
+    below = [] if base is None else _weight_files(open_source("ckpt", base.init_from))
+    return [source.path / WEIGHTS, *below]
 
 
 def _subject(place: str) -> Subject:

@@ -17,13 +17,13 @@ from llm.units import format_bytes, plural
 def show(subjects: Sequence[Subject]) -> None:
     """Print the results: a line for each number of one network, or a row for each network."""
     evaluated = [subject for subject in subjects if subject.reason is None]
-    found = [scores(subject.results) for subject in evaluated]
+    found = [_cells(subject.results) for subject in evaluated]
     if len(subjects) == 1:
         for line in result_lines(subjects[0].results):
             say(line)
         return
     titles = list(dict.fromkeys(title for one in found for title in one))
-    columns = [Filled(title, [Text(_number(one.get(title))) for one in found]) for title in titles]
+    columns = [Filled(title, [Text(one.get(title, "")) for one in found]) for title in titles]
     names = [encodable(subject.place, console.encoding) for subject in evaluated]
     width = console.width if console.is_terminal else None
     for row in table_lines("run", names, columns, titles[::-1], width):
@@ -39,9 +39,8 @@ def result_lines(results: Plain) -> list[str]:
     for name, result in results.items():
         if result["kind"] == "loss":
             lines.append(f"{name}: {_loss(result)}")
-            lines += [
-                f"  {title:6}  {_sized(one)}" for title, one in result.get("sizes", {}).items()
-            ]
+            if len(sizes := result["sizes"]) > 1:
+                lines += [f"  {title:6}  {_sized(one)}" for title, one in sizes.items()]
         elif result["kind"] == "lm_eval":
             numbers = (f"{key} {value:.6g}" for key, value in result.items() if key != "kind")
             lines.append(f"{name}: {'  '.join(numbers)}")
@@ -56,7 +55,8 @@ def _loss(result: Plain) -> str:
     parts = [f"loss {result['loss']:.4f}"]
     parts += [f"perplexity {perplexity:,.2f}"] * (perplexity is not None)
     parts += [f"{bits:.4f} bits/byte"] * (bits is not None)
-    where = f"window {result['window']}, stride {result['stride']:g}"
+    size = format_bytes(result["sizes"]["stored"]["bytes"])
+    where = f"window {result['window']}, stride {result['stride']:g}; {size} on disk"
     return "  ".join(parts) + f"  ({plural(result['tokens'], 'token')}; {where})"
 
 
@@ -86,5 +86,13 @@ def _phenomena(groups: Plain) -> list[str]:
     return [f"  {name:{width}}  {one['acc']:6.1%} of {one['n']:,}" for name, one in ordered]
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+def _cells(results: Plain) -> dict[str, str]:
+    """The main numbers of one network by their titles, then its sizes."""
+    cells = {title: f"{value:.4f}" for title, value in scores(results).items()}
+    for name, result in results.items():
+        for kind, one in result.get("sizes", {}).items():
+            cells["on disk" if kind == "stored" else f"in {kind}"] = format_bytes(one["bytes"])
+        if small := result.get("sizes", {}).get("int8"):
+            again = scores({name: {"bits_per_byte": small["bits_per_byte"]}})
+            cells |= {f"int8 {title}": f"{value:.4f}" for title, value in again.items()}
+    return cells

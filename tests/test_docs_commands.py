@@ -1,0 +1,104 @@
+"""Every command of the pages that tests/test_readme.py does not run has keys and values that exist.
+
+Their settings are composed and checked as when the command is typed; nothing starts.
+"""
+
+import copy
+import functools
+import re
+import shlex
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from llm.config.arguments import for_hydra
+from llm.config.compose import read_settings
+from llm.config.inside import as_command, compose_plans, compose_training
+from llm.data.bpe import BPETokenizer
+from llm.settings.eval import EvalSettings
+from llm.settings.export import ExportSettings
+from llm.settings.sample import SampleSettings
+from llm.settings.schema import PrepareSettings
+from tests.command_line import composed
+from tests.conftest import ROOT
+from tests.data.test_bpe import library
+from tests.interchange.test_hf_writing import saved
+from tests.test_readme import make_tiny_llama
+
+PAGES = ("finetune", "interchange", "conversations", "evaluation", "sampling")
+KINDS = {
+    "eval": EvalSettings, "export": ExportSettings, "prepare": PrepareSettings,
+    "sample": SampleSettings,
+}  # fmt: skip
+
+
+def commands(page: str) -> list[str]:
+    """What follows ``python run_`` in the blocks and in the sentences of a page."""
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```\w*\n(.*?)```", text, flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    spans = re.findall(r"`(python run_[^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    found = [re.sub(r"\s+#.*|\s+[<>|] .*", "", one).strip() for one in (*lines, *spans)]
+    kept = [one.removeprefix("python run_") for one in found if one.startswith("python run_")]
+    return list(dict.fromkeys(kept))
+
+
+def first_values(line: str) -> str:
+    """``model.n_layer=4,8`` -> ``model.n_layer=4``: Hydra needs a second for a few options."""
+    return re.sub(r"(=[^\s\[,]+),\S+", r"\1", line)
+
+
+LINES = [(page, line) for page in PAGES for line in commands(page)]
+COMMANDS = [
+    *((page, first_values(line)) for page, line in LINES),
+    *(
+        pytest.param(*one, marks=pytest.mark.slow)
+        for one in LINES
+        if first_values(one[1]) != one[1]
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the weights that the pages speak of."""
+    path = tmp_path_factory.mktemp("docs")
+    make_tiny_llama(path / "smollm2")
+    for name in ("SmolLM2-135M", "Qwen3-0.6B"):
+        (path / name).symlink_to(path / "smollm2")
+    tokenizer = BPETokenizer(library("smollm").to_str(), "<|im_end|>")
+    saved(path / "base", tokenizer)
+    (path / "outputs").mkdir()
+    for name in ("base", "bard", "mine", "my_lora", "a", "b"):
+        (path / "outputs" / name).symlink_to(path / "base")
+    return path
+
+
+base = functools.cache(composed)
+
+
+def overridden(name: str, words: list[str]) -> DictConfig:
+    """The configuration of a command; without groups Hydra composes it only once."""
+    overrides = for_hydra(words)
+    if name == "prepare":
+        return composed(name, *overrides)
+    cfg = copy.deepcopy(base(name))
+    for one in OverridesParser.create().parse_overrides(overrides):
+        OmegaConf.update(cfg, one.key_or_group, one.value())
+    return cfg
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS)
+def test_the_keys_and_values_of_the_command_exist(page: str, line: str, folder: Path) -> None:
+    script, *words = shlex.split(line)
+    name = script.removesuffix(".py")
+    with chdir(folder), as_command(f"run_{script}", words):
+        if name == "plan":
+            compose_plans(*words)
+        elif name == "train":
+            compose_training(*words)
+        else:
+            read_settings(overridden(name, words), KINDS[name])

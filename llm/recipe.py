@@ -20,7 +20,7 @@ from llm.experiment.ledger import show_already_run
 from llm.experiment.loggers import open_logger
 from llm.experiment.panels import show_already_finished, show_end, show_start
 from llm.experiment.rundir import read_summary, recording
-from llm.interchange.adapters import require_base
+from llm.interchange.adapters import base_of, require_base
 from llm.interchange.source import CheckpointSource, Source, open_source, start_from
 from llm.model.config import GPTConfig
 from llm.model.finetune import FinetuneOptions
@@ -100,16 +100,23 @@ def fit(
         origin, tuned = None, settings.finetune
         if settings.init_from and (run.checkpoint is None or tuned.is_partial):
             origin = open_source("init_from", settings.init_from)
+        evaluated: Checkpoint | None = None
+        if settings.trainer.eval_only and isinstance(origin, CheckpointSource):
+            evaluated = Checkpoint.open(origin.path)
+        # Merging would round what is evaluated: adapters are put beside their own base instead.
+        part = evaluated if evaluated and evaluated.finetune == tuned else None
         with without_memory() if origin else nullcontext():
             model = to_precision(build(settings.model), precision.weights)
         if origin is not None:
-            start_from(model, origin, dataset.tokenizer, tuned)
+            start_from(model, base_of(part) if part else origin, dataset.tokenizer, tuned)
         model = model.to(device)
         finetune: FinetuneOptions | None = None
         base: Base | None = None
         if tuned.is_partial and origin is not None:
             adapt(model, tuned)
             finetune, base = tuned, Base(origin.place, origin.digest())
+        if part is not None:
+            part.load_into(model)
         sweep = run.folder.parent if settings.run.sweep else None
         own = custom_logger(settings.logger)
         options, max_steps = settings.trainer, settings.trainer.max_steps
@@ -131,8 +138,8 @@ def fit(
                 if origin is not None:
                     require_base(run.checkpoint, origin)
                 trainer.resume(run.checkpoint)
-            elif isinstance(origin, CheckpointSource) and options.eval_only:
-                trainer.progress.take_counts(Checkpoint.open(origin.path))
+            elif evaluated is not None:
+                trainer.progress.take_counts(evaluated)
             trainer.check_room()
             show_start(run.folder, trainer, dataset, why, plan.sentence, settings.run.note)
             try:

@@ -156,6 +156,18 @@ def test_the_same_command_again_is_the_same_run(cwd: Path) -> None:
     assert_refused(other, "finetune.alpha was 8.0, now 6.0")
 
 
+@pytest.mark.parametrize("method", ["qlora", "head"])
+def test_evaluation_alone_gives_the_loss_of_the_run_to_the_bit(method: str, cwd: Path) -> None:
+    words = [f"finetune={method}", "precision=bf16_weights", "optimizer.lr=0.02", "run.name=part"]
+    train(cwd, *DATA, *RUN, FROM, *words, "trainer.max_steps=2")
+    done = here("train", "resume=outputs/part", "trainer.eval_only=true", "json=true", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    expected, found = read_summary(cwd / "outputs/part"), json.loads(done.stdout.splitlines()[-1])
+    assert expected
+    assert found["val_loss"] == expected["best_val_loss"]
+    assert found["step"] > 0
+
+
 def test_adapters_can_be_trained_on_merged_adapters(cwd: Path) -> None:
     words = [*DATA, *RUN, "init_from=outputs/lora", "finetune=lora", "run.name=second"]
     train(cwd, *words, "optimizer.lr=1e-9")

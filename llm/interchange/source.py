@@ -23,6 +23,7 @@ from llm.checkpoint.find import (
 )
 from llm.data import tokenizer as tokenizers
 from llm.data.assets import smollm2
+from llm.data.config import TOKENIZERS
 from llm.data.tokenizer import Tokenizer, from_json
 from llm.errors import require
 from llm.interchange import gguf, hf, llama, nanogpt, peft
@@ -204,15 +205,32 @@ def start_from(
     """
     from llm.checkpoint.checkpoint import require_shapes, weight_shapes
 
-    theirs = source.tokenizer
-    require(
-        theirs.digest() == tokenizer.digest(),
-        f"init_from={source.place} was trained on {theirs.described(tokenizer)}, and "
-        f"data.tokenizer={tokenizer.kind} has {tokenizer.described(theirs)}: take the data it was "
-        "trained on, or its tokenizer (data.tokenizer=null), or train without init_from",
-    )
+    require_tokenizer(source.place, source.tokenizer, tokenizer.kind, tokenizer)
     require_shapes(model, weight_shapes(source.model), source.path)
     fill(model, source, finetune)
+
+
+def require_tokenizer(
+    place: str, theirs: Tokenizer, name: str, ours: Tokenizer | None = None
+) -> None:
+    """Raise :class:`llm.errors.Refused` if the weights of ``init_from=place`` were trained with
+    another tokenizer than the data's, whose ids have other meanings.
+
+    ``theirs``: the tokenizer of the weights. ``ours``: the data's; None: the usual one of the kind
+    ``name`` (for ``char`` the characters are not known before the text is read).
+    """
+    if ours is not None:
+        is_same, has = theirs.digest() == ours.digest(), ours.described(theirs)
+    else:
+        is_same, size = theirs.kind == name, TOKENIZERS[name]
+        has = f"the {size:,} tokens of {name}" if size else "the characters of the text"
+    require(
+        is_same,
+        f"init_from={place} was trained on {theirs.described(ours or theirs)}, and "
+        f"data.tokenizer={name} has {has}: take the data it was trained on, or its "
+        "tokenizer (data.tokenizer=null, as data=chat and data=instruct have it), or train "
+        "without init_from",
+    )
 
 
 def fill(model: "GPT", source: Source, finetune: FinetuneOptions | None = None) -> None:

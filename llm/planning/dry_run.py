@@ -6,12 +6,13 @@ from llm.answer import answer
 from llm.commands import typed_command
 from llm.data.dataset import Dataset
 from llm.data.prepare import ready
+from llm.data.tokenizer import Tokenizer
 from llm.experiment.console import duration, panel, say, status
 from llm.experiment.ledger import show_already_run
 from llm.experiment.rundir import CONFIG, require_run_files
 from llm.experiment.tail import number
 from llm.experiment.watch import Forecast, Rates
-from llm.interchange.source import open_source
+from llm.interchange.source import open_source, require_tokenizer
 from llm.planning.custom_optimizer import try_custom_classes
 from llm.planning.forecast import forecast, plan_of
 from llm.planning.guess import guessed_seconds
@@ -52,11 +53,11 @@ def show_dry_run(settings: TrainSettings) -> None:
     before it trains. Torch is imported only where the message depends on this machine.
     """
     plan = _plan(settings)  # in the order of the run, so that the first mistake is the same
-    data, is_ready = ready(settings.data)
+    dataset, (data, is_ready) = None, ready(settings.data)
     if is_ready and plan is not None:
-        model = plan.setup.model
-        Dataset.open(data).check(model.block_size, model.vocab_size or 0)
-    folder, earlier = _earlier(settings)
+        model, dataset = plan.setup.model, Dataset.open(data)
+        dataset.check(model.block_size, model.vocab_size or 0)
+    folder, earlier = _earlier(settings, dataset.tokenizer if dataset else None)
     if plan is not None:
         show_plan(plan)
     facts = _facts(settings, earlier)
@@ -94,12 +95,14 @@ def _plan(settings: TrainSettings) -> Plan | None:
     return fit_memory(settings, select_device(trainer.device, compiles=trainer.compile))[1]
 
 
-def _earlier(settings: TrainSettings) -> tuple[Path | None, Earlier]:
-    """The run's folder, if it is named, and what it holds."""
+def _earlier(settings: TrainSettings, tokenizer: Tokenizer | None) -> tuple[Path | None, Earlier]:
+    """The run's folder, if it is named, and what it holds. ``tokenizer``: of the prepared data."""
     folder, retry = named_folder(settings), settings.run.retry
     is_new = folder is None or not (folder / CONFIG).exists()
     if settings.init_from is not None and (is_new or retry == "all"):
-        open_source("init_from", settings.init_from)  # refuses missing weights
+        source = open_source("init_from", settings.init_from)  # refuses missing weights
+        if tokenizer is not None:
+            require_tokenizer(source.place, source.tokenizer, tokenizer.kind, tokenizer)
     if folder is None:
         return None, Earlier(NEW)
     if retry == "all" and not is_new:

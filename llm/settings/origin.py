@@ -69,6 +69,23 @@ def data_of_origin(
     )
 
 
+def check_tokenizer(settings: TrainSettings) -> None:
+    """Raise :class:`llm.errors.Refused` if the data has another tokenizer than the weights of
+    ``init_from``, before the data is prepared.
+    """
+    place, name = settings.init_from, settings.data.tokenizer
+    if not place or settings.resume or name in (None, place):
+        return
+    if any(
+        one not in (*TOKENIZERS, *DOWNLOADED) and not os.path.exists(one) for one in (place, name)
+    ):
+        return  # refused later, or the run has started from weights that are gone
+    from llm.interchange.source import open_tokenizer, require_tokenizer
+
+    ours = None if name in TOKENIZERS else open_tokenizer(name)
+    require_tokenizer(place, open_tokenizer(place), name, ours)
+
+
 def _source(settings: TrainSettings) -> "Source":
     """The weights of ``init_from``; if they are gone, of the run that started from them."""
     from llm.interchange.source import open_source  # imports numpy: not needed without init_from

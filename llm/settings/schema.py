@@ -206,9 +206,10 @@ class TrainSettings:
         if isinstance(self.schedule, ScheduleSection):
             self.schedule.check(self.trainer.max_steps)
         data, model = self.data.declared_vocab_size(), self.model.vocab_size
+        remedy = "set data.vocab_size=null" if self.init_from else "leave model.vocab_size out"
         require(
             not (data and model) or data <= model,
-            f"model.vocab_size={model} is smaller than data.vocab_size={data}",
+            f"model.vocab_size={model} is smaller than data.vocab_size={data}: {remedy}",
         )
 
     def check_origin(self) -> None:

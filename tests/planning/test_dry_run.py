@@ -84,6 +84,8 @@ def test_the_folder_of_a_named_run_is_looked_at(cwd: Path) -> None:
         ["data.path=gone.txt"],
         ["trainer.device=cuda:99"],
         ["resume=outputs/none"],
+        ["init_from=outputs/a", "data.tokenizer=char"],
+        ["init_from=outputs/a", "data.tokenizer=gpt2", "finetune=lora"],
     ],
 )
 def test_what_the_run_would_refuse_is_refused_in_the_same_line(typed: list[str], cwd: Path) -> None:
@@ -94,6 +96,29 @@ def test_what_the_run_would_refuse_is_refused_in_the_same_line(typed: list[str],
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done
     assert done.stderr == here("train", *DATA, *TINY_RUN, *typed, cwd=cwd).stderr
     assert summary(cwd / "outputs/a")["status"] == "diverged"
+
+
+def test_weights_with_another_tokenizer_are_refused_before_the_run(cwd: Path) -> None:
+    typed, other = [*DATA[:2], *TINY_RUN], "data.tokenizer=char"
+    for one in ("dry run", "plan"):
+        is_plan = one == "plan"
+        done = here(
+            "plan" if is_plan else "train", *typed, "init_from=outputs/a",
+            *[] if is_plan else ["run.dry_run=true"], cwd=cwd,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout) == (2, ""), done
+        for words in ("257 tokens of byte", "data.tokenizer=gpt2 has", "data.tokenizer=null, as"):
+            assert words in done.stderr, done.stderr
+    assert here("plan", *typed, "init_from=outputs/a", "data.tokenizer=null", cwd=cwd).stdout
+    declared = [*typed, "init_from=outputs/a", "data.tokenizer=null", "data.vocab_size=999"]
+    assert "is smaller than data.vocab_size=999: set" in here("plan", *declared, cwd=cwd).stderr
+    assert here("train", *typed, other, "run.name=char", cwd=cwd).returncode == 0
+    (cwd / "play.txt").write_text("another alphabet\n" * 99, encoding="utf-8")
+    assert here("prepare", *DATA[:2], other, cwd=cwd).returncode == 0
+    alphabet = dry(cwd, "init_from=outputs/char", other)
+    assert "outputs/char was trained on an alphabet of" in alphabet.stderr, alphabet
+    run = here("train", *typed, "init_from=outputs/char", other, cwd=cwd)
+    assert alphabet.stderr == run.stderr
 
 
 def test_an_unread_alphabet_leaves_the_plan_open(tmp_path: Path) -> None:

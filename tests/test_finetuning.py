@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -20,8 +21,8 @@ from llm.model.gpt import GPT
 from llm.model.lora import adapt
 from llm.sampling.layout import lay_out_for_decoding
 from llm.sealed import opened, read_json, sealed
-from tests.command_line import here
-from tests.conftest import TINY_RUN
+from tests.command_line import here, rows
+from tests.conftest import ROOT, TINY_RUN
 from tests.interchange.test_hf_writing import loaded
 from tests.test_bad_input import CHAR, assert_refused
 
@@ -177,22 +178,46 @@ def test_adapters_can_be_trained_on_merged_adapters(cwd: Path) -> None:
     assert here("sample", "ckpt=outputs/second", "max_new_tokens=4", cwd=cwd).returncode == 0
 
 
-PARTS = [
-    (["finetune=head"], {"embed.weight", "norm.weight"}),
-    (["finetune=full", "finetune.freeze=[embed,blocks.0.mlp]"], None),
-]
+MATRICES = [f"blocks.0.attention.{one}" for one in "qkvo"]
+MATRICES += [f"blocks.0.mlp.{one}" for one in ("gate", "up", "down")]
+ADAPTED = {f"{one}.weight" for one in MATRICES}
+ADAPTERS = {f"{one}.lora_{name}" for one in MATRICES for name in "AB"}
+HEAD = {"embed.weight", "norm.weight"}  # the head is tied to the embedding
+WHOLE = ADAPTED | HEAD | {f"blocks.0.{one}_norm.weight" for one in ("attention", "mlp")}
+FROZEN = {one for one in WHOLE if one.startswith(("embed", "blocks.0.mlp."))}
+# Each option of conf/finetune: what its checkpoint holds, and the weights that differ afterwards.
+OPTIONS = {
+    "none": (WHOLE, WHOLE),
+    "full": (WHOLE, WHOLE),
+    "full finetune.freeze=[embed,blocks.0.mlp]": (WHOLE - FROZEN, WHOLE - FROZEN),
+    "head": (HEAD, HEAD),
+    "lora": (ADAPTERS, ADAPTED),
+    "dora": (ADAPTERS | {f"{one}.magnitude" for one in MATRICES}, ADAPTED),
+    "qlora": (ADAPTERS, ADAPTED),
+}
 
 
-@pytest.mark.parametrize(("words", "expected"), PARTS)
-def test_a_frozen_part_is_neither_trained_nor_saved(
-    words: list[str], expected: set[str] | None, cwd: Path
-) -> None:
-    train(cwd, *DATA, *RUN, FROM, *words, "run.name=part", "trainer.max_steps=2")
-    saved, base = weights_of("part"), source("base").weights()
-    kept = {n for n in base if n.startswith(("embed", "blocks.0.mlp."))}
-    assert saved.keys() == (expected or base.keys() - kept)
-    whole = load_model(source("part"), CPU).state_dict()
-    assert {n for n in base if not torch.equal(whole[n], base[n])} == saved.keys()
+@pytest.mark.parametrize("option", OPTIONS)
+def test_each_option_trains_and_saves_its_part_and_leaves_the_rest(option: str, cwd: Path) -> None:
+    held, changed = OPTIONS[option]
+    few = ["run.name=part", "trainer.max_steps=2"]
+    train(cwd, *DATA, *RUN, FROM, *f"finetune={option}".split(), *few)
+    assert weights_of("part").keys() == held
+    base, whole = source("base").weights(), load_model(source("part"), CPU).state_dict()
+    assert {name for name in base if not torch.equal(whole[name], base[name])} == changed
+    first = rows(cwd / "outputs/part")[0]["val/loss"]
+    settings = yaml.safe_load(Path("outputs/part/config.yaml").read_text(encoding="utf-8"))
+    name, bits = option.split()[0], 4 if option == "qlora" else None
+    assert (settings["finetune"]["name"], settings["finetune"]["bits"]) == (name, bits)
+    assert settings["optimizer"]["name"] == ("muon" if name == "none" else "adamw")
+    before = (read_summary(cwd / "outputs/base") or {})["best_val_loss"]
+    is_rounded = abs(first - before) > 1e-6
+    assert is_rounded == (bits is not None) and first == pytest.approx(before, abs=0.1)
+
+
+def test_every_file_of_the_group_is_tested() -> None:
+    files = {path.stem for path in (ROOT / "conf/finetune").glob("*.yaml")}
+    assert files == {option.split()[0] for option in OPTIONS}
 
 
 def test_all_weights_can_be_fine_tuned_into_a_complete_checkpoint(cwd: Path) -> None:

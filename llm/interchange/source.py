@@ -251,7 +251,8 @@ def fill(model: "GPT", source: Source, finetune: FinetuneOptions | None = None) 
         dtype = getattr(layer, parameter).dtype
         if bits and finetune and parameter == "weight" and finetune.adapts(module):
             delattr(layer, parameter)
-            layer.weight = Quantised(tensor.to(dtype), bits)
+            # The numbers in the file are quantised, as merging does, not those rounded to dtype
+            layer.weight = Quantised(tensor, bits, dtype)
         else:
             # Memory that torch allocates is aligned for its kernels
             copy = torch.empty(tensor.shape, dtype=dtype).copy_(tensor)

@@ -22,6 +22,8 @@ NF4 = (
 class Quantised(nn.Module):
     """``weight`` (out, in) in ``bits`` bits per number, and its scales in float32.
 
+    ``dtype``: of the adapters and of the merged layer; None: that of ``weight``.
+
     The tensors are not part of state_dict(): a run quantises its base again when it is resumed.
     """
 
@@ -29,9 +31,9 @@ class Quantised(nn.Module):
     scales: Tensor
     pairs: Tensor
 
-    def __init__(self, weight: Tensor, bits: int) -> None:
+    def __init__(self, weight: Tensor, bits: int, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        self.bits, self.shape, self.dtype = bits, weight.shape, weight.dtype
+        self.bits, self.shape, self.dtype = bits, weight.shape, dtype or weight.dtype
         with torch.no_grad():
             packed, scales = (_to_8_bits if bits == 8 else _to_4_bits)(weight.detach().float())
         table = torch.tensor(NF4, device=weight.device)

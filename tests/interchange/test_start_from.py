@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from llm.interchange.source import fill, load_model, open_source, start_from
 from llm.model.finetune import FinetuneOptions
 from llm.model.gpt import GPT
 from llm.model.lora import adapt
+from llm.model.quantised import rounded
 from llm.training.precision import to_precision
 from tests.checkpoint.conftest import IDENTITY, STATE
 from tests.interchange.theirs import VARIANTS
@@ -83,13 +85,19 @@ def test_a_network_without_memory_is_filled_as_one_with_weights(
     source = open_source("init_from", folder)
     model = to_precision(empty_model(source.model), dtype)
     fill(model, source, options)
-    usual = to_precision(load_model(source, torch.device("cpu")), dtype)
-    for one in (model, usual) if options else ():
+    usual = load_model(source, torch.device("cpu"))
+    for name, weight in usual.named_parameters():
+        if options and options.adapts(name.removesuffix(".weight")):
+            weight.data = rounded(weight, options.bits)  # the float32 matrix, as merging does
+    to_precision(usual, dtype)
+    for one, method in ((model, "qlora"), (usual, "lora")) if options else ():
         torch.manual_seed(1)
-        adapt(one, options)
+        adapt(one, replace(options, name=method))
     assert not any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
-    names = [[name for name, _ in one.named_parameters()] for one in (model, usual)]
-    assert names[0] == names[1]
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    names, theirs = ({name for name, _ in one.named_parameters()} for one in (model, usual))
+    adapted = {name.replace("lora_A", "weight") for name in theirs if "lora_A" in name}
+    assert names == theirs - adapted
     tokens = torch.arange(8)[None]
     with torch.no_grad():
         assert torch.equal(model.eval()(tokens), usual(tokens))

@@ -3,6 +3,7 @@
 import llm.start  # noqa: F401  (first: from here on signals are handled)
 
 # isort: split
+import sys
 from pathlib import Path
 
 import hydra
@@ -25,7 +26,7 @@ def main(cfg: DictConfig) -> None:
     settings = read_settings(cfg, ExportSettings)
     # After the checks: --help and typing errors need no torch.
     with status("loading torch"), delayed():
-        from llm.interchange.source import open_source
+        from llm.interchange.source import checkpoint_path, introduction, open_source
         from llm.interchange.writing import FORMATS
 
     require_output()
@@ -33,9 +34,12 @@ def main(cfg: DictConfig) -> None:
     write, uses_of = FORMATS[settings.format]
     with status(f"writing {out}"):
         files = write(source, out, settings.stored_dtype, settings.overwrite)
+    for line in introduction(source):
+        print(line, file=sys.stderr)
     sizes = {str(path): path.stat().st_size for path in files}
     uses = uses_of(source, out)
-    answer(checkpoint=source.path, format=settings.format, out=out, files=sizes, uses=uses)
+    path = checkpoint_path(source)
+    answer(checkpoint=path, format=settings.format, out=out, files=sizes, uses=uses)
     for path, size in sizes.items():
         print(f"{path}  {format_bytes(size)}")
     for program, line in uses.items():

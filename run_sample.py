@@ -4,7 +4,6 @@ import llm.start  # noqa: F401  (first: from here on signals are handled)
 
 # isort: split
 import sys
-from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
@@ -35,7 +34,7 @@ def main(cfg: DictConfig) -> None:
             print_verification,
             read_prompt,
         )  # fmt: skip
-        from llm.interchange.source import open_source
+        from llm.interchange.source import checkpoint_path, introduction, open_source
         from llm.sampling.conversation import Conversation
 
     require_output()
@@ -52,10 +51,10 @@ def main(cfg: DictConfig) -> None:
     prompt = read_prompt(tokenizer, settings.prompt, settings.prompt_file, networks.block_size)
     check_stops(tokenizer, settings.stops())
     networks.load(select_device(settings.device, key="device"))
-    name = source.path.resolve().name
-    place = str(settings.ckpt)
-    print(place if Path(place).name == name else f"{name} of {place}", file=sys.stderr)
-    answer(checkpoint=source.path.with_name(name))
+    notes = [introduction(one) for one in (source, *networks.adapters.values())]
+    for line in [*notes[0], *(line for note in notes[1:] for line in note[1:])]:
+        print(line, file=sys.stderr)
+    answer(checkpoint=checkpoint_path(source))
     if settings.verify_cache:
         print_verification(networks.take(first), tokenizer, prompt, settings, settings.seed)
     if settings.benchmark:

@@ -1,10 +1,13 @@
 """Runs that train adapters or a part of a network: checkpoints, resuming and their bases."""
 
 import json
+import os
 import re
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -14,9 +17,10 @@ from torch import Tensor
 
 from llm.checkpoint.checkpoint import Checkpoint
 from llm.errors import Refused
+from llm.experiment.loggers import RunLogger
 from llm.experiment.rundir import read_summary
 from llm.interchange.adapters import open_adapter, with_adapter
-from llm.interchange.source import CheckpointSource, load_model, open_source
+from llm.interchange.source import CheckpointSource, introduction, load_model, open_source
 from llm.model.gpt import GPT
 from llm.model.lora import adapt
 from llm.sampling.layout import lay_out_for_decoding
@@ -324,3 +328,38 @@ def test_a_manifest_that_contradicts_itself_is_refused(
     values = opened(read_json(path), path) | changes
     path.write_text(sealed(values), encoding="utf-8")
     assert_refused(here("sample", "ckpt=outputs/lora", cwd=cwd), message)
+
+
+def test_a_run_that_was_interrupted_before_an_evaluation_means_its_last_checkpoint(
+    cwd: Path,
+) -> None:
+    """``best`` is from before training then, so its adapters change nothing."""
+    tick = RunLogger.tick
+
+    def stopped_after_4(self: RunLogger, step: int) -> None:
+        tick(self, step)
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with patch.object(RunLogger, "tick", stopped_after_4):
+        rare = ["trainer.eval_interval=100", "trainer.patience=9", "run.name=short"]
+        assert here("train", *TUNED, *rare, cwd=cwd).returncode == 75
+    why = "best-00000000 of outputs/short is from before training, and no later step was evaluated"
+    said = ["step-00000004 of outputs/short", why]
+    done = here("export", "outputs/short", "format=peft", "out=short", "json=true", cwd=cwd)
+    assert done.stderr.splitlines()[:2] == said
+    assert json.loads(done.stdout)["checkpoint"] == "outputs/short/checkpoints/step-00000004"
+    written = load_file(cwd / "short" / "adapter_model.safetensors")
+    assert all(written[name].any() for name in written if "lora_B" in name)
+    for command, *typed in (["sample", "max_new_tokens=1"], ["eval"]):
+        assert here(command, "ckpt=outputs/short", *typed, cwd=cwd).stderr.splitlines()[:2] == said
+
+    # Evaluated, and worse than before training: the best one stays, with a warning.
+    train(cwd, *TUNED, "optimizer.lr=9", "schedule.warmup_steps=0", "run.name=worse")
+    for place in ("outputs/worse", "outputs/worse/checkpoints", "outputs/worse/checkpoints/best"):
+        first, warning = introduction(open_source("ckpt", place))
+        assert first == "best-00000000 of outputs/worse"
+        assert warning.startswith("these weights are from before training")
+        assert warning.endswith("outputs/worse/checkpoints/last has those of step 6")
+    last = introduction(open_source("ckpt", "outputs/worse/checkpoints/last"))
+    assert last == ["step-00000006 of outputs/worse"]

@@ -1,6 +1,7 @@
 """Find a checkpoint and read its manifest; torch is not imported."""
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ FOLDER = "checkpoints"  # in the folder of a run
 MANIFEST = "checkpoint.json"  # in a checkpoint
 WEIGHTS = "model.safetensors"
 FORMAT_VERSION = 1  # since 0.2.0
+NAME = re.compile(r"(?:best|step)-(\d{8,})")  # of a checkpoint, with its step
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ def read_model_config(manifest: Manifest, checkpoint: Path) -> GPTConfig:
 
 
 def find_checkpoint(key: str, typed: str, others: Iterable[str] = ()) -> Path:
-    """The checkpoint that ``key=typed`` names: itself, or the best one of a run.
+    """The checkpoint that ``key=typed`` names: itself, or the best one of a run. If the run was
+    evaluated only before its first step, the best one is untrained, and the last one is taken.
 
     ``others``: files of other programs that ``key`` may name too. Raises
     :class:`llm.errors.Refused` naming these and the newest runs.
@@ -93,7 +96,8 @@ def find_checkpoint(key: str, typed: str, others: Iterable[str] = ()) -> Path:
     path = Path(typed)
     for below in ("", "checkpoints/best", "checkpoints/last", "best", "last"):
         if os.path.isfile(path / below / MANIFEST):  # Path.is_file raises if the name is too long
-            return path / below
+            found = path / below
+            return _last_of_unevaluated(found) or found if below.endswith("best") else found
     what = "does not exist"
     if os.path.exists(path):
         what = "holds no checkpoint" + "".join(f", no {name}" for name in others)
@@ -103,6 +107,66 @@ def find_checkpoint(key: str, typed: str, others: Iterable[str] = ()) -> Path:
         key=key,
         suggestions=[f"{key}={one}" for one in runs],
     )
+
+
+def named(path: Path) -> str:
+    """The name of a checkpoint, with its step also if it is named by a link:
+    ``best-00000400 of outputs/a``.
+    """
+    name = _real_name(path)
+    if path.parent.name != FOLDER:
+        return str(path) if path.name == name else f"{name} of {path.parent}"
+    return f"{name} of {path.parent.parent}"
+
+
+def without_link(path: Path) -> Path:
+    """``checkpoints/best-00000400`` for ``checkpoints/best``."""
+    return path.with_name(_real_name(path)) if path.is_symlink() else path
+
+
+def warning_of(path: Path) -> str | None:
+    """A line for a checkpoint that may not be the one that the user expects: the best one of a run
+    if it is from before training, and the last one if that was taken for this reason.
+    """
+    best, last = path.parent / "best", path.parent / "last"
+    if path.parent.name != FOLDER or _step(best) != 0 or not _step(last):
+        return None
+    if path.samefile(last) and _last_of_unevaluated(best):
+        return f"{named(best)} is from before training, and no later step was evaluated"
+    if path.samefile(best):
+        return (
+            "these weights are from before training, because no later evaluation had a lower "
+            f"loss: {last} has those of step {_step(last):,}"
+        )
+    return None
+
+
+def _last_of_unevaluated(best: Path) -> Path | None:
+    """The last checkpoint beside ``best``, if no step after the untrained ``best`` was evaluated;
+    None for any other ``best``.
+    """
+    last = best.with_name("last")
+    if _step(best) != 0 or not _step(last):
+        return None
+    try:
+        progress = read_manifest(last).state.get("progress")
+    except Refused:
+        return None
+    evaluated = isinstance(progress, dict) and progress.get("evaluations_since_best")
+    return None if evaluated else last
+
+
+def _step(checkpoint: Path) -> int | None:
+    """The step of a checkpoint; None if it cannot be read."""
+    match = NAME.fullmatch(_real_name(checkpoint))
+    try:  # a copy of a run may have folders in place of links
+        return int(match[1]) if match else read_manifest(checkpoint).step
+    except Refused:
+        return None
+
+
+def _real_name(checkpoint: Path) -> str:
+    return os.path.basename(os.path.realpath(checkpoint))
 
 
 def newest_runs() -> str:

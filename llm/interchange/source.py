@@ -18,8 +18,11 @@ from llm.checkpoint.find import (
     WEIGHTS,
     Manifest,
     find_checkpoint,
+    named,
     read_manifest,
     read_model_config,
+    warning_of,
+    without_link,
 )
 from llm.data import tokenizer as tokenizers
 from llm.data.assets import smollm2
@@ -170,6 +173,21 @@ def open_source(key: str, place: str) -> Source:
     path = find_checkpoint(key, place, others=FORMATS)
     manifest = read_manifest(path)
     return CheckpointSource(place, path, manifest, read_model_config(manifest, path))
+
+
+def introduction(source: Source) -> list[str]:
+    """The line that names the weights of ``source``, for a checkpoint with its step, and a warning
+    if they may not be those that the user expects.
+    """
+    if source.kind != "checkpoint":
+        return [source.place]
+    warning = warning_of(source.path)
+    return [named(source.path), *([warning] if warning else [])]
+
+
+def checkpoint_path(source: Source) -> Path:
+    """The path of ``source``, with the step of a checkpoint in its name."""
+    return without_link(source.path) if source.kind == "checkpoint" else source.path
 
 
 def open_tokenizer(place: str) -> Tokenizer:

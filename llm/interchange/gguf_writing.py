@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import gguf
 
 TYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}  # GGUF's names
+YARN = (1.0, 32.0)  # beta_slow and beta_fast of llama.cpp
 FILE_TYPES = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16", "Q8_0": "MOSTLY_Q8_0"}
 
 
@@ -52,6 +53,12 @@ def gguf_family(model: GPTConfig) -> Family:
         "format=gguf takes model.rope_scaling=llama3 only with the values of Llama 3.1 and 3.2: "
         "take format=hf",
         key="model.rope_scaling",
+    )
+    require(  # it reads beta_slow and beta_fast for a few other architectures only
+        model.rope_scaling != "yarn" or (model.rope_low, model.rope_high) == YARN,
+        "llama.cpp computes yarn with model.rope_low=1 and model.rope_high=32 only, and these are "
+        f"{model.rope_low:g} and {model.rope_high:g}: take format=hf",
+        key="model.rope_high" if model.rope_low == YARN[0] else "model.rope_low",
     )
     return family
 

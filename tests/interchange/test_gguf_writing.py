@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gguf
 import numpy as np
@@ -19,7 +19,7 @@ from llm.interchange.gguf_vocabulary import OWN_KEY, own_tokenizer, vocabulary
 from llm.interchange.gguf_writing import gguf_family
 from llm.interchange.hf_writing import their_tensors
 from llm.interchange.sentencepiece import definition_of_pieces
-from llm.interchange.source import open_source
+from llm.interchange.source import load_model, open_source
 from llm.interchange.writing import export_gguf, uses_of_gguf
 from llm.model.gpt import GPT
 from tests.interchange.test_hf_writing import (
@@ -79,6 +79,63 @@ def test_weights_are_the_same_bits_after_a_round_trip_and_by_the_librarys_names(
         stored = found.pop(str(names.get_name(name, try_suffixes=(".weight", ".bias"))))
         assert np.array_equal(stored, values.numpy()), name
     assert found.keys() <= {"rope_freqs.weight"}
+
+
+YARN_SHAPE: dict[str, Any] = {
+    "n_kv_head": 2, "intermediate_size": 80, "norm_eps": 3e-4, "rope_base": 500.0,
+} | YARN  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arch", "options"),
+    [
+        pytest.param("llama", YARN_SHAPE, id="yarn"),
+        pytest.param(
+            "qwen3", YARN_SHAPE | {"qk_norm": True, "rope_original_size": None}, id="qwen3"
+        ),
+        pytest.param(
+            "qwen2", {"qkv_bias": True, "rope_scaling": "linear", "rope_factor": 3.0}, id="linear"
+        ),
+        pytest.param("gpt2", GPT2_STYLE | {"intermediate_size": 64}, id="gpt2"),
+        pytest.param("gpt2", GPT2_STYLE | {"norm_eps": 3e-4}, id="gpt2 with another eps"),
+    ],
+)
+def test_the_file_has_each_hyperparameter_of_the_network(
+    arch: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    path = exported(tmp_path, CharTokenizer("abc"), **options)
+    network = load_model(open_source("ckpt", str(tmp_path / "run")), torch.device("cpu"))
+    model, names = network.config, gguf.Keys
+    eps = cast(torch.nn.RMSNorm | torch.nn.LayerNorm, network.norm).eps
+    wanted: dict[str, Any] = {
+        names.General.ARCHITECTURE: arch, names.LLM.VOCAB_SIZE: 3,
+        names.LLM.CONTEXT_LENGTH: model.block_size, names.LLM.EMBEDDING_LENGTH: model.n_embed,
+        names.LLM.BLOCK_COUNT: model.n_layer, names.Attention.HEAD_COUNT: model.n_head,
+        names.LLM.FEED_FORWARD_LENGTH: model.intermediate_size,
+    }  # fmt: skip
+    if arch == "gpt2":
+        wanted[names.Attention.LAYERNORM_EPS] = eps
+    else:
+        wanted |= {
+            names.Attention.HEAD_COUNT_KV: model.n_kv_head, names.Attention.LAYERNORM_RMS_EPS: eps,
+            names.Attention.KEY_LENGTH: model.head_size, names.Rope.FREQ_BASE: model.rope_base,
+            names.Attention.VALUE_LENGTH: model.head_size,
+            names.Rope.DIMENSION_COUNT: model.head_size,
+        }  # fmt: skip
+    if "rope_scaling" in options:
+        wanted[names.Rope.SCALING_TYPE] = model.rope_scaling
+        wanted[names.Rope.SCALING_FACTOR] = model.rope_factor
+    if model.rope_scaling == "yarn":
+        original = options["rope_original_size"] or model.block_size
+        wanted |= {
+            names.Rope.SCALING_ORIG_CTX_LEN: original,
+            names.Rope.SCALING_YARN_BETA_SLOW: 1.0, names.Rope.SCALING_YARN_BETA_FAST: 32.0,
+        }  # fmt: skip
+    fields = gguf.GGUFReader(path).fields
+    found = {key: field.contents() for key, field in fields.items() if key.startswith(f"{arch}.")}
+    found |= {names.General.ARCHITECTURE: fields[names.General.ARCHITECTURE].contents()}
+    assert found == {key.format(arch=arch): pytest.approx(value) if isinstance(value, float)
+                     else value for key, value in wanted.items()}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -172,6 +229,11 @@ def test_a_tokenizer_that_llama_cpp_cannot_compute_is_refused() -> None:
         (GPT2_STYLE | {"mlp": "gelu_exact"}, r"no model\.mlp=gelu_exact"),
         (LLAMA3_ROPE | {"qk_norm": True}, r"no model\.rope_scaling=llama3 for Qwen3"),
         (LLAMA3_ROPE, r"only with the values of Llama 3\.1 and 3\.2"),
+        (
+            YARN | {"rope_low": 2.0},
+            r"rope_low=1 and model\.rope_high=32 only, and these are 2 and 32",
+        ),
+        (YARN | {"rope_high": 4.0}, "only, and these are 1 and 4: take format=hf"),
         ({"smear": 1}, r"model\.smear=1"),
     ],
 )

@@ -237,7 +237,7 @@ def test_the_family_follows_from_the_options() -> None:
 
 @pytest.mark.parametrize("scaling", ["none", "yarn"])
 def test_an_export_has_the_whole_context_of_the_weights(scaling: str, tmp_path: Path) -> None:
-    options = {"rope_scaling": scaling, "rope_factor": 1.0 if scaling == "none" else 4.0}
+    options = YARN if scaling == "yarn" else {}
     place = saved(tmp_path / "run", ByteTokenizer(), block_size=4096, **options)
     export_hf(open_source("ckpt", place), tmp_path / "hf", "fp32", False)
     source = open_source("ckpt", str(tmp_path / "hf"))

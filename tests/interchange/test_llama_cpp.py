@@ -30,6 +30,10 @@ SHAPE: dict[str, Any] = {"n_embed": 64, "n_head": 4, "head_size": 16, "intermedi
 # Of the largest logit. llama.cpp rounds keys and values to 16 bits, and with bf16 and q8_0
 # activations to the type of the weights.
 LIMITS = {"fp32": 0.005, "fp16": 0.01, "bf16": 0.05, "q8_0": 0.1}
+# The rounding of the weights is added. These limits find a hyperparameter that is wrong in the
+# file, which the network that is read from it has too.
+ORIGINAL_LIMITS = LIMITS | {"q8_0": 0.15}
+LARGE_EPS = {"norm_eps": 0.05}  # the usual ones hardly change the logits of random weights
 LLAMA3 = STANDARD_ROPE | {"rope_base": 1e6}
 
 
@@ -40,7 +44,7 @@ def characters() -> Tokenizer:
 CASES: dict[str, tuple[Callable[[], Tokenizer], dict[str, Any]]] = {
     "llama, characters": (characters, {"n_kv_head": 2}),
     "llama, padded characters": (characters, {"padding": 5}),
-    "llama, bytes": (ByteTokenizer, {"tie_embeddings": False, "bias": True}),
+    "llama, bytes": (ByteTokenizer, {"tie_embeddings": False, "bias": True} | LARGE_EPS),
     "llama, sentencepiece": (sentencepiece, {"padding": 3}),
     "llama, own BPE, llama3 rope": (own_bpe, {"padding": 9} | LLAMA3),
     "llama, bytes, linear rope": (ByteTokenizer, {"rope_scaling": "linear", "rope_factor": 3.0}),
@@ -48,7 +52,7 @@ CASES: dict[str, tuple[Callable[[], Tokenizer], dict[str, Any]]] = {
     "qwen3, GPT-2's BPE": (GPT2Tokenizer, {"qk_norm": True, "padding": 47, "rope_base": 500.0}),
     "qwen3, own BPE, yarn": (own_bpe, {"qk_norm": True} | YARN),
     "gpt2, GPT-2's BPE": (GPT2Tokenizer, GPT2_STYLE | {"padding": 47}),
-    "gpt2, characters": (characters, GPT2_STYLE | {"bias": False}),
+    "gpt2, characters": (characters, GPT2_STYLE | {"bias": False} | LARGE_EPS),
 }
 
 
@@ -88,6 +92,7 @@ def test_llama_cpp_finds_the_same_ids_logits_and_tokens(dtype: str, tmp_path: Pa
         same = (ours.argmax(-1) == found["logits"].argmax(-1)).mean()
         print(f"| {name} | {difference:.4f} | {whole:.4f} | {scale:.1f} | {same:.0%} |")
         assert difference < LIMITS[dtype] * scale, name
+        assert whole < ORIGINAL_LIMITS[dtype] * scale, name
         assert same == 1 or (dtype in ("bf16", "q8_0") and same > 0.85), name
         if dtype == "fp32":
             assert found["greedy"].tolist() == greedy(model, case["ids"]), name

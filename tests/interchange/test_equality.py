@@ -20,13 +20,18 @@ from tests.interchange.theirs import (
     Variant,
     rope,
     save_consolidated,
+    save_llama_1,
+    save_llama_3,
     save_nanogpt,
 )
 
 LARGEST_DIFFERENCE, LENGTH = 1e-4, 64
 Save = Callable[[Path], nn.Module]
 PROGRAMS: dict[str, Save] = {name: variant.save for name, variant in VARIANTS.items()}
-PROGRAMS |= {"Meta's Llama": save_consolidated, "nanoGPT": save_nanogpt}
+PROGRAMS |= {
+    "Meta's Llama": save_consolidated, "Meta's Llama 1": save_llama_1,
+    "Meta's Llama 3.2": save_llama_3, "nanoGPT": save_nanogpt,
+}  # fmt: skip
 
 
 def difference(ours: GPT, theirs: nn.Module, rows: int = 2, T: int = 100) -> tuple[float, float]:

@@ -60,7 +60,39 @@ def test_each_architecture_gives_the_logits_of_transformers(
     assert theirs.abs().max() > 0.5
 
 
-def reference(path: Path, arch: str) -> Any:
+@pytest.mark.parametrize(
+    ("keys", "rope"),
+    [
+        ({"type": "linear", "factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+        (
+            {"type": "yarn", "factor": 4.0, "original_context_length": 64, "yarn_beta_slow": 0.25,
+             "yarn_beta_fast": 1.5},
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64,
+             "beta_slow": 0.25, "beta_fast": 1.5},
+        ),
+        (
+            {"type": "yarn", "factor": 4.0, "original_context_length": 1024},
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024},
+        ),
+        (
+            {"type": "yarn", "factor": 4.0},
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+        ),
+    ],
+    ids=["linear", "yarn", "yarn with the usual turns", "yarn without the original context"],
+)  # fmt: skip
+@torch.no_grad()
+def test_scaled_rotary_positions_give_the_logits_of_transformers(
+    keys: dict[str, Any], rope: dict[str, Any], tmp_path: Path
+) -> None:
+    named = {f"qwen2.rope.scaling.{key}": value for key, value in keys.items()}
+    path = gguf_files.write(tmp_path / "a.gguf", "qwen2", keys=named)
+    tokens, ours = logits(path)
+    theirs = reference(path, "qwen2", rope_parameters=rope | {"rope_theta": 10_000.0})(tokens)
+    assert (ours - theirs.logits).abs().max() < 1e-4
+
+
+def reference(path: Path, arch: str, **options: Any) -> Any:
     """transformers' network, with the tensors that gguf reads, under its names."""
     import transformers
 
@@ -75,7 +107,7 @@ def reference(path: Path, arch: str) -> Any:
         config = getattr(transformers, f"{classes[arch]}Config")(
             hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
             num_key_value_heads=2, head_dim=16, rms_norm_eps=1e-5, tie_word_embeddings=True,
-            max_position_embeddings=32, **shape,
+            max_position_embeddings=32, **shape, **options,
         )  # fmt: skip
         model = getattr(transformers, f"{classes[arch]}ForCausalLM")(config)
     architecture = gguf.MODEL_ARCH[arch.upper()]

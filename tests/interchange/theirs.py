@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llm.data.tokenizer import CharTokenizer
+from llm.interchange.tokenizer_writing import tokenizer_json
+
 VOCABULARY, CONTEXT = 61, 128
 LLAMA: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2,
@@ -85,9 +88,33 @@ VARIANTS = {
 }
 
 
-def save_consolidated(folder: Path) -> nn.Module:
-    """The tiny Llama as Meta saves one: other names, and pairs of rows next to each other."""
-    model = Variant("Llama", {"intermediate_size": 128}).model()
+META_SCALING = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 3.0, "original_max_position_embeddings": 8192}  # fmt: skip
+
+
+def save_llama_3(folder: Path) -> nn.Module:
+    """As Meta saves Llama 3.2."""
+    return save_consolidated(
+        folder, rope(**META_SCALING), use_scaled_rope=True, rope_scaling_factor=32.0,
+        rope_high_freq_factor=3.0,
+    )  # fmt: skip
+
+
+def save_llama_1(folder: Path) -> nn.Module:
+    """As Meta saves Llama 1 and 2: only the tokenizer has the size of the vocabulary."""
+    characters = CharTokenizer("".join(map(chr, range(65, 65 + VOCABULARY))))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json(characters)))
+    return save_consolidated(folder, vocab_size=-1)
+
+
+def save_consolidated(
+    folder: Path, options: dict[str, Any] | None = None, **more: Any
+) -> nn.Module:
+    """The tiny Llama as Meta saves one: other names, and pairs of rows next to each other.
+
+    ``options``: of transformers' config; ``more``: keys of params.json.
+    """
+    model = Variant("Llama", {"intermediate_size": 128} | (options or {})).model()
     state = {}
     for name, tensor in model.state_dict().items():
         for theirs, metas in (
@@ -109,7 +136,7 @@ def save_consolidated(folder: Path) -> nn.Module:
         "dim": 48, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "vocab_size": VOCABULARY,
         "multiple_of": 128, "norm_eps": 1e-6, "rope_theta": 10_000.0, "use_scaled_rope": False,
     }  # fmt: skip
-    (folder / "params.json").write_text(json.dumps(params))
+    (folder / "params.json").write_text(json.dumps(params | more))
     return model
 
 

@@ -1,4 +1,5 @@
-"""Every command of the pages that tests/test_readme.py does not run has keys and values that exist.
+"""Every command of --help, and of the pages that tests/test_readme.py does not run, has keys and
+values that exist.
 
 Their settings are composed and checked as when the command is typed; nothing starts.
 """
@@ -11,10 +12,11 @@ from contextlib import chdir
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from llm.config.arguments import for_hydra
+from llm.config.arguments import for_hydra, without_json_word
 from llm.config.compose import read_settings
 from llm.config.inside import as_command, compose_plans, compose_training
 from llm.data.bpe import BPETokenizer
@@ -51,13 +53,29 @@ def first_values(line: str) -> str:
     return re.sub(r"(=[^\s\[,]+),\S+", r"\1", line)
 
 
-LINES = [(page, line) for page in PAGES for line in commands(page)]
+def examples(name: str) -> list[str]:
+    """The commands of ``run_<name>.py --help``, which stand before two spaces and their meaning."""
+    header = yaml.safe_load((ROOT / f"conf/{name}.yaml").read_text("utf-8"))["hydra"]["help"]
+    found = re.findall(r"python run_(.*?)(?:\n|  )", header["header"] + "\n")
+    return [line.replace("outputs/<date>/<time>", "outputs/base") for line in found]
+
+
+LINES = [
+    *((page, line) for page in PAGES for line in commands(page)),
+    *(("--help", line) for name in KINDS for line in examples(name)),
+]
 COMMANDS = [
     *((page, first_values(line)) for page, line in LINES),
     *(
         pytest.param(*one, marks=pytest.mark.slow)
         for one in LINES
         if first_values(one[1]) != one[1]
+    ),
+    *(
+        pytest.param("--help", line, marks=pytest.mark.slow)
+        for name in ("train", "plan")
+        for line in examples(name)
+        if "-m " not in line and "resume=" not in line  # tests/test_readme.py runs these
     ),
 ]
 
@@ -93,7 +111,7 @@ def overridden(name: str, words: list[str]) -> DictConfig:
 
 @pytest.mark.parametrize(("page", "line"), COMMANDS)
 def test_the_keys_and_values_of_the_command_exist(page: str, line: str, folder: Path) -> None:
-    script, *words = shlex.split(line)
+    script, *words = without_json_word(shlex.split(line))
     name = script.removesuffix(".py")
     with chdir(folder), as_command(f"run_{script}", words):
         if name == "plan":

@@ -10,6 +10,7 @@ from llm.answer import answer
 from llm.commands import typed_command
 from llm.config.cli import command, reported
 from llm.config.compose import read_settings
+from llm.data.config import TOKENIZERS
 from llm.data.conversation_dataset import conversation_counts, facts_of
 from llm.data.dataset import Dataset
 from llm.data.meta import read_meta
@@ -47,7 +48,10 @@ def main(cfg: DictConfig) -> None:
         **{key: meta[key] for key in ("vocab_size", "tokens", "bytes")},
         **conversation_counts(dataset.folder),
     )
-    say(f"next: {typed_command(name='run_train.py')}")
+    place = str(settings.data.tokenizer)
+    # Data in the tokens of other weights is for training from these weights.
+    more = [] if place in TOKENIZERS else [f"init_from={place}", "finetune=lora"]
+    say(f"next: {typed_command(*more, name='run_train.py')}")
 
 
 if __name__ == "__main__":

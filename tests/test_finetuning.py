@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 from pathlib import Path
@@ -36,6 +37,7 @@ FROM = "init_from=outputs/base"
 # Dropout draws from the generator whose state a checkpoint has to restore.
 TUNED = [*DATA, *RUN, FROM, "finetune=lora", "finetune.rank=2", "finetune.dropout=0.2"]
 CPU = torch.device("cpu")
+CONVERSATION = '{"instruction": "Who are you?", "output": "A small network."}\n'
 
 
 def train(cwd: Path, *typed: str) -> None:
@@ -140,6 +142,19 @@ def test_a_continued_run_has_the_same_adapters_to_the_bit(cwd: Path) -> None:
     for file in ("model.safetensors", "training.safetensors"):
         paths = [cwd / f"outputs/{one}/checkpoints/last/{file}" for one in ("cut", "lora")]
         assert paths[0].read_bytes() == paths[1].read_bytes(), file
+
+
+def test_data_in_the_tokens_of_a_base_leads_to_a_run_from_that_base(cwd: Path) -> None:
+    done = here("prepare", "data=text", "data.path=play.txt", "data.tokenizer=outputs/base",
+                cwd=cwd)  # fmt: skip
+    command = shlex.split(done.stdout.partition("\nnext: ")[2])
+    train(cwd, *command[2:], *RUN, "run.name=next")
+    assert Checkpoint.open(source("next").path).base is not None
+    usual = here("prepare", *DATA, cwd=cwd).stdout
+    assert "init_from" not in usual.partition("\nnext: ")[2] != ""
+    (cwd / "mine.jsonl").write_text(CONVERSATION, encoding="utf-8")
+    chat = here("prepare", "data=chat", "data.path=mine.jsonl", cwd=cwd)
+    assert_refused(chat, "take the tokenizer of the weights to fine-tune, as in data.tokenizer=sm")
 
 
 def test_an_adapter_for_another_base_is_refused(cwd: Path) -> None:

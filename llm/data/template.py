@@ -101,9 +101,9 @@ class Template:
         has = f"has only {few}" if few else "has no special tokens"
         require(
             not missing,
-            f"data.template needs {needed}, and this tokenizer ({tokenizer.kind}) {has}: take "
-            f"data.template=alpaca or plain, or a tokenizer that has "
-            f"{'them' if len(missing) > 1 else 'it'}",
+            f"data.template needs {needed}, and this tokenizer ({tokenizer.kind}) {has}: take the "
+            "tokenizer of the weights to fine-tune, as in data.tokenizer=smollm2 (a run takes that "
+            "of init_from), or data.template=alpaca or plain",
             key="data.template", suggestions=["data.template=alpaca", "data.template=plain"],
         )  # fmt: skip
         require(

@@ -107,6 +107,20 @@ def test_the_base_is_evaluated_before_the_first_step_and_training_lowers_its_los
         assert tuned["best_val_loss"] < base["best_val_loss"]
 
 
+def test_the_parameters_are_those_of_the_network_without_adapters_everywhere(cwd: Path) -> None:
+    typed = [*DATA, *RUN, FROM, "finetune=qlora", "finetune.rank=99", "trainer.max_steps=1"]
+    done = here("train", *typed, "run.name=qlora", cwd=cwd)
+    plan = here("plan", *typed, "json=true", cwd=cwd)
+    planned = json.loads(plan.stdout.splitlines()[-1])["points"][0]["parameters"]
+    runs = ("base", "lora", "dora", "qlora")
+    found = {(read_summary(Path(f"outputs/{run}")) or {})["parameters"] for run in runs}
+    assert found == {planned} == {sum(w.numel() for w in weights_of("base").values())}
+    screen = " ".join(done.stdout.split())
+    assert f"{planned:,} parameters: 1 layer" in screen
+    assert (trained := sum(w.numel() for w in weights_of("qlora").values())) > planned
+    assert f"trained {trained:,} parameters, of the adapters" in screen
+
+
 @pytest.mark.parametrize("name", ["lora", "dora"])
 @pytest.mark.usefixtures("cwd")
 def test_a_loaded_network_is_the_base_with_its_adapters_merged(name: str) -> None:

@@ -36,10 +36,12 @@ def show_start(
         "data": f"{dataset.folder}: {len(dataset.train):,} training tokens, {length}",
         "run folder": str(folder),
     }
-    weights = trainer.model.parameters()
+    weights = list(trainer.model.parameters())
     trained = sum(one.numel() for one in weights if one.requires_grad)
-    if trained < trainer.model.n_parameters():
+    if not all(one.requires_grad for one in weights):
         facts["trained"] = f"{trained:,} of the parameters"
+        if trainer.checkpoints.finetune.has_adapters:
+            facts["trained"] = f"{trained:,} parameters, of the adapters"
     if note:
         facts["note"] = note
     if flops := trainer.throughput.peak:

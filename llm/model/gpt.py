@@ -13,6 +13,7 @@ from llm.functional.loss import head_loss
 from llm.functional.recompute import recomputed
 from llm.model import layers
 from llm.model.config import GPTConfig
+from llm.model.quantised import n_weights
 
 
 class Cache(Protocol):
@@ -163,8 +164,7 @@ class GPT(nn.Module):
         """Logits (B, T, vocab_size), or with ``targets`` (B, T) the cross-entropy in nats.
 
         ``documents`` (B, T): see :meth:`hidden`.
-        ``reduction``: ``mean`` or ``sum`` over the targets that are not ignored (-1), or ``none``
-        (B * T,).
+        ``reduction``: ``mean``, ``sum`` or ``none`` (B * T,); targets of -1 are ignored.
         """
         hidden = self.hidden(tokens, documents=documents)
         if targets is None:
@@ -173,5 +173,5 @@ class GPT(nn.Module):
         return head_loss(x, self.head_weight, ids, reduction, self.config.loss)
 
     def n_parameters(self) -> int:
-        """Number of weights, each counted once."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        """Number of weights, each counted once; adapters do not count."""
+        return n_weights(self)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm.functional.sizes import BLOCK_4BIT
+from llm.model.finetune import ADAPTER_WEIGHTS
 
 NF4 = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
@@ -55,6 +56,16 @@ class Quantised(nn.Module):
         blocks = F.embedding(self.packed.int(), self.pairs).view(-1, BLOCK_4BIT)
         numbers = blocks.mul_(self.scales).view(-1)
         return numbers[: self.shape.numel()].view(self.shape)
+
+
+def n_weights(model: nn.Module) -> int:
+    """Number of weights of a network, each counted once: without its adapters, and its matrices in
+    8 or 4 bits by their shape, so that it is the same however the network is fine-tuned.
+    """
+    named = model.named_parameters()
+    usual = (p.numel() for name, p in named if name.rpartition(".")[2] not in ADAPTER_WEIGHTS)
+    few_bits = (one.shape.numel() for one in model.modules() if isinstance(one, Quantised))
+    return sum(usual) + sum(few_bits)
 
 
 def rounded(weight: Tensor, bits: int | None) -> Tensor:

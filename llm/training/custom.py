@@ -131,7 +131,8 @@ def custom_optimizer(
     device = next(model.parameters()).device
     measured = measure(where, make, keys, model.config, device)
     optimizer = CustomOptimizer(where, inner, model, measured)
-    each = layout_bytes(optimizer.full_layout()) / model.n_parameters()
+    trained = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    each = layout_bytes(optimizer.full_layout()) / trained
     require(
         each <= MOST_STATE,
         f"{where} keeps {each:.0f} bytes for each weight, and a checkpoint may hold {MOST_STATE}",

@@ -12,6 +12,7 @@ from collections.abc import Collection
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import cache
 from math import isfinite
+from reprlib import Repr
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -23,6 +24,8 @@ TYPE_NAMES = {
     int: "a whole number", float: "a number", bool: "true or false", str: "text",
     list: "a list", tuple: "a list", dict: "a section", NoneType: "null",
 }  # fmt: skip
+SHORT = Repr()  # stops early: a list from a pickle may have itself endlessly often inside
+SHORT.maxlevel, SHORT.maxlist, SHORT.maxdict = 3, 9, 9
 
 
 @dataclass(frozen=True)
@@ -178,7 +181,7 @@ def _has_type(value: Any, kind: Any) -> bool:
 def _shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return f"{value:.60}" if isinstance(value, str) else f"{value!r:.60}"
+    return f"{value:.60}" if isinstance(value, str) else f"{SHORT.repr(value):.60}"
 
 
 def _built(cls: type[T], values: Any, prefix: str) -> T:

@@ -40,6 +40,27 @@ class Whole:
             raise Refused("flag needs a count")
 
 
+class Shown:
+    """Counts how often it is printed."""
+
+    times = 0
+
+    def __repr__(self) -> str:
+        Shown.times += 1
+        return "shown"
+
+
+def test_a_wrong_value_is_printed_only_as_far_as_it_is_shown() -> None:
+    value: Any = Shown()
+    for _ in range(12):
+        value = [value, {"a": value, "b": value}]
+    with pytest.raises(Refused, match=r"part\.size=\[\[.* must be a whole number"):
+        from_plain(Part, {"name": "a", "size": value}, "part.")
+    assert Shown.times == 0
+    with pytest.raises(Refused, match=r"part\.size=\[shown, 'b'\] must be a whole number"):
+        from_plain(Part, {"name": "a", "size": [Shown(), "b"]}, "part.")
+
+
 def sections() -> list[Any]:
     """Every class of settings with the sections inside it, each once."""
     found: dict[str, Any] = {"MuonOptimizer": MuonOptimizer()}

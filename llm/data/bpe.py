@@ -81,6 +81,40 @@ class BPETokenizer(Tokenizer):
         match = self._cut.match(text) if self._cut else None
         return match.end() if match else 0
 
+    def is_same(self, other: Tokenizer) -> bool:
+        return isinstance(other, BPETokenizer) and self._parts == other._parts
+
+    def described(self, other: Tokenizer) -> str:
+        words = super().described(other)
+        if not isinstance(other, BPETokenizer) or self.vocab_size != other.vocab_size:
+            return words
+        for number, text in sorted(self.texts.items()):
+            if other.ids.get(text) != number:
+                return f"{words} with {text!r:.60} as id {number}"
+        special = [text for text in self.special if text not in other.special]
+        if special:
+            return f"{words} with the special token {special[0]!r:.60}"
+        if self.end != other.end:
+            return f"{words} with {self.end[:60] or 'no token'} at the end of a text"
+        parts = [part for part, value in self._parts.items() if value != other._parts.get(part)]
+        return f"{words} with its own {parts[0]}" if parts else words
+
+    @cached_property
+    def _parts(self) -> dict[str, object]:
+        """Everything that decides the ids, by its name in a message."""
+        model, added = self.values["model"], {token["content"]: token for token in self.added}
+        return {
+            "ids": (self.ids, self.special, self.end_of_text),
+            "merges": tokenizer_json.pairs(model["merges"]),
+            "normalizer": self.values.get("normalizer"),
+            "pre_tokenizer": self.values.get("pre_tokenizer"),
+            "kinds of steps": tokenizer_json.types(self.values),
+            "added tokens": {text: added[text] for text in added if text not in self.special},
+            "options of BPE": [
+                model.get(key) is True for key in ("byte_fallback", "ignore_merges")
+            ],
+        }
+
     def _encode(self, library: "tokenizers.Tokenizer", text: str) -> np.ndarray:
         refuse_surrogates(text)
         if self.missing:  # the library would silently drop these characters

@@ -185,17 +185,22 @@ def build(
 
 
 def _merges(merges: list[Any], vocab: dict[str, int]) -> list[tuple[str, str]]:
-    """The pairs of tokens to merge; old files write a pair as one string."""
-    pairs = []
+    """The pairs of tokens in ``vocab`` that merge to one in it."""
+    joined = pairs(merges)
+    return [(a, b) for a, b in joined if a in vocab and b in vocab and a + b in vocab]
+
+
+def pairs(merges: list[Any]) -> list[tuple[str, str]]:
+    """``model.merges`` as pairs; old files write a pair as one string."""
+    found = []
     for merge in merges:
         pair = merge.split(" ") if isinstance(merge, str) else merge
         is_pair = isinstance(pair, list) and len(pair) == 2
         require(is_pair and all(isinstance(part, str) for part in pair),
                 f"tokenizer.json has the merge {merge!r:.60}, not a pair")  # fmt: skip
         left, right = pair
-        if left in vocab and right in vocab and left + right in vocab:
-            pairs.append((left, right))
-    return pairs
+        found.append((left, right))
+    return found
 
 
 @contextmanager

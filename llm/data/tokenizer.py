@@ -95,6 +95,10 @@ class Tokenizer(ABC):
         """sha256 of :meth:`to_json`."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
+    def is_same(self, other: "Tokenizer") -> bool:
+        """Whether both give the same ids for every text, with the same special tokens."""
+        return self.digest() == other.digest()
+
     def described(self, other: "Tokenizer") -> str:
         """The vocabulary in words, with its difference from ``other``'s."""
         return f"the {self.vocab_size:,} tokens of {self.kind}"

@@ -238,7 +238,7 @@ def require_tokenizer(
     ``name`` (for ``char`` the characters are not known before the text is read).
     """
     if ours is not None:
-        is_same, has = theirs.digest() == ours.digest(), ours.described(theirs)
+        is_same, has = theirs.is_same(ours), ours.described(theirs)
     else:
         is_same, size = theirs.kind == name, TOKENIZERS[name]
         has = f"the {size:,} tokens of {name}" if size else "the characters of the text"

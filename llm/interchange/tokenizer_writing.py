@@ -12,6 +12,8 @@ from llm.data.definition import ALPHABET
 from llm.data.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer
 from llm.sealed import Plain
 
+# In tokenizer_config.json, of a BPE that we wrote: the tokens that only its added_tokens had.
+OUTSIDE = "tokens_outside_vocab"
 LETTER = {byte: letter for letter, byte in ALPHABET.items()}  # GPT-2's letter for each byte
 
 
@@ -71,6 +73,20 @@ def tokenizer_json(tokenizer: Tokenizer) -> Plain:
     }  # fmt: skip
 
 
+def read_again(values: Plain, outside: list[object]) -> Plain:
+    """The definition of the BPE for which :func:`tokenizer_json` gave ``values``; ``outside``: the
+    setting :data:`OUTSIDE` beside it.
+    """
+    # transformers may have written how it cuts and pads batches
+    values = values | {key: None for key in ("truncation", "padding") if key in values}
+    model = values.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
+        return values  # which is refused
+    names = {text for text in outside if isinstance(text, str)}
+    vocab = {text: number for text, number in model["vocab"].items() if text not in names}
+    return values | {"model": model | {"vocab": vocab}}
+
+
 def our_tokenizer(values: Plain) -> Tokenizer | None:
     """Our tokenizer of characters or bytes for which :func:`tokenizer_json` gives ``values``; None
     for any other values.
@@ -110,4 +126,7 @@ def tokenizer_config(tokenizer: Tokenizer, context: int) -> Plain:
         values |= {"bos_token": end, "eos_token": end}
     if tokenizer.kind == "gpt2":
         values["unk_token"] = END_OF_TEXT
+    if isinstance(tokenizer, BPETokenizer):
+        vocab = tokenizer.values["model"]["vocab"]
+        values[OUTSIDE] = [text for text in tokenizer.ids if text not in vocab]
     return values

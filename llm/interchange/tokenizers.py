@@ -11,10 +11,11 @@ from llm.data.tokenizer import GPT2Tokenizer, Tokenizer
 from llm.errors import Refused, require
 from llm.interchange.gguf_tokenizer import BYTE_LEVEL_DECODER, GPT2_PRE_TOKENIZER
 from llm.interchange.sentencepiece import read_model
-from llm.interchange.tokenizer_writing import our_tokenizer
+from llm.interchange.tokenizer_writing import OUTSIDE, our_tokenizer, read_again
 from llm.sealed import Plain, read_bounded, read_json
 
 JSON, PIECES, VOCAB, MERGES = "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"
+CONFIG = "tokenizer_config.json"
 END = "<|endoftext|>"
 GPT2_MERGES = 50_000
 GPT2_SPELLINGS = [
@@ -31,12 +32,14 @@ def tokenizer_of_folder(path: Path) -> Tokenizer:
     found = next((path / name for name in (JSON, PIECES, VOCAB) if (path / name).exists()), None)
     if found is None:
         raise Refused(f"{path} has no tokenizer: none of {JSON}, {PIECES}, {VOCAB} is there")
-    end = _end_of(path)
+    end, outside = _end_of(path), _settings(path / CONFIG).get(OUTSIDE)
     try:
         raw = read_bounded(found, LARGEST)
         if found.name == JSON:
             values = json.loads(raw.decode("utf-8"))
             require(isinstance(values, dict), "it is not a JSON object")
+            if isinstance(outside, list):
+                return BPETokenizer(_text(read_again(values, outside)), end)
         elif found.name == PIECES:
             values, usual = read_model(raw)
             end = end or usual
@@ -94,7 +97,7 @@ def _gpt2(values: Definition, end: str) -> GPT2Tokenizer | None:
 
 def _end_of(path: Path) -> str:
     """The text of the token that ends a document, or empty: the ``eos_token`` of the settings."""
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+    for name in (CONFIG, "special_tokens_map.json"):
         token = _settings(path / name).get("eos_token")
         if isinstance(token, dict):
             token = token.get("content")

@@ -58,10 +58,13 @@ class SplitTask:
         """The loss, and how it was measured."""
         dataset = subject.dataset() if self.folder is None else _opened(self.folder)
         split, tokenizer = self.settings.split, subject.source.tokenizer
+        remedy = "give the text as data_path=FILE.txt"
+        if dataset.template:
+            remedy = f"prepare it again with data.tokenizer={subject.place} (run_prepare.py)"
         require(
-            dataset.tokenizer.digest() == tokenizer.digest(),
+            dataset.tokenizer.is_same(tokenizer),
             f"{subject.place} has {tokenizer.described(dataset.tokenizer)}, and {dataset.folder} "
-            f"has {dataset.tokenizer.described(tokenizer)}: give the text as data_path=FILE.txt",
+            f"has {dataset.tokenizer.described(tokenizer)}: {remedy}",
             key="data_path",
         )
         require(

@@ -20,7 +20,7 @@ from llm.interchange.writing import export_gguf, export_hf, export_peft
 from llm.model.finetune import FinetuneOptions
 from llm.model.gpt import GPT
 from tests.data.test_bpe import library
-from tests.interchange.test_hf_writing import saved
+from tests.interchange.test_hf_writing import saved, their_tokenizer
 from tests.interchange.test_peft_writing import tuned
 
 QUESTION = Message("user", "What's 2 + 2?\n\n")
@@ -58,14 +58,12 @@ def plain(messages: list[Message]) -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Any]:
     """The tokenizer that transformers reads for each template and tokenizer."""
-    from transformers import AutoTokenizer
-
     found = {}
     for case in CASES:
         folder = tmp_path_factory.mktemp("-".join(case))
         place = trained(folder / "run", made(case[1]), read_template(case[0]))
         export_hf(open_source("ckpt", place), folder / "hf", "fp16", False)
-        found[case] = AutoTokenizer.from_pretrained(folder / "hf", local_files_only=True)
+        found[case] = their_tokenizer(folder / "hf")
     return found
 
 
@@ -96,8 +94,6 @@ def test_a_marker_in_a_message_is_refused_there(case: Any, role: str, exported: 
 
 
 def test_exported_adapters_have_the_tokenizer_and_the_template_of_their_run(tmp_path: Path) -> None:
-    from transformers import AutoTokenizer
-
     base, template = saved(tmp_path / "base", ByteTokenizer()), read_template("alpaca")
     options = FinetuneOptions("lora")
     source = open_source("ckpt", tuned(tmp_path / "run", base, options, template.plain()))
@@ -105,7 +101,7 @@ def test_exported_adapters_have_the_tokenizer_and_the_template_of_their_run(tmp_
     export_peft(source, tmp_path / "peft", "fp32", False)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "peft" / name).read_bytes() == (tmp_path / "hf" / name).read_bytes()
-    theirs = AutoTokenizer.from_pretrained(tmp_path / "peft", local_files_only=True)
+    theirs = their_tokenizer(tmp_path / "peft")
     found = theirs.apply_chat_template(
         plain([QUESTION]), add_generation_prompt=True, return_dict=False
     )

@@ -61,8 +61,10 @@ def adapted(place: str) -> GPT:
 def in_peft(base: Path, folder: Path, caplog: pytest.LogCaptureFixture) -> Any:
     """The network that peft makes of two folders, without a warning about any key."""
     import peft
+    from transformers import logging as their_logging
 
     network = loaded(base)
+    their_logging.enable_propagation()  # otherwise caplog sees none of its warnings
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", ".*SWIG|.*swig|.*is_gradient_checkpointing")

@@ -20,7 +20,7 @@ from llm.experiment.ledger import show_already_run
 from llm.experiment.loggers import open_logger
 from llm.experiment.panels import show_already_finished, show_end, show_start
 from llm.experiment.rundir import read_summary, recording
-from llm.interchange.adapters import base_of, require_base
+from llm.interchange.adapters import base_of
 from llm.interchange.source import CheckpointSource, Source, open_source, start_from
 from llm.model.config import GPTConfig
 from llm.model.finetune import FinetuneOptions
@@ -98,8 +98,10 @@ def fit(
         seed_everything(settings.seed)
         precision = Precision(settings.precision.name, device)
         origin, tuned = None, settings.finetune
-        if settings.init_from and (run.checkpoint is None or tuned.is_partial):
+        if settings.init_from and run.checkpoint is None:
             origin = open_source("init_from", settings.init_from)
+        elif run.checkpoint is not None and run.checkpoint.base is not None:
+            origin = base_of(run.checkpoint, settings.init_from)
         evaluated: Checkpoint | None = None
         if settings.trainer.eval_only and isinstance(origin, CheckpointSource):
             evaluated = Checkpoint.open(origin.path)
@@ -135,8 +137,6 @@ def fit(
                 pretrained=settings.init_from is not None,
             )  # fmt: skip
             if run.checkpoint is not None:
-                if origin is not None:
-                    require_base(run.checkpoint, origin)
                 trainer.resume(run.checkpoint)
             elif evaluated is not None:
                 trainer.progress.take_counts(evaluated)

@@ -173,14 +173,15 @@ def test_data_in_the_tokens_of_a_base_leads_to_a_run_from_that_base(cwd: Path) -
 
 def test_an_adapter_for_another_base_is_refused(cwd: Path) -> None:
     shutil.move("outputs/base", "outputs/kept")
-    done = here("sample", "ckpt=outputs/lora", cwd=cwd)
-    assert_refused(done, "the base of outputs/lora/checkpoints/best cannot be opened: init_from=")
+    resumed = ["resume=outputs/lora", "trainer.max_steps=8"]
+    for command in (["sample", "ckpt=outputs/lora"], ["train", *resumed]):
+        said = "cannot be opened: init_from=outputs/base does not exist"
+        assert_refused(here(*command, cwd=cwd), ": the base of outputs/lora/checkpoints/", said)
     train(cwd, *DATA, *TINY_RUN, "run.name=base", "seed=2")
     another = "is an adapter for another base: it needs the weights that outputs/base had"
     assert_refused(here("sample", "ckpt=outputs/lora", cwd=cwd), another)
-    more = ["resume=outputs/lora", "trainer.max_steps=8"]
-    assert_refused(here("train", *more, cwd=cwd), another)
-    train(cwd, *more, "init_from=outputs/kept")  # the same weights in another place
+    assert_refused(here("train", *resumed, cwd=cwd), another)
+    train(cwd, *resumed, "init_from=outputs/kept")  # the same weights in another place
 
 
 def test_the_same_command_again_is_the_same_run(cwd: Path) -> None:
@@ -200,6 +201,9 @@ def test_evaluation_alone_gives_the_loss_of_the_run_to_the_bit(method: str, cwd:
     assert expected
     assert found["val_loss"] == expected["best_val_loss"]
     assert found["step"] > 0
+    merged = here("eval", "outputs/part", "as_in_training=true", "json=true", cwd=cwd)
+    loss = json.loads(merged.stdout)["runs"][0]["tasks"]["loss"]["loss"]
+    assert loss == pytest.approx(expected["best_val_loss"], abs=1e-3 if method == "qlora" else 0)
 
 
 def test_adapters_can_be_trained_on_merged_adapters(cwd: Path) -> None:

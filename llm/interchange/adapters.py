@@ -16,14 +16,14 @@ from llm.model.layers import rotary_angles
 from llm.model.lora import merged_weights
 
 
-def base_of(checkpoint: Checkpoint) -> Source:
-    """The weights on which a checkpoint's part was trained.
+def base_of(checkpoint: Checkpoint, place: str | None = None) -> Source:
+    """The weights on which a checkpoint's part was trained. ``place``: where they are now.
 
     Raises :class:`llm.errors.Refused` if their place no longer has them.
     """
     assert checkpoint.base is not None
     try:
-        source = open_source("init_from", checkpoint.base.init_from)
+        source = open_source("init_from", place or checkpoint.base.init_from)
     except Refused as refusal:
         raise Refused(f"the base of {checkpoint.path} cannot be opened: {refusal}") from None
     require_base(checkpoint, source)

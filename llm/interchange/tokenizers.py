@@ -1,6 +1,7 @@
 """Tokenizers of other programs, from the files beside their weights."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ JSON, PIECES, VOCAB, MERGES = "tokenizer.json", "tokenizer.model", "vocab.json",
 CONFIG = "tokenizer_config.json"
 END = "<|endoftext|>"
 GPT2_MERGES = 50_000
+TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")  # a token in base64 and its rank
 GPT2_SPELLINGS = [
     {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": trim} | more
     for trim in (True, False)
@@ -41,6 +43,12 @@ def tokenizer_of_folder(path: Path) -> Tokenizer:
             if isinstance(outside, list):
                 return BPETokenizer(_text(read_again(values, outside)), end)
         elif found.name == PIECES:
+            require(
+                not TIKTOKEN.match(raw),
+                "it is a file of tiktoken, as in Llama 3, which does not say how text is divided "
+                "into words: put tokenizer.json and tokenizer_config.json of the Hugging Face "
+                "folder beside it",
+            )
             values, usual = read_model(raw)
             end = end or usual
         else:

@@ -1,5 +1,6 @@
 """The tokenizer beside other people's weights, against transformers and sentencepiece."""
 
+import base64
 import io
 import json
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiktoken.load import load_tiktoken_bpe
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers
 
@@ -125,6 +127,21 @@ def test_other_models_of_sentencepiece_are_refused_by_name(tmp_path: Path) -> No
     (tmp_path / "tokenizer.model").write_bytes(trained("unigram", hard_vocab_limit=False))
     with pytest.raises(Refused, match=r"tokenizer\.model: a model of the type Unigram, and only"):
         tokenizer_of_folder(tmp_path)
+
+
+def test_a_file_of_tiktoken_is_refused_saying_which_files_to_add(tmp_path: Path) -> None:
+    ranks = {bytes([n]): n for n in range(256)} | {b"th": 256}
+    path = tmp_path / "tokenizer.model"
+    lines = [base64.b64encode(token) + f" {rank}\n".encode() for token, rank in ranks.items()]
+    path.write_bytes(b"".join(lines))
+    assert load_tiktoken_bpe(str(path)) == ranks
+    with pytest.raises(Refused) as refused:
+        tokenizer_of_folder(tmp_path)
+    start, _, advice = str(refused.value).partition(" which ")
+    assert start == f"{path}: it is a file of tiktoken, as in Llama 3,"
+    assert "put tokenizer.json and tokenizer_config.json of the Hugging Face folder" in advice
+    LIBRARIES["llama3"].save(str(tmp_path / "tokenizer.json"))
+    assert tokenizer_of_folder(tmp_path).encode(TEXT).size
 
 
 @settings(max_examples=150, deadline=None, database=None)

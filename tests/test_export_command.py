@@ -23,12 +23,14 @@ FILES = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder in which ``run`` has a checkpoint and ``full`` a file of the user."""
+    """A folder in which ``run`` has a checkpoint and ``full`` a file of the user, and links."""
     saved(tmp_path / "run", CharTokenizer("abc"))
     saved(tmp_path / "smeared", CharTokenizer("abc"), smear=1, mlp="relu2")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("x", encoding="utf-8")
     (tmp_path / "file").write_text("x", encoding="utf-8")
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
     return tmp_path
 
 
@@ -88,7 +90,10 @@ def test_a_gguf_file_can_be_replaced_and_names_three_programs(folder: Path) -> N
         (["run", "out=full", "overwrite=true"], "out=full has other files than an export"),
         (["run", "out=.", "overwrite=true"], "out=. has no name: give the path of a new folder"),
         (["run", "out=full"], "out=full exists: take another, or add overwrite=true"),
-        (["run", "out=file", "overwrite=true"], "out=file has other files than an export"),
+        (["run", "out=file"], "out=file is a file, not a folder: take another"),
+        (["run", "out=link", "overwrite=true"], "out=link is a link, not a folder: take another"),
+        (["run", "out=gone", "overwrite=true"], "out=gone is a link, not a folder: take another"),
+        (["run", "out=link", "format=gguf"], "out=link is a link, not a file: take another"),
         (["run", "out=file/x"], "out=file/x cannot be written: file is not a folder"),
         (["run", "out=hf", "dtype=int8"], "dtype=int8 must be one of fp32, fp16, bf16"),
         (["run", "out=hf", "dtype=q8_0"], "dtype=q8_0 must be one of fp32, fp16, bf16 for format"),
@@ -97,7 +102,7 @@ def test_a_gguf_file_can_be_replaced_and_names_three_programs(folder: Path) -> N
         (["run", "out=full", "format=gguf", "overwrite=true"], "out=full is not a GGUF file"),
         (["run", "out=file", "format=gguf", "overwrite=true"], "out=file is not a GGUF file"),
         (["run", "out=hf", "format=onnx"], "format=onnx must be"),
-        (["gone", "out=hf"], "gone"),
+        (["deleted", "out=hf"], "deleted"),
         (
             ["smeared", "out=hf"],
             "transformers and llama.cpp have no architecture with model.mlp=relu2",

@@ -159,8 +159,10 @@ def _places(source: Source) -> Iterator[str]:
 def check_place(out: Path, overwrite: bool) -> None:
     """Refuse ``out`` if it exists, or with ``overwrite`` if it is not the folder of an export."""
     if os.path.lexists(out):
+        what = "a link" if out.is_symlink() else None if out.is_dir() else "a file"
+        require(what is None, f"out={out} is {what}, not a folder: take another", key="out")
         _require_overwrite(out, overwrite)
-        is_export = out.is_dir() and not out.is_symlink() and _names(out) <= WRITTEN
+        is_export = _names(out) <= WRITTEN
         require(is_export, f"out={out} has other files than an export: take another", key="out")
     _check_parent(out)
 
@@ -168,8 +170,10 @@ def check_place(out: Path, overwrite: bool) -> None:
 def check_file(out: Path, overwrite: bool) -> None:
     """Refuse the file ``out`` if it exists, or with ``overwrite`` if it is not GGUF."""
     if os.path.lexists(out):
+        is_link = out.is_symlink()
+        require(not is_link, f"out={out} is a link, not a file: take another", key="out")
         _require_overwrite(out, overwrite)
-        is_export = out.is_file() and not out.is_symlink() and is_gguf(str(out))
+        is_export = out.is_file() and is_gguf(str(out))
         require(is_export, f"out={out} is not a GGUF file: take another", key="out")
     _check_parent(out)
 

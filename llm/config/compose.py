@@ -41,8 +41,10 @@ def read_settings(cfg: DictConfig, kind: type[Settings]) -> Settings:
     """
     of_hydra = _take_hydra(cfg)
     refuse_calls(OmegaConf.to_container(cfg, resolve=False))
-    if issubclass(kind, TrainSettings) and cfg.get("resume"):
+    if issubclass(kind, TrainSettings) and (resumed := cfg.get("resume")):
         cfg = _resumed(cfg, of_hydra)
+        if kind is TrainSettings and not cfg.verify and "data.path" not in typed_keys(of_hydra):
+            _require_text(unguard(str(resumed)), cfg.data.path)
     _refuse_additions(cfg, kind)
     made = cast(dict[str, object], vars(OmegaConf.to_object(cfg)))
     for group in GROUPS:
@@ -159,6 +161,19 @@ def _resumed(composed: DictConfig, of_hydra: DictConfig | None) -> DictConfig:
     else:
         cfg.run.name, cfg.run.dir = None, guard(str(folder))
     return cfg
+
+
+def _require_text(folder: str, saved: str | None) -> None:
+    """Raise :class:`llm.errors.Refused` if a run's text is not where its ``config.yaml`` says."""
+    from llm.data.corpus import expanded
+
+    path = None if saved is None else unguard(saved)
+    require(
+        path is None or expanded(path).exists(),
+        f"data.path={path} in {folder}/config.yaml does not exist here: start the command in the "
+        "folder where the run was started, or say where the text is now, data.path=PATH",
+        key="data.path", suggestions=["data.path=PATH"],
+    )  # fmt: skip
 
 
 def _chosen_option(cfg: DictConfig, of_hydra: DictConfig | None, group: str) -> object:

@@ -1,15 +1,18 @@
 """The networks that ``run_eval.py`` evaluates: one network, or all finished runs of a folder."""
 
 import os
+from contextlib import suppress
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 
 from llm.checkpoint.checkpoint import Checkpoint
 from llm.checkpoint.find import FOLDER, MANIFEST, WEIGHTS, find_checkpoint
 from llm.data.config import DataConfig
+from llm.data.corpus import expanded
 from llm.data.dataset import Dataset
+from llm.data.meta import META, read_meta
 from llm.device import select_device
-from llm.errors import require
+from llm.errors import Refused, require
 from llm.experiment.console import count_progress
 from llm.experiment.rundir import CONFIG
 from llm.interchange import peft
@@ -60,15 +63,33 @@ class Subject:
         assert self.run is not None
         plain, where = load_plain(self.run), f"{self.run / CONFIG}: data."
         config = from_plain(DataConfig, plain.get("data"), where)
-        dataset = open_prepared(*astuple(replace(config, overwrite=False)))
         expected = Checkpoint.open(self.run / self.checkpoint).identity.get("data_digest")
-        require(
-            dataset.digest == expected,
-            f"{dataset.folder} has changed since {self.run} was trained on it: give data_path="
-            f"{dataset.folder} to evaluate on the new data",
-            key="data_path",
-        )
+        try:
+            dataset = open_prepared(*astuple(replace(config, overwrite=False)))
+            why = f"{dataset.folder} has changed since {self.run} was trained on it"
+        except Refused as refusal:
+            dataset, why = None, str(refusal)
+        if dataset is None or dataset.digest != expected:
+            raise self._without_data(config, expected, why)
         return dataset
+
+    def _without_data(self, config: DataConfig, digest: object, why: str) -> Refused:
+        """The error for data that is not at hand, with the folder that still has it, if any."""
+        assert self.run is not None
+        data, above = expanded(config.dir), self.run.resolve().parents[:3]
+        for folder in [data, *(above_it / data for above_it in above)]:
+            for meta in sorted(folder.glob(f"*/{META}")):
+                with suppress(Refused, OSError):
+                    if read_meta(meta.parent).digest() == digest:
+                        return Refused(
+                            f"{why}, and {meta.parent} still has the data that {self.run} was "
+                            f"trained on: give data_path={meta.parent}",
+                            key="data_path", suggestions=[f"data_path={meta.parent}"],
+                        )  # fmt: skip
+        if config.path is not None:
+            why += f" (data.path is in {self.run / CONFIG})"
+        same = "start the command in the folder where the run was started"
+        return Refused(f"{why}: {same}, or give data_path=FOLDER_OR_FILE.txt", key="data_path")
 
 
 def find_subjects(ckpt: str) -> list[Subject]:

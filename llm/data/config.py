@@ -56,9 +56,12 @@ class DataConfig:
             "data.path is missing: data=text needs data.path=FILE_OR_FOLDER",
         )
         self._check_conversations()
+        is_json = (self.path or "").endswith((".jsonl", ".json"))
+        suited = "data=chat or data=instruct" if is_json else "data=text"
         require(
             self.corpus != "shakespeare" or self.path is None,
-            f"data=shakespeare has its own text: for {self.path} use data=text",
+            "data=shakespeare and data=shakespeare_char have their own text: for "
+            f"{self.path} use {suited}",
         )
         self.name = check_name("data.name", self.name)
         check_path("data.dir", self.dir)

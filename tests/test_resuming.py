@@ -81,6 +81,20 @@ def test_a_run_that_is_made_longer_keeps_what_was_derived_when_it_began(cwd: Pat
     assert rate == began["optimizer"]["lr"]
 
 
+def test_a_run_given_fewer_steps_than_its_warm_up_says_where_it_is(
+    cwd: Path, data: list[str]
+) -> None:
+    typed = ["schedule.warmup_steps=4", "run.name=warm"]
+    assert here("train", *data, *TINY_RUN, *typed, cwd=cwd).returncode == 0
+    done = here("train", "resume=outputs/warm", "trainer.max_steps=3", cwd=cwd)
+    words = (
+        "trainer.max_steps=3 is too few: outputs/warm is already at step 6, and its warm-up take"
+    )
+    assert done.returncode == 2 and words in done.stderr, done
+    typed = ["resume=outputs/warm", "trainer.max_steps=3", "schedule.warmup_steps=3"]
+    assert "schedule.warmup_steps=3 must be less" in here("train", *typed, cwd=cwd).stderr
+
+
 def damage(file: Path) -> None:
     raw = bytearray(file.read_bytes())
     raw[len(raw) // 2] ^= 1

@@ -18,7 +18,7 @@ from llm.settings.custom import GROUPS, OPTION, custom_section
 from llm.settings.eval import EvalSettings
 from llm.settings.export import ExportSettings
 from llm.settings.keys import suggestion, words_instead
-from llm.settings.origin import check_tokenizer, data_of_origin, shape_of_origin
+from llm.settings.origin import check_tokenizer, data_of_origin, require_more_steps, shape_of_origin
 from llm.settings.report import ReportSettings
 from llm.settings.sample import SampleSettings
 from llm.settings.saved import load_plain, saved_option
@@ -66,6 +66,7 @@ def read_settings(cfg: DictConfig, kind: type[Settings]) -> Settings:
         settings.data = data_of_origin(settings.data, settings.init_from, settings.run)
         check_tokenizer(settings)
         settings.model.settle()
+        require_more_steps(settings)
     elif isinstance(settings, PrepareSettings):
         settings.data = data_of_origin(settings.data, None)
     validate(settings)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Collection
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm.checkpoint.find import find_checkpoint
@@ -10,7 +11,10 @@ from llm.data.config import DOWNLOADED, TOKENIZERS, DataConfig, padded
 from llm.errors import Refused, require
 from llm.model.config import GPTConfig
 from llm.sealed import Plain
+from llm.settings.earlier import newest_manifest
 from llm.settings.schema import Model, RunSection, TrainSettings
+from llm.training.schedule import Schedule
+from llm.units import plural
 
 if TYPE_CHECKING:
     from llm.interchange.source import Source
@@ -84,6 +88,23 @@ def check_tokenizer(settings: TrainSettings) -> None:
 
     ours = None if name in TOKENIZERS else open_tokenizer(name)
     require_tokenizer(place, open_tokenizer(place), name, ours)
+
+
+def require_more_steps(settings: TrainSettings) -> None:
+    """Raise :class:`llm.errors.Refused` if ``resume`` is given a number of steps that does not even
+    reach beyond the run's own warm-up, which was not typed.
+    """
+    schedule, last = settings.schedule, settings.trainer.max_steps
+    if not settings.resume or "schedule.warmup_steps" in settings.typed or not last:
+        return
+    if isinstance(schedule, Schedule) and (schedule.warmup_steps or 0) >= last:
+        newest = newest_manifest(Path(settings.resume))
+        raise Refused(
+            f"trainer.max_steps={last} is too few: {settings.resume} is already at step "
+            f"{newest.step if newest else 0:,}, and its warm-up takes "
+            f"{plural(schedule.warmup_steps or 0, 'step')}",
+            key="trainer.max_steps",
+        )
 
 
 def _source(settings: TrainSettings) -> "Source":

@@ -256,6 +256,20 @@ def unswallowed() -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def said_at_once(line: str) -> Iterator[None]:
+    """While inside, a second Ctrl-C prints ``line`` before it ends the process."""
+
+    def say() -> None:
+        print_at_once(line)
+
+    listener.at_once.append(say)
+    try:
+        yield
+    finally:
+        listener.at_once.remove(say)
+
+
 def remember() -> None:
     """From now on signals are only recorded."""
     listener.reaction = Reaction.RECORD

@@ -30,7 +30,7 @@ from llm.errors import (
 from llm.experiment.ledger import append
 from llm.lock import KEYS
 from llm.sealed import Plain, read_json
-from llm.signals import Signalled, remember, unswallowed
+from llm.signals import Signalled, remember, said_at_once, unswallowed
 
 SUMMARY, METRICS, SAMPLES = "summary.json", "metrics.jsonl", "samples.jsonl"
 CONFIG, LOG, DIVERGED = "config.yaml", "run_train.log", "diverged.json"
@@ -192,7 +192,7 @@ def recording(
     before = (read_summary(folder) or {}).get("wall_seconds")
     stop: Stop | None = None
     cause: BaseException | None = None
-    with _logging_to(folder / LOG):
+    with _logging_to(folder / LOG), said_at_once(f"stopped at once; to continue: {again}"):
         for stale in (SUMMARY, DIVERGED, TEST, EVAL):  # another checkpoint may become the best one
             (folder / stale).unlink(missing_ok=True)
         try:

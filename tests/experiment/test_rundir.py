@@ -6,6 +6,8 @@ import logging
 import math
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from unittest.mock import patch
@@ -26,6 +28,7 @@ from llm.experiment.rundir import (
 )
 from llm.signals import Signalled, listener, raised
 from tests.command_line import listing, summary
+from tests.conftest import HANGS, ROOT
 
 # Scripts rely on these keys.
 CONTRACT = [
@@ -168,6 +171,27 @@ def test_an_interrupted_run_says_how_to_resume_on_the_screen_only(
     assert (found["status"], found["reason"]) == ("interrupted", reason)
     log = (tmp_path / "run_train.log").read_text(encoding="utf-8")
     assert log.endswith(f"ERROR interrupted: {reason}\n")
+
+
+STOPPED_AT_ONCE = """
+import llm.start, os, signal, sys
+from pathlib import Path
+from llm.experiment.rundir import recording
+from llm.signals import remembered
+with recording(Path(sys.argv[1]), {}, sys.argv[2], True), remembered():
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_a_second_ctrl_c_says_how_to_continue_too(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", STOPPED_AT_ONCE, str(tmp_path), AGAIN]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANGS)
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-1] == f"stopped at once; to continue: {AGAIN}"
+    with recording(tmp_path, {}, AGAIN, remove_if_refused=True):
+        assert len(listener.at_once) == 1
+    assert not listener.at_once
 
 
 def test_a_signal_before_the_first_step_is_recorded_too(tmp_path: Path) -> None:

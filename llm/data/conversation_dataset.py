@@ -66,6 +66,13 @@ class ConversationDataset(Dataset):
         parts = [one.is_answer.nbytes + one.starts.nbytes for one in self.conversations.values()]
         return super().size + sum(parts) + (0 if self.general is None else self.general.nbytes)
 
+    @property
+    def lengths(self) -> str:
+        """The ``block_size`` in which 95% of the conversations are whole, and the one for all."""
+        train = self.conversations["train"]
+        most, longest = train.size_for(0.95), train.size_for(1.0)
+        return f"model.block_size={most} keeps 95% of them whole, {longest} all"
+
     def mixed(self, share: float) -> "ConversationDataset":
         """The same data, with this share of general text in training batches."""
         return replace(self, mix=share)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from llm.answer import answer
 from llm.commands import typed_command
+from llm.data.conversation_dataset import ConversationDataset
 from llm.data.dataset import Dataset
 from llm.data.prepare import ready
 from llm.data.tokenizer import Tokenizer
@@ -35,7 +36,7 @@ from llm.settings.earlier import (
     refuse_failed,
 )
 from llm.settings.saved import load_plain
-from llm.settings.schema import TrainSettings
+from llm.settings.schema import MuonOptimizer, TrainSettings
 from llm.signals import delayed
 from llm.units import minutes, plural
 
@@ -62,6 +63,8 @@ def show_dry_run(settings: TrainSettings) -> None:
         show_plan(plan)
     facts = _facts(settings, earlier)
     facts["data"] = f"{data}" if is_ready else f"would be prepared in {data}"
+    if isinstance(dataset, ConversationDataset):
+        facts["conversations"] = dataset.lengths
     if not (settings.resume or settings.trainer.eval_only or earlier.is_finished):
         show_already_run([*possible_digests(settings, prepared_data(settings))], folder)
     facts["run folder"] = "outputs/<date>/<time>: new"
@@ -123,6 +126,10 @@ def _facts(settings: TrainSettings, earlier: Earlier) -> dict[str, str]:
     answer(tokens=known.tokens, max_steps=known.max_steps, max_minutes=known.minutes)
     if known.tokens is not None:
         facts["training"] = f"{known.tokens:,} tokens in {plural(known.max_steps or 0, 'step')}"
+    optimizer = settings.optimizer
+    if isinstance(optimizer, MuonOptimizer) and settings.finetune.has_adapters:
+        rate = optimizer.lr * optimizer.vector_lr_ratio
+        facts["optimizer"] = f"adamw at {rate:.3g}, for muon has no effect on adapters"
     if known.minutes is not None:
         limit = minutes(known.minutes)
         facts["training"] = f"{facts['training']}, at most {limit}" if facts else limit

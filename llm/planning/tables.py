@@ -68,7 +68,10 @@ def _show_run(plan: Plan) -> None:
     parts = setup.batch_size // setup.micro_batch
     split = f" in {parts} micro-batches" if parts > 1 else ""
     batch = f"{_plural(setup.batch_size, 'sequence')} of {model.block_size}"
-    panel("plan", facts | {"step": f"{batch}{split}, {setup.optimizer}"})
+    optimizer = setup.optimizer
+    if optimizer == "muon" and finetune.has_adapters:
+        optimizer = "adamw (muon has no effect on adapters)"
+    panel("plan", facts | {"step": f"{batch}{split}, {optimizer}"})
 
 
 def _show_bar(plan: Plan) -> None:

@@ -1,5 +1,7 @@
 """``run.dry_run=true`` of a single run says what would happen, and writes nothing."""
 
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -7,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from llm.data.conversation_dataset import ConversationDataset
+from llm.data.dataset import Dataset
 from tests.command_line import Done, here, listing, summary
 from tests.conftest import PLAY, ROOT, TINY_RUN
 
@@ -119,6 +123,32 @@ def test_weights_with_another_tokenizer_are_refused_before_the_run(cwd: Path) ->
     assert "outputs/char was trained on an alphabet of" in alphabet.stderr, alphabet
     run = here("train", *typed, "init_from=outputs/char", other, cwd=cwd)
     assert alphabet.stderr == run.stderr
+
+
+def test_adapters_are_planned_with_the_optimizer_that_they_get(cwd: Path) -> None:
+    lora = ["init_from=outputs/a", "finetune=lora", "optimizer=muon", "optimizer.lr=0.002"]
+    done = dry(cwd, *lora)
+    assert ", adamw (muon has no effect on adapters)" in done.stdout, done
+    assert "adamw at 0.003, for muon has no effect on adapters" in done.stdout
+    assert ", muon " in dry(cwd, "optimizer=muon").stdout
+    assert "adamw (muon" not in dry(cwd, *lora[:2], "optimizer=adamw").stdout
+
+
+def test_the_length_that_keeps_prepared_conversations_whole_is_shown(cwd: Path) -> None:
+    rows = [{"instruction": "?", "output": "!" * n} for n in range(1, 41)]
+    (cwd / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    typed = ["data=instruct", "data.path=mine.jsonl", "data.tokenizer=byte", "data.template=plain"]
+    train = ["train", *typed, *TINY_RUN, "model.block_size=256", "run.dry_run=true"]
+    assert "whole" not in here(*train, cwd=cwd).stdout, "not prepared yet"
+    assert here("prepare", *typed, cwd=cwd).returncode == 0
+    shown = here(*train, cwd=cwd).stdout
+    said = re.search(r"model.block_size=(\d+) keeps 95% of them whole, (\d+) all", shown)
+    data = Dataset.open(next((cwd / "data").glob("instruct-*")))
+    assert said is not None and isinstance(data, ConversationDataset)
+    most, longest = map(int, said.groups())
+    cut = [data.rows("train", size).cut for size in (longest, longest - 1, most, most - 1)]
+    count = len(data.conversations["train"].lengths)
+    assert cut[:2] == [0, 1] and cut[2] <= 0.05 * count < cut[3], (said, count)
 
 
 def test_an_unread_alphabet_leaves_the_plan_open(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from llm.commands import command_line, for_shell
+from llm.data.conversation_dataset import ConversationDataset
 from llm.data.dataset import Dataset
 from llm.device import describe
 from llm.experiment.console import duration, panel, say
@@ -42,6 +43,9 @@ def show_start(
         facts["trained"] = f"{trained:,} of the parameters"
         if trainer.checkpoints.finetune.has_adapters:
             facts["trained"] = f"{trained:,} parameters, of the adapters"
+    if isinstance(dataset, ConversationDataset) and dataset.mix and dataset.general is not None:
+        general = f"{len(dataset.general):,} tokens of general text"
+        facts["mixed in"] = f"{dataset.mix:.0%} of the rows are from {general}"
     if note:
         facts["note"] = note
     if flops := trainer.throughput.peak:

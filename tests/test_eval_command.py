@@ -252,6 +252,11 @@ def refusal(folder: Path, *typed: str) -> str:
         ([], "ckpt is missing: give a run, a sweep or weights"),
         (["nowhere"], "ckpt=nowhere does not exist"),
         (["outputs/fp32", "tasks=[]"], "tasks is empty"),
+        (["outputs/fp32", "tasks=[grammar]", "split=test"], "split=test has no effect: of these"),
+        (
+            ["outputs/fp32", "data_path=play.txt", "split=test"],
+            "split=test has no effect: of these",
+        ),
         (["outputs/fp32", "tasks=[7]"], "tasks=7 must be names of tasks or paths of files"),
         (["outputs/fp32", "tasks=los"], "path of a file; did you mean 'loss'?"),
         (["outputs/fp32", "tasks=outputs/fp32/summary.json"], "summary.json is JSON: questions"),

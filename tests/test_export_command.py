@@ -101,6 +101,8 @@ def test_a_gguf_file_can_be_replaced_and_names_three_programs(folder: Path) -> N
         (["run", "out=full", "format=gguf"], "out=full exists: take another, or add overwrite"),
         (["run", "out=full", "format=gguf", "overwrite=true"], "out=full is not a GGUF file"),
         (["run", "out=file", "format=gguf", "overwrite=true"], "out=file is not a GGUF file"),
+        (["run", "out=a.gguf"], "and format=hf writes a folder: add format=gguf"),
+        (["run", "out=a.GGUF", "format=peft"], "and format=peft writes a folder"),
         (["run", "out=hf", "format=onnx"], "format=onnx must be"),
         (["deleted", "out=hf"], "deleted"),
         (

@@ -4,9 +4,11 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 
 from llm.commands import command_line
+from llm.data.config import DOWNLOADED
 from llm.errors import Refused, require
 from llm.model.config import GPTConfig
 from llm.model.finetune import FinetuneOptions
@@ -101,12 +103,21 @@ def find_checkpoint(key: str, typed: str, others: Iterable[str] = ()) -> Path:
     what = "does not exist"
     if os.path.exists(path):
         what = "holds no checkpoint" + "".join(f", no {name}" for name in others)
-    runs = newest_folders()
+    runs = [str(run) for run in newest_folders()]
+    similar = [] if os.path.exists(path) else _similar(typed, DOWNLOADED if others else ())
     raise Refused(
-        f"{key}={typed} {what}{newest_runs()}",
+        f"{key}={typed} {what}" + (f"; did you mean '{similar[0]}'?" if similar else newest_runs()),
         key=key,
-        suggestions=[f"{key}={one}" for one in runs],
+        suggestions=[f"{key}={one}" for one in dict.fromkeys([*similar, *runs])],
     )
+
+
+def _similar(typed: str, known: Iterable[str]) -> list[str]:
+    """The one of ``known`` or of all runs that is spelled most like ``typed``, if one is."""
+    places = {name: name for name in known}
+    places |= {run.relative_to("outputs").as_posix(): str(run) for run in _folders()}
+    word = typed.rstrip("/").removeprefix("outputs/")[:100]
+    return [places[name] for name in get_close_matches(word, places, n=1)]
 
 
 def named(path: Path) -> str:
@@ -179,7 +190,11 @@ def newest_runs() -> str:
 
 def newest_folders() -> list[Path]:
     """The three newest run folders that hold checkpoints."""
+    modified = {run: (run / FOLDER).stat().st_mtime for run in _folders()}
+    return sorted(modified, key=modified.__getitem__, reverse=True)[:3]
+
+
+def _folders() -> list[Path]:
     outputs = Path("outputs")
-    folders = [*outputs.glob(f"*/{FOLDER}"), *outputs.glob(f"*/*/{FOLDER}")]
-    folders.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
-    return [folder.parent for folder in folders[:3]]
+    found = [*outputs.glob(f"*/{FOLDER}"), *outputs.glob(f"*/*/{FOLDER}")]
+    return [folder.parent for folder in found]

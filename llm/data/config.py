@@ -99,6 +99,13 @@ class DataConfig:
                     not value,
                     f"data.{key}={value} is for conversations: take data=chat or data=instruct",
                 )
+        mixed = self.mix_path or ""
+        require(
+            not mixed.lower().endswith((".jsonl", ".json")),
+            f"data.mix_path={mixed} is JSON, and plain text is mixed in: give a text file or a "
+            "folder of them; more conversations belong in the file of data.path",
+            key="data.mix_path",
+        )
         require(
             bool(self.mix) == (self.mix_path is not None),
             "data.mix and data.mix_path go together: the share of rows, and the text they are from",

@@ -22,6 +22,11 @@ from llm.sealed import Plain
 
 TEMPLATES = Path(__file__).resolve().parent.parent.parent / "conf" / "templates"
 ROLES = ("system", "user", "assistant")
+WITH_END = "data.tokenizer=byte or gpt2"  # have an end-of-text token
+OF_WEIGHTS = (
+    "the tokenizer of the weights to fine-tune, as in data.tokenizer=smollm2 (a run takes that of "
+    "init_from)"
+)
 LONGEST_PART = 10_000  # characters of a text in a template
 
 
@@ -92,26 +97,34 @@ class Template:
         """The values of the file, for ``meta.json`` and a checkpoint's manifest."""
         return asdict(self) | {"markers": list(self.markers)}
 
-    def check(self, tokenizer: Tokenizer) -> None:
-        """Raise :class:`llm.errors.Refused` unless each marker is one id of ``tokenizer``."""
+    def check(self, tokenizer: Tokenizer, is_trained: bool = False) -> None:
+        """Raise :class:`llm.errors.Refused` unless each marker is one id of ``tokenizer``.
+
+        ``is_trained``: it belongs to a trained network, so that another one cannot be taken.
+        """
         special = tokenizer.special_ids
         missing = [marker for marker in self.markers if marker not in special]
-        few = ", ".join(list(special)[:5])
-        needed = f"the special token{'s' * (len(missing) > 1)} {' and '.join(missing)}"
-        has = f"has only {few}" if few else "has no special tokens"
-        require(
-            not missing,
-            f"data.template needs {needed}, and this tokenizer ({tokenizer.kind}) {has}: take the "
-            "tokenizer of the weights to fine-tune, as in data.tokenizer=smollm2 (a run takes that "
-            "of init_from), or data.template=alpaca or plain",
-            key="data.template", suggestions=["data.template=alpaca", "data.template=plain"],
-        )  # fmt: skip
+        anew = "train anew with" if is_trained else "take"
+        if missing:
+            few, fitting = ", ".join(list(special)[:5]), _fitting(tokenizer)
+            needed = f"the special token{'s' * (len(missing) > 1)} {' and '.join(missing)}"
+            has = f"has only {few}" if few else "has no special tokens"
+            remedies = [f"data.template={' or '.join(fitting)}"] if fitting else []
+            if not is_trained and "chatml" not in fitting:
+                remedies.insert(0, OF_WEIGHTS)
+            remedy = f"take {', or '.join(remedies)}" if remedies else f"{anew} {WITH_END}"
+            raise Refused(
+                f"data.template needs {needed}, and this tokenizer ({tokenizer.kind}) {has}: "
+                f"{remedy}",
+                key="data.template", suggestions=[f"data.template={name}" for name in fitting],
+            )  # fmt: skip
         require(
             self.end is not None or tokenizer.end_of_text is not None,
-            f"this tokenizer ({tokenizer.kind}) has no end-of-text token to end an answer: take "
-            "data.tokenizer=byte or gpt2",
-            key="data.tokenizer", suggestions=["data.tokenizer=byte", "data.tokenizer=gpt2"],
-        )  # fmt: skip
+            f"this tokenizer ({tokenizer.kind}) has no end-of-text token to end an answer: "
+            f"{anew} {WITH_END}",
+            key="data.template" if is_trained else "data.tokenizer",
+            suggestions=[] if is_trained else ["data.tokenizer=byte", "data.tokenizer=gpt2"],
+        )
 
     def encode(
         self, tokenizer: Tokenizer, messages: Sequence[Message]
@@ -204,6 +217,17 @@ def _encoded(tokenizer: Tokenizer, pieces: Iterable[Piece]) -> tuple[np.ndarray,
         ids.append(found)
         learned.append(np.full(len(found), is_learned))
     return np.concatenate(ids), np.concatenate(learned)
+
+
+def _fitting(tokenizer: Tokenizer) -> list[str]:
+    """The templates of conf/templates/ that ``tokenizer`` can write, those with markers first."""
+    found = {}
+    for path in sorted(TEMPLATES.glob("*.yaml")):
+        template = Template.from_plain(read_yaml(path))
+        has_end = template.end is not None or tokenizer.end_of_text is not None
+        if has_end and set(template.markers) <= tokenizer.special_ids.keys():
+            found[path.stem] = bool(template.markers)
+    return sorted(found, key=lambda name: not found[name])
 
 
 def read_template(typed: str) -> Template:

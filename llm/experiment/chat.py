@@ -20,6 +20,7 @@ from llm.sealed import Plain
 from llm.signals import ctrl_c_calls
 
 LONGEST_LINE = 2**20  # bytes of a line from a pipe
+ALONE = ("help", "exit", "reset")  # commands without text
 HELP = """\
 /reset             forget all messages; the system text stays
 /system TEXT       set the system text; without TEXT: show it
@@ -93,6 +94,8 @@ class Chat:
         if line.startswith("/"):
             name, _, rest = line[1:].partition(" ")
             require(name in self.commands, f"/{name} is unknown: /help lists the commands")
+            alone = not rest.strip() or name not in ALONE
+            require(alone, f"/{name} takes no text, as in {line:.40}: type /{name} alone")
             self.commands[name](rest.strip())
         elif line.strip():
             self.answer(line)
@@ -244,7 +247,7 @@ def choose_template(typed: str | None, saved: Plain, tokenizer: Tokenizer) -> Te
         typed = "chatml"
     try:
         template = Template.from_plain(saved) if typed is None else read_template(typed)
-        template.check(tokenizer)
+        template.check(tokenizer, is_trained=True)
     except Refused as refusal:  # a dataset calls the same setting data.template
         message = str(refusal).replace("data.template", "template")
         better = [word.replace("data.template", "template") for word in refusal.suggestions]

@@ -240,7 +240,7 @@ def uses_of_peft(source: Source, out: Path) -> dict[str, str]:
     if open_source("init_from", base).kind != "hf":
         words = [f"ckpt={base}", "format=hf", "out=BASE"]
         uses["base for transformers"], base = command_line("run_export.py", *words), "BASE"
-    loaded = f"AutoModelForCausalLM.from_pretrained({base!r})"
+    loaded = f"AutoModelForCausalLM.from_pretrained({str(Path(base).resolve())!r})"
     uses["peft"] = f"PeftModel.from_pretrained({loaded}, {typed!r})"
     uses |= _use_of_chat(source, typed)
     finetune = source.manifest.finetune

@@ -1,5 +1,6 @@
 """All settings of ``run_eval.py``."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +49,13 @@ class EvalSettings:
         require(
             self.data_path != "",
             "data_path is empty: give a text file or a prepared folder, or leave it out",
+        )
+        has_splits = "loss" in self.names() and not os.path.isfile(self.data_path or "")
+        require(
+            self.split == "val" or has_splits or self.verify_causal,
+            f"split={self.split} has no effect: of these tasks none is measured on a split, as "
+            "tasks=[loss] is; leave it out",
+            key="split",
         )
         require(
             self.window is None or self.stride is None or self.stride <= self.window,

@@ -42,6 +42,13 @@ class ExportSettings:
             key="out", suggestions=[f"out={example}"],
         )  # fmt: skip
         check_path("out", self.out or "")
+        name = str(self.out)
+        require(
+            not folder or not name.lower().endswith(".gguf"),
+            f"out={name} is named like a GGUF file, and format={self.format} writes a folder: add "
+            "format=gguf, or give a folder",
+            key="format", suggestions=["format=gguf", f"out={name[:-5]}"],
+        )  # fmt: skip
         known = DTYPES[self.format]
         require(
             self.stored_dtype in known,

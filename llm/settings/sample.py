@@ -73,6 +73,15 @@ class SampleSettings(SamplingOptions):
             "chat=true reads messages from standard input: leave out prompt and prompt_file",
             key="chat",
         )
+        ignored = ("num_samples", "logprobs", "echo", "stream") if self.chat else ()
+        for key in (key for key in ignored if getattr(self, key) != getattr(SampleSettings, key)):
+            typed = str(getattr(self, key)).lower()
+            require(False, f"{key}={typed} has no effect in a chat: leave it out", key=key)
+        require(
+            self.adapters != [],
+            "adapters is empty: name some, as in adapters=[outputs/a], or leave it out",
+            key="adapters",
+        )
         for place in self.places():
             valid = isinstance(place, str) and place
             require(valid, f"adapters={place!r} must be a path: put it between quotes")

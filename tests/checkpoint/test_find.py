@@ -56,6 +56,28 @@ def test_a_path_that_does_not_exist_is_refused_by_its_key(
     assert str(refusal.value).startswith(f"init_from={typed} does not exist: train one with ")
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("outputs/mnie", "outputs/mine"), ("mine", "outputs/mine"), ("smolm2", "smollm2"),
+        ("2026-01-02/03-04-50", "outputs/2026-01-02/03-04-05"),
+    ],
+)  # fmt: skip
+def test_a_misspelled_place_is_answered_with_the_one_that_is_meant(
+    make_run: Callable[..., Path], typed: str, meant: str
+) -> None:
+    for name in ("mine", "a", "b", "c", "2026-01-02/03-04-05"):
+        run = make_run(f"outputs/{name}", "last")
+        os.utime(run / "checkpoints", (10**9 + len(name), 10**9 + len(name)))
+    os.utime("outputs/mine/checkpoints", (10**8, 10**8))  # not one of the newest
+    with pytest.raises(Refused) as refusal:
+        find_checkpoint("ckpt", typed, others=["config.json"])
+    assert str(refusal.value) == f"ckpt={typed} does not exist; did you mean '{meant}'?"
+    assert refusal.value.suggestions[0] == f"ckpt={meant}"
+    with pytest.raises(Refused, match="the newest runs are"):
+        find_checkpoint("run.name", "smolm2")  # only a run has a name of this kind
+
+
 @pytest.mark.parametrize("typed", ["outputs", "outputs/a/config.yaml"])
 def test_a_path_without_a_checkpoint_is_refused(make_run: Callable[..., Path], typed: str) -> None:
     run = make_run("outputs/a", "last")

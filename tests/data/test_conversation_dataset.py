@@ -200,6 +200,11 @@ def test_the_same_file_is_prepared_once_and_another_template_again(tmp_path: Pat
         (None, {"tokenizer": "char"}, "has no end-of-text token to end an answer"),
         (None, {"mix": 0.1}, "data.mix and data.mix_path go together"),
         (None, {"mix": 0.1, "mix_path": "nowhere.txt"}, "data.mix_path=nowhere.txt does not exist"),
+        (
+            None,
+            {"mix": 0.1, "mix_path": "a.jsonl"},
+            "data.mix_path=a.jsonl is JSON, and plain text",
+        ),
         (None, {"path": "nowhere.json"}, "data.path=nowhere.json does not exist"),
         (None, {"path": None}, "data.path is missing: data=chat"),
         (None, {"corpus": "text"}, "data.template=plain is for conversations: take data=chat"),

@@ -14,7 +14,7 @@ from llm.data.bpe import BPETokenizer
 from llm.data.template import TEMPLATES, Message, Template, read_template
 from llm.data.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
 from llm.errors import Refused
-from tests.data.test_bpe import library
+from tests.data.test_bpe import OURS, library
 
 CHATML_JINJA = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] "
@@ -224,3 +224,30 @@ def test_a_tokenizer_without_the_markers_is_refused_with_what_to_take_instead() 
     with pytest.raises(Refused, match=r"no end-of-text token.*data.tokenizer=byte"):
         read_template("plain").check(CharTokenizer("ab"))
     read_template("alpaca").check(ByteTokenizer())
+
+
+@pytest.mark.parametrize(
+    ("name", "tokenizer", "is_trained", "remedy"),
+    [
+        ("llama2", OURS["smollm"], True, "take data.template=chatml or alpaca or plain"),
+        ("llama2", OURS["smollm"], False, "take data.template=chatml or alpaca or plain"),
+        ("chatml", ByteTokenizer(), True, "take data.template=alpaca or plain"),
+        ("chatml", ByteTokenizer(), False, "init_from), or data.template=alpaca or plain"),
+        ("chatml", CharTokenizer("ab"), True, "train anew with data.tokenizer=byte or gpt2"),
+        ("chatml", CharTokenizer("ab"), False, "smollm2 (a run takes that of init_from)"),
+        ("plain", CharTokenizer("ab"), True, "train anew with data.tokenizer=byte or gpt2"),
+        ("plain", CharTokenizer("ab"), False, "take data.tokenizer=byte or gpt2"),
+    ],
+)  # fmt: skip
+def test_only_what_the_user_can_take_is_named(
+    name: str, tokenizer: Tokenizer, is_trained: bool, remedy: str
+) -> None:
+    with pytest.raises(Refused) as refusal:
+        read_template(name).check(tokenizer, is_trained)
+    assert str(refusal.value).endswith(remedy)
+    for typed in refusal.value.suggestions:
+        key, _, value = typed.partition("=")
+        if key == "data.template":  # taking it is no mistake again
+            read_template(value).check(tokenizer)
+        else:
+            assert key == "data.tokenizer" and not is_trained

@@ -99,7 +99,11 @@ def test_a_pipe_gives_a_message_per_line_and_gets_only_the_answers(
 def test_mistakes_take_one_line_and_the_chat_goes_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    typed = "/dance\n/temperature hot\n/temperature -1\n/save\n/save a\n" + "a" * 99 + "\nhello\n"
+    typed = (
+        "/dance\n/exit x\n/reset x\n/temperature hot\n/temperature -1\n/save\n/save a\n"
+        + "a" * 99
+        + "\nhello\n"
+    )
     monkeypatch.setattr(module, "LONGEST_LINE", 400)
     long = "c" * 300
     typed += "b" * 1000 + f"\n/save ~nobody/a\n/save {long}\n"
@@ -109,6 +113,7 @@ def test_mistakes_take_one_line_and_the_chat_goes_on(
     assert printed.out == "xxxxxx\n"
     assert printed.err.splitlines() == [
         "/dance is unknown: /help lists the commands",
+        *(f"/{c} takes no text, as in /{c} x: type /{c} alone" for c in ("exit", "reset")),
         "/temperature hot must be a number, such as 0.7",
         "/temperature=-1.0 must be at least 0",
         "/save needs a file: /save chat.jsonl",
@@ -253,16 +258,20 @@ def test_ctrl_d_ends_the_chat_below_the_prompt(
 def test_a_chat_of_the_command_streams_answers_to_the_lines_of_a_pipe(trained: Path) -> None:
     typed = ["outputs/a", "chat=true", "max_new_tokens=3", "device=cpu"]
     done = here("sample", *typed, cwd=trained, stdin=b"hi\n")
-    assert done.returncode == 2
-    assert "was not trained on conversations: give a template" in done.stderr
+    assert done.returncode == 2 and "not trained on conversations: give a temp" in done.stderr
     done = here("sample", *typed, "template=plian", cwd=trained)
     assert done.returncode == 2 and " template=plian is neither one of " in done.stderr
     done = here("sample", *typed, "template=chatml", cwd=trained)
-    assert done.returncode == 2 and "template needs the special tokens <|im_start|>" in done.stderr
+    assert " template needs the special tokens <|im_start|>" in done.stderr
+    assert done.returncode == 2 and done.stderr.endswith(": take template=alpaca or plain\n")
     done = here("sample", *typed, "template=plain", "prompt=hi", cwd=trained)
     assert done.returncode == 2 and "leave out prompt and prompt_file" in done.stderr
     done = here("sample", "outputs/a", "template=plain", "prompt=hi", cwd=trained)
     assert done.returncode == 2 and "template is only for a chat: add chat=true" in done.stderr
+    for word in ("num_samples=3", "logprobs=true", "echo=false", "stream=false", "adapters=[]"):
+        done = here("sample", *typed, "template=plain", word, cwd=trained)
+        assert done.returncode == 2
+        assert f"{word} has no effect in a chat" in done.stderr or "adapters is emp" in done.stderr
     plain = [*typed, "template=plain", "json=true"]
     done = here("sample", *plain, cwd=trained, stdin=b"/temperature 0\nhi\n")
     assert done.returncode == 0, done.stderr

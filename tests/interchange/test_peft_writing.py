@@ -133,7 +133,7 @@ def test_the_folder_says_what_it_belongs_to_and_how_to_load_it(folder: Path) -> 
     weights = open_source("ckpt", "base_hf").weights()
     assert digests["base_values_digest"] == weights_digest(weights)
     assert "ckpt=base format=hf out=BASE" in done.stdout
-    loaded = "PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained('BASE'), "
+    loaded = f"PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained('{folder}/BASE'), "
     assert f"{loaded}'{folder}/new')" in done.stdout
 
 

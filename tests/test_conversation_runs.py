@@ -107,7 +107,9 @@ def test_training_and_evaluation_give_the_loss_of_each_conversation_alone(cwd: P
         parts.append(alone(model, tokens[:-1], targets[1:]))
     assert logged[0]["val/loss"] == mean(parts)
     done = here("eval", "outputs/chat", "device=cpu", "json=true", cwd=cwd)
-    assert json.loads(done.stdout)["runs"][0]["tasks"]["loss"]["loss"] == mean(parts)
+    found = json.loads(done.stdout)["runs"][0]["tasks"]["loss"]
+    assert found["loss"] == mean(parts)
+    assert type(found["stride"]) is int, "as for a text"
     lengths = data.conversations["train"].lengths
     cut = int((lengths - 1 > SIZE).sum())
     assert cut and f"{cut} of {len(lengths)} conversations of train are longer" in said

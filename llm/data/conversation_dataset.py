@@ -14,6 +14,7 @@ from llm.data.dataset import Dataset, map_file, pieces_of
 from llm.data.meta import AGAIN, META, ConversationMeta, of_splits, read_meta
 from llm.data.packing import Conversations, Rows, RowSampler
 from llm.errors import Refused, require
+from llm.units import plural
 
 # The shares of conversations that a suggested block_size keeps whole: the first that is larger
 SHARES = {0.95: "95%", 0.99: "99%", 1.0: "all"}
@@ -187,7 +188,9 @@ def facts_of(folder: Path) -> dict[str, str]:
     for split in meta.splits:
         count, answers = getattr(facts.count, split), getattr(facts.answer_tokens, split)
         tokens = getattr(meta.tokens, split)
-        lines[split] = f"{count:,} conversations, {tokens:,} tokens, {answers:,} of them in answers"
+        lines[split] = (
+            f"{plural(count, 'conversation')}, {tokens:,} tokens, {answers:,} of them in answers"
+        )
     if facts.mix_tokens is not None:
         lines["mixed in"] = f"{facts.mix_tokens:,} tokens of general text"
     return lines

@@ -114,7 +114,7 @@ def _check(messages: list[Message], where: str) -> None:
         is_empty = not message.content.strip()
         require(not is_empty, f"{where} has an empty message of {message.role}")
     ends_well = turns and len(turns) % 2 == 0
-    require(ends_well, f"{where} has no answer: its last message must be of assistant")
+    require(ends_well, f"{where} has no answer: the last message must have the role assistant")
 
 
 def _text(row: Plain, key: str, where: str) -> str:

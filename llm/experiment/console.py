@@ -275,7 +275,7 @@ def _progress(title: str, *columns: ProgressColumn) -> Iterator[Callable[[int, i
         TextColumn("{task.description}", markup=False), BarColumn(), *columns,
         console=console, transient=True, disable=not live,
     ) as bar:  # fmt: skip
-        task = bar.add_task(title)
+        task = bar.add_task(title, total=None)  # rich would show a total of 100 until it is known
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 

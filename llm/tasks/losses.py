@@ -120,9 +120,10 @@ class SplitTask:
 
 
 def _with_protocol(found: Evaluation, protocol: EvaluationProtocol, precision: str) -> Plain:
+    stride = float(protocol.stride)
     return {
         **_numbers(found), "split": protocol.split, "text": protocol.text,
-        "window": protocol.block_size, "stride": protocol.stride,
+        "window": protocol.block_size, "stride": int(stride) if stride.is_integer() else stride,
         "windows": protocol.windows, "precision": precision,
     }  # fmt: skip
 

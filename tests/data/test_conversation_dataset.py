@@ -10,7 +10,7 @@ import pytest
 from torch import Tensor
 
 from llm.data.config import DataConfig
-from llm.data.conversation_dataset import ConversationDataset, conversation_counts
+from llm.data.conversation_dataset import ConversationDataset, conversation_counts, facts_of
 from llm.data.dataset import Dataset
 from llm.data.meta import read_meta
 from llm.data.prepare import prepare
@@ -177,6 +177,10 @@ def test_the_same_file_is_prepared_once_and_another_template_again(tmp_path: Pat
     meta = read_meta(folder)
     assert meta.conversations is not None and meta.conversations.template["end"] is None
     assert "conversations" in meta.plain()
+    two = prepare(config(tmp_path, [row(1), row(2)], val_fraction=0.5))
+    assert [facts_of(two)[split].partition(",")[0] for split in ("train", "val")] == [
+        "1 conversation", "1 conversation",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def turns(*roles: str) -> dict[str, Any]:
         ({"messages": [{"role": "user"}]}, "message 1 has no content: it has only the key role"),
         ({"messages": [{"text": "x"}]}, "message 1 has no role: it has only the key text"),
         (turns("user", "tool"), "message 2 has the unknown role 'tool': known are system, user"),
-        (turns("user"), "has no answer"),
+        (turns("user"), "has no answer: the last message must have the role assistant"),
         (turns("system"), "has no answer"),
         (turns("user", "assistant", "user"), "has no answer"),
         (turns("assistant"), "a message of assistant where one of user is expected"),

@@ -22,6 +22,7 @@ from llm.experiment.console import (
     title,
     warn,
 )
+from tests.command_line import wait_until
 
 ROW = {
     "step": 5, "tokens": 100, "train/loss": 2.10344, "lr": 3e-4, "grad_norm": 1.0,
@@ -206,6 +207,9 @@ def test_brackets_are_text_and_not_markup(printed: io.StringIO, logged: list[str
 
 def test_progress_over_bytes_is_silent_in_a_pipe(printed: io.StringIO, terminal: bool) -> None:
     with byte_progress("preparing [x] {y}") as on_progress:
+        if terminal:
+            wait_until(lambda: "preparing" in printed.getvalue())
+            assert "0/100" not in printed.getvalue(), "rich's total where none is known"
         on_progress(1, 2)
         on_progress(2, 2)
     assert ("preparing [x] {y}" in printed.getvalue()) is terminal

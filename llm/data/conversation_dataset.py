@@ -72,7 +72,9 @@ class ConversationDataset(Dataset):
         """The ``block_size`` in which 95% of the conversations are whole, and the one for all."""
         train = self.conversations["train"]
         most, longest = train.size_for(0.95), train.size_for(1.0)
-        return f"model.block_size={most} keeps 95% of them whole, {longest} all"
+        all_whole = f"model.block_size={longest} keeps all of them whole"
+        some = f"model.block_size={most} keeps 95% of them whole, {longest} all"
+        return some if most < longest else all_whole
 
     def mixed(self, share: float) -> "ConversationDataset":
         """The same data, with this share of general text in training batches."""

@@ -149,6 +149,10 @@ def test_the_length_that_keeps_prepared_conversations_whole_is_shown(cwd: Path) 
     cut = [data.rows("train", size).cut for size in (longest, longest - 1, most, most - 1)]
     count = len(data.conversations["train"].lengths)
     assert cut[:2] == [0, 1] and cut[2] <= 0.05 * count < cut[3], (said, count)
+    (cwd / "mine.jsonl").write_text("\n".join(map(json.dumps, rows[-3:])), encoding="utf-8")
+    assert here("prepare", *typed, "data.val_fraction=0.4", cwd=cwd).returncode == 0
+    shown = here(*train, "data.val_fraction=0.4", cwd=cwd).stdout
+    assert "keeps all of them whole" in shown and "95%" not in shown
 
 
 def test_an_unread_alphabet_leaves_the_plan_open(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from llm.training import optimizer as optimizers
 from llm.training.precision import Precision, to_precision
 from llm.training.update import Update, UpdateInBackward
 
-COUNT, FINETUNED, PACKED = 40, 28, 4
+COUNT, FINETUNED, PACKED, CHOSEN = 40, 28, 4, 4
 CPU = torch.device("cpu")
 # All options that change memory. Each value is used as often as the others.
 MODEL = {
@@ -64,14 +64,22 @@ METHODS = tuple(
     )
 )  # fmt: skip
 PART = RUN | {"finetune": METHODS, "optimizer": ("adamw",)}
+PATTERNS = PART | {"finetune": tuple(
+    FinetuneOptions(name, targets=["blocks.[02]", "q"]) for name in ("lora", "qlora")
+)}  # fmt: skip
 
 
 def drawn() -> list[Setup]:
-    """``COUNT`` random setups that train all weights, ``FINETUNED`` that train a part, and
-    ``PACKED`` with several documents in a row.
+    """``COUNT`` random setups that train all weights, ``FINETUNED`` that train a part,
+    ``PACKED`` with several documents in a row, and ``CHOSEN`` with adapters in some layers.
     """
     packed = [replace(setup, documents=True) for setup in _drawn(PART, PACKED, 2027)]
-    return [*_drawn(RUN, COUNT, 2024), *_drawn(PART, FINETUNED, 2026), *packed]
+    return [
+        *_drawn(RUN, COUNT, 2024),
+        *_drawn(PART, FINETUNED, 2026),
+        *packed,
+        *_drawn(PATTERNS, CHOSEN, 2028),
+    ]
 
 
 def _drawn(options: Mapping[str, tuple[object, ...]], count: int, seed: int) -> list[Setup]:

@@ -4,7 +4,6 @@ One step of a few layers is simulated on a :class:`llm.memory.tape.Tape`; each f
 the same amount. tests/memory/ compares the result with torch's MemTracker.
 """
 
-import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
@@ -170,7 +169,7 @@ def _constant(setup: Setup) -> Lines:
     for weight in weights_of(config, setup.finetune):
         kind = "adapters" if weight.is_added else "weights"
         size = stored_bytes(weight, setup.finetune, setup.width)
-        lines[kind] = lines.get(kind, 0) + size * weight.layers
+        lines[kind] = lines.get(kind, 0) + size
     state = (aligned(_state_bytes(setup, weight)) * weight.layers for weight in setup.trained)
     return lines | {"optimizer state": sum(state)}
 
@@ -209,7 +208,7 @@ def _phases(setup: Setup) -> dict[str, Counter[str]]:
     layers = setup.model.n_layer
     period = 2 if setup.activation_checkpointing == "every_2" else 1
     few = 2 * period + layers % period
-    if any(re.search(r"\d", part) for part in setup.finetune.frozen):  # no two layers are alike
+    if not setup.finetune.treats_layers_alike:
         return _simulated(setup, layers, layers)
     if layers <= few + period:
         return _simulated(setup, layers, period)
@@ -287,7 +286,10 @@ def _first_and_last(
 
 def _without_gradients(setup: Setup, batch: int, with_loss: bool) -> Lines:
     """The peak of a forward pass under ``torch.no_grad``."""
-    few = replace(setup.model, n_layer=min(setup.model.n_layer, 2))
+    layers = setup.model.n_layer
+    few = replace(
+        setup.model, n_layer=min(layers, 2) if setup.finetune.treats_layers_alike else layers
+    )
     own = (setup.precision, setup.device, setup.finetune, setup.documents)
     key = repr((batch, with_loss, own, few))
     if key not in _SIMULATED:

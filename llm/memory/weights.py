@@ -5,13 +5,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cache
-from typing import Any
 
 from llm.functional.sizes import BLOCK_4BIT
 from llm.memory.network import Network
 from llm.memory.tape import Meter, Tape, aligned
 from llm.model.config import GPTConfig
-from llm.model.finetune import ADAPTER_WEIGHTS, FinetuneOptions
+from llm.model.finetune import ADAPTER_WEIGHTS, TARGETS, FinetuneOptions
 
 ALL = FinetuneOptions("full", targets=[])  # all weights are trained
 
@@ -54,22 +53,22 @@ def for_memory(finetune: FinetuneOptions) -> FinetuneOptions:
 def weights_of(config: GPTConfig, finetune: FinetuneOptions = ALL) -> list[Weight]:
     """All weights of the network, those of adapters included."""
     _, *others = (getattr(config, field.name) for field in fields(GPTConfig))  # n_layer is first
-    added = (finetune.name, finetune.rank, finetune.target_names)
     weights = [
         Weight(name, shape, config.n_layer if name.startswith("blocks.") else 1)
-        for name, shape in _shapes(tuple(others), added).items()
+        for name, shape in _shapes(tuple(others), finetune.name, finetune.rank).items()
     ]
-    if finetune.frozen:
+    if finetune.frozen or {*finetune.target_names} != {*TARGETS}:
         weights = [_in_layers(w, finetune.adapts) if w.is_added else w for w in weights]
     return [one for one in weights if one.layers]
 
 
 @cache
-def _shapes(others: tuple[object, ...], added: tuple[Any, ...]) -> dict[str, tuple[int, ...]]:
-    """The shapes of all weights by name, of a network with one layer."""
+def _shapes(others: tuple[object, ...], method: str, rank: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of all weights by name, of a network with one layer, all of whose matrices have
+    adapters.
+    """
     config = GPTConfig(1, *others)  # type: ignore[arg-type]  # in the order of the fields
-    method, rank, targets = added
-    finetune = FinetuneOptions(method, rank, targets=list(targets))
+    finetune = FinetuneOptions(method, rank)
     network = Network(Tape(Meter(), learning=False), config, 1, "fp32", "cpu", finetune)
     network.forward()
     return {without_layer(one.name): one.shape for one in network.parameters.values()}
@@ -77,9 +76,15 @@ def _shapes(others: tuple[object, ...], added: tuple[Any, ...]) -> dict[str, tup
 
 def _in_layers(weight: Weight, chosen: Callable[[str], bool]) -> Weight:
     """``weight`` of the layers in which its name, or for an adapter its matrix's, is ``chosen``."""
-    name = weight.name.rpartition(".")[0] if weight.is_added else weight.name
-    names = (name.replace("blocks.", f"blocks.{i}.", 1) for i in range(weight.layers))
+    names = _names(weight)
+    if weight.is_added:
+        names = [name.rpartition(".")[0] for name in names]
     return replace(weight, layers=sum(map(chosen, names)))
+
+
+def _names(weight: Weight) -> list[str]:
+    """``weight`` by its name in each layer."""
+    return [weight.name.replace("blocks.", f"blocks.{i}.", 1) for i in range(weight.layers)]
 
 
 def trained_weights(config: GPTConfig, finetune: FinetuneOptions = ALL) -> list[Weight]:
@@ -94,14 +99,21 @@ def trained_weights(config: GPTConfig, finetune: FinetuneOptions = ALL) -> list[
     return [one for one in trained if one.layers]
 
 
+def names_of(config: GPTConfig) -> list[str]:
+    """The names of all weights of the network, without adapters."""
+    return [name for weight in weights_of(config) for name in _names(weight)]
+
+
 def stored_bytes(weight: Weight, finetune: FinetuneOptions, width: int) -> int:
-    """Bytes of one layer's ``weight``, of ``width`` bytes per number unless it is quantised."""
-    matrix, bits = weight.name.removesuffix(".weight"), finetune.stored_bits
-    if bits is None or matrix == weight.name or not finetune.adapts(matrix):
-        return aligned(weight.numbers * width)
+    """Bytes of ``weight`` in all its layers, of ``width`` bytes per number if not quantised."""
+    whole, bits = aligned(weight.numbers * width), finetune.stored_bits
+    if bits is None or not weight.name.endswith(".weight"):
+        return whole * weight.layers
+    packed = _in_layers(weight, lambda name: finetune.adapts(name.removesuffix(".weight"))).layers
     scales = weight.shape[0] if bits == 8 else -(-weight.numbers // BLOCK_4BIT)
     pairs = 4 * 2 * 256  # the table of llm/model/quantised.py
-    return aligned(weight.numbers * bits // 8) + aligned(4 * scales) + pairs
+    small = aligned(weight.numbers * bits // 8) + aligned(4 * scales) + pairs
+    return small * packed + whole * (weight.layers - packed)
 
 
 def n_parameters(config: GPTConfig) -> int:

@@ -1,7 +1,9 @@
 """How much of a network is trained: plain numbers and names, without torch."""
 
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, fields
+from fnmatch import fnmatchcase
 from typing import Any
 
 from llm.errors import Refused, require
@@ -12,6 +14,14 @@ ADAPTERS = ("lora", "dora", "qlora")  # methods that train A and B, and freeze a
 ADAPTER_WEIGHTS = ("lora_A", "lora_B", "magnitude")
 LARGEST_ALPHA = 1_000_000  # larger ones may overflow float32
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")  # the matrices of a layer
+
+
+def has_part(name: str, parts: Iterable[str]) -> bool:
+    """Whether the name of a weight has one of ``parts``, whole names between dots: ``blocks.1`` is
+    a part of ``blocks.1.mlp.up.weight``, and not of ``blocks.10.mlp.up.weight``. In a part ``*``
+    stands for any text, ``?`` for one character, and ``[13]`` for 1 or 3.
+    """
+    return any(fnmatchcase(f".{name}.", f"*.{part.strip('.')}.*") for part in parts)
 
 
 @dataclass
@@ -31,7 +41,7 @@ class FinetuneOptions:
     alpha: float = option(8.0, more_than=0, at_most=LARGEST_ALPHA)
     rslora: bool = False
     dropout: float = option(0.0, at_least=0, less_than=1)  # of the input of A
-    targets: Any = field(default_factory=lambda: [*TARGETS])  # a name or a list of them
+    targets: Any = field(default_factory=lambda: [*TARGETS])  # parts of names of matrices
     bits: int | None = option(None, one_of=(4, 8))  # of qlora's frozen matrices; None: 4
     freeze: Any = field(default_factory=list)  # parts of names of frozen weights
 
@@ -65,16 +75,16 @@ class FinetuneOptions:
         """``freeze`` as a tuple."""
         return tuple(map(str, self.freeze if isinstance(self.freeze, list) else [self.freeze]))
 
-    def freezes(self, name: str, parts: Iterable[str]) -> bool:
-        """Whether the name of a weight has one of ``parts``, whole names between dots: ``blocks.1``
-        is a part of ``blocks.1.mlp.up.weight``, and not of ``blocks.10.mlp.up.weight``.
-        """
-        return any(f".{part.strip('.')}." in f".{name}." for part in parts)
+    @property
+    def treats_layers_alike(self) -> bool:
+        """Whether no part of a name chooses among the layers."""
+        return not any(re.search(r"[\d*?[]", part) for part in (*self.target_names, *self.frozen))
 
     def adapts(self, matrix: str) -> bool:
         """Whether ``matrix`` (such as ``blocks.0.attention.q``) gets an A and a B."""
-        is_target = self.has_adapters and matrix.rpartition(".")[2] in self.target_names
-        return is_target and not self.freezes(f"{matrix}.weight", self.frozen)
+        is_target = self.has_adapters and matrix.rpartition(".")[2] in TARGETS
+        is_target = is_target and has_part(matrix, self.target_names)
+        return is_target and not has_part(f"{matrix}.weight", self.frozen)
 
     def trains(self, name: str, is_tied: bool) -> bool:
         """Whether the weight ``name`` is trained. ``is_tied``: the embedding is also the head."""
@@ -82,10 +92,10 @@ class FinetuneOptions:
             return name.rpartition(".")[2] in ADAPTER_WEIGHTS
         head = ("norm.weight", "norm.bias", "embed.weight" if is_tied else "head.weight")
         in_method = self.name != "head" or name in head
-        return in_method and not self.freezes(name, self.frozen)
+        return in_method and not has_part(name, self.frozen)
 
     def cross_check(self) -> None:
-        """Raise :class:`llm.errors.Refused` for unknown targets, and for frozen weights without
+        """Raise :class:`llm.errors.Refused` without targets, and for frozen weights without
         fine-tuning.
         """
         require(
@@ -95,8 +105,25 @@ class FinetuneOptions:
         )  # fmt: skip
         known = ", ".join(TARGETS)
         require(self.target_names, f"finetune.targets is empty: take some of {known}")
-        for name in self.target_names:
-            require(name in TARGETS, f"finetune.targets={name} must be some of {known}")
+
+    def check_names(self, names: Collection[str]) -> None:
+        """Raise :class:`llm.errors.Refused` for a part in ``freeze`` or ``targets`` that none of
+        the ``names`` of the network's weights has. It may lack one of the usual targets.
+        """
+        for part in self.frozen:
+            require(
+                any(has_part(name, [part]) for name in names),
+                f"finetune.freeze={part} must be a part of a weight's name, such as embed or "
+                "blocks.0",
+            )
+        matrices = [name.removesuffix(".weight") for name in names]
+        matrices = [name for name in matrices if name.rpartition(".")[2] in TARGETS]
+        for part in self.target_names if self.has_adapters else ():
+            require(
+                part in TARGETS or any(has_part(name, [part]) for name in matrices),
+                f"finetune.targets={part} must be some of {', '.join(TARGETS)}, or a part of a "
+                "matrix's name, such as blocks.0.mlp",
+            )
 
     def check_typed(self, typed: Collection[str]) -> None:
         """Raise :class:`llm.errors.Refused` for a key among ``typed`` that has no effect, such as

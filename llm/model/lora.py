@@ -120,14 +120,9 @@ def adapt(model: GPT, options: FinetuneOptions) -> GPT:
 
     Adds the adapters, whose A is drawn from torch's generator, and freezes all other weights that
     are not trained. Raises :class:`llm.errors.Refused` if nothing would be trained, and for a part
-    in ``finetune.freeze`` that no weight has in its name.
+    in ``finetune.freeze`` or ``finetune.targets`` that no name has.
     """
-    names = [name for name, _ in model.named_parameters()]
-    for part in options.frozen:
-        require(
-            any(options.freezes(name, [part]) for name in names),
-            f"finetune.freeze={part} must be a part of a weight's name, such as embed or blocks.0",
-        )
+    options.check_names([name for name, _ in model.named_parameters()])
     for name, layer in list(model.named_modules()):
         if isinstance(layer, Linear) and options.adapts(name):
             parent, _, attribute = name.rpartition(".")

@@ -9,7 +9,7 @@ from llm.data.meta import read_meta
 from llm.errors import Refused
 from llm.memory.fit import Fitted
 from llm.memory.predict import Setup
-from llm.memory.weights import for_memory, n_trained
+from llm.memory.weights import for_memory, n_trained, names_of
 from llm.planning.custom_optimizer import optimizer_state
 from llm.settings.custom import Custom, state_bits
 from llm.settings.schema import Optimizer, TrainSettings
@@ -32,6 +32,7 @@ def setup_of(settings: TrainSettings, device: str) -> Setup:
     resolved = settings.resolve(vocab_size, precision)
     trainer, optimizer = resolved.trainer, resolved.optimizer
     finetune = for_memory(resolved.finetune)
+    finetune.check_names(names_of(resolved.model))
     if not n_trained(resolved.model, finetune):
         key = "targets" if finetune.has_adapters else "freeze"
         names = ", ".join(finetune.target_names if finetune.has_adapters else finetune.frozen)

@@ -37,7 +37,7 @@ METHODS = st.just(ALL) | st.builds(
     FinetuneOptions,
     st.sampled_from(["full", "head", "lora", "dora", "qlora"]),
     st.integers(1, 9),
-    targets=st.lists(st.sampled_from(TARGETS), min_size=1),
+    targets=st.lists(st.sampled_from([*TARGETS, "attention", "blocks.[02].mlp"]), min_size=1),
     freeze=st.lists(st.sampled_from(["embed", "blocks.1", "attention", "mlp.up"])),
 )
 

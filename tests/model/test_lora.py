@@ -1,5 +1,6 @@
 """LoRA, rsLoRA and DoRA: equal to peft's, merged equals adapted, and only adapters are trained."""
 
+import re
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 from llm.errors import Refused
 from llm.model.finetune import FinetuneOptions
 from llm.model.gpt import GPT
+from llm.model.layers import Linear
 from llm.model.lora import Adapted, adapt, merge, merged_weights, trained_weights
 from llm.sampling.layout import lay_out_for_decoding
 from llm.training.muon import split
@@ -230,8 +232,29 @@ def test_a_frozen_matrix_gets_no_adapter() -> None:
 
 
 @pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        (["v", "up"], r"blocks\.\d+\.(attention\.v|mlp\.up)"),
+        (["mlp"], r"blocks\.\d+\.mlp\.(gate|up|down)"),
+        (["blocks.1"], r"blocks\.1\.\w+\.(q|k|v|o|gate|up|down)"),
+        ("blocks.?.attention", r"blocks\.\d\.attention\.(q|k|v|o)"),
+        (["blocks.[02]", "blocks.1*.q"], r"blocks\.([02]\.\w+\.\w+|1\d?\.attention\.q)"),
+    ],
+)
+def test_targets_are_parts_of_names_or_patterns(targets: list[str] | str, expected: str) -> None:
+    model = adapt(GPT(**SHAPE | {"n_layer": 11}), FinetuneOptions("lora", targets=targets))
+    adapted = {name for name, layer in model.named_modules() if isinstance(layer, Adapted)}
+    matrices = {name for name, layer in model.named_modules() if isinstance(layer, Linear)}
+    assert adapted == {name for name in matrices if re.fullmatch(expected, name)}
+    assert len(adapted) > 1
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
+        (FinetuneOptions("lora", targets=["q", "x"]), "finetune.targets=x must be some of q, k"),
+        (FinetuneOptions("lora", targets="norm"), "finetune.targets=norm must be some of q, k"),
+        (FinetuneOptions("dora", targets="blocks.7"), "finetune.targets=blocks.7 must be some of"),
         (FinetuneOptions("lora", targets="gate"), "finetune.targets=gate: the network has no such"),
         (FinetuneOptions("full", freeze=["x"]), "finetune.freeze=x must be a part of a weight's"),
         (FinetuneOptions("head", freeze=["norm", "embed"]), "finetune.freeze: every weight is"),

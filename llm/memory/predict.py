@@ -23,9 +23,11 @@ COMPILER_IMPORTED = 90 * 2**20  # activation checkpointing and bitsandbytes impo
 BITSANDBYTES = 50 * 2**20  # the library itself (rss_*)
 # Memory that the allocator cannot use, as a share of the tensors. CUDA's allocator takes pages of
 # 2 MiB and keeps freed ones (assumed, not yet measured on a GPU). On a CPU the tensors of narrow
-# networks are too small for pages of their own, and those of a step of adapters come from the heap:
-# see llm.device.tune_allocator (rss_*, and tests/planning/test_real_peaks.py).
-FRAGMENTS, NARROW_FRAGMENTS, ADAPTER_FRAGMENTS, WIDE = 0.03, 0.5, 0.25, 512
+# networks are too small for pages of their own (rss_*).
+FRAGMENTS, NARROW_FRAGMENTS, WIDE = 0.03, 0.5, 512
+# A step of adapters takes its tensors from the heap (llm.device.tune_allocator), which has gaps
+# between those that come and go, more if their types differ (rss_smollm2, rss_adapters).
+ADAPTER_FRAGMENTS, ADAPTER_16_BIT_FRAGMENTS = 0.4, 1.2
 
 
 @dataclass(frozen=True)
@@ -116,17 +118,18 @@ def predict(setup: Setup, reserve: Lines) -> Prediction:
     if setup.samples and not setup.eval_only:
         moments["sample"] = _sample(setup) | constant
     for lines in moments.values():
-        lines["fragments"] = int(_fragments(setup) * total(lines))
+        lines["fragments"] = _fragments(setup, lines)
     return Prediction(moments, reserve | _libraries(setup))
 
 
-def _fragments(setup: Setup) -> float:
-    """Memory that the allocator cannot use, as a share of the tensors."""
-    if setup.device != "cpu" or setup.saves_memory:
-        return FRAGMENTS
-    if setup.finetune.has_adapters:
-        return ADAPTER_FRAGMENTS
-    return NARROW_FRAGMENTS if setup.model.n_embed < WIDE else FRAGMENTS
+def _fragments(setup: Setup, lines: Lines) -> int:
+    """Memory that the allocator cannot use between the tensors ``lines``."""
+    is_from_heap = setup.device == "cpu" and not setup.saves_memory
+    if is_from_heap and setup.finetune.has_adapters:
+        share = ADAPTER_FRAGMENTS if setup.precision == "fp32" else ADAPTER_16_BIT_FRAGMENTS
+        return int(share * (total(lines) - lines["weights"]))
+    is_narrow = is_from_heap and setup.model.n_embed < WIDE
+    return int((NARROW_FRAGMENTS if is_narrow else FRAGMENTS) * total(lines))
 
 
 def _reading(setup: Setup) -> Lines:

@@ -78,10 +78,15 @@ def saves_memory(settings: TrainSettings) -> bool:
     in narrow networks. Without it the heap has large gaps after the two backward passes of
     ``step_in_backward``, after files of weights are read, and around the keys and values of few
     heads, as other people's networks have them. Adapters take their tensors from the heap all the
-    same: the speed is worth the gaps.
+    same, because the speed is worth the gaps, unless activation checkpointing asks for memory.
     """
-    without_adapters = settings.init_from is not None and not settings.finetune.has_adapters
-    return settings.memory.is_enforced or settings.trainer.step_in_backward or without_adapters
+    trainer, has_adapters = settings.trainer, settings.finetune.has_adapters
+    is_checkpointed = trainer.activation_checkpointing != "none"
+    reads_weights = settings.init_from is not None
+    return (
+        settings.memory.is_enforced or trainer.step_in_backward
+        or (is_checkpointed if has_adapters else reads_weights)
+    )  # fmt: skip
 
 
 @cache

@@ -396,3 +396,16 @@ def test_a_run_that_was_interrupted_before_an_evaluation_means_its_last_checkpoi
         assert warning.endswith("outputs/worse/checkpoints/last has those of step 6")
     last = introduction(open_source("ckpt", "outputs/worse/checkpoints/last"))
     assert last == ["step-00000006 of outputs/worse"]
+
+
+@pytest.mark.slow  # it compiles for half a minute
+def test_a_compiled_run_of_qlora_with_the_chunked_loss_learns_the_same(cwd: Path) -> None:
+    typed = [*DATA, *RUN, FROM, "finetune=qlora", "model.loss=chunked"]
+    train(cwd, *typed, "run.name=plain")
+    train(cwd, *typed, "trainer.compile=true", "run.name=compiled")
+    plain, compiled = (
+        [row["train/loss"] for row in rows(Path("outputs") / run) if "train/loss" in row]
+        for run in ("plain", "compiled")
+    )
+    assert len(compiled) == 6
+    assert compiled == pytest.approx(plain, abs=1e-5)

@@ -42,7 +42,9 @@ def for_products(x: Tensor) -> Tensor:
 
 
 def prefers_onednn(x: Tensor) -> bool:
-    """Whether :func:`product` with ``x`` takes oneDNN, not MKL."""
+    """Whether :func:`product` with ``x`` takes oneDNN, not MKL. torch.compile chooses by itself."""
+    if torch.compiler.is_compiling():
+        return False
     return x.dtype == torch.float32 and x.device.type == "cpu" and has_slow_mkl()
 
 

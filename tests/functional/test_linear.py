@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from llm.functional.linear import FEW, has_slow_mkl, linear, prefers_onednn, product
 
@@ -80,6 +81,20 @@ def test_a_product_of_either_library_is_the_exact_one(
     torch.testing.assert_close(product(x, weight).double(), exact, atol=1e-5, rtol=1e-5)
     assert prefers_onednn(x) == is_slow
     assert not prefers_onednn(x.bfloat16())
+
+
+def test_torch_compile_gets_torchs_own_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm.functional.linear.has_slow_mkl", lambda: True)
+    seen: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
+        seen.append(graph.code)
+        return graph
+
+    compiled = torch.compile(product, backend=backend, fullgraph=True)
+    compiled(torch.randn(40, 64), torch.randn(24, 64))
+    assert len(seen) == 1
+    assert "mkldnn" not in seen[0], "inductor cannot compile this operator"
 
 
 @pytest.mark.parametrize("maker", ["GenuineIntel", "AuthenticAMD"])

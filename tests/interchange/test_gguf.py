@@ -3,6 +3,7 @@
 import hashlib
 import resource
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from llm.interchange.gguf_file import read_header, read_tensor
 from llm.interchange.quants import BLOCKS, dequantize
 from llm.model.gpt import GPT
 from tests.interchange import gguf_files
+from tests.interchange.theirs import difference_of
 
 ARCHS = ["llama", "qwen2", "qwen3", "gpt2"]
 
@@ -50,13 +52,13 @@ def logits(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("kind", ["F32", "Q8_0", "Q4_1"])
 @pytest.mark.parametrize("arch", ARCHS)
 def test_each_architecture_gives_the_logits_of_transformers(
-    tmp_path: Path, arch: str, kind: str
+    tmp_path: Path, arch: str, kind: str, report: Callable[[str], None]
 ) -> None:
     path = gguf_files.write(tmp_path / "a.gguf", arch, kind)
     tokens, ours = logits(path)
     with torch.no_grad():
         theirs = reference(path, arch)(tokens).logits
-    assert (ours - theirs).abs().max() < 1e-4
+    assert difference_of(ours, theirs, report, f"GGUF: {arch} in {kind}") < 1e-4
     assert theirs.abs().max() > 0.5
 
 
@@ -83,13 +85,13 @@ def test_each_architecture_gives_the_logits_of_transformers(
 )  # fmt: skip
 @torch.no_grad()
 def test_scaled_rotary_positions_give_the_logits_of_transformers(
-    keys: dict[str, Any], rope: dict[str, Any], tmp_path: Path
+    keys: dict[str, Any], rope: dict[str, Any], tmp_path: Path, report: Callable[[str], None]
 ) -> None:
     named = {f"qwen2.rope.scaling.{key}": value for key, value in keys.items()}
     path = gguf_files.write(tmp_path / "a.gguf", "qwen2", keys=named)
     tokens, ours = logits(path)
-    theirs = reference(path, "qwen2", rope_parameters=rope | {"rope_theta": 10_000.0})(tokens)
-    assert (ours - theirs.logits).abs().max() < 1e-4
+    model = reference(path, "qwen2", rope_parameters=rope | {"rope_theta": 10_000.0})
+    assert difference_of(ours, model(tokens).logits, report, f"GGUF: qwen2, {keys}") < 1e-4
 
 
 def reference(path: Path, arch: str, **options: Any) -> Any:

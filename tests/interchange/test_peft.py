@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from tests.conftest import TINY_RUN
 from tests.interchange.changes import Change, changed_json, changed_tensors
 from tests.interchange.test_hf_writing import GPT2_STYLE, saved
 from tests.interchange.test_peft_writing import CASES, SMALL, tuned
-from tests.interchange.theirs import VARIANTS
+from tests.interchange.theirs import VARIANTS, difference_of
 from tests.test_bad_input import CHAR
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -96,7 +97,7 @@ def test_ranks_and_alphas_may_differ_between_matrices_and_are_scaled_as_in_peft(
     ids=str,
 )  # fmt: skip
 def test_adapters_that_peft_saved_compute_the_same_here(
-    kind: str, options: dict[str, Any], tmp_path: Path
+    kind: str, options: dict[str, Any], tmp_path: Path, report: Callable[[str], None]
 ) -> None:
     import peft
 
@@ -115,7 +116,9 @@ def test_adapters_that_peft_saved_compute_the_same_here(
     plain = load_model(open_source("ckpt", str(tmp_path / "base")), CPU)
     with torch.no_grad():
         expected, found, before = theirs(tokens).logits, ours(tokens), plain(tokens)
-    assert (found - expected).abs().max() < 1e-5 * max(1.0, float(expected.abs().max()))
+    row = f"adapters of peft read here: {kind}, {options}"
+    difference = difference_of(found, expected, report, row)
+    assert difference < 1e-5 * max(1.0, float(expected.abs().max()))
     assert (found - before).abs().max() > 1e-2
 
 

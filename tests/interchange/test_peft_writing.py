@@ -3,6 +3,7 @@
 import json
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from llm.model.lora import adapt, trained_weights
 from llm.sealed import Plain
 from tests.command_line import here, listing
 from tests.interchange.test_hf_writing import GPT2_STYLE, loaded, saved
+from tests.interchange.theirs import difference_of
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {"n_embed": 24, "n_head": 2, "head_size": 12}
@@ -94,7 +96,7 @@ CASES = [
 @pytest.mark.parametrize(("shape", "options"), CASES, ids=str)
 def test_peft_computes_the_same(
     shape: dict[str, Any], options: dict[str, Any], tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, report: Callable[[str], None],
 ) -> None:  # fmt: skip
     base = saved(tmp_path / "run", ByteTokenizer(), 63, **SMALL | shape)
     place = tuned(tmp_path / "tuned", base, FinetuneOptions(**options))
@@ -104,7 +106,8 @@ def test_peft_computes_the_same(
     tokens = torch.randint(257, (2, 32), generator=torch.Generator().manual_seed(7))
     with torch.no_grad():
         logits, plain = adapted(place)(tokens), load_model(open_source("ckpt", base), CPU)(tokens)
-        difference = (logits - theirs(tokens).logits).abs().max()
+        name = f"our adapters read by peft: {shape}, {options}"
+        difference = difference_of(logits, theirs(tokens).logits, report, name)
     assert difference < 1e-5 * max(1.0, float(logits.abs().max()))
     assert (logits - plain).abs().max() > 1e-2
 

@@ -1,6 +1,7 @@
 """Tiny random networks of transformers, saved as other programs save them."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,13 @@ LLAMA3 = {
     "original_max_position_embeddings": 32,
 }  # fmt: skip
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+
+
+def difference_of(found: Tensor, wanted: Tensor, report: Callable[[str], None], name: str) -> float:
+    """The largest difference of two logits, which is a row of the table that the suite prints."""
+    apart, largest = (found - wanted).abs().max().item(), wanted.abs().max().item()
+    report(f"{apart:10.1e} of {largest:4.1f}  {name}")
+    return apart
 
 
 def rope(**values: Any) -> dict[str, Any]:

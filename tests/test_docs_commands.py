@@ -1,13 +1,15 @@
 """Every command of --help, and of the pages that tests/test_readme.py does not run, has keys and
 values that exist.
 
-Their settings are composed and checked as when the command is typed; nothing starts.
+Their settings are composed and checked as when the command is typed; the slow tests run them.
 """
 
 import copy
 import functools
+import json
 import re
 import shlex
+import shutil
 from contextlib import chdir
 from pathlib import Path
 
@@ -24,8 +26,8 @@ from llm.settings.eval import EvalSettings
 from llm.settings.export import ExportSettings
 from llm.settings.sample import SampleSettings
 from llm.settings.schema import PrepareSettings
-from tests.command_line import composed
-from tests.conftest import ROOT
+from tests.command_line import composed, here
+from tests.conftest import PLAY, ROOT, TINY_RUN
 from tests.data.test_bpe import library
 from tests.interchange.test_hf_writing import saved
 from tests.test_readme import make_tiny_llama
@@ -120,3 +122,67 @@ def test_the_keys_and_values_of_the_command_exist(page: str, line: str, folder: 
             compose_training(*words)
         else:
             read_settings(overridden(name, words), KINDS[name])
+
+
+FEW = [
+    "trainer.max_steps=2", "trainer.eval_interval=2", "trainer.eval_batches=1",
+    "trainer.batch_size=2", "trainer.device=cpu", "logger=none",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of it with files and with runs: of text, and of adapters beside ``smollm2``."""
+    folder = shutil.copytree(folder, tmp_path_factory.mktemp("made") / "docs", symlinks=True)
+    shutil.rmtree(folder / "outputs")
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "my lord"}]
+    rows = [{"messages": [turns[0] | {"content": f"Hi {n}"}, turns[1]]} for n in range(60)]
+    pair = {"sentence_good": "The boys walk.", "sentence_bad": "The boys walks."}
+    files = {"mine.json": rows, "mine.jsonl": rows, "chat.jsonl": rows, "pairs.jsonl": [pair] * 4}
+    for name, lines in files.items():
+        (folder / name).write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    for name in ("novel.txt", "my.txt"):
+        (folder / name).write_text(PLAY, encoding="utf-8")
+    text = ["data=text", "data.path=novel.txt", "data.tokenizer=smollm2", "data.test_fraction=0.2"]
+    here("train", *text, *TINY_RUN, "model.block_size=256", "run.name=base", cwd=folder)
+    chat = ["data=chat", "data.path=mine.jsonl", "model.block_size=256", "finetune=lora"]
+    for name in ("a", "b"):
+        here("train", "init_from=smollm2", *chat, *FEW, f"run.name={name}", cwd=folder)
+    assert here("export", "outputs/a", "out=peft", "format=peft", cwd=folder).returncode == 0
+    return folder
+
+
+def prepared_for(page: str, folder: Path) -> None:
+    """Give the runs in ``folder`` the names and kinds that a page speaks of."""
+    mine = "a" if page == "finetune" else "base"
+    for name, run in (("mine", mine), ("my_lora", "a")):
+        (folder / "outputs" / name).symlink_to(folder / "outputs" / run)
+    if page == "sampling":
+        (folder / "peft").rename(folder / "my_peft")
+    if page == "evaluation":
+        (folder / "pairs.jsonl").replace(folder / "mine.jsonl")
+        (folder / "data/blimp").mkdir()
+        shutil.copy(folder / "mine.jsonl", folder / "data/blimp")
+        shutil.copytree(folder / "outputs/base", folder / "multirun/depth/base", symlinks=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commands_of_the_page_work_one_after_another(
+    page: str, made: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(made, tmp_path / "copy", symlinks=True))
+    prepared_for(page, folder)
+    for line in commands(page):
+        script, *words = shlex.split(line)
+        if "<digest>" in line:
+            (data,) = folder.glob("data/others-*")
+            words = [re.sub(r"others-<digest>", data.name, word) for word in words]
+        if script == "train.py":
+            words = [word for word in words if not word.startswith("trainer.max_steps")] + FEW
+        if script == "sample.py" and "max_new_tokens" not in line:
+            words.append("max_new_tokens=5")
+        told = [word for word in words if word != "run.dry_run=true"]  # first only the plan
+        for typed in [words, told][: 1 + (told != words)]:
+            done = here(script.removesuffix(".py"), *typed, cwd=folder, stdin=b"Hi\n")
+            assert done.returncode == 0, f"{line}\n{done.stdout[-500:]}\n{done.stderr[-1500:]}"

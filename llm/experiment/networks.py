@@ -1,14 +1,28 @@
 """The networks of ``run_sample.py``: one, or with ``adapters=[A,B]`` a base with each adapter."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from llm.interchange.adapters import open_adapter, with_adapter
-from llm.interchange.source import Source, load_model
+from llm.interchange.files import LONGEST_CONTEXT
+from llm.interchange.source import CheckpointSource, Source, load_model, whole_model
 from llm.model.gpt import GPT
 from llm.sampling.layout import lay_out_for_decoding
 from llm.sealed import Plain
+
+
+def with_context(source: Source) -> Source:
+    """``source`` with the context of the weights it started from, at most ``LONGEST_CONTEXT``.
+
+    A run that continues ``init_from`` may have trained on shorter windows. Its network still reads
+    what the base reads, unless positions are learned, which have been cut.
+    """
+    if not isinstance(source, CheckpointSource) or source.model.position != "rotary":
+        return source
+    block_size = max(source.model.block_size, min(source.context, LONGEST_CONTEXT))
+    return replace(source, model=replace(whole_model(source), block_size=block_size))
 
 
 class Networks:
@@ -20,8 +34,10 @@ class Networks:
     """
 
     def __init__(self, source: Source, places: Sequence[str]) -> None:
-        self.source, self.names = source, [*places] or [""]
-        self.adapters = {place: open_adapter("adapters", place, source) for place in places}
+        self.source, self.names = with_context(source), [*places] or [""]
+        self.adapters = {
+            place: with_context(open_adapter("adapters", place, source)) for place in places
+        }
         self.base: GPT | None = None
         self.current: tuple[str, GPT] | None = None
 

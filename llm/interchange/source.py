@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -202,6 +202,14 @@ def _tokenizer_at(place: str, changed: int) -> Tokenizer:
 
 
 tokenizers.open_place = open_tokenizer
+
+
+def whole_model(source: Source) -> GPTConfig:
+    """The options of the network with the whole context that it was made for."""
+    model = source.model
+    if model.rope_scaling != "none":  # else the original size would change with the context
+        model = replace(model, rope_original_size=model.rope_original_size or model.block_size)
+    return replace(model, block_size=source.context)
 
 
 def load_model(source: Source, device: "torch.device") -> "GPT":

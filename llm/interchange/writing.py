@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -21,9 +20,8 @@ from llm.interchange.gguf_writing import gguf_family, import_gguf, write_gguf
 from llm.interchange.hf_writing import write_hf, write_tokenizer
 from llm.interchange.peft import CONFIG, WEIGHTS, PeftSource
 from llm.interchange.peft_writing import write_peft
-from llm.interchange.source import CheckpointSource, Source, open_source
+from llm.interchange.source import CheckpointSource, Source, open_source, whole_model
 from llm.lock import locked_beside
-from llm.model.config import GPTConfig
 from llm.units import format_bytes
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "q8_0": 2}  # of a weight; some stay in 16 bits
@@ -112,14 +110,6 @@ def _is_partial(source: Source) -> bool:
     if isinstance(source, CheckpointSource):
         return source.manifest.base is not None
     return source.kind == "peft"
-
-
-def whole_model(source: Source) -> GPTConfig:
-    """The options of the network with the whole context that it was made for."""
-    model = source.model
-    if model.rope_scaling != "none":  # else the original size would change with the context
-        model = replace(model, rope_original_size=model.rope_original_size or model.block_size)
-    return replace(model, block_size=source.context)
 
 
 @contextlib.contextmanager

@@ -74,6 +74,30 @@ def test_a_run_starts_from_a_folder_of_hugging_face(
     assert_refused(here("train", *RUN, "init_from=qwen", cwd=cwd), "was trained on an alphabet")
 
 
+def test_a_run_on_shorter_windows_is_sampled_with_the_context_of_its_base(
+    cwd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hf, "tokenizer_of_folder", lambda _: CharTokenizer(ALPHABET))
+    VARIANTS["Llama, tied, 3 files"].save(cwd / "llama")
+    start = [*RUN, "init_from=llama", "model.block_size=16"]
+    for run, options in (("all", []), ("part", ["finetune=lora", "trainer.max_steps=3"])):
+        done = here("train", *start, *options, f"run.name={run}", cwd=cwd)
+        assert done.returncode == 0, done.stderr
+        done = here("export", f"outputs/{run}", f"out={run}", cwd=cwd)
+        assert done.returncode == 0, done.stderr
+    (cwd / "long.txt").write_text(TEXT[3:103], encoding="utf-8")
+    ask = ["prompt_file=long.txt", "max_new_tokens=20", "temperature=0"]
+
+    def answer(*typed: str) -> str:
+        done = here("sample", *typed, *ask, cwd=cwd)
+        assert done.returncode == 0 and "cut" not in done.stderr, done.stderr
+        return done.stdout
+
+    assert answer("outputs/all") == answer("all")
+    assert answer("outputs/part") == answer("part")
+    assert answer("llama", "adapters=[outputs/part]").endswith(answer("part"))
+
+
 def test_a_network_that_this_program_lacks_is_refused_before_anything_is_written(
     cwd: Path,
 ) -> None:

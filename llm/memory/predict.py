@@ -26,8 +26,8 @@ BITSANDBYTES = 50 * 2**20  # the library itself (rss_*)
 # networks are too small for pages of their own (rss_*).
 FRAGMENTS, NARROW_FRAGMENTS, WIDE = 0.03, 0.5, 512
 # A step of adapters takes its tensors from the heap (llm.device.tune_allocator), which has gaps
-# between those that come and go, more if their types differ (rss_smollm2, rss_adapters).
-ADAPTER_FRAGMENTS, ADAPTER_16_BIT_FRAGMENTS = 0.4, 1.2
+# between those that come and go, more if their types differ (rss_smollm2).
+ADAPTER_FRAGMENTS, ADAPTER_16_BIT_FRAGMENTS = 0.45, 1.2
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def test_fit_works_with_lora() -> None:
 def test_on_a_cpu_adapters_leave_gaps_in_the_heap_unless_memory_is_saved() -> None:
     config = GPTConfig(n_layer=2, n_embed=512, vocab_size=500).resolve()
     lora = Setup(config, finetune=FinetuneOptions("lora"))
-    for setup, share in ((lora, 0.4), (replace(lora, precision="fp16"), 1.2)):
+    for setup, share in ((lora, 0.45), (replace(lora, precision="fp16"), 1.2)):
         lines = predict(setup, {}).lines
         come_and_go = sum(lines.values()) - lines["weights"] - lines["fragments"]
         assert lines["fragments"] == pytest.approx(share * come_and_go, rel=1e-3)

@@ -211,6 +211,10 @@ MODELS = {
     "small": ["model=small", "model.vocab_size=50304"],
     "small_fit": ["model=small", "model.n_layer=4", "memory.fit=check"],
 }
+TUNED = {method: [f"finetune={method}"] for method in ("lora", "dora", "qlora", "head", "full")} | {
+    "lora_bf16": ["finetune=lora", "precision=bf16"],
+    "qlora_full": ["finetune=qlora", "trainer.activation_checkpointing=full"],
+}
 WIDER = ["model=nano", "model.n_embed=512", "model.n_layer=4", "model.head_size=64"]
 
 
@@ -231,12 +235,12 @@ def finetuned(repeats: int) -> Iterator[Row]:
     """The peak of whole processes that fine-tune SmolLM2, which is downloaded once."""
     data = ["data=shakespeare_chat", "model.block_size=256", "trainer.batch_size=4"]
     with tempfile.TemporaryDirectory() as name:
-        for method in ("lora", "dora", "qlora", "head", "full"):
-            overrides = ["init_from=smollm2", f"finetune={method}", *data, *SHORT]
+        for id, own in TUNED.items():
+            overrides = ["init_from=smollm2", *own, *data, *SHORT]
             found = [trained(overrides, Path(name))[1] for _ in range(repeats)]
             pairs = [(s["peak_memory_bytes"], s["predicted_memory_bytes"]) for s in found]
-            what = f"peak bytes of a run, SmolLM2 finetune={method}; predicted"
-            yield row(f"rss_smollm2_{method}", what, pairs, lambda ours, other: ours / other)
+            what = f"peak bytes of a run, SmolLM2 {' '.join(own)}; predicted"
+            yield row(f"rss_smollm2_{id}", what, pairs, lambda ours, other: ours / other)
 
 
 def compiled(repeats: int) -> Iterator[Row]:

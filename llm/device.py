@@ -1,5 +1,6 @@
 """The device that a process computes on, and its memory."""
 
+import contextlib
 import ctypes
 import json
 import os
@@ -7,7 +8,7 @@ import resource
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +183,19 @@ def process_memory(device: torch.device) -> int:
         free, total = torch.cuda.mem_get_info(device)
         return total - free - torch.cuda.memory_reserved(device)
     return _process_status("VmRSS") or peak_memory_bytes(device)
+
+
+@contextlib.contextmanager
+def restored_limit() -> Iterator[None]:
+    """Take back at the end what :func:`limit_memory` limits on a CPU, because torch needs memory
+    when the process exits too.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    try:
+        yield
+    finally:
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def limit_memory(device: torch.device, further: int) -> bool:

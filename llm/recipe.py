@@ -14,7 +14,7 @@ from llm.checkpoint.find import Base
 from llm.checkpoint.folder import CheckpointFolder
 from llm.data.dataset import LARGE, Dataset
 from llm.data.prepare import prepare
-from llm.device import select_device, set_deterministic, tune_allocator
+from llm.device import restored_limit, select_device, set_deterministic, tune_allocator
 from llm.experiment.console import byte_progress, status, warn
 from llm.experiment.ledger import show_already_run
 from llm.experiment.loggers import open_logger
@@ -37,6 +37,7 @@ from llm.training.precision import Precision, resolve_precision, slow_products, 
 from llm.training.random_state import seed_everything
 
 
+@restored_limit()
 def train(settings: TrainSettings) -> Path:
     """Train one run, or continue it; returns its folder, which then holds ``summary.json``.
 

@@ -1,7 +1,6 @@
 """``llm.train``, ``llm.sweep`` and ``llm.plan``: the commands as functions."""
 
 import contextlib
-import resource
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -121,14 +120,11 @@ def _unchanged() -> Iterator[None]:
     device = torch.device("cuda" if has_gpu else "cpu")
     state, products = random_tensors(device), torch.get_float32_matmul_precision()
     is_deterministic = torch.are_deterministic_algorithms_enabled()
-    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
     try:
         yield
     finally:
         restore_random(state, device)
         set_deterministic(is_deterministic)
         torch.set_float32_matmul_precision(products)
-        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's
             torch.cuda.set_per_process_memory_fraction(1.0)

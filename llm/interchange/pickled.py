@@ -22,7 +22,7 @@ LARGEST_VALUES = 64 << 20  # values and characters, each counted as often as it 
 DEEPEST = 100  # values inside each other
 ENLARGE = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD")  # their first argument
 UP_TO_MARK = {"TUPLE": 0, "APPENDS": 1, "SETITEMS": 1}  # values that they take before the mark
-GROWING = ("encode", "bytearray")  # what they make may be larger than all that is in the file
+BYTES = ("encode", "bytearray")  # may make more than is in the file, or take very long
 
 
 def read_pickled(path: Path) -> Any:
@@ -61,8 +61,8 @@ class _Value:
 def _check_values(path: Path) -> None:
     """Refuse a pickle whose values would take endlessly long to hash or to print.
 
-    With x = (x, x) fifty times, 500 bytes name 2^50 values. Python does not notice a signal while
-    it hashes them, and torch does so while it reads them, so they are counted before.
+    With x = (x, x) fifty times, 500 bytes name 2^50 values. torch hashes values while it reads
+    them, and a signal cannot interrupt that, so they are counted first.
     """
     archive = torch._C.PyTorchFileReader(str(path))  # as torch.load finds it
     size = archive.get_record_size(PICKLE)
@@ -73,8 +73,8 @@ def _check_values(path: Path) -> None:
     for opcode, argument, _ in pickletools.genops(archive.get_record(PICKLE)):
         name = opcode.name
         require(name != "LONG4", f"{path} has a number of more than 255 bytes")
-        is_growing = name == "GLOBAL" and str(argument).split()[-1] in GROWING
-        require(not is_growing, f"{path} holds more than tensors and plain values: {argument}")
+        is_bytes = name == "GLOBAL" and str(argument).split()[-1] in BYTES
+        require(not is_bytes, f"{path} holds bytes, which are not read: save the weights alone")
         if name == "MARK":
             marks.append(len(stack))
         elif name in ("BINPUT", "LONG_BINPUT"):

@@ -107,8 +107,8 @@ class FinetuneOptions:
         require(self.target_names, f"finetune.targets is empty: take some of {known}")
 
     def check_names(self, names: Collection[str]) -> None:
-        """Raise :class:`llm.errors.Refused` for a part in ``freeze`` or ``targets`` that none of
-        the ``names`` of the network's weights has. It may lack one of the usual targets.
+        """Raise :class:`llm.errors.Refused` for a part of ``freeze`` or ``targets`` that occurs in
+        none of the ``names`` of the network's weights. It may lack some of :data:`TARGETS`.
         """
         for part in self.frozen:
             require(

@@ -32,7 +32,8 @@ def setup_of(settings: TrainSettings, device: str) -> Setup:
     resolved = settings.resolve(vocab_size, precision)
     trainer, optimizer = resolved.trainer, resolved.optimizer
     finetune = for_memory(resolved.finetune)
-    finetune.check_names(names_of(resolved.model))
+    if finetune.has_adapters or finetune.frozen:
+        finetune.check_names(names_of(resolved.model))
     if not n_trained(resolved.model, finetune):
         key = "targets" if finetune.has_adapters else "freeze"
         names = ", ".join(finetune.target_names if finetune.has_adapters else finetune.frozen)

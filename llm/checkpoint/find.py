@@ -124,21 +124,24 @@ def named(path: Path) -> str:
     """The name of a checkpoint, with its step also if it is named by a link:
     ``best-00000400 of outputs/a``.
     """
-    name = _real_name(path)
+    path, name = without_link(path), _real_name(path)
     if path.parent.name != FOLDER:
         return str(path) if path.name == name else f"{name} of {path.parent}"
     return f"{name} of {path.parent.parent}"
 
 
 def without_link(path: Path) -> Path:
-    """``checkpoints/best-00000400`` for ``checkpoints/best``."""
-    return path.with_name(_real_name(path)) if path.is_symlink() else path
+    """``checkpoints/best-00000400`` for ``checkpoints/best``, and for a user's link to either."""
+    while path.is_symlink():
+        path = path.parent / os.readlink(path)
+    return path
 
 
 def warning_of(path: Path) -> str | None:
     """A line for a checkpoint that may not be the one that the user expects: the best one of a run
     if it is from before training, and the last one if that was taken for this reason.
     """
+    path = without_link(path)
     best, last = path.parent / "best", path.parent / "last"
     if path.parent.name != FOLDER or _step(best) != 0 or not _step(last):
         return None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llm.checkpoint.find import find_checkpoint
+from llm.checkpoint.find import find_checkpoint, named, warning_of, without_link
 from llm.errors import Refused
 
 KINDS = {"best": "best-00000002", "last": "step-00000004"}
@@ -43,6 +43,27 @@ def test_a_checkpoint_means_itself(make_run: Callable[..., Path], name: str) -> 
     path = make_run("outputs/a", "last", "best") / "checkpoints" / name
     assert find_checkpoint("ckpt", str(path)) == path
     assert find_checkpoint("ckpt", str(path.absolute())) == path.absolute()
+
+
+@pytest.mark.parametrize("typed", ["mine", "kept/absolute", "kept/relative"])
+def test_a_link_of_the_user_is_followed_to_the_checkpoint_that_exists(
+    make_run: Callable[..., Path], typed: str
+) -> None:
+    run = make_run("outputs/a", "last", "best")
+    Path("kept").mkdir()
+    Path("mine").symlink_to(run / "checkpoints" / "best")
+    Path("kept/absolute").symlink_to((run / "checkpoints" / KINDS["best"]).absolute())
+    Path("kept/relative").symlink_to("../mine")
+    real = without_link(find_checkpoint("ckpt", typed))
+    assert real.samefile(run / "checkpoints" / "best") and real.name == KINDS["best"]
+    assert named(Path(typed)) == f"{KINDS['best']} of {real.parent.parent}"
+    assert Path(named(Path(typed)).partition(" of ")[2]).samefile(run)
+    untrained = run / "checkpoints" / "best-00000000"
+    (run / "checkpoints" / KINDS["best"]).rename(untrained)
+    (run / "checkpoints" / "best").unlink()
+    (run / "checkpoints" / "best").symlink_to(untrained.name)
+    if typed != "kept/absolute":
+        assert "these weights are from before training" in (warning_of(Path(typed)) or "")
 
 
 @pytest.mark.parametrize(

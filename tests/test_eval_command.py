@@ -261,7 +261,7 @@ def refusal(folder: Path, *typed: str) -> str:
         (["outputs/fp32", "tasks=los"], "path of a file; did you mean 'loss'?"),
         (["outputs/fp32", "tasks=outputs/fp32/summary.json"], "summary.json is JSON: questions"),
         (["outputs/fp32", "tasks=blimp"], "blimp needs its files in data/blimp: git clone"),
-        (["outputs/fp32", "tasks=[loss,bad.jsonl]"], "bad.jsonl, line 2: answer=5 is out of range"),
+        (["outputs/fp32", "tasks=[loss,bad.JSONL]"], "bad.JSONL, line 2: answer=5 is out of range"),
         (["outputs/fp32", "tasks=long.jsonl"], "long.jsonl, line 1: a choice has 21 tokens, and"),
         (["outputs/fp32", "window=17"], "window=17 is longer than the model's block_size=16"),
         (["outputs/fp32", "stride=17"], "stride=17 is larger than the window of 16 tokens"),
@@ -296,9 +296,8 @@ def test_a_mistake_is_one_line_and_writes_nothing(
         (trained / name).mkdir(exist_ok=True)
         (trained / name / "same.txt").write_text("What", encoding="utf-8")
     good = {"context": "What", "choices": ["say", "sat"], "answer": 0}
-    rows = {"bad": [good, good | {"answer": 5}], "long": [good | {"choices": ["a", "say " * 5]}]}
-    for name, lines in rows.items():
-        write_rows(trained / f"{name}.jsonl", lines)
+    write_rows(trained / "bad.JSONL", [good, good | {"answer": 5}])
+    write_rows(trained / "long.jsonl", [good | {"choices": ["a", "say " * 5]}])
     assert said in refusal(trained, *typed, "device=cpu")
     assert not list(trained.glob("outputs/*/eval.json"))
 

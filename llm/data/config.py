@@ -13,6 +13,11 @@ CORPORA = ("shakespeare", "tinyshakespeare", "text", *WITH_TEMPLATE)
 DOWNLOADED = ("smollm2",)  # names of weights: llm/interchange/source.py
 
 
+def is_json(path: str | os.PathLike[str]) -> bool:
+    """Whether the name of ``path`` is that of a JSON file, in upper or lower case."""
+    return os.fspath(path).lower().endswith((".json", ".jsonl"))
+
+
 def padded(vocab_size: int, tokenizer: str | None) -> int:
     """``vocab_size``, for BPE padded to a multiple of 64: matrix products are faster then (nanoGPT,
     commit 77e7e04).
@@ -56,8 +61,7 @@ class DataConfig:
             "data.path is missing: data=text needs data.path=FILE_OR_FOLDER",
         )
         self._check_conversations()
-        is_json = (self.path or "").endswith((".jsonl", ".json"))
-        suited = "data=chat or data=instruct" if is_json else "data=text"
+        suited = "data=chat or data=instruct" if is_json(self.path or "") else "data=text"
         require(
             self.corpus != "shakespeare" or self.path is None,
             "data=shakespeare and data=shakespeare_char have their own text: for "
@@ -101,7 +105,7 @@ class DataConfig:
                 )
         mixed = self.mix_path or ""
         require(
-            not mixed.lower().endswith((".jsonl", ".json")),
+            not is_json(mixed),
             f"data.mix_path={mixed} is JSON, and plain text is mixed in: give a text file or a "
             "folder of them; more conversations belong in the file of data.path",
             key="data.mix_path",

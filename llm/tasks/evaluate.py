@@ -10,7 +10,9 @@ from functools import partial
 from pathlib import Path
 
 from llm.answer import answer
+from llm.commands import command_line
 from llm.data.batches import Batch
+from llm.data.config import is_json
 from llm.data.corpus import Document
 from llm.data.meta import META
 from llm.errors import Refused, Stop, did_you_mean, require
@@ -60,7 +62,7 @@ def _open_task(name: str, settings: EvalSettings) -> Task:
         key="tasks", suggestions=[f"tasks={one}" for one in close],
     )  # fmt: skip
     path = Path(name)
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         return open_questions(path, settings)
     return _open_text("tasks", path, settings)
 
@@ -85,11 +87,12 @@ BUILT_IN: dict[str, Callable[[EvalSettings], Task]] = {
 
 
 def _open_text(key: str, path: Path, settings: EvalSettings) -> TextTask:
+    words = ("data=chat", f"data.path={path}", f"data.tokenizer={settings.ckpt}")
     require(
-        path.suffix not in (".json", ".jsonl"),
+        not is_json(path),
         f"{key}={path} is JSON: questions and pairs are read by tasks=[FILE.jsonl], and "
-        f"conversations by python run_prepare.py data=chat data.path={path} "
-        f"data.tokenizer={settings.ckpt}, whose folder is then given as data_path",
+        f"conversations by {command_line('run_prepare.py', *words)}, "
+        "whose folder is then given as data_path",
         key=key,
     )
     try:

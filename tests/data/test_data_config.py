@@ -22,7 +22,7 @@ TEXT = {"corpus": "text", "path": "notes.txt", "val_fraction": 0.1}
         (TEXT | {"path": None}, r"data\.path is missing: .*data\.path=FILE_OR_FOLDER"),
         (TEXT | {"path": ""}, r"data\.path is missing"),
         ({"path": "x.txt"}, r"shakespeare_char have their own text: for x\.txt use data=text"),
-        ({"path": "x.jsonl"}, r"for x\.jsonl use data=chat or data=instruct"),
+        ({"path": "x.JSONL"}, r"for x\.JSONL use data=chat or data=instruct"),
         ({"name": ""}, r"data\.name= must be letters"),
         ({"name": "a/b"}, r"data\.name=a/b must be letters"),
         (

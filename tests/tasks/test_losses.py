@@ -4,6 +4,7 @@
 import json
 import math
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def test_bits_per_byte_of_a_text_file_divide_by_the_bytes_of_its_text(
     assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) / n_bytes, rel=1e-5)
 
 
-@pytest.mark.parametrize("file", ["chat.jsonl", "chat.json"])
+@pytest.mark.parametrize("file", ["my chat.JSONL", "chat.json"])
 def test_the_loss_of_json_is_refused_with_the_command_that_prepares_it(
     file: str, tmp_path: Path
 ) -> None:
@@ -58,8 +59,8 @@ def test_the_loss_of_json_is_refused_with_the_command_that_prepares_it(
     done = here("eval", place, f"data_path={file}", cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert f"data_path={file} is JSON: questions and pairs are read by tasks=" in done.stderr
-    (typed,) = re.findall(r"python run_prepare.py (.*), whose folder", done.stderr)
-    assert here("prepare", *typed.split(), cwd=tmp_path).returncode == 0
+    (typed,) = re.findall(r"run_prepare.py (.*), whose folder", done.stderr)
+    assert here("prepare", *shlex.split(typed), cwd=tmp_path).returncode == 0
     (data,) = (tmp_path / "data").iterdir()
     done = here("eval", place, f"data_path={data}", "device=cpu", cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.startswith(f"{data.name}: loss "), done.stderr

@@ -255,7 +255,7 @@ def refusal(folder: Path, *typed: str) -> str:
         (["outputs/fp32", "tasks=[grammar]", "split=test"], "split=test has no effect: of these"),
         (
             ["outputs/fp32", "data_path=play.txt", "split=test"],
-            "split=test has no effect: of these",
+            "split=test has no effect: data_path=play.txt is one text without splits; leave",
         ),
         (["outputs/fp32", "tasks=[7]"], "tasks=7 must be names of tasks or paths of files"),
         (["outputs/fp32", "tasks=los"], "path of a file; did you mean 'loss'?"),

@@ -50,9 +50,16 @@ class EvalSettings:
             self.data_path != "",
             "data_path is empty: give a text file or a prepared folder, or leave it out",
         )
-        has_splits = "loss" in self.names() and not os.path.isfile(self.data_path or "")
+        is_default = self.split == "val" or self.verify_causal
+        measures_loss = "loss" in self.names()
         require(
-            self.split == "val" or has_splits or self.verify_causal,
+            is_default or not measures_loss or not os.path.isfile(self.data_path or ""),
+            f"split={self.split} has no effect: data_path={self.data_path} is one text without "
+            "splits; leave split out",
+            key="split",
+        )
+        require(
+            is_default or measures_loss,
             f"split={self.split} has no effect: of these tasks none is measured on a split, as "
             "tasks=[loss] is; leave it out",
             key="split",

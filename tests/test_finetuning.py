@@ -184,6 +184,18 @@ def test_an_adapter_for_another_base_is_refused(cwd: Path) -> None:
     train(cwd, *resumed, "init_from=outputs/kept")  # the same weights in another place
 
 
+def test_adapters_find_their_base_after_its_run_was_continued(cwd: Path) -> None:
+    before = logits(load_model(source("lora"), CPU))
+    train(cwd, "resume=outputs/base", "trainer.max_steps=9", "trainer.keep_last=9")
+    base = Checkpoint.open(source("lora").path).base
+    assert base is not None and source("base").digest() != base.digest, "another one is best"
+    assert torch.equal(logits(load_model(source("lora"), CPU)), before)
+    train(cwd, "resume=outputs/lora", "trainer.max_steps=7")
+    assert Checkpoint.open(Path("outputs/lora/checkpoints/last")).base == base
+    shutil.rmtree("outputs/base/checkpoints/step-00000006")
+    assert_refused(here("sample", "ckpt=outputs/lora", cwd=cwd), "is an adapter for another base")
+
+
 def test_the_same_command_again_is_the_same_run(cwd: Path) -> None:
     again = here("train", *TUNED, "run.name=lora", cwd=cwd)
     assert (again.returncode, "already" in again.stdout) == (0, True)

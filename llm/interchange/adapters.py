@@ -1,11 +1,14 @@
 """Checkpoints with only the trained part of a network: adapters, the head, or some weights."""
 
 import os
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
 from llm.checkpoint.checkpoint import Checkpoint, empty_model, weight_shapes
+from llm.checkpoint.find import MANIFEST
 from llm.errors import Refused, require
 from llm.interchange.peft import CONFIG, PeftSource, open_peft
 from llm.interchange.peft_reading import adapters_in, recorded_digests
@@ -23,10 +26,26 @@ def base_of(checkpoint: Checkpoint, place: str | None = None) -> Source:
     """
     assert checkpoint.base is not None
     try:
-        source = open_source("init_from", place or checkpoint.base.init_from)
+        source = _with_digest(place or checkpoint.base.init_from, checkpoint.base.digest)
     except Refused as refusal:
         raise Refused(f"the base of {checkpoint.path} cannot be opened: {refusal}") from None
     require_base(checkpoint, source)
+    return source
+
+
+def _with_digest(place: str, digest: str) -> Source:
+    """The weights at ``place``; of a run the checkpoint that has this digest, if it is still there.
+
+    The best checkpoint of a run is another one after the run was continued.
+    """
+    source = open_source("init_from", place)
+    if not isinstance(source, CheckpointSource) or source.digest() == digest:
+        return source
+    for manifest in sorted(source.path.parent.glob(f"*/{MANIFEST}")):
+        with suppress(Refused):  # a damaged one cannot be the base
+            other = open_source("init_from", str(manifest.parent))
+            if isinstance(other, CheckpointSource) and other.digest() == digest:
+                return replace(other, place=place)
     return source
 
 

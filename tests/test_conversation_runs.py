@@ -14,7 +14,7 @@ from llm.checkpoint.checkpoint import Checkpoint
 from llm.data.bpe import BPETokenizer
 from llm.data.conversation_dataset import ConversationDataset
 from llm.data.dataset import Dataset
-from llm.data.template import read_template
+from llm.data.template import TEMPLATES, read_template
 from llm.functional import IGNORED
 from llm.interchange.source import load_model, open_source
 from llm.interchange.writing import export_hf
@@ -123,6 +123,25 @@ def test_a_text_to_mix_in_that_fills_no_window_is_refused(cwd: Path) -> None:
     mixed = " ".join(train(cwd, *CHAT, *MIX, "trainer.max_steps=1").split())
     assert f"mixed in 50% of the rows are from {SIZE + 1} tokens of general text" in mixed
     assert "mixed in" not in train(cwd, *CHAT, "trainer.max_steps=1")
+
+
+def test_a_resumed_run_says_which_file_of_its_data_has_moved(cwd: Path) -> None:
+    (cwd / "mine.yaml").write_text((TEMPLATES / "plain.yaml").read_text("utf-8"), "utf-8")
+    shutil.copytree(cwd / "outputs/base", cwd / "other")
+    mine = ["data.template=mine.yaml", "data.tokenizer=other"]
+    train(cwd, *CHAT, *MIX, *mine, "run.name=chat")
+    typed = ["resume=outputs/chat", "trainer.max_steps=7"]
+    files = {"mix_path": "general.txt", "template": "mine.yaml", "tokenizer": "other"}
+    for key, file in files.items():
+        shutil.move(cwd / file, cwd / f"moved-{file}")
+        words = (
+            f"data.{key}={file} in outputs/chat/config.yaml does not exist here: start the command"
+        )
+        assert_refused(
+            here("train", *typed, cwd=cwd), words, f"say where it is now, data.{key}=PATH"
+        )
+        typed.append(f"data.{key}=moved-{file}")
+    train(cwd, *typed)
 
 
 DROPOUT = "finetune.dropout=0.2"  # draws from the generator whose state a checkpoint restores

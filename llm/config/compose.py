@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from collections.abc import Collection
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TypeVar, cast
@@ -12,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import llm.config.store  # noqa: F401  (registers the schemas that conf/*.yaml start with)
 from llm.config.verbatim import guard, map_text, refuse_calls, unguard
+from llm.data.config import DOWNLOADED, TOKENIZERS
 from llm.errors import Refused, require
 from llm.options import validate
 from llm.settings.custom import GROUPS, OPTION, custom_section
@@ -43,8 +45,8 @@ def read_settings(cfg: DictConfig, kind: type[Settings]) -> Settings:
     refuse_calls(OmegaConf.to_container(cfg, resolve=False))
     if issubclass(kind, TrainSettings) and (resumed := cfg.get("resume")):
         cfg = _resumed(cfg, of_hydra)
-        if kind is TrainSettings and not cfg.verify and "data.path" not in typed_keys(of_hydra):
-            _require_text(unguard(str(resumed)), cfg.data.path)
+        if kind is TrainSettings and not cfg.verify:
+            _require_files(unguard(str(resumed)), cfg, typed_keys(of_hydra))
     _refuse_additions(cfg, kind)
     made = cast(dict[str, object], vars(OmegaConf.to_object(cfg)))
     for group in GROUPS:
@@ -164,17 +166,24 @@ def _resumed(composed: DictConfig, of_hydra: DictConfig | None) -> DictConfig:
     return cfg
 
 
-def _require_text(folder: str, saved: str | None) -> None:
-    """Raise :class:`llm.errors.Refused` if a run's text is not where its ``config.yaml`` says."""
+def _require_files(folder: str, cfg: DictConfig, typed: Collection[str]) -> None:
+    """Raise :class:`llm.errors.Refused` if a file of a run's data, whose path was not typed, is not
+    where its ``config.yaml`` says.
+    """
     from llm.data.corpus import expanded
 
-    path = None if saved is None else unguard(saved)
-    require(
-        path is None or expanded(path).exists(),
-        f"data.path={path} in {folder}/config.yaml does not exist here: start the command in the "
-        "folder where the run was started, or say where the text is now, data.path=PATH",
-        key="data.path", suggestions=["data.path=PATH"],
-    )  # fmt: skip
+    templates = [path.stem for path in (CONF / "templates").glob("*.yaml")]
+    # The run's own checkpoints have the tokenizer of init_from.
+    names = (*TOKENIZERS, *DOWNLOADED, *templates, unguard(str(cfg.init_from)))
+    for key in ("path", "mix_path", "tokenizer", "template"):
+        path = unguard(str(cfg.data[key] or ""))
+        full = f"data.{key}"
+        require(
+            not path or full in typed or path in names or expanded(path).exists(),
+            f"{full}={path} in {folder}/config.yaml does not exist here: start the command in the "
+            f"folder where the run was started, or say where it is now, {full}=PATH",
+            key=full, suggestions=[f"{full}=PATH"],
+        )  # fmt: skip
 
 
 def _chosen_option(cfg: DictConfig, of_hydra: DictConfig | None, group: str) -> object:

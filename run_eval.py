@@ -3,8 +3,6 @@
 import llm.start  # noqa: F401  (first: from here on signals are handled)
 
 # isort: split
-import sys
-
 import hydra
 from omegaconf import DictConfig
 
@@ -24,7 +22,6 @@ def main(cfg: DictConfig) -> None:
     settings = read_settings(cfg, EvalSettings)
     # After the checks: --help and typing errors need no torch.
     with status("loading torch"), delayed():
-        from llm.interchange.source import introduction
         from llm.tasks.evaluate import evaluate_all, open_tasks, verify_causal
         from llm.tasks.subject import find_subjects
         from llm.tasks.table import show
@@ -36,9 +33,6 @@ def main(cfg: DictConfig) -> None:
         verify_causal(subjects, settings.device)
         return
     evaluate_all(subjects, tasks, settings)
-    notes = [introduction(one.source) for one in subjects]
-    for line in notes[0] if len(notes) == 1 else [line for note in notes for line in note[1:]]:
-        print(line, file=sys.stderr)
     answer(runs=[one.as_plain() for one in subjects])
     show(subjects)
 

@@ -3,7 +3,6 @@
 import llm.start  # noqa: F401  (first: from here on signals are handled)
 
 # isort: split
-import sys
 from pathlib import Path
 
 import hydra
@@ -26,7 +25,8 @@ def main(cfg: DictConfig) -> None:
     settings = read_settings(cfg, ExportSettings)
     # After the checks: --help and typing errors need no torch.
     with status("loading torch"), delayed():
-        from llm.interchange.source import checkpoint_path, introduction, open_source
+        from llm.experiment.introduce import introduce
+        from llm.interchange.source import checkpoint_path, open_source
         from llm.interchange.writing import FORMATS
 
     require_output()
@@ -34,8 +34,7 @@ def main(cfg: DictConfig) -> None:
     write, uses_of = FORMATS[settings.format]
     with status(f"writing {out}"):
         files = write(source, out, settings.stored_dtype, settings.overwrite)
-    for line in introduction(source):
-        print(line, file=sys.stderr)
+    introduce([source])
     sizes = {str(path): path.stat().st_size for path in files}
     uses = uses_of(source, out)
     path = checkpoint_path(source)

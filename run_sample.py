@@ -3,8 +3,6 @@
 import llm.start  # noqa: F401  (first: from here on signals are handled)
 
 # isort: split
-import sys
-
 import hydra
 from omegaconf import DictConfig
 
@@ -26,6 +24,7 @@ def main(cfg: DictConfig) -> None:
     with status("loading torch"), delayed():
         from llm.device import select_device, tune_allocator
         from llm.experiment.chat import Chat, choose_template
+        from llm.experiment.introduce import introduce
         from llm.experiment.networks import Networks
         from llm.experiment.samples import (
             check_stops,
@@ -34,7 +33,7 @@ def main(cfg: DictConfig) -> None:
             print_verification,
             read_prompt,
         )  # fmt: skip
-        from llm.interchange.source import checkpoint_path, introduction, open_source
+        from llm.interchange.source import checkpoint_path, open_source
         from llm.sampling.conversation import Conversation
 
     require_output()
@@ -51,9 +50,7 @@ def main(cfg: DictConfig) -> None:
     prompt = read_prompt(tokenizer, settings.prompt, settings.prompt_file, networks.block_size)
     check_stops(tokenizer, settings.stops())
     networks.load(select_device(settings.device, key="device"))
-    notes = [introduction(one) for one in (source, *networks.adapters.values())]
-    for line in [*notes[0], *(line for note in notes[1:] for line in note[1:])]:
-        print(line, file=sys.stderr)
+    introduce([source, *networks.adapters.values()])
     answer(checkpoint=checkpoint_path(source))
     if settings.verify_cache:
         print_verification(networks.take(first), tokenizer, prompt, settings, settings.seed)

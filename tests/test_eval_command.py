@@ -106,6 +106,22 @@ def test_several_tasks_are_merged_in_eval_json_until_the_weights_change(folder: 
     assert json.loads(path.read_text())["tasks"] == second, "a damaged file is replaced"
 
 
+def test_the_checkpoint_is_named_before_the_evaluation_and_a_refusal_is_one_line(
+    folder: Path,
+) -> None:
+    (folder / "foreign.txt").write_text("Здравствуй", encoding="utf-8")
+    (folder / "mine").symlink_to("outputs/fp32/checkpoints/best")
+    name = f"{(folder / 'mine').resolve().name} of outputs/fp32"
+    for tasks, said in (("foreign.txt,loss", []), ("loss,foreign.txt", [name])):
+        done = here("eval", "mine", f"tasks=[{tasks}]", "device=cpu", cwd=folder)
+        *lines, refusal = done.stderr.splitlines()
+        assert (done.returncode, lines, "foreign.txt: " in refusal) == (2, said, True)
+    done = here("eval", "outputs", "device=cpu", cwd=folder)
+    assert name in done.stderr.splitlines() and done.stderr.count(" of outputs/") == 2
+    (run,) = evaluated(folder, "mine")["runs"]
+    assert (run["folder"], run["checkpoint"]) == ("outputs/fp32", f"checkpoints/{name.split()[0]}")
+
+
 def test_all_finished_runs_of_a_folder_are_evaluated_with_one_table(folder: Path) -> None:
     broken = folder / "outputs" / "running"
     shutil.copytree("outputs/fp32", broken, symlinks=True)

@@ -315,6 +315,9 @@ def test_samples_of_each_adapter_have_its_name_and_are_its_own(cwd: Path) -> Non
     done = here("sample", *SAMPLED, adapters, cwd=cwd)
     assert done.returncode == 0, done.stderr
     assert re.findall(r"^=== (.*) ===\nSPEAKER", done.stdout, flags=re.MULTILINE) == places
+    names = ["best-00000006 of outputs/base", "step-00000006 of outputs/dora"]
+    introduced = done.stderr.splitlines()
+    assert (introduced[0], introduced[3], len(introduced)) == (*names, 4)
 
     def samples(*typed: str) -> Any:
         done = here("sample", *typed, *SAMPLED[1:], "num_samples=2", "logprobs=true", "json=true",

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from llm.answer import answer
@@ -20,6 +20,7 @@ from llm.evaluation.causal import is_causal, largest_change
 from llm.evaluation.int8 import rounded
 from llm.experiment.console import count_progress, say
 from llm.experiment.eval_file import write_results
+from llm.experiment.introduce import introduce
 from llm.sealed import Plain, read_bounded
 from llm.settings.eval import EvalSettings
 from llm.tasks.lm_eval import PREFIX, open_lm_eval
@@ -121,11 +122,13 @@ def evaluate_all(
 
 def evaluate_subject(subject: Subject, tasks: Sequence[Task], settings: EvalSettings) -> None:
     """Evaluate one network on all tasks, and store the results in the folder of its run."""
+    # Its name is printed once, before the first batch: a refusal is one line, and comes earlier.
+    introduced = cache(partial(introduce, [subject.source]))
     model = subject.load(settings.device)
     small, n_bytes = rounded(model) if settings.int8 else (None, 0)
     for task in tasks:
         with count_progress(f"{subject.place}: {task.name}") as on_progress:
-            reading = partial(_reading, on_progress)
+            reading = partial(_reading, introduced, on_progress)
             result = task.evaluate(subject, model, reading)
             if result["kind"] == "loss":
                 result["sizes"] = {"stored": _size(subject.bytes_on_disk(), result)}
@@ -133,6 +136,7 @@ def evaluate_subject(subject: Subject, tasks: Sequence[Task], settings: EvalSett
                     again = task.evaluate(subject, small, reading)
                     result["sizes"]["int8"] = _size(n_bytes, again)
             subject.results[task.name] = result
+    introduced()  # lm-eval reads its batches by itself
     if subject.run is not None:
         digest = subject.source.digest()
         write_results(subject.run, subject.checkpoint, digest, subject.results)
@@ -169,8 +173,12 @@ def _failure(change: float) -> str:
 
 
 def _reading(
-    on_progress: Callable[[int, int], None], batches: Iterator[Batch], count: int
+    introduced: Callable[[], None],
+    on_progress: Callable[[int, int], None],
+    batches: Iterator[Batch],
+    count: int,
 ) -> Iterator[Batch]:
+    introduced()
     for done, batch in enumerate(batches):
         yield batch
         on_progress(done + 1, count)

@@ -6,7 +6,7 @@ from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 
 from llm.checkpoint.checkpoint import Checkpoint
-from llm.checkpoint.find import FOLDER, MANIFEST, WEIGHTS, find_checkpoint
+from llm.checkpoint.find import FOLDER, MANIFEST, WEIGHTS, without_link
 from llm.data.config import DataConfig
 from llm.data.corpus import expanded
 from llm.data.dataset import Dataset
@@ -126,8 +126,7 @@ def _subject(place: str) -> Subject:
     source = open_source("ckpt", place)
     if source.kind != "checkpoint":
         return Subject(place, source)
-    path = find_checkpoint("ckpt", place)
-    path = path.with_name(path.resolve().name)  # `best` is a link
+    path = without_link(source.path)  # `best` is a link
     run = path.parent.parent
     if path.parent.name != FOLDER or not (run / CONFIG).is_file():
         return Subject(place, source)

@@ -120,8 +120,8 @@ def test_a_text_to_mix_in_that_fills_no_window_is_refused(cwd: Path) -> None:
     words = f"data.mix_path has {SIZE} tokens, and model.block_size={SIZE} needs {SIZE + 1}: "
     assert_refused(here("train", *CHAT, *MIX, cwd=cwd), words)
     (cwd / "general.txt").write_text("x" * SIZE, encoding="utf-8")
-    mixed = " ".join(train(cwd, *CHAT, *MIX, "trainer.max_steps=1").split())
-    assert f"mixed in 50% of the rows are from {SIZE + 1} tokens of general text" in mixed
+    mixed = " ".join(train(cwd, *CHAT, "data.mix=0.004", MIX[1], "trainer.max_steps=1").split())
+    assert f"mixed in 0.4% of the rows are from {SIZE + 1} tokens of general text" in mixed
     assert "mixed in" not in train(cwd, *CHAT, "trainer.max_steps=1")
 
 

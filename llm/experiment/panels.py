@@ -45,7 +45,7 @@ def show_start(
             facts["trained"] = f"{trained:,} parameters, of the adapters"
     if isinstance(dataset, ConversationDataset) and dataset.mix and dataset.general is not None:
         general = f"{len(dataset.general):,} tokens of general text"
-        facts["mixed in"] = f"{dataset.mix:.0%} of the rows are from {general}"
+        facts["mixed in"] = f"{100 * dataset.mix:.3g}% of the rows are from {general}"
     if note:
         facts["note"] = note
     if flops := trainer.throughput.peak:

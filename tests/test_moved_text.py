@@ -4,6 +4,10 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
+
+from llm.data.meta import read_meta
+from llm.tasks import subject
 from tests.command_line import here
 from tests.conftest import PLAY, TINY_RUN
 from tests.test_bad_input import CHAR, assert_refused
@@ -43,3 +47,26 @@ def test_evaluation_and_training_name_the_data_of_a_run_whose_text_is_not_there(
     away = here("eval", "../here/outputs/a", cwd=elsewhere)
     gone = "does not exist (data.path is in ../here/outputs/a/config.yaml): start the command in"
     assert_refused(away, "data.path=moved.txt", gone, "or give data_path=")
+
+
+def test_a_changed_text_with_an_absolute_path_is_looked_for_once_and_needs_no_other_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, data = tmp_path / "play.txt", tmp_path / "data"
+    typed = [*CHAR, f"data.path={text}", f"data.dir={data}"]
+    text.write_text(PLAY, encoding="utf-8")
+    done = here("train", *typed, *TINY_RUN, "run.name=a", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(data)
+    text.write_text(PLAY + "SPEAKER 3:\n", encoding="utf-8")
+    assert here("prepare", *typed, cwd=tmp_path).returncode == 0
+    looked_at = list[Path]()
+    monkeypatch.setattr(
+        subject, "read_meta", lambda path: looked_at.append(path) or read_meta(path)
+    )
+    refused = here("eval", "outputs/a", cwd=tmp_path)
+    assert_refused(refused, "has changed since", "; to evaluate on other data, give data_path=")
+    assert "start the command" not in refused.stderr
+    assert looked_at == list(data.iterdir())
+    text.unlink()
+    assert "start the command" not in here("eval", "outputs/a", cwd=tmp_path).stderr

@@ -77,7 +77,7 @@ class Subject:
         """The error for data that is not at hand, with the folder that still has it, if any."""
         assert self.run is not None
         data, above = expanded(config.dir), self.run.resolve().parents[:3]
-        for folder in [data, *(above_it / data for above_it in above)]:
+        for folder in dict.fromkeys([data, *(above_it / data for above_it in above)]):
             for meta in sorted(folder.glob(f"*/{META}")):
                 with suppress(Refused, OSError):
                     if read_meta(meta.parent).digest() == digest:
@@ -88,8 +88,12 @@ class Subject:
                         )  # fmt: skip
         if config.path is not None:
             why += f" (data.path is in {self.run / CONFIG})"
-        same = "start the command in the folder where the run was started"
-        return Refused(f"{why}: {same}, or give data_path=FOLDER_OR_FILE.txt", key="data_path")
+        typed = (expanded(path) for path in (config.path, config.dir) if path)
+        if all(path.is_absolute() or path.exists() for path in typed):
+            why += "; to evaluate on other data, give"
+        else:
+            why += ": start the command in the folder where the run was started, or give"
+        return Refused(f"{why} data_path=FOLDER_OR_FILE.txt", key="data_path")
 
 
 def find_subjects(ckpt: str) -> list[Subject]:

@@ -21,7 +21,7 @@ from llm.experiment.loggers import open_logger
 from llm.experiment.panels import show_already_finished, show_end, show_start
 from llm.experiment.rundir import read_summary, recording
 from llm.interchange.adapters import base_of
-from llm.interchange.source import CheckpointSource, Source, open_source, start_from
+from llm.interchange.source import CheckpointSource, Source, introduction, open_source, start_from
 from llm.model.config import GPTConfig
 from llm.model.finetune import FinetuneOptions
 from llm.model.lora import adapt
@@ -101,6 +101,8 @@ def fit(
         origin, tuned = None, settings.finetune
         if settings.init_from and run.checkpoint is None:
             origin = open_source("init_from", settings.init_from)
+            for note in introduction(origin)[1:]:
+                warn(note)
         elif run.checkpoint is not None and run.checkpoint.base is not None:
             origin = base_of(run.checkpoint, settings.init_from)
         evaluated: Checkpoint | None = None
@@ -142,7 +144,8 @@ def fit(
             elif evaluated is not None:
                 trainer.progress.take_counts(evaluated)
             trainer.check_room()
-            show_start(run.folder, trainer, dataset, why, plan.sentence, settings.run.note)
+            place = introduction(origin)[0] if origin else None
+            show_start(run.folder, trainer, dataset, why, plan.sentence, settings.run.note, place)
             try:
                 with logger:
                     trainer.fit()

@@ -412,6 +412,17 @@ def test_a_run_that_was_interrupted_before_an_evaluation_means_its_last_checkpoi
     last = introduction(open_source("ckpt", "outputs/worse/checkpoints/last"))
     assert last == ["step-00000006 of outputs/worse"]
 
+    # Training from these runs shows the same.
+    warnings = {"short": why, "worse": "these weights are from before training, because no"}
+    for run, name in (("short", said[0]), ("worse", "best-00000000 of outputs/worse")):
+        few = [f"init_from=outputs/{run}", "finetune=lora", "trainer.max_steps=1"]
+        done = here("train", *DATA, *RUN, *few, "run.name=next", "run.retry=all", cwd=cwd)
+        screen = " ".join(done.stdout.split())
+        assert f"init_from {name} " in screen and f"warning: {warnings[run]}" in screen
+    assert f"init_from {name} " in " ".join(
+        here("train", "resume=outputs/next", "trainer.max_steps=2", cwd=cwd).stdout.split()
+    )
+
 
 @pytest.mark.slow  # it compiles for half a minute
 def test_a_compiled_run_of_qlora_with_the_chunked_loss_learns_the_same(cwd: Path) -> None:

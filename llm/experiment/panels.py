@@ -15,9 +15,13 @@ from llm.units import format_bytes, minutes, plural
 
 def show_start(
     folder: Path, trainer: Trainer, dataset: Dataset, precision: str, memory: str,
-    note: str | None = None,
+    note: str | None = None, init_from: str | None = None,
 ) -> None:  # fmt: skip
-    """Device, precision and why, size, tokens per step, memory, data, run folder, note."""
+    """Device, precision and why, size, tokens per step, memory, data, run folder, note.
+
+    ``init_from``: the name of the weights that training starts from, for a checkpoint with its
+    step.
+    """
     options, config = trainer.options, trainer.model.config
     tokens = options.batch_size * config.block_size
     micro_batches = options.batch_size // options.micro_batch
@@ -46,6 +50,8 @@ def show_start(
     if isinstance(dataset, ConversationDataset) and dataset.mix and dataset.general is not None:
         general = f"{len(dataset.general):,} tokens of general text"
         facts["mixed in"] = f"{100 * dataset.mix:.3g}% of the rows are from {general}"
+    if init_from:
+        facts["init_from"] = init_from
     if note:
         facts["note"] = note
     if flops := trainer.throughput.peak:

@@ -22,7 +22,7 @@ from llm.experiment.console import say
 from llm.planning.picture import can_draw, save
 from llm.planning.plain import plain_plan
 from llm.planning.points import plan_points, refusal
-from llm.planning.tables import show_grid, show_plan
+from llm.planning.tables import optimizer_in_words, show_grid, show_plan
 from llm.terminal import require_output
 
 PICTURES, NAME = Path("outputs/plans"), "%Y-%m-%d_%H-%M-%S"
@@ -34,10 +34,11 @@ def main(cfg: DictConfig | Points) -> None:
     require_output()
     points = as_points(cfg)
     plans, is_grid = plan_points(points), len(points) > 1
+    optimizer = " or ".join(dict.fromkeys(optimizer_in_words(one.settings) for one in points))
     if is_grid:
-        show_grid(plans, len(points))
+        show_grid(plans, len(points), optimizer)
     else:
-        show_plan(plans[0])
+        show_plan(plans[0], optimizer)
     answer(points=[plain_plan(plan) for plan in plans], picture=None)
     picture = points[0].settings.picture
     if picture or is_grid:

@@ -21,7 +21,7 @@ from llm.planning.plain import plain_plan
 from llm.planning.plan import Plan
 from llm.planning.reserve import planned_device
 from llm.planning.setup import vocabulary
-from llm.planning.tables import show_plan
+from llm.planning.tables import optimizer_in_words, show_plan
 from llm.settings.earlier import (
     FINISHED,
     NEW,
@@ -36,7 +36,7 @@ from llm.settings.earlier import (
     refuse_failed,
 )
 from llm.settings.saved import load_plain
-from llm.settings.schema import MuonOptimizer, TrainSettings
+from llm.settings.schema import TrainSettings
 from llm.signals import delayed
 from llm.units import minutes, plural
 
@@ -60,7 +60,7 @@ def show_dry_run(settings: TrainSettings) -> None:
         dataset.check(model.block_size, model.vocab_size or 0)
     folder, earlier = _earlier(settings, dataset.tokenizer if dataset else None)
     if plan is not None:
-        show_plan(plan)
+        show_plan(plan, optimizer_in_words(settings))
     facts = _facts(settings, earlier)
     facts["data"] = f"{data}" if is_ready else f"would be prepared in {data}"
     if isinstance(dataset, ConversationDataset):
@@ -126,10 +126,6 @@ def _facts(settings: TrainSettings, earlier: Earlier) -> dict[str, str]:
     answer(tokens=known.tokens, max_steps=known.max_steps, max_minutes=known.minutes)
     if known.tokens is not None:
         facts["training"] = f"{known.tokens:,} tokens in {plural(known.max_steps or 0, 'step')}"
-    optimizer = settings.optimizer
-    if isinstance(optimizer, MuonOptimizer) and settings.finetune.has_adapters:
-        rate = optimizer.lr * optimizer.vector_lr_ratio
-        facts["optimizer"] = f"adamw at {rate:.3g}, for muon has no effect on adapters"
     if known.minutes is not None:
         limit = minutes(known.minutes)
         facts["training"] = f"{facts['training']}, at most {limit}" if facts else limit

@@ -11,6 +11,8 @@ from llm.memory.options import EIGHT_BIT_NEEDS, has_eight_bit
 from llm.memory.weights import ALL, n_trained
 from llm.planning.picture import as_map, colours
 from llm.planning.plan import Plan, largest_line
+from llm.settings.custom import Custom
+from llm.settings.schema import MuonOptimizer, TrainSettings
 from llm.units import format_bytes
 
 ROWS = 40  # points that a table shows
@@ -19,9 +21,21 @@ BAR = 56  # characters: with the numbers behind it, at most 80
 STYLES = {" ": "", "*": "yellow", "x": "red"}
 
 
-def show_plan(plan: Plan) -> None:
-    """Show a run: a bar, the parts of its peak, the peak of each kind of work, the verdict."""
-    _show_run(plan)
+def optimizer_in_words(settings: TrainSettings) -> str:
+    """``adamw``; for adapters with ``optimizer=muon``, the rate of the AdamW that they get."""
+    optimizer = settings.optimizer
+    if isinstance(optimizer, MuonOptimizer) and settings.finetune.has_adapters:
+        rate = optimizer.lr * optimizer.vector_lr_ratio
+        return f"adamw at {rate:.3g} (muon has no effect on adapters)"
+    return optimizer.option if isinstance(optimizer, Custom) else optimizer.name
+
+
+def show_plan(plan: Plan, optimizer: str) -> None:
+    """Show a run: a bar, the parts of its peak, the peak of each kind of work, the verdict.
+
+    ``optimizer``: see :func:`optimizer_in_words`.
+    """
+    _show_run(plan, optimizer)
     _show_bar(plan)
     taken = plan.taken
     table = _table(f"at the peak ({taken.peak})", "part", _number("MiB"), _number("share"))
@@ -48,7 +62,7 @@ def _number(name: str) -> Column:
     return Column(name, justify="right")
 
 
-def _show_run(plan: Plan) -> None:
+def _show_run(plan: Plan, optimizer: str) -> None:
     setup, model, finetune = plan.setup, plan.setup.model, plan.setup.finetune
     device = f"{setup.device}, {setup.precision}"
     if plan.device == "auto":
@@ -68,9 +82,6 @@ def _show_run(plan: Plan) -> None:
     parts = setup.batch_size // setup.micro_batch
     split = f" in {parts} micro-batches" if parts > 1 else ""
     batch = f"{_plural(setup.batch_size, 'sequence')} of {model.block_size}"
-    optimizer = setup.optimizer
-    if optimizer == "muon" and finetune.has_adapters:
-        optimizer = "adamw (muon has no effect on adapters)"
     panel("plan", facts | {"step": f"{batch}{split}, {optimizer}"})
 
 
@@ -120,11 +131,11 @@ def _changes(way: Fitted) -> str:
     return f"{' '.join(way.changes)}   ({cost})"
 
 
-def show_grid(plans: Sequence[Plan], points: int) -> None:
+def show_grid(plans: Sequence[Plan], points: int, optimizer: str) -> None:
     """Show a grid: a row for each point, and a map if two numbers vary."""
     if len(plans) == 1:
         say(f"{points:,} points that all take the same:")
-        return show_plan(plans[0])
+        return show_plan(plans[0], optimizer)
     if len(plans) < points:
         keys = " and ".join(plans[0].values)
         say(f"{points:,} points, {len(plans):,} different ones: memory depends only on {keys}")

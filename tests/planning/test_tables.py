@@ -25,9 +25,9 @@ def shown(plans: Plan | Sequence[Plan], points: int = 0, width: int = 120) -> st
     """The text on a screen without colours."""
     with patch.object(console, "_width", width), console.capture() as capture:
         if isinstance(plans, Plan):
-            show_plan(plans)
+            show_plan(plans, "adamw")
         else:
-            show_grid(plans, points or len(plans))
+            show_grid(plans, points or len(plans), "adamw")
     return capture.get()
 
 
@@ -69,7 +69,7 @@ def test_a_terminal_gets_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
     screen = Screen(file=out, force_terminal=True, color_system="truecolor", width=120)
     monkeypatch.setattr(tables, "console", screen)
-    show_plan(plan())
+    show_plan(plan(), "adamw")
     assert len(set(re.findall(r"\x1b\[38;2;([\d;]+)m█", out.getvalue()))) >= 4
 
 

@@ -4,6 +4,7 @@ The loop is in :mod:`llm.training.trainer`. ``run_train.py`` and :mod:`llm.api` 
 """
 
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from llm.experiment.rundir import read_summary, recording
 from llm.interchange.adapters import base_of
 from llm.interchange.source import CheckpointSource, Source, introduction, open_source, start_from
 from llm.model.config import GPTConfig
-from llm.model.finetune import FinetuneOptions
+from llm.model.gpt import GPT
 from llm.model.lora import adapt
 from llm.planning.fitting import fit_memory, retry_with_smaller_micro_batch
 from llm.planning.plan import Plan
@@ -86,6 +87,49 @@ def _context(model: GPTConfig, checkpoint: Checkpoint | None, origin: Source | N
     return known if known and known > model.block_size and model.position == "rotary" else None
 
 
+@dataclass(frozen=True)
+class _Network:
+    """The network of a run, and the places of its weights."""
+
+    model: GPT
+    origin: Source | None  # the weights of init_from; None if the run continues without them
+    base: Base | None  # of a run that trains a part
+    evaluated: Checkpoint | None  # the one that trainer.eval_only evaluates, if it is init_from
+
+
+def _network(
+    settings: TrainSettings, run: Run, dataset: Dataset, precision: Precision, device: torch.device
+) -> _Network:
+    """The network on ``device``: new, or with the weights of ``init_from``, and with adapters.
+
+    The weights of ``run.checkpoint`` are loaded later, except the base of its adapters.
+    """
+    origin, tuned = None, settings.finetune
+    if settings.init_from and run.checkpoint is None:
+        origin = open_source("init_from", settings.init_from)
+        for note in introduction(origin)[1:]:
+            warn(note)
+    elif run.checkpoint is not None and run.checkpoint.base is not None:
+        origin = base_of(run.checkpoint, settings.init_from)
+    evaluated: Checkpoint | None = None
+    if settings.trainer.eval_only and isinstance(origin, CheckpointSource):
+        evaluated = Checkpoint.open(origin.path)
+    # Merging would round what is evaluated: adapters are put beside their own base instead.
+    part = evaluated if evaluated and evaluated.finetune == tuned else None
+    with without_memory() if origin else nullcontext():
+        model = to_precision(build(settings.model), precision.weights)
+    if origin is not None:
+        start_from(model, base_of(part) if part else origin, dataset.tokenizer, tuned)
+    model = model.to(device)
+    base: Base | None = None
+    if tuned.is_partial and origin is not None:
+        adapt(model, tuned)
+        base = Base(origin.place, origin.digest())
+    if part is not None:
+        part.load_into(model)
+    return _Network(model, origin, base, evaluated)
+
+
 def fit(
     settings: TrainSettings, run: Run, dataset: Dataset, device: torch.device, why: str, plan: Plan
 ) -> None:
@@ -98,30 +142,9 @@ def fit(
             warn(note)
         seed_everything(settings.seed)
         precision = Precision(settings.precision.name, device)
-        origin, tuned = None, settings.finetune
-        if settings.init_from and run.checkpoint is None:
-            origin = open_source("init_from", settings.init_from)
-            for note in introduction(origin)[1:]:
-                warn(note)
-        elif run.checkpoint is not None and run.checkpoint.base is not None:
-            origin = base_of(run.checkpoint, settings.init_from)
-        evaluated: Checkpoint | None = None
-        if settings.trainer.eval_only and isinstance(origin, CheckpointSource):
-            evaluated = Checkpoint.open(origin.path)
-        # Merging would round what is evaluated: adapters are put beside their own base instead.
-        part = evaluated if evaluated and evaluated.finetune == tuned else None
-        with without_memory() if origin else nullcontext():
-            model = to_precision(build(settings.model), precision.weights)
-        if origin is not None:
-            start_from(model, base_of(part) if part else origin, dataset.tokenizer, tuned)
-        model = model.to(device)
-        finetune: FinetuneOptions | None = None
-        base: Base | None = None
-        if tuned.is_partial and origin is not None:
-            adapt(model, tuned)
-            finetune, base = tuned, Base(origin.place, origin.digest())
-        if part is not None:
-            part.load_into(model)
+        network = _network(settings, run, dataset, precision, device)
+        model, origin, base = network.model, network.origin, network.base
+        finetune = settings.finetune if base else None
         sweep = run.folder.parent if settings.run.sweep else None
         own = custom_logger(settings.logger)
         options, max_steps = settings.trainer, settings.trainer.max_steps
@@ -141,8 +164,8 @@ def fit(
             )  # fmt: skip
             if run.checkpoint is not None:
                 trainer.resume(run.checkpoint)
-            elif evaluated is not None:
-                trainer.progress.take_counts(evaluated)
+            elif network.evaluated is not None:
+                trainer.progress.take_counts(network.evaluated)
             trainer.check_room()
             place = introduction(origin)[0] if origin else None
             show_start(run.folder, trainer, dataset, why, plan.sentence, settings.run.note, place)

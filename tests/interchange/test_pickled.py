@@ -54,9 +54,9 @@ PICKLES = {
     "a text that is used a hundred times": (
         opcodes(b"X\x00\x00\x10\x00", b"a" * 2**20, b"q\x00", b"(", b"h\x00" * 100, b"t"),
         "too many values inside"),
-    "encoded text, which can grow": (opcodes(ENCODE), "holds bytes, which are not read"),
+    "encoded text, which can grow": (opcodes(ENCODE), "holds bytes, which are not"),
     "memory without content": (
-        opcodes(b"c__builtin__\nbytearray\nJ\xff\xff\xff\x0f\x85R"), "holds bytes, which are not read"),
+        opcodes(b"c__builtin__\nbytearray\nJ\xff\xff\xff\x0f\x85R"), "holds bytes, which are not"),
     "a huge number": (pickle.dumps(10**9000, 2), "has a number of more than 255 bytes$"),
     "code": (pickle.dumps(Harmful(), 2), r"values: Trying to load unsupported GLOBAL \w+.system"),
     "nothing": (b"", "plain values: pickle exhausted before seeing STOP"),

@@ -87,10 +87,8 @@ def test_a_run_given_fewer_steps_than_its_warm_up_says_where_it_is(
     typed = ["schedule.warmup_steps=4", "run.name=warm"]
     assert here("train", *data, *TINY_RUN, *typed, cwd=cwd).returncode == 0
     done = here("train", "resume=outputs/warm", "trainer.max_steps=3", cwd=cwd)
-    words = (
-        "trainer.max_steps=3 is too few: outputs/warm is already at step 6, and its warm-up take"
-    )
-    assert done.returncode == 2 and words in done.stderr, done
+    words = "outputs/warm is already at step 6, and its warm-up takes 4 steps: give more"
+    assert done.returncode == 2 and f"{words} than 6\n" in done.stderr, done
     typed = ["resume=outputs/warm", "trainer.max_steps=3", "schedule.warmup_steps=3"]
     assert "schedule.warmup_steps=3 must be less" in here("train", *typed, cwd=cwd).stderr
 

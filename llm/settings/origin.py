@@ -98,11 +98,11 @@ def require_more_steps(settings: TrainSettings) -> None:
     if not settings.resume or "schedule.warmup_steps" in settings.typed or not last:
         return
     if isinstance(schedule, Schedule) and (schedule.warmup_steps or 0) >= last:
-        newest = newest_manifest(Path(settings.resume))
+        newest, warmup = newest_manifest(Path(settings.resume)), schedule.warmup_steps or 0
+        step = newest.step if newest else 0
         raise Refused(
-            f"trainer.max_steps={last} is too few: {settings.resume} is already at step "
-            f"{newest.step if newest else 0:,}, and its warm-up takes "
-            f"{plural(schedule.warmup_steps or 0, 'step')}",
+            f"trainer.max_steps={last} is too few: {settings.resume} is already at step {step:,}, "
+            f"and its warm-up takes {plural(warmup, 'step')}: give more than {max(step, warmup):,}",
             key="trainer.max_steps",
         )
 

@@ -175,7 +175,7 @@ def test_weights_that_are_missing_or_do_not_fit_are_refused_and_leave_no_run(
     for more in ([], ["trainer.eval_only=true"]):
         done = here("train", *text, f"init_from={trained}/outputs/a", *more, cwd=folder)
         words = ["outputs/a was trained on an alphabet of ", "and data.tokenizer=char has an alpha"]
-        assert_refused(done, *words, "take the data it was trained on")
+        assert_refused(done, *words, "set data.tokenizer=null to take the tokenizer")
         assert "shape" not in done.stderr
     done = here("train", *text, "init_from=it's nowhere", cwd=folder)
     assert_refused(done, "init_from=it's nowhere does not exist")

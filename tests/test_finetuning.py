@@ -168,7 +168,9 @@ def test_data_in_the_tokens_of_a_base_leads_to_a_run_from_that_base(cwd: Path) -
     assert "init_from" not in usual.partition("\nnext: ")[2] != ""
     (cwd / "mine.jsonl").write_text(CONVERSATION, encoding="utf-8")
     chat = here("prepare", "data=chat", "data.path=mine.jsonl", cwd=cwd)
-    assert_refused(chat, "take the tokenizer of the weights to fine-tune, as in data.tokenizer=sm")
+    assert_refused(chat, "take data.tokenizer=smollm2 (or other weights that you will fine-tune;")
+    typed = ["data=chat", "data.path=mine.jsonl", "data.tokenizer=outputs/base"]
+    assert_refused(here("prepare", *typed, cwd=cwd), "special tokens: train anew with data.tokeni")
 
 
 def test_an_adapter_for_another_base_is_refused(cwd: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from llm.data.config import DataConfig
+from llm.data.config import TOKENIZERS, DataConfig
 from llm.data.conversations import Conversation, read_conversations
 from llm.data.corpus import Corpus, expanded, read_corpus
 from llm.data.dialogues import dialogues
@@ -75,7 +75,7 @@ def write_conversations(
     """
     path, template = _file_of(folder, config, corpus), read_template(str(config.template))
     tokenizer = build_tokenizer(str(config.tokenizer), "\n")
-    template.check(tokenizer)
+    template.check(tokenizer, is_trained=config.tokenizer not in TOKENIZERS)
     size = path.stat().st_size
     keys = np.array(
         [_key(one) for one in read_conversations(path, lambda done: progress(done, 2 * size))],

@@ -24,8 +24,8 @@ TEMPLATES = Path(__file__).resolve().parent.parent.parent / "conf" / "templates"
 ROLES = ("system", "user", "assistant")
 WITH_END = "data.tokenizer=byte or gpt2"  # have an end-of-text token
 OF_WEIGHTS = (
-    "the tokenizer of the weights to fine-tune, as in data.tokenizer=smollm2 (a run takes that of "
-    "init_from)"
+    "data.tokenizer=smollm2 (or other weights that you will fine-tune; with init_from this happens "
+    "by itself)"
 )
 LONGEST_PART = 10_000  # characters of a text in a template
 

@@ -253,9 +253,8 @@ def require_tokenizer(
     require(
         is_same,
         f"init_from={place} was trained on {theirs.described(ours or theirs)}, and "
-        f"data.tokenizer={name} has {has}: take the data it was trained on, or its "
-        "tokenizer (data.tokenizer=null, as data=chat and data=instruct have it), or train "
-        "without init_from",
+        f"data.tokenizer={name} has {has}: set data.tokenizer=null to take the "
+        "tokenizer of these weights, or leave out init_from",
     )
 
 

@@ -111,7 +111,7 @@ def test_weights_with_another_tokenizer_are_refused_before_the_run(cwd: Path) ->
             *[] if is_plan else ["run.dry_run=true"], cwd=cwd,
         )  # fmt: skip
         assert (done.returncode, done.stdout) == (2, ""), done
-        for words in ("257 tokens of byte", "data.tokenizer=gpt2 has", "data.tokenizer=null, as"):
+        for words in ("257 tokens of byte", "data.tokenizer=gpt2 has", "set data.tokenizer=null"):
             assert words in done.stderr, done.stderr
     assert here("plan", *typed, "init_from=outputs/a", "data.tokenizer=null", cwd=cwd).stdout
     declared = [*typed, "init_from=outputs/a", "data.tokenizer=null", "data.vocab_size=999"]

@@ -157,11 +157,13 @@ print(resident() - before)
 @pytest.mark.parametrize(
     ("tuned", "is_reused"),
     [
-        ("adapters=True", True), ("adapters=True, saves_memory=True", False), ("", False),
-        ("adapters=True); tune_allocator(WIDE", False),
+        ("adapters=True", True),
+        ("adapters=True, saves_memory=True", False),
+        pytest.param("", False, marks=pytest.mark.slow),
+        pytest.param("adapters=True); tune_allocator(WIDE", False, marks=pytest.mark.slow),
         ("); tune_allocator(WIDE, adapters=True", False),
     ],
-)  # fmt: skip
+)
 def test_a_tensor_of_adapters_takes_the_memory_of_the_last_one(tuned: str, is_reused: bool) -> None:
     program = f"""
 import resource

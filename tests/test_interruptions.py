@@ -108,6 +108,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again_with_clean_metric
         assert {key: before[key] for key in same} == {key: after[key] for key in same}
 
 
+@pytest.mark.slow
 def test_a_report_that_a_signal_interrupted_is_in_the_metrics_once_also_after_a_crash(
     tmp_path: Path, text: list[str]
 ) -> None:

@@ -132,6 +132,7 @@ def test_a_run_that_began_offline_and_continues_online_is_complete(
     assert not list(tmp_path.glob("wandb/offline-run-*"))
 
 
+@pytest.mark.slow
 def test_rows_that_an_online_run_could_not_send_are_uploaded_later_by_wandb_sync(
     server: WandbServer,
     tmp_path: Path,

@@ -179,6 +179,7 @@ def test_a_run_is_logged_in_its_folder_though_the_process_has_moved(
         assert [row["_step"] for row in found["history"]] == [0, 2, 4]
 
 
+@pytest.mark.slow
 def test_an_older_segment_stays_until_the_new_one_has_its_rows_on_the_disk(folder: Path) -> None:
     sweep = folder.parent
     with open_logger(folder, None, LoggerSection(), CONFIG, 4, sweep) as logger:

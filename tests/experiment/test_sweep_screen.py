@@ -230,8 +230,8 @@ def test_a_pipe_gets_a_line_for_each_change(
         (jobs[1].folder / LOCK).write_text("1\n")
         finish(jobs[1], best_val_loss=1.93121)
         until(lambda: "n_layer=1: finished" in out.getvalue())
-        jobs[2].started()
         finish(jobs[2], status="killed", reason="killed by SIGKILL", wall_seconds=5.0)
+        jobs[2].started()  # not before: the screen might show it running
         jobs[3].started()
     assert screen.error is None
     lines = out.getvalue().splitlines()

@@ -57,6 +57,7 @@ def test_check_refuses_before_data_is_prepared_and_names_changes_that_fit(tmp_pa
     assert fits.returncode == 0, fits.stdout
 
 
+@pytest.mark.slow
 def test_auto_runs_within_the_budget_at_the_same_tokens_per_step_and_to_the_same_losses(
     prepared: Path,
 ) -> None:

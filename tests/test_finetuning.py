@@ -427,6 +427,8 @@ def test_a_run_that_was_interrupted_before_an_evaluation_means_its_last_checkpoi
 
 
 @pytest.mark.slow  # it compiles for half a minute
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # torch's own, of its own parts
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # Dynamo looks at all tensors
 def test_a_compiled_run_of_qlora_with_the_chunked_loss_learns_the_same(cwd: Path) -> None:
     typed = [*DATA, *RUN, FROM, "finetune=qlora", "model.loss=chunked"]
     train(cwd, *typed, "run.name=plain")

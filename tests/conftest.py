@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,6 +51,13 @@ TINY_RUN = [
     "trainer.eval_batches=2", "trainer.log_interval=1", "trainer.checkpoint_interval=2",
     "trainer.device=cpu", "logger=none",
 ]  # fmt: skip
+
+
+def entered(folder: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of ``folder`` below ``place``, which is the current folder until the test ends."""
+    copy = Path(shutil.copytree(folder, place / "copy", symlinks=True))
+    monkeypatch.chdir(copy)
+    return copy
 
 
 @pytest.fixture(scope="session")

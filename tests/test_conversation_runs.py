@@ -20,7 +20,7 @@ from llm.interchange.source import load_model, open_source
 from llm.interchange.writing import export_hf
 from llm.model.gpt import GPT
 from tests.command_line import here, rows
-from tests.conftest import TINY_RUN
+from tests.conftest import TINY_RUN, entered
 from tests.data.test_bpe import library
 from tests.interchange.test_hf_writing import saved
 from tests.test_bad_input import assert_refused
@@ -58,9 +58,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
 @pytest.fixture
 def cwd(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of that folder, in which a test runs."""
-    shutil.copytree(made, tmp_path / "here", symlinks=True)
-    monkeypatch.chdir(tmp_path / "here")
-    return tmp_path / "here"
+    return entered(made, tmp_path, monkeypatch)
 
 
 def alone(model: GPT, tokens: Any, targets: Any) -> tuple[float, int]:

@@ -1,4 +1,6 @@
-"""``run_eval.py`` as typed: its output, its files and its exit status."""
+"""``run_eval.py`` as typed: its output, its files and its exit status. What it says first comes
+from llm/experiment/introduce.py.
+"""
 
 import csv
 import json

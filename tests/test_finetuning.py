@@ -27,7 +27,7 @@ from llm.model.lora import adapt
 from llm.sampling.layout import lay_out_for_decoding
 from llm.sealed import opened, read_json, sealed
 from tests.command_line import here, rows
-from tests.conftest import ROOT, TINY_RUN
+from tests.conftest import ROOT, TINY_RUN, entered
 from tests.interchange.test_hf_writing import loaded
 from tests.test_bad_input import CHAR, assert_refused
 
@@ -59,9 +59,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Path:
 @pytest.fixture
 def cwd(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of that folder, in which a test runs."""
-    shutil.copytree(trained, tmp_path / "here", symlinks=True)
-    monkeypatch.chdir(tmp_path / "here")
-    return tmp_path / "here"
+    return entered(trained, tmp_path, monkeypatch)
 
 
 def source(run: str) -> CheckpointSource:

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from llm.commands import command_line
-from llm.data.config import DOWNLOADED
+from llm.data.config import DOWNLOADED_NAMES
 from llm.errors import Refused, require
 from llm.model.config import GPTConfig
 from llm.model.finetune import FinetuneOptions
@@ -104,7 +104,7 @@ def find_checkpoint(key: str, typed: str, others: Iterable[str] = ()) -> Path:
     if os.path.exists(path):
         what = "holds no checkpoint" + "".join(f", no {name}" for name in others)
     runs = [str(run) for run in newest_folders()]
-    similar = [] if os.path.exists(path) else _similar(typed, DOWNLOADED if others else ())
+    similar = [] if os.path.exists(path) else _similar(typed, DOWNLOADED_NAMES if others else ())
     raise Refused(
         f"{key}={typed} {what}" + (f"; did you mean '{similar[0]}'?" if similar else newest_runs()),
         key=key,

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import llm.config.store  # noqa: F401  (registers the schemas that conf/*.yaml start with)
 from llm.config.verbatim import guard, map_text, refuse_calls, unguard
-from llm.data.config import DOWNLOADED, TOKENIZERS
+from llm.data.config import DOWNLOADED_NAMES, TOKENIZERS
 from llm.errors import Refused, require
 from llm.options import validate
 from llm.settings.custom import GROUPS, OPTION, custom_section
@@ -174,7 +174,7 @@ def _require_files(folder: str, cfg: DictConfig, typed: Collection[str]) -> None
 
     templates = [path.stem for path in (CONF / "templates").glob("*.yaml")]
     # The run's own checkpoints have the tokenizer of init_from.
-    names = (*TOKENIZERS, *DOWNLOADED, *templates, unguard(str(cfg.init_from)))
+    names = (*TOKENIZERS, *DOWNLOADED_NAMES, *templates, unguard(str(cfg.init_from)))
     for key in ("path", "mix_path", "tokenizer", "template"):
         path = unguard(str(cfg.data[key] or ""))
         full = f"data.{key}"

@@ -10,7 +10,7 @@ from llm.options import option
 TOKENIZERS = {"gpt2": 50_257, "char": None, "byte": 257}  # sizes of their vocabularies, if fixed
 WITH_TEMPLATE = ("conversations", "dialogues")  # corpora of messages and answers
 CORPORA = ("shakespeare", "tinyshakespeare", "text", *WITH_TEMPLATE)
-DOWNLOADED = ("smollm2",)  # names of weights: llm/interchange/source.py
+DOWNLOADED_NAMES = ("smollm2",)  # keys of DOWNLOADED in llm/interchange/source.py
 
 
 def is_json(path: str | os.PathLike[str]) -> bool:
@@ -73,7 +73,7 @@ class DataConfig:
         require(self.tokenizer is not None, f"data.tokenizer is null: take one of {known}")
         typed = str(self.tokenizer)
         require(
-            typed in TOKENIZERS or typed in DOWNLOADED or os.path.exists(typed),
+            typed in TOKENIZERS or typed in DOWNLOADED_NAMES or os.path.exists(typed),
             f"data.tokenizer={typed} must be one of {known}, or an existing place as for init_from"
             f"{did_you_mean(typed, TOKENIZERS)}",
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm.checkpoint.find import find_checkpoint
-from llm.data.config import DOWNLOADED, TOKENIZERS, DataConfig, padded
+from llm.data.config import DOWNLOADED_NAMES, TOKENIZERS, DataConfig, padded
 from llm.errors import Refused, require
 from llm.model.config import GPTConfig
 from llm.sealed import Plain
@@ -61,7 +61,7 @@ def data_of_origin(
     data = replace(data, tokenizer=tokenizer)
     if tokenizer in TOKENIZERS:
         return data
-    if not os.path.exists(tokenizer) and tokenizer not in DOWNLOADED:
+    if not os.path.exists(tokenizer) and tokenizer not in DOWNLOADED_NAMES:
         started = _started(run) if run and tokenizer == init_from else None
         if not started:
             return data  # refused later, with the known names
@@ -81,7 +81,8 @@ def check_tokenizer(settings: TrainSettings) -> None:
     if not place or settings.resume or name in (None, place):
         return
     if any(
-        one not in (*TOKENIZERS, *DOWNLOADED) and not os.path.exists(one) for one in (place, name)
+        one not in (*TOKENIZERS, *DOWNLOADED_NAMES) and not os.path.exists(one)
+        for one in (place, name)
     ):
         return  # refused later, or the run has started from weights that are gone
     from llm.interchange.source import open_tokenizer, require_tokenizer

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm.checkpoint.find import newest_folders
-from llm.errors import require
+from llm.errors import Refused, require
 from llm.options import option
 from llm.sampling.options import SamplingOptions
 
@@ -76,7 +76,7 @@ class SampleSettings(SamplingOptions):
         ignored = ("num_samples", "logprobs", "echo", "stream") if self.chat else ()
         for key in (key for key in ignored if getattr(self, key) != getattr(SampleSettings, key)):
             typed = str(getattr(self, key)).lower()
-            require(False, f"{key}={typed} has no effect in a chat: leave it out", key=key)
+            raise Refused(f"{key}={typed} has no effect in a chat: leave it out", key=key)
         require(
             self.adapters != [],
             "adapters is empty: name some, as in adapters=[outputs/a], or leave it out",

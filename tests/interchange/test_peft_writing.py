@@ -1,4 +1,6 @@
-"""Exported adapters load in peft without a warning, and compute the same as our adapted network."""
+"""Exported adapters load in peft without a warning, and compute the same as our adapted network
+(llm/interchange/peft_writing.py).
+"""
 
 import json
 import logging

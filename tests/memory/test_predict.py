@@ -1,4 +1,6 @@
-"""Predictions compared with torch's MemTracker on the real network, optimizer and update."""
+"""Predictions compared with torch's MemTracker on the real network, optimizer and update. They rest
+on the operations in llm/memory/operations.py.
+"""
 
 from dataclasses import replace
 from typing import Any

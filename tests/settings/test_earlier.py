@@ -38,7 +38,7 @@ from llm.settings.saved import to_plain
 from llm.settings.schema import RETRIES, TrainSettings
 from llm.training import state as state_module
 from tests.command_line import here, rows, summary
-from tests.conftest import PLAY, ROOT, TINY_RUN
+from tests.conftest import PLAY, ROOT, TINY_RUN, entered
 
 RUN = "outputs/a"
 DATA = ["data=text", "data.path=play.txt", "data.tokenizer=byte"]
@@ -56,9 +56,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def cwd(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it, which is the current folder."""
-    copy = Path(shutil.copytree(original, tmp_path / "copy", symlinks=True))
-    monkeypatch.chdir(copy)
-    return copy
+    return entered(original, tmp_path, monkeypatch)
 
 
 def typed(*more: str) -> list[str]:
